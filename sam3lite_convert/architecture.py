@@ -1,0 +1,336 @@
+"""What the shapes say the model is.
+
+Every size is the majority vote of all tensors that show it, so that one misshapen tensor is
+reported as misshapen instead of bending the architecture. What weights cannot tell is listed in
+``assumed``, with the value taken and where it comes from; causal masking is stated, never guessed.
+
+Facts: ``heads = dim / 64``, the variants and their sizes, RepMixer blocks first and last (original
+encoder's specification); the class row of the position table and the eps (layout notes).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sam3lite_convert.errors import UnsoundPlan
+
+TEXT = "backbone.language_backbone."
+VISION = "backbone.vision_backbone."
+POSITION_TABLE = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
+SAM3_TEXT_PARAMETERS = 353.72e6  # SAM3's own text encoder
+HEAD_DIM = 64
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+COMPONENTS = (  # name in reports, start of its canonical keys
+    ("text_encoder", TEXT),
+    ("vision_encoder", VISION),
+    ("geometry_encoder", "geometry_encoder."),
+    ("detr_encoder", "transformer.encoder."),
+    ("detr_decoder", "transformer.decoder."),
+    ("dot_product_scoring", "dot_prod_scoring."),
+    ("mask_decoder", "segmentation_head."),
+    ("tracker", "tracker."),
+)
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A kind of checkpoint that is known and that ``convert`` refuses.
+
+    ``text_open``: whether its text encoder converts with ``--component text``.
+    """
+
+    kind: str
+    why: str
+    text_open: bool
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes and block lists, as the target tables name them, and the facts for config.json.
+
+    ``sizes``: size name -> value; ``blocks``: list name -> layer indices. A size that the file
+    does not show is absent.
+    """
+
+    sizes: dict[str, int]
+    blocks: dict[str, tuple[int, ...]]
+    model_name: str
+    variant: str
+    causal_masking: bool
+    vision: dict[str, Any] = field(default_factory=dict)
+    assumed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """All text blocks, RepMixer blocks included."""
+        return len(self.blocks["transformer_blocks"]) + len(self.blocks["repmixer_blocks"])
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form: the text encoder's sizes by the names of the contract, the rest as they are."""
+        s = self.sizes
+        text = {
+            "variant": self.variant,
+            "model_name": self.model_name,
+            "hidden_size": s["text_hidden"],
+            "intermediate_size": s["text_ffn"],
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": s["text_heads"],
+            "context_length": s["context"],
+            "vocab_size": s["vocab"],
+            "projection_dim": s["projection_dim"],
+            "output_dim": s["output_dim"],
+            "causal_masking": self.causal_masking,
+        }
+        if "kernel" in s:
+            text["repmixer_kernel_size"] = s["kernel"]
+        text_sizes = ("text_", "context", "vocab", "projection_dim", "output_dim", "kernel")
+        rest: dict[str, Any] = {k: v for k, v in s.items() if not k.startswith(text_sizes)}
+        rest |= {k: len(v) for k, v in self.blocks.items() if not k.endswith(("transformer_blocks", "repmixer_blocks"))}
+        if rest.get("vit_blocks"):
+            text["detector"] = rest | self.vision
+        if self.assumed:
+            text["assumed"] = self.assumed
+        return text
+
+
+def component_of(name: str) -> str:
+    """The component of a canonical key, ``other`` for one that belongs to none."""
+    return next((label for label, start in COMPONENTS if name.startswith(start)), "other")
+
+
+def relatives(shapes: Iterable[str]) -> list[Relative]:
+    """The known relatives that these canonical keys betray (layout notes; the issue's list)."""
+    keys = list(shapes)
+
+    def has(pattern: str) -> bool:
+        compiled = re.compile(pattern)
+        return any(compiled.match(k) for k in keys)
+
+    text = re.escape(TEXT)
+    found = []
+    if has(text + r"encoder\.transformer\.resblocks\."):
+        found.append(Relative("SAM3 with its CLIP teacher", "its text encoder is SAM3's own CLIP", False))
+    if has(text + r"encoder\.(?:embedding\.|layers\.\d+\.[0145]\.)"):
+        found.append(Relative("EfficientSAM3 with a CNN text encoder", "its text encoder is not MobileCLIP's", False))
+    if has(text + r"(?:[^.]+\.)*embed_proj\."):
+        found.append(
+            Relative("a student on teacher embeddings", "its text encoder reads SAM3's token embeddings (embed_proj)", False)
+        )
+    if has(text + r"(?:[^.]+\.)*reparam_conv\."):
+        found.append(
+            Relative("fused RepMixer blocks", "its branches were merged (reparam_conv) and cannot be told apart again", False)
+        )
+    if has(re.escape(VISION) + r"trunk\.model\."):
+        found.append(Relative("EfficientSAM3 with an image student", "its image encoder is not SAM3's ViT", True))
+    if has(re.escape(VISION) + r"(?:interactive_convs|propagation_convs)\."):
+        found.append(Relative("SAM3.1", "its neck has interactive and propagation branches in place of convs.3", True))
+    return found
+
+
+class _Votes:
+    """Sizes by majority over all keys that show them."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
+
+    def __call__(self, *witnesses: tuple[str, int]) -> int | None:
+        count: Counter[int] = Counter()
+        for pattern, axis in witnesses:
+            compiled = re.compile(pattern)
+            for key, shape in self._shapes.items():
+                if len(shape) > axis and compiled.fullmatch(key):
+                    count[shape[axis]] += 1
+        return count.most_common(1)[0][0] if count else None
+
+    def indices(self, pattern: str) -> tuple[int, ...]:
+        """The layer numbers 0..n-1 that the keys speak of; a gap is filled, to be reported missing."""
+        compiled = re.compile(pattern)
+        seen = {int(m.group(1)) for m in map(compiled.match, self._shapes) if m}
+        return tuple(range(max(seen) + 1)) if seen else ()
+
+    def showing(self, pattern: str) -> set[int]:
+        """The layer numbers whose keys match."""
+        compiled = re.compile(pattern)
+        return {int(m.group(1)) for m in map(compiled.match, self._shapes) if m}
+
+
+def infer_architecture(shapes: Shapes, causal: bool = False) -> Architecture:
+    """The architecture that canonical keys and shapes show.
+
+    ``shapes``: canonical key -> shape. ``causal``: what ``--causal`` states.
+    Raises UnsoundPlan where there is no MobileCLIP text encoder in them, or one whose shape this
+    tool cannot read.
+    """
+    vote = _Votes(shapes)
+    sizes: dict[str, int | None] = {}
+    blocks: dict[str, tuple[int, ...]] = {}
+    assumed: dict[str, str] = {}
+    model_name = _text(vote, sizes, blocks, assumed)
+    vision = _detector(vote, shapes, sizes, blocks, assumed)
+    known = {k: v for k, v in sizes.items() if v is not None}
+    variant = _variant(model_name, known, len(blocks["transformer_blocks"]), causal)
+    if model_name == "base" and not causal:
+        assumed["causal_masking"] = "false; weights cannot tell MobileCLIP-B (causal): state it with --causal"
+    return Architecture(known, blocks, model_name, variant, causal, vision, assumed)
+
+
+def _text(
+    vote: _Votes, sizes: dict[str, int | None], blocks: dict[str, tuple[int, ...]], assumed: dict[str, str]
+) -> str:
+    enc = re.escape(TEXT) + r"encoder\."
+    layer = enc + r"transformer\.\d+\."
+    hidden = vote(
+        (enc + r"final_layer_norm\.(?:weight|bias)", 0),
+        (layer + r"pre_norm_(?:mha|ffn)\.0\.(?:weight|bias)", 0),
+        (layer + r"(?:token_mixer\.)?layer_scale", 0),
+        (enc + r"embedding_layer\.weight", 1),
+    )
+    layers = vote.indices(enc + r"transformer\.(\d+)\.")
+    if hidden is None or not layers:
+        raise UnsoundPlan("there is no MobileCLIP text encoder in this file", "no_text_encoder")
+    mixers = vote.showing(enc + r"transformer\.(\d+)\.(?:token_mixer|convffn|layer_scale)")
+    ends = {0, len(layers) - 1}
+    # A block that lost some keys still counts as what the rest of them say it is.
+    attention = vote.showing(enc + r"transformer\.(\d+)\.pre_norm_")
+    repmixer = ends if mixers and mixers & ends else set()
+    if mixers - ends or (mixers & attention):
+        raise UnsoundPlan(
+            f"RepMixer blocks at layers {sorted(mixers)}; they are known at the first and the last only "
+            f"({len(layers)} layers here)",
+            "unknown_text_encoder",
+        )
+    blocks["repmixer_blocks"] = tuple(i for i in layers if i in repmixer)
+    blocks["transformer_blocks"] = tuple(i for i in layers if i not in repmixer)
+    sizes["text_hidden"] = hidden
+    sizes["text_ffn"] = vote(
+        (layer + r"pre_norm_ffn\.1\.(?:weight|bias)", 0), (layer + r"convffn\.fc1\.(?:weight|bias)", 0)
+    )
+    sizes["vocab"] = vote((enc + r"embedding_layer\.weight", 0))
+    sizes["context"] = vote((re.escape(POSITION_TABLE), 2))
+    sizes["projection_dim"] = vote((enc + r"projection_layer", 1))
+    sizes["output_dim"] = vote((re.escape(TEXT) + r"projector\.(?:weight|bias)", 0))
+    if repmixer:
+        sizes["kernel"] = vote((layer + r"(?:token_mixer\.mixer\.rbr_conv\.0|convffn\.conv)\.conv\.weight", 3))
+    if hidden % HEAD_DIM:
+        raise UnsoundPlan(
+            f"the text encoder is {hidden} wide; its heads are {HEAD_DIM} wide each, so that is no whole number of them",
+            "unknown_text_encoder",
+        )
+    sizes["text_heads"] = hidden // HEAD_DIM
+    for name in ("text_ffn", "vocab", "context", "projection_dim", "output_dim"):
+        if sizes[name] is None:
+            sizes[name] = {"text_ffn": 4 * hidden, "vocab": 49408, "context": 16, "output_dim": 256}.get(name, hidden)
+            assumed[name] = f"{sizes[name]}; the tensor that shows it is missing"
+    return "mct" if repmixer else "base"
+
+
+def _variant(model_name: str, sizes: dict[str, int], transformer_layers: int, causal: bool) -> str:
+    shape = (model_name, sizes["text_hidden"], transformer_layers)
+    names = {
+        ("mct", 512, 4): "MobileCLIP-S0",
+        ("mct", 384, 2): "MobileCLIP-S0-Lite",
+        ("base", 512, 12): "MobileCLIP-B" if causal else "MobileCLIP-S1",
+        ("base", 768, 12): "MobileCLIP2-L",
+    }
+    return "custom" if causal and shape != ("base", 512, 12) else names.get(shape, "custom")
+
+
+def _detector(
+    vote: _Votes,
+    shapes: Shapes,
+    sizes: dict[str, int | None],
+    blocks: dict[str, tuple[int, ...]],
+    assumed: dict[str, str],
+) -> dict[str, Any]:
+    wb = r"(?:weight|bias)"
+    trunk = re.escape(VISION) + r"trunk\."
+    neck = re.escape(VISION) + r"convs\."
+    geometry, encoder, decoder = r"geometry_encoder\.", r"transformer\.encoder\.", r"transformer\.decoder\."
+    block = trunk + r"blocks\.\d+\."
+    sizes["vit_hidden"] = vote((block + r"norm[12]\." + wb, 0), (trunk + r"ln_pre\." + wb, 0))
+    sizes["vit_ffn"] = vote((block + r"mlp\.fc1\." + wb, 0))
+    sizes["channels"] = vote((trunk + r"patch_embed\.proj\.weight", 1))
+    sizes["patch"] = vote((trunk + r"patch_embed\.proj\.weight", 2))
+    rows = vote((trunk + "pos_embed", 1))
+    sizes["vit_positions"] = None if rows is None else rows - has_class_row(rows)
+    sizes["fpn_hidden"] = vote((neck + r"\d+\.conv_3x3\." + wb, 0))
+    norms = r"(?:norm\d?|encode_norm|img_pre_norm|catext_norm|presence_token_out_norm)\." + wb
+    sizes["hidden"] = vote(
+        (geometry + r"(?:encode\.\d+\.)?" + norms, 0),
+        (encoder + r"layers\.\d+\." + norms, 0),
+        (decoder + r"(?:layers\.\d+\.)?" + norms, 0),
+    )
+    sizes["roi"] = vote((geometry + r"boxes_pool_project\.weight", 2))
+    sizes["geometry_ffn"] = vote((geometry + r"encode\.\d+\.linear1\." + wb, 0))
+    sizes["detr_encoder_ffn"] = vote((encoder + r"layers\.\d+\.linear1\." + wb, 0))
+    sizes["detr_decoder_ffn"] = vote((decoder + r"layers\.\d+\.linear1\." + wb, 0))
+    sizes["queries"] = vote((decoder + r"(?:query_embed|reference_points)\.weight", 0))
+    sizes["detr_heads"] = vote((decoder + r"boxRPB_embed_[xy]\.layers\.1\." + wb, 0))
+    blocks["vit_blocks"] = vote.indices(trunk + r"blocks\.(\d+)\.")
+    blocks["geometry_layers"] = vote.indices(geometry + r"encode\.(\d+)\.")
+    blocks["detr_encoder_layers"] = vote.indices(encoder + r"layers\.(\d+)\.")
+    blocks["detr_decoder_layers"] = vote.indices(decoder + r"layers\.(\d+)\.")
+    blocks["upsampling_stages"] = vote.indices(r"segmentation_head\.pixel_decoder\.conv_layers\.(\d+)\.")
+    levels = vote.indices(neck + r"(\d+)\.")
+    by_four, by_two = vote.showing(neck + r"(\d+)\.dconv_2x2_[01]\."), vote.showing(neck + r"(\d+)\.dconv_2x2\.")
+    blocks["fpn_levels"] = levels
+    blocks["fpn_4x"] = tuple(i for i in levels if i in by_four)
+    blocks["fpn_2x"] = tuple(i for i in levels if i in by_two)
+    blocks["fpn_1x"] = tuple(i for i in levels if i not in by_four | by_two)
+    if not blocks["vit_blocks"] or sizes["vit_hidden"] is None:
+        return {}
+    return _vision_facts(vote, shapes, sizes, blocks, assumed)
+
+
+def has_class_row(rows: int) -> bool:
+    """Whether a ViT position table of so many rows starts with a class position.
+
+    The grid is square: 576 = 24 x 24 rows hold none, 577 do.
+    """
+    return math.isqrt(rows) ** 2 != rows and math.isqrt(rows - 1) ** 2 == rows - 1
+
+
+def _vision_facts(
+    vote: _Votes,
+    shapes: Shapes,
+    sizes: dict[str, int | None],
+    blocks: dict[str, tuple[int, ...]],
+    assumed: dict[str, str],
+) -> dict[str, Any]:
+    """What config.json needs beyond tensor sizes; the rotary tables tell most of it."""
+    trunk = re.escape(VISION) + r"trunk\."
+    hidden, patch = sizes["vit_hidden"] or 0, sizes["patch"] or 14
+    count = len(blocks["vit_blocks"])
+    tables = {i: s for i in blocks["vit_blocks"] if len(s := shapes.get(f"{VISION}trunk.blocks.{i}.attn.freqs_cis", ())) == 2}
+    grid = math.isqrt(sizes["vit_positions"] or 576)
+    facts: dict[str, Any] = {"pretrain_image_size": grid * patch}
+    if tables:
+        half = vote((trunk + r"blocks\.\d+\.attn\.freqs_cis", 1)) or HEAD_DIM // 2
+        tokens = sorted({s[0] for s in tables.values()})
+        facts["vit_heads"] = hidden // (2 * half)
+        facts["window_size"] = math.isqrt(tokens[0])
+        facts["image_size"] = math.isqrt(tokens[-1]) * patch
+        facts["global_attn_indexes"] = [i for i, s in tables.items() if s[0] == tokens[-1] and len(tokens) > 1]
+    else:
+        # SAM3's own: windows of 24 patches, every eighth of the blocks global, 1008 pixels.
+        facts["vit_heads"] = max(hidden // HEAD_DIM, 1)
+        facts["window_size"], facts["image_size"] = 24, 72 * patch
+        facts["global_attn_indexes"] = [i for i in range(count) if i % 8 == 7]
+        assumed["vision"] = "heads, window, image size and global blocks as in SAM3; the file holds no rotary tables"
+    scales = {i: 4.0 for i in blocks["fpn_4x"]} | {i: 2.0 for i in blocks["fpn_2x"]}
+    plain = 1.0
+    for i in blocks["fpn_1x"]:
+        scales[i], plain = plain, plain / 2
+    facts["scale_factors"] = [scales[i] for i in blocks["fpn_levels"]]
+    if sizes["detr_heads"] is None:
+        sizes["detr_heads"] = 8
+        assumed["detr_heads"] = "8; the tensor that shows it is missing"
+    assumed["attention heads"] = "geometry, DETR encoder and mask attention have as many heads as the DETR decoder"
+    return facts

@@ -1,0 +1,331 @@
+"""A checkpoint on disk as an index: names, dtypes, shapes and where the bytes lie.
+
+No tensor data is read. Three formats come to one record: the zip that ``torch.save`` writes
+since 1.6, the stream of pickles that it wrote before, and safetensors.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sam3lite_convert import dtypes, pickles
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+
+WRAPPERS = ("model", "state_dict")
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_INDEX_LIMIT = 32 << 20  # an index of 1,300 tensors takes 0.2 MB
+_PICKLE_LIMIT = 64 << 20
+_SAFETENSORS_HEADER_LIMIT = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file. ``offset`` is the byte position of its first element in the file;
+    ``stride`` counts elements, and is the C-contiguous one for nearly every tensor."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    stride: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * dtypes.itemsize(self.dtype)
+
+    @property
+    def contiguous(self) -> bool:
+        return self.stride == contiguous_stride(self.shape) or self.numel <= 1
+
+    @property
+    def span(self) -> int:
+        """Elements from the first to behind the last one, as they lie in the file."""
+        if self.numel == 0:
+            return 0
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+
+
+@dataclass(frozen=True)
+class Record:
+    """A stretch of the file with the CRC-32 that its zip directory states."""
+
+    name: str
+    offset: int
+    nbytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The index of one file. ``wrapper`` is the entry that held the state dict, None for a bare one."""
+
+    path: Path
+    size: int
+    format: str  # "zip", "legacy" or "safetensors"
+    wrapper: str | None
+    tensors: dict[str, StoredTensor]
+    records: tuple[Record, ...] = ()
+    notes: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The stride, in elements, of a C-contiguous tensor of this shape."""
+    steps, step = [], 1
+    for n in reversed(shape):
+        steps.append(step)
+        step *= max(n, 1)
+    return tuple(reversed(steps))
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """The file opened for reading; raises CannotRun where that is not possible."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise CannotRun(f"{path}: no such file", "no_such_file") from None
+    except IsADirectoryError:
+        raise CannotRun(f"{path} is a folder; a checkpoint is one file", "not_a_file") from None
+    except PermissionError:
+        raise CannotRun(f"{path}: no permission to read it", "no_permission") from None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Index a ``.pt`` or ``.safetensors`` file.
+
+    Raises CannotRun for a file that cannot be opened, Untrusted for one that is empty, truncated,
+    corrupt, hostile or no checkpoint at all, UnsoundPlan for one without a state dict.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(512)
+        file.seek(0)
+        try:
+            if head.startswith(b"PK\x03\x04"):
+                return _read_zip(path, file, size)
+            if head.startswith(_LEGACY_MAGIC):
+                return _read_legacy(path, file, size)
+            if _looks_like_safetensors(head, size, path):
+                return _read_safetensors(path, file, size)
+        except (Untrusted, UnsoundPlan) as fault:
+            fault.message = f"{path.name}: {fault.message}"
+            raise
+    raise Untrusted(f"{path.name}: {_not_a_checkpoint(head, size)}", "not_a_checkpoint")
+
+
+def _not_a_checkpoint(head: bytes, size: int) -> str:
+    if size == 0:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not the weights; fetch them with 'git lfs pull'"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "this is a web page, not a checkpoint; the download went to a page about the file"
+    if not any(head):
+        return "the file starts with zeros; the download did not finish"
+    if all(32 <= b < 127 or b in b"\t\r\n" or b >= 0xC2 for b in head):
+        return "this is a text file, not a checkpoint"
+    if head[:1] == b"\x80":
+        return "this is a pickle, but not one that torch.save wrote; it was not opened"
+    return "this is neither a torch checkpoint (zip or the older stream) nor safetensors"
+
+
+# ---- torch zip ------------------------------------------------------------------------
+
+
+def _read_zip(path: Path, file: BinaryIO, size: int) -> Checkpoint:
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as fault:
+        raise Untrusted(
+            f"the zip archive has no readable directory at its end: the file is truncated or damaged ({fault}). "
+            f"It has {size:,} bytes; compare that with the original and fetch it again.",
+            "truncated_file",
+        ) from fault
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for entry in archive.infolist():
+        if entry.filename in entries:
+            raise Untrusted(f"the archive holds {entry.filename} twice", "corrupt_file")
+        entries[entry.filename] = entry
+    pickle_names = [n for n in entries if n == "data.pkl" or n.endswith("/data.pkl") and n.count("/") == 1]
+    if len(pickle_names) != 1:
+        raise Untrusted("a zip archive, but not one that torch.save wrote (it holds no data.pkl)", "not_a_checkpoint")
+    root = pickle_names[0][: -len("data.pkl")]
+    if root + "constants.pkl" in entries:
+        raise Untrusted(
+            "this is a TorchScript archive: a program, not a state dict. Save the module's state_dict() instead.",
+            "hostile_pickle",
+        )
+    records = {n: _zip_record(file, entry, size) for n, entry in entries.items()}
+    order = records.get(root + "byteorder")
+    if order and _pread(file, order.offset, order.nbytes) != b"little":
+        raise Untrusted("the tensors are stored in big-endian order, which this tool does not read", "big_endian")
+    index = records[pickle_names[0]]
+    if index.nbytes > _PICKLE_LIMIT:
+        raise Untrusted(f"the archive's index takes {index.nbytes:,} bytes; that is no checkpoint of this kind")
+    tree = pickles.load(io.BytesIO(_pread(file, index.offset, index.nbytes)))
+
+    storages = {}
+    for name, record in records.items():
+        if name.startswith(root + "data/"):
+            storages[name[len(root + "data/") :]] = (record.offset, record.nbytes)
+    wrapper, found, notes = _state_dict(tree)
+    tensors = _locate(found, storages)
+    return Checkpoint(path, size, "zip", wrapper, tensors, tuple(records.values()), notes)
+
+
+def _zip_record(file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> Record:
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+        raise Untrusted(f"{entry.filename} is compressed or encrypted inside the archive; torch.save does neither")
+    local = _pread(file, entry.header_offset, 30)
+    if len(local) < 30 or local[:4] != b"PK\x03\x04":
+        raise Untrusted(f"the archive's entry {entry.filename} is damaged", "corrupt_file")
+    name_length, extra_length = struct.unpack("<HH", local[26:30])
+    offset = entry.header_offset + 30 + name_length + extra_length
+    if offset + entry.file_size > size:
+        raise Untrusted(f"the archive's entry {entry.filename} runs past the end of the file", "truncated_file")
+    return Record(entry.filename, offset, entry.file_size, entry.CRC)
+
+
+# ---- torch before 1.6 -------------------------------------------------------------------
+
+
+def _read_legacy(path: Path, file: BinaryIO, size: int) -> Checkpoint:
+    # magic number, protocol, system info, the object, the storage keys: five pickles in a row.
+    # Then each storage in the order of the keys: its length as int64, and its elements.
+    stream = io.BytesIO(file.read(_LEGACY_INDEX_LIMIT))
+    pickles.load(stream)
+    pickles.load(stream)
+    system = pickles.load(stream)
+    if isinstance(system, dict) and system.get("little_endian") is False:
+        raise Untrusted("the tensors are stored in big-endian order, which this tool does not read", "big_endian")
+    tree = pickles.load(stream)
+    keys = pickles.load(stream)
+    wrapper, found, notes = _state_dict(tree)
+    kinds = {t.storage.key: t.storage.dtype for t in _all_tensors(tree)}
+    storages, position = {}, stream.tell()
+    for key in keys:
+        head = _pread(file, position, 8)
+        if key not in kinds or kinds[key] is None or len(head) < 8:
+            raise Untrusted("the file ends before its last tensor, or lists a tensor it never names", "truncated_file")
+        nbytes = struct.unpack("<q", head)[0] * dtypes.itemsize(kinds[key] or "")
+        if nbytes < 0 or position + 8 + nbytes > size:
+            raise Untrusted("the file ends before its last tensor: it is truncated", "truncated_file")
+        storages[key] = (position + 8, nbytes)
+        position += 8 + nbytes
+    note = "written by torch before 1.6 (no zip archive, so no checksums inside); read by byte range all the same"
+    return Checkpoint(path, size, "legacy", wrapper, _locate(found, storages), (), (note, *notes))
+
+
+def _all_tensors(tree: Any) -> Iterator[pickles.TensorRecord]:
+    stack, seen = [tree], set()
+    while stack:
+        item = stack.pop()
+        if isinstance(item, pickles.TensorRecord):
+            yield item
+        elif isinstance(item, Mapping | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            stack.extend(item.values() if isinstance(item, Mapping) else item)
+
+
+# ---- safetensors ------------------------------------------------------------------------
+
+
+def _looks_like_safetensors(head: bytes, size: int, path: Path) -> bool:
+    return size > 8 and (path.suffix == ".safetensors" or head[8:9] == b"{")
+
+
+def _read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
+    # 8 bytes: length of the header; the header: JSON; then the tensors, offsets from the header's end.
+    length = struct.unpack("<Q", file.read(8))[0]
+    if length > min(size - 8, _SAFETENSORS_HEADER_LIMIT):
+        raise Untrusted("the safetensors header is longer than the file: truncated or damaged", "truncated_file")
+    try:
+        header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        tensors, ends = {}, []
+        for key, entry in header.items():
+            dtype = dtypes.from_safetensors(entry["dtype"])
+            if dtype is None:
+                raise Untrusted(f"{key} has the dtype {entry['dtype']}, which this tool does not know")
+            shape = tuple(entry["shape"])
+            begin, end = entry["data_offsets"]
+            tensor = StoredTensor(key, dtype, shape, 8 + length + begin, contiguous_stride(shape))
+            if not 0 <= begin <= end or end - begin != tensor.nbytes or not all(n >= 0 for n in shape):
+                raise Untrusted(f"{key}: its byte range does not fit its shape", "corrupt_file")
+            tensors[key] = tensor
+            ends.append(8 + length + end)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        raise Untrusted(f"the safetensors header cannot be read: {fault}", "corrupt_file") from fault
+    if max(ends, default=8 + length) > size:
+        raise Untrusted("the safetensors file ends before its last tensor: it is truncated", "truncated_file")
+    if max(ends, default=8 + length) != size:
+        raise Untrusted("the safetensors file has bytes behind its last tensor", "corrupt_file")
+    return Checkpoint(path, size, "safetensors", None, tensors, metadata=dict(metadata or {}))
+
+
+# ---- shared -----------------------------------------------------------------------------
+
+
+def _pread(file: BinaryIO, offset: int, nbytes: int) -> bytes:
+    file.seek(offset)
+    return file.read(nbytes)
+
+
+def _state_dict(tree: Any) -> tuple[str | None, dict[str, pickles.TensorRecord], tuple[str, ...]]:
+    """The wrapper's name, the tensors by key, and notes on what else the file holds."""
+    if not isinstance(tree, Mapping):
+        raise UnsoundPlan(f"the file holds a {type(tree).__name__}, not a state dict", "no_state_dict")
+    holders = [w for w in WRAPPERS if isinstance(tree.get(w), Mapping)]
+    if len(holders) > 1:
+        raise UnsoundPlan("the file holds both 'model' and 'state_dict'; save the one that counts", "two_state_dicts")
+    wrapper = holders[0] if holders else None
+    inner = tree[wrapper] if wrapper else tree
+    notes = []
+    if wrapper and len(tree) > 1:
+        notes.append("left unread beside the state dict: " + ", ".join(sorted(str(k) for k in tree if k != wrapper)))
+    tensors, others = {}, []
+    for key, value in inner.items():
+        if isinstance(value, pickles.TensorRecord) and isinstance(key, str):
+            tensors[key] = value
+        else:
+            others.append(str(key))
+    if not tensors:
+        raise UnsoundPlan("the file holds no tensors under names, so there is no state dict in it", "no_state_dict")
+    if others:
+        notes.append(f"{len(others)} entries of the state dict are no tensors and were left out: {', '.join(others[:5])}")
+    return wrapper, tensors, tuple(notes)
+
+
+def _locate(
+    found: dict[str, pickles.TensorRecord], storages: dict[str, tuple[int, int]]
+) -> dict[str, StoredTensor]:
+    """Byte positions of the tensors; raises Untrusted where one points outside its storage."""
+    out = {}
+    for key, tensor in found.items():
+        if tensor.storage.key not in storages:
+            raise Untrusted(f"{key}: its data is missing from the file", "truncated_file")
+        base, available = storages[tensor.storage.key]
+        width = dtypes.itemsize(tensor.dtype)
+        unit = dtypes.itemsize(tensor.storage.dtype) if tensor.storage.dtype else width
+        start = tensor.storage.start * unit + tensor.offset * width
+        stored = StoredTensor(key, tensor.dtype, tensor.shape, base + start, tensor.stride)
+        if start + stored.span * width > available or stored.numel > available // width and 0 in tensor.stride:
+            raise Untrusted(f"{key}: its shape {tensor.shape} points outside the data that is stored", "corrupt_file")
+        out[key] = stored
+    return out

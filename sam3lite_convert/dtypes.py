@@ -1,0 +1,64 @@
+"""Tensor dtypes under their torch names: bytes per element, and what two formats call them."""
+
+from __future__ import annotations
+
+# torch name -> (bytes per element, name in a safetensors header or None where it has none)
+_TABLE: dict[str, tuple[int, str | None]] = {
+    "float64": (8, "F64"),
+    "float32": (4, "F32"),
+    "float16": (2, "F16"),
+    "bfloat16": (2, "BF16"),
+    "float8_e4m3fn": (1, "F8_E4M3"),
+    "float8_e5m2": (1, "F8_E5M2"),
+    "complex128": (16, None),
+    "complex64": (8, "C64"),
+    "int64": (8, "I64"),
+    "int32": (4, "I32"),
+    "int16": (2, "I16"),
+    "int8": (1, "I8"),
+    "uint64": (8, "U64"),
+    "uint32": (4, "U32"),
+    "uint16": (2, "U16"),
+    "uint8": (1, "U8"),
+    "bool": (1, "BOOL"),
+}
+
+# The classes by which a torch pickle names the element type of a storage.
+STORAGE_CLASSES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+NAMES = frozenset(_TABLE)
+FLOATING = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")  # widest first
+_FROM_SAFETENSORS = {code: name for name, (_, code) in _TABLE.items() if code}
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes per element."""
+    return _TABLE[dtype][0]
+
+
+def safetensors_code(dtype: str) -> str | None:
+    """The dtype's name in a safetensors header, None where the format has none."""
+    return _TABLE[dtype][1]
+
+
+def from_safetensors(code: str) -> str | None:
+    """The torch name of a safetensors dtype, None for one that this tool does not know."""
+    return _FROM_SAFETENSORS.get(code)
+
+
+def is_floating(dtype: str) -> bool:
+    """Whether ``--dtype`` casts a tensor of this dtype (integers, booleans and complex stay)."""
+    return dtype in FLOATING

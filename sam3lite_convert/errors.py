@@ -1,0 +1,39 @@
+"""The foreseeable faults, each with the exit code that the command line promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Sam3LiteError(Exception):
+    """A foreseeable fault: what is wrong, where, and what to do next.
+
+    ``code`` is a short stable name for scripts, ``details`` goes into the JSON report.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, code: str = "cannot_run", details: Any = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.details = details
+
+
+class CannotRun(Sam3LiteError):
+    """Exit 2: usage, a missing file, a missing package, no space."""
+
+
+class UnsoundPlan(Sam3LiteError):
+    """Exit 3: the checkpoint and the tables do not fit together, or the kind is not supported."""
+
+    exit_code = 3
+
+
+class Untrusted(Sam3LiteError):
+    """Exit 4: truncated, corrupt or hostile files, and files that contradict themselves."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, code: str = "untrusted_file", details: Any = None) -> None:
+        super().__init__(message, code, details)
