@@ -1,0 +1,106 @@
+"""Carry out a plan: stream the tensors, hash the source beside it, leave a whole folder or none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam3lite_convert.checkpoint import open_file
+from sam3lite_convert.config import make_config
+from sam3lite_convert.output import (
+    check_destination,
+    plan_shards,
+    whole_folder,
+    write_index,
+    write_json,
+    write_shard,
+    write_text,
+)
+from sam3lite_convert.plan import MODEL, TEXT_PROJECTION, Options, Plan
+from sam3lite_convert.receipt import RECEIPT_NAME, make_receipt, model_card
+from sam3lite_convert.streams import Advance, CastLoss, SourceHash, check_twins
+
+_HEADROOM = 16 << 20  # headers, receipt, config
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A finished conversion: the folder, its files and the receipt that lies in it."""
+
+    folder: Path
+    files: tuple[str, ...]
+    receipt: dict[str, Any]
+
+
+def default_output(checkpoint: Path, options: Options) -> Path:
+    """``converted/<file stem>-<layout>``, with ``-text`` and the dtype where they are not the default."""
+    name = f"{checkpoint.stem}-{options.layout}"
+    if options.component == "text":
+        name += "-text"
+    if options.dtype not in (None, "float32"):
+        name += f"-{options.dtype}"
+    return Path("converted") / name
+
+
+def plan_notes(plan: Plan) -> list[str]:
+    """What a user should know about this conversion and cannot see from the counts."""
+    notes = list(plan.checkpoint.notes)
+    if plan.twins:
+        notes.append(f"{len(plan.twins)} tensors are in the file under two spellings; the second ones were compared")
+    notes += [f"assumed {name}: {what}" for name, what in plan.architecture.assumed.items()]
+    return notes
+
+
+def convert(
+    plan: Plan,
+    folder: Path,
+    overwrite: bool = False,
+    max_shard_size: int | None = None,
+    progress: Callable[[str], Advance] | None = None,
+) -> Converted:
+    """Write the planned folder.
+
+    ``max_shard_size`` in bytes. ``progress(what)`` gives a function that is told of every byte done,
+    for ``what`` in ``"write"`` and ``"hash"``.
+    Raises CannotRun for a place that cannot be written, Untrusted for a source that turns out damaged
+    or contradicts itself; then nothing is written and an earlier folder is as it was.
+    """
+    check_destination(folder, overwrite, plan.checkpoint.path, plan.out_nbytes + _HEADROOM)
+    advance = progress or (lambda what: lambda n: None)
+    pieces = list(plan.mapped.values())
+    shards = plan_shards([p for p in pieces if p.file == MODEL], MODEL, max_shard_size)
+    beside = plan_shards([p for p in pieces if p.file == TEXT_PROJECTION], TEXT_PROJECTION, None)
+    beside = [s for s in beside if s.pieces]
+    loss = CastLoss()
+    lock = threading.Lock()
+
+    def locked(what: str) -> Advance:
+        inner = advance(what)
+
+        def call(n: int) -> None:
+            with lock:
+                inner(n)
+
+        return call
+
+    with open_file(plan.checkpoint.path) as source, whole_folder(folder) as work:
+        check_twins(source, plan.twins)
+        with SourceHash(plan.checkpoint, locked("hash")) as hashing:
+            written = locked("write")
+            for shard in [*shards, *beside]:
+                write_shard(work, shard, source, written, loss)
+            write_index(work, shards)
+            sha256, note = hashing.result()
+        notes = plan_notes(plan) + ([note] if note else [])
+        if loss.overflowed_values:
+            notes.append(f"{loss.overflowed_values} values do not fit into {plan.options.dtype} and became infinite")
+        files = [s.name for s in [*shards, *beside]]
+        receipt = make_receipt(plan, sha256, loss, files, notes)
+        write_json(work / "config.json", make_config(plan))
+        write_json(work / RECEIPT_NAME, receipt)
+        write_text(work / "README.md", model_card(plan, receipt))
+        names = tuple(sorted(p.name for p in work.iterdir()))
+    return Converted(folder, names, receipt)

@@ -1,0 +1,188 @@
+"""Files that appear whole or not at all: a safetensors writer that streams, and the folder swap."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sam3lite_convert import dtypes
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.plan import Mapped
+from sam3lite_convert.streams import Advance, CastLoss, write_piece
+
+INDEX_NAME = "model.safetensors.index.json"
+# What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else.
+OWN_FILES = re.compile(
+    r"(model(-\d{5}-of-\d{5})?|text_projection)\.safetensors|model\.safetensors\.index\.json|(?:config|conversion|"
+    r"generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map|vocab|"
+    r"added_tokens)\.json|merges\.txt|README\.md|\.gitattributes"
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file to be: its name and its tensors in the order in which they are written."""
+
+    name: str
+    pieces: tuple[Mapped, ...]
+
+
+def plan_shards(pieces: Sequence[Mapped], stem: str, limit: int | None) -> list[Shard]:
+    """Cut the tensors into files of at most ``limit`` bytes of data (one tensor at least)."""
+    groups: list[list[Mapped]] = [[]]
+    filled = 0
+    for piece in pieces:
+        if limit and groups[-1] and filled + piece.out_nbytes > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(piece)
+        filled += piece.out_nbytes
+    if len(groups) == 1:
+        return [Shard(f"{stem}.safetensors", tuple(_aligned(groups[0])))]
+    total = len(groups)
+    return [
+        Shard(f"{stem}-{n:05d}-of-{total:05d}.safetensors", tuple(_aligned(g))) for n, g in enumerate(groups, 1)
+    ]
+
+
+def _aligned(pieces: Sequence[Mapped]) -> list[Mapped]:
+    # Widest elements first, as the safetensors library does it: every tensor is aligned to its width.
+    return sorted(pieces, key=lambda p: (-dtypes.itemsize(p.dtype), p.key))
+
+
+def safetensors_header(pieces: Sequence[Mapped]) -> bytes:
+    """Length and JSON header of a safetensors file; metadata as transformers wants it."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for piece in pieces:
+        end = position + piece.out_nbytes
+        header[piece.key] = {
+            "dtype": dtypes.safetensors_code(piece.dtype),
+            "shape": list(piece.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_shard(folder: Path, shard: Shard, source: BinaryIO, advance: Advance, loss: CastLoss | None) -> None:
+    """Stream one safetensors file and sync it."""
+    with open(folder / shard.name, "wb") as out:
+        out.write(safetensors_header(shard.pieces))
+        for piece in shard.pieces:
+            write_piece(source, piece, out, advance, loss)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write and sync a small file."""
+    with open(path, "w", encoding="utf-8", newline="\n") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write and sync JSON, readable by people; the same data gives the same bytes."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_index(folder: Path, shards: Sequence[Shard]) -> None:
+    """The index that tells loaders which shard holds which tensor; none for a single file."""
+    if len(shards) < 2:
+        return
+    weight_map = {p.key: s.name for s in shards for p in s.pieces}
+    total = sum(p.out_nbytes for s in shards for p in s.pieces)
+    write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: int) -> None:
+    """Raises CannotRun where the output may not or cannot go there, before anything is written."""
+    if folder.exists() and not folder.is_dir():
+        raise CannotRun(f"{folder} is a file; --output names a folder", "output_is_a_file")
+    present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if present and not overwrite:
+        raise CannotRun(
+            f"{folder} exists and was kept as it is. Replace it with --overwrite, or name another folder with "
+            "--output DIR.",
+            "output_exists",
+        )
+    foreign = [name for name in present if not OWN_FILES.fullmatch(name)]
+    if foreign:
+        raise CannotRun(
+            f"{folder} holds files that no conversion writes ({', '.join(foreign[:4])}), so --overwrite leaves it "
+            "alone. Move them, or name another folder with --output DIR.",
+            "output_not_ours",
+        )
+    if folder.resolve() in checkpoint.resolve().parents and present:
+        raise CannotRun(f"{checkpoint} lies in {folder}, which would be replaced; name another --output DIR", "output_holds_input")
+    place = folder.resolve().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < nbytes:
+        raise CannotRun(
+            f"no space: {nbytes / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are free there", "no_space"
+        )
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A working folder beside ``folder`` that takes its name at the end, or vanishes on a fault.
+
+    A folder of that name is replaced; on a fault it is there as before. Raises CannotRun for
+    faults of the file system.
+    """
+    final = folder.resolve()
+    work = final.parent / f".{final.name}.partial-{os.getpid()}"
+    old = final.parent / f".{final.name}.old-{os.getpid()}"
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir()
+        try:
+            yield work
+            _sync_folder(work)
+            _swap(work, final, old)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as fault:
+        raise CannotRun(f"{folder}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
+
+
+def _swap(work: Path, final: Path, old: Path) -> None:
+    if final.exists():
+        os.rename(final, old)
+    try:
+        os.rename(work, final)
+    except BaseException:
+        if old.exists():
+            os.rename(old, final)
+        raise
+    _sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Working folders that an interrupted run left beside ``folder``."""
+    final = folder.resolve()
+    return sorted(final.parent.glob(f".{final.name}.partial-*")) if final.parent.is_dir() else []
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

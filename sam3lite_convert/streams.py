@@ -1,0 +1,245 @@
+"""Moving tensor bytes: ranges copied by the kernel, transposes and casts in small pieces.
+
+Only ``cast`` imports torch; everything else works on bytes of a known element width.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import numpy as np
+
+from sam3lite_convert import dtypes
+from sam3lite_convert.checkpoint import Checkpoint, StoredTensor
+from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.plan import Mapped, Twin
+
+CHUNK = 4 << 20
+_COPY_CHUNK = 32 << 20
+
+Advance = Callable[[int], None]
+
+
+def read_exactly(file: BinaryIO, offset: int, nbytes: int) -> bytes:
+    """``nbytes`` bytes at ``offset``; raises Untrusted where the file is shorter."""
+    file.seek(offset)
+    data = file.read(nbytes)
+    if len(data) != nbytes:
+        raise Untrusted(f"{file.name}: the file ended while it was read; was it changed?", "truncated_file")
+    return data
+
+
+def ranges(offset: int, nbytes: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """The range cut into pieces of at most ``step`` bytes: (offset, length)."""
+    for start in range(offset, offset + nbytes, step):
+        yield start, min(step, offset + nbytes - start)
+
+
+def read_tensor(file: BinaryIO, tensor: StoredTensor) -> bytes:
+    """All bytes of a tensor in C order, whatever its stride."""
+    width = dtypes.itemsize(tensor.dtype)
+    raw = read_exactly(file, tensor.offset, tensor.span * width)
+    if tensor.contiguous:
+        return raw
+    steps = tuple(s * width for s in tensor.stride)
+    flat = np.frombuffer(raw, dtype=f"V{width}")
+    return np.lib.stride_tricks.as_strided(flat, tensor.shape, steps).tobytes()
+
+
+def transposed(data: bytes, shape: tuple[int, ...], width: int) -> bytes:
+    """The bytes of a matrix of this shape (rows, columns), transposed."""
+    return np.ascontiguousarray(np.frombuffer(data, dtype=f"V{width}").reshape(shape).T).tobytes()
+
+
+@dataclass
+class CastLoss:
+    """What casts lost, over all tensors that went through one."""
+
+    tensors: int = 0
+    changed_values: int = 0
+    overflowed_values: int = 0
+    max_abs_error: float = 0.0
+
+    def record(self) -> dict[str, int | float]:
+        return {
+            "tensors": self.tensors,
+            "changed_values": self.changed_values,
+            "overflowed_values": self.overflowed_values,
+            "max_abs_error": self.max_abs_error,
+        }
+
+
+def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None) -> bytes:
+    """Elements cast as torch casts them; ``loss`` collects what that lost (in float64)."""
+    import torch
+
+    if not data:
+        return b""
+    before = torch.frombuffer(bytearray(data), dtype=getattr(torch, source))
+    after = before.to(getattr(torch, target))
+    if loss is not None:
+        error = (before.double() - after.double()).abs()
+        overflow = after.isinf() & before.isfinite()
+        finite = error[before.isfinite() & ~overflow]
+        loss.changed_values += int((error != 0).sum())
+        loss.overflowed_values += int(overflow.sum())
+        if finite.numel():
+            loss.max_abs_error = max(loss.max_abs_error, float(finite.max()))
+    return after.view(torch.uint8).numpy().tobytes()
+
+
+def source_chunks(file: BinaryIO, piece: Mapped, step: int = CHUNK) -> Iterator[bytes]:
+    """The piece's bytes as the source holds them: its range of the tensor, in C order, not cast."""
+    source = piece.source
+    if source.contiguous:
+        for start, length in ranges(source.offset + piece.begin, piece.nbytes, step):
+            yield read_exactly(file, start, length)
+    else:
+        yield read_tensor(file, source)[piece.begin : piece.begin + piece.nbytes]
+
+
+def target_chunks(file: BinaryIO, piece: Mapped, loss: CastLoss | None = None) -> Iterator[bytes]:
+    """The bytes that the plan writes for one target."""
+    source = piece.source
+    if piece.transposed:
+        data = transposed(read_tensor(file, source), source.shape, dtypes.itemsize(source.dtype))
+        yield cast(data, source.dtype, piece.dtype, loss) if piece.casts else data
+        return
+    for chunk in source_chunks(file, piece):
+        yield cast(chunk, source.dtype, piece.dtype, loss) if piece.casts else chunk
+
+
+def write_piece(source: BinaryIO, piece: Mapped, out: BinaryIO, advance: Advance, loss: CastLoss | None) -> None:
+    """Append one target to ``out``, through the kernel where the bytes stay as they are."""
+    if piece.source.contiguous and not piece.transposed and not piece.casts:
+        _copy(source, piece.source.offset + piece.begin, piece.nbytes, out, advance)
+    else:
+        if loss is not None and piece.casts:
+            loss.tensors += 1
+        for chunk in target_chunks(source, piece, loss):
+            out.write(chunk)
+            advance(len(chunk))
+
+
+def _copy(source: BinaryIO, offset: int, nbytes: int, out: BinaryIO, advance: Advance) -> None:
+    copy_file_range = getattr(os, "copy_file_range", None)
+    if copy_file_range is not None and nbytes >= 1 << 16:
+        out.flush()
+        while nbytes:
+            try:
+                done = copy_file_range(source.fileno(), out.fileno(), min(nbytes, _COPY_CHUNK), offset, out.tell())
+            except OSError as fault:
+                if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                    raise
+                break  # this pair of file systems cannot do it
+            if not done:
+                break  # some file systems answer 0 instead of refusing
+            out.seek(done, os.SEEK_CUR)
+            offset, nbytes = offset + done, nbytes - done
+            advance(done)
+    for start, length in ranges(offset, nbytes):
+        out.write(read_exactly(source, start, length))
+        advance(length)
+
+
+def check_twins(file: BinaryIO, twins: tuple[Twin, ...]) -> None:
+    """Raises Untrusted, naming both keys, where two spellings of one tensor differ by a bit."""
+    for twin in twins:
+        first, second = twin.first, twin.second
+        if (first.offset, first.stride) == (second.offset, second.stride):
+            continue
+        if read_tensor(file, first) != read_tensor(file, second):
+            raise Untrusted(
+                f"{os.path.basename(str(file.name))} contradicts itself: {first.key} and {second.key} are two "
+                "spellings of one tensor, and they differ. One of them is not what was trained; find out which, "
+                "and save a file without the other.",
+                "twins_differ",
+                {"keys": [first.key, second.key]},
+            )
+
+
+@dataclass
+class SourceHash:
+    """SHA-256 of a file, computed in a thread of its own beside the copy; its zip records' CRC-32 too."""
+
+    checkpoint: Checkpoint
+    advance: Advance = lambda n: None
+    _thread: threading.Thread | None = None
+    _sha256: str = ""
+    _bad: list[str] = field(default_factory=list)
+    _checked: int = 0
+    _fault: BaseException | None = None
+    _stop: bool = False
+
+    def __enter__(self) -> SourceHash:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop = True
+        if self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        except BaseException as fault:  # handed to the thread that asks for the result
+            self._fault = fault
+
+    def _read(self) -> None:
+        digest, position = hashlib.sha256(), 0
+        records = sorted((r for r in self.checkpoint.records if r.nbytes), key=lambda r: r.offset)
+        current, crc = 0, 0
+        buffer = bytearray(CHUNK)
+        view = memoryview(buffer)
+        with open(self.checkpoint.path, "rb", buffering=0) as file:
+            while not self._stop and (count := file.readinto(buffer)):
+                digest.update(view[:count])
+                # Several records can end in one chunk, and one record can span many.
+                while current < len(records) and records[current].offset < position + count:
+                    record = records[current]
+                    end = record.offset + record.nbytes
+                    begin = max(record.offset - position, 0)
+                    crc = zlib.crc32(view[begin : min(end - position, count)], crc)
+                    if end > position + count:
+                        break
+                    if crc != record.crc32:
+                        self._bad.append(record.name)
+                    self._checked += 1
+                    current, crc = current + 1, 0
+                position += count
+                self.advance(count)
+        if not self._stop and position != self.checkpoint.size:
+            raise Untrusted(f"{self.checkpoint.path.name}: the file changed while it was read", "changed_file")
+        self._sha256 = digest.hexdigest()
+
+    def result(self) -> tuple[str, str | None]:
+        """The hex digest, and a note if there is something to say about the checksums inside.
+
+        Waits for the thread. Raises Untrusted where records do not match the CRC-32 that the
+        archive states for them.
+        """
+        assert self._thread is not None
+        self._thread.join()
+        if self._fault is not None:
+            raise self._fault
+        if not self._bad:
+            return self._sha256, None
+        if len(self._bad) == self._checked:
+            # torch.serialization.set_crc32_options(False) writes no checksums.
+            return self._sha256, "the archive was written without checksums, so damage inside it would not show"
+        shown = ", ".join(self._bad[:5]) + (", ..." if len(self._bad) > 5 else "")
+        raise Untrusted(
+            f"{self.checkpoint.path.name} is damaged: {len(self._bad)} of {self._checked} records do not match the "
+            f"checksum that the archive states for them ({shown}). Fetch it again.",
+            "corrupt_file",
+            {"records": self._bad},
+        )

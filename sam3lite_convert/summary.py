@@ -1,0 +1,86 @@
+"""Numbers that reports show, computed once from an index or a plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sam3lite_convert.architecture import TEXT, component_of
+from sam3lite_convert.checkpoint import Checkpoint, StoredTensor
+from sam3lite_convert.names import Names
+from sam3lite_convert.plan import Plan
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "freqs_cis", "positional_encoding_gaussian_matrix")
+
+
+def parameters(tensors: Iterable[StoredTensor]) -> int:
+    """Parameters in these tensors; BatchNorm statistics and computed tables are buffers, not parameters."""
+    return sum(t.numel for t in tensors if not t.key.endswith(_BUFFERS))
+
+
+def text_parameters(plan: Plan) -> int:
+    """Parameters of the text encoder with its projection, as the conversion holds them."""
+    pieces = (m for m in plan.mapped.values() if m.canonical.startswith(TEXT) and not m.canonical.endswith(_BUFFERS))
+    out = 0
+    for piece in pieces:
+        count = 1
+        for side in piece.shape:
+            count *= side
+        out += count
+    return out
+
+
+@dataclass
+class ComponentCount:
+    """One component of a checkpoint: tensors, parameters, and what the plan does with them."""
+
+    keys: int = 0
+    parameters: int = 0
+    mapped: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "keys": self.keys,
+            "parameters": self.parameters,
+            "mapped": self.mapped,
+            "dropped": dict(self.dropped),
+        }
+
+
+def components(checkpoint: Checkpoint, names: Names, plan: Plan | None) -> dict[str, ComponentCount]:
+    """Counts by component. Second spellings of a tensor count as keys, not as parameters."""
+    out: dict[str, ComponentCount] = {}
+    for canonical, keys in names.sources.items():
+        entry = out.setdefault(component_of(canonical), ComponentCount())
+        entry.keys += len(keys)
+        entry.parameters += parameters([checkpoint.tensors[keys[0]]])
+    if plan is not None:
+        # A twin's ``canonical`` is the key of its other spelling, so look the component up by source.
+        home = {key: component_of(canonical) for canonical, keys in names.sources.items() for key in keys}
+        for key in {m.source.key for m in plan.mapped.values()}:
+            out[home[key]].mapped += 1
+        for key, dropped in plan.dropped.items():
+            out[home[key]].dropped[dropped.label] += 1
+    return out
+
+
+def dtype_counts(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many tensors of each dtype, most first."""
+    return dict(Counter(t.dtype for t in checkpoint.tensors.values()).most_common())
+
+
+def human_bytes(n: float) -> str:
+    """2,205,231,568 -> 2.21 GB (decimal units)."""
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.2f} GB"
+
+
+def human_count(n: int) -> str:
+    """42,540,000 -> 42.54 M."""
+    return f"{n / 1e6:.2f} M" if n >= 100_000 else f"{n:,}"
