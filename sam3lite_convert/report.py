@@ -1,0 +1,251 @@
+"""The one place that prints: tables and sentences on stdout, progress and faults on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sam3lite_convert.architecture import SAM3_TEXT_PARAMETERS
+from sam3lite_convert.streams import Advance
+from sam3lite_convert.summary import human_bytes, human_count
+
+Record = dict[str, Any]
+_LISTED = 20
+
+
+def _out() -> Console:
+    # Made per call: the width and the stream are those of the moment.
+    return Console(highlight=False, markup=False)
+
+
+def _err() -> Console:
+    return Console(stderr=True, highlight=False, markup=False)
+
+
+def say(text: str = "", style: str | None = None) -> None:
+    """A line of results."""
+    _out().print(text, style=style, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line beside the results."""
+    _err().print(text, soft_wrap=True)
+
+
+def as_json(record: Record) -> None:
+    """The record as the one JSON document on stdout."""
+    sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def fault(message: str) -> None:
+    """A foreseeable failure."""
+    _err().print(f"error: {message}", style="red", soft_wrap=True)
+
+
+@contextmanager
+def byte_progress(totals: dict[str, int], labels: dict[str, str], quiet: bool) -> Iterator[Callable[[str], Advance]]:
+    """Bars by bytes with rate and time left, on a terminal only."""
+    console = _err()
+    if quiet or not console.is_terminal:
+        yield lambda what: lambda n: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks = {what: bars.add_task(labels[what], total=totals[what]) for what in totals}
+        yield lambda what: lambda n: bars.advance(tasks[what], n)
+
+
+def _headline(r: Record) -> None:
+    dtypes = ", ".join(f"{n} {d}" for d, n in r["dtypes"].items())
+    wrapper = f"wrapped in {r['wrapper']!r}" if r["wrapper"] else "bare state dict"
+    prefix = f"prefix {r['prefix']!r}" if r["prefix"] else "no prefix"
+    say(f"{r['checkpoint']}: {human_bytes(r['size'])}, {r['format']}, {wrapper}, {prefix}", "bold")
+    say(f"tensors: {dtypes}")
+
+
+def _text_encoder(r: Record) -> None:
+    a = r["architecture"]
+    if a is None:
+        return
+    count = r["text_parameters"]
+    fewer = 100 * (1 - count / SAM3_TEXT_PARAMETERS)
+    say(
+        f"text encoder: {a['variant']}, {a['num_hidden_layers']} layers, {a['hidden_size']} wide, "
+        f"{a['num_attention_heads']} heads, context {a['context_length']}"
+        + (", causal" if a["causal_masking"] else "")
+    )
+    say(
+        f"  {human_count(count)} parameters; SAM3's has {SAM3_TEXT_PARAMETERS / 1e6:.2f} M, so {fewer:.0f} % fewer"
+    )
+
+
+def _component_table(r: Record) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("component", no_wrap=True)
+    for name in ("keys", "mapped", "dropped", "parameters"):
+        table.add_column(name, justify="right")
+    total = [0, 0, 0, 0]
+    for name, c in r["components"].items():
+        row = [c["keys"], c["mapped"], sum(c["dropped"].values()), c["parameters"]]
+        total = [a + b for a, b in zip(total, row, strict=True)]
+        table.add_row(name, *[f"{n:,}" for n in row[:3]], human_count(row[3]))
+    table.add_section()
+    table.add_row("total", *[f"{n:,}" for n in total[:3]], human_count(total[3]), style="bold")
+    _out().print(table)
+    by_label: dict[str, int] = {}
+    for c in r["components"].values():
+        for label, n in c["dropped"].items():
+            by_label[label] = by_label.get(label, 0) + n
+    for label, n in by_label.items():
+        reason = r["dropped"].get(label, label)
+        say(f"  dropped {n:>4}  " + ("second spelling of a tensor, equal to the bit" if label == "twin" else reason))
+
+
+def _sum(r: Record) -> None:
+    c = r["counts"]
+    if "mapped" in c:
+        say(
+            f"{c['source']:,} source tensors = {c['mapped']:,} mapped + {c['dropped']:,} dropped; "
+            f"{c['target']:,} target tensors"
+        )
+
+
+def inspected(r: Record) -> None:
+    """What a checkpoint is."""
+    _headline(r)
+    say(f"kind: {r['kind']}")
+    _text_encoder(r)
+    for name, n in r["spellings"].items():
+        say(f"spelling: {name} ({n} keys)")
+    say()
+    _component_table(r)
+    _sum(r)
+    _notes(r)
+    say()
+    if r["convert"]["all"] == "yes":
+        say(f"Next: sam3lite convert --checkpoint {r['checkpoint']}")
+    else:
+        say("convert refuses the whole file: " + _short(r["convert"]["all"]))
+        if r["convert"]["text"] == "yes":
+            say(f"Next: sam3lite convert --checkpoint {r['checkpoint']} --component text")
+
+
+def _short(message: str) -> str:
+    lines = message.splitlines()
+    return message if len(lines) <= _LISTED else "\n".join([*lines[:_LISTED], f"... ({len(lines) - _LISTED} more lines)"])
+
+
+def _notes(r: Record) -> None:
+    assumed = (r["architecture"] or {}).get("assumed", {})
+    said = [f"assumed {name}: {what}" for name, what in assumed.items()]
+    for text in [*r["notes"], *(s for s in said if s not in r["notes"])]:
+        say(f"note: {text}")
+
+
+def planned(r: Record) -> None:
+    """A conversion's plan."""
+    _headline(r)
+    _text_encoder(r)
+    say()
+    _component_table(r)
+    _sum(r)
+    _notes(r)
+    say(f"layout {r['layout']}, component {r['component']}, {r['dtype']}: {human_bytes(r['bytes'])} to write")
+
+
+def converted(r: Record) -> None:
+    """What was written, and what to type next."""
+    say()
+    if r["dry_run"]:
+        say(f"Dry run: the plan is sound, nothing was written. It would go to {r['output']}")
+        return
+    for text in r["late_notes"]:
+        say(f"note: {text}")
+    cast = r["lost"].get("cast")
+    if cast:
+        say(
+            f"cast to {cast['dtype']}: {cast['changed_values']:,} values rounded, max abs error "
+            f"{cast['max_abs_error']:.3g}, {cast['overflowed_values']:,} overflowed"
+        )
+    say(f"Wrote {r['output']}", "bold green")
+    for name, size in r["files"].items():
+        say(f"  {name}  {human_bytes(size)}")
+    say(f"Next: sam3lite verify {r['output']} --checkpoint {r['checkpoint']}")
+
+
+def verified(r: Record) -> None:
+    """The verdict on a folder."""
+    say(f"{r['folder']}: layout {r['layout']}, component {r['component']}, {r['dtype']}", "bold")
+    _rows("differs from the source", [(m["key"], m["why"]) for m in r["mismatched"]])
+    _rows("missing", [(k, "") for k in r["missing"]])
+    _rows("unexpected: the model has no such tensor", [(k, "") for k in r["unexpected"]])
+    counters = [n for n in r["notes"] if "BatchNorm does not read it" in n]
+    if counters:
+        say(f"note: {len(counters)} BatchNorm counters (num_batches_tracked) are absent or differ; nothing reads them")
+    for text in r["notes"]:
+        if text not in counters:
+            say(f"note: {text}")
+    for text in _lost(r["lost"]):
+        say(f"not in the folder: {text}")
+    if r["verdict"] == "proven":
+        up_to = f" up to {r['up_to']}" if r["up_to"] else ""
+        say(f"proven{up_to}: {r['checked']:,} of {r['targets']:,} tensors turn back into their source bit for bit", "bold green")
+    else:
+        faults = len(r["mismatched"]) + len(r["missing"]) + len(r["unexpected"])
+        say(f"mismatch: {faults:,} faults in {r['checked']:,} tensors checked", "bold red")
+
+
+def _lost(lost: Record) -> Iterator[str]:
+    if "dropped" in lost:
+        kinds = ", ".join(f"{n} {label}" for label, n in lost["dropped"]["by_kind"].items())
+        yield f"{lost['dropped']['tensors']} dropped tensors ({kinds})"
+    if "class_row" in lost:
+        yield f"the class row of {lost['class_row']['tensor']}"
+    if "positions" in lost:
+        yield f"the last {lost['positions']['rows']} rows of {lost['positions']['tensor']}"
+    if "cast" in lost:
+        c = lost["cast"]
+        yield f"what the cast rounded off ({c['changed_values']:,} values, max abs error {c['max_abs_error']:.3g})"
+
+
+def _rows(title: str, rows: list[tuple[str, str]]) -> None:
+    if not rows:
+        return
+    say(f"{len(rows):,} {title}:", "red")
+    for key, why in rows[:_LISTED]:
+        say(f"  {key}")
+        if why:
+            say(f"      {why}")
+    if len(rows) > _LISTED:
+        say(f"  ... and {len(rows) - _LISTED:,} more; --json lists all of them")
+
+
+def explained(r: Record) -> None:
+    """One key."""
+    source = r["source"]
+    say(f"source  {source['key']}  {_tensor(source)}")
+    if source.get("canonical") != source["key"]:
+        say(f"        canonical name {source['canonical']}")
+    if r["outcome"] == "dropped":
+        say(f"dropped {r['reason']}")
+    else:
+        say(f"op      {r['operation']}")
+    for target in r["targets"]:
+        say(f"target  {target['key']}  {_tensor(target)}" + (f"  ({target['part']})" if "part" in target else ""))
+    if r["rule"]:
+        say(f"rule    [{r['rule']['name']}] in {r['rule']['table']}")
+        say(f"        {r['rule']['pattern']}")
+
+
+def _tensor(t: Record) -> str:
+    return f"{t['dtype']} {'x'.join(map(str, t['shape'])) or 'scalar'}"

@@ -1,0 +1,308 @@
+"""Proof that a converted folder is its source: every tensor turned back and compared bit for bit.
+
+Works on what this tool wrote and on what another tool wrote; layout, component, dtype and context
+are read off the folder's own keys and tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sam3lite_convert import dtypes
+from sam3lite_convert.architecture import POSITION_TABLE
+from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, open_file, read_checkpoint
+from sam3lite_convert.config import config_faults
+from sam3lite_convert.diagnose import Diagnoser, explain_shape
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.output import INDEX_NAME
+from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
+from sam3lite_convert.receipt import RECEIPT_NAME, losses
+from sam3lite_convert.streams import (
+    CHUNK,
+    Advance,
+    CastLoss,
+    SourceHash,
+    cast,
+    check_twins,
+    ranges,
+    read_exactly,
+    read_tensor,
+    source_chunks,
+    transposed,
+)
+from sam3lite_convert.tables import Mappings
+
+COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The tensors of a converted folder: key -> (file, tensor), and its JSON files."""
+
+    path: Path
+    tensors: dict[str, tuple[Path, StoredTensor]]
+    faults: tuple[tuple[str, str], ...]
+    config: dict[str, Any] | None
+    receipt: dict[str, Any] | None
+
+
+@dataclass
+class Verification:
+    """The outcome. ``mismatched`` holds (key, why); ``checked`` counts tensors proven equal or not."""
+
+    plan: Plan
+    checked: int = 0
+    mismatched: list[tuple[str, str]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    loss: CastLoss = field(default_factory=CastLoss)
+
+    @property
+    def proven(self) -> bool:
+        return not (self.mismatched or self.missing or self.unexpected)
+
+    def record(self) -> dict[str, Any]:
+        """The JSON report."""
+        return {
+            "verdict": "proven" if self.proven else "mismatch",
+            "up_to": f"the cast to {self.plan.options.dtype}" if self.loss.tensors else None,
+            "layout": self.plan.layout.name,
+            "component": self.plan.options.component,
+            "dtype": self.plan.floating_dtype,
+            "checked": self.checked,
+            "mismatched": [{"key": key, "why": why} for key, why in self.mismatched],
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "lost": losses(self.plan, self.loss),
+            "notes": self.notes,
+        }
+
+
+def read_folder(path: Path) -> Folder:
+    """Index a converted folder. Raises CannotRun where there is none, Untrusted for damaged files."""
+    if not path.is_dir():
+        raise CannotRun(f"{path}: no such folder", "no_such_folder")
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise CannotRun(f"{path} holds no .safetensors file, so there is nothing to verify", "nothing_to_verify")
+    tensors: dict[str, tuple[Path, StoredTensor]] = {}
+    faults: list[tuple[str, str]] = []
+    for file in files:
+        for key, tensor in read_checkpoint(file).tensors.items():
+            if key in tensors:
+                faults.append((key, f"stands in {tensors[key][0].name} and again in {file.name}"))
+            tensors[key] = (file, tensor)
+    index = _read_json(path / INDEX_NAME)
+    if index is not None:
+        for key, name in dict(index.get("weight_map") or {}).items():
+            if key in tensors and tensors[key][0].name != name:
+                faults.append((key, f"the index says {name}; it stands in {tensors[key][0].name}"))
+            elif key not in tensors:
+                faults.append((key, f"the index says {name}; it is not there"))
+        listed = set(index.get("weight_map") or {})
+        beside = [k for k, (f, _) in tensors.items() if k not in listed and f.name != "text_projection.safetensors"]
+        faults += [(k, "is in a shard and not in the index, so loaders do not see it") for k in beside]
+    elif len([f for f in files if "-of-" in f.name]) > 1:
+        faults.append((INDEX_NAME, "is missing, so loaders do not find the shards"))
+    return Folder(path, tensors, tuple(faults), _read_json(path / "config.json"), _read_json(path / RECEIPT_NAME))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as fault:
+        raise Untrusted(f"{path}: cannot be read as JSON ({fault})", "corrupt_file") from fault
+    if not isinstance(data, dict):
+        raise Untrusted(f"{path}: holds no JSON object", "corrupt_file")
+    return data
+
+
+def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal: bool = False) -> Plan:
+    """The plan whose result the folder claims to be, read off its keys and tensors.
+
+    Raises CannotRun where its names are those of no layout, UnsoundPlan where no plan fits the
+    checkpoint.
+    """
+    keys = set(folder.tensors)
+    best: tuple[float, Plan] | None = None
+    unsound: UnsoundPlan | None = None
+    for layout in mappings.layouts.values():
+        if causal and not layout.causal:
+            continue
+        for component in ("all", "text"):
+            try:
+                plan = make_plan(checkpoint, mappings, Options(layout.name, component, causal=causal))
+            except UnsoundPlan as fault:
+                unsound = fault
+                continue
+            common = len(keys & set(plan.mapped))
+            score = common / len(keys | set(plan.mapped))
+            if common and (best is None or score > best[0]):
+                best = (score, plan)
+    if best is None:
+        if unsound is not None:
+            raise unsound
+        raise CannotRun(
+            f"{folder.path}: its keys are those of no layout ({', '.join(sorted(mappings.layouts))}); the first are "
+            + ", ".join(sorted(keys)[:3]),
+            "unknown_layout",
+        )
+    plan = best[1]
+    options = Options(
+        plan.layout.name, plan.options.component, _cast_to(folder, plan), _context(folder, plan), causal
+    )  # fmt: skip
+    return plan if options == plan.options else make_plan(checkpoint, mappings, options)
+
+
+def _cast_to(folder: Folder, plan: Plan) -> str | None:
+    pairs: Counter[tuple[str, str]] = Counter()
+    for key, piece in plan.mapped.items():
+        if key in folder.tensors and dtypes.is_floating(piece.source.dtype):
+            pairs[piece.source.dtype, folder.tensors[key][1].dtype] += 1
+    if not pairs:
+        return None
+    (source, found), _ = pairs.most_common(1)[0]
+    return None if source == found or not dtypes.is_floating(found) else found
+
+
+def _context(folder: Folder, plan: Plan) -> int | None:
+    for key, piece in plan.mapped.items():
+        if piece.canonical == POSITION_TABLE and key in folder.tensors:
+            shape = folder.tensors[key][1].shape
+            if len(shape) == 4 and 0 < shape[2] < piece.shape[2]:
+                return shape[2]
+    return None
+
+
+def verify(
+    folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None = None
+) -> Verification:
+    """Compare every tensor of the folder with the plan's source, and config.json with its sizes.
+
+    Raises Untrusted where the source is damaged or its twins differ.
+    """
+    advance = progress or (lambda what: lambda n: None)
+    out = Verification(plan)
+    out.mismatched += folder.faults
+    wrong: dict[str, bytes] = {}
+    with ExitStack() as stack:
+        source = stack.enter_context(open_file(plan.checkpoint.path))
+        hashing = stack.enter_context(SourceHash(plan.checkpoint, advance("hash")))
+        check_twins(source, plan.twins)
+        opened: dict[Path, BinaryIO] = {}
+        done = advance("write")
+        diagnoser = Diagnoser(plan, source)
+        for key, piece in plan.mapped.items():
+            if key not in folder.tensors:
+                if piece.canonical.endswith(COUNTER):
+                    out.notes.append(f"{key} is absent; BatchNorm does not read it in evaluation")
+                else:
+                    out.missing.append(key)
+                continue
+            path, found = folder.tensors[key]
+            if path not in opened:
+                opened[path] = stack.enter_context(open_file(path))
+            out.checked += 1
+            if piece.canonical.endswith(COUNTER):
+                if not _same(source, piece, opened[path], found, None):
+                    out.notes.append(f"{key} differs; BatchNorm does not read it in evaluation")
+            elif found.shape != piece.shape:
+                out.mismatched.append((key, explain_shape(piece, found.shape)))
+            elif found.dtype != piece.dtype:
+                out.mismatched.append((key, f"is {found.dtype}; the rest of the folder is {piece.dtype}"))
+            elif not _same(source, piece, opened[path], found, out.loss):
+                data = read_tensor(opened[path], found)
+                out.mismatched.append((key, diagnoser.explain(piece, data)))
+                if piece.out_nbytes <= CHUNK:
+                    wrong[key] = data
+            done(found.nbytes)
+        out.unexpected = sorted(set(folder.tensors) - set(plan.mapped))
+        out.mismatched = _name_swaps(out.mismatched, wrong, plan, diagnoser)
+        sha256, note = hashing.result()
+    out.notes += [note] if note else []
+    _check_config(folder, plan, out)
+    _check_receipt(folder, sha256, out)
+    return out
+
+
+def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, loss: CastLoss | None) -> bool:
+    """Whether the inverse of the operation turns the found tensor back into the source's bytes."""
+    if found.shape != piece.shape or found.dtype != piece.dtype:
+        return False
+    if loss is not None and piece.casts:
+        loss.tensors += 1
+    if piece.transposed or not piece.source.contiguous:
+        data = read_tensor(file, found)
+        if piece.transposed:
+            data = transposed(data, found.shape, dtypes.itemsize(found.dtype))
+        original = read_tensor(source, piece.source)
+        if not piece.transposed:
+            original = original[piece.begin : piece.begin + piece.nbytes]
+        return data == (cast(original, piece.source.dtype, piece.dtype, loss) if piece.casts else original)
+    width, wide = dtypes.itemsize(found.dtype), dtypes.itemsize(piece.source.dtype)
+    # The same number of elements a step on both sides.
+    step = CHUNK // wide
+    theirs = ranges(found.offset, found.nbytes, step * width)
+    for original, (start, length) in zip(source_chunks(source, piece, step * wide), theirs, strict=True):
+        if piece.casts:
+            original = cast(original, piece.source.dtype, piece.dtype, loss)
+        if original != read_exactly(file, start, length):
+            return False
+    return True
+
+
+def _name_swaps(
+    mismatched: list[tuple[str, str]], wrong: dict[str, bytes], plan: Plan, diagnoser: Diagnoser
+) -> list[tuple[str, str]]:
+    """Where two wrong tensors hold each other's bytes, say so at both."""
+    sizes: dict[int, list[str]] = {}
+    for key, data in wrong.items():
+        sizes.setdefault(len(data), []).append(key)
+    swapped: dict[str, str] = {}
+    for keys in sizes.values():
+        if len(keys) < 2:
+            continue
+        expected = {diagnoser.expected(plan.mapped[k]): k for k in keys}
+        for key in keys:
+            other = expected.get(wrong[key])
+            if other and other != key and expected.get(wrong[other]) == key:
+                swapped[key] = other
+    out = []
+    for key, why in mismatched:
+        if key in swapped:
+            a, b = plan.mapped[key], plan.mapped[swapped[key]]
+            parts = f"{a.part} and {b.part} are swapped; " if a.part and b.part and a.source == b.source else ""
+            why = f"{parts}swapped with {swapped[key]}: {why}"
+        out.append((key, why))
+    return out
+
+
+def _check_config(folder: Folder, plan: Plan, out: Verification) -> None:
+    if folder.config is None:
+        out.mismatched.append(("config.json", "is missing; no library knows what these weights are"))
+        return
+    for path, why in config_faults(plan, folder.config):
+        out.mismatched.append((f"config.json: {path}", why))
+
+
+def _check_receipt(folder: Folder, sha256: str, out: Verification) -> None:
+    if folder.receipt is None:
+        out.notes.append(f"no {RECEIPT_NAME}; another tool wrote this folder")
+        return
+    source = folder.receipt.get("source")
+    stated = source.get("sha256") if isinstance(source, dict) else None
+    if stated != sha256:
+        out.notes.append(f"{RECEIPT_NAME} speaks of another source file (SHA-256 {str(stated)[:16]}...)")
+    tensors = folder.receipt.get("tensors")
+    planned = {key: piece.record() for key, piece in out.plan.mapped.items()}
+    if tensors != planned:
+        out.mismatched.append((RECEIPT_NAME, "does not say of each tensor what this conversion of this source does"))
