@@ -121,11 +121,11 @@ def relatives(shapes: Iterable[str]) -> list[Relative]:
         found.append(Relative("EfficientSAM3 with a CNN text encoder", "its text encoder is not MobileCLIP's", False))
     if has(text + r"(?:[^.]+\.)*embed_proj\."):
         found.append(
-            Relative("a student on teacher embeddings", "its text encoder reads SAM3's token embeddings (embed_proj)", False)
+            Relative("a student on teacher embeddings", "its text encoder reads SAM3's embeddings (embed_proj)", False)
         )
     if has(text + r"(?:[^.]+\.)*reparam_conv\."):
         found.append(
-            Relative("fused RepMixer blocks", "its branches were merged (reparam_conv) and cannot be told apart again", False)
+            Relative("fused RepMixer blocks", "its branches were merged (reparam_conv) and cannot be told apart", False)
         )
     if has(re.escape(VISION) + r"trunk\.model\."):
         found.append(Relative("EfficientSAM3 with an image student", "its image encoder is not SAM3's ViT", True))
@@ -220,7 +220,7 @@ def _text(
         sizes["kernel"] = vote((layer + r"(?:token_mixer\.mixer\.rbr_conv\.0|convffn\.conv)\.conv\.weight", 3))
     if hidden % HEAD_DIM:
         raise UnsoundPlan(
-            f"the text encoder is {hidden} wide; its heads are {HEAD_DIM} wide each, so that is no whole number of them",
+            f"the text encoder is {hidden} wide; its heads are {HEAD_DIM} wide, so that is no whole number of them",
             "unknown_text_encoder",
         )
     sizes["text_heads"] = hidden // HEAD_DIM
@@ -308,7 +308,8 @@ def _vision_facts(
     trunk = re.escape(VISION) + r"trunk\."
     hidden, patch = sizes["vit_hidden"] or 0, sizes["patch"] or 14
     count = len(blocks["vit_blocks"])
-    tables = {i: s for i in blocks["vit_blocks"] if len(s := shapes.get(f"{VISION}trunk.blocks.{i}.attn.freqs_cis", ())) == 2}
+    rotary = {i: shapes.get(f"{VISION}trunk.blocks.{i}.attn.freqs_cis", ()) for i in blocks["vit_blocks"]}
+    tables = {i: s for i, s in rotary.items() if len(s) == 2}
     grid = math.isqrt(sizes["vit_positions"] or 576)
     facts: dict[str, Any] = {"pretrain_image_size": grid * patch}
     if tables:
@@ -324,7 +325,7 @@ def _vision_facts(
         facts["window_size"], facts["image_size"] = 24, 72 * patch
         facts["global_attn_indexes"] = [i for i in range(count) if i % 8 == 7]
         assumed["vision"] = "heads, window, image size and global blocks as in SAM3; the file holds no rotary tables"
-    scales = {i: 4.0 for i in blocks["fpn_4x"]} | {i: 2.0 for i in blocks["fpn_2x"]}
+    scales = dict.fromkeys(blocks["fpn_4x"], 4.0) | dict.fromkeys(blocks["fpn_2x"], 2.0)
     plain = 1.0
     for i in blocks["fpn_1x"]:
         scales[i], plain = plain, plain / 2

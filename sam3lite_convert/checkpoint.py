@@ -162,7 +162,7 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         if entry.filename in entries:
             raise Untrusted(f"the archive holds {entry.filename} twice", "corrupt_file")
         entries[entry.filename] = entry
-    pickle_names = [n for n in entries if n == "data.pkl" or n.endswith("/data.pkl") and n.count("/") == 1]
+    pickle_names = [n for n in entries if n == "data.pkl" or (n.endswith("/data.pkl") and n.count("/") == 1)]
     if len(pickle_names) != 1:
         raise Untrusted("a zip archive, but not one that torch.save wrote (it holds no data.pkl)", "not_a_checkpoint")
     root = pickle_names[0][: -len("data.pkl")]
@@ -308,13 +308,13 @@ def _state_dict(tree: Any) -> tuple[str | None, dict[str, pickles.TensorRecord],
     if not tensors:
         raise UnsoundPlan("the file holds no tensors under names, so there is no state dict in it", "no_state_dict")
     if others:
-        notes.append(f"{len(others)} entries of the state dict are no tensors and were left out: {', '.join(others[:5])}")
+        notes.append(
+            f"{len(others)} entries of the state dict are no tensors and were left out: " + ", ".join(others[:5])
+        )
     return wrapper, tensors, tuple(notes)
 
 
-def _locate(
-    found: dict[str, pickles.TensorRecord], storages: dict[str, tuple[int, int]]
-) -> dict[str, StoredTensor]:
+def _locate(found: dict[str, pickles.TensorRecord], storages: dict[str, tuple[int, int]]) -> dict[str, StoredTensor]:
     """Byte positions of the tensors; raises Untrusted where one points outside its storage."""
     out = {}
     for key, tensor in found.items():
@@ -325,7 +325,7 @@ def _locate(
         unit = dtypes.itemsize(tensor.storage.dtype) if tensor.storage.dtype else width
         start = tensor.storage.start * unit + tensor.offset * width
         stored = StoredTensor(key, tensor.dtype, tensor.shape, base + start, tensor.stride)
-        if start + stored.span * width > available or stored.numel > available // width and 0 in tensor.stride:
+        if start + stored.span * width > available or (stored.numel > available // width and 0 in tensor.stride):
             raise Untrusted(f"{key}: its shape {tensor.shape} points outside the data that is stored", "corrupt_file")
         out[key] = stored
     return out

@@ -42,7 +42,7 @@ Mapping = Annotated[
     Path | None, typer.Option("--mapping", help="Folder with mapping tables; a table there replaces ours of its name.")
 ]
 Causal = Annotated[
-    bool, typer.Option("--causal", help="State that the text encoder masks causally (MobileCLIP-B); weights cannot tell.")
+    bool, typer.Option("--causal", help="State that the text encoder masks causally (weights cannot tell).")
 ]
 Layout = Annotated[str, typer.Option(help="packed, transformers, or one that --mapping adds.")]
 ComponentOption = Annotated[Component, typer.Option(help="The whole detector, or its text encoder alone.")]
@@ -114,7 +114,14 @@ def convert(
 
 
 def _convert(
-    path: Path, mappings: Any, options: Any, output: Path | None, overwrite: bool, shard: int | None, dry: bool, json: bool
+    path: Path,
+    mappings: Any,
+    options: Any,
+    output: Path | None,
+    overwrite: bool,
+    shard: int | None,
+    dry: bool,
+    json: bool,
 ) -> dict[str, Any]:
     from sam3lite_convert import commands, report
 

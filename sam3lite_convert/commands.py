@@ -181,7 +181,8 @@ def explain_key(path: Path, key: str, mappings: Mappings, options: Options) -> R
     if source is None:
         near = difflib.get_close_matches(key, [*plan.checkpoint.tensors, *canonical, *plan.mapped], 4, 0.6)
         hint = "\nThe nearest names:\n  " + "\n  ".join(near) if near else ""
-        raise CannotRun(f"{key} is neither a source key nor a target key of this conversion.{hint}", "unknown_key", {"near": near})
+        message = f"{key} is neither a source key nor a target key of this conversion.{hint}"
+        raise CannotRun(message, "unknown_key", {"near": near})
     record: Record = {"key": key, "layout": plan.layout.name}
     if source in plan.dropped:
         return record | _explain_dropped(plan.dropped[source])
@@ -223,4 +224,3 @@ def parse_size(text: str) -> int:
         raise CannotRun(f"--max-shard-size {text!r}: write it like 500MB, 2GB or 1GiB", "bad_size")
     base = 1024 if match[3] else 1000
     return int(float(match[1]) * base ** " kmg".index(match[2].lower() or " "))
-

@@ -187,9 +187,7 @@ def _compare(
             if name not in actual and not library:
                 continue  # a config of another tool that does not speak of this part
             yield from _compare(want, have if isinstance(have, dict) else {}, f"{where}.", plan, name)
-        elif have is None and (name == "model_type" or not library):
-            continue
-        elif name in guessed or _equal(have, want):
+        elif (have is None and (name == "model_type" or not library)) or name in guessed or _equal(have, want):
             continue
         elif name == "layer_norm_eps":
             left_out = "" if name in actual else " (left out, so the library's default holds)"

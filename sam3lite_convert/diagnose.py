@@ -75,8 +75,9 @@ class Diagnoser:
     # ---- another tensor in its place
 
     def _other_tensor(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
-        others = [k for k in self._holders(found) if self._plan.mapped[k].source.key != piece.source.key]
-        same = [k for k in self._holders(found) if self._plan.mapped[k].source.key == piece.source.key and k != piece.key]
+        holders = [k for k in self._holders(found) if k != piece.key]
+        others = [k for k in holders if self._plan.mapped[k].source.key != piece.source.key]
+        same = [k for k in holders if k not in others]
         if same and piece.part:
             other = self._plan.mapped[same[0]]
             return f"holds {other.part} where {piece.part} belongs (rows of {piece.source.key})"
@@ -85,9 +86,10 @@ class Diagnoser:
             return f"holds the tensor of {other.key}, which comes from {other.source.key}"
         for dropped in self._plan.dropped.values():
             source = dropped.source
-            if source.nbytes == piece.nbytes and source.dtype == piece.source.dtype:
-                if self._cast(piece, read_tensor(self._source, source)) == found:
-                    return f"holds {source.key}, a tensor that has no counterpart here ({dropped.reason})"
+            if (source.nbytes, source.dtype) != (piece.nbytes, piece.source.dtype):
+                continue
+            if self._cast(piece, read_tensor(self._source, source)) == found:
+                return f"holds {source.key}, a tensor that has no counterpart here ({dropped.reason})"
         return None
 
     def _holders(self, found: bytes) -> list[str]:

@@ -47,9 +47,7 @@ def plan_shards(pieces: Sequence[Mapped], stem: str, limit: int | None) -> list[
     if len(groups) == 1:
         return [Shard(f"{stem}.safetensors", tuple(_aligned(groups[0])))]
     total = len(groups)
-    return [
-        Shard(f"{stem}-{n:05d}-of-{total:05d}.safetensors", tuple(_aligned(g))) for n, g in enumerate(groups, 1)
-    ]
+    return [Shard(f"{stem}-{n:05d}-of-{total:05d}.safetensors", tuple(_aligned(g))) for n, g in enumerate(groups, 1)]
 
 
 def _aligned(pieces: Sequence[Mapped]) -> list[Mapped]:
@@ -125,7 +123,8 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
             "output_not_ours",
         )
     if folder.resolve() in checkpoint.resolve().parents and present:
-        raise CannotRun(f"{checkpoint} lies in {folder}, which would be replaced; name another --output DIR", "output_holds_input")
+        message = f"{checkpoint} lies in {folder}, which would be replaced; name another --output DIR"
+        raise CannotRun(message, "output_holds_input")
     place = folder.resolve().parent
     while not place.exists():
         place = place.parent

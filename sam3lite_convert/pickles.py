@@ -80,10 +80,10 @@ class _StorageClass:
 
 
 def _integers(values: Any) -> tuple[int, ...]:
-    values = tuple(values)
-    if not all(type(v) is int and v >= 0 for v in values):
-        raise Untrusted(f"the file gives a tensor the sizes {values!r}")
-    return values
+    numbers: tuple[int, ...] = tuple(values)
+    if not all(type(v) is int and v >= 0 for v in numbers):
+        raise Untrusted(f"the file gives a tensor the sizes {numbers!r}")
+    return numbers
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None) -> TensorRecord:
@@ -184,7 +184,7 @@ def _check_opcodes(data: io.BytesIO, size: int) -> None:
     """
     start = data.tell()
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > size:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > size:
             raise Untrusted("the pickle asks for more memory than its own size explains", "hostile_pickle")
         if opcode.name in ("EXT1", "EXT2", "EXT4"):
             raise Untrusted("the pickle uses an extension code; a checkpoint does not", "hostile_pickle")

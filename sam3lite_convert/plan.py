@@ -362,9 +362,7 @@ def _pieces(
     return [piece(targets[0], None, 0, shape)]
 
 
-def _place(
-    piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, tuple[int, ...] | None]
-) -> list[Fault]:
+def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, tuple[int, ...] | None]) -> list[Fault]:
     other = mapped.get(piece.target)
     if other is not None:
         return [
@@ -382,7 +380,10 @@ def _place(
         return [Fault("unknown_target", piece.target, detail, near)]
     want = expected[piece.target]
     if want is not None and want != piece.shape:
-        detail = f"is {_shape(piece.source.shape)}; {piece.target} would become {_shape(piece.shape)}, and the model has {_shape(want)} there"
+        detail = (
+            f"is {_shape(piece.source.shape)}; {piece.target} would become {_shape(piece.shape)}, "
+            f"and the model has {_shape(want)} there"
+        )
         return [Fault("wrong_shape", piece.source.key, detail)]
     return []
 
@@ -433,7 +434,8 @@ _TITLES = {
 
 
 def _raise(faults: list[Fault], checkpoint: Checkpoint, options: Options, candidates: list[Candidate]) -> None:
-    known = [c[2] for c in candidates] + [s for f in faults if f.kind == "unfilled" for s in f.detail.split() if "." in s]
+    missing = [word for f in faults if f.kind == "unfilled" for word in f.detail.split() if "." in word]
+    known = [c[2] for c in candidates] + missing
     named = []
     for n, fault in enumerate(faults):
         if fault.kind == "unmatched" and n < _LISTED:

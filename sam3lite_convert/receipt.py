@@ -27,7 +27,8 @@ def losses(plan: Plan, loss: CastLoss) -> dict[str, Any]:
         if piece.operation == "drop_class_row" and missing:
             out["class_row"] = {"tensor": piece.source.key, "rows": 1, "bytes": missing}
         if piece.canonical == POSITION_TABLE and missing:
-            out["positions"] = {"tensor": piece.source.key, "rows": piece.source.shape[2] - piece.shape[2], "bytes": missing}
+            rows = piece.source.shape[2] - piece.shape[2]
+            out["positions"] = {"tensor": piece.source.key, "rows": rows, "bytes": missing}
     if loss.tensors:
         out["cast"] = {"dtype": plan.options.dtype, **loss.record()}
     return out

@@ -81,12 +81,9 @@ def _text_encoder(r: Record) -> None:
     fewer = 100 * (1 - count / SAM3_TEXT_PARAMETERS)
     say(
         f"text encoder: {a['variant']}, {a['num_hidden_layers']} layers, {a['hidden_size']} wide, "
-        f"{a['num_attention_heads']} heads, context {a['context_length']}"
-        + (", causal" if a["causal_masking"] else "")
+        f"{a['num_attention_heads']} heads, context {a['context_length']}" + (", causal" if a["causal_masking"] else "")
     )
-    say(
-        f"  {human_count(count)} parameters; SAM3's has {SAM3_TEXT_PARAMETERS / 1e6:.2f} M, so {fewer:.0f} % fewer"
-    )
+    say(f"  {human_count(count)} parameters; SAM3's has {SAM3_TEXT_PARAMETERS / 1e6:.2f} M, so {fewer:.0f} % fewer")
 
 
 def _component_table(r: Record) -> None:
@@ -142,7 +139,9 @@ def inspected(r: Record) -> None:
 
 def _short(message: str) -> str:
     lines = message.splitlines()
-    return message if len(lines) <= _LISTED else "\n".join([*lines[:_LISTED], f"... ({len(lines) - _LISTED} more lines)"])
+    if len(lines) <= _LISTED:
+        return message
+    return "\n".join([*lines[:_LISTED], f"... ({len(lines) - _LISTED} more lines)"])
 
 
 def _notes(r: Record) -> None:
@@ -199,7 +198,8 @@ def verified(r: Record) -> None:
         say(f"not in the folder: {text}")
     if r["verdict"] == "proven":
         up_to = f" up to {r['up_to']}" if r["up_to"] else ""
-        say(f"proven{up_to}: {r['checked']:,} of {r['targets']:,} tensors turn back into their source bit for bit", "bold green")
+        counted = f"{r['checked']:,} of {r['targets']:,} tensors"
+        say(f"proven{up_to}: {counted} turn back into their source bit for bit", "bold green")
     else:
         faults = len(r["mismatched"]) + len(r["missing"]) + len(r["unexpected"])
         say(f"mismatch: {faults:,} faults in {r['checked']:,} tensors checked", "bold red")

@@ -80,7 +80,7 @@ def _other_level(source: str, architecture: Architecture) -> bool:
     """Two neck rules lead to ``scale_layers.0``: dconv_2x2_0 at levels that grow by 4, dconv_2x2 by 2."""
     by_four = {f"{VISION}convs.{i}" for i in architecture.blocks["fpn_4x"]}
     module, _, leaf = source.removesuffix(".weight").removesuffix(".bias").rpartition(".")
-    return leaf == "dconv_2x2" and module in by_four or leaf == "dconv_2x2_0" and module not in by_four
+    return (leaf == "dconv_2x2" and module in by_four) or (leaf == "dconv_2x2_0" and module not in by_four)
 
 
 def draw(key: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -96,7 +96,9 @@ def draw(key: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * scale)
 
 
-def state_dict(architecture: Architecture | None = None, seed: int = 0, text_only: bool = False) -> dict[str, torch.Tensor]:
+def state_dict(
+    architecture: Architecture | None = None, seed: int = 0, text_only: bool = False
+) -> dict[str, torch.Tensor]:
     """A whole checkpoint under the names of a released file (``detector.*``, ``tracker.*``)."""
     out = {}
     for key, shape in source_shapes(architecture or small_architecture()).items():

@@ -153,9 +153,7 @@ def _sections(table: configparser.RawConfigParser) -> Iterator[configparser.Sect
     return (table[name] for name in table.sections())
 
 
-def _layout(
-    name: str, table: configparser.RawConfigParser, tables: dict[str, configparser.RawConfigParser]
-) -> Layout:
+def _layout(name: str, table: configparser.RawConfigParser, tables: dict[str, configparser.RawConfigParser]) -> Layout:
     try:
         head = table["layout"]
         rules = [_rule(s, None, f) for f in head["rules"].split() for s in _sections(tables[f])]
@@ -186,7 +184,7 @@ def _rule(section: configparser.SectionProxy, operation: str | None, table: str)
         raise CannotRun(f"{where}: op is one of {', '.join(OPERATIONS)}, not {operation!r}", "bad_table")
     if len(targets) != OPERATIONS[operation]:
         raise CannotRun(f"{where}: {operation} has {OPERATIONS[operation]} targets, not {len(targets)}", "bad_table")
-    if not example or operation == "drop" and not section.get("reason"):
+    if not example or (operation == "drop" and not section.get("reason")):
         raise CannotRun(f"{where}: an example key is missing, or the reason of a drop", "bad_table")
     rule = Rule(section.name, table, operation, source, targets, example, section.get("reason", ""))
     try:

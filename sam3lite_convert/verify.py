@@ -183,9 +183,7 @@ def _context(folder: Folder, plan: Plan) -> int | None:
     return None
 
 
-def verify(
-    folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None = None
-) -> Verification:
+def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None = None) -> Verification:
     """Compare every tensor of the folder with the plan's source, and config.json with its sizes.
 
     Raises Untrusted where the source is damaged or its twins differ.
