@@ -185,9 +185,9 @@ def converted(r: Record) -> None:
 def verified(r: Record) -> None:
     """The verdict on a folder."""
     say(f"{r['folder']}: layout {r['layout']}, component {r['component']}, {r['dtype']}", "bold")
-    _rows("differs from the source", [(m["key"], m["why"]) for m in r["mismatched"]])
+    _rows("wrong", [(m["key"], m["why"]) for m in r["mismatched"]])
     _rows("missing", [(k, "") for k in r["missing"]])
-    _rows("unexpected: the model has no such tensor", [(k, "") for k in r["unexpected"]])
+    _rows("unexpected, since the model has no such tensor", [(k, "") for k in r["unexpected"]])
     counters = [n for n in r["notes"] if "BatchNorm does not read it" in n]
     if counters:
         say(f"note: {len(counters)} BatchNorm counters (num_batches_tracked) are absent or differ; nothing reads them")
@@ -202,7 +202,8 @@ def verified(r: Record) -> None:
         say(f"proven{up_to}: {counted} turn back into their source bit for bit", "bold green")
     else:
         faults = len(r["mismatched"]) + len(r["missing"]) + len(r["unexpected"])
-        say(f"mismatch: {faults:,} faults in {r['checked']:,} tensors checked", "bold red")
+        noun = "fault" if faults == 1 else "faults"
+        say(f"mismatch: {faults:,} {noun}; {r['checked']:,} of {r['targets']:,} tensors were compared", "bold red")
 
 
 def _lost(lost: Record) -> Iterator[str]:
