@@ -218,12 +218,14 @@ def _text(
     sizes["output_dim"] = vote((re.escape(TEXT) + r"projector\.(?:weight|bias)", 0))
     if repmixer:
         sizes["kernel"] = vote((layer + r"(?:token_mixer\.mixer\.rbr_conv\.0|convffn\.conv)\.conv\.weight", 3))
-    if hidden % HEAD_DIM:
+    if hidden < HEAD_DIM:
+        assumed["num_attention_heads"] = f"1; heads are {HEAD_DIM} wide in every known model, and this one is {hidden}"
+    elif hidden % HEAD_DIM:
         raise UnsoundPlan(
             f"the text encoder is {hidden} wide; its heads are {HEAD_DIM} wide, so that is no whole number of them",
             "unknown_text_encoder",
         )
-    sizes["text_heads"] = hidden // HEAD_DIM
+    sizes["text_heads"] = max(hidden // HEAD_DIM, 1)
     for name in ("text_ffn", "vocab", "context", "projection_dim", "output_dim"):
         if sizes[name] is None:
             sizes[name] = {"text_ffn": 4 * hidden, "vocab": 49408, "context": 16, "output_dim": 256}.get(name, hidden)

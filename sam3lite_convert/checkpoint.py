@@ -256,9 +256,9 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
     if length > min(size - 8, _SAFETENSORS_HEADER_LIMIT):
         raise Untrusted("the safetensors header is longer than the file: truncated or damaged", "truncated_file")
     try:
-        header = json.loads(file.read(length))
+        header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
         metadata = header.pop("__metadata__", {})
-        tensors, ends = {}, []
+        tensors, extents = {}, []
         for key, entry in header.items():
             dtype = dtypes.from_safetensors(entry["dtype"])
             if dtype is None:
@@ -269,14 +269,26 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
             if not 0 <= begin <= end or end - begin != tensor.nbytes or not all(n >= 0 for n in shape):
                 raise Untrusted(f"{key}: its byte range does not fit its shape", "corrupt_file")
             tensors[key] = tensor
-            ends.append(8 + length + end)
+            extents.append((begin, end))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise Untrusted(f"the safetensors header cannot be read: {fault}", "corrupt_file") from fault
-    if max(ends, default=8 + length) > size:
+    position = 0
+    for begin, end in sorted(extents):
+        if begin != position:
+            raise Untrusted("the safetensors file has tensors that overlap, or a gap between them", "corrupt_file")
+        position = end
+    if 8 + length + position > size:
         raise Untrusted("the safetensors file ends before its last tensor: it is truncated", "truncated_file")
-    if max(ends, default=8 + length) != size:
+    if 8 + length + position != size:
         raise Untrusted("the safetensors file has bytes behind its last tensor", "corrupt_file")
     return Checkpoint(path, size, "safetensors", None, tensors, metadata=dict(metadata or {}))
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return out
 
 
 # ---- shared -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from sam3lite_convert.architecture import SAM3_TEXT_PARAMETERS, TEXT, infer_arch
 from sam3lite_convert.checkpoint import read_checkpoint
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.names import canonical_names
-from sam3lite_convert.output import check_destination, leftovers
+from sam3lite_convert.output import leftovers
 from sam3lite_convert.plan import Dropped, Mapped, Options, Plan, make_plan
 from sam3lite_convert.streams import Advance
 from sam3lite_convert.summary import components, dtype_counts, parameters, text_parameters
@@ -136,11 +136,11 @@ def convert_checkpoint(
     folder = output or conversion.default_output(path, options)
     record = plan_record(plan) | {"output": str(folder), "dry_run": dry_run}
     record["notes"] += [f"left over from an interrupted run, delete it: {p}" for p in leftovers(folder)]
-    if dry_run:
-        planned(record)
-        return record
-    check_destination(folder, overwrite, path, plan.out_nbytes)
+    if folder.exists() and not overwrite:
+        record["notes"].append(f"{folder} exists; without --overwrite it is kept")
     planned(record)
+    if dry_run:
+        return record
     done = conversion.convert(plan, folder, overwrite, max_shard_size, progress)
     sizes = {name: (folder / name).stat().st_size for name in done.files}
     notes = [n for n in done.receipt["notes"] if n not in record["notes"]]

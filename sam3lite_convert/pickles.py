@@ -12,15 +12,15 @@ import pickle
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sam3lite_convert import dtypes
 from sam3lite_convert.errors import Untrusted
 
+# Named tuples: a pickle's BUILD cannot change one, so no file can leave a mark on the next.
 
-@dataclass(frozen=True)
-class StorageRecord:
+
+class StorageRecord(NamedTuple):
     """A storage named by a pickle: ``dtype`` is None for untyped (byte) storages.
 
     ``start`` counts elements from the beginning of the storage ``key`` (old views only).
@@ -32,8 +32,7 @@ class StorageRecord:
     start: int = 0
 
 
-@dataclass(frozen=True)
-class TensorRecord:
+class TensorRecord(NamedTuple):
     """A tensor named by a pickle; ``offset`` and ``stride`` count elements of the storage."""
 
     storage: StorageRecord
@@ -69,13 +68,11 @@ class StateDict(OrderedDict):  # type: ignore[type-arg]
         pass
 
 
-@dataclass(frozen=True)
-class _Dtype:
+class _Dtype(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True)
-class _StorageClass:
+class _StorageClass(NamedTuple):
     dtype: str | None
 
 

@@ -81,9 +81,14 @@ def _text_encoder(r: Record) -> None:
     fewer = 100 * (1 - count / SAM3_TEXT_PARAMETERS)
     say(
         f"text encoder: {a['variant']}, {a['num_hidden_layers']} layers, {a['hidden_size']} wide, "
-        f"{a['num_attention_heads']} heads, context {a['context_length']}" + (", causal" if a["causal_masking"] else "")
+        f"{_plural(a['num_attention_heads'], 'head')}, context {a['context_length']}"
+        + (", causal" if a["causal_masking"] else "")
     )
     say(f"  {human_count(count)} parameters; SAM3's has {SAM3_TEXT_PARAMETERS / 1e6:.2f} M, so {fewer:.0f} % fewer")
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def _component_table(r: Record) -> None:
@@ -202,8 +207,10 @@ def verified(r: Record) -> None:
         say(f"proven{up_to}: {counted} turn back into their source bit for bit", "bold green")
     else:
         faults = len(r["mismatched"]) + len(r["missing"]) + len(r["unexpected"])
-        noun = "fault" if faults == 1 else "faults"
-        say(f"mismatch: {faults:,} {noun}; {r['checked']:,} of {r['targets']:,} tensors were compared", "bold red")
+        say(
+            f"mismatch: {_plural(faults, 'fault')}; {r['checked']:,} of {r['targets']:,} tensors were compared",
+            "bold red",
+        )
 
 
 def _lost(lost: Record) -> Iterator[str]:
