@@ -25,6 +25,26 @@ POSITION_TABLE = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
 SAM3_TEXT_PARAMETERS = 353.72e6  # SAM3's own text encoder
 HEAD_DIM = 64
 
+# Every size and every list of layers that a target table may speak of.
+SIZES = frozenset(
+    {
+        "text_hidden", "text_ffn", "text_heads", "vocab", "context", "projection_dim", "output_dim", "kernel",
+        "vit_hidden", "vit_ffn", "channels", "patch", "vit_positions", "fpn_hidden", "hidden", "roi", "geometry_ffn",
+        "detr_encoder_ffn", "detr_decoder_ffn", "queries", "detr_heads",
+    }
+)  # fmt: skip
+# Lists that may be empty: the other kind of block, or a scale that a neck does not have.
+OPTIONAL_BLOCKS = frozenset({"repmixer_blocks", "transformer_blocks", "fpn_4x", "fpn_2x", "fpn_1x"})
+# Depths of the released detectors; a file of their width with fewer layers has probably lost some.
+_RELEASED_DEPTHS = {
+    "vit_blocks": ("vit_hidden", 1024, 32),
+    "geometry_layers": ("hidden", 256, 3),
+    "detr_encoder_layers": ("hidden", 256, 6),
+    "detr_decoder_layers": ("hidden", 256, 6),
+    "upsampling_stages": ("hidden", 256, 3),
+    "fpn_levels": ("fpn_hidden", 256, 4),
+}
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 COMPONENTS = (  # name in reports, start of its canonical keys
@@ -71,6 +91,18 @@ class Architecture:
     def num_hidden_layers(self) -> int:
         """All text blocks, RepMixer blocks included."""
         return len(self.blocks["transformer_blocks"]) + len(self.blocks["repmixer_blocks"])
+
+    @property
+    def doubts(self) -> list[str]:
+        """Where the depth is not that of the released detectors of this width: layers may be missing."""
+        out = []
+        for name, (width, value, depth) in _RELEASED_DEPTHS.items():
+            have = len(self.blocks.get(name, ()))
+            if have and have != depth and self.sizes.get(width) == value:
+                out.append(f"{name}: {have} in this file, {depth} in every released detector of this width; intended?")
+        if self.variant == "custom" and self.sizes["text_hidden"] in (512, 768):
+            out.append(f"text encoder: {self.num_hidden_layers} layers is no released depth at this width; intended?")
+        return out
 
     def record(self) -> dict[str, Any]:
         """The JSON form: the text encoder's sizes by the names of the contract, the rest as they are."""
@@ -135,17 +167,18 @@ def relatives(shapes: Iterable[str]) -> list[Relative]:
 
 
 class _Votes:
-    """Sizes by majority over all keys that show them."""
+    """Sizes by majority over all keys that show them; a tensor of the wrong rank has no vote."""
 
     def __init__(self, shapes: Shapes) -> None:
         self._shapes = shapes
 
-    def __call__(self, *witnesses: tuple[str, int]) -> int | None:
+    def __call__(self, *witnesses: tuple[str, int, int]) -> int | None:
+        """``witnesses``: pattern of the keys, axis that shows the size, rank (a bias always has one axis)."""
         count: Counter[int] = Counter()
-        for pattern, axis in witnesses:
+        for pattern, axis, rank in witnesses:
             compiled = re.compile(pattern)
             for key, shape in self._shapes.items():
-                if len(shape) > axis and compiled.fullmatch(key):
+                if len(shape) == (1 if key.endswith("bias") else rank) and compiled.fullmatch(key):
                     count[shape[axis]] += 1
         return count.most_common(1)[0][0] if count else None
 
@@ -187,10 +220,10 @@ def _text(
     enc = re.escape(TEXT) + r"encoder\."
     layer = enc + r"transformer\.\d+\."
     hidden = vote(
-        (enc + r"final_layer_norm\.(?:weight|bias)", 0),
-        (layer + r"pre_norm_(?:mha|ffn)\.0\.(?:weight|bias)", 0),
-        (layer + r"(?:token_mixer\.)?layer_scale", 0),
-        (enc + r"embedding_layer\.weight", 1),
+        (enc + r"final_layer_norm\.(?:weight|bias)", 0, 1),
+        (layer + r"pre_norm_(?:mha|ffn)\.0\.(?:weight|bias)", 0, 1),
+        (layer + r"(?:token_mixer\.)?layer_scale", 0, 3),
+        (enc + r"embedding_layer\.weight", 1, 2),
     )
     layers = vote.indices(enc + r"transformer\.(\d+)\.")
     if hidden is None or not layers:
@@ -210,14 +243,14 @@ def _text(
     blocks["transformer_blocks"] = tuple(i for i in layers if i not in repmixer)
     sizes["text_hidden"] = hidden
     sizes["text_ffn"] = vote(
-        (layer + r"pre_norm_ffn\.1\.(?:weight|bias)", 0), (layer + r"convffn\.fc1\.(?:weight|bias)", 0)
+        (layer + r"pre_norm_ffn\.1\.(?:weight|bias)", 0, 2), (layer + r"convffn\.fc1\.(?:weight|bias)", 0, 4)
     )
-    sizes["vocab"] = vote((enc + r"embedding_layer\.weight", 0))
-    sizes["context"] = vote((re.escape(POSITION_TABLE), 2))
-    sizes["projection_dim"] = vote((enc + r"projection_layer", 1))
-    sizes["output_dim"] = vote((re.escape(TEXT) + r"projector\.(?:weight|bias)", 0))
+    sizes["vocab"] = vote((enc + r"embedding_layer\.weight", 0, 2))
+    sizes["context"] = vote((re.escape(POSITION_TABLE), 2, 4))
+    sizes["projection_dim"] = vote((enc + r"projection_layer", 1, 2))
+    sizes["output_dim"] = vote((re.escape(TEXT) + r"projector\.(?:weight|bias)", 0, 2))
     if repmixer:
-        sizes["kernel"] = vote((layer + r"(?:token_mixer\.mixer\.rbr_conv\.0|convffn\.conv)\.conv\.weight", 3))
+        sizes["kernel"] = vote((layer + r"(?:token_mixer\.mixer\.rbr_conv\.0|convffn\.conv)\.conv\.weight", 3, 4))
     if hidden < HEAD_DIM:
         assumed["num_attention_heads"] = f"1; heads are {HEAD_DIM} wide in every known model, and this one is {hidden}"
     elif hidden % HEAD_DIM:
@@ -256,25 +289,25 @@ def _detector(
     neck = re.escape(VISION) + r"convs\."
     geometry, encoder, decoder = r"geometry_encoder\.", r"transformer\.encoder\.", r"transformer\.decoder\."
     block = trunk + r"blocks\.\d+\."
-    sizes["vit_hidden"] = vote((block + r"norm[12]\." + wb, 0), (trunk + r"ln_pre\." + wb, 0))
-    sizes["vit_ffn"] = vote((block + r"mlp\.fc1\." + wb, 0))
-    sizes["channels"] = vote((trunk + r"patch_embed\.proj\.weight", 1))
-    sizes["patch"] = vote((trunk + r"patch_embed\.proj\.weight", 2))
-    rows = vote((trunk + "pos_embed", 1))
+    sizes["vit_hidden"] = vote((block + r"norm[12]\." + wb, 0, 1), (trunk + r"ln_pre\." + wb, 0, 1))
+    sizes["vit_ffn"] = vote((block + r"mlp\.fc1\." + wb, 0, 2))
+    sizes["channels"] = vote((trunk + r"patch_embed\.proj\.weight", 1, 4))
+    sizes["patch"] = vote((trunk + r"patch_embed\.proj\.weight", 2, 4))
+    rows = vote((trunk + "pos_embed", 1, 3))
     sizes["vit_positions"] = None if rows is None else rows - has_class_row(rows)
-    sizes["fpn_hidden"] = vote((neck + r"\d+\.conv_3x3\." + wb, 0))
+    sizes["fpn_hidden"] = vote((neck + r"\d+\.conv_3x3\." + wb, 0, 4))
     norms = r"(?:norm\d?|encode_norm|img_pre_norm|catext_norm|presence_token_out_norm)\." + wb
     sizes["hidden"] = vote(
-        (geometry + r"(?:encode\.\d+\.)?" + norms, 0),
-        (encoder + r"layers\.\d+\." + norms, 0),
-        (decoder + r"(?:layers\.\d+\.)?" + norms, 0),
+        (geometry + r"(?:encode\.\d+\.)?" + norms, 0, 1),
+        (encoder + r"layers\.\d+\." + norms, 0, 1),
+        (decoder + r"(?:layers\.\d+\.)?" + norms, 0, 1),
     )
-    sizes["roi"] = vote((geometry + r"boxes_pool_project\.weight", 2))
-    sizes["geometry_ffn"] = vote((geometry + r"encode\.\d+\.linear1\." + wb, 0))
-    sizes["detr_encoder_ffn"] = vote((encoder + r"layers\.\d+\.linear1\." + wb, 0))
-    sizes["detr_decoder_ffn"] = vote((decoder + r"layers\.\d+\.linear1\." + wb, 0))
-    sizes["queries"] = vote((decoder + r"(?:query_embed|reference_points)\.weight", 0))
-    sizes["detr_heads"] = vote((decoder + r"boxRPB_embed_[xy]\.layers\.1\." + wb, 0))
+    sizes["roi"] = vote((geometry + r"boxes_pool_project\.weight", 2, 4))
+    sizes["geometry_ffn"] = vote((geometry + r"encode\.\d+\.linear1\." + wb, 0, 2))
+    sizes["detr_encoder_ffn"] = vote((encoder + r"layers\.\d+\.linear1\." + wb, 0, 2))
+    sizes["detr_decoder_ffn"] = vote((decoder + r"layers\.\d+\.linear1\." + wb, 0, 2))
+    sizes["queries"] = vote((decoder + r"(?:query_embed|reference_points)\.weight", 0, 2))
+    sizes["detr_heads"] = vote((decoder + r"boxRPB_embed_[xy]\.layers\.1\." + wb, 0, 2))
     blocks["vit_blocks"] = vote.indices(trunk + r"blocks\.(\d+)\.")
     blocks["geometry_layers"] = vote.indices(geometry + r"encode\.(\d+)\.")
     blocks["detr_encoder_layers"] = vote.indices(encoder + r"layers\.(\d+)\.")
@@ -315,7 +348,7 @@ def _vision_facts(
     grid = math.isqrt(sizes["vit_positions"] or 576)
     facts: dict[str, Any] = {"pretrain_image_size": grid * patch}
     if tables:
-        half = vote((trunk + r"blocks\.\d+\.attn\.freqs_cis", 1)) or HEAD_DIM // 2
+        half = vote((trunk + r"blocks\.\d+\.attn\.freqs_cis", 1, 2)) or HEAD_DIM // 2
         tokens = sorted({s[0] for s in tables.values()})
         facts["vit_heads"] = hidden // (2 * half)
         facts["window_size"] = math.isqrt(tokens[0])

@@ -104,6 +104,10 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
         raise CannotRun(f"{path} is a folder; a checkpoint is one file", "not_a_file") from None
     except PermissionError:
         raise CannotRun(f"{path}: no permission to read it", "no_permission") from None
+    except (NotADirectoryError, OSError) as fault:
+        if fault.filename is None:
+            raise
+        raise CannotRun(f"{path}: {fault.strerror}", "cannot_open") from None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -121,7 +125,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 return _read_zip(path, file, size)
             if head.startswith(_LEGACY_MAGIC):
                 return _read_legacy(path, file, size)
-            if _looks_like_safetensors(head, size, path):
+            if head[8:9] == b"{":
                 return _read_safetensors(path, file, size)
         except (Untrusted, UnsoundPlan) as fault:
             fault.message = f"{path.name}: {fault.message}"
@@ -217,6 +221,8 @@ def _read_legacy(path: Path, file: BinaryIO, size: int) -> Checkpoint:
     tree = pickles.load(stream)
     keys = pickles.load(stream)
     wrapper, found, notes = _state_dict(tree)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise Untrusted("the file's list of storages cannot be read", "corrupt_file")
     kinds = {t.storage.key: t.storage.dtype for t in _all_tensors(tree)}
     storages, position = {}, stream.tell()
     for key in keys:
@@ -246,10 +252,6 @@ def _all_tensors(tree: Any) -> Iterator[pickles.TensorRecord]:
 # ---- safetensors ------------------------------------------------------------------------
 
 
-def _looks_like_safetensors(head: bytes, size: int, path: Path) -> bool:
-    return size > 8 and (path.suffix == ".safetensors" or head[8:9] == b"{")
-
-
 def _read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
     # 8 bytes: length of the header; the header: JSON; then the tensors, offsets from the header's end.
     length = struct.unpack("<Q", file.read(8))[0]
@@ -257,7 +259,7 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         raise Untrusted("the safetensors header is longer than the file: truncated or damaged", "truncated_file")
     try:
         header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
-        metadata = header.pop("__metadata__", {})
+        metadata = dict(header.pop("__metadata__", None) or {})
         tensors, extents = {}, []
         for key, entry in header.items():
             dtype = dtypes.from_safetensors(entry["dtype"])
@@ -265,6 +267,8 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
                 raise Untrusted(f"{key} has the dtype {entry['dtype']}, which this tool does not know")
             shape = tuple(entry["shape"])
             begin, end = entry["data_offsets"]
+            if not all(type(n) is int for n in (*shape, begin, end)):
+                raise Untrusted(f"{key}: its shape or byte range is not made of whole numbers", "corrupt_file")
             tensor = StoredTensor(key, dtype, shape, 8 + length + begin, contiguous_stride(shape))
             if not 0 <= begin <= end or end - begin != tensor.nbytes or not all(n >= 0 for n in shape):
                 raise Untrusted(f"{key}: its byte range does not fit its shape", "corrupt_file")
@@ -281,7 +285,7 @@ def _read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         raise Untrusted("the safetensors file ends before its last tensor: it is truncated", "truncated_file")
     if 8 + length + position != size:
         raise Untrusted("the safetensors file has bytes behind its last tensor", "corrupt_file")
-    return Checkpoint(path, size, "safetensors", None, tensors, metadata=dict(metadata or {}))
+    return Checkpoint(path, size, "safetensors", None, tensors, metadata=metadata)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -295,6 +299,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _pread(file: BinaryIO, offset: int, nbytes: int) -> bytes:
+    if not 0 <= offset < 1 << 63:
+        raise Untrusted("the archive's directory points outside the file", "corrupt_file")
     file.seek(offset)
     return file.read(nbytes)
 

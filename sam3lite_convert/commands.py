@@ -92,6 +92,7 @@ def inspect_checkpoint(path: Path, mappings: Mappings, causal: bool = False) -> 
         "dropped": {d.label: d.reason for d in plan.dropped.values()} if plan else {},
         "convert": {c: "yes" if c in plans else refusals[c].message for c in ("all", "text")},
         "notes": list(checkpoint.notes)
+        + (architecture.doubts if architecture else [])
         + ([f"{len(names.twins)} tensors have two spellings; they are compared on conversion"] if names.twins else []),
     }
 

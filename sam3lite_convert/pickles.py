@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sam3lite_convert import dtypes
-from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan, Untrusted
 
 # Named tuples: a pickle's BUILD cannot change one, so no file can leave a mark on the next.
 
@@ -79,7 +79,7 @@ class _StorageClass(NamedTuple):
 def _integers(values: Any) -> tuple[int, ...]:
     numbers: tuple[int, ...] = tuple(values)
     if not all(type(v) is int and v >= 0 for v in numbers):
-        raise Untrusted(f"the file gives a tensor the sizes {numbers!r}")
+        raise Untrusted("the file gives a tensor sizes that are no whole numbers, or negative ones")
     return numbers
 
 
@@ -95,6 +95,13 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *ignored: Any) -> TensorRecord:
+    # Behind them: requires_grad, hooks, and marks of a view whose bytes do not hold its values.
+    marks = ignored[2] if len(ignored) > 2 else None
+    if isinstance(marks, dict) and any(marks.values()):
+        raise UnsoundPlan(
+            "the file holds a lazily negated or conjugated tensor; save it again after .resolve_neg().resolve_conj()",
+            "lazy_view",
+        )
     return _tensor(storage, offset, size, stride, None)
 
 
@@ -105,6 +112,11 @@ def _rebuild_tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest:
 
 def _rebuild_parameter(data: Any, *ignored: Any) -> Any:
     return data
+
+
+def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    # A tensor with Python attributes; the function came out of the closed table like any other.
+    return function(*arguments)
 
 
 def _as_tuple(*args: Any) -> tuple[Any, ...]:
@@ -118,6 +130,10 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any] | Any] = {
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
+    ("torch._tensor", "_rebuild_from_type"): _rebuild_from_type,
+    ("torch", "Tensor"): Opaque,
+    ("torch.nn.parameter", "Parameter"): Opaque,
     ("torch", "Size"): _as_tuple,
     ("torch", "device"): Opaque,
     ("torch.storage", "UntypedStorage"): _StorageClass(None),
@@ -127,6 +143,10 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any] | Any] = {
     ("yacs.config", "CfgNode"): Opaque,
     ("pathlib", "PosixPath"): Opaque,
     ("pathlib", "WindowsPath"): Opaque,
+    ("pathlib._local", "PosixPath"): Opaque,
+    ("pathlib._local", "WindowsPath"): Opaque,
+    ("collections", "Counter"): Opaque,
+    ("collections", "defaultdict"): Opaque,
     ("numpy", "dtype"): Opaque,
     ("numpy", "ndarray"): Opaque,
     ("numpy.core.multiarray", "scalar"): Opaque,
@@ -140,9 +160,9 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any] | Any] = {
     ("copyreg", "_reconstructor"): Opaque,
     ("__builtin__", "object"): Opaque,
     ("builtins", "object"): Opaque,
-    ("builtins", "dict"): Opaque,
-    ("__builtin__", "dict"): Opaque,
 }
+for _name in ("dict", "list", "tuple", "int", "float", "complex", "bytearray", "frozenset"):
+    _ALLOWED["builtins", _name] = _ALLOWED["__builtin__", _name] = Opaque
 for _name, _dtype in dtypes.STORAGE_CLASSES.items():
     _ALLOWED["torch", _name] = _ALLOWED["torch.cuda", _name] = _StorageClass(_dtype)
 for _dtype in dtypes.NAMES:
@@ -174,30 +194,70 @@ class _Reader(pickle.Unpickler):
         return StorageRecord(kind.dtype, key, count, start)
 
 
-def _check_opcodes(data: io.BytesIO, size: int) -> None:
-    """Walk one pickle without running it; raises Untrusted where it is malformed.
+_MAX_TUPLE_DEPTH = 16  # a checkpoint nests three or four
 
-    A memo index beyond the pickle's own length would only make the unpickler allocate.
+
+def _check_opcodes(data: io.BytesIO, size: int) -> None:
+    """Walk one pickle without running it; raises Untrusted for what only costs memory or time.
+
+    A memo index beyond the pickle's own length would make the unpickler allocate. Tuples nested
+    within tuples, each twice, would take hours to hash. Raises ValueError for a malformed pickle.
     """
     start = data.tell()
+    mark = object()
+    stack: list[Any] = []  # how deep tuples nest in each item, or the mark
+    memo: dict[int, int] = {}
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > size:
-            raise Untrusted("the pickle asks for more memory than its own size explains", "hostile_pickle")
-        if opcode.name in ("EXT1", "EXT2", "EXT4"):
+        name = opcode.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            index = len(memo) if name == "MEMOIZE" else int(argument or 0)
+            if index > size:
+                raise Untrusted("the pickle asks for more memory than its own size explains", "hostile_pickle")
+            memo[index] = stack[-1] if stack and stack[-1] is not mark else 0
+            continue
+        if name in ("EXT1", "EXT2", "EXT4"):
             raise Untrusted("the pickle uses an extension code; a checkpoint does not", "hostile_pickle")
+        if name == "MARK":
+            stack.append(mark)
+            continue
+        if name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo.get(int(argument or 0), 0))
+            continue
+        popped = _pop(stack, opcode, mark)
+        depth = max(popped, default=0) + (name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"))
+        if depth > _MAX_TUPLE_DEPTH:
+            raise Untrusted("the pickle nests tuples deeper than any checkpoint does", "hostile_pickle")
+        stack += [depth] * len(opcode.stack_after)
     data.seek(start)
+
+
+def _pop(stack: list[Any], opcode: pickletools.OpcodeInfo, mark: object) -> list[int]:
+    """Take off the stack what the opcode takes off, a mark and all above it included."""
+    popped: list[int] = []
+    before = list(opcode.stack_before)
+    if pickletools.markobject in before:
+        while stack and (item := stack.pop()) is not mark:
+            popped.append(item)
+        before = before[: before.index(pickletools.markobject)]
+    elif opcode.name == "POP" and stack and stack[-1] is mark:
+        stack.pop()
+        return popped
+    for _ in before:
+        if stack and stack[-1] is not mark:
+            popped.append(stack.pop())
+    return popped
 
 
 def load(data: io.BytesIO) -> Any:
     """The next pickle of ``data`` as plain containers, TensorRecords and inert stand-ins.
 
     Leaves ``data`` behind the pickle. Raises Untrusted for a malformed pickle and for one that
-    names anything outside the closed table.
+    names anything outside the closed table; UnsoundPlan for a tensor whose bytes are not its values.
     """
     try:
         _check_opcodes(data, len(data.getbuffer()))
         return _Reader(data, encoding="utf-8").load()
-    except Untrusted:
+    except Sam3LiteError:
         raise
     except Exception as fault:  # a hostile or broken pickle can raise nearly anything
         raise Untrusted(f"the file's pickle cannot be read: {fault or type(fault).__name__}", "corrupt_file") from fault

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,9 @@ from typing import Any
 
 from sam3lite_convert import dtypes
 from sam3lite_convert.architecture import (
+    OPTIONAL_BLOCKS,
     POSITION_TABLE,
+    SIZES,
     TEXT,
     Architecture,
     has_class_row,
@@ -114,12 +117,14 @@ class Twin:
 
 @dataclass(frozen=True)
 class Fault:
-    """One reason why a plan is not sound. ``kind`` is stable; ``near`` are known names like it."""
+    """One reason why a plan is not sound. ``kind`` is stable; ``near`` are known names like it,
+    ``sources`` the source keys that would mend it."""
 
     kind: str
     key: str
     detail: str
     near: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         return {"kind": self.kind, "key": self.key, "detail": self.detail, "near": list(self.near)}
@@ -198,7 +203,10 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
                 expected.pop(target, None)
         for piece in pieces:
             faults += _place(piece, mapped, expected)
-    faults += _unfilled(mapped, expected, layout, checkpoint, names)
+    faults += _unfilled(mapped, expected, layout, names)
+    reported = tuple(f.key + "." for f in faults if f.kind == "missing_component")
+    empty = _empty_lists(layout, architecture, options.component)
+    faults += [f for f in empty if not f"{f.key}.".startswith(reported)]
     if faults:
         _raise(faults, checkpoint, options, candidates)
     for keys in names.twins.values():
@@ -264,39 +272,44 @@ def _twins(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
             yield Twin(first, second)
 
 
-def expected_targets(
-    layout: Layout, architecture: Architecture, component: str
-) -> Iterator[tuple[str, tuple[int, ...] | None]]:
-    """Every target key with its shape; None where the file shows no size for it."""
+Expected = tuple[int | None, ...]
+
+
+def expected_targets(layout: Layout, architecture: Architecture, component: str) -> Iterator[tuple[str, Expected]]:
+    """Every target key with its shape; None for a side that the file does not show.
+
+    Raises CannotRun for a target table that speaks of sizes or lists that no architecture has.
+    """
     for template, each, sizes in layout.shapes:
         if component == "text" and not template.startswith(_TEXT_TARGETS):
             continue
-        shape = _resolve(sizes, architecture.sizes)
-        if each is None:
-            yield template, shape
-        else:
-            if each not in architecture.blocks:
-                raise CannotRun(
-                    f"target table of layout {layout.name}: no list {each!r}; there are: "
-                    + ", ".join(sorted(architecture.blocks)),
-                    "bad_table",
-                )
-            for i in architecture.blocks[each]:
-                yield template.replace("{i}", str(i)), shape
+        shape = tuple(_side(text, architecture.sizes, f"layout {layout.name}, {template}") for text in sizes)
+        for i in _indices(layout, architecture, each):
+            yield (template if i is None else template.replace("{i}", str(i))), shape
 
 
-def _resolve(expressions: tuple[str, ...], sizes: dict[str, int]) -> tuple[int, ...] | None:
-    """``2*hidden``, ``vit_hidden/4``, ``hidden+2``, ``hidden`` or ``16``, each to a number."""
-    out = []
-    for text in expressions:
-        factor, _, name = text.rpartition("*")
-        name, _, divisor = name.partition("/")
-        name, _, addend = name.partition("+")
-        value = int(name) if name.isdigit() else sizes.get(name)
-        if value is None:
-            return None
-        out.append(int(factor or 1) * value // int(divisor or 1) + int(addend or 0))
-    return tuple(out)
+def _indices(layout: Layout, architecture: Architecture, each: str | None) -> tuple[int | None, ...]:
+    if each is None:
+        return (None,)
+    if each not in architecture.blocks:
+        names = ", ".join(sorted(architecture.blocks))
+        raise CannotRun(f"target table of layout {layout.name}: no list {each!r}; there are: {names}", "bad_table")
+    return architecture.blocks[each]
+
+
+_SIDE = re.compile(r"(?:(\d+)\*)?(\w+)(?:/([1-9]\d*))?(?:\+(\d+))?")
+
+
+def _side(text: str, sizes: dict[str, int], where: str) -> int | None:
+    """``2*hidden``, ``vit_hidden/4``, ``hidden+2``, ``hidden`` or ``16``, to a number."""
+    match = _SIDE.fullmatch(text)
+    if match is None or not (match[2].isdigit() or match[2] in SIZES):
+        known = ", ".join(sorted(SIZES))
+        raise CannotRun(f"target table, {where}: {text!r} is no size; there are numbers and {known}", "bad_table")
+    value = int(match[2]) if match[2].isdigit() else sizes.get(match[2])
+    if value is None:
+        return None
+    return int(match[1] or 1) * value // int(match[3] or 1) + int(match[4] or 0)
 
 
 Candidate = tuple[Rule, StoredTensor, str, tuple[str, ...]]
@@ -355,6 +368,8 @@ def _pieces(
             raise ValueError("a position table has three dimensions")
         if has_class_row(shape[1]):
             return [piece(targets[0], None, shape[2] * width, (shape[0], shape[1] - 1, shape[2]))]
+        if math.isqrt(shape[1]) ** 2 != shape[1]:
+            raise ValueError("its rows are no square grid, with or without a class position")
     if canonical == POSITION_TABLE and options.context is not None:
         if len(shape) != 4:
             raise ValueError("a text position table has four dimensions")
@@ -362,7 +377,7 @@ def _pieces(
     return [piece(targets[0], None, 0, shape)]
 
 
-def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, tuple[int, ...] | None]) -> list[Fault]:
+def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expected]) -> list[Fault]:
     other = mapped.get(piece.target)
     if other is not None:
         return [
@@ -379,20 +394,22 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, tuple[i
         detail = f"the target model has no such tensor; rule [{piece.rule.name}] leads there from {piece.source.key}"
         return [Fault("unknown_target", piece.target, detail, near)]
     want = expected[piece.target]
-    if want is not None and want != piece.shape:
+    if len(want) != len(piece.shape) or any(w not in (None, n) for w, n in zip(want, piece.shape, strict=True)):
         detail = (
             f"is {_shape(piece.source.shape)}; {piece.target} would become {_shape(piece.shape)}, "
             f"and the model has {_shape(want)} there"
         )
         return [Fault("wrong_shape", piece.source.key, detail)]
+    if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith("num_batches_tracked"):
+        detail = f"is {piece.source.dtype}; weights are floating-point numbers (a quantised file has no counterpart)"
+        return [Fault("wrong_dtype", piece.source.key, detail)]
     return []
 
 
 def _unfilled(
     mapped: dict[str, Mapped],
-    expected: dict[str, tuple[int, ...] | None],
+    expected: dict[str, Expected],
     layout: Layout,
-    checkpoint: Checkpoint,
     names: Names,
 ) -> list[Fault]:
     empty = [t for t in expected if t not in mapped]
@@ -410,8 +427,21 @@ def _unfilled(
         sources = [s for r in layout.rules if (s := r.reverse(target))]
         absent = [names.prefix + s for s in sources if s not in names.sources]
         detail = f"it comes from {' or '.join(absent)}, which is missing" if absent else "no rule leads there"
-        faults.append(Fault("unfilled", target, detail))
+        faults.append(Fault("unfilled", target, detail, sources=tuple(absent)))
     return faults
+
+
+def _empty_lists(layout: Layout, architecture: Architecture, component: str) -> list[Fault]:
+    """Stacks of layers of which the file holds not one: without this, nothing would miss them."""
+    modules: dict[str, str] = {}
+    for template, each, _ in layout.shapes:
+        if each and each not in OPTIONAL_BLOCKS and (component == "all" or template.startswith(_TEXT_TARGETS)):
+            modules.setdefault(each, template.split(".{i}")[0].removesuffix(".layers"))
+    return [
+        Fault("missing_component", modules[each], "the file has not one of its layers")
+        for each in modules
+        if not architecture.blocks.get(each)
+    ]
 
 
 def _file_and_key(piece: Mapped, layout: Layout, options: Options) -> Mapped:
@@ -428,13 +458,14 @@ _TITLES = {
     "collision": "targets with two sources",
     "unknown_target": "targets that the model does not have",
     "wrong_shape": "tensors of the wrong shape",
+    "wrong_dtype": "tensors of the wrong dtype",
     "missing_component": "components that the file does not hold",
     "unfilled": "targets that nothing fills",
 }
 
 
 def _raise(faults: list[Fault], checkpoint: Checkpoint, options: Options, candidates: list[Candidate]) -> None:
-    missing = [word for f in faults if f.kind == "unfilled" for word in f.detail.split() if "." in word]
+    missing = [name for f in faults for name in f.sources]
     known = [c[2] for c in candidates] + missing
     named = []
     for n, fault in enumerate(faults):
@@ -451,7 +482,7 @@ def _raise(faults: list[Fault], checkpoint: Checkpoint, options: Options, candid
             lines.append(f"  {fault.key}\n      {fault.detail}{near}")
         if len(some) > _LISTED:
             lines.append(f"  ... and {len(some) - _LISTED} more; --json lists all of them")
-    only_text = {f.kind for f in faults} == {"missing_component"} and options.component == "all"
+    only_text = options.component == "all" and all(canonical.startswith(TEXT) for _, _, canonical, _ in candidates)
     if only_text:
         lines.append("If this is a text encoder alone, convert it with --component text.")
     else:
@@ -459,5 +490,5 @@ def _raise(faults: list[Fault], checkpoint: Checkpoint, options: Options, candid
     raise UnsoundPlan("\n".join(lines), "unsound_plan", {"faults": [f.record() for f in named]})
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+def _shape(shape: Expected) -> str:
+    return "x".join("?" if n is None else str(n) for n in shape) or "scalar"

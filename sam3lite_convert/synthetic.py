@@ -48,8 +48,8 @@ def source_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Canonical key -> shape of every source tensor that such a model's checkpoint holds."""
     layout = load_mappings().layout("packed")
     shapes: dict[str, tuple[int, ...]] = {}
-    for target, shape in expected_targets(layout, architecture, "all"):
-        assert shape is not None
+    for target, sides in expected_targets(layout, architecture, "all"):
+        shape = tuple(n for n in sides if n is not None)
         for rule in layout.rules:
             source = rule.reverse(target)
             if source is None or _other_level(source, architecture):
@@ -70,8 +70,8 @@ def source_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         side = _GRID if i % 8 == 7 else _WINDOW
         shapes[f"{VISION}trunk.blocks.{i}.attn.freqs_cis"] = (side * side, 32)
     for line in (Path(__file__).parent / "data" / "tracker_keys.tsv").read_text().splitlines():
-        key, sides = line.split("\t")
-        numbers = () if sides == "scalar" else tuple(int(n) for n in sides.split("x"))
+        key, text = line.split("\t")
+        numbers = () if text == "scalar" else tuple(int(n) for n in text.split("x"))
         shapes[key] = tuple(min(n, _BIGGEST_TRACKER_SIDE) for n in numbers)
     return shapes
 

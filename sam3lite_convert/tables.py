@@ -191,7 +191,9 @@ def _rule(section: configparser.SectionProxy, operation: str | None, table: str)
         made = rule.apply(example)
         # A spelling is only ever read forwards.
         reversible = made is None or table == SPELLINGS or all(rule.reverse(t) == example for t in made)
-    except (re.error, KeyError, IndexError, ValueError) as fault:
+    except KeyError as fault:
+        raise CannotRun(f"{where}: the pattern has no group {fault}", "bad_table") from fault
+    except (re.error, IndexError, ValueError, AttributeError) as fault:
         raise CannotRun(f"{where}: {fault}", "bad_table") from fault
     if made is None:
         raise CannotRun(f"{where}: the pattern does not match its own example {example}", "bad_table")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ VISION = "detector.backbone.vision_backbone."
 Rows = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype, shape)
 
 
+@functools.cache
 def key_list(name: str) -> Rows:
     """A key list of tests/data: key, dtype and shape of every tensor."""
     rows = {}
@@ -52,8 +54,13 @@ def fake(rows: Rows) -> Checkpoint:
     return Checkpoint(Path("fake.pt"), 0, "zip", "model", tensors)
 
 
+@functools.cache
+def shipped_tables() -> Mappings:
+    return load_mappings()
+
+
 def plan_of(rows: Rows, mappings: Mappings | None = None, **options: object) -> Plan:
-    return make_plan(fake(rows), mappings or load_mappings(), Options(**options))  # type: ignore[arg-type]
+    return make_plan(fake(rows), mappings or shipped_tables(), Options(**options))  # type: ignore[arg-type]
 
 
 def faults_of(error: Sam3LiteError) -> set[tuple[str, str]]:
@@ -90,7 +97,7 @@ def read_member(path: Path, member: str) -> bytes:
 
 @pytest.fixture(scope="session")
 def mappings() -> Mappings:
-    return load_mappings()
+    return shipped_tables()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,687 @@
+"""The index of a file against what torch itself reads, and the faults of files that are no good."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import pickle
+import random
+import struct
+import subprocess
+import sys
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_member, rewrite_zip
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sam3lite_convert.checkpoint import read_checkpoint
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
+
+DTYPES = (
+    "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "int32", "int16", "int8",
+    "uint8", "uint16", "uint32", "uint64", "bool", "complex64", "complex128",
+)  # fmt: skip
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "a.weight": torch.randn(3, 4),
+        "a.bias": torch.randn(4),
+        "b.weight": torch.randn(2, 3, 5),
+        "n": torch.tensor(7),
+    }
+
+
+def stored_bytes(path, tensor) -> bytes:
+    """The bytes of one indexed tensor, in C order, gathered by its offset and stride."""
+    dtype = getattr(torch, tensor.dtype)
+    raw = bytearray(tensor.span * dtype.itemsize)
+    with open(path, "rb") as file:
+        file.seek(tensor.offset)
+        assert file.readinto(raw) == len(raw)
+    if not raw:
+        return b""
+    return as_bytes(torch.frombuffer(raw, dtype=dtype).as_strided(tensor.shape, tensor.stride))
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def assert_index_is(path, truth) -> None:
+    index = read_checkpoint(path).tensors
+    assert list(index) == list(truth)
+    for key, tensor in truth.items():
+        entry = index[key]
+        assert (entry.key, entry.dtype, entry.shape) == (
+            key,
+            str(tensor.dtype).removeprefix("torch."),
+            tuple(tensor.shape),
+        )
+        assert entry.nbytes == tensor.numel() * tensor.element_size()
+        assert entry.contiguous == tensor.is_contiguous()
+        assert stored_bytes(path, entry) == as_bytes(tensor), key
+
+
+def assert_reads_as_torch(path, wrapper=None, weights_only=True) -> None:
+    truth = torch.load(path, weights_only=weights_only, map_location="cpu")
+    assert_index_is(path, truth[wrapper] if wrapper else truth)
+    assert read_checkpoint(path).wrapper == wrapper
+
+
+def saved(tmp_path, content, legacy=False, **kwargs):
+    path = tmp_path / "file.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy, **kwargs)
+    return path
+
+
+either_format = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+
+# ---- what torch sees ----------------------------------------------------------------------
+
+
+def test_a_whole_small_checkpoint_is_indexed_as_torch_reads_it(small_file):
+    assert_reads_as_torch(small_file, "model")
+
+
+@either_format
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", None])
+def test_a_state_dict_is_found_wrapped_or_bare(tmp_path, legacy, wrapper):
+    path = saved(tmp_path, {wrapper: tensors()} if wrapper else tensors(), legacy)
+    assert_reads_as_torch(path, wrapper)
+    assert read_checkpoint(path).format == ("legacy" if legacy else "zip")
+    assert read_checkpoint(path).size == path.stat().st_size
+
+
+@either_format
+def test_what_stands_beside_the_state_dict_is_left_and_noted(tmp_path, legacy):
+    path = saved(
+        tmp_path, {"model": tensors(), "meta": {"epoch": 3, "lr": 1e-4, "name": "x", "ema": torch.ones(2)}}, legacy
+    )
+    assert_reads_as_torch(path, "model")
+    assert any("meta" in note for note in read_checkpoint(path).notes)
+
+
+@either_format
+def test_a_state_dict_of_a_module_is_read(tmp_path, legacy):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    assert isinstance(module.state_dict(), OrderedDict)
+    assert hasattr(module.state_dict(), "_metadata")
+    assert_reads_as_torch(saved(tmp_path, module.state_dict(), legacy))
+
+
+@either_format
+def test_parameters_are_read(tmp_path, legacy):
+    assert_reads_as_torch(saved(tmp_path, {"model": dict(torch.nn.Linear(3, 4).named_parameters())}, legacy), "model")
+
+
+@either_format
+def test_parameters_with_attributes_are_read(tmp_path, legacy):
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    weight.no_decay = True
+    assert_reads_as_torch(saved(tmp_path, {"model": {"w": weight}}, legacy), "model")
+
+
+@either_format
+def test_tensors_that_are_not_contiguous_keep_their_stride(tmp_path, legacy):
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    odd = {"t": base[0].T, "permuted": base.permute(2, 0, 1), "step": base[:, ::2, 1:], "column": base[:, 1, 2]}
+    assert_reads_as_torch(saved(tmp_path, {"model": odd}, legacy), "model")
+
+
+@either_format
+def test_views_share_one_storage(tmp_path, legacy):
+    base = torch.arange(30.0).reshape(5, 6)
+    path = saved(tmp_path, {"all": base, "rows": base[2:4], "row": base[4], "same": base}, legacy)
+    assert_reads_as_torch(path)
+    index = read_checkpoint(path).tensors
+    assert index["rows"].offset - index["all"].offset == 2 * 6 * 4
+    assert index["same"].offset == index["all"].offset
+
+
+@either_format
+def test_zero_size_and_scalar_tensors_are_read(tmp_path, legacy):
+    assert_reads_as_torch(
+        saved(
+            tmp_path,
+            {"none": torch.zeros(0), "rows": torch.zeros(0, 5), "one": torch.tensor(1.5), "flag": torch.tensor(True)},
+            legacy,
+        )
+    )
+
+
+# What torch itself cannot read back from its older format.
+NOT_IN_LEGACY = ("float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64")
+
+
+@pytest.mark.parametrize(
+    ("name", "legacy"), [(n, old) for n in DTYPES for old in (False, True) if not (old and n in NOT_IN_LEGACY)]
+)
+def test_each_dtype_is_read(tmp_path, legacy, name):
+    dtype = getattr(torch, name)
+    values = torch.arange(12) % 2 if name == "bool" else torch.arange(12)
+    assert_reads_as_torch(
+        saved(tmp_path, {"model": {"x": values.to(dtype).reshape(3, 4), "y": torch.ones(2)}}, legacy), "model"
+    )
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_each_pickle_protocol_is_read(tmp_path, protocol):
+    assert_reads_as_torch(saved(tmp_path, {"model": tensors()}, pickle_protocol=protocol), "model", weights_only=False)
+
+
+def test_a_zip_with_another_root_folder_is_read(tmp_path):
+    path = tmp_path / "very_special name.ckpt"
+    torch.save({"model": tensors()}, path)
+    assert_reads_as_torch(path, "model")
+
+
+def test_zip_records_are_the_bytes_of_the_archive(tmp_path):
+    path = saved(tmp_path, tensors())
+    record = next(r for r in read_checkpoint(path).records if r.name.endswith("data.pkl"))
+    assert path.read_bytes()[record.offset : record.offset + record.nbytes] == read_member(path, "data.pkl")
+
+
+def test_safetensors_are_read(tmp_path):
+    path = tmp_path / "file.safetensors"
+    everything = {n: torch.arange(6).to(getattr(torch, n)).reshape(2, 3) for n in DTYPES if n not in ("complex128",)}
+    everything |= {"scalar": torch.tensor(2.5), "none": torch.zeros(0, 4)}
+    save_file(everything, path, metadata={"format": "pt"})
+    index = read_checkpoint(path)
+    assert set(index.tensors) == set(everything)
+    assert (index.format, index.metadata) == ("safetensors", {"format": "pt"})
+    for key, tensor in everything.items():
+        assert index.tensors[key].dtype == str(tensor.dtype).removeprefix("torch.")
+        assert index.tensors[key].shape == tuple(tensor.shape)
+        assert stored_bytes(path, index.tensors[key]) == as_bytes(tensor)
+
+
+LEFTOVERS = {
+    "args": argparse.Namespace(lr=1e-4, data="x"),
+    "path": pathlib.Path("runs/1"),
+    "numpy": {"loss": np.float64(0.5), "step": np.int64(3), "curve": np.arange(3.0)},
+    "containers": [{"a", "b"}, (1, 2.5, None, True), b"bytes", torch.Size([2, 3]), torch.float16, torch.device("cpu")],
+}
+
+
+@either_format
+@pytest.mark.parametrize("kind", LEFTOVERS)
+def test_leftovers_of_a_training_run_do_no_harm(tmp_path, legacy, kind):
+    path = saved(tmp_path, {"model": tensors(), "meta": LEFTOVERS[kind]}, legacy)
+    assert_reads_as_torch(path, "model", weights_only=False)
+
+
+@either_format
+def test_the_optimizer_and_the_scheduler_do_no_harm(tmp_path, legacy):
+    module = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
+    content = {
+        "model": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": scheduler.state_dict(),
+    }
+    assert_reads_as_torch(saved(tmp_path, content, legacy), "model")
+
+
+def test_entries_of_the_state_dict_that_are_no_tensors_are_left_and_noted(tmp_path):
+    path = saved(tmp_path, {"model": tensors() | {"epoch": 3}})
+    assert_index_is(path, tensors())
+    assert any("epoch" in note for note in read_checkpoint(path).notes)
+
+
+def test_a_negated_view_is_not_read_with_the_wrong_sign(tmp_path):
+    # torch keeps the sign of such a view beside its bytes.
+    negated = torch.complex(torch.ones(3), torch.ones(3)).conj().imag
+    assert negated.is_neg()
+    path = saved(tmp_path, {"x": negated})
+    try:
+        entry = read_checkpoint(path).tensors["x"]
+    except Sam3LiteError:
+        return
+    assert stored_bytes(path, entry) == as_bytes(negated.resolve_neg())
+
+
+# ---- files that are no checkpoint ------------------------------------------------------------
+
+
+def refused(path, kind=Untrusted):
+    with pytest.raises(kind) as fault:
+        read_checkpoint(path)
+    assert fault.value.exit_code == {Untrusted: 4, UnsoundPlan: 3, CannotRun: 2}[kind]
+    assert path.name in fault.value.message
+    return fault.value
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 2200000000\n"
+HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head></html>\n"
+
+
+@pytest.mark.parametrize("name", ["file.pt", "file.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"hello, this is only a text\n" * 40, "text"),
+        (LFS, "LFS"),
+        (HTML, "web page"),
+        (b"  \n" + HTML.lower(), "web page"),
+        (bytes(4096), "zeros"),
+    ],
+    ids=["empty", "text", "lfs", "html", "html2", "zeros"],
+)
+def test_a_file_that_is_something_else_is_named(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert says in refused(path).message
+
+
+def test_noise_is_no_checkpoint(tmp_path):
+    path = tmp_path / "file.pt"
+    path.write_bytes(random.Random(1).randbytes(4096))
+    refused(path)
+
+
+def test_a_missing_file_cannot_run(tmp_path):
+    refused(tmp_path / "nowhere.pt", CannotRun)
+
+
+def test_a_folder_cannot_run(tmp_path):
+    refused(tmp_path, CannotRun)
+
+
+def test_a_path_below_a_file_cannot_run(tmp_path):
+    (tmp_path / "file.pt").write_bytes(b"x")
+    refused(tmp_path / "file.pt" / "model.pt", CannotRun)
+
+
+def test_a_name_that_is_too_long_cannot_run(tmp_path):
+    refused(tmp_path / ("x" * 300 + ".pt"), CannotRun)
+
+
+@either_format
+@pytest.mark.parametrize("cut", [1, 3, 4, 10, 40, 300, 0.2, 0.5, 0.9, -30, -1])
+def test_a_truncated_file_is_not_trusted(tmp_path, legacy, cut):
+    path = saved(tmp_path, {"model": tensors() | {"big": torch.ones(1000)}}, legacy)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(cut * len(whole)) if isinstance(cut, float) else cut])
+    refused(path)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 9, 40, 0.5, -1])
+def test_a_truncated_safetensors_file_is_not_trusted(tmp_path, cut):
+    path = tmp_path / "file.safetensors"
+    save_file(tensors(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(cut * len(whole)) if isinstance(cut, float) else cut])
+    refused(path)
+
+
+@either_format
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"model": {}},
+        {"model": {"a": 1}},
+        {"epoch": 3},
+        [torch.ones(2)],
+        torch.ones(2),
+        3,
+        {"net": {"w": torch.ones(2)}},
+    ],
+    ids=["empty", "empty model", "numbers", "no model", "list", "tensor", "number", "elsewhere"],
+)
+def test_a_file_without_a_state_dict_is_unsound(tmp_path, legacy, content):
+    refused(saved(tmp_path, content, legacy), UnsoundPlan)
+
+
+@either_format
+def test_two_state_dicts_are_unsound(tmp_path, legacy):
+    message = refused(saved(tmp_path, {"model": tensors(), "state_dict": tensors()}, legacy), UnsoundPlan).message
+    assert "'model'" in message
+    assert "'state_dict'" in message
+
+
+def test_a_torchscript_archive_is_not_trusted(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
+    assert "TorchScript" in refused(path).message
+
+
+def test_any_other_zip_is_not_trusted(tmp_path):
+    path = saved(tmp_path, tensors())
+    refused(rewrite_zip(path, {"data.pkl": None}))
+
+
+def test_a_saved_module_is_not_trusted(tmp_path):
+    assert "torch.nn.modules" in refused(saved(tmp_path, torch.nn.Linear(2, 2))).message
+
+
+# ---- files that would run code ------------------------------------------------------------------
+
+
+class Calls:
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.fixture(params=["os.system", "builtins.eval", "builtins.exec", "builtins.open"])
+def weapon(request, tmp_path):
+    """(an object whose unpickling creates the sentinel, the sentinel)"""
+    sentinel = tmp_path / "sentinel"
+    code = f"open({str(sentinel)!r}, 'w').close()"
+    weapons = {
+        "os.system": Calls(os.system, f"touch '{sentinel}'"),
+        "builtins.eval": Calls(eval, code),
+        "builtins.exec": Calls(exec, code),
+        "builtins.open": Calls(open, str(sentinel), "w"),
+    }
+    it = weapons[request.param]
+    pickle.loads(pickle.dumps(it))
+    assert sentinel.exists()
+    sentinel.unlink()
+    return it, sentinel
+
+
+@either_format
+@pytest.mark.parametrize("place", ["beside", "inside", "key", "all"])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, weapon, legacy, place):
+    evil, sentinel = weapon
+    content = {
+        "beside": {"model": tensors(), "meta": evil},
+        "inside": {"model": tensors() | {"w": evil}},
+        "key": {"model": tensors(), "meta": {("k", evil): 1}},
+        "all": evil,
+    }[place]
+    fault = refused(saved(tmp_path, content, legacy))
+    assert not sentinel.exists()
+    assert fault.code == "hostile_pickle"
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_code_in_a_bare_pickle_is_not_run(tmp_path, weapon, protocol):
+    evil, sentinel = weapon
+    path = tmp_path / "file.pt"
+    path.write_bytes(pickle.dumps({"model": evil}, protocol))
+    refused(path)
+    assert not sentinel.exists()
+
+
+def with_pickle(tmp_path, data: bytes):
+    return rewrite_zip(saved(tmp_path, {"model": tensors()}), {"data.pkl": data})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os\nsystem",
+        "posix\nsystem",
+        "builtins\ngetattr",
+        "torch.hub\nload",
+        "torch\nload",
+        "torch\nos.system",
+        "collections\nos",
+    ],
+)
+def test_a_name_outside_the_table_is_refused_even_uncalled(tmp_path, name):
+    fault = refused(with_pickle(tmp_path, b"\x80\x02c" + name.encode() + b"\n."))
+    assert fault.code == "hostile_pickle"
+    assert name.replace("\n", ".") in fault.message
+
+
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p2147483000\n"], ids=["LONG_BINPUT", "PUT"])
+def test_a_huge_memo_index_is_refused(tmp_path, put):
+    assert refused(with_pickle(tmp_path, b"\x80\x02}" + put + b".")).code == "hostile_pickle"
+
+
+@pytest.mark.parametrize("data", [b"\x80\x02\x82\x01.", b"", b"\x80\x02", b".", b"\x80\x02]", b"\x80\x02K\x01K\x02}s."])
+def test_a_malformed_pickle_is_refused(tmp_path, data):
+    refused(with_pickle(tmp_path, data))
+
+
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x0ctQ"
+
+
+def one_tensor(offset=b"K\x00", size=b"K\x03K\x04\x86", stride=b"K\x04K\x01\x86", storage=STORAGE, built=b"") -> bytes:
+    """A pickle {"w": tensor} in pieces; ``built`` acts on the finished tensor."""
+    return (
+        b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + offset
+        + size
+        + stride
+        + b"\x89}tR"
+        + built
+        + b"s."
+    )
+
+
+def test_the_hand_made_pickle_is_a_good_one(tmp_path):
+    assert_reads_as_torch(with_pickle(tmp_path, one_tensor()))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"size": b"K\x04K\x04\x86"},
+        {"size": b"\x8a\x07\xff\xff\xff\xff\xff\xff\x7fK\x04\x86"},
+        {"offset": b"K\x01"},
+        {"offset": b"J\xff\xff\xff\xff"},
+        {"size": b"J\xfd\xff\xff\xffK\x04\x86"},
+        {"size": b"G\x40\x08\x00\x00\x00\x00\x00\x00K\x04\x86"},
+        {"size": b"X\x01\x00\x00\x003K\x04\x86"},
+        {"size": b"N"},
+        {"size": b"K\x0c\x85"},
+        {"stride": b"K\x05K\x01\x86"},
+        {"stride": b"J\xfc\xff\xff\xffK\x01\x86"},
+        {"stride": b"\x8a\x07\xff\xff\xff\xff\xff\xff\x7fK\x01\x86"},
+        {"size": b"\x8a\x07\xff\xff\xff\xff\xff\xff\x7fK\x01\x86", "stride": b"K\x00K\x00\x86"},
+        {"storage": STORAGE.replace(b"X\x01\x00\x00\x000", b"X\x02\x00\x00\x0099")},
+        {"storage": STORAGE.replace(b"X\x01\x00\x00\x000", b"K\x00")},
+        {"storage": STORAGE.replace(b"storage", b"stirage")},
+        {"storage": STORAGE.replace(b"FloatStorage", b"float32")},
+        {"storage": STORAGE.replace(b"ctorch\nFloatStorage\n", b"N")},
+        {"storage": STORAGE.replace(b"FloatStorage", b"DoubleStorage")},
+        {"storage": b"N"},
+    ],
+    ids=range(20),
+)
+def test_a_tensor_that_its_storage_cannot_hold_is_not_trusted(tmp_path, broken):
+    refused(with_pickle(tmp_path, one_tensor(**broken)))
+
+
+@pytest.mark.parametrize("keys", [3, None, [["0"]], [{}], [None], ["another"], "text", {"a": 1}], ids=repr)
+def test_a_broken_list_of_storages_in_a_legacy_file_is_not_trusted(tmp_path, keys):
+    path = saved(tmp_path, {"model": {"w": torch.ones(2)}}, legacy=True)
+    whole = path.read_bytes()
+    # The list is the last pickle: a list of one key, then the length and the elements of the storage.
+    begin, end = whole.rindex(b"\x80\x02]q\x00"), len(whole) - 8 - 2 * 4
+    path.write_bytes(whole[:begin] + pickle.dumps(keys, 2) + whole[end:])
+    refused(path)
+
+
+def test_a_storage_that_became_shorter_is_not_trusted(tmp_path):
+    path = saved(tmp_path, {"model": tensors()})
+    assert "a.weight" in refused(rewrite_zip(path, {"data/0": read_member(path, "data/0")[:-4]})).message
+
+
+def test_a_storage_that_is_missing_is_not_trusted(tmp_path):
+    assert "a.weight" in refused(rewrite_zip(saved(tmp_path, {"model": tensors()}), {"data/0": None})).message
+
+
+def test_a_big_endian_file_is_not_trusted(tmp_path):
+    refused(rewrite_zip(saved(tmp_path, {"model": tensors()}), {"byteorder": b"big"}))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"}X\x05\x00\x00\x00shapeJ\xff\xff\xff\xff\x85s",
+        b"}X\x05\x00\x00\x00shapeX\x01\x00\x00\x003\x85s",
+        b"}X\x07\x00\x00\x00storageNs",
+        b"}X\x05\x00\x00\x00dtypeX\x03\x00\x00\x00f32s",
+    ],
+    ids=["negative shape", "text shape", "no storage", "no dtype"],
+)
+def test_a_pickle_cannot_alter_a_finished_tensor(tmp_path, state):
+    refused(with_pickle(tmp_path, one_tensor(built=state + b"b")))
+
+
+def test_a_pickle_cannot_alter_the_reader(tmp_path):
+    good = saved(tmp_path, {"model": tensors()})
+    shapes = {k: t.dtype for k, t in read_checkpoint(good).tensors.items()}
+    evil = tmp_path / "evil.pt"
+    # "The dtype of a FloatStorage is float64 from now on."
+    evil.write_bytes(good.read_bytes())
+    rewrite_zip(evil, {"data.pkl": b"\x80\x02ctorch\nFloatStorage\n}X\x05\x00\x00\x00dtypeX\x07\x00\x00\x00float64sb."})
+    try:
+        with pytest.raises(Sam3LiteError):
+            read_checkpoint(evil)
+        assert {k: t.dtype for k, t in read_checkpoint(good).tensors.items()} == shapes
+    finally:
+        # Whatever came of it, the other tests read with the reader as it was.
+        mend = b"\x80\x02ctorch\nFloatStorage\n}X\x05\x00\x00\x00dtypeX\x07\x00\x00\x00float32sb."
+        with pytest.raises(Sam3LiteError):
+            read_checkpoint(rewrite_zip(evil, {"data.pkl": mend}))
+
+
+def test_nested_keys_do_not_keep_the_reader_busy(tmp_path):
+    # 32 tuples, each holding the one before twice, as a key: 2^32 steps for whoever hashes it.
+    path = with_pickle(tmp_path, b"\x80\x02}K\x01\x85" + b"2\x86" * 32 + b"K\x01s.")
+    code = (
+        f"import pathlib; from sam3lite_convert.checkpoint import read_checkpoint as r; r(pathlib.Path({str(path)!r}))"
+    )
+    # A process, for a thread that hashes keeps the lock of the interpreter.
+    done = subprocess.run([sys.executable, "-c", code], timeout=6, capture_output=True, text=True, check=False)
+    assert "sam3lite_convert.errors." in done.stderr
+
+
+# ---- safetensors that contradict themselves ------------------------------------------------------
+
+
+def safetensors(tmp_path, header, data=bytes(16), length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+    return path
+
+
+def entry(**changes):
+    return {"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} | changes}
+
+
+def test_the_hand_made_safetensors_file_is_a_good_one(tmp_path):
+    assert read_checkpoint(safetensors(tmp_path, entry())).tensors["w"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**9, 200, 0, 1])
+def test_a_safetensors_header_of_the_wrong_length_is_not_trusted(tmp_path, length):
+    refused(safetensors(tmp_path, entry(), length=length))
+
+
+BROKEN_HEADERS = {
+    "trailing bytes": (entry(), bytes(17)),
+    "missing bytes": (entry(), bytes(15)),
+    "range too short": (entry(data_offsets=[0, 12]), bytes(16)),
+    "range reversed": (entry(data_offsets=[16, 0]), bytes(16)),
+    "range negative": (entry(data_offsets=[-16, 0]), bytes(16)),
+    "range of one": (entry(data_offsets=[0]), bytes(16)),
+    "range of text": (entry(data_offsets=["0", "16"]), bytes(16)),
+    "range of fractions": (entry(data_offsets=[0.0, 16.0]), bytes(16)),
+    "range of nothing": (entry(data_offsets=None), bytes(16)),
+    "shape negative": (entry(shape=[-2, -2]), bytes(16)),
+    "shape of fractions": (entry(shape=[2.0, 2.0]), bytes(16)),
+    "shape of text": (entry(shape="22"), bytes(16)),
+    "shape of booleans": (entry(shape=[True, 4]), bytes(16)),
+    "shape of lists": (entry(shape=[[2, 2]]), bytes(16)),
+    "no dtype": ({"w": {"shape": [2, 2], "data_offsets": [0, 16]}}, bytes(16)),
+    "unknown dtype": (entry(dtype="F33"), bytes(16)),
+    "dtype is a list": (entry(dtype=["F32"]), bytes(16)),
+    "overlap": (entry() | {"v": entry(data_offsets=[0, 16])["w"]}, bytes(16)),
+    "hole": (entry() | {"v": entry(data_offsets=[20, 36])["w"]}, bytes(36)),
+    "entry is no object": ({"w": 3}, b""),
+    "a list": ([], b""),
+    "a number": (b"3", b""),
+    "no JSON": (b"{nope}", b""),
+    "no text": (b"{\xff\xfe}", b""),
+    "deep": (b'{"a":' * 5000 + b"}" * 5000, b""),
+    "metadata is text": ({"__metadata__": "abc"} | entry(), bytes(16)),
+    "metadata is a list": ({"__metadata__": [1]} | entry(), bytes(16)),
+    "metadata is a number": ({"__metadata__": 5} | entry(), bytes(16)),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_HEADERS)
+def test_a_broken_safetensors_header_is_not_trusted(tmp_path, kind):
+    path = safetensors(tmp_path, *BROKEN_HEADERS[kind])
+    with pytest.raises(SafetensorError), safe_open(path, "np"):
+        pass
+    refused(path)
+
+
+# ---- damage of any kind ----------------------------------------------------------------------------
+
+
+def damaged(whole: bytes, chance: random.Random) -> bytes:
+    data = bytearray(whole)
+    for _ in range(chance.choice((1, 1, 1, 2, 4, 16))):
+        data[chance.randrange(len(data))] = chance.choice((chance.randrange(256), 0, 255, 0x80))
+    if chance.random() < 0.2:
+        del data[chance.randrange(len(data)) :]
+    return bytes(data)
+
+
+def regions(path, legacy):
+    """The stretches of a file that are structure, not tensor data."""
+    whole = path.read_bytes()
+    if legacy:
+        return [(0, len(whole))]
+    pickled = next(r for r in read_checkpoint(path).records if r.name.endswith("data.pkl"))
+    directory = whole.index(b"PK\x01\x02")
+    return [(pickled.offset, pickled.offset + pickled.nbytes), (directory, len(whole))]
+
+
+@either_format
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_never_ends_in_another_error(tmp_path, legacy, seed):
+    chance = random.Random(seed)
+    path = saved(tmp_path, {"model": {"w": torch.ones(2, 3), "b": torch.ones(2).half()}, "meta": {"n": 1}}, legacy)
+    whole, places = path.read_bytes(), regions(path, legacy)
+    for step in range(600):
+        begin, end = chance.choice(places)
+        data = whole[:begin] + damaged(whole[begin:end], chance) + whole[end:]
+        path.write_bytes(data)
+        try:
+            read_checkpoint(path)
+        except Sam3LiteError:
+            pass
+        except Exception as other:
+            pytest.fail(f"step {step}: {other!r}")
+
+
+def test_damage_of_a_safetensors_header_never_ends_in_another_error(tmp_path):
+    chance = random.Random(0)
+    path = tmp_path / "file.safetensors"
+    save_file({"w": torch.ones(2, 3), "b": torch.ones(2).half()}, path, metadata={"format": "pt"})
+    whole = path.read_bytes()
+    for step in range(1500):
+        path.write_bytes(damaged(whole, chance))
+        try:
+            read_checkpoint(path)
+        except Sam3LiteError:
+            pass
+        except Exception as other:
+            pytest.fail(f"step {step}: {other!r}")
