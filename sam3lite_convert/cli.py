@@ -26,6 +26,9 @@ app = typer.Typer(
 )
 
 
+_INTERRUPTED = 128 + 2  # as shells report SIGINT
+
+
 class Component(str, Enum):
     all = "all"
     text = "text"
@@ -107,7 +110,7 @@ def convert(
             "usage",
         )
     path = commands.local_checkpoint(checkpoint)
-    shard = commands.parse_size(max_shard_size) if max_shard_size else None
+    shard = commands.parse_size(max_shard_size) if max_shard_size is not None else None
     options = Options(layout, component.value, dtype.value if dtype else None, context, causal)
     record = _convert(path, load_mappings(mapping), options, output, overwrite, shard, dry_run, json)
     (report.as_json if json else report.converted)(record)
@@ -241,11 +244,12 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
-        return int(code or 0)
+        # What the command-line library makes of a KeyboardInterrupt.
+        return _interrupted(as_json) if code == _INTERRUPTED else int(code or 0)
     except Sam3LiteError as fault:
         return _fail(fault, as_json)
     except KeyboardInterrupt:
-        return _fail(Sam3LiteError("interrupted; nothing was written", "interrupted"), as_json) and 130
+        return _interrupted(as_json)
     except BrokenPipeError:
         # The reader went away (for example head); nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -258,13 +262,16 @@ def run(arguments: list[str] | None = None) -> int:
             context = getattr(fault, "ctx", None)
             usage = f"\n{context.get_usage()}" if context is not None else ""
             return _fail(CannotRun(f"{fault.format_message()}{usage}", "usage"), as_json)
-        if type(fault).__name__ == "Abort":
-            return 130
         raise
 
 
 def _interrupt(*ignored: object) -> None:
     raise KeyboardInterrupt
+
+
+def _interrupted(as_json: bool) -> int:
+    _fail(Sam3LiteError("interrupted; nothing was written", "interrupted"), as_json)
+    return _INTERRUPTED
 
 
 def _fail(fault: Sam3LiteError, as_json: bool) -> int:

@@ -108,14 +108,14 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
     """Raises CannotRun where the output may not or cannot go there, before anything is written."""
     if folder.exists() and not folder.is_dir():
         raise CannotRun(f"{folder} is a file; --output names a folder", "output_is_a_file")
-    present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    present = sorted(folder.iterdir()) if folder.is_dir() else []
     if present and not overwrite:
         raise CannotRun(
             f"{folder} exists and was kept as it is. Replace it with --overwrite, or name another folder with "
             "--output DIR.",
             "output_exists",
         )
-    foreign = [name for name in present if not OWN_FILES.fullmatch(name)]
+    foreign = [p.name for p in present if not (OWN_FILES.fullmatch(p.name) and p.is_file())]
     if foreign:
         raise CannotRun(
             f"{folder} holds files that no conversion writes ({', '.join(foreign[:4])}), so --overwrite leaves it "

@@ -88,7 +88,7 @@ def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None) ->
         error = (before.double() - after.double()).abs()
         overflow = after.isinf() & before.isfinite()
         finite = error[before.isfinite() & ~overflow]
-        loss.changed_values += int((error != 0).sum())
+        loss.changed_values += int((finite != 0).sum()) + int(overflow.sum())
         loss.overflowed_values += int(overflow.sum())
         if finite.numel():
             loss.max_abs_error = max(loss.max_abs_error, float(finite.max()))

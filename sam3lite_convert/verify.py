@@ -164,14 +164,18 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
 
 
 def _cast_to(folder: Folder, plan: Plan) -> str | None:
-    pairs: Counter[tuple[str, str]] = Counter()
-    for key, piece in plan.mapped.items():
-        if key in folder.tensors and dtypes.is_floating(piece.source.dtype):
-            pairs[piece.source.dtype, folder.tensors[key][1].dtype] += 1
-    if not pairs:
+    """The dtype that the folder's floating tensors were cast to, None where they are as in the source."""
+    pairs = [
+        (piece.source.dtype, folder.tensors[key][1].dtype)
+        for key, piece in plan.mapped.items()
+        if key in folder.tensors and dtypes.is_floating(piece.source.dtype)
+    ]
+    kept = sum(source == found for source, found in pairs)
+    common = Counter(found for _, found in pairs if dtypes.is_floating(found)).most_common(1)
+    if not common or kept == len(pairs) or kept > common[0][1]:
         return None
-    (source, found), _ = pairs.most_common(1)[0]
-    return None if source == found or not dtypes.is_floating(found) else found
+    # One wrong tensor does not make a cast: a single dtype holds the folder, or most of it did not keep its own.
+    return common[0][0] if common[0][1] == len(pairs) or kept < len(pairs) / 2 else None
 
 
 def _context(folder: Folder, plan: Plan) -> int | None:

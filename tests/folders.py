@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from sam3lite_convert import cli, synthetic
+from sam3lite_convert import cli, synthetic, tables
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parent.parent
@@ -82,11 +83,25 @@ class Outcome(NamedTuple):
         return json.loads(self.out)
 
 
+_uncached = tables.load_mappings
+_shipped = functools.cache(_uncached)
+
+
+def _load_mappings(directory: Path | None = None) -> tables.Mappings:
+    return _uncached(directory) if directory else _shipped()
+
+
 def sam3lite(*arguments: object) -> Outcome:
-    """Run the command line in this process."""
+    """Run the command line in this process; the shipped tables are read once for all tests."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.run([str(a) for a in arguments])
+    before = tables.load_mappings, signal.getsignal(signal.SIGTERM)
+    tables.load_mappings = _load_mappings
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.run([str(a) for a in arguments])
+    finally:
+        tables.load_mappings = before[0]
+        signal.signal(signal.SIGTERM, before[1])
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
