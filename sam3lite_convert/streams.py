@@ -11,8 +11,8 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from sam3lite_convert.plan import Mapped, Twin
 
 CHUNK = 4 << 20
 _COPY_CHUNK = 32 << 20
+_HASH_CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
 Advance = Callable[[int], None]
 
@@ -165,81 +166,95 @@ def check_twins(file: BinaryIO, twins: tuple[Twin, ...]) -> None:
             )
 
 
-@dataclass
-class SourceHash:
-    """SHA-256 of a file, computed in a thread of its own beside the copy; its zip records' CRC-32 too."""
+class _Worker(threading.Thread):
+    """A thread that hands its result, or its exception, to the one that asks for it."""
 
-    checkpoint: Checkpoint
-    advance: Advance = lambda n: None
-    _thread: threading.Thread | None = None
-    _sha256: str = ""
-    _bad: list[str] = field(default_factory=list)
-    _checked: int = 0
-    _fault: BaseException | None = None
-    _stop: bool = False
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self._result: Any = None
+        self._fault: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as fault:
+            self._fault = fault
+
+    def result(self) -> Any:
+        self.join()
+        if self._fault is not None:
+            raise self._fault
+        return self._result
+
+
+class SourceHash:
+    """SHA-256 of a file, and its zip records held against their CRC-32, beside whatever else is done.
+
+    Two threads: hashing takes twice as long as copying, and the checksums would come on top of it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, advance: Advance = lambda n: None) -> None:
+        self._checkpoint = checkpoint
+        self._advance = advance
+        self._stop = False
 
     def __enter__(self) -> SourceHash:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._sha256 = _Worker(self._hash)
+        self._damaged = _Worker(self._check_records)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stop = True
-        if self._thread:
-            self._thread.join()
+        self._sha256.join()
+        self._damaged.join()
 
-    def _run(self) -> None:
-        try:
-            self._read()
-        except BaseException as fault:  # handed to the thread that asks for the result
-            self._fault = fault
-
-    def _read(self) -> None:
+    def _hash(self) -> str:
         digest, position = hashlib.sha256(), 0
-        records = sorted((r for r in self.checkpoint.records if r.nbytes), key=lambda r: r.offset)
-        current, crc = 0, 0
-        buffer = bytearray(CHUNK)
-        view = memoryview(buffer)
-        with open(self.checkpoint.path, "rb", buffering=0) as file:
-            while not self._stop and (count := file.readinto(buffer)):
+        view = memoryview(bytearray(_HASH_CHUNK))
+        with open(self._checkpoint.path, "rb", buffering=0) as file:
+            while not self._stop and (count := file.readinto(view)):
                 digest.update(view[:count])
-                # Several records can end in one chunk, and one record can span many.
-                while current < len(records) and records[current].offset < position + count:
-                    record = records[current]
-                    end = record.offset + record.nbytes
-                    begin = max(record.offset - position, 0)
-                    crc = zlib.crc32(view[begin : min(end - position, count)], crc)
-                    if end > position + count:
-                        break
-                    if crc != record.crc32:
-                        self._bad.append(record.name)
-                    self._checked += 1
-                    current, crc = current + 1, 0
                 position += count
-                self.advance(count)
-        if not self._stop and position != self.checkpoint.size:
-            raise Untrusted(f"{self.checkpoint.path.name}: the file changed while it was read", "changed_file")
-        self._sha256 = digest.hexdigest()
+                self._advance(count)
+        if not self._stop and position != self._checkpoint.size:
+            raise Untrusted(f"{self._checkpoint.path.name}: the file changed while it was read", "changed_file")
+        return digest.hexdigest()
+
+    def _check_records(self) -> list[str]:
+        damaged: list[str] = []
+        view = memoryview(bytearray(_HASH_CHUNK))
+        with open(self._checkpoint.path, "rb", buffering=0) as file:
+            for record in self._checkpoint.records:
+                crc = 0
+                file.seek(record.offset)
+                for _, length in ranges(record.offset, record.nbytes, _HASH_CHUNK):
+                    if self._stop:
+                        return damaged
+                    count = file.readinto(view[:length]) or 0
+                    crc = zlib.crc32(view[:count], crc)
+                if crc != record.crc32:
+                    damaged.append(record.name)
+        return damaged
 
     def result(self) -> tuple[str, str | None]:
         """The hex digest, and a note if there is something to say about the checksums inside.
 
-        Waits for the thread. Raises Untrusted where records do not match the CRC-32 that the
+        Waits for both threads. Raises Untrusted where records do not match the CRC-32 that the
         archive states for them.
         """
-        assert self._thread is not None
-        self._thread.join()
-        if self._fault is not None:
-            raise self._fault
-        if not self._bad:
-            return self._sha256, None
-        if len(self._bad) == self._checked:
+        sha256, damaged = self._sha256.result(), self._damaged.result()
+        checked = [r.name for r in self._checkpoint.records if r.nbytes]
+        if not damaged:
+            return sha256, None
+        if set(damaged) >= set(checked):
             # torch.serialization.set_crc32_options(False) writes no checksums.
-            return self._sha256, "the archive was written without checksums, so damage inside it would not show"
-        shown = ", ".join(self._bad[:5]) + (", ..." if len(self._bad) > 5 else "")
+            return sha256, "the archive was written without checksums, so damage inside it would not show"
+        shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
         raise Untrusted(
-            f"{self.checkpoint.path.name} is damaged: {len(self._bad)} of {self._checked} records do not match the "
+            f"{self._checkpoint.path.name} is damaged: {len(damaged)} of {len(checked)} records do not match the "
             f"checksum that the archive states for them ({shown}). Fetch it again.",
             "corrupt_file",
-            {"records": self._bad},
+            {"records": damaged},
         )
