@@ -26,6 +26,9 @@ app = typer.Typer(
 )
 
 
+# Casts are done in small pieces beside the thread that hashes; more threads only get in its way.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 _INTERRUPTED = 128 + 2  # as shells report SIGINT
 
 
@@ -101,6 +104,7 @@ def convert(
     from sam3lite_convert.plan import Options
     from sam3lite_convert.tables import load_mappings
 
+    _use_one_thread()
     if all_ or push_to_hub or hub_model_id or private or create_pr:
         raise CannotRun("this version does not reach the Hub: convert local files with --checkpoint FILE", "no_hub_yet")
     if checkpoint is None:
@@ -143,6 +147,11 @@ def _convert(
         )
     finally:
         lazy.close()
+
+
+def _use_one_thread() -> None:
+    for name, value in _ONE_THREAD.items():
+        os.environ.setdefault(name, value)
 
 
 class _LazyProgress:
@@ -198,6 +207,7 @@ def verify(
     from sam3lite_convert import commands, report
     from sam3lite_convert.tables import load_mappings
 
+    _use_one_thread()
     path = commands.local_checkpoint(checkpoint)
     record = _verify(folder, path, load_mappings(mapping), causal, json)
     (report.as_json if json else report.verified)(record)

@@ -129,6 +129,8 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
             "output_exists",
         )
     foreign = [p.name for p in present if not (OWN_FILES.fullmatch(p.name) and p.is_file())]
+    if not foreign and not any(p.suffix == ".safetensors" for p in present):
+        foreign = [p.name for p in present]  # names that fit and no tensors: not what a conversion leaves
     if foreign:
         raise CannotRun(
             f"{folder} holds files that no conversion writes ({', '.join(foreign[:4])}), so --overwrite leaves it "

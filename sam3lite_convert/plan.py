@@ -180,8 +180,12 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     names = canonical_names(checkpoint, mappings.spellings)
     twins = tuple(_twins(checkpoint, names))
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
-    _refuse_relatives(shapes, options)
-    architecture = infer_architecture(shapes, options.causal)
+    try:
+        _refuse_relatives(shapes, options)
+        architecture = infer_architecture(shapes, options.causal)
+    except UnsoundPlan as fault:
+        fault.message = f"{checkpoint.path.name}: {fault.message}"
+        raise
     if options.causal and not layout.causal:
         raise UnsoundPlan(
             f"the layout {layout.name} cannot say that the text encoder masks causally, so what it loads would be "
@@ -217,8 +221,8 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
             )
     final = {}
     for piece in mapped.values():
-        placed = _file_and_key(piece, layout, options)
-        final[placed.key] = placed
+        file, key = written_name(piece.target, layout, options.component)
+        final[key] = replace(piece, file=file, key=key)
     return Plan(
         checkpoint, names, architecture, layout, options, mappings.sha256, final,
         {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins,
@@ -444,12 +448,13 @@ def _empty_lists(layout: Layout, architecture: Architecture, component: str) -> 
     ]
 
 
-def _file_and_key(piece: Mapped, layout: Layout, options: Options) -> Mapped:
-    if options.component != "text" or not layout.strip_text_prefix:
-        return piece
-    if piece.target.startswith("text_projection."):
-        return replace(piece, file=TEXT_PROJECTION)
-    return replace(piece, key=piece.target.removeprefix("text_encoder."))
+def written_name(target: str, layout: Layout, component: str) -> tuple[str, str]:
+    """Stem of the file and key in it under which a target is written."""
+    if component != "text" or not layout.strip_text_prefix:
+        return MODEL, target
+    if target.startswith("text_projection."):
+        return TEXT_PROJECTION, target
+    return MODEL, target.removeprefix("text_encoder.")
 
 
 _TITLES = {

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sam3lite_convert import dtypes
-from sam3lite_convert.architecture import POSITION_TABLE
+from sam3lite_convert.architecture import POSITION_TABLE, infer_architecture
 from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, open_file, read_checkpoint
 from sam3lite_convert.config import config_faults
 from sam3lite_convert.diagnose import Diagnoser, explain_shape
-from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.names import canonical_names
 from sam3lite_convert.output import INDEX_NAME
-from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
+from sam3lite_convert.plan import Mapped, Options, Plan, expected_targets, make_plan, written_name
 from sam3lite_convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.streams import (
     CHUNK,
@@ -43,10 +44,14 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Folder:
-    """The tensors of a converted folder: key -> (file, tensor), and its JSON files."""
+    """The tensors of a converted folder: key -> (file, tensor), and its JSON files.
+
+    ``listed``: the keys that an index of shards names, also those that are not there.
+    """
 
     path: Path
     tensors: dict[str, tuple[Path, StoredTensor]]
+    listed: frozenset[str]
     faults: tuple[tuple[str, str], ...]
     config: dict[str, Any] | None
     receipt: dict[str, Any] | None
@@ -100,18 +105,29 @@ def read_folder(path: Path) -> Folder:
                 faults.append((key, f"stands in {tensors[key][0].name} and again in {file.name}"))
             tensors[key] = (file, tensor)
     index = _read_json(path / INDEX_NAME)
+    places = (index or {}).get("weight_map") or {}
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise Untrusted(f"{path / INDEX_NAME}: its weight_map cannot be read", "corrupt_file")
     if index is not None:
-        for key, name in dict(index.get("weight_map") or {}).items():
+        for key, name in places.items():
             if key in tensors and tensors[key][0].name != name:
                 faults.append((key, f"the index says {name}; it stands in {tensors[key][0].name}"))
-            elif key not in tensors:
+            elif key not in tensors and (path / name).exists():
                 faults.append((key, f"the index says {name}; it is not there"))
-        listed = set(index.get("weight_map") or {})
-        beside = [k for k, (f, _) in tensors.items() if k not in listed and f.name != "text_projection.safetensors"]
+        gone = sorted({name for name in places.values() if not (path / name).exists()})
+        faults += [(name, "the index names this shard, and it is not there") for name in gone]
+        beside = [k for k, (f, _) in tensors.items() if k not in places and f.name != "text_projection.safetensors"]
         faults += [(k, "is in a shard and not in the index, so loaders do not see it") for k in beside]
     elif len([f for f in files if "-of-" in f.name]) > 1:
         faults.append((INDEX_NAME, "is missing, so loaders do not find the shards"))
-    return Folder(path, tensors, tuple(faults), _read_json(path / "config.json"), _read_json(path / RECEIPT_NAME))
+    return Folder(
+        path,
+        tensors,
+        frozenset(places),
+        tuple(faults),
+        _read_json(path / "config.json"),
+        _read_json(path / RECEIPT_NAME),
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -132,34 +148,24 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
     Raises CannotRun where its names are those of no layout, UnsoundPlan where no plan fits the
     checkpoint.
     """
-    keys = set(folder.tensors)
-    best: tuple[float, Plan] | None = None
-    unsound: UnsoundPlan | None = None
+    names = canonical_names(checkpoint, mappings.spellings)
+    architecture = infer_architecture({n: checkpoint.tensors[k[0]].shape for n, k in names.sources.items()}, causal)
+    keys = set(folder.tensors) | folder.listed
+    scores: dict[tuple[str, str], float] = {}
     for layout in mappings.layouts.values():
-        if causal and not layout.causal:
-            continue
-        for component in ("all", "text"):
-            try:
-                plan = make_plan(checkpoint, mappings, Options(layout.name, component, causal=causal))
-            except UnsoundPlan as fault:
-                unsound = fault
-                continue
-            common = len(keys & set(plan.mapped))
-            score = common / len(keys | set(plan.mapped))
-            if common and (best is None or score > best[0]):
-                best = (score, plan)
-    if best is None:
-        if unsound is not None:
-            raise unsound
+        for component in ("all", "text") if layout.causal or not causal else ():
+            targets = expected_targets(layout, architecture, component)
+            wanted = {written_name(target, layout, component)[1] for target, _ in targets}
+            scores[layout.name, component] = len(keys & wanted) / len(keys | wanted)
+    best = max(scores, key=lambda k: scores[k])
+    if not scores[best]:
         raise CannotRun(
             f"{folder.path}: its keys are those of no layout ({', '.join(sorted(mappings.layouts))}); the first are "
             + ", ".join(sorted(keys)[:3]),
             "unknown_layout",
         )
-    plan = best[1]
-    options = Options(
-        plan.layout.name, plan.options.component, _cast_to(folder, plan), _context(folder, plan), causal
-    )  # fmt: skip
+    plan = make_plan(checkpoint, mappings, Options(*best, causal=causal))
+    options = Options(*best, _cast_to(folder, plan), _context(folder, plan), causal)
     return plan if options == plan.options else make_plan(checkpoint, mappings, options)
 
 
