@@ -26,7 +26,7 @@ def main(checkpoint: str, converted: str, output: str) -> None:
             tensor = tensor.T
         elif entry["operation"] == "drop_class_row":
             tensor = tensor[:, -entry["shape"][1] :]
-        state[key] = tensor.clone()
+        state[key] = tensor  # a view: load_state_dict copies, so nothing is gained by copying here
     model = Sam3LiteTextModel(AutoConfig.from_pretrained(converted))
     model.load_state_dict(state)
     model.save_pretrained(output)

@@ -117,6 +117,7 @@ def convert(
     shard = commands.parse_size(max_shard_size) if max_shard_size is not None else None
     options = Options(layout, component.value, dtype.value if dtype else None, context, causal)
     record = _convert(path, load_mappings(mapping), options, output, overwrite, shard, dry_run, json)
+    record["mapping"] = str(mapping) if mapping else None
     (report.as_json if json else report.converted)(record)
 
 

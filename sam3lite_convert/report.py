@@ -184,7 +184,8 @@ def converted(r: Record) -> None:
     say(f"Wrote {r['output']}", "bold green")
     for name, size in r["files"].items():
         say(f"  {name}  {human_bytes(size)}")
-    say(f"Next: sam3lite verify {r['output']} --checkpoint {r['checkpoint']}")
+    tables = f" --mapping {r['mapping']}" if r.get("mapping") else ""
+    say(f"Next: sam3lite verify {r['output']} --checkpoint {r['checkpoint']}{tables}")
 
 
 def verified(r: Record) -> None:
