@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.names import canonical_names
 from sam3lite_convert.output import leftovers
 from sam3lite_convert.plan import Dropped, Mapped, Options, Plan, make_plan
-from sam3lite_convert.streams import Advance
+from sam3lite_convert.streams import Advance, SourceHash
 from sam3lite_convert.summary import components, dtype_counts, parameters, text_parameters
 from sam3lite_convert.tables import Mappings
-from sam3lite_convert.verify import read_folder, recognise, verify
 
 ALIASES = ("s0", "s1", "l", "s0-32", "s1-32", "l-32")
 
@@ -133,16 +133,20 @@ def convert_checkpoint(
     progress: Progress | None = None,
 ) -> Record:
     """Plan and, unless ``dry_run``, write. ``planned`` is told the plan before the first byte moves."""
-    plan = make_plan(read_checkpoint(path), mappings, options)
+    checkpoint = read_checkpoint(path)
     folder = output or conversion.default_output(path, options)
-    record = plan_record(plan) | {"output": str(folder), "dry_run": dry_run}
-    record["notes"] += [f"left over from an interrupted run, delete it: {p}" for p in leftovers(folder)]
-    if folder.exists() and not overwrite:
-        record["notes"].append(f"{folder} exists; without --overwrite it is kept")
-    planned(record)
-    if dry_run:
-        return record
-    done = conversion.convert(plan, folder, overwrite, max_shard_size, progress)
+    with ExitStack() as stack:
+        # Hashing is what a conversion waits for in the end, so it starts before the planning does.
+        hashing = None if dry_run else stack.enter_context(SourceHash(checkpoint))
+        plan = make_plan(checkpoint, mappings, options)
+        record = plan_record(plan) | {"output": str(folder), "dry_run": dry_run}
+        record["notes"] += [f"left over from an interrupted run, delete it: {p}" for p in leftovers(folder)]
+        if folder.exists() and not overwrite:
+            record["notes"].append(f"{folder} exists; without --overwrite it is kept")
+        planned(record)
+        if hashing is None:
+            return record
+        done = conversion.convert(plan, hashing, folder, overwrite, max_shard_size, progress)
     sizes = {name: (folder / name).stat().st_size for name in done.files}
     notes = [n for n in done.receipt["notes"] if n not in record["notes"]]
     record["notes"] += notes
@@ -158,6 +162,8 @@ def verify_folder(
     folder: Path, checkpoint: Path, mappings: Mappings, causal: bool = False, progress: Progress | None = None
 ) -> Record:
     """Prove a folder; the record's ``verdict`` says whether it is."""
+    from sam3lite_convert.verify import read_folder, recognise, verify  # loads numpy; convert starts without
+
     found = read_folder(folder)
     receipt = found.receipt.get("options") if found.receipt else None
     causal = causal or bool(isinstance(receipt, dict) and receipt.get("causal"))

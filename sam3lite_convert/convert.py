@@ -57,6 +57,7 @@ def plan_notes(plan: Plan) -> list[str]:
 
 def convert(
     plan: Plan,
+    hashing: SourceHash,
     folder: Path,
     overwrite: bool = False,
     max_shard_size: int | None = None,
@@ -64,7 +65,8 @@ def convert(
 ) -> Converted:
     """Write the planned folder.
 
-    ``max_shard_size`` in bytes. ``progress(what)`` gives a function that is told of every byte done,
+    ``hashing`` runs already, over the plan's source. ``max_shard_size`` in bytes.
+    ``progress(what)`` gives a function that is told of every byte done,
     for ``what`` in ``"write"`` and ``"hash"``.
     Raises CannotRun for a place that cannot be written, Untrusted for a source that turns out damaged
     or contradicts itself; then nothing is written and an earlier folder is as it was.
@@ -89,12 +91,12 @@ def convert(
 
     with open_file(plan.checkpoint.path) as source, whole_folder(folder) as work:
         check_twins(source, plan.twins)
-        with SourceHash(plan.checkpoint, locked("hash")) as hashing:
-            written = locked("write")
-            for shard in [*shards, *beside]:
-                write_shard(work, shard, source, written, loss)
-            write_index(work, shards)
-            sha256, note = hashing.result()
+        hashing.follow(locked("hash"))
+        written = locked("write")
+        for shard in [*shards, *beside]:
+            write_shard(work, shard, source, written, loss)
+        write_index(work, shards)
+        sha256, note = hashing.result()
         notes = plan_notes(plan) + ([note] if note else [])
         if loss.overflowed_values:
             notes.append(f"{loss.overflowed_values} values do not fit into {plan.options.dtype} and became infinite")

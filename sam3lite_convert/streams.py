@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from sam3lite_convert import dtypes
 from sam3lite_convert.checkpoint import Checkpoint, StoredTensor
 from sam3lite_convert.errors import Untrusted
@@ -49,6 +47,8 @@ def read_tensor(file: BinaryIO, tensor: StoredTensor) -> bytes:
     raw = read_exactly(file, tensor.offset, tensor.span * width)
     if tensor.contiguous:
         return raw
+    import numpy as np
+
     steps = tuple(s * width for s in tensor.stride)
     flat = np.frombuffer(raw, dtype=f"V{width}")
     return np.lib.stride_tricks.as_strided(flat, tensor.shape, steps).tobytes()
@@ -56,6 +56,8 @@ def read_tensor(file: BinaryIO, tensor: StoredTensor) -> bytes:
 
 def transposed(data: bytes, shape: tuple[int, ...], width: int) -> bytes:
     """The bytes of a matrix of this shape (rows, columns), transposed."""
+    import numpy as np  # here, so that a conversion is hashing before numpy is loaded
+
     return np.ascontiguousarray(np.frombuffer(data, dtype=f"V{width}").reshape(shape).T).tobytes()
 
 
@@ -195,10 +197,16 @@ class SourceHash:
     Two threads: hashing takes twice as long as copying, and the checksums would come on top of it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, advance: Advance = lambda n: None) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._advance = advance
+        self._done = 0
+        self._advance: Advance = lambda n: None
         self._stop = False
+
+    def follow(self, advance: Advance) -> None:
+        """Tell ``advance`` of every byte hashed, those before the call included."""
+        advance(self._done)
+        self._advance = advance
 
     def __enter__(self) -> SourceHash:
         self._sha256 = _Worker(self._hash)
@@ -217,6 +225,7 @@ class SourceHash:
             while not self._stop and (count := file.readinto(view)):
                 digest.update(view[:count])
                 position += count
+                self._done = position
                 self._advance(count)
         if not self._stop and position != self._checkpoint.size:
             raise Untrusted(f"{self._checkpoint.path.name}: the file changed while it was read", "changed_file")

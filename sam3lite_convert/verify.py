@@ -204,7 +204,8 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     wrong: dict[str, bytes] = {}
     with ExitStack() as stack:
         source = stack.enter_context(open_file(plan.checkpoint.path))
-        hashing = stack.enter_context(SourceHash(plan.checkpoint, advance("hash")))
+        hashing = stack.enter_context(SourceHash(plan.checkpoint))
+        hashing.follow(advance("hash"))
         check_twins(source, plan.twins)
         opened: dict[Path, BinaryIO] = {}
         done = advance("write")
