@@ -151,7 +151,7 @@ def relatives(shapes: Iterable[str]) -> list[Relative]:
         found.append(Relative("SAM3 with its CLIP teacher", "its text encoder is SAM3's own CLIP", False))
     if has(text + r"encoder\.(?:embedding\.|layers\.\d+\.[0145]\.)"):
         found.append(Relative("EfficientSAM3 with a CNN text encoder", "its text encoder is not MobileCLIP's", False))
-    if has(text + r"(?:[^.]+\.)*embed_proj\."):
+    if has(rf"(?:{text})?(?:[^.]+\.)*embed_proj\."):
         found.append(
             Relative("a student on teacher embeddings", "its text encoder reads SAM3's embeddings (embed_proj)", False)
         )
@@ -181,6 +181,10 @@ class _Votes:
                 if len(shape) == (1 if key.endswith("bias") else rank) and compiled.fullmatch(key):
                     count[shape[axis]] += 1
         return count.most_common(1)[0][0] if count else None
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._shapes
 
     def indices(self, pattern: str) -> tuple[int, ...]:
         """The layer numbers 0..n-1 that the keys speak of; a gap is filled, to be reported missing."""
@@ -227,7 +231,12 @@ def _text(
     )
     layers = vote.indices(enc + r"transformer\.(\d+)\.")
     if hidden is None or not layers:
-        raise UnsoundPlan("there is no MobileCLIP text encoder in this file", "no_text_encoder")
+        first = ", ".join(list(vote.names)[:3])
+        raise UnsoundPlan(
+            f"there is no MobileCLIP text encoder under a name that is known. The first keys are {first}. If they only "
+            "have another prefix, add it to spellings.ini and pass that with --mapping DIR.",
+            "no_text_encoder",
+        )
     mixers = vote.showing(enc + r"transformer\.(\d+)\.(?:token_mixer|convffn|layer_scale)")
     ends = {0, len(layers) - 1}
     # A block that lost some keys still counts as what the rest of them say it is.

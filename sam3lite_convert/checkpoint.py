@@ -23,9 +23,9 @@ from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 
 WRAPPERS = ("model", "state_dict")
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_LEGACY_INDEX_LIMIT = 32 << 20  # an index of 1,300 tensors takes 0.2 MB
+_LEGACY_INDEX_LIMIT = 8 << 20  # an index of 1,300 tensors takes 0.2 MB
 _MOST_ELEMENTS = 1 << 40  # no tensor has more, however often it repeats one value
-_PICKLE_LIMIT = 64 << 20
+_PICKLE_LIMIT = 8 << 20  # likewise
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # the limit of the safetensors library
 
 
@@ -97,6 +97,8 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 def open_file(path: Path) -> Iterator[BinaryIO]:
     """The file opened for reading; raises CannotRun where that is not possible."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CannotRun(f"{path} is no regular file", "not_a_file")
         with open(path, "rb") as file:
             yield file
     except FileNotFoundError:
@@ -346,7 +348,7 @@ def _locate(found: dict[str, pickles.TensorRecord], storages: dict[str, tuple[in
         stored = StoredTensor(key, tensor.dtype, tensor.shape, base + start, tensor.stride)
         if start + stored.span * width > available or stored.numel > _MOST_ELEMENTS:
             raise Untrusted(f"{key}: its shape {tensor.shape} points outside the data that is stored", "corrupt_file")
-        if 0 in tensor.stride and stored.numel > stored.span:
-            raise UnsoundPlan(f"{key}: is an expanded view; save it again after .contiguous()", "expanded_view")
+        if stored.numel > stored.span:
+            raise UnsoundPlan(f"{key}: is an overlapping view; save it again after .contiguous()", "overlapping_view")
         out[key] = stored
     return out

@@ -250,8 +250,9 @@ def run(arguments: list[str] | None = None) -> int:
     """Run with these arguments (the process's own by default) and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
     try:
         code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()

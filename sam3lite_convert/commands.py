@@ -230,4 +230,7 @@ def parse_size(text: str) -> int:
     if not match or float(match[1]) <= 0:
         raise CannotRun(f"--max-shard-size {text!r}: write it like 500MB, 2GB or 1GiB", "bad_size")
     base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " kmg".index(match[2].lower() or " "))
+    size = int(float(match[1]) * base ** " kmg".index(match[2].lower() or " "))
+    if size < 1:
+        raise CannotRun(f"--max-shard-size {text!r}: less than a byte", "bad_size")
+    return size

@@ -89,7 +89,7 @@ def convert(
 
         return call
 
-    with open_file(plan.checkpoint.path) as source, whole_folder(folder) as work:
+    with open_file(plan.checkpoint.path) as source, whole_folder(folder, overwrite) as work:
         check_twins(source, plan.twins)
         hashing.follow(locked("hash"))
         written = locked("write")

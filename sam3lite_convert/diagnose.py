@@ -34,7 +34,7 @@ class Diagnoser:
     def explain(self, piece: Mapped, found: bytes) -> str:
         """Why ``found``, of the right shape and dtype, is not what the plan says."""
         expected = self.expected(piece)
-        for hypothesis in (self._arrangement, self._class_row, self._other_tensor, self._filled):
+        for hypothesis in (self._arrangement, self._class_row, self._filled, self._other_tensor):
             sentence = hypothesis(piece, expected, found)
             if sentence:
                 return sentence

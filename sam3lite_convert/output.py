@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def _reserve(out: BinaryIO, nbytes: int) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write and sync a small file."""
-    with open(path, "w", encoding="utf-8", newline="\n") as out:
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
@@ -105,7 +106,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write and sync JSON, readable by people; the same data gives the same bytes."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
@@ -127,6 +128,12 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
             f"{folder} exists and was kept as it is. Replace it with --overwrite, or name another folder with "
             "--output DIR.",
             "output_exists",
+        )
+    if folder.is_dir() and (folder.resolve() == Path.cwd() or os.path.ismount(folder)):
+        raise CannotRun(
+            f"{folder} is the working directory or a mount point; a conversion puts a new folder in the place of the "
+            "old one, which is not possible there. Name a folder in it with --output.",
+            "output_not_replaceable",
         )
     foreign = [p.name for p in present if not (OWN_FILES.fullmatch(p.name) and p.is_file())]
     if not foreign and not any(p.suffix == ".safetensors" for p in present):
@@ -151,21 +158,24 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """A working folder beside ``folder`` that takes its name at the end, or vanishes on a fault.
 
-    A folder of that name is replaced; on a fault it is there as before. Raises CannotRun for
-    faults of the file system.
+    With ``overwrite`` a folder of that name is replaced; on a fault it is there as before. Raises
+    CannotRun for faults of the file system, and for a folder that came there in the meantime.
     """
     final = folder.resolve()
-    work = final.parent / f".{final.name}.partial-{os.getpid()}"
-    old = final.parent / f".{final.name}.old-{os.getpid()}"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        work.mkdir()
+        # Unique also among containers, where every process has the same number.
+        work = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+        old = work.with_name(work.name.replace(".partial-", ".old-"))
+        work.chmod(0o777 & ~_umask())
         try:
             yield work
             _sync_folder(work)
+            if not overwrite and final.is_dir() and any(final.iterdir()):
+                raise CannotRun(f"{folder} came into being during the conversion and was kept", "output_exists")
             _swap(work, final, old)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -174,12 +184,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _swap(work: Path, final: Path, old: Path) -> None:
-    if final.exists():
-        os.rename(final, old)
     try:
+        if final.exists():
+            os.rename(final, old)
         os.rename(work, final)
     except BaseException:
-        if old.exists():
+        if old.exists() and not final.exists():
             os.rename(old, final)
         raise
     _sync_folder(final.parent)
@@ -189,7 +199,15 @@ def _swap(work: Path, final: Path, old: Path) -> None:
 def leftovers(folder: Path) -> list[Path]:
     """Working folders that an interrupted run left beside ``folder``."""
     final = folder.resolve()
-    return sorted(final.parent.glob(f".{final.name}.partial-*")) if final.parent.is_dir() else []
+    if not final.parent.is_dir():
+        return []
+    return sorted(p for kind in ("partial", "old") for p in final.parent.glob(f".{final.name}.{kind}-*"))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _sync_folder(folder: Path) -> None:

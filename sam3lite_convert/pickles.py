@@ -194,7 +194,7 @@ class _Reader(pickle.Unpickler):
         return StorageRecord(kind.dtype, key, count, start)
 
 
-_MAX_TUPLE_DEPTH = 16  # a checkpoint nests three or four
+_MOST_IN_A_TUPLE = 4096  # elements of a tuple and of the tuples in it, each as often as it stands there
 
 
 def _check_opcodes(data: io.BytesIO, size: int) -> None:
@@ -205,7 +205,7 @@ def _check_opcodes(data: io.BytesIO, size: int) -> None:
     """
     start = data.tell()
     mark = object()
-    stack: list[Any] = []  # how deep tuples nest in each item, or the mark
+    stack: list[Any] = []  # what hashing each item would walk through, or the mark
     memo: dict[int, int] = {}
     for opcode, argument, _ in pickletools.genops(data):
         name = opcode.name
@@ -224,10 +224,11 @@ def _check_opcodes(data: io.BytesIO, size: int) -> None:
             stack.append(memo.get(int(argument or 0), 0))
             continue
         popped = _pop(stack, opcode, mark)
-        depth = max(popped, default=0) + (name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"))
-        if depth > _MAX_TUPLE_DEPTH:
-            raise Untrusted("the pickle nests tuples deeper than any checkpoint does", "hostile_pickle")
-        stack += [depth] * len(opcode.stack_after)
+        hashed = name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+        weight = sum(popped) + len(popped) if hashed else max(popped, default=0)
+        if weight > _MOST_IN_A_TUPLE:
+            raise Untrusted("the pickle nests tuples as no checkpoint does", "hostile_pickle")
+        stack += [weight] * len(opcode.stack_after)
     data.seek(start)
 
 

@@ -30,22 +30,27 @@ def _err() -> Console:
 
 def say(text: str = "", style: str | None = None) -> None:
     """A line of results."""
-    _out().print(text, style=style, soft_wrap=True)
+    _out().print(_printable(text), style=style, soft_wrap=True)
 
 
 def note(text: str) -> None:
     """A line beside the results."""
-    _err().print(text, soft_wrap=True)
+    _err().print(_printable(text), soft_wrap=True)
 
 
 def as_json(record: Record) -> None:
     """The record as the one JSON document on stdout."""
-    sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(record, indent=2) + "\n")
 
 
 def fault(message: str) -> None:
     """A foreseeable failure."""
-    _err().print(f"error: {message}", style="red", soft_wrap=True)
+    _err().print(_printable(f"error: {message}"), style="red", soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """Names come out of files: what would steer the terminal is shown, not sent."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

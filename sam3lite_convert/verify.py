@@ -118,8 +118,8 @@ def read_folder(path: Path) -> Folder:
         faults += [(name, "the index names this shard, and it is not there") for name in gone]
         beside = [k for k, (f, _) in tensors.items() if k not in places and f.name != "text_projection.safetensors"]
         faults += [(k, "is in a shard and not in the index, so loaders do not see it") for k in beside]
-    elif len([f for f in files if "-of-" in f.name]) > 1:
-        faults.append((INDEX_NAME, "is missing, so loaders do not find the shards"))
+    elif not any(f.name == "model.safetensors" for f in files):
+        faults.append((INDEX_NAME, "is missing and so is model.safetensors: loaders do not find the tensors"))
     return Folder(
         path,
         tensors,
@@ -311,7 +311,16 @@ def _check_receipt(folder: Folder, sha256: str, out: Verification) -> None:
     stated = source.get("sha256") if isinstance(source, dict) else None
     if stated != sha256:
         out.notes.append(f"{RECEIPT_NAME} speaks of another source file (SHA-256 {str(stated)[:16]}...)")
-    tensors = folder.receipt.get("tensors")
-    planned = {key: piece.record() for key, piece in out.plan.mapped.items()}
-    if tensors != planned:
-        out.mismatched.append((RECEIPT_NAME, "does not say of each tensor what this conversion of this source does"))
+    plan = out.plan
+    true = {
+        "layout": plan.layout.name,
+        "component": plan.options.component,
+        "dtype": plan.floating_dtype,
+        "counts": plan.counts,
+        "architecture": plan.architecture.record(),
+        "tensors": {key: piece.record() for key, piece in plan.mapped.items()},
+        "dropped": {key: dropped.reason for key, dropped in plan.dropped.items()},
+    }
+    for name, value in true.items():
+        if folder.receipt.get(name) != value:
+            out.mismatched.append((f"{RECEIPT_NAME}: {name}", "is not what this conversion of this source does"))

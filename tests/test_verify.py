@@ -561,7 +561,13 @@ def test_a_receipt_that_says_something_else_is_a_mismatch(good, tiny, tmp_path):
     said = json.loads((folder / "conversion.json").read_text())
     said["tensors"]["text_projection.weight"]["source"] = "detector.something.else"
     (folder / "conversion.json").write_text(json.dumps(said))
-    assert faults(folder, tiny).keys() == {"conversion.json"}
+    assert faults(folder, tiny).keys() == {"conversion.json: tensors"}
+
+
+def test_a_folder_whose_model_file_no_loader_finds_is_a_mismatch(good, tiny, tmp_path):
+    folder = shutil.copytree(good["packed"], tmp_path / "out")
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    assert verify(folder, tiny).code == 1
 
 
 def test_an_index_that_misleads_loaders_is_a_mismatch(tiny, tmp_path):
