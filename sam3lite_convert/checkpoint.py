@@ -179,6 +179,11 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Checkpoint:
             "hostile_pickle",
         )
     records = {n: _zip_record(file, entry, size) for n, entry in entries.items()}
+    position = 0
+    for record in sorted(records.values(), key=lambda r: r.offset):
+        if record.offset < position:
+            raise Untrusted(f"the archive's entry {record.name} overlaps another one", "corrupt_file")
+        position = record.offset + record.nbytes
     order = records.get(root + "byteorder")
     if order and _pread(file, order.offset, order.nbytes) != b"little":
         raise Untrusted("the tensors are stored in big-endian order, which this tool does not read", "big_endian")

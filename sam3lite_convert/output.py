@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from sam3lite_convert import dtypes
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan import Mapped
+from sam3lite_convert.receipt import RECEIPT_NAME
 from sam3lite_convert.streams import Advance, CastLoss, write_piece
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -136,8 +137,8 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
             "output_not_replaceable",
         )
     foreign = [p.name for p in present if not (OWN_FILES.fullmatch(p.name) and p.is_file())]
-    if not foreign and not any(p.suffix == ".safetensors" for p in present):
-        foreign = [p.name for p in present]  # names that fit and no tensors: not what a conversion leaves
+    if not any(p.name == RECEIPT_NAME for p in present):
+        foreign = [p.name for p in present]  # without the receipt it is somebody else's model
     if foreign:
         raise CannotRun(
             f"{folder} holds files that no conversion writes ({', '.join(foreign[:4])}), so --overwrite leaves it "
