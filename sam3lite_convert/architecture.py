@@ -322,8 +322,10 @@ def _detector(
     blocks["detr_encoder_layers"] = vote.indices(encoder + r"layers\.(\d+)\.")
     blocks["detr_decoder_layers"] = vote.indices(decoder + r"layers\.(\d+)\.")
     blocks["upsampling_stages"] = vote.indices(r"segmentation_head\.pixel_decoder\.conv_layers\.(\d+)\.")
-    levels = vote.indices(neck + r"(\d+)\.")
-    by_four, by_two = vote.showing(neck + r"(\d+)\.dconv_2x2_[01]\."), vote.showing(neck + r"(\d+)\.dconv_2x2\.")
+    # The SAM 2 neck, which is dropped, has the same levels: a level that only it shows is missing.
+    either = re.escape(VISION) + r"(?:sam2_)?convs\."
+    levels = vote.indices(either + r"(\d+)\.")
+    by_four, by_two = vote.showing(either + r"(\d+)\.dconv_2x2_[01]\."), vote.showing(either + r"(\d+)\.dconv_2x2\.")
     blocks["fpn_levels"] = levels
     blocks["fpn_4x"] = tuple(i for i in levels if i in by_four)
     blocks["fpn_2x"] = tuple(i for i in levels if i in by_two)

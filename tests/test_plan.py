@@ -555,3 +555,8 @@ def test_a_plan_from_tensors_takes_their_dtypes(small_state):
     plan = plan_of(rows_of(half))
     assert {m.dtype for m in plan.mapped.values()} == {"float16", "int64"}
     assert plan.floating_dtype == "float16"
+
+
+def test_a_neck_level_that_only_the_dropped_neck_shows_is_missing(small_rows):
+    rows = {k: v for k, v in small_rows.items() if ".vision_backbone.convs.3." not in k}
+    assert ("unfilled", "vision_encoder.neck.fpn_layers.3.proj1.weight") in faults_of(unsound(rows))
