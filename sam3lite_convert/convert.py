@@ -19,9 +19,10 @@ from sam3lite_convert.output import (
     write_shard,
     write_text,
 )
-from sam3lite_convert.plan import MODEL, TEXT_PROJECTION, Options, Plan
+from sam3lite_convert.plan import Options, Plan
 from sam3lite_convert.receipt import RECEIPT_NAME, make_receipt, model_card
 from sam3lite_convert.streams import Advance, CastLoss, SourceHash, check_twins
+from sam3lite_convert.targets import MODEL, TEXT_PROJECTION
 
 _HEADROOM = 16 << 20  # headers, receipt, config
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from sam3lite_convert import dtypes
 from sam3lite_convert.architecture import POSITION_TABLE, has_class_row
+from sam3lite_convert.faults import shape_text
 from sam3lite_convert.plan import Mapped, Plan
 from sam3lite_convert.streams import cast, read_tensor, target_chunks
 
@@ -138,7 +139,7 @@ class Diagnoser:
 
 def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> str:
     """Why a target of this shape is not the planned one."""
-    found, wanted = _shape(shape), _shape(piece.shape)
+    found, wanted = shape_text(shape), shape_text(piece.shape)
     if piece.canonical == POSITION_TABLE and len(shape) == 4 and shape[2] > piece.shape[2]:
         return f"is {found}: the table was stretched; the original has {piece.shape[2]} rows that were trained"
     if piece.operation == "drop_class_row" and shape == piece.source.shape:
@@ -180,7 +181,3 @@ def _compare_values(piece: Mapped, expected: bytes, found: bytes) -> str:
     if x is not None and y is not None:
         worst = f", max abs diff {float(np.nanmax(np.abs(x - y))):.3g}"
     return f"{len(differing):,} of {len(a):,} elements differ{worst}; the first {where}{values}"
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,9 +15,7 @@ from typing import Any
 
 from sam3lite_convert import dtypes
 from sam3lite_convert.architecture import (
-    OPTIONAL_BLOCKS,
     POSITION_TABLE,
-    SIZES,
     TEXT,
     Architecture,
     has_class_row,
@@ -27,13 +24,12 @@ from sam3lite_convert.architecture import (
 )
 from sam3lite_convert.checkpoint import Checkpoint, StoredTensor
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.faults import Expected, Fault, shape_text, unsound
 from sam3lite_convert.names import Names, canonical_names
 from sam3lite_convert.tables import Layout, Mappings, Rule
+from sam3lite_convert.targets import MODEL, empty_lists, expected_targets, written_name
 
-MODEL, TEXT_PROJECTION = "model", "text_projection"  # stems of the safetensors files
 OUTSIDE_TEXT = "outside the text encoder, which alone was asked for (--component text)"
-_TEXT_TARGETS = ("text_encoder.", "text_projection.")
-_LISTED = 100  # faults of one kind that a message spells out; --json lists all
 
 
 @dataclass(frozen=True)
@@ -116,21 +112,6 @@ class Twin:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One reason why a plan is not sound. ``kind`` is stable; ``near`` are known names like it,
-    ``sources`` the source keys that would mend it."""
-
-    kind: str
-    key: str
-    detail: str
-    near: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
-
-    def record(self) -> dict[str, Any]:
-        return {"kind": self.kind, "key": self.key, "detail": self.detail, "near": list(self.near)}
-
-
-@dataclass(frozen=True)
 class Plan:
     """A sound plan. ``mapped`` is by key of the written file, ``dropped`` by source key."""
 
@@ -200,7 +181,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         try:
             pieces = _pieces(rule, source, canonical, targets, options)
         except ValueError as fault:
-            faults.append(Fault("wrong_shape", source.key, f"is {_shape(source.shape)}; {fault}"))
+            faults.append(Fault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
             # What it should have filled is not a second fault.
             pieces = []
             for target in targets:
@@ -209,10 +190,16 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
             faults += _place(piece, mapped, expected)
     faults += _unfilled(mapped, expected, layout, names)
     reported = tuple(f.key + "." for f in faults if f.kind == "missing_component")
-    empty = _empty_lists(layout, architecture, options.component)
+    empty = empty_lists(layout, architecture, options.component)
     faults += [f for f in empty if not f"{f.key}.".startswith(reported)]
     if faults:
-        _raise(faults, checkpoint, options, candidates)
+        only_text = options.component == "all" and all(canonical.startswith(TEXT) for _, _, canonical, _ in candidates)
+        way = (
+            "If this is a text encoder alone, convert it with --component text."
+            if only_text
+            else "The tables can be copied, edited and passed with --mapping DIR."
+        )
+        raise unsound(faults, checkpoint.path.name, [c[2] for c in candidates], way)
     for keys in names.twins.values():
         for key in keys[1:]:
             first = checkpoint.tensors[keys[0]]
@@ -267,53 +254,14 @@ def _twins(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
         for key in keys[1:]:
             second = checkpoint.tensors[key]
             if (first.shape, first.dtype) != (second.shape, second.dtype):
+                one, other = (f"{t.dtype} {shape_text(t.shape)}" for t in (first, second))
                 raise Untrusted(
-                    f"{checkpoint.path.name} contradicts itself: {first.key} is {first.dtype} {_shape(first.shape)}, "
-                    f"and {second.key}, another spelling of the same tensor, is {second.dtype} {_shape(second.shape)}",
+                    f"{checkpoint.path.name} contradicts itself: {first.key} is {one}, and {second.key}, another "
+                    f"spelling of the same tensor, is {other}",
                     "twins_differ",
                     {"keys": [first.key, second.key]},
                 )
             yield Twin(first, second)
-
-
-Expected = tuple[int | None, ...]
-
-
-def expected_targets(layout: Layout, architecture: Architecture, component: str) -> Iterator[tuple[str, Expected]]:
-    """Every target key with its shape; None for a side that the file does not show.
-
-    Raises CannotRun for a target table that speaks of sizes or lists that no architecture has.
-    """
-    for template, each, sizes in layout.shapes:
-        if component == "text" and not template.startswith(_TEXT_TARGETS):
-            continue
-        shape = tuple(_side(text, architecture.sizes, f"layout {layout.name}, {template}") for text in sizes)
-        for i in _indices(layout, architecture, each):
-            yield (template if i is None else template.replace("{i}", str(i))), shape
-
-
-def _indices(layout: Layout, architecture: Architecture, each: str | None) -> tuple[int | None, ...]:
-    if each is None:
-        return (None,)
-    if each not in architecture.blocks:
-        names = ", ".join(sorted(architecture.blocks))
-        raise CannotRun(f"target table of layout {layout.name}: no list {each!r}; there are: {names}", "bad_table")
-    return architecture.blocks[each]
-
-
-_SIDE = re.compile(r"(?:(\d+)\*)?(\w+)(?:/([1-9]\d*))?(?:\+(\d+))?")
-
-
-def _side(text: str, sizes: dict[str, int], where: str) -> int | None:
-    """``2*hidden``, ``vit_hidden/4``, ``hidden+2``, ``hidden`` or ``16``, to a number."""
-    match = _SIDE.fullmatch(text)
-    if match is None or not (match[2].isdigit() or match[2] in SIZES):
-        known = ", ".join(sorted(SIZES))
-        raise CannotRun(f"target table, {where}: {text!r} is no size; there are numbers and {known}", "bad_table")
-    value = int(match[2]) if match[2].isdigit() else sizes.get(match[2])
-    if value is None:
-        return None
-    return int(match[1] or 1) * value // int(match[3] or 1) + int(match[4] or 0)
 
 
 Candidate = tuple[Rule, StoredTensor, str, tuple[str, ...]]
@@ -400,8 +348,8 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
     want = expected[piece.target]
     if len(want) != len(piece.shape) or any(w not in (None, n) for w, n in zip(want, piece.shape, strict=True)):
         detail = (
-            f"is {_shape(piece.source.shape)}; {piece.target} would become {_shape(piece.shape)}, "
-            f"and the model has {_shape(want)} there"
+            f"is {shape_text(piece.source.shape)}; {piece.target} would become {shape_text(piece.shape)}, "
+            f"and the model has {shape_text(want)} there"
         )
         return [Fault("wrong_shape", piece.source.key, detail)]
     if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith("num_batches_tracked"):
@@ -433,67 +381,3 @@ def _unfilled(
         detail = f"it comes from {' or '.join(absent)}, which is missing" if absent else "no rule leads there"
         faults.append(Fault("unfilled", target, detail, sources=tuple(absent)))
     return faults
-
-
-def _empty_lists(layout: Layout, architecture: Architecture, component: str) -> list[Fault]:
-    """Stacks of layers of which the file holds not one: without this, nothing would miss them."""
-    modules: dict[str, str] = {}
-    for template, each, _ in layout.shapes:
-        if each and each not in OPTIONAL_BLOCKS and (component == "all" or template.startswith(_TEXT_TARGETS)):
-            modules.setdefault(each, template.split(".{i}")[0].removesuffix(".layers"))
-    return [
-        Fault("missing_component", modules[each], "the file has not one of its layers")
-        for each in modules
-        if not architecture.blocks.get(each)
-    ]
-
-
-def written_name(target: str, layout: Layout, component: str) -> tuple[str, str]:
-    """Stem of the file and key in it under which a target is written."""
-    if component != "text" or not layout.strip_text_prefix:
-        return MODEL, target
-    if target.startswith("text_projection."):
-        return TEXT_PROJECTION, target
-    return MODEL, target.removeprefix("text_encoder.")
-
-
-_TITLES = {
-    "unmatched": "source keys that no rule matches",
-    "overlap": "source keys that more than one rule matches",
-    "collision": "targets with two sources",
-    "unknown_target": "targets that the model does not have",
-    "wrong_shape": "tensors of the wrong shape",
-    "wrong_dtype": "tensors of the wrong dtype",
-    "missing_component": "components that the file does not hold",
-    "unfilled": "targets that nothing fills",
-}
-
-
-def _raise(faults: list[Fault], checkpoint: Checkpoint, options: Options, candidates: list[Candidate]) -> None:
-    missing = [name for f in faults for name in f.sources]
-    known = [c[2] for c in candidates] + missing
-    named = []
-    for n, fault in enumerate(faults):
-        if fault.kind == "unmatched" and n < _LISTED:
-            fault = replace(fault, near=tuple(difflib.get_close_matches(fault.key, dict.fromkeys(known), 2, 0.75)))
-        named.append(fault)
-    lines = [f"{checkpoint.path.name}: the plan is not sound, so nothing was written."]
-    for kind, title in _TITLES.items():
-        some = [f for f in named if f.kind == kind]
-        if some:
-            lines.append(f"{len(some)} {title}:")
-        for fault in some[:_LISTED]:
-            near = f"\n      nearest known: {', '.join(fault.near)}" if fault.near else ""
-            lines.append(f"  {fault.key}\n      {fault.detail}{near}")
-        if len(some) > _LISTED:
-            lines.append(f"  ... and {len(some) - _LISTED} more; --json lists all of them")
-    only_text = options.component == "all" and all(canonical.startswith(TEXT) for _, _, canonical, _ in candidates)
-    if only_text:
-        lines.append("If this is a text encoder alone, convert it with --component text.")
-    else:
-        lines.append("The tables can be copied, edited and passed with --mapping DIR.")
-    raise UnsoundPlan("\n".join(lines), "unsound_plan", {"faults": [f.record() for f in named]})
-
-
-def _shape(shape: Expected) -> str:
-    return "x".join("?" if n is None else str(n) for n in shape) or "scalar"

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from sam3lite_convert.architecture import TEXT, VISION, Architecture
-from sam3lite_convert.plan import expected_targets
 from sam3lite_convert.tables import load_mappings
+from sam3lite_convert.targets import expected_targets
 
 _BIGGEST_TRACKER_SIDE = 8  # the tracker is dropped anyway
 

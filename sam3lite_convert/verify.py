@@ -22,7 +22,7 @@ from sam3lite_convert.diagnose import Diagnoser, explain_shape
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.names import canonical_names
 from sam3lite_convert.output import INDEX_NAME
-from sam3lite_convert.plan import Mapped, Options, Plan, expected_targets, make_plan, written_name
+from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.streams import (
     CHUNK,
@@ -38,6 +38,7 @@ from sam3lite_convert.streams import (
     transposed,
 )
 from sam3lite_convert.tables import Mappings
+from sam3lite_convert.targets import expected_targets, written_name
 
 COUNTER = "num_batches_tracked"
 

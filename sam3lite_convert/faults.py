@@ -1,0 +1,69 @@
+"""Why a plan is not sound: its faults, and the one message that lists them all."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sam3lite_convert.errors import UnsoundPlan
+
+Expected = tuple[int | None, ...]  # a shape; None for a side that the file does not show
+_LISTED = 100  # faults of one kind that a message spells out; --json lists all
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One reason why a plan is not sound. ``kind`` is stable; ``near`` are known names like it,
+    ``sources`` the source keys that would mend it."""
+
+    kind: str
+    key: str
+    detail: str
+    near: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": self.kind, "key": self.key, "detail": self.detail, "near": list(self.near)}
+
+
+_TITLES = {
+    "unmatched": "source keys that no rule matches",
+    "overlap": "source keys that more than one rule matches",
+    "collision": "targets with two sources",
+    "unknown_target": "targets that the model does not have",
+    "wrong_shape": "tensors of the wrong shape",
+    "wrong_dtype": "tensors of the wrong dtype",
+    "missing_component": "components that the file does not hold",
+    "unfilled": "targets that nothing fills",
+}
+
+
+def unsound(faults: Sequence[Fault], file: str, known: Iterable[str], way: str) -> UnsoundPlan:
+    """The error that lists ``faults`` of the plan for ``file``, by kind, in full under ``details``.
+
+    ``known``: names that a key without a rule may have meant. ``way``: the last line, what to do.
+    """
+    names = dict.fromkeys([*known, *(name for f in faults for name in f.sources)])
+    named = []
+    for n, fault in enumerate(faults):
+        if fault.kind == "unmatched" and n < _LISTED:
+            fault = replace(fault, near=tuple(difflib.get_close_matches(fault.key, names, 2, 0.75)))
+        named.append(fault)
+    lines = [f"{file}: the plan is not sound, so nothing was written."]
+    for kind, title in _TITLES.items():
+        some = [f for f in named if f.kind == kind]
+        if some:
+            lines.append(f"{len(some)} {title}:")
+        for fault in some[:_LISTED]:
+            near = f"\n      nearest known: {', '.join(fault.near)}" if fault.near else ""
+            lines.append(f"  {fault.key}\n      {fault.detail}{near}")
+        if len(some) > _LISTED:
+            lines.append(f"  ... and {len(some) - _LISTED} more; --json lists all of them")
+    lines.append(way)
+    return UnsoundPlan("\n".join(lines), "unsound_plan", {"faults": [f.record() for f in named]})
+
+
+def shape_text(shape: Expected) -> str:
+    return "x".join("?" if n is None else str(n) for n in shape) or "scalar"
