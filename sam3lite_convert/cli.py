@@ -100,6 +100,10 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a checkpoint to a safetensors folder with a receipt."""
+    from sam3lite_convert.hashing import SourceHash
+
+    # Hashing takes longest: it begins before the rest is even imported.
+    hashing = SourceHash(Path(checkpoint)) if checkpoint and not dry_run else None
     from sam3lite_convert import commands, report
     from sam3lite_convert.plan import Options
     from sam3lite_convert.tables import load_mappings
@@ -116,7 +120,7 @@ def convert(
     path = commands.local_checkpoint(checkpoint)
     shard = commands.parse_size(max_shard_size) if max_shard_size is not None else None
     options = Options(layout, component.value, dtype.value if dtype else None, context, causal)
-    record = _convert(path, load_mappings(mapping), options, output, overwrite, shard, dry_run, json)
+    record = _convert(path, load_mappings(mapping), options, output, overwrite, shard, hashing, json)
     record["mapping"] = str(mapping) if mapping else None
     (report.as_json if json else report.converted)(record)
 
@@ -128,7 +132,7 @@ def _convert(
     output: Path | None,
     overwrite: bool,
     shard: int | None,
-    dry: bool,
+    hashing: Any,
     json: bool,
 ) -> dict[str, Any]:
     from sam3lite_convert import commands, report
@@ -144,7 +148,7 @@ def _convert(
     lazy = _LazyProgress(totals, labels, json)
     try:
         return commands.convert_checkpoint(
-            path, mappings, options, output, overwrite, shard, dry, planned, lazy.advance
+            path, mappings, options, output, overwrite, shard, hashing is None, planned, lazy.advance, hashing
         )
     finally:
         lazy.close()

@@ -13,10 +13,11 @@ from sam3lite_convert import convert as conversion
 from sam3lite_convert.architecture import SAM3_TEXT_PARAMETERS, TEXT, infer_architecture, relatives
 from sam3lite_convert.checkpoint import read_checkpoint
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.hashing import SourceHash
 from sam3lite_convert.names import canonical_names
 from sam3lite_convert.output import leftovers
 from sam3lite_convert.plan import Dropped, Mapped, Options, Plan, make_plan
-from sam3lite_convert.streams import Advance, SourceHash
+from sam3lite_convert.streams import Advance
 from sam3lite_convert.summary import components, dtype_counts, parameters, text_parameters
 from sam3lite_convert.tables import Mappings
 
@@ -131,13 +132,19 @@ def convert_checkpoint(
     dry_run: bool = False,
     planned: Callable[[Record], None] = lambda record: None,
     progress: Progress | None = None,
+    hashing: SourceHash | None = None,
 ) -> Record:
-    """Plan and, unless ``dry_run``, write. ``planned`` is told the plan before the first byte moves."""
-    checkpoint = read_checkpoint(path)
-    folder = output or conversion.default_output(path, options)
+    """Plan and, unless ``dry_run``, write. ``planned`` is told the plan before the first byte moves.
+
+    ``hashing``: one that has begun with this file already, not for a ``dry_run``.
+    """
     with ExitStack() as stack:
-        # Hashing is what a conversion waits for in the end, so it starts before the planning does.
-        hashing = None if dry_run else stack.enter_context(SourceHash(checkpoint))
+        if not dry_run:
+            hashing = stack.enter_context(hashing or SourceHash(path))
+        checkpoint = read_checkpoint(path)
+        if hashing is not None:
+            hashing.check(checkpoint)
+        folder = output or conversion.default_output(path, options)
         plan = make_plan(checkpoint, mappings, options)
         record = plan_record(plan) | {"output": str(folder), "dry_run": dry_run}
         record["notes"] += [f"left over from an interrupted run, delete it: {p}" for p in leftovers(folder)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from sam3lite_convert.checkpoint import open_file
 from sam3lite_convert.config import make_config
+from sam3lite_convert.hashing import SourceHash
 from sam3lite_convert.output import (
     check_destination,
     plan_shards,
@@ -21,7 +22,7 @@ from sam3lite_convert.output import (
 )
 from sam3lite_convert.plan import Options, Plan
 from sam3lite_convert.receipt import RECEIPT_NAME, make_receipt, model_card
-from sam3lite_convert.streams import Advance, CastLoss, SourceHash, check_twins
+from sam3lite_convert.streams import Advance, CastLoss, check_twins
 from sam3lite_convert.targets import MODEL, TEXT_PROJECTION
 
 _HEADROOM = 16 << 20  # headers, receipt, config

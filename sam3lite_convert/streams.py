@@ -6,22 +6,18 @@ Only ``cast`` imports torch; everything else works on bytes of a known element w
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import threading
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sam3lite_convert import dtypes
-from sam3lite_convert.checkpoint import Checkpoint, StoredTensor
+from sam3lite_convert.checkpoint import StoredTensor
 from sam3lite_convert.errors import Untrusted
 from sam3lite_convert.plan import Mapped, Twin
 
 CHUNK = 4 << 20
 _COPY_CHUNK = 32 << 20
-_HASH_CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
 Advance = Callable[[int], None]
 
@@ -166,104 +162,3 @@ def check_twins(file: BinaryIO, twins: tuple[Twin, ...]) -> None:
                 "twins_differ",
                 {"keys": [first.key, second.key]},
             )
-
-
-class _Worker(threading.Thread):
-    """A thread that hands its result, or its exception, to the one that asks for it."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self._work = work
-        self._result: Any = None
-        self._fault: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._result = self._work()
-        except BaseException as fault:
-            self._fault = fault
-
-    def result(self) -> Any:
-        self.join()
-        if self._fault is not None:
-            raise self._fault
-        return self._result
-
-
-class SourceHash:
-    """SHA-256 of a file, and its zip records held against their CRC-32, beside whatever else is done.
-
-    Two threads: hashing takes twice as long as copying, and the checksums would come on top of it.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._done = 0
-        self._advance: Advance = lambda n: None
-        self._stop = False
-
-    def follow(self, advance: Advance) -> None:
-        """Tell ``advance`` of every byte hashed, those before the call included."""
-        advance(self._done)
-        self._advance = advance
-
-    def __enter__(self) -> SourceHash:
-        self._sha256 = _Worker(self._hash)
-        self._damaged = _Worker(self._check_records)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop = True
-        self._sha256.join()
-        self._damaged.join()
-
-    def _hash(self) -> str:
-        digest, position = hashlib.sha256(), 0
-        view = memoryview(bytearray(_HASH_CHUNK))
-        with open(self._checkpoint.path, "rb", buffering=0) as file:
-            while not self._stop and (count := file.readinto(view)):
-                digest.update(view[:count])
-                position += count
-                self._done = position
-                self._advance(count)
-        if not self._stop and position != self._checkpoint.size:
-            raise Untrusted(f"{self._checkpoint.path.name}: the file changed while it was read", "changed_file")
-        return digest.hexdigest()
-
-    def _check_records(self) -> list[str]:
-        damaged: list[str] = []
-        view = memoryview(bytearray(_HASH_CHUNK))
-        with open(self._checkpoint.path, "rb", buffering=0) as file:
-            for record in self._checkpoint.records:
-                crc = 0
-                file.seek(record.offset)
-                for _, length in ranges(record.offset, record.nbytes, _HASH_CHUNK):
-                    if self._stop:
-                        return damaged
-                    count = file.readinto(view[:length]) or 0
-                    crc = zlib.crc32(view[:count], crc)
-                if crc != record.crc32:
-                    damaged.append(record.name)
-        return damaged
-
-    def result(self) -> tuple[str, str | None]:
-        """The hex digest, and a note if there is something to say about the checksums inside.
-
-        Waits for both threads. Raises Untrusted where records do not match the CRC-32 that the
-        archive states for them.
-        """
-        sha256, damaged = self._sha256.result(), self._damaged.result()
-        checked = [r.name for r in self._checkpoint.records if r.nbytes]
-        if not damaged:
-            return sha256, None
-        if set(damaged) >= set(checked):
-            # torch.serialization.set_crc32_options(False) writes no checksums.
-            return sha256, "the archive was written without checksums, so damage inside it would not show"
-        shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
-        raise Untrusted(
-            f"{self._checkpoint.path.name} is damaged: {len(damaged)} of {len(checked)} records do not match the "
-            f"checksum that the archive states for them ({shown}). Fetch it again.",
-            "corrupt_file",
-            {"records": damaged},
-        )

@@ -20,6 +20,7 @@ from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, open_file, rea
 from sam3lite_convert.config import config_faults
 from sam3lite_convert.diagnose import Diagnoser, explain_shape
 from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.hashing import SourceHash
 from sam3lite_convert.names import canonical_names
 from sam3lite_convert.output import INDEX_NAME
 from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
@@ -28,7 +29,6 @@ from sam3lite_convert.streams import (
     CHUNK,
     Advance,
     CastLoss,
-    SourceHash,
     cast,
     check_twins,
     ranges,
@@ -205,7 +205,8 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     wrong: dict[str, bytes] = {}
     with ExitStack() as stack:
         source = stack.enter_context(open_file(plan.checkpoint.path))
-        hashing = stack.enter_context(SourceHash(plan.checkpoint))
+        hashing = stack.enter_context(SourceHash(plan.checkpoint.path))
+        hashing.check(plan.checkpoint)
         hashing.follow(advance("hash"))
         check_twins(source, plan.twins)
         opened: dict[Path, BinaryIO] = {}

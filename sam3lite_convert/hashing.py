@@ -1,0 +1,135 @@
+"""The source's SHA-256 and the checksums inside it, computed beside whatever else is done.
+
+Imports nothing heavy: a conversion is hashing before the rest of it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3lite_convert.errors import Untrusted
+
+if TYPE_CHECKING:
+    from sam3lite_convert.checkpoint import Checkpoint
+
+_CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
+
+
+class _Worker(threading.Thread):
+    """A thread that hands its result, or its exception, to the one that asks for it."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self._result: Any = None
+        self._fault: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as fault:
+            self._fault = fault
+
+    def result(self) -> Any:
+        self.join()
+        if self._fault is not None:
+            raise self._fault
+        return self._result
+
+
+class SourceHash:
+    """SHA-256 of a file, and its zip records held against their CRC-32, beside whatever else is done.
+
+    Hashing is what a conversion waits for in the end, so it starts as soon as this is made, knowing
+    the file's name alone; the checksums follow in a second thread once ``check`` has been told where
+    the records lie. Leaving the context stops both.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._checkpoint: Checkpoint | None = None
+        self._damaged: _Worker | None = None
+        self._done = 0
+        self._advance: Callable[[int], None] = lambda n: None
+        self._stop = False
+        self._sha256 = _Worker(self._hash)
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Begin with the checksums of the file's records. ``checkpoint`` is the index of the same file."""
+        self._checkpoint = checkpoint
+        self._damaged = _Worker(lambda: self._check_records(checkpoint))
+
+    def follow(self, advance: Callable[[int], None]) -> None:
+        """Tell ``advance`` of every byte hashed, those before the call included."""
+        advance(self._done)
+        self._advance = advance
+
+    def __enter__(self) -> SourceHash:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop = True
+        self._sha256.join()
+        if self._damaged is not None:
+            self._damaged.join()
+
+    def _hash(self) -> tuple[str, int]:
+        if not self._path.is_file():
+            return "", 0  # a pipe would never end; reading the index says what is wrong
+        digest, position = hashlib.sha256(), 0
+        view = memoryview(bytearray(_CHUNK))
+        with open(self._path, "rb", buffering=0) as file:
+            while not self._stop and (count := file.readinto(view)):
+                digest.update(view[:count])
+                position += count
+                self._done = position
+                self._advance(count)
+        return digest.hexdigest(), position
+
+    def _check_records(self, checkpoint: Checkpoint) -> list[str]:
+        damaged: list[str] = []
+        view = memoryview(bytearray(_CHUNK))
+        with open(self._path, "rb", buffering=0) as file:
+            for record in checkpoint.records:
+                crc = 0
+                file.seek(record.offset)
+                left = record.nbytes
+                while left and not self._stop and (count := file.readinto(view[:left])):
+                    crc = zlib.crc32(view[:count], crc)
+                    left -= count
+                if self._stop:
+                    return damaged
+                if crc != record.crc32:
+                    damaged.append(record.name)
+        return damaged
+
+    def result(self) -> tuple[str, str | None]:
+        """The hex digest, and a note if there is something to say about the checksums inside.
+
+        Waits for both threads. Raises Untrusted where the file is not as long as its index found it,
+        and where records do not match the CRC-32 that the archive states for them.
+        """
+        if self._checkpoint is None or self._damaged is None:
+            raise RuntimeError("check() comes before result()")
+        (sha256, size), damaged = self._sha256.result(), self._damaged.result()
+        if size != self._checkpoint.size:
+            raise Untrusted(f"{self._path.name}: the file changed while it was read", "changed_file")
+        checked = [r.name for r in self._checkpoint.records if r.nbytes]
+        if not damaged:
+            return sha256, None
+        if set(damaged) >= set(checked):
+            # torch.serialization.set_crc32_options(False) writes no checksums.
+            return sha256, "the archive was written without checksums, so damage inside it would not show"
+        shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+        raise Untrusted(
+            f"{self._path.name} is damaged: {len(damaged)} of {len(checked)} records do not match the "
+            f"checksum that the archive states for them ({shown}). Fetch it again.",
+            "corrupt_file",
+            {"records": damaged},
+        )
