@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from sam3lite_convert import dtypes, pickles
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
@@ -72,7 +72,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The index of one file. ``wrapper`` is the entry that held the state dict, None for a bare one."""
+    """The index of one file. ``wrapper`` is the entry that held the state dict, None for a bare one;
+    ``others`` are the state dict's entries that are no tensors."""
 
     path: Path
     size: int
@@ -81,6 +82,7 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
     records: tuple[Record, ...] = ()
     notes: tuple[str, ...] = ()
+    others: frozenset[str] = frozenset()
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -196,9 +198,11 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Checkpoint:
     for name, record in records.items():
         if name.startswith(root + "data/"):
             storages[name[len(root + "data/") :]] = (record.offset, record.nbytes)
-    wrapper, found, notes = _state_dict(tree)
-    tensors = _locate(found, storages)
-    return Checkpoint(path, size, "zip", wrapper, tensors, tuple(records.values()), notes)
+    found = _state_dict(tree)
+    tensors = _locate(found.tensors, storages)
+    return Checkpoint(
+        path, size, "zip", found.wrapper, tensors, tuple(records.values()), found.notes, frozenset(found.others)
+    )
 
 
 def _zip_record(file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> Record:
@@ -228,7 +232,7 @@ def _read_legacy(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         raise Untrusted("the tensors are stored in big-endian order, which this tool does not read", "big_endian")
     tree = pickles.load(stream)
     keys = pickles.load(stream)
-    wrapper, found, notes = _state_dict(tree)
+    found = _state_dict(tree)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise Untrusted("the file's list of storages cannot be read", "corrupt_file")
     kinds = {t.storage.key: t.storage.dtype for t in _all_tensors(tree)}
@@ -243,7 +247,8 @@ def _read_legacy(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         storages[key] = (position + 8, nbytes)
         position += 8 + nbytes
     note = "written by torch before 1.6 (no zip archive, so no checksums inside); read by byte range all the same"
-    return Checkpoint(path, size, "legacy", wrapper, _locate(found, storages), (), (note, *notes))
+    tensors = _locate(found.tensors, storages)
+    return Checkpoint(path, size, "legacy", found.wrapper, tensors, (), (note, *found.notes), frozenset(found.others))
 
 
 def _all_tensors(tree: Any) -> Iterator[pickles.TensorRecord]:
@@ -313,8 +318,17 @@ def _pread(file: BinaryIO, offset: int, nbytes: int) -> bytes:
     return file.read(nbytes)
 
 
-def _state_dict(tree: Any) -> tuple[str | None, dict[str, pickles.TensorRecord], tuple[str, ...]]:
-    """The wrapper's name, the tensors by key, and notes on what else the file holds."""
+class _StateDict(NamedTuple):
+    """The wrapper's name, the tensors by key, notes on what else the file holds, and the keys of
+    what is no tensor."""
+
+    wrapper: str | None
+    tensors: dict[str, pickles.TensorRecord]
+    notes: tuple[str, ...]
+    others: list[str]
+
+
+def _state_dict(tree: Any) -> _StateDict:
     if not isinstance(tree, Mapping):
         raise UnsoundPlan(f"the file holds a {type(tree).__name__}, not a state dict", "no_state_dict")
     holders = [w for w in WRAPPERS if isinstance(tree.get(w), Mapping)]
@@ -332,12 +346,29 @@ def _state_dict(tree: Any) -> tuple[str | None, dict[str, pickles.TensorRecord],
         else:
             others.append(str(key))
     if not tensors:
-        raise UnsoundPlan("the file holds no tensors under names, so there is no state dict in it", "no_state_dict")
+        raise UnsoundPlan(
+            "the file holds no tensors under names, so there is no state dict in it" + _hidden_state_dicts(inner),
+            "no_state_dict",
+        )
     if others:
         notes.append(
             f"{len(others)} entries of the state dict are no tensors and were left out: " + ", ".join(others[:5])
         )
-    return wrapper, tensors, tuple(notes)
+    return _StateDict(wrapper, tensors, tuple(notes), others)
+
+
+def _hidden_state_dicts(tree: Mapping[Any, Any]) -> str:
+    """Where tensors lie one level below, in words; wrappers other than the known ones are not guessed."""
+    counts = {
+        k: n
+        for k, v in tree.items()
+        if isinstance(k, str) and isinstance(v, Mapping)
+        if (n := sum(isinstance(t, pickles.TensorRecord) for t in v.values()))
+    }
+    if not counts:
+        return ""
+    held = ", ".join(f"{name!r} holds {n} tensors" for name, n in counts.items())
+    return f". The entry {held}; save the one that counts alone, or under 'model' or 'state_dict'"
 
 
 def _locate(found: dict[str, pickles.TensorRecord], storages: dict[str, tuple[int, int]]) -> dict[str, StoredTensor]:

@@ -63,6 +63,15 @@ class Diagnoser:
             for order in itertools.permutations("qkv"):
                 if b"".join(blocks[name] for name in order) == found:
                     return f"its rows are in the order {', '.join(order)}; the original's are q, k, v"
+            if how := _interleaved(expected, found, piece):
+                return f"its rows are {how}; the original's are all of q, then all of k, then all of v"
+        if piece.part:
+            fused = self._cast(piece, read_tensor(self._source, piece.source))
+            if how := _interleaved(fused, found, piece, "qkv".index(piece.part)):
+                return (
+                    f"was taken as if the rows of {piece.source.key} were {how}; they are all of q, then all of k, "
+                    "then all of v"
+                )
         return None
 
     def _class_row(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
@@ -135,6 +144,25 @@ class Diagnoser:
 
     def _cast(self, piece: Mapped, data: bytes) -> bytes:
         return cast(data, piece.source.dtype, piece.dtype) if piece.casts else data
+
+
+def _interleaved(fused: bytes, found: bytes, piece: Mapped, part: int | None = None) -> str | None:
+    """How q, k and v were taken to lie among each other if that gives ``found``, in words.
+
+    ``fused``: all rows of q, k and v. ``part`` None: ``found`` is a whole fused tensor in another
+    order; else it is that third of one which was read in another order.
+    """
+    if not piece.shape or not fused:
+        return None
+    count = piece.shape[0] if part is not None else piece.shape[0] // 3
+    data = np.frombuffer(fused, dtype=np.uint8)
+    for heads in (*range(2, 33), count):
+        if heads < 2 or count % heads:
+            continue
+        made = data.reshape(3, heads, -1).swapaxes(0, 1) if part is None else data.reshape(heads, 3, -1)[:, part]
+        if made.tobytes() == found:
+            return "interleaved row by row" if heads == count else f"interleaved by head, for {heads} heads"
+    return None
 
 
 def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> str:

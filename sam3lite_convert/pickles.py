@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -147,6 +148,11 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any] | Any] = {
     ("pathlib._local", "WindowsPath"): Opaque,
     ("collections", "Counter"): Opaque,
     ("collections", "defaultdict"): Opaque,
+    ("collections", "deque"): Opaque,
+    ("torch.torch_version", "TorchVersion"): Opaque,
+    ("uuid", "UUID"): Opaque,
+    ("decimal", "Decimal"): Opaque,
+    ("fractions", "Fraction"): Opaque,
     ("numpy", "dtype"): Opaque,
     ("numpy", "ndarray"): Opaque,
     ("numpy.core.multiarray", "scalar"): Opaque,
@@ -161,7 +167,12 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any] | Any] = {
     ("__builtin__", "object"): Opaque,
     ("builtins", "object"): Opaque,
 }
-for _name in ("dict", "list", "tuple", "int", "float", "complex", "bytearray", "frozenset"):
+for _name in ("datetime", "date", "time", "timedelta", "timezone"):
+    _ALLOWED["datetime", _name] = Opaque
+for _name in (
+    "dict", "list", "tuple", "int", "float", "complex", "bytearray", "frozenset", "slice", "range", "long", "unicode",
+    "str", "bytes", "bool",
+):  # fmt: skip
     _ALLOWED["builtins", _name] = _ALLOWED["__builtin__", _name] = Opaque
 for _name, _dtype in dtypes.STORAGE_CLASSES.items():
     _ALLOWED["torch", _name] = _ALLOWED["torch.cuda", _name] = _StorageClass(_dtype)
@@ -194,6 +205,7 @@ class _Reader(pickle.Unpickler):
         return StorageRecord(kind.dtype, key, count, start)
 
 
+_MOST_HUGE_INTEGERS = 1000  # from 2**61 - 1 on; a random generator's state holds a few
 _MOST_IN_A_TUPLE = 4096  # elements of a tuple and of the tuples in it, each as often as it stands there
 
 
@@ -201,12 +213,15 @@ def _check_opcodes(data: io.BytesIO, size: int) -> None:
     """Walk one pickle without running it; raises Untrusted for what only costs memory or time.
 
     A memo index beyond the pickle's own length would make the unpickler allocate. Tuples nested
-    within tuples, each twice, would take hours to hash. Raises ValueError for a malformed pickle.
+    within tuples, each twice, would take hours to hash, and so would a dict of huge integers chosen to
+    collide (Python's hash of an integer is known to everybody, that of a string is not).
+    Raises ValueError for a malformed pickle.
     """
     start = data.tell()
     mark = object()
     stack: list[Any] = []  # what hashing each item would walk through, or the mark
     memo: dict[int, int] = {}
+    huge = 0
     for opcode, argument, _ in pickletools.genops(data):
         name = opcode.name
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
@@ -215,6 +230,10 @@ def _check_opcodes(data: io.BytesIO, size: int) -> None:
                 raise Untrusted("the pickle asks for more memory than its own size explains", "hostile_pickle")
             memo[index] = stack[-1] if stack and stack[-1] is not mark else 0
             continue
+        if type(argument) is int and abs(argument) >= sys.hash_info.modulus:
+            huge += 1
+            if huge > _MOST_HUGE_INTEGERS:
+                raise Untrusted("the pickle is full of integers that no checkpoint needs", "hostile_pickle")
         if name in ("EXT1", "EXT2", "EXT4"):
             raise Untrusted("the pickle uses an extension code; a checkpoint does not", "hostile_pickle")
         if name == "MARK":

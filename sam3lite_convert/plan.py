@@ -188,7 +188,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
                 expected.pop(target, None)
         for piece in pieces:
             faults += _place(piece, mapped, expected)
-    faults += _unfilled(mapped, expected, layout, names)
+    faults += _unfilled(mapped, expected, layout, names, checkpoint.others)
     reported = tuple(f.key + "." for f in faults if f.kind == "missing_component")
     empty = empty_lists(layout, architecture, options.component)
     faults += [f for f in empty if not f"{f.key}.".startswith(reported)]
@@ -363,6 +363,7 @@ def _unfilled(
     expected: dict[str, Expected],
     layout: Layout,
     names: Names,
+    others: frozenset[str],
 ) -> list[Fault]:
     empty = [t for t in expected if t not in mapped]
     by_module: dict[str, list[str]] = {}
@@ -379,5 +380,7 @@ def _unfilled(
         sources = [s for r in layout.rules if (s := r.reverse(target))]
         absent = [names.prefix + s for s in sources if s not in names.sources]
         detail = f"it comes from {' or '.join(absent)}, which is missing" if absent else "no rule leads there"
+        if strange := [key for key in absent if key in others]:
+            detail = f"it comes from {' or '.join(strange)}, which is in the file but is no tensor"
         faults.append(Fault("unfilled", target, detail, sources=tuple(absent)))
     return faults

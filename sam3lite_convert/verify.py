@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from sam3lite_convert import dtypes
 from sam3lite_convert.architecture import POSITION_TABLE, infer_architecture
 from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, open_file, read_checkpoint
-from sam3lite_convert.config import config_faults
+from sam3lite_convert.config_check import check_config
 from sam3lite_convert.diagnose import Diagnoser, explain_shape
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hashing import SourceHash
@@ -152,14 +152,17 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
     names = canonical_names(checkpoint, mappings.spellings)
     architecture = infer_architecture({n: checkpoint.tensors[k[0]].shape for n, k in names.sources.items()}, causal)
     keys = set(folder.tensors) | folder.listed
-    scores: dict[tuple[str, str], float] = {}
+    # How much of the folder a layout explains comes first: a folder that lost tensors is still of its
+    # layout. How much of the layout it fills decides between those that explain it equally well.
+    scores: dict[tuple[str, str], tuple[float, float]] = {}
     for layout in mappings.layouts.values():
         for component in ("all", "text") if layout.causal or not causal else ():
             targets = expected_targets(layout, architecture, component)
             wanted = {written_name(target, layout, component)[1] for target, _ in targets}
-            scores[layout.name, component] = len(keys & wanted) / len(keys | wanted)
+            common = len(keys & wanted)
+            scores[layout.name, component] = (common / len(keys), common / len(wanted))
     best = max(scores, key=lambda k: scores[k])
-    if not scores[best]:
+    if not any(scores[best]):
         raise CannotRun(
             f"{folder.path}: its keys are those of no layout ({', '.join(sorted(mappings.layouts))}); the first are "
             + ", ".join(sorted(keys)[:3]),
@@ -301,8 +304,10 @@ def _check_config(folder: Folder, plan: Plan, out: Verification) -> None:
     if folder.config is None:
         out.mismatched.append(("config.json", "is missing; no library knows what these weights are"))
         return
-    for path, why in config_faults(plan, folder.config):
-        out.mismatched.append((f"config.json: {path}", why))
+    checked = check_config(plan, folder.config)
+    out.mismatched += [(f"config.json: {path}", why) for path, why in checked.faults]
+    if checked.unjudged:
+        out.notes.append("config.json: not known to this tool, and not judged: " + ", ".join(checked.unjudged))
 
 
 def _check_receipt(folder: Folder, sha256: str, out: Verification) -> None:

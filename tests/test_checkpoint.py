@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
 import json
 import os
 import pathlib
@@ -11,6 +13,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 from collections import OrderedDict
 
 import numpy as np
@@ -567,6 +570,36 @@ def test_nested_keys_do_not_keep_the_reader_busy(tmp_path):
     # A process, for a thread that hashes keeps the lock of the interpreter.
     done = subprocess.run([sys.executable, "-c", code], timeout=6, capture_output=True, text=True, check=False)
     assert "sam3lite_convert.errors." in done.stderr
+
+
+def test_colliding_keys_do_not_keep_the_reader_busy(tmp_path):
+    # Multiples of 2^61 - 1 all hash to 0: a dict of them takes time with the square of their number.
+    # (Nor may this test make one.)
+    items = b"".join(pickle.dumps(n * (2**61 - 1), 2)[2:-1] + b"K\x01" for n in range(1, 60_000))
+    path = with_pickle(tmp_path, b"\x80\x02}(" + items + b"u.")
+    start = time.monotonic()
+    assert refused(path).code == "hostile_pickle"
+    assert time.monotonic() - start < 5
+
+
+@either_format
+def test_what_training_leaves_beside_the_weights_is_passed_over(tmp_path, legacy):
+    beside = {
+        "when": datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc),
+        "took": datetime.timedelta(hours=3),
+        "torch": torch.__version__,
+        "last": collections.deque([1.0, 2.0], 5),
+        "rows": slice(0, 4),
+        "seed": 2**100,
+        "generator": random.Random(1).getstate(),
+    }
+    found = read_checkpoint(saved(tmp_path, {"model": tensors(), "meta": beside}, legacy))
+    assert found.tensors.keys() == tensors().keys()
+
+
+def test_a_state_dict_under_another_name_is_pointed_to(tmp_path):
+    fault = refused(saved(tmp_path, {"net": tensors(), "epoch": 3}), UnsoundPlan)
+    assert f"'net' holds {len(tensors())} tensors" in fault.message
 
 
 # ---- safetensors that contradict themselves ------------------------------------------------------

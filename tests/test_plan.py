@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from conftest import (
     LAYOUTS,
@@ -146,6 +148,13 @@ def test_a_missing_tensor_is_named_with_its_source(small_rows):
     fault = unsound(without(small_rows, "dot_prod_scoring.hs_proj.bias"))
     assert faults_of(fault) == {("unfilled", "dot_product_scoring.query_proj.bias")}
     assert "detector.dot_prod_scoring.hs_proj.bias" in fault.message
+
+
+def test_an_entry_that_is_no_tensor_is_not_called_missing(small_rows):
+    key = "detector.dot_prod_scoring.hs_proj.bias"
+    checkpoint = replace(fake(without(small_rows, key)), others=frozenset({key}))
+    with pytest.raises(UnsoundPlan, match="is in the file but is no tensor"):
+        make_plan(checkpoint, load_mappings(), Options())
 
 
 @pytest.mark.parametrize(

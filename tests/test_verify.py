@@ -40,7 +40,7 @@ from hypothesis import strategies as st
 from sam3lite_convert import synthetic
 from sam3lite_convert import verify as verification
 from sam3lite_convert.checkpoint import read_checkpoint
-from sam3lite_convert.config import config_faults
+from sam3lite_convert.config_check import check_config
 from sam3lite_convert.plan import Options, make_plan
 from sam3lite_convert.tables import load_mappings
 
@@ -287,6 +287,37 @@ def test_another_order_of_the_rows_of_in_proj_is_named(order, packed, tiny):
         assert ", ".join(order) in why
 
 
+@pytest.mark.parametrize("heads", [2, 128])
+def test_rows_of_in_proj_interleaved_by_head_are_named(heads, packed, tiny):
+    # (heads, 3, head_dim), as some ports lay them out, in place of (3, heads, head_dim).
+    held = tensors(packed)
+    keys = [f"{TEXT_LAYER}1.attention.in_proj_{leaf}" for leaf in ("weight", "bias")]
+    for key in keys:
+        edit(packed, {key: held[key].reshape(3, heads, -1).transpose(0, 1).reshape(held[key].shape)})
+    found = faults(packed, tiny)
+    assert found.keys() == set(keys)
+    for why in found.values():
+        assert ("row by row" if heads == 128 else "2 heads") in why
+
+
+def test_q_k_and_v_split_as_if_interleaved_are_named(bad, tiny):
+    fused = tiny_state()[QKV].reshape(2, 3, -1)
+    wrong = {p: fused[:, n].reshape(128, 128) for n, p in enumerate("qkv")}
+    edit(bad, {f"{TEXT_LAYER}1.self_attn.{p}_proj.weight": t for p, t in wrong.items()})
+    found = faults(bad, tiny)
+    assert found.keys() == {f"{TEXT_LAYER}1.self_attn.{p}_proj.weight" for p in "qkv"}
+    assert all("2 heads" in why for why in found.values())
+
+
+def test_a_folder_that_kept_only_some_text_tensors_is_still_of_its_layout(bad, tiny):
+    held = tensors(bad)
+    kept = ("text_encoder.final_layer_norm.", "text_encoder.layers.1.self_attn.q_", "text_encoder.layers.1.layer_norm")
+    edit(bad, {k: None for k in held if not k.startswith(kept)})
+    done = verify(bad, tiny)
+    assert done.code == 1
+    assert done.json["layout"] == "transformers" and not done.json["unexpected"]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_flipped_bit_is_named_with_its_place(layout, bad, packed, tiny):
     folder = {"packed": packed, "transformers": bad}[layout]
@@ -483,6 +514,13 @@ CONFIG_FAULTS = [
     (("geometry_encoder_config",), None, "left out"),
     (("model_type",), "sam3", "sam3"),
     (("dtype",), "bfloat16", "bfloat16"),
+    (("architectures",), ["Sam3Model"], "Sam3LiteTextModel"),
+    (("quantization_config",), {"quant_method": "bitsandbytes"}, "bitsandbytes"),
+    (("vision_config", "backbone_config", "rope_theta"), 500.0, "500"),
+    (("vision_config", "backbone_config", "rope_parameters"), {"rope_type": "default"}, "default"),
+    (("vision_config", "backbone_config", "rope_parameters"), {"rope_theta": 1e6}, "10000"),
+    (("vision_config", "backbone_config", "layer_scale_init_value"), 0.1, "0.1"),
+    (("detr_encoder_config", "hidden_act"), "gelu", "gelu"),
 ]
 
 
@@ -494,7 +532,7 @@ def planned(tiny):
 @pytest.mark.parametrize(("path", "value", "word"), CONFIG_FAULTS, ids=str)
 def test_a_config_that_does_not_fit_the_weights_is_named(path, value, word, bad, planned):
     edit_config(bad, *path, value=value)
-    found = config_faults(planned, config(bad))
+    found = check_config(planned, config(bad)).faults
     assert found and all(name.startswith(".".join(path)) for name, _ in found), found
     assert any(word in why for _, why in found), found
 
@@ -518,10 +556,27 @@ def test_the_old_name_of_the_dtype_will_do(bad, tiny):
     assert_proven(bad, tiny)
 
 
-def test_fields_that_this_tool_does_not_write_are_not_judged(bad, tiny):
+def test_fields_without_effect_are_passed_over(bad, tiny):
     edit_config(bad, "transformers_version", value="9.9")
     edit_config(bad, "text_config", "bos_token_id", value=49406)
+    edit_config(bad, "detr_decoder_config", "dropout", value=0.1)
+    assert not any("not judged" in note for note in verify(bad, tiny).json["notes"])
     assert_proven(bad, tiny)
+
+
+def test_a_field_that_nobody_knows_is_named_as_not_judged(bad, tiny):
+    edit_config(bad, "text_config", "rotary_text", value=True)
+    done = verify(bad, tiny)
+    assert done.json["verdict"] == "proven"
+    assert any("not judged: text_config.rotary_text" in note for note in done.json["notes"])
+
+
+def test_what_the_library_itself_writes_is_proven(bad, tiny):
+    transformers = pytest.importorskip("transformers")
+    transformers.AutoConfig.from_pretrained(bad).save_pretrained(bad)
+    done = verify(bad, tiny)
+    assert done.json["verdict"] == "proven", done.json["mismatched"]
+    assert not any("not judged" in note for note in done.json["notes"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
