@@ -1,0 +1,169 @@
+"""The original's text encoder and student wrapper, with its state-dict keys and its numbers.
+
+Evaluation only: dropout has no place here, and BatchNorm reads its running statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from original_ref.blocks import EPS, LayerNormFP32, RepMixerBlock, TransformerLayer
+
+# Prompts and a context length to ids of shape (prompts, context), padded with 0.
+Tokenizer = Callable[[Sequence[str], int], Tensor]
+PAD = 0
+
+
+class PositionTable(nn.Module):
+    """A learned table of positions, resized to the length of the sequence where they differ."""
+
+    def __init__(self, context_length: int, dim: int) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1, context_length, dim))
+
+    def forward(self, length: int) -> Tensor:
+        """Positions of shape (1, length, dim)."""
+        table: Tensor = self.pos_embed
+        if length != table.shape[2]:
+            # Seen as one image of height context and width dim.
+            table = functional.interpolate(table, size=(length, table.shape[3]), mode="bilinear", align_corners=False)
+        return table.reshape(1, length, table.shape[3])
+
+
+class PositionalEmbedding(nn.Module):
+    """Only there because the original's keys have this level."""
+
+    def __init__(self, context_length: int, dim: int) -> None:
+        super().__init__()
+        self.pos_embed = PositionTable(context_length, dim)
+
+    def forward(self, length: int) -> Tensor:
+        out: Tensor = self.pos_embed(length)
+        return out
+
+
+class TextEncoder(nn.Module):
+    """MobileCLIP's text encoder. ``cfg``: see TextStudentEncoder."""
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        super().__init__()
+        dim, heads, count = cfg["dim"], cfg["n_heads_per_layer"], cfg["n_transformer_layers"]
+        ffn = int(cfg.get("ffn_multiplier_per_layer", 4.0) * dim)
+        model_name = cfg.get("model_name", "base")
+        if cfg.get("norm_layer", "layer_norm_fp32") != "layer_norm_fp32":
+            raise ValueError(f"norm_layer {cfg['norm_layer']!r}: only layer_norm_fp32 is known")
+        if model_name not in ("base", "mct"):
+            raise ValueError(f"model_name {model_name!r}: known are base and mct")
+        self.causal_masking = bool(cfg.get("causal_masking", False))
+        self.embedding_layer = nn.Embedding(cfg.get("vocab_size", 49408), dim)
+        self.positional_embedding = (
+            None if cfg.get("no_pos_embedding", False) else PositionalEmbedding(cfg["context_length"], dim)
+        )
+        blocks: list[nn.Module] = [TransformerLayer(dim, heads, ffn) for _ in range(count)]
+        if model_name == "mct":
+            blocks = [RepMixerBlock(dim, ffn), *blocks, RepMixerBlock(dim, ffn)]
+        self.transformer = nn.ModuleList(blocks)
+        self.final_layer_norm = LayerNormFP32(dim, EPS)
+        self.projection_layer = nn.Parameter(torch.zeros(dim, cfg.get("projection_dim", dim)))
+
+    def forward_embedding(self, input_ids: Tensor) -> Tensor:
+        """Token plus position embedding, (batch, sequence, dim); nothing is scaled."""
+        x: Tensor = self.embedding_layer(input_ids)
+        if self.positional_embedding is not None:
+            x = x + self.positional_embedding(input_ids.shape[1]).to(x.dtype)
+        return x
+
+    def causal_mask(self, x: Tensor) -> Tensor | None:
+        """The additive mask for ``x``: -inf above the diagonal where the encoder masks causally, else None."""
+        if not self.causal_masking:
+            return None
+        length = x.shape[1]
+        return torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+
+    def pool(self, tokens: Tensor, input_ids: Tensor) -> Tensor:
+        """The token at the first greatest id, times the projection: (batch, projection_dim)."""
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
+        return tokens[rows, input_ids.argmax(dim=-1)] @ self.projection_layer
+
+    def forward(self, x: Tensor, return_all_tokens: bool = False, input_is_embeddings: bool = False) -> Tensor:
+        """Final-norm tokens (batch, sequence, dim), or the pooled output (batch, projection_dim).
+
+        ``x``: ids of shape (batch, sequence), or embeddings with ``input_is_embeddings``; the pooled
+        output needs the ids, so with embeddings it is a ValueError to ask for it.
+        """
+        if input_is_embeddings and not return_all_tokens:
+            raise ValueError("the pooled output is taken where the greatest id stands, and embeddings hold no ids")
+        tokens = x if input_is_embeddings else self.forward_embedding(x)
+        mask = self.causal_mask(tokens)
+        for block in self.transformer:
+            tokens = block(tokens, mask)
+        tokens = self.final_layer_norm(tokens)
+        return tokens if return_all_tokens else self.pool(tokens, x)
+
+
+class TextStudentEncoder(nn.Module):
+    """The text encoder as the detector holds it: ``encoder`` and ``projector``.
+
+    ``cfg``: ``dim``, ``n_transformer_layers``, ``n_heads_per_layer``, ``ffn_multiplier_per_layer``,
+    ``vocab_size``, ``context_length``, ``model_name`` ("mct" or "base"), ``causal_masking``,
+    ``no_pos_embedding``; ``embed_dropout`` and ``no_scale_embedding`` have no effect here. Where
+    ``projection_dim`` is left out it is ``dim``. ``context_length`` rows are in the position table.
+    ``tokenizer`` is what ``forward`` uses. Raises ValueError for a cfg that no original has.
+    """
+
+    def __init__(
+        self,
+        cfg: Mapping[str, Any],
+        context_length: int,
+        output_dim: int = 256,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        super().__init__()
+        self.context_length = context_length
+        self.tokenizer = tokenizer
+        self.encoder = TextEncoder({**cfg, "context_length": context_length})
+        self.projector = nn.Linear(cfg["dim"], output_dim)
+
+    def set_context_length(self, length: int) -> None:
+        """Tokenize to ``length`` from now on, and keep the first ``length`` rows of a longer table."""
+        self.context_length = length
+        if self.encoder.positional_embedding is not None:
+            table = self.encoder.positional_embedding.pos_embed
+            table.pos_embed = nn.Parameter(table.pos_embed[:, :, :length].detach().clone(), requires_grad=False)
+
+    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Padding mask (batch, sequence), True where the id is 0; projected tokens (sequence, batch,
+        output_dim); embeddings (sequence, batch, dim).
+
+        Raises ValueError without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("prompts need a tokenizer; give one to the constructor, or call encoder with ids")
+        input_ids = self.tokenizer(prompts, self.context_length)
+        embeddings = self.encoder.forward_embedding(input_ids)
+        tokens = self.encoder(embeddings, return_all_tokens=True, input_is_embeddings=True)
+        memory = self.projector(tokens)
+        return input_ids == PAD, memory.transpose(0, 1), embeddings.transpose(0, 1)
+
+
+def load_reference(
+    cfg: Mapping[str, Any], state_dict: Mapping[str, Tensor], output_dim: int | None = None
+) -> TextStudentEncoder:
+    """A reference in evaluation mode that holds exactly these weights, without copying them.
+
+    ``state_dict``: keys ``encoder.*`` and ``projector.*``. Raises RuntimeError where a key is
+    missing, unexpected or of another shape: a reference that is not fully loaded proves nothing.
+    """
+    with torch.device("meta"):
+        width = output_dim if output_dim is not None else int(state_dict["projector.weight"].shape[0])
+        model = TextStudentEncoder(cfg, cfg["context_length"], width)
+    model.load_state_dict(dict(state_dict), strict=True, assign=True)
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if left:
+        raise RuntimeError(f"the reference did not get its weights: {', '.join(left)}")
+    return model.requires_grad_(False).eval()
