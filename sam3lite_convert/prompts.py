@@ -1,0 +1,53 @@
+"""Prompts to ids as the original's tokenizer makes them (extra ``prompts``).
+
+The text is cleaned as CLIP cleans it, then split by byte-level BPE: start 49406, end 49407, padded
+with 0; a prompt that is too long is cut to the context with the end id last.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.errors import CannotRun
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+START, END, PAD = 49406, 49407, 0
+
+
+def clean(text: str) -> str:
+    """Html unescaped twice, whitespace runs to one space, stripped, lower-cased; ftfy went before."""
+    text = html.unescape(html.unescape(text))
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+def tokenize(prompts: Sequence[str], context: int) -> Tensor:
+    """Ids of shape (prompts, context), int64.
+
+    Raises CannotRun without the extra ``prompts``, and for a context that has no room for a word.
+    """
+    import torch
+
+    if context < 3:
+        raise CannotRun(f"a context of {context} holds no word between the start and the end id", "short_context")
+    try:
+        import ftfy
+        from instant_clip_tokenizer import Tokenizer
+    except ImportError:
+        raise CannotRun(
+            "prompts need the CLIP tokenizer: pip install 'sam3lite-convert[prompts]'. Without it, the default "
+            "input or --seed N compare the same encoders on ids.",
+            "no_tokenizer",
+        ) from None
+    tokenizer = Tokenizer()
+    ids = torch.full((len(prompts), context), PAD, dtype=torch.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        found = [START, *tokenizer.encode(clean(ftfy.fix_text(prompt))), END]
+        if len(found) > context:
+            found = [*found[: context - 1], END]
+        row[: len(found)] = torch.tensor(found)
+    return ids
