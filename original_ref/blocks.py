@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 EPS = 1e-5  # of every LayerNorm and BatchNorm
-KERNEL = 11  # of every depthwise convolution, along the sequence
+KERNEL = 11  # of every depthwise convolution of a released model, along the sequence
 
 
 class LayerNormFP32(nn.LayerNorm):
@@ -67,16 +67,16 @@ class TransformerLayer(nn.Module):
         return out
 
 
-def _depthwise(dim: int) -> nn.Conv2d:
-    return nn.Conv2d(dim, dim, (1, KERNEL), padding=(0, KERNEL // 2), groups=dim, bias=False)
+def _depthwise(dim: int, kernel: int) -> nn.Conv2d:
+    return nn.Conv2d(dim, dim, (1, kernel), padding=(0, kernel // 2), groups=dim, bias=False)
 
 
 class ConvNorm(nn.Module):
     """Depthwise convolution without bias, then BatchNorm."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, kernel: int) -> None:
         super().__init__()
-        self.conv = _depthwise(dim)
+        self.conv = _depthwise(dim, kernel)
         self.bn = nn.BatchNorm2d(dim, EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,9 +99,9 @@ class NormBranch(nn.Module):
 class MixerBranch(NormBranch):
     """BatchNorm of the input plus BatchNorm of its depthwise convolution."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, kernel: int) -> None:
         super().__init__(dim)
-        self.rbr_conv = nn.ModuleList([ConvNorm(dim)])
+        self.rbr_conv = nn.ModuleList([ConvNorm(dim, kernel)])
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.rbr_skip(x) + self.rbr_conv[0](x)
@@ -111,11 +111,11 @@ class MixerBranch(NormBranch):
 class TokenMixer(nn.Module):
     """x + layer_scale * (mixer(x) - norm(x)), on (batch, dim, 1, sequence)."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, kernel: int) -> None:
         super().__init__()
         self.layer_scale = nn.Parameter(torch.ones(dim, 1, 1))
         self.norm = NormBranch(dim)
-        self.mixer = MixerBranch(dim)
+        self.mixer = MixerBranch(dim, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.layer_scale * (self.mixer(x) - self.norm(x))
@@ -125,9 +125,9 @@ class TokenMixer(nn.Module):
 class ConvFFN(nn.Module):
     """Depthwise convolution, BatchNorm, two pointwise convolutions with an exact GELU between."""
 
-    def __init__(self, dim: int, ffn: int) -> None:
+    def __init__(self, dim: int, ffn: int, kernel: int) -> None:
         super().__init__()
-        self.conv = ConvNorm(dim)
+        self.conv = ConvNorm(dim, kernel)
         self.fc1 = nn.Conv2d(dim, ffn, 1)
         self.fc2 = nn.Conv2d(ffn, dim, 1)
 
@@ -139,11 +139,11 @@ class ConvFFN(nn.Module):
 class RepMixerBlock(nn.Module):
     """The token mixer, then x + layer_scale * convffn(x). Takes no mask, so it is never causal."""
 
-    def __init__(self, dim: int, ffn: int) -> None:
+    def __init__(self, dim: int, ffn: int, kernel: int = KERNEL) -> None:
         super().__init__()
         self.layer_scale = nn.Parameter(torch.ones(dim, 1, 1))
-        self.token_mixer = TokenMixer(dim)
-        self.convffn = ConvFFN(dim, ffn)
+        self.token_mixer = TokenMixer(dim, kernel)
+        self.convffn = ConvFFN(dim, ffn, kernel)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         y = x.transpose(1, 2).unsqueeze(2)  # the sequence is an image of height 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from original_ref.blocks import EPS, LayerNormFP32, RepMixerBlock, TransformerLayer
+from original_ref.blocks import EPS, KERNEL, LayerNormFP32, RepMixerBlock, TransformerLayer
 
 # Prompts and a context length to ids of shape (prompts, context), padded with 0.
 Tokenizer = Callable[[Sequence[str], int], Tensor]
@@ -53,7 +53,7 @@ class TextEncoder(nn.Module):
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__()
         dim, heads, count = cfg["dim"], cfg["n_heads_per_layer"], cfg["n_transformer_layers"]
-        ffn = int(cfg.get("ffn_multiplier_per_layer", 4.0) * dim)
+        ffn = round(cfg.get("ffn_multiplier_per_layer", 4.0) * dim)
         model_name = cfg.get("model_name", "base")
         if cfg.get("norm_layer", "layer_norm_fp32") != "layer_norm_fp32":
             raise ValueError(f"norm_layer {cfg['norm_layer']!r}: only layer_norm_fp32 is known")
@@ -66,7 +66,8 @@ class TextEncoder(nn.Module):
         )
         blocks: list[nn.Module] = [TransformerLayer(dim, heads, ffn) for _ in range(count)]
         if model_name == "mct":
-            blocks = [RepMixerBlock(dim, ffn), *blocks, RepMixerBlock(dim, ffn)]
+            kernel = cfg.get("kernel_size", KERNEL)
+            blocks = [RepMixerBlock(dim, ffn, kernel), *blocks, RepMixerBlock(dim, ffn, kernel)]
         self.transformer = nn.ModuleList(blocks)
         self.final_layer_norm = LayerNormFP32(dim, EPS)
         self.projection_layer = nn.Parameter(torch.zeros(dim, cfg.get("projection_dim", dim)))
@@ -112,7 +113,8 @@ class TextStudentEncoder(nn.Module):
     ``cfg``: ``dim``, ``n_transformer_layers``, ``n_heads_per_layer``, ``ffn_multiplier_per_layer``,
     ``vocab_size``, ``context_length``, ``model_name`` ("mct" or "base"), ``causal_masking``,
     ``no_pos_embedding``; ``embed_dropout`` and ``no_scale_embedding`` have no effect here. Where
-    ``projection_dim`` is left out it is ``dim``. ``context_length`` rows are in the position table.
+    ``projection_dim`` is left out it is ``dim``, and ``kernel_size`` 11; no released cfg has either.
+    ``context_length`` rows are in the position table.
     ``tokenizer`` is what ``forward`` uses. Raises ValueError for a cfg that no original has.
     """
 

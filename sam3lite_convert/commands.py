@@ -169,7 +169,8 @@ def verify_folder(
     folder: Path, checkpoint: Path, mappings: Mappings, causal: bool = False, progress: Progress | None = None
 ) -> Record:
     """Prove a folder; the record's ``verdict`` says whether it is."""
-    from sam3lite_convert.verify import read_folder, recognise, verify  # loads numpy; convert starts without
+    from sam3lite_convert.folder import read_folder
+    from sam3lite_convert.verify import recognise, verify  # loads numpy; convert starts without
 
     found = read_folder(folder)
     receipt = found.receipt.get("options") if found.receipt else None

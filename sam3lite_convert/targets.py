@@ -11,7 +11,7 @@ from sam3lite_convert.faults import Expected, Fault
 from sam3lite_convert.tables import Layout
 
 MODEL, TEXT_PROJECTION = "model", "text_projection"  # stems of the safetensors files
-_TEXT_TARGETS = ("text_encoder.", "text_projection.")
+TEXT_TARGETS = ("text_encoder.", "text_projection.")
 
 
 def expected_targets(layout: Layout, architecture: Architecture, component: str) -> Iterator[tuple[str, Expected]]:
@@ -20,7 +20,7 @@ def expected_targets(layout: Layout, architecture: Architecture, component: str)
     Raises CannotRun for a target table that speaks of sizes or lists that no architecture has.
     """
     for template, each, sizes in layout.shapes:
-        if component == "text" and not template.startswith(_TEXT_TARGETS):
+        if component == "text" and not template.startswith(TEXT_TARGETS):
             continue
         shape = tuple(_side(text, architecture.sizes, f"layout {layout.name}, {template}") for text in sizes)
         for i in _indices(layout, architecture, each):
@@ -55,7 +55,7 @@ def empty_lists(layout: Layout, architecture: Architecture, component: str) -> l
     """Stacks of layers of which the file holds not one: without this, nothing would miss them."""
     modules: dict[str, str] = {}
     for template, each, _ in layout.shapes:
-        if each and each not in OPTIONAL_BLOCKS and (component == "all" or template.startswith(_TEXT_TARGETS)):
+        if each and each not in OPTIONAL_BLOCKS and (component == "all" or template.startswith(TEXT_TARGETS)):
             modules.setdefault(each, template.split(".{i}")[0].removesuffix(".layers"))
     return [
         Fault("missing_component", modules[each], "the file has not one of its layers")

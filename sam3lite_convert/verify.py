@@ -6,7 +6,6 @@ are read off the folder's own keys and tensors.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,13 +15,13 @@ from typing import Any, BinaryIO
 
 from sam3lite_convert import dtypes
 from sam3lite_convert.architecture import POSITION_TABLE, infer_architecture
-from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, open_file, read_checkpoint
+from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, open_file
 from sam3lite_convert.config_check import check_config
 from sam3lite_convert.diagnose import Diagnoser, explain_shape
-from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.folder import Folder
 from sam3lite_convert.hashing import SourceHash
 from sam3lite_convert.names import canonical_names
-from sam3lite_convert.output import INDEX_NAME
 from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.streams import (
@@ -41,21 +40,6 @@ from sam3lite_convert.tables import Mappings
 from sam3lite_convert.targets import expected_targets, written_name
 
 COUNTER = "num_batches_tracked"
-
-
-@dataclass(frozen=True)
-class Folder:
-    """The tensors of a converted folder: key -> (file, tensor), and its JSON files.
-
-    ``listed``: the keys that an index of shards names, also those that are not there.
-    """
-
-    path: Path
-    tensors: dict[str, tuple[Path, StoredTensor]]
-    listed: frozenset[str]
-    faults: tuple[tuple[str, str], ...]
-    config: dict[str, Any] | None
-    receipt: dict[str, Any] | None
 
 
 @dataclass
@@ -89,58 +73,6 @@ class Verification:
             "lost": losses(self.plan, self.loss),
             "notes": self.notes,
         }
-
-
-def read_folder(path: Path) -> Folder:
-    """Index a converted folder. Raises CannotRun where there is none, Untrusted for damaged files."""
-    if not path.is_dir():
-        raise CannotRun(f"{path}: no such folder", "no_such_folder")
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise CannotRun(f"{path} holds no .safetensors file, so there is nothing to verify", "nothing_to_verify")
-    tensors: dict[str, tuple[Path, StoredTensor]] = {}
-    faults: list[tuple[str, str]] = []
-    for file in files:
-        for key, tensor in read_checkpoint(file).tensors.items():
-            if key in tensors:
-                faults.append((key, f"stands in {tensors[key][0].name} and again in {file.name}"))
-            tensors[key] = (file, tensor)
-    index = _read_json(path / INDEX_NAME)
-    places = (index or {}).get("weight_map") or {}
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise Untrusted(f"{path / INDEX_NAME}: its weight_map cannot be read", "corrupt_file")
-    if index is not None:
-        for key, name in places.items():
-            if key in tensors and tensors[key][0].name != name:
-                faults.append((key, f"the index says {name}; it stands in {tensors[key][0].name}"))
-            elif key not in tensors and (path / name).exists():
-                faults.append((key, f"the index says {name}; it is not there"))
-        gone = sorted({name for name in places.values() if not (path / name).exists()})
-        faults += [(name, "the index names this shard, and it is not there") for name in gone]
-        beside = [k for k, (f, _) in tensors.items() if k not in places and f.name != "text_projection.safetensors"]
-        faults += [(k, "is in a shard and not in the index, so loaders do not see it") for k in beside]
-    elif not any(f.name == "model.safetensors" for f in files):
-        faults.append((INDEX_NAME, "is missing and so is model.safetensors: loaders do not find the tensors"))
-    return Folder(
-        path,
-        tensors,
-        frozenset(places),
-        tuple(faults),
-        _read_json(path / "config.json"),
-        _read_json(path / RECEIPT_NAME),
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as fault:
-        raise Untrusted(f"{path}: cannot be read as JSON ({fault})", "corrupt_file") from fault
-    if not isinstance(data, dict):
-        raise Untrusted(f"{path}: holds no JSON object", "corrupt_file")
-    return data
 
 
 def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal: bool = False) -> Plan:

@@ -1,0 +1,269 @@
+"""The text encoder of a ``packed`` folder, on torch's own modules: what runs without transformers.
+
+Module names are the layout's keys. Written independently of ``original_ref``, so that running the
+two side by side proves something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
+
+ATTENTION = ("eager", "sdpa")
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": lambda: nn.GELU(),
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": lambda: nn.ReLU(),
+}
+
+
+@dataclass(frozen=True)
+class PackedTextConfig:
+    """``text_config`` of a packed config.json; unknown entries are ignored."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    projection_dim: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    output_dim: int
+    use_repmixer_blocks: bool
+    repmixer_kernel_size: int = 11
+    layer_norm_eps: float = 1e-5
+    hidden_act: str = "gelu"
+    causal_masking: bool = False
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PackedTextConfig:
+        """Raises UnsoundPlan, naming the field, for a missing or an unusable one."""
+        known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
+        try:
+            config = cls(**known)
+        except TypeError as fault:
+            raise UnsoundPlan(f"config.json: text_config: {fault}".replace("__init__() ", ""), "bad_config") from None
+        if config.hidden_act not in _ACTIVATIONS:
+            raise UnsoundPlan(f"config.json: text_config.hidden_act {config.hidden_act!r} is not known", "bad_config")
+        return config
+
+
+class PackedTextOutput(NamedTuple):
+    """``tokens`` (batch, sequence, hidden_size), ``projected`` (batch, sequence, output_dim), what the
+    detector reads, and ``pooled`` (batch, projection_dim)."""
+
+    tokens: Tensor
+    projected: Tensor
+    pooled: Tensor
+
+
+class PositionEmbedding(nn.Module):
+    """A learned table, resized bilinearly to the sequence's length where that differs."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.position_embedding = nn.Parameter(torch.zeros(1, 1, rows, width))
+
+    def forward(self, length: int) -> Tensor:
+        table: Tensor = self.position_embedding
+        if table.size(2) != length:
+            table = functional.interpolate(table, (length, table.size(3)), mode="bilinear", align_corners=False)
+        return table[0]
+
+
+class PackedAttention(nn.Module):
+    """Self-attention with the rows of q, k and v in one ``in_proj``, as torch's MultiheadAttention keeps them."""
+
+    def __init__(self, width: int, heads: int, attention: str) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.attention = attention
+        self.in_proj_weight = nn.Parameter(torch.zeros(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        q, k, v = (
+            part.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+            for part in functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        )
+        if self.attention == "sdpa":
+            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        else:
+            scores = (q * q.size(-1) ** -0.5) @ k.mT
+            if attention_mask is not None:
+                scores = scores + attention_mask
+            mixed = scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class PackedLayer(nn.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: PackedTextConfig, attention: str) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.layer_norm1 = nn.LayerNorm(width, config.layer_norm_eps)
+        self.attention = PackedAttention(width, config.num_attention_heads, attention)
+        self.layer_norm2 = nn.LayerNorm(width, config.layer_norm_eps)
+        self.fc1 = nn.Linear(width, config.intermediate_size)
+        self.activation = _ACTIVATIONS[config.hidden_act]()
+        self.fc2 = nn.Linear(config.intermediate_size, width)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.layer_norm1(x), attention_mask)
+        out: Tensor = x + self.fc2(self.activation(self.fc1(self.layer_norm2(x))))
+        return out
+
+
+def _conv_norm(width: int, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(width, width, (1, kernel), padding=(0, kernel // 2), groups=width, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width))
+
+
+class _Skip(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rbr_skip = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.rbr_skip(x)
+        return out
+
+
+class _Mixer(_Skip):
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__(width)
+        self.rbr_conv = nn.ModuleList([_conv_norm(width, kernel)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.rbr_conv[0](x) + self.rbr_skip(x)
+        return out
+
+
+class _TokenMixer(nn.Module):
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.layer_scale = nn.Parameter(torch.ones(width, 1, 1))
+        self.norm = _Skip(width)
+        self.mixer = _Mixer(width, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.layer_scale * (self.mixer(x) - self.norm(x))
+        return out
+
+
+class _ConvFeedForward(nn.Module):
+    def __init__(self, config: PackedTextConfig) -> None:
+        super().__init__()
+        self.conv = _conv_norm(config.hidden_size, config.repmixer_kernel_size)
+        self.fc1 = nn.Conv2d(config.hidden_size, config.intermediate_size, 1)
+        self.activation = _ACTIVATIONS[config.hidden_act]()
+        self.fc2 = nn.Conv2d(config.intermediate_size, config.hidden_size, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.activation(self.fc1(self.conv(x))))
+        return out
+
+
+class PackedRepMixer(nn.Module):
+    """A RepMixer block: the sequence is an image of height 1; no mask reaches it."""
+
+    def __init__(self, config: PackedTextConfig) -> None:
+        super().__init__()
+        self.layer_scale = nn.Parameter(torch.ones(config.hidden_size, 1, 1))
+        self.token_mixer = _TokenMixer(config.hidden_size, config.repmixer_kernel_size)
+        self.convffn = _ConvFeedForward(config)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        image = self.token_mixer(x.mT.unsqueeze(2))
+        image = image + self.layer_scale * self.convffn(image)
+        out: Tensor = image.squeeze(2).mT
+        return out
+
+
+class PackedTextEncoder(nn.Module):
+    """Everything below ``text_encoder.``."""
+
+    def __init__(self, config: PackedTextConfig, attention: str) -> None:
+        super().__init__()
+        self.causal_masking = config.causal_masking
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
+        ends = {0, config.num_hidden_layers - 1} if config.use_repmixer_blocks else set()
+        self.layers = nn.ModuleList(
+            PackedRepMixer(config) if i in ends else PackedLayer(config, attention)
+            for i in range(config.num_hidden_layers)
+        )
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.projection = nn.Parameter(torch.zeros(config.hidden_size, config.projection_dim))
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Final-norm tokens, and the pooled output: the token at the first greatest id, projected."""
+        x = self.token_embedding(input_ids)
+        length = input_ids.size(1)
+        x = x + self.position_embedding(length).to(x.dtype)
+        mask = None
+        if self.causal_masking:
+            mask = torch.full((length, length), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
+        for layer in self.layers:
+            x = layer(x, mask)
+        x = self.final_layer_norm(x)
+        picked = x[torch.arange(x.size(0), device=x.device), input_ids.argmax(-1)]
+        return x, picked @ self.projection
+
+
+class PackedTextModel(nn.Module):
+    """The text encoder with the projection that the detector reads."""
+
+    def __init__(self, config: PackedTextConfig, attention: str = "eager") -> None:
+        super().__init__()
+        if attention not in ATTENTION:
+            raise CannotRun(f"attention {attention!r}: there are {' and '.join(ATTENTION)}", "usage")
+        self.config = config
+        self.text_encoder = PackedTextEncoder(config, attention)
+        self.text_projection = nn.Linear(config.hidden_size, config.output_dim)
+
+    def forward(self, input_ids: Tensor) -> PackedTextOutput:
+        """``input_ids``: (batch, sequence), int64, padded with 0; padding is attended to."""
+        tokens, pooled = self.text_encoder(input_ids)
+        return PackedTextOutput(tokens, self.text_projection(tokens), pooled)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, attention: str = "eager") -> PackedTextModel:
+        """The text encoder of a folder in the packed layout; only its text tensors are read.
+
+        In evaluation mode, in the dtype of the file. Raises CannotRun for a folder that is not there
+        or of another layout, UnsoundPlan where a weight is missing, Untrusted for damaged files.
+        """
+        from sam3lite_convert.folder import read_folder
+        from sam3lite_convert.text_weights import folder_weights
+
+        found = read_folder(Path(folder))
+        config = found.config or {}
+        if config.get("layout") != "packed":
+            raise CannotRun(f"{folder} is not a folder of the packed layout", "not_packed")
+        parsed = PackedTextConfig.from_dict(config.get("text_config", {}))
+        return cls.from_weights(parsed, folder_weights(found, "packed"), attention)
+
+    @classmethod
+    def from_weights(
+        cls, config: PackedTextConfig, weights: Mapping[str, Tensor], attention: str = "eager"
+    ) -> PackedTextModel:
+        """A model that takes over these tensors (key -> tensor) without copying them."""
+        from sam3lite_convert.text_weights import load_all
+
+        with torch.device("meta"):
+            model = cls(config, attention)
+        load_all(model, weights, "the packed encoder")
+        return model.requires_grad_(False).eval()
