@@ -129,10 +129,11 @@ class ConvFFN(nn.Module):
         super().__init__()
         self.conv = ConvNorm(dim, kernel)
         self.fc1 = nn.Conv2d(dim, ffn, 1)
+        self.activation = nn.GELU()
         self.fc2 = nn.Conv2d(ffn, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(functional.gelu(self.fc1(self.conv(x))))
+        out: Tensor = self.fc2(self.activation(self.fc1(self.conv(x))))
         return out
 
 

@@ -10,14 +10,13 @@ import json
 import os
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import source_rows
 from folders import DATA, environment
+from recipe import draw
 from safetensors import safe_open
 
 pytestmark = pytest.mark.full_size
@@ -32,32 +31,6 @@ code = subprocess.call([sys.executable, "-m", "sam3lite_convert", *sys.argv[1:]]
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
 sys.exit(code)
 """
-
-
-def draw(key: str, dtype: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    """The recipe of the reference hashes: PCG64 seeded with crc32(key), a scale by the key's last name."""
-    rng = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode()) + seed))
-    leaf = key.rpartition(".")[2]
-    if leaf == "num_batches_tracked":
-        return torch.tensor(1000, dtype=torch.int64)
-    if dtype == "complex64":
-        return torch.from_numpy(np.exp(2j * np.pi * rng.random(shape, dtype=np.float32)).astype(np.complex64))
-    if leaf == "running_var":
-        return torch.from_numpy(np.float32(0.5) + rng.random(shape, dtype=np.float32))
-    values = rng.standard_normal(shape, dtype=np.float32)
-    if leaf == "running_mean" or key.endswith("pos_embed.pos_embed"):
-        values *= np.float32(0.1)
-    elif leaf == "layer_scale":
-        values *= np.float32(0.3)
-    elif leaf == "bias" or leaf.endswith("_bias"):
-        values *= np.float32(0.05)
-    elif key.endswith("embedding_layer.weight"):
-        values *= np.float32(0.5)
-    elif len(shape) == 1:
-        values = np.float32(1) + np.float32(0.1) * values
-    else:
-        values *= np.float32((np.prod(shape) / shape[0]) ** -0.5)
-    return torch.from_numpy(values).to(getattr(torch, dtype))
 
 
 @pytest.fixture(scope="module")
