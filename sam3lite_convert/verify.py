@@ -7,7 +7,7 @@ are read off the folder's own keys and tensors.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,15 +161,10 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
             if piece.canonical.endswith(COUNTER):
                 if not _same(source, piece, opened[path], found, None):
                     out.notes.append(f"{key} differs; BatchNorm does not read it in evaluation")
-            elif found.shape != piece.shape:
-                out.mismatched.append((key, explain_shape(piece, found.shape)))
-            elif found.dtype != piece.dtype:
-                out.mismatched.append((key, f"is {found.dtype}; the rest of the folder is {piece.dtype}"))
-            elif not _same(source, piece, opened[path], found, out.loss):
-                data = read_tensor(opened[path], found)
-                out.mismatched.append((key, diagnoser.explain(piece, data)))
-                if piece.out_nbytes <= CHUNK:
-                    wrong[key] = data
+            elif why := _fault(source, piece, opened[path], found, diagnoser, out.loss):
+                out.mismatched.append((key, why))
+                if found.nbytes <= CHUNK:
+                    wrong[key] = read_tensor(opened[path], found)
             done(found.nbytes)
         out.unexpected = sorted(set(folder.tensors) - set(plan.mapped))
         out.mismatched = _name_swaps(out.mismatched, wrong, plan, diagnoser)
@@ -178,6 +173,34 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     _check_config(folder, plan, out)
     _check_receipt(folder, sha256, out)
     return out
+
+
+def tensor_faults(folder: Folder, plan: Plan, keys: Iterable[str]) -> dict[str, str]:
+    """What is wrong with these tensors of the folder, by key; those that are right are left out."""
+    faults: dict[str, str] = {}
+    with open_file(plan.checkpoint.path) as source:
+        diagnoser = Diagnoser(plan, source)
+        for key in keys:
+            if key not in folder.tensors or plan.mapped[key].canonical.endswith(COUNTER):
+                continue
+            path, found = folder.tensors[key]
+            with open_file(path) as file:
+                if why := _fault(source, plan.mapped[key], file, found, diagnoser, None):
+                    faults[key] = why
+    return faults
+
+
+def _fault(
+    source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, diagnoser: Diagnoser, loss: CastLoss | None
+) -> str | None:
+    """Why a found tensor is not what the plan writes; None where it is."""
+    if found.shape != piece.shape:
+        return explain_shape(piece, found.shape)
+    if found.dtype != piece.dtype:
+        return f"is {found.dtype}; the rest of the folder is {piece.dtype}"
+    if _same(source, piece, file, found, loss):
+        return None
+    return diagnoser.explain(piece, read_tensor(file, found))
 
 
 def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, loss: CastLoss | None) -> bool:
