@@ -43,6 +43,16 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class Candidate(str, Enum):
+    packed = "packed"
+    transformers = "transformers"
+
+
+class Attention(str, Enum):
+    eager = "eager"
+    sdpa = "sdpa"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Mapping = Annotated[
     Path | None, typer.Option("--mapping", help="Folder with mapping tables; a table there replaces ours of its name.")
@@ -227,6 +237,68 @@ def _verify(folder: Path, path: Path, mappings: Any, causal: bool, json: bool) -
     totals = {"write": written, "hash": path.stat().st_size}
     with report.byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
         return commands.verify_folder(folder, path, mappings, causal, progress)
+
+
+@app.command()
+def parity(
+    checkpoint: Annotated[str | None, typer.Option(help="The original; default s0, from the Hub.")] = None,
+    converted: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare what is in this folder.")] = None,
+    candidate: Annotated[Candidate | None, typer.Option(help="Encoder to compare; default packed, or DIR's.")] = None,
+    debug_intermediates: Annotated[bool, typer.Option("--debug-intermediates", help="A row for every layer.")] = False,
+    attention: Annotated[Attention, typer.Option(help="Of the candidate.")] = Attention.eager,
+    dtype: Annotated[Dtype | None, typer.Option(help="Both sides; default float32, or what DIR was cast to.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="In place of the measured noise floors.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random ids instead of the dummy input.")] = None,
+    batch: Annotated[int, typer.Option(help="Rows of ids.")] = 1,
+    length: Annotated[int | None, typer.Option(help="Sequence length; default the context.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeatable (extra: prompts).")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(metavar="FILE", help="One prompt a line.")] = None,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Make known faults, show that each is found.")] = False,
+    save_activations: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep both sides' activations.")] = None,
+    judge: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The verdict again, from saved activations.")
+    ] = None,
+    causal: Causal = False,
+    mapping: Mapping = None,
+    json: Json = False,
+) -> None:
+    """Run original and converted text encoder side by side, layer by layer."""
+    from sam3lite_convert import commands, report
+    from sam3lite_convert.parity import ParityOptions
+    from sam3lite_convert.tables import load_mappings
+
+    if judge is not None:
+        if checkpoint or converted or self_test or save_activations:
+            raise CannotRun("--judge reads saved activations and nothing else; leave the other files out", "usage")
+        record = commands.judge_activations(judge, tolerance)
+    else:
+        options = ParityOptions(
+            candidate.value if candidate else None, attention.value, dtype.value if dtype else None, tolerance, seed,
+            batch, length, commands.read_prompts(prompt or [], prompts_file), causal,
+        )  # fmt: skip
+        path, mappings = commands.local_checkpoint(checkpoint or "s0"), load_mappings(mapping)
+        if self_test:
+            if save_activations:
+                raise CannotRun("--self-test makes many runs; --save-activations keeps one. Choose", "usage")
+            _self_test(path, mappings, options, converted, json)
+            return
+        record = commands.run_parity(path, mappings, options, converted, save_activations)
+    if json:
+        report.as_json(record)
+    else:
+        report.paritied(record, debug_intermediates)
+    if record["verdict"] == "differs":
+        raise typer.Exit(1)
+
+
+def _self_test(path: Path, mappings: Any, options: Any, converted: Path | None, json: bool) -> None:
+    from sam3lite_convert import commands, report
+
+    quiet = (lambda record: None) if json else report.tried
+    record = commands.self_test_parity(path, mappings, options, converted, quiet)
+    (report.as_json if json else report.self_tested)(record)
+    if record["verdict"] != "passed":
+        raise typer.Exit(1)
 
 
 @app.command()

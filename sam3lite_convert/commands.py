@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert import convert as conversion
 from sam3lite_convert.architecture import SAM3_TEXT_PARAMETERS, TEXT, infer_architecture, relatives
 from sam3lite_convert.checkpoint import read_checkpoint
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.hashing import SourceHash
 from sam3lite_convert.names import canonical_names
 from sam3lite_convert.output import leftovers
@@ -20,6 +21,12 @@ from sam3lite_convert.plan import Dropped, Mapped, Options, Plan, make_plan
 from sam3lite_convert.streams import Advance
 from sam3lite_convert.summary import components, dtype_counts, parameters, text_parameters
 from sam3lite_convert.tables import Mappings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sam3lite_convert.judgement import Judgement
+    from sam3lite_convert.parity import ParityOptions
 
 ALIASES = ("s0", "s1", "l", "s0-32", "s1-32", "l-32")
 
@@ -178,6 +185,127 @@ def verify_folder(
     plan = recognise(found, read_checkpoint(checkpoint), mappings, causal)
     record = verify(found, plan, progress).record()
     return {"folder": str(folder), "checkpoint": str(checkpoint), "targets": plan.counts["target"], **record}
+
+
+def read_prompts(prompts: list[str], file: Path | None = None) -> tuple[str, ...]:
+    """The prompts given, and those of a text file, one a line; empty lines are none."""
+    if file is None:
+        return tuple(prompts)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise CannotRun(f"{file}: cannot be read as text ({fault})", "cannot_open") from fault
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise CannotRun(f"{file} holds no prompt", "usage")
+    return (*prompts, *found)
+
+
+def run_parity(
+    checkpoint: Path,
+    mappings: Mappings,
+    options: ParityOptions,
+    converted: Path | None = None,
+    save: Path | None = None,
+) -> Record:
+    """Original and candidate side by side; ``save``: a file for the activations of both."""
+    from sam3lite_convert.activations import Saved, save_activations
+    from sam3lite_convert.parity import compare_encoders, diagnose, set_up
+
+    setup = set_up(checkpoint, mappings, options, converted)
+    outcome = compare_encoders(setup, setup.candidate())
+    diagnosis = diagnose(setup, outcome)
+    inputs = setup.inputs
+    about: Record = {
+        "checkpoint": str(checkpoint),
+        "converted": str(converted) if converted else None,
+        "reference": setup.reference.name,
+        "candidate": setup.layout,
+        "candidate_encoder": outcome.candidate.name,
+        "attention": setup.attention,
+        "dtype": str(setup.dtype).removeprefix("torch."),
+        "inputs": {"what": inputs.what, "prompts": list(inputs.prompts)},
+    }
+    if save is not None:
+        saved = Saved(inputs.ids, setup.recorded, outcome.propagated, outcome.isolated, outcome.floors, about)
+        save_activations(save, saved)
+    record = _parity_record(about, outcome.judgement, inputs.ids, setup.recorded, outcome.propagated)
+    return record | {
+        "diagnosis": diagnosis.record() if diagnosis else None,
+        "saved_activations": str(save) if save else None,
+    }
+
+
+def judge_activations(path: Path, tolerance: float | None = None) -> Record:
+    """The verdict of a parity run again, from its saved activations; no model is needed."""
+    from sam3lite_convert.activations import load_activations
+    from sam3lite_convert.inputs import Inputs
+    from sam3lite_convert.judgement import judge
+
+    saved = load_activations(path)
+    padded = Inputs(saved.input_ids, "").padded
+    isolated = saved.isolated or saved.candidate
+    try:
+        judgement = judge(saved.reference, saved.candidate, isolated, saved.floors, padded, tolerance)
+    except ValueError as fault:
+        raise Untrusted(f"{path}: {fault}", "corrupt_file") from fault
+    record = _parity_record(saved.about, judgement, saved.input_ids, saved.reference, saved.candidate)
+    return record | {"judged": str(path), "diagnosis": None}
+
+
+def _parity_record(
+    about: Record,
+    judgement: Judgement,
+    input_ids: Tensor,
+    reference: Mapping[str, Tensor],
+    candidate: Mapping[str, Tensor],
+) -> Record:
+    values = {}
+    for name in ("projected", "pooled"):
+        # The first token of the first row; a few numbers say more than any statistic.
+        ours, theirs = (side[name][0].reshape(-1)[:5].double().tolist() for side in (reference, candidate))
+        values[name] = {"reference": ours, "candidate": theirs}
+    inputs = dict(about.get("inputs") or {}) | {"shape": list(input_ids.shape), "ids": input_ids.tolist()}
+    return about | {"inputs": inputs} | judgement.record() | {"values": values}
+
+
+def self_test_parity(
+    checkpoint: Path,
+    mappings: Mappings,
+    options: ParityOptions,
+    converted: Path | None = None,
+    tried: Callable[[Record], None] = lambda record: None,
+) -> Record:
+    """Every known fault made in a copy of the candidate; ``tried`` is told of each. ``verdict`` is
+    ``passed`` where each was found in its place, or is one that these inputs reveal to nobody.
+
+    Raises CannotRun where the candidate differs before any fault is made.
+    """
+    from sam3lite_convert.parity import compare_encoders, set_up
+    from sam3lite_convert.self_test import run_self_test
+
+    setup = set_up(checkpoint, mappings, options, converted)
+    before = compare_encoders(setup, setup.candidate()).judgement
+    if before.verdict == "differs":
+        raise CannotRun(
+            "the candidate differs from the original already, so faults made on purpose would hide behind that; run "
+            "parity without --self-test first",
+            "differs_already",
+        )
+    trials = []
+    for trial in run_self_test(setup):
+        trials.append(trial.record())
+        tried(trials[-1])
+    counts = Counter(trial["outcome"] for trial in trials)
+    return {
+        "checkpoint": str(checkpoint),
+        "converted": str(converted) if converted else None,
+        "candidate": setup.layout,
+        "inputs": {"what": setup.inputs.what, "shape": list(setup.inputs.ids.shape)},
+        "verdict": "failed" if counts["missed"] else "passed",
+        "counts": {name: counts[name] for name in ("found", "missed", "not revealed")},
+        "faults": trials,
+    }
 
 
 def explain_key(path: Path, key: str, mappings: Mappings, options: Options) -> Record:

@@ -97,6 +97,31 @@ def _reserve(out: BinaryIO, nbytes: int) -> None:
                 raise  # file systems that cannot reserve are written to all the same
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write one file outside a converted folder: it appears whole, or what was there stays.
+
+    Raises CannotRun where it cannot be written.
+    """
+    work = None
+    try:
+        if path.is_dir():
+            raise CannotRun(f"{path} is a folder; name a file", "cannot_write")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+        work = Path(name)
+        with open(handle, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        work.chmod(0o666 & ~_umask())
+        os.replace(work, path)
+    except OSError as fault:
+        raise CannotRun(f"{path}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
+    finally:
+        if work is not None:
+            work.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write and sync a small file."""
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as out:

@@ -244,6 +244,153 @@ def _rows(title: str, rows: list[tuple[str, str]]) -> None:
         say(f"  ... and {len(rows) - _LISTED:,} more; --json lists all of them")
 
 
+_VERDICTS = {"exact": "bold green", "within_tolerance": "bold green", "differs": "bold red"}
+
+
+def paritied(r: Record, debug: bool) -> None:
+    """Two encoders side by side; with ``debug`` a row for each tap."""
+    say(f"reference  {r['reference']}, from {r['checkpoint']}")
+    say(f"candidate  {r['candidate_encoder']}, from {r['converted'] or 'the plan, converted in memory'}")
+    say(f"input      {r['inputs']['what']}; {r['dtype']}, compared in float64")
+    for prompt, ids in zip(r["inputs"].get("prompts", ()), r["inputs"]["ids"], strict=False):
+        say(f"  {prompt!r}: {' '.join(map(str, ids))}")
+    say()
+    if debug:
+        _tap_table(r)
+    else:
+        _outputs(r)
+    if r["inputs"].get("prompts"):
+        last = next(t for t in r["layers"] if t["name"] == "projected")
+        padded = "none" if last["padded_max_abs_diff"] is None else _number(last["padded_max_abs_diff"])
+        say(f"projected, max abs diff: {_number(last['valid_max_abs_diff'])} on words, {padded} on padding")
+    say()
+    _verdict(r)
+    if r["diagnosis"]:
+        _diagnosis(r["diagnosis"])
+    if r.get("saved_activations"):
+        say(f"Saved {r['saved_activations']}. Next: sam3lite parity --judge {r['saved_activations']}")
+    elif r["verdict"] == "differs" and not debug:
+        say("Next: the same command with --debug-intermediates shows every layer")
+
+
+def _verdict(r: Record) -> None:
+    limit = f"tolerance {_number(r['tolerance'])}, {r['tolerance_is']}"
+    words = {
+        "exact": "exact: 0.0 at every tap that the detector reads",
+        "within_tolerance": f"within tolerance: max abs diff {_number(r['max_abs_diff'])} ({limit})",
+        "differs": f"differs: max abs diff {_number(r['max_abs_diff'])} ({limit})",
+    }
+    say(words[r["verdict"]], _VERDICTS[r["verdict"]])
+    pooled = next(t for t in r["layers"] if t["name"] == "pooled")
+    if r["verdict"] == "exact" and pooled["max_abs_diff"]:
+        text = f"pooled, which it does not read: {_number(pooled['max_abs_diff'])}"
+        floor = pooled["floor"]
+        say(text + (f", {pooled['max_abs_diff'] / floor['propagated']:.1f} noise floors" if floor else ""))
+    if r["max_abs_diff"] != 0:
+        say(f"smallest tolerance that would have passed: {_number(r['smallest_passing_tolerance'])}")
+    if r["first_divergence"]:
+        say(f"first divergence: {r['first_divergence']}", "bold red")
+    elif r["verdict"] == "differs":
+        say("no layer diverges by itself: small errors add up to more than the tolerance")
+
+
+def _diagnosis(d: Record) -> None:
+    say(f"likely cause: {d['cause']}", "bold")
+    for fit in d["fits"][1:4]:
+        say(f"  would fit as well: {fit['cause']}")
+    tensors = d["tensors"]
+    say(f"tensors behind {d['tap']} and the rules that mapped them:")
+    for t in tensors[:_LISTED]:
+        say(f"  {t['target']}  [{t['rule']}] {t['operation']} <- {t['source']}")
+        if t["fault"]:
+            say(f"      {t['fault']}", "red")
+    if len(tensors) > _LISTED:
+        say(f"  ... and {len(tensors) - _LISTED:,} more; --json lists all of them")
+
+
+def _tap_table(r: Record) -> None:
+    console = _out()
+    wide = console.width >= 120
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tap", no_wrap=True)
+    names = ["propagated", "isolated", "x floor", "relative L2", "cosine"]
+    names = ["shape", *names[:3], "mean abs", *names[3:], "at", "reference", "candidate"] if wide else names
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for t in r["layers"]:
+        floor = t["floor"]
+        # The greater of the two columns over its own floor: what the verdict follows from.
+        pairs = [(t["max_abs_diff"], "propagated"), (t["isolated_max_abs_diff"], "isolated")]
+        ratios = [v / floor[k] for v, k in pairs if floor and v and floor[k]]
+        over = f"{max(ratios):.3g}" if ratios else "-"
+        cosine = "-" if t["cosine"] is None else f"{t['cosine']:.6f}"
+        cells = [_number(t["max_abs_diff"]), _number(t["isolated_max_abs_diff"]), over]
+        rest = [_number(t["relative_l2"]), cosine]
+        if wide:
+            cells = ["x".join(map(str, t["shape"])), *cells, _number(t["mean_abs_diff"]), *rest]
+            cells += [str(t["position"]), _value(t["reference_value"]), _value(t["candidate_value"])]
+        else:
+            cells += rest
+        status, style = _status(t)
+        table.add_row(t["name"], *cells, status, style=style)
+    console.print(table)
+
+
+def _status(t: Record) -> tuple[str, str | None]:
+    """The word behind a row, and its colour."""
+
+    def above(value: float | None, limit: float) -> bool:
+        return value is None or value > limit
+
+    if above(t["isolated_max_abs_diff"], t["isolated_tolerance"]):
+        return "DIVERGES", "bold red"
+    if above(t["max_abs_diff"], t["tolerance"]):
+        return "carried on", "yellow"
+    return ("equal" if t["max_abs_diff"] == 0 == t["isolated_max_abs_diff"] else "within"), None
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    return "0.0" if value == 0 else f"{value:.2e}"
+
+
+def _value(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.9g}"
+
+
+def _outputs(r: Record) -> None:
+    final = {t["name"]: t for t in r["layers"]}
+    for name, sides in r["values"].items():
+        say(f"{name}: max abs diff {_number(final[name]['max_abs_diff'])}, cosine {_value(final[name]['cosine'])}")
+        for side, numbers in sides.items():
+            say(f"  {side:<9}  " + "  ".join(f"{n:>11.7f}" for n in numbers) + "  ...")
+
+
+def tried(t: Record) -> None:
+    """One fault of the self-test."""
+    styles = {"found": "green", "missed": "bold red", "not revealed": "yellow"}
+    say(f"{t['outcome']:<12}  {t['fault']}", styles[t["outcome"]])
+    if t["outcome"] == "found":
+        say(f"              {t['first_divergence']}: {t['cause']}")
+    elif t["outcome"] == "missed":
+        say(f"              made in {t['made_in']}; found {t['first_divergence']}: {t['cause']}")
+    else:
+        say(f"              these inputs keep {t['made_in']} within the noise floor; try --seed N --batch 8")
+
+
+def self_tested(r: Record) -> None:
+    """The sum of a self-test."""
+    c = r["counts"]
+    say()
+    say(
+        f"self-test {r['verdict']}: {c['found']} faults found in their layer and named, {c['missed']} missed, "
+        f"{c['not revealed']} not revealed by these inputs",
+        "bold green" if r["verdict"] == "passed" else "bold red",
+    )
+
+
 def explained(r: Record) -> None:
     """One key."""
     source = r["source"]
