@@ -1,7 +1,8 @@
-"""The main job on a small generated checkpoint, offline: inspect, convert to both layouts, verify."""
+"""The main job on a small generated checkpoint, offline: inspect, convert to both layouts, verify, parity."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from typing import Any
 
 from sam3lite_convert import commands, report
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.parity import ParityOptions
 from sam3lite_convert.plan import Options
 from sam3lite_convert.tables import load_mappings
 
+LAYOUTS = ("packed", "transformers")
 _CHECKPOINT = Path("demo.pt")
 
 
@@ -42,12 +45,14 @@ def run_demo(output: Path | None = None, quiet: bool = False) -> dict[str, Any]:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sam3lite-demo-")))
         stack.enter_context(_working_in(place))
         records = _steps(quiet)
-    verdicts = [records[f"verify {layout}"]["verdict"] for layout in ("packed", "transformers")]
-    records["verdict"] = "proven" if set(verdicts) == {"proven"} else "mismatch"
+    proven = all(records[f"verify {layout}"]["verdict"] == "proven" for layout in LAYOUTS)
+    compared = {layout: records[f"parity {layout}"]["verdict"] for layout in LAYOUTS if f"parity {layout}" in records}
+    records["verdict"] = "proven" if proven and "differs" not in compared.values() else "mismatch"
     if not quiet:
         report.say()
         kept = f"The files are in {output}." if output else "The files were deleted; --output DIR keeps them."
-        report.say(f"Demo done: both layouts {records['verdict']}. {kept}", "bold")
+        parity = ", ".join(f"{layout} {verdict.replace('_', ' ')}" for layout, verdict in compared.items())
+        report.say(f"Demo done: both layouts {records['verdict']}; parity: {parity}. {kept}", "bold")
         report.say("Next: sam3lite inspect YOUR_CHECKPOINT.pt")
     return records
 
@@ -69,14 +74,29 @@ def _steps(quiet: bool) -> dict[str, Any]:
 
     records["inspect"] = commands.inspect_checkpoint(_CHECKPOINT, mappings)
     show("inspect demo.pt", report.inspected, records["inspect"])
-    for layout in ("packed", "transformers"):
+    for layout in LAYOUTS:
         record = commands.convert_checkpoint(_CHECKPOINT, mappings, Options(layout))
         records[f"convert {layout}"] = record
         show(f"convert --checkpoint demo.pt --layout {layout}", _plan_and_result, record)
         folder = Path(record["output"])
         records[f"verify {layout}"] = commands.verify_folder(folder, _CHECKPOINT, mappings)
         show(f"verify {folder} --checkpoint demo.pt", report.verified, records[f"verify {layout}"])
+    for layout in LAYOUTS:
+        command = f"parity --checkpoint demo.pt --converted {records[f'convert {layout}']['output']}"
+        if layout == "transformers" and importlib.util.find_spec("transformers") is None:
+            if not quiet:
+                report.say()
+                report.say(f"$ sam3lite {command}", "bold cyan")
+                report.say("left out: it needs transformers (pip install 'sam3lite-convert[transformers]')")
+            continue
+        folder = Path(records[f"convert {layout}"]["output"])
+        records[f"parity {layout}"] = commands.run_parity(_CHECKPOINT, mappings, ParityOptions(), folder)
+        show(f"{command} --debug-intermediates", _layers, records[f"parity {layout}"])
     return records
+
+
+def _layers(record: dict[str, Any]) -> None:
+    report.paritied(record, debug=True)
 
 
 def _plan_and_result(record: dict[str, Any]) -> None:
