@@ -12,67 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-HERE = Path(__file__).resolve().parent
-S0 = {
-    "vit_hidden": 1024, "vit_ffn": 4736, "vit_positions": 576, "hidden": 256, "fpn_hidden": 256, "text_hidden": 512,
-    "text_ffn": 2048, "text_heads": 8, "projection_dim": 512, "output_dim": 256, "geometry_ffn": 2048,
-    "detr_encoder_ffn": 2048, "detr_decoder_ffn": 2048, "queries": 200,
-}  # fmt: skip
-
-
-class Sample(NamedTuple):
-    """One process, measured from outside: seconds, and megabytes of 10^6 bytes."""
-
-    wall: float
-    user_sys: float
-    peak: float
-
-
-Results = dict[str, list[Sample]]
-
-
-def environment() -> dict[str, str]:
-    """Ours, with the checkout that this file lies in first on the module path."""
-    path = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
-
-
-def measure(command: list[str], cwd: Path) -> Sample:
-    """Run one process to its end."""
-    os.sync()
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = process.stderr.read() if process.stderr else b""
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()}")
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
-
-
-def generate(path: Path, sizes: dict[str, int]) -> None:
-    """Write a checkpoint in a process of its own: a child's peak memory starts at its parent's."""
-    code = (
-        "import sys, json, torch; from sam3lite_convert.synthetic import small_architecture, state_dict; "
-        "sizes = json.loads(sys.argv[2]); torch.save({'model': state_dict(small_architecture(**sizes))}, sys.argv[1])"
-    )
-    subprocess.run([sys.executable, "-c", code, str(path), json.dumps(sizes)], check=True, env=environment())
+from harness import HERE, S0, Results, Targets, clear, generate, measure, show
 
 
 def commands(checkpoint: Path, small: Path, reference: Path) -> dict[str, list[str]]:
@@ -103,11 +48,7 @@ def run(checkpoint: Path, work: Path, runs: int) -> Results:
     for turn in range(runs + 1):
         for name, command in commands(checkpoint, small, reference).items():
             figures = measure(command, work)
-            out = work / "out"
-            if out.is_dir():
-                shutil.rmtree(out)
-            else:
-                out.unlink(missing_ok=True)
+            clear(work / "out")
             if turn:
                 results.setdefault(name, []).append(figures)
     return results
@@ -115,62 +56,23 @@ def run(checkpoint: Path, work: Path, runs: int) -> Results:
 
 def judge(results: Results) -> list[dict[str, Any]]:
     """The targets: what was asked, what was seen in the turns, whether the median held."""
-    rows: list[dict[str, Any]] = []
-
-    def walls(name: str) -> list[float]:
-        return [s.wall for s in results[name]]
-
-    def ratios(a: str, b: str) -> list[float]:
-        return [x / y for x, y in zip(walls(a), walls(b), strict=True)]
-
-    def more(a: str, b: str) -> list[float]:
-        return [x - y for x, y in zip(walls(a), walls(b), strict=True)]
-
-    def peaks(name: str) -> list[float]:
-        return [s.peak for s in results[name]]
-
-    def row(what: str, seen: list[float], limit: float, unit: str, at_least: bool = False, worst: bool = False) -> None:
-        value = max(seen) if worst else statistics.median(seen)
-        held = value >= limit if at_least else value <= limit
-        figures = {"seen": value, "min": min(seen), "max": max(seen)}
-        rows.append({"what": what, "limit": limit, "unit": unit, "at_least": at_least, **figures, "held": held})
-
+    target = Targets(results)
     for layout in ("packed", "transformers"):
         name = f"convert, {layout}"
-        row(f"{name}: peak resident memory, worst", peaks(name), 450, "MB", worst=True)
-        row(f"{name}: wall time against cp", ratios(name, "cp"), 3, "x")
-        row(f"{name}: faster than the common way", ratios("the common way", name), 6, "x", at_least=True)
-    grown = [x / y for x, y in zip(peaks("convert, packed"), peaks("convert, small checkpoint"), strict=True)]
-    row("convert, packed: memory, full against small checkpoint", grown, 1.5, "x", worst=True)
-    row("inspect: longer than import torch", more("inspect", "import torch"), 1.5, "s")
-    row("convert --dry-run: longer than import torch", more("convert --dry-run", "import torch"), 1.5, "s")
-    row("sam3lite --help", walls("sam3lite --help"), 0.4, "s")
-    return rows
-
-
-def show(results: Results, rows: list[dict[str, Any]], sizes: dict[str, int]) -> None:
-    """Two tables: what was measured, and what was asked; then the line on memory."""
-    console = Console()
-    table = Table("command", "wall s, median", "min", "max", "user+sys s", "peak MB")
-    for name, samples in results.items():
-        walls = [s.wall for s in samples]
-        numbers = (statistics.median(walls), min(walls), max(walls), statistics.median(s.user_sys for s in samples))
-        table.add_row(name, *[f"{n:.2f}" for n in numbers], f"{max(s.peak for s in samples):.0f}")
-    console.print(table)
-    table = Table("target", "limit", "seen", "min", "max", "held")
-    for r in rows:
-        sign = "at least" if r["at_least"] else "at most"
-        digits = 0 if r["unit"] == "MB" else 2
-        seen = [f"{r[k]:.{digits}f} {r['unit']}" for k in ("seen", "min", "max")]
-        table.add_row(r["what"], f"{sign} {r['limit']:g} {r['unit']}", *seen, "yes" if r["held"] else "NO")
-    console.print(table)
-    small, full = (max(s.peak for s in results[n]) for n in ("convert, small checkpoint", "convert, packed"))
-    console.print(
-        f"Memory does not grow with the checkpoint: {small:.0f} MB for {sizes['small'] / 1e6:.0f} MB, "
-        f"{full:.0f} MB for {sizes['full'] / 1e6:.0f} MB."
-        if full <= 1.5 * small
-        else f"MEMORY GROWS WITH THE CHECKPOINT: {small:.0f} MB for the small one, {full:.0f} MB for the full one."
+        target.row(f"{name}: peak resident memory, worst", target.peaks(name), 450, "MB", worst=True)
+        target.row(f"{name}: wall time against cp", target.ratios(name, "cp"), 3, "x")
+        faster = target.ratios("the common way", name)
+        target.row(f"{name}: faster than the common way", faster, 6, "x", at_least=True)
+    grown = [
+        x / y for x, y in zip(target.peaks("convert, packed"), target.peaks("convert, small checkpoint"), strict=True)
+    ]
+    target.row("convert, packed: memory, full against small checkpoint", grown, 1.5, "x", worst=True)
+    target.row("inspect: longer than import torch", target.more("inspect", "import torch"), 1.5, "s")
+    target.row(
+        "convert --dry-run: longer than import torch", target.more("convert --dry-run", "import torch"), 1.5, "s"
     )
+    target.row("sam3lite --help", target.walls("sam3lite --help"), 0.4, "s")
+    return target.rows
 
 
 def main() -> None:
@@ -193,7 +95,13 @@ def main() -> None:
         samples = {name: [s._asdict() for s in found] for name, found in results.items()}
         print(json.dumps({"checkpoint_bytes": sizes, "samples": samples, "targets": rows}, indent=2))
     else:
-        show(results, rows, sizes)
+        show(results, rows)
+        small, full = (max(s.peak for s in results[n]) for n in ("convert, small checkpoint", "convert, packed"))
+        grows = "does not grow" if full <= 1.5 * small else "GROWS"
+        print(
+            f"Memory {grows} with the checkpoint: {small:.0f} MB for {sizes['small'] / 1e6:.0f} MB, "
+            f"{full:.0f} MB for {sizes['full'] / 1e6:.0f} MB."
+        )
 
 
 if __name__ == "__main__":

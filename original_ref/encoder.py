@@ -60,7 +60,9 @@ class TextEncoder(nn.Module):
         if model_name not in ("base", "mct"):
             raise ValueError(f"model_name {model_name!r}: known are base and mct")
         self.causal_masking = bool(cfg.get("causal_masking", False))
-        self.embedding_layer = nn.Embedding(cfg.get("vocab_size", 49408), dim)
+        # Not drawn at random: weights are loaded, and torch's initialisation would load its compiler.
+        table = torch.zeros(cfg.get("vocab_size", 49408), dim)
+        self.embedding_layer = nn.Embedding.from_pretrained(table, freeze=False)  # type: ignore[no-untyped-call]
         self.positional_embedding = (
             None if cfg.get("no_pos_embedding", False) else PositionalEmbedding(cfg["context_length"], dim)
         )

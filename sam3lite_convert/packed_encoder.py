@@ -198,7 +198,9 @@ class PackedTextEncoder(nn.Module):
     def __init__(self, config: PackedTextConfig, attention: str) -> None:
         super().__init__()
         self.causal_masking = config.causal_masking
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Not drawn at random: weights are loaded, and torch's initialisation would load its compiler.
+        table = torch.zeros(config.vocab_size, config.hidden_size)
+        self.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)  # type: ignore[no-untyped-call]
         self.position_embedding = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
         ends = {0, config.num_hidden_layers - 1} if config.use_repmixer_blocks else set()
         self.layers = nn.ModuleList(

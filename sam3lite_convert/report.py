@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -299,13 +300,21 @@ def _diagnosis(d: Record) -> None:
     for fit in d["fits"][1:4]:
         say(f"  would fit as well: {fit['cause']}")
     tensors = d["tensors"]
-    say(f"tensors behind {d['tap']} and the rules that mapped them:")
+    ours, theirs = (_common([t[side] for t in tensors]) for side in ("target", "source"))
+    say(f"the tensors behind {d['tap']}, {ours}*, and the rules that made them of {theirs}*:")
     for t in tensors[:_LISTED]:
-        say(f"  {t['target']}  [{t['rule']}] {t['operation']} <- {t['source']}")
+        target, source = t["target"].removeprefix(ours), t["source"].removeprefix(theirs)
+        say(f"  {target:<28}  <- {t['operation']}, [{t['rule']}] of {t['table']}: {source}")
         if t["fault"]:
             say(f"      {t['fault']}", "red")
     if len(tensors) > _LISTED:
         say(f"  ... and {len(tensors) - _LISTED:,} more; --json lists all of them")
+
+
+def _common(names: list[str]) -> str:
+    """What all names begin with, up to a dot."""
+    start = os.path.commonprefix(names)  # noqa: RUF071  these are no paths
+    return start[: start.rfind(".") + 1]
 
 
 def _tap_table(r: Record) -> None:
@@ -313,7 +322,7 @@ def _tap_table(r: Record) -> None:
     wide = console.width >= 120
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tap", no_wrap=True)
-    names = ["propagated", "isolated", "x floor", "relative L2", "cosine"]
+    names = ["propagated", "isolated", "x floor", "rel. L2", "cosine"]
     names = ["shape", *names[:3], "mean abs", *names[3:], "at", "reference", "candidate"] if wide else names
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
@@ -323,7 +332,7 @@ def _tap_table(r: Record) -> None:
         # The greater of the two columns over its own floor: what the verdict follows from.
         pairs = [(t["max_abs_diff"], "propagated"), (t["isolated_max_abs_diff"], "isolated")]
         ratios = [v / floor[k] for v, k in pairs if floor and v and floor[k]]
-        over = f"{max(ratios):.3g}" if ratios else "-"
+        over = f"{max(ratios):.2g}" if ratios else "-"
         cosine = "-" if t["cosine"] is None else f"{t['cosine']:.6f}"
         cells = [_number(t["max_abs_diff"]), _number(t["isolated_max_abs_diff"]), over]
         rest = [_number(t["relative_l2"]), cosine]
@@ -346,7 +355,7 @@ def _status(t: Record) -> tuple[str, str | None]:
     if above(t["isolated_max_abs_diff"], t["isolated_tolerance"]):
         return "DIVERGES", "bold red"
     if above(t["max_abs_diff"], t["tolerance"]):
-        return "carried on", "yellow"
+        return "carried", "yellow"
     return ("equal" if t["max_abs_diff"] == 0 == t["isolated_max_abs_diff"] else "within"), None
 
 

@@ -1,0 +1,119 @@
+"""What the benchmarks share: processes measured from outside, targets, and the two tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+S0 = {
+    "vit_hidden": 1024, "vit_ffn": 4736, "vit_positions": 576, "hidden": 256, "fpn_hidden": 256, "text_hidden": 512,
+    "text_ffn": 2048, "text_heads": 8, "projection_dim": 512, "output_dim": 256, "geometry_ffn": 2048,
+    "detr_encoder_ffn": 2048, "detr_decoder_ffn": 2048, "queries": 200,
+}  # fmt: skip
+
+
+class Sample(NamedTuple):
+    """One process, measured from outside: seconds, and megabytes of 10^6 bytes."""
+
+    wall: float
+    user_sys: float
+    peak: float
+
+
+Results = dict[str, list[Sample]]
+
+
+def environment() -> dict[str, str]:
+    """Ours, with the checkout that this file lies in first on the module path."""
+    path = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def measure(command: list[str], cwd: Path) -> Sample:
+    """Run one process to its end."""
+    os.sync()
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    errors = process.stderr.read() if process.stderr else b""
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()}")
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
+
+
+def generate(path: Path, sizes: dict[str, int]) -> None:
+    """Write a checkpoint in a process of its own: a child's peak memory starts at its parent's."""
+    code = (
+        "import sys, json, torch; from sam3lite_convert.synthetic import small_architecture, state_dict; "
+        "sizes = json.loads(sys.argv[2]); torch.save({'model': state_dict(small_architecture(**sizes))}, sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), json.dumps(sizes)], check=True, env=environment())
+
+
+def clear(path: Path) -> None:
+    """Remove what a command wrote."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class Targets:
+    """What was asked, what was seen in the turns, and whether the median held."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self.rows: list[dict[str, Any]] = []
+
+    def walls(self, name: str) -> list[float]:
+        return [s.wall for s in self._results[name]]
+
+    def ratios(self, a: str, b: str) -> list[float]:
+        return [x / y for x, y in zip(self.walls(a), self.walls(b), strict=True)]
+
+    def more(self, a: str, b: str) -> list[float]:
+        return [x - y for x, y in zip(self.walls(a), self.walls(b), strict=True)]
+
+    def peaks(self, name: str) -> list[float]:
+        return [s.peak for s in self._results[name]]
+
+    def row(
+        self, what: str, seen: list[float], limit: float, unit: str, at_least: bool = False, worst: bool = False
+    ) -> None:
+        value = max(seen) if worst else statistics.median(seen)
+        held = value >= limit if at_least else value <= limit
+        figures = {"seen": value, "min": min(seen), "max": max(seen)}
+        self.rows.append({"what": what, "limit": limit, "unit": unit, "at_least": at_least, **figures, "held": held})
+
+
+def show(results: Results, rows: list[dict[str, Any]]) -> None:
+    """Two tables: what was measured, and what was asked."""
+    console = Console()
+    table = Table("command", "wall s, median", "min", "max", "user+sys s", "peak MB")
+    for name, samples in results.items():
+        walls = [s.wall for s in samples]
+        numbers = (statistics.median(walls), min(walls), max(walls), statistics.median(s.user_sys for s in samples))
+        table.add_row(name, *[f"{n:.2f}" for n in numbers], f"{max(s.peak for s in samples):.0f}")
+    console.print(table)
+    table = Table("target", "limit", "seen", "min", "max", "held")
+    for r in rows:
+        sign = "at least" if r["at_least"] else "at most"
+        digits = 0 if r["unit"] == "MB" else 2
+        seen = [f"{r[k]:.{digits}f} {r['unit']}" for k in ("seen", "min", "max")]
+        table.add_row(r["what"], f"{sign} {r['limit']:g} {r['unit']}", *seen, "yes" if r["held"] else "NO")
+    console.print(table)

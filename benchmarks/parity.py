@@ -1,0 +1,79 @@
+"""Wall time and peak memory of ``sam3lite parity`` on a full-size checkpoint, against importing its libraries.
+
+    python benchmarks/parity.py [--checkpoint FILE] [--runs 3] [--json]
+
+Every command is a process of its own, timed from outside; the commands take turns. Without
+--checkpoint, one of S0's sizes is generated (2.2 GB; deleted at the end). The checkpoint is in the
+page cache for all of them. Needs ``.[transformers]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from harness import S0, Results, Targets, generate, measure, show
+
+TORCH, BOTH = "import torch", "import torch, transformers"
+
+
+def commands(checkpoint: Path, converted: Path) -> dict[str, list[str]]:
+    """Name -> command line."""
+    sam3lite = [sys.executable, "-m", "sam3lite_convert"]
+    parity = [*sam3lite, "parity", "--checkpoint", str(checkpoint), "--debug-intermediates"]
+    return {
+        TORCH: [sys.executable, "-c", "import torch"],
+        BOTH: [sys.executable, "-c", "import torch, transformers"],
+        "parity, packed": parity,
+        "parity, packed, sdpa": [*parity, "--attention", "sdpa"],
+        "parity, transformers": [*parity, "--candidate", "transformers"],
+        "parity --converted, packed": [*parity, "--converted", str(converted)],
+        "parity --self-test, packed": [*parity[:-1], "--self-test"],
+    }
+
+
+def run(checkpoint: Path, work: Path, runs: int) -> Results:
+    """All commands in turn, ``runs`` times after one turn that is not counted."""
+    converted = work / "converted"
+    sam3lite = [sys.executable, "-m", "sam3lite_convert"]
+    measure([*sam3lite, "convert", "--checkpoint", str(checkpoint), "--output", str(converted)], work)
+    results: Results = {}
+    for turn in range(runs + 1):
+        for name, command in commands(checkpoint, converted).items():
+            figures = measure(command, work)
+            if turn:
+                results.setdefault(name, []).append(figures)
+    return results
+
+
+def main() -> None:
+    """Measure, print, exit 0: a benchmark, not a test."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sam3lite-bench-") as name:
+        work = Path(name)
+        checkpoint = arguments.checkpoint
+        if checkpoint is None:
+            checkpoint = work / "full.pt"
+            generate(checkpoint, S0)
+        results = run(checkpoint.resolve(), work, max(arguments.runs, 1))
+    target = Targets(results)
+    target.row("parity, packed: longer than import torch", target.more("parity, packed", TORCH), 2.5, "s")
+    target.row("parity, packed: peak resident memory, worst", target.peaks("parity, packed"), 900, "MB", worst=True)
+    longer = target.more("parity, transformers", BOTH)
+    target.row("parity, transformers: longer than importing both", longer, 4, "s")
+    if arguments.json:
+        samples = {name: [s._asdict() for s in found] for name, found in results.items()}
+        print(json.dumps({"samples": samples, "targets": target.rows}, indent=2))
+    else:
+        show(results, target.rows)
+
+
+if __name__ == "__main__":
+    main()
