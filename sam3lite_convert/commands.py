@@ -210,7 +210,7 @@ def run_parity(
 ) -> Record:
     """Original and candidate side by side; ``save``: a file for the activations of both."""
     from sam3lite_convert.activations import Saved, save_activations
-    from sam3lite_convert.parity import compare_encoders, diagnose, set_up
+    from sam3lite_convert.parity import compare_encoders, config_notes, diagnose, set_up
 
     setup = set_up(checkpoint, mappings, options, converted)
     outcome = compare_encoders(setup, setup.candidate())
@@ -232,6 +232,7 @@ def run_parity(
     record = _parity_record(about, outcome.judgement, inputs.ids, setup.recorded, outcome.propagated)
     return record | {
         "diagnosis": diagnosis.record() if diagnosis else None,
+        "notes": config_notes(setup),
         "saved_activations": str(save) if save else None,
     }
 
@@ -250,7 +251,8 @@ def judge_activations(path: Path, tolerance: float | None = None) -> Record:
     except ValueError as fault:
         raise Untrusted(f"{path}: {fault}", "corrupt_file") from fault
     record = _parity_record(saved.about, judgement, saved.input_ids, saved.reference, saved.candidate)
-    return record | {"judged": str(path), "diagnosis": None}
+    alone = "no isolated activations in the file: an error that was carried to a layer counts as made there"
+    return record | {"judged": str(path), "diagnosis": None, "notes": [] if saved.isolated else [alone]}
 
 
 def _parity_record(

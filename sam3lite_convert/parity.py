@@ -14,6 +14,7 @@ from original_ref import TextStudentEncoder
 from sam3lite_convert.architecture import POSITION_TABLE, TEXT
 from sam3lite_convert.checkpoint import read_checkpoint
 from sam3lite_convert.config import make_config
+from sam3lite_convert.config_check import check_config
 from sam3lite_convert.encoders import CANDIDATES, Activations, Encoder, record, reference_encoder
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.floor import noise_floor
@@ -149,6 +150,15 @@ def _text_config(plan: Plan, folder: Folder | None) -> dict[str, Any]:
     if isinstance(inner, dict):
         return inner
     return config
+
+
+def config_notes(setup: Setup) -> list[str]:
+    """What config.json says of the text encoder and the weights do not, seen by these inputs or not."""
+    if setup.folder is None or setup.folder.config is None:
+        return []
+    faults = check_config(setup.plan, setup.folder.config).faults
+    text = [f for f in faults if not f.path.startswith(("vision", "geometry", "detr", "mask"))]
+    return [f"config.json: {f.path} {f.why}" for f in text]
 
 
 def compare_encoders(setup: Setup, candidate: Encoder) -> Outcome:

@@ -268,6 +268,8 @@ def paritied(r: Record, debug: bool) -> None:
     _verdict(r)
     if r["diagnosis"]:
         _diagnosis(r["diagnosis"])
+    for text in r["notes"]:
+        say(f"note: {text}")
     if r.get("saved_activations"):
         say(f"Saved {r['saved_activations']}. Next: sam3lite parity --judge {r['saved_activations']}")
     elif r["verdict"] == "differs" and not debug:
