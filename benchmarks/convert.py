@@ -10,14 +10,10 @@ sizes is generated (2.2 GB; deleted at the end).
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from harness import HERE, S0, Results, Targets, clear, generate, measure, show
+from harness import HERE, Results, Targets, benchmark, generate, measure, take_turns
 
 
 def commands(checkpoint: Path, small: Path, reference: Path) -> dict[str, list[str]]:
@@ -44,17 +40,10 @@ def run(checkpoint: Path, work: Path, runs: int) -> Results:
     generate(small, {})
     first = [sys.executable, "-m", "sam3lite_convert", "convert", "--layout", "transformers", "--checkpoint"]
     measure([*first, str(checkpoint), "--output", str(reference)], work)
-    results: Results = {}
-    for turn in range(runs + 1):
-        for name, command in commands(checkpoint, small, reference).items():
-            figures = measure(command, work)
-            clear(work / "out")
-            if turn:
-                results.setdefault(name, []).append(figures)
-    return results
+    return take_turns(commands(checkpoint, small, reference), work, runs)
 
 
-def judge(results: Results) -> list[dict[str, Any]]:
+def judge(results: Results) -> Targets:
     """The targets: what was asked, what was seen in the turns, whether the median held."""
     target = Targets(results)
     for layout in ("packed", "transformers"):
@@ -72,37 +61,8 @@ def judge(results: Results) -> list[dict[str, Any]]:
         "convert --dry-run: longer than import torch", target.more("convert --dry-run", "import torch"), 1.5, "s"
     )
     target.row("sam3lite --help", target.walls("sam3lite --help"), 0.4, "s")
-    return target.rows
-
-
-def main() -> None:
-    """Measure, print, exit 0: a benchmark, not a test."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="sam3lite-bench-") as name:
-        work = Path(name)
-        checkpoint = arguments.checkpoint
-        if checkpoint is None:
-            checkpoint = work / "full.pt"
-            generate(checkpoint, S0)
-        results = run(checkpoint.resolve(), work, max(arguments.runs, 1))
-        sizes = {"full": checkpoint.stat().st_size, "small": (work / "small.pt").stat().st_size}
-    rows = judge(results)
-    if arguments.json:
-        samples = {name: [s._asdict() for s in found] for name, found in results.items()}
-        print(json.dumps({"checkpoint_bytes": sizes, "samples": samples, "targets": rows}, indent=2))
-    else:
-        show(results, rows)
-        small, full = (max(s.peak for s in results[n]) for n in ("convert, small checkpoint", "convert, packed"))
-        grows = "does not grow" if full <= 1.5 * small else "GROWS"
-        print(
-            f"Memory {grows} with the checkpoint: {small:.0f} MB for {sizes['small'] / 1e6:.0f} MB, "
-            f"{full:.0f} MB for {sizes['full'] / 1e6:.0f} MB."
-        )
+    return target
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(__doc__, run, judge)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +74,45 @@ def clear(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def take_turns(commands: dict[str, list[str]], work: Path, runs: int) -> Results:
+    """All commands in turn, ``runs`` times after one turn that is not counted; ``out`` is what they write."""
+    results: Results = {}
+    for turn in range(runs + 1):
+        for name, command in commands.items():
+            figures = measure(command, work)
+            clear(work / "out")
+            if turn:
+                results.setdefault(name, []).append(figures)
+    return results
+
+
+def benchmark(
+    about: str | None, run: Callable[[Path, Path, int], Results], judge: Callable[[Results], Targets]
+) -> None:
+    """The command line of a benchmark: generate what is missing, measure, print, exit 0.
+
+    ``run(checkpoint, work, runs)`` measures in the folder ``work``; ``judge`` holds that against the targets.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sam3lite-bench-") as name:
+        work = Path(name)
+        checkpoint = arguments.checkpoint
+        if checkpoint is None:
+            checkpoint = work / "full.pt"
+            generate(checkpoint, S0)
+        results = run(checkpoint.resolve(), work, max(arguments.runs, 1))
+    target = judge(results)
+    if arguments.json:
+        samples = {name: [s._asdict() for s in found] for name, found in results.items()}
+        print(json.dumps({"samples": samples, "targets": target.rows}, indent=2))
+    else:
+        show(results, target.rows)
 
 
 class Targets:

@@ -9,13 +9,10 @@ page cache for all of them. Needs ``.[transformers]``.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import tempfile
 from pathlib import Path
 
-from harness import S0, Results, Targets, generate, measure, show
+from harness import Results, Targets, benchmark, measure, take_turns
 
 TORCH, BOTH = "import torch", "import torch, transformers"
 
@@ -40,40 +37,18 @@ def run(checkpoint: Path, work: Path, runs: int) -> Results:
     converted = work / "converted"
     sam3lite = [sys.executable, "-m", "sam3lite_convert"]
     measure([*sam3lite, "convert", "--checkpoint", str(checkpoint), "--output", str(converted)], work)
-    results: Results = {}
-    for turn in range(runs + 1):
-        for name, command in commands(checkpoint, converted).items():
-            figures = measure(command, work)
-            if turn:
-                results.setdefault(name, []).append(figures)
-    return results
+    return take_turns(commands(checkpoint, converted), work, runs)
 
 
-def main() -> None:
-    """Measure, print, exit 0: a benchmark, not a test."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="sam3lite-bench-") as name:
-        work = Path(name)
-        checkpoint = arguments.checkpoint
-        if checkpoint is None:
-            checkpoint = work / "full.pt"
-            generate(checkpoint, S0)
-        results = run(checkpoint.resolve(), work, max(arguments.runs, 1))
+def judge(results: Results) -> Targets:
+    """What was asked of parity."""
     target = Targets(results)
     target.row("parity, packed: longer than import torch", target.more("parity, packed", TORCH), 2.5, "s")
     target.row("parity, packed: peak resident memory, worst", target.peaks("parity, packed"), 900, "MB", worst=True)
     longer = target.more("parity, transformers", BOTH)
     target.row("parity, transformers: longer than importing both", longer, 4, "s")
-    if arguments.json:
-        samples = {name: [s._asdict() for s in found] for name, found in results.items()}
-        print(json.dumps({"samples": samples, "targets": target.rows}, indent=2))
-    else:
-        show(results, target.rows)
+    return target
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(__doc__, run, judge)

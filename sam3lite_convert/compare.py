@@ -87,7 +87,7 @@ def compare(reference: Tensor, candidate: Tensor) -> Difference:
         float(a[worst]),
         float(b[worst]),
         float(flat.mean()),
-        error / norm_a if norm_a else (0.0 if error == 0 else math.inf),
+        0.0 if error == 0 else error / norm_a if norm_a else math.inf,
         cosine,
         finite,
     )
