@@ -241,9 +241,10 @@ def judge_activations(path: Path, tolerance: float | None = None) -> Record:
     """The verdict of a parity run again, from its saved activations; no model is needed."""
     from sam3lite_convert.activations import load_activations
     from sam3lite_convert.inputs import Inputs
-    from sam3lite_convert.judgement import judge
+    from sam3lite_convert.judgement import judge, require_finite
 
     saved = load_activations(path)
+    require_finite(saved.reference)
     padded = Inputs(saved.input_ids, "").padded
     isolated = saved.isolated or saved.candidate
     try:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sam3lite_convert.compare import Difference, absolute_difference, compare, max_abs, number
 from sam3lite_convert.encoders import POOLED
+from sam3lite_convert.errors import CannotRun
 
 # Two ways to compute the same thing are each a floor away from the exact result, and the greatest of
 # a few thousand errors varies: with sdpa or in half precision up to 2 floors were seen.
@@ -88,6 +89,11 @@ class Judgement:
         return next((t.name for t in self.taps if t.diverges), None)
 
     @property
+    def also_diverging(self) -> list[str]:
+        """Taps behind the first divergence that are wrong by themselves, not by what reached them."""
+        return [t.name for t in self.taps if t.diverges][1:]
+
+    @property
     def max_abs(self) -> float:
         return max(t.difference.max_abs for t in self.taps)
 
@@ -110,6 +116,7 @@ class Judgement:
             "smallest_passing_tolerance": number(self.smallest_passing),
             "max_abs_diff": number(self.max_abs),
             "first_divergence": self.first_divergence,
+            "also_diverging": self.also_diverging,
             "layers": [t.record() for t in self.taps],
         }
 
@@ -152,6 +159,19 @@ def judge(
             )
         )
     return Judgement(tuple(taps), tolerance)
+
+
+def require_finite(reference: Mapping[str, Tensor]) -> None:
+    """Raises CannotRun where the reference itself is not finite: equal to that proves nothing."""
+    for name, value in reference.items():
+        if not bool(value.isfinite().all()):
+            raise CannotRun(
+                f"the original itself is not finite from {name} on ({str(value.dtype).removeprefix('torch.')}), so nothing "
+                "can be compared with it. In half precision that is an overflow: try --dtype float32. In float32 its "
+                "weights hold infinities or not-a-numbers.",
+                "not_finite",
+                {"tap": name},
+            )
 
 
 def _greatest(values: Tensor) -> float | None:

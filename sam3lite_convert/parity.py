@@ -21,7 +21,7 @@ from sam3lite_convert.floor import noise_floor
 from sam3lite_convert.folder import Folder, read_folder
 from sam3lite_convert.hypotheses import Evidence, Fit, explain
 from sam3lite_convert.inputs import Inputs, make_inputs
-from sam3lite_convert.judgement import Floor, Judgement, judge
+from sam3lite_convert.judgement import Floor, Judgement, judge, require_finite
 from sam3lite_convert.packed_encoder import ATTENTION
 from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.tables import Mappings
@@ -120,6 +120,7 @@ def set_up(checkpoint: Path, mappings: Mappings, options: ParityOptions, convert
     del weights
     assert isinstance(reference.model, TextStudentEncoder)
     recorded = record(reference, inputs.ids)
+    require_finite(recorded)
     return Setup(
         plan,
         layout,

@@ -292,7 +292,9 @@ def _verdict(r: Record) -> None:
     if r["max_abs_diff"] != 0:
         say(f"smallest tolerance that would have passed: {_number(r['smallest_passing_tolerance'])}")
     if r["first_divergence"]:
-        say(f"first divergence: {r['first_divergence']}", "bold red")
+        others = r["also_diverging"]
+        also = f" (and by themselves: {', '.join(others)})" if others else ""
+        say(f"first divergence: {r['first_divergence']}{also}", "bold red")
     elif r["verdict"] == "differs":
         say("no layer diverges by itself: small errors add up to more than the tolerance")
 
