@@ -165,9 +165,9 @@ def require_finite(reference: Mapping[str, Tensor]) -> None:
     """Raises CannotRun where the reference itself is not finite: equal to that proves nothing."""
     for name, value in reference.items():
         if not bool(value.isfinite().all()):
+            dtype = str(value.dtype).removeprefix("torch.")
             raise CannotRun(
-                f"the original itself is not finite from {name} on ({str(value.dtype).removeprefix('torch.')}), so nothing "
-                "can be compared with it. In half precision that is an overflow: try --dtype float32. In float32 its "
+                f"the original itself is not finite from {name} on (in {dtype}), so nothing can be compared with it. In half precision that is an overflow: try --dtype float32. In float32 its "
                 "weights hold infinities or not-a-numbers.",
                 "not_finite",
                 {"tap": name},
