@@ -167,8 +167,9 @@ def require_finite(reference: Mapping[str, Tensor]) -> None:
         if not bool(value.isfinite().all()):
             dtype = str(value.dtype).removeprefix("torch.")
             raise CannotRun(
-                f"the original itself is not finite from {name} on (in {dtype}), so nothing can be compared with it. In half precision that is an overflow: try --dtype float32. In float32 its "
-                "weights hold infinities or not-a-numbers.",
+                f"the original itself is not finite from {name} on (in {dtype}), so nothing can be compared with it. "
+                "In half precision that is an overflow: try --dtype float32. In float32 its weights hold infinities or "
+                "not-a-numbers.",
                 "not_finite",
                 {"tap": name},
             )

@@ -17,9 +17,10 @@ from sam3lite_convert.config import make_config
 from sam3lite_convert.config_check import check_config
 from sam3lite_convert.encoders import CANDIDATES, Activations, Encoder, record, reference_encoder
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.evidence import Evidence
 from sam3lite_convert.floor import noise_floor
 from sam3lite_convert.folder import Folder, read_folder
-from sam3lite_convert.hypotheses import Evidence, Fit, explain
+from sam3lite_convert.hypotheses import Fit, explain
 from sam3lite_convert.inputs import Inputs, make_inputs
 from sam3lite_convert.judgement import Floor, Judgement, judge, require_finite
 from sam3lite_convert.packed_encoder import ATTENTION

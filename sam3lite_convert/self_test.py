@@ -20,8 +20,9 @@ from sam3lite_convert.architecture import POSITION_TABLE, TEXT
 from sam3lite_convert.compare import max_abs
 from sam3lite_convert.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED, Encoder
 from sam3lite_convert.floor import noise_floor
-from sam3lite_convert.hypotheses import hypotheses, other_layers
+from sam3lite_convert.hypotheses import hypotheses
 from sam3lite_convert.judgement import FLOORS
+from sam3lite_convert.layer_faults import other_layers
 from sam3lite_convert.parity import Setup, compare_encoders, diagnose
 
 _PROJECTION = TEXT + "encoder.projection_layer"
