@@ -7,15 +7,19 @@ What else a judgement needs stands as JSON under ``sam3lite_parity`` in the file
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sam3lite_convert import __version__
-from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.checkpoint import read_checkpoint
+from sam3lite_convert.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.judgement import Floor
 from sam3lite_convert.output import write_whole
 
@@ -37,15 +41,20 @@ class Saved:
 
 
 def save_activations(path: Path, saved: Saved) -> None:
-    """Write one file, whole or not at all. Raises CannotRun where it cannot be written."""
+    """Write one file, whole or not at all.
+
+    Raises CannotRun where it cannot be written, and where something else stands there: only an
+    earlier file of activations is replaced.
+    """
     from safetensors.torch import save
 
+    check_place(path)
     tensors = {"input_ids": saved.input_ids}
     for side in _SIDES:
         found: Mapping[str, Tensor] = getattr(saved, side)
         # Both columns may be one and the same tensor, which the format does not allow.
         tensors |= {f"{side}.{tap}": tensor.contiguous().clone() for tap, tensor in found.items()}
-    floors = {tap: [f.propagated, f.isolated] for tap, f in (saved.floors or {}).items()} or None
+    floors = {tap: list(f.record().values()) for tap, f in (saved.floors or {}).items()} or None
     about = {
         "version": 1,
         "tool": f"sam3lite-convert {__version__}",
@@ -54,6 +63,19 @@ def save_activations(path: Path, saved: Saved) -> None:
         "about": saved.about,
     }
     write_whole(path, save(tensors, {"format": "pt", _METADATA: json.dumps(about)}))
+
+
+def check_place(path: Path) -> None:
+    """Raises CannotRun where something stands that is no file of activations."""
+    if path.exists() and not _holds_activations(path):
+        raise CannotRun(f"{path} exists and holds no activations, so it was kept; name another file", "output_exists")
+
+
+def _holds_activations(path: Path) -> bool:
+    try:
+        return path.is_file() and _METADATA in read_checkpoint(path).metadata
+    except Sam3LiteError:
+        return False
 
 
 def load_activations(path: Path) -> Saved:
@@ -74,20 +96,53 @@ def load_activations(path: Path) -> Saved:
         )
     try:
         said = json.loads(metadata[_METADATA])
-        taps = [str(tap) for tap in said["taps"]]
-        floors = said["floors"] and {tap: Floor(*map(float, said["floors"][tap])) for tap in taps}
+        taps, about, floors = list(said["taps"]), said["about"], said["floors"]
+        if not _are_taps(taps) or not _describes(about):
+            raise ValueError("the names of its taps or of its sides")
+        ids = tensors["input_ids"]
+        if ids.dtype != torch.int64 or ids.dim() != 2 or not ids.numel():
+            raise ValueError("input_ids is no (batch, sequence) of int64")
         sides = {
-            side: {tap: tensors[f"{side}.{tap}"] for tap in taps}
+            side: {tap: _activation(tensors[f"{side}.{tap}"], tap, ids.shape) for tap in taps}
             for side in _SIDES
-            if side != "isolated" or f"isolated.{taps[0]}" in tensors
+            if side != "isolated" or any(key.startswith("isolated.") for key in tensors)
         }
-        return Saved(
-            tensors["input_ids"],
-            sides["reference"],
-            sides["candidate"],
-            sides.get("isolated", {}),
-            floors,
-            dict(said["about"]),
-        )
-    except (KeyError, ValueError, TypeError, IndexError) as fault:
+        measured = None if floors is None else {tap: _read_floor(floors[tap]) for tap in taps}
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as fault:
         raise Untrusted(f"{path}: its activations are not complete ({fault})", "corrupt_file") from fault
+    return Saved(ids, sides["reference"], sides["candidate"], sides.get("isolated", {}), measured, about)
+
+
+def _are_taps(taps: list[Any]) -> bool:
+    layers = [f"layers.{i}" for i in range(len(taps) - 4)]
+    return bool(layers) and taps == [EMBEDDINGS, *layers, FINAL, PROJECTED, POOLED]
+
+
+def _describes(about: Any) -> bool:
+    names = ("checkpoint", "reference", "candidate", "candidate_encoder", "attention", "dtype")
+    if not isinstance(about, dict) or not all(isinstance(about.get(name), str) for name in names):
+        return False
+    inputs = about.get("inputs")
+    prompts = inputs.get("prompts") if isinstance(inputs, dict) else None
+    return (
+        isinstance(inputs, dict)
+        and isinstance(inputs.get("what"), str)
+        and isinstance(prompts, list)
+        and all(isinstance(prompt, str) for prompt in prompts)
+        and (about.get("converted") is None or isinstance(about["converted"], str))
+    )
+
+
+def _activation(tensor: Tensor, tap: str, rows: torch.Size) -> Tensor:
+    wanted = rows[:1] if tap == POOLED else rows
+    if not tensor.is_floating_point() or tensor.shape[:-1] != wanted or not tensor.numel():
+        raise ValueError(f"{tap} is {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor
+
+
+def _read_floor(numbers: list[float | None]) -> Floor:
+    """Max abs propagated and isolated, and their means, which an older file does not have."""
+    floor = Floor(*(math.inf if n is None else float(n) for n in numbers))
+    if not all(n >= 0 for n in astuple(floor)) or not math.isfinite(floor.propagated + floor.isolated):
+        raise ValueError("a noise floor is no number")
+    return floor

@@ -264,12 +264,24 @@ def parity(
 ) -> None:
     """Run original and converted text encoder side by side, layer by layer."""
     from sam3lite_convert import commands, report
-    from sam3lite_convert.parity import ParityOptions
+    from sam3lite_convert.parity_setup import ParityOptions
     from sam3lite_convert.tables import load_mappings
 
     if judge is not None:
-        if checkpoint or converted or self_test or save_activations:
-            raise CannotRun("--judge reads saved activations and nothing else; leave the other files out", "usage")
+        others = (
+            checkpoint,
+            converted,
+            self_test,
+            save_activations,
+            candidate,
+            dtype,
+            seed,
+            length,
+            prompt,
+            prompts_file,
+        )
+        if any(o not in (None, False) for o in others) or batch != 1:
+            raise CannotRun("--judge reads saved activations; beside it there is only --tolerance", "usage")
         record = commands.judge_activations(judge, tolerance)
     else:
         options = ParityOptions(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sam3lite_convert.judgement import Judgement
-    from sam3lite_convert.parity import ParityOptions
+    from sam3lite_convert.parity_setup import ParityOptions
 
 ALIASES = ("s0", "s1", "l", "s0-32", "s1-32", "l-32")
 
@@ -209,9 +209,12 @@ def run_parity(
     save: Path | None = None,
 ) -> Record:
     """Original and candidate side by side; ``save``: a file for the activations of both."""
-    from sam3lite_convert.activations import Saved, save_activations
-    from sam3lite_convert.parity import compare_encoders, config_notes, diagnose, set_up
+    from sam3lite_convert.activations import Saved, check_place, save_activations
+    from sam3lite_convert.parity import compare_encoders, diagnose, measured_floors, notes
+    from sam3lite_convert.parity_setup import set_up
 
+    if save is not None:
+        check_place(save)
     setup = set_up(checkpoint, mappings, options, converted)
     outcome = compare_encoders(setup, setup.candidate())
     diagnosis = diagnose(setup, outcome)
@@ -227,12 +230,14 @@ def run_parity(
         "inputs": {"what": inputs.what, "prompts": list(inputs.prompts)},
     }
     if save is not None:
-        saved = Saved(inputs.ids, setup.recorded, outcome.propagated, outcome.isolated, outcome.floors, about)
+        # The floors go with the file even where nothing differs: another candidate may be put into it.
+        floors = outcome.floors or measured_floors(setup)
+        saved = Saved(inputs.ids, setup.recorded, outcome.propagated, outcome.isolated, floors, about)
         save_activations(save, saved)
     record = _parity_record(about, outcome.judgement, inputs.ids, setup.recorded, outcome.propagated)
     return record | {
         "diagnosis": diagnosis.record() if diagnosis else None,
-        "notes": config_notes(setup),
+        "notes": notes(setup, outcome),
         "saved_activations": str(save) if save else None,
     }
 
@@ -241,19 +246,23 @@ def judge_activations(path: Path, tolerance: float | None = None) -> Record:
     """The verdict of a parity run again, from its saved activations; no model is needed."""
     from sam3lite_convert.activations import load_activations
     from sam3lite_convert.inputs import Inputs
-    from sam3lite_convert.judgement import judge, require_finite
+    from sam3lite_convert.judgement import check_tolerance, isolated_belongs, judge, require_finite
 
+    check_tolerance(tolerance)
     saved = load_activations(path)
     require_finite(saved.reference)
     padded = Inputs(saved.input_ids, "").padded
-    isolated = saved.isolated or saved.candidate
+    isolated, notes = saved.isolated, list[str]()
     try:
+        if not isolated or not isolated_belongs(saved.reference, saved.candidate, isolated):
+            which = "are not this candidate's and were left out" if isolated else "are not in the file"
+            notes = [f"isolated activations {which}: an error that was carried to a layer counts as made there"]
+            isolated = saved.candidate
         judgement = judge(saved.reference, saved.candidate, isolated, saved.floors, padded, tolerance)
     except ValueError as fault:
         raise Untrusted(f"{path}: {fault}", "corrupt_file") from fault
     record = _parity_record(saved.about, judgement, saved.input_ids, saved.reference, saved.candidate)
-    alone = "no isolated activations in the file: an error that was carried to a layer counts as made there"
-    return record | {"judged": str(path), "diagnosis": None, "notes": [] if saved.isolated else [alone]}
+    return record | {"judged": str(path), "diagnosis": None, "notes": notes}
 
 
 def _parity_record(
@@ -284,7 +293,8 @@ def self_test_parity(
 
     Raises CannotRun where the candidate differs before any fault is made.
     """
-    from sam3lite_convert.parity import compare_encoders, set_up
+    from sam3lite_convert.parity import compare_encoders
+    from sam3lite_convert.parity_setup import set_up
     from sam3lite_convert.self_test import run_self_test
 
     setup = set_up(checkpoint, mappings, options, converted)

@@ -66,6 +66,12 @@ def max_abs(reference: Tensor, candidate: Tensor) -> float:
     return float(difference.max()) if difference.numel() else 0.0
 
 
+def greatest_and_mean(reference: Tensor, candidate: Tensor) -> tuple[float, float]:
+    """Max and mean absolute difference; 0.0 for empty tensors. Raises ValueError for different shapes."""
+    difference = absolute_difference(reference, candidate)
+    return (float(difference.max()), float(difference.mean())) if difference.numel() else (0.0, 0.0)
+
+
 def compare(reference: Tensor, candidate: Tensor) -> Difference:
     """Raises ValueError for different shapes."""
     difference = absolute_difference(reference, candidate)

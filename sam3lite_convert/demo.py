@@ -12,7 +12,7 @@ from typing import Any
 
 from sam3lite_convert import commands, report
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.parity import ParityOptions
+from sam3lite_convert.parity_setup import ParityOptions
 from sam3lite_convert.plan import Options
 from sam3lite_convert.tables import load_mappings
 

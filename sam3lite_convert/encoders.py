@@ -34,6 +34,11 @@ class Encoder:
     final_layer_norm: nn.Module
     run: Callable[[Tensor], tuple[Tensor, Tensor]]
 
+    def run_quietly(self, input_ids: Tensor) -> None:
+        """One forward pass for its faults alone."""
+        with torch.inference_mode():
+            self.run(input_ids)
+
     @property
     def taps(self) -> tuple[str, ...]:
         """The names of the taps in the order of execution."""
@@ -158,7 +163,7 @@ def transformers_encoder(
         part.train(False)
 
     def run(input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        out = model(input_ids=input_ids)
+        out = model(input_ids=input_ids, return_dict=True)
         return projection(out.last_hidden_state), out.pooler_output
 
     both = nn.ModuleDict({"text_encoder": model, "text_projection": projection})

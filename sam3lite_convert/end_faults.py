@@ -33,8 +33,8 @@ def embeddings_faults(evidence: Evidence) -> Iterator[Hypothesis]:
         words = f"token and position embedding are scaled by {name}; the original does not scale them"
         yield Hypothesis(f"scaled_sum:{key}", words, scaled(factor, True))
     yield Hypothesis("no_positions", "the position table is not added", lambda: tokens)
-    for shift in (1, -1, 2, -2):
-        if abs(shift) < table.shape[2]:
+    for shift in (*range(1, table.shape[2]), *range(-1, -table.shape[2], -1)):
+        if 2 * abs(shift) <= table.shape[2]:  # more than half of the rows speak
             rolled = table.roll(-shift, 2).clone()
             # Which rows came in at the end is anybody's guess, so those are not judged.
             if shift > 0:
@@ -44,6 +44,20 @@ def embeddings_faults(evidence: Evidence) -> Iterator[Hypothesis]:
                 rolled[:, :, :-shift] = torch.nan
                 words = f"the position table is shifted: row 0 stands at position {-shift}"
             yield Hypothesis(f"positions_shifted:{shift:+d}", words, with_table(rolled))
+    words = "the position table is reversed: the last row stands first"
+    yield Hypothesis("positions_reversed", words, with_table(table.flip(2)))
+    start, end = ids[0, 0], ids[0].max()
+    others = {
+        "pad_zero": ("the embedding of the padding id 0 is zero", tokens * (ids != 0).unsqueeze(-1)),
+        "ends_swapped": (
+            "start and end id are exchanged",
+            encoder.embedding_layer(torch.where(ids == start, end, torch.where(ids == end, start, ids))),
+        ),
+        "vocabulary_shifted:+1": ("every id reads the row behind its own", _rows(encoder.embedding_layer, ids + 1)),
+        "vocabulary_shifted:-1": ("every id reads the row before its own", _rows(encoder.embedding_layer, ids - 1)),
+    }
+    for key, (words, embedded) in others.items():
+        yield Hypothesis(key, words, lambda e=embedded: e + positions)  # type: ignore[misc]
     full, rows = evidence.full_table, table.shape[2]
     if full is not None and full.shape[2] > rows:
         words = f"the position table was not cut to {rows} rows: all {full.shape[2]} are squeezed into {length}"
@@ -54,6 +68,15 @@ def embeddings_faults(evidence: Evidence) -> Iterator[Hypothesis]:
     if length != rows:
         words = "the position table is resized with align_corners; the original resizes it without"
         yield Hypothesis("align_corners", words, with_table(table, True))
+
+
+def _rows(embedding: nn.Module, ids: Tensor) -> Tensor:
+    """Rows of the table; those that it does not have say nothing."""
+    table = embedding.weight
+    assert isinstance(table, Tensor)
+    inside = (ids >= 0) & (ids < table.shape[0])
+    found: Tensor = embedding(ids.clamp(0, table.shape[0] - 1))
+    return found.masked_fill(~inside.unsqueeze(-1), torch.nan)
 
 
 def _resized(table: Tensor, length: int, align_corners: bool = False) -> Tensor:
@@ -91,7 +114,10 @@ def pooled_faults(evidence: Evidence) -> Iterator[Hypothesis]:
     first = ids.argmax(-1)
     picked = tokens[rows, first]
     if matrix.shape[0] == matrix.shape[1]:
-        words = "the pooled projection is untransposed: the original computes x @ P, and a Linear computes x @ W.T"
+        words = (
+            "the pooled output is x @ P.T where the original has x @ P: the projection is untransposed in a Linear, or "
+            "transposed in the packed layout"
+        )
         yield Hypothesis("projection_untransposed", words, lambda: picked @ matrix.T)
     last = ids.shape[1] - 1 - ids.flip(1).argmax(-1)
     words = "the pooled token is the last of several greatest ids; argmax takes the first"

@@ -14,10 +14,11 @@ from torch.func import functional_call
 from original_ref import TextStudentEncoder
 from sam3lite_convert.encoders import FINAL, POOLED, PROJECTED, Activations
 
-_EPS = (1e-6, 1e-12, 1e-3)
+_EPS = {1e-6: "1e-06", 1e-4: "0.0001", 1e-3: "0.001", 1e-12: "1e-08 or less"}
 _ACTIVATIONS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "gelu_tanh": ("GELU is the tanh approximation; the original's is exact (erf)", lambda: nn.GELU("tanh")),
     "quick_gelu": ("the activation is quick GELU (x * sigmoid(1.702 x)); the original's is exact", lambda: _Quick()),
+    "silu": ("the activation is a SiLU; the original's is an exact GELU", nn.SiLU),
     "relu": ("the activation is a ReLU; the original's is an exact GELU", nn.ReLU),
 }
 
@@ -84,8 +85,8 @@ class Run:
     def eps(self, kind: type[nn.Module], name: str) -> Iterator[Hypothesis]:
         """Another eps in all modules of a kind."""
         norms = [m for m in self._module.modules() if isinstance(m, kind)]
-        for eps in _EPS:
-            words = f"{name} runs at eps {eps:g}; the original's is {norms[0].eps:g}"
+        for eps, said in _EPS.items():
+            words = f"{name} runs at eps {said}; the original's is {norms[0].eps:g}"
             yield Hypothesis(f"{name}_eps_{eps:g}".lower(), words, self.setting([(m, "eps", eps) for m in norms]))
 
     def biases(self) -> Iterator[Hypothesis]:

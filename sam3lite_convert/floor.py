@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from original_ref import TextStudentEncoder
-from sam3lite_convert.compare import max_abs
+from sam3lite_convert.compare import greatest_and_mean
 from sam3lite_convert.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED, Activations
 from sam3lite_convert.judgement import Floor
 
@@ -27,25 +27,28 @@ def noise_floor(model: TextStudentEncoder, recorded: Activations, input_ids: Ten
         exact = encoder.embedding_layer(input_ids).double()
         if encoder.positional_embedding is not None:
             exact = exact + _double(encoder.positional_embedding)(input_ids.shape[1])
-        floors[EMBEDDINGS] = Floor(*[max_abs(exact, recorded[EMBEDDINGS])] * 2)
+        floors[EMBEDDINGS] = _floor(recorded[EMBEDDINGS], exact, exact)
         mask, read = encoder.causal_mask(exact), recorded[EMBEDDINGS].double()
         for i, block in enumerate(encoder.transformer):
             name, wide = f"layers.{i}", _double(block)
             alone, exact = wide(read, mask), wide(exact, mask)
-            floors[name] = Floor(max_abs(exact, recorded[name]), max_abs(alone, recorded[name]))
+            floors[name] = _floor(recorded[name], exact, alone)
             read = recorded[name].double()
         wide = _double(encoder.final_layer_norm)
         alone, exact = wide(read), wide(exact)
-        floors[FINAL] = Floor(max_abs(exact, recorded[FINAL]), max_abs(alone, recorded[FINAL]))
+        floors[FINAL] = _floor(recorded[FINAL], exact, alone)
         read = recorded[FINAL].double()
         wide = _double(model.projector)
-        floors[PROJECTED] = Floor(max_abs(wide(exact), recorded[PROJECTED]), max_abs(wide(read), recorded[PROJECTED]))
+        floors[PROJECTED] = _floor(recorded[PROJECTED], wide(exact), wide(read))
         rows = torch.arange(input_ids.shape[0]), input_ids.argmax(-1)
         matrix = encoder.projection_layer.double()
-        floors[POOLED] = Floor(
-            max_abs(exact[rows] @ matrix, recorded[POOLED]), max_abs(read[rows] @ matrix, recorded[POOLED])
-        )
+        floors[POOLED] = _floor(recorded[POOLED], exact[rows] @ matrix, read[rows] @ matrix)
     return floors
+
+
+def _floor(recorded: Tensor, propagated: Tensor, isolated: Tensor) -> Floor:
+    (far, mean_far), (near, mean_near) = (greatest_and_mean(recorded, exact) for exact in (propagated, isolated))
+    return Floor(far, near, mean_far, mean_near)
 
 
 def _double(module: nn.Module) -> nn.Module:

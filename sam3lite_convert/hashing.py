@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert.errors import Untrusted
 
 if TYPE_CHECKING:
-    from sam3lite_convert.checkpoint import Checkpoint
+    from sam3lite_convert.checkpoint import Checkpoint, Record
 
 _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
@@ -43,6 +43,24 @@ class _Worker(threading.Thread):
         return self._result
 
 
+def damaged_records(path: Path, records: Iterable[Record], stop: Callable[[], bool] = lambda: False) -> list[str]:
+    """The names of those records of a zip that do not match the CRC-32 that its directory states."""
+    damaged: list[str] = []
+    view = memoryview(bytearray(_CHUNK))
+    with open(path, "rb", buffering=0) as file:
+        for record in records:
+            crc, left = 0, record.nbytes
+            file.seek(record.offset)
+            while left and not stop() and (count := file.readinto(view[:left])):
+                crc = zlib.crc32(view[:count], crc)
+                left -= count
+            if stop():
+                return damaged
+            if crc != record.crc32:
+                damaged.append(record.name)
+    return damaged
+
+
 class SourceHash:
     """SHA-256 of a file, and its zip records held against their CRC-32, beside whatever else is done.
 
@@ -63,7 +81,7 @@ class SourceHash:
     def check(self, checkpoint: Checkpoint) -> None:
         """Begin with the checksums of the file's records. ``checkpoint`` is the index of the same file."""
         self._checkpoint = checkpoint
-        self._damaged = _Worker(lambda: self._check_records(checkpoint))
+        self._damaged = _Worker(lambda: damaged_records(self._path, checkpoint.records, lambda: self._stop))
 
     def follow(self, advance: Callable[[int], None]) -> None:
         """Tell ``advance`` of every byte hashed, those before the call included."""
@@ -91,23 +109,6 @@ class SourceHash:
                 self._done = position
                 self._advance(count)
         return digest.hexdigest(), position
-
-    def _check_records(self, checkpoint: Checkpoint) -> list[str]:
-        damaged: list[str] = []
-        view = memoryview(bytearray(_CHUNK))
-        with open(self._path, "rb", buffering=0) as file:
-            for record in checkpoint.records:
-                crc = 0
-                file.seek(record.offset)
-                left = record.nbytes
-                while left and not self._stop and (count := file.readinto(view[:left])):
-                    crc = zlib.crc32(view[:count], crc)
-                    left -= count
-                if self._stop:
-                    return damaged
-                if crc != record.crc32:
-                    damaged.append(record.name)
-        return damaged
 
     def result(self) -> tuple[str, str | None]:
         """The hex digest, and a note if there is something to say about the checksums inside.

@@ -12,6 +12,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.prompts import END, PAD, START, tokenize
 
 CLASSIC = (START, 320, 1125, END)  # "a photo", the input that ports of CLIP are tried on
+_MOST = 100_000  # beyond it, a typing error
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ def make_inputs(
     length = context if length is None else length
     if length < 1 or batch < 1:
         raise CannotRun("--length and --batch are at least 1", "usage")
+    if seed is not None and not 0 <= seed < 1 << 63:
+        raise CannotRun("--seed is a whole number from 0 to 2^63 - 1", "usage")
+    if length > _MOST or batch > _MOST:
+        raise CannotRun(f"--length and --batch go up to {_MOST:,}", "usage")
     if prompts:
         if seed is not None or batch != 1:
             raise CannotRun("prompts make the batch themselves: leave --seed and --batch out", "usage")

@@ -5,13 +5,15 @@ The tolerance of a tap is what the user gives, or a small multiple of the noise 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from sam3lite_convert.compare import Difference, absolute_difference, compare, max_abs, number
+from sam3lite_convert.compare import Difference, absolute_difference, compare, greatest_and_mean, number
 from sam3lite_convert.encoders import POOLED
 from sam3lite_convert.errors import CannotRun
 
@@ -22,16 +24,30 @@ FLOORS = 4.0
 
 @dataclass(frozen=True)
 class Floor:
-    """The noise floor of one tap, max abs: rounding carried on from the first tap, and made here alone."""
+    """The noise floor of one tap, max abs and mean abs: rounding carried on from the first tap, and
+    made here alone. A mean that was not measured is infinite, so that it limits nothing."""
 
     propagated: float
     isolated: float
+    mean_propagated: float = math.inf
+    mean_isolated: float = math.inf
+
+    def record(self) -> dict[str, float | None]:
+        """The JSON form."""
+        return {
+            "propagated": self.propagated,
+            "isolated": self.isolated,
+            "mean_propagated": number(self.mean_propagated),
+            "mean_isolated": number(self.mean_isolated),
+        }
 
 
 @dataclass(frozen=True)
 class Tap:
-    """One tap. ``isolated``: max abs diff when the candidate's module reads the reference's recorded
-    input. ``valid`` and ``padded``: the propagated max abs diff by position, None where there are none."""
+    """One tap. ``isolated`` and ``mean_isolated``: max and mean abs diff when the candidate's module reads
+    the reference's recorded input. ``valid`` and ``padded``: the propagated max abs diff by position, None
+    where there are none. The means are judged too where the floor is the limit: one great channel can
+    set a max abs floor under which all the others hide."""
 
     name: str
     difference: Difference
@@ -41,26 +57,56 @@ class Tap:
     floor: Floor | None
     valid: float | None
     padded: float | None
+    mean_isolated: float = 0.0
+    measured: bool = False  # the limits are floors, not what the user gave
 
     @property
     def diverges(self) -> bool:
         """The candidate's module itself is wrong, whatever reached it."""
-        return self.isolated > self.isolated_tolerance or (self.isolated > 0 and not self.difference.finite)
+        limit = FLOORS * self.floor.mean_isolated if self.measured and self.floor else math.inf
+        return self.isolated > self.isolated_tolerance or self.mean_isolated > limit
 
     @property
     def within(self) -> bool:
-        return not self.diverges and self.difference.max_abs <= self.tolerance
+        """Neither its own error nor what reached it is above the limits."""
+        limit = FLOORS * self.floor.mean_propagated if self.measured and self.floor else math.inf
+        return not self.diverges and self.difference.max_abs <= self.tolerance and self.difference.mean_abs <= limit
+
+    @property
+    def near_floor(self) -> bool:
+        """0.0, or within the floors, whatever tolerance was given."""
+        if self.difference.max_abs == 0 == self.isolated:
+            return True
+        floor = self.floor
+        return (
+            floor is not None
+            and self.difference.max_abs <= FLOORS * floor.propagated
+            and (self.isolated <= FLOORS * floor.isolated)
+        )
+
+    @property
+    def floors(self) -> float:
+        """The greatest of its errors over its own floor."""
+        if self.floor is None:
+            return 0.0
+        f = self.floor
+        pairs = [(self.difference.max_abs, f.propagated), (self.isolated, f.isolated)]
+        pairs += [(self.difference.mean_abs, f.mean_propagated), (self.mean_isolated, f.mean_isolated)]
+        return max(error / floor if floor else math.inf if error else 0.0 for error, floor in pairs)
 
     def record(self) -> dict[str, Any]:
         """The tap's JSON."""
-        floors = None if self.floor is None else {"propagated": self.floor.propagated, "isolated": self.floor.isolated}
         return {
             "name": self.name,
             **self.difference.record(),
             "isolated_max_abs_diff": number(self.isolated),
+            "isolated_mean_abs_diff": number(self.mean_isolated),
             "tolerance": self.tolerance,
             "isolated_tolerance": self.isolated_tolerance,
-            "floor": floors,
+            "floor": self.floor.record() if self.floor else None,
+            "floors": number(self.floors),
+            "diverges": self.diverges,
+            "within": self.within,
             "valid_max_abs_diff": None if self.valid is None else number(self.valid),
             "padded_max_abs_diff": None if self.padded is None else number(self.padded),
         }
@@ -75,13 +121,12 @@ class Judgement:
 
     @property
     def verdict(self) -> str:
-        """``exact``: 0.0 wherever the detector reads, and pooled within its tolerance."""
+        """``exact``: 0.0 wherever the detector reads, and pooled, which it does not, within its floor."""
         if not all(t.within for t in self.taps):
             return "differs"
-        exact = all(
-            t.difference.max_abs == 0 and t.isolated == 0 for t in self.taps if t.name != POOLED
-        )  # the detector does not read it
-        return "exact" if exact else "within_tolerance"
+        zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.name != POOLED)
+        pooled = all(t.near_floor for t in self.taps if t.name == POOLED)
+        return "exact" if zero and pooled else "within_tolerance"
 
     @property
     def first_divergence(self) -> str | None:
@@ -142,6 +187,7 @@ def judge(
         if tolerance is None and floor is not None:
             propagated_limit, isolated_limit = FLOORS * floor.propagated, FLOORS * floor.isolated
         theirs = candidate[name]
+        alone, mean_alone = greatest_and_mean(ours, isolated[name])
         difference = absolute_difference(ours, theirs)
         valid = behind = None
         if difference.shape[:2] == padded.shape:
@@ -150,15 +196,36 @@ def judge(
             Tap(
                 name,
                 compare(ours, theirs),
-                max_abs(ours, isolated[name]),
+                alone,
                 propagated_limit,
                 isolated_limit,
                 floor,
                 valid,
                 behind,
+                mean_alone,
+                tolerance is None,
             )
         )
     return Judgement(tuple(taps), tolerance)
+
+
+def isolated_belongs(
+    reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor], isolated: Mapping[str, Tensor]
+) -> bool:
+    """Whether isolated activations can be the candidate's own: up to its first difference, its modules
+    read what the reference's read, so there both columns are the same."""
+    for name, ours in reference.items():
+        if not torch.equal(candidate[name], isolated[name]):
+            return False
+        if not torch.equal(ours, candidate[name]):
+            return True
+    return True
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Raises CannotRun for a tolerance that is none."""
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise CannotRun("--tolerance is a number from 0 on", "usage")
 
 
 def require_finite(reference: Mapping[str, Tensor]) -> None:

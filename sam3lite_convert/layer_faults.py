@@ -54,6 +54,16 @@ def transformer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterat
     root = attention.head_dim**0.5
     scale = {n: torch.cat([p["q"] * root, p["k"], p["v"]]) for n, p in parts.items()}
     yield Hypothesis("no_query_scale", "the query is not scaled by head_dim^-0.5", run.having(scale))
+    twice = {n: torch.cat([p["q"] / root, p["k"], p["v"]]) for n, p in parts.items()}
+    yield Hypothesis("query_scaled_twice", "the query is scaled by head_dim^-0.5 twice", run.having(twice))
+    width = attention.heads**-0.5
+    by_width = {n: torch.cat([p["q"] * width, p["k"], p["v"]]) for n, p in parts.items()}
+    words = "the query is scaled by dim^-0.5; the original scales it by head_dim^-0.5"
+    yield Hypothesis("query_scaled_by_width", words, run.having(by_width))
+    matrix = run.tensors[out]
+    columns = matrix.reshape(-1, attention.heads, attention.head_dim).transpose(1, 2).reshape(matrix.shape)
+    words = "attention's heads are laid side by side in another order before out_proj"
+    yield Hypothesis("heads_interleaved", words, run.having({out: columns}))
     for heads in (1, 2, 4, 6, 8, 12, 16, 32):
         width = attention.heads * attention.head_dim
         if heads != attention.heads and width % heads == 0:
@@ -154,8 +164,28 @@ def repmixer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterator[
         yield Hypothesis(
             f"flipped:{name}", f"the kernel of {name} is reversed", run.having({name: run.tensors[name].flip(-1)})
         )
+    kernels = ("token_mixer.mixer.rbr_conv.0.conv.weight", "convffn.conv.conv.weight")
+    flipped = {name: run.tensors[name].flip(-1) for name in kernels}
+    yield Hypothesis("flipped:both", "the depthwise kernels are reversed", run.having(flipped))
+    for shift, words in ((1, "to the right"), (-1, "to the left")):
+        moved = {name: _shifted(run.tensors[name], shift) for name in kernels}
+        yield Hypothesis(f"kernels_shifted:{shift:+d}", f"the depthwise kernels are shifted {words}", run.having(moved))
+    squares = {name: run.tensors[name].square() for name in scales}
+    yield Hypothesis("layer_scale_twice", "the layer scales are applied twice", run.having(squares))
+    deviations = {f"{n}.running_var": run.tensors[f"{n}.running_var"].square() for n in norms}
+    words = "the BatchNorms read the running variance as a standard deviation"
+    yield Hypothesis("variance_as_deviation", words, run.having(deviations))
     yield from run.biases()
     yield from run.activations()
+
+
+def _shifted(kernel: Tensor, by: int) -> Tensor:
+    out = torch.zeros_like(kernel)
+    if by > 0:
+        out[..., by:] = kernel[..., :-by]
+    else:
+        out[..., :by] = kernel[..., -by:]
+    return out
 
 
 def _other_mixing(run: Run, block: Any) -> Iterator[Hypothesis]:
@@ -177,7 +207,7 @@ def _other_mixing(run: Run, block: Any) -> Iterator[Hypothesis]:
         "norm_added": ("the reference BatchNorm is added, not subtracted", lambda: mixer.mixer(image) + norm(image)),
         "no_skip": ("the mixer's skip BatchNorm is left out", lambda: conv(image) - norm(image)),
         "no_conv": ("the mixer's convolution is left out", lambda: skip(image) - norm(image)),
-        "no_mixer": ("the token mixer is left out", lambda: torch.zeros_like(image)),
+        "no_mixer": ("the token mixer is left out, or scaled to next to nothing", lambda: torch.zeros_like(image)),
     }
     for key, (words, update) in updates.items():
         yield Hypothesis(key, words, block_with(update))
@@ -186,7 +216,7 @@ def _other_mixing(run: Run, block: Any) -> Iterator[Hypothesis]:
         out: Tensor = mixer(image).squeeze(2).transpose(1, 2)
         return out
 
-    yield Hypothesis("no_convffn", "the block's feed-forward is left out", without_ffn)
+    yield Hypothesis("no_convffn", "the block's feed-forward is left out, or scaled to next to nothing", without_ffn)
     yield Hypothesis("no_layer", "the layer does nothing", lambda: run.read)
 
 

@@ -102,7 +102,7 @@ class PackedAttention(nn.Module):
             scores = (q * q.size(-1) ** -0.5) @ k.mT
             if attention_mask is not None:
                 scores = scores + attention_mask
-            mixed = scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+            mixed = scores.softmax(-1, dtype=torch.promote_types(v.dtype, torch.float32)).to(v.dtype) @ v
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
 

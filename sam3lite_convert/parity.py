@@ -1,75 +1,19 @@
-"""Original and candidate text encoder side by side: set up, run, judge, and say why they differ."""
+"""Original and candidate text encoder side by side: run, judge, and say why they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from original_ref import TextStudentEncoder
-from sam3lite_convert.architecture import POSITION_TABLE, TEXT
-from sam3lite_convert.checkpoint import read_checkpoint
-from sam3lite_convert.config import make_config
 from sam3lite_convert.config_check import check_config
-from sam3lite_convert.encoders import CANDIDATES, Activations, Encoder, record, reference_encoder
-from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.evidence import Evidence
+from sam3lite_convert.encoders import Activations, Encoder, record
 from sam3lite_convert.floor import noise_floor
-from sam3lite_convert.folder import Folder, read_folder
 from sam3lite_convert.hypotheses import Fit, explain
-from sam3lite_convert.inputs import Inputs, make_inputs
-from sam3lite_convert.judgement import Floor, Judgement, judge, require_finite
-from sam3lite_convert.packed_encoder import ATTENTION
-from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
-from sam3lite_convert.tables import Mappings
-from sam3lite_convert.text_weights import folder_weights, planned_weights, source_weights
-
-
-@dataclass(frozen=True)
-class ParityOptions:
-    """What the user asks of a comparison. None: the folder's, or packed, float32, the measured
-    tolerance, the dummy input, the context."""
-
-    candidate: str | None = None
-    attention: str = "eager"
-    dtype: str | None = None
-    tolerance: float | None = None
-    seed: int | None = None
-    batch: int = 1
-    length: int | None = None
-    prompts: tuple[str, ...] = ()
-    causal: bool = False
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The reference, loaded and recorded, and what a candidate is made from.
-
-    ``config``: ``text_config`` for the candidate; ``weights``: its state dict by target key;
-    ``folder``: where they come from, None for the plan alone.
-    """
-
-    plan: Plan
-    layout: str
-    attention: str
-    dtype: torch.dtype
-    reference: Encoder
-    inputs: Inputs
-    recorded: Activations
-    evidence: Evidence
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
-    folder: Folder | None
-    tolerance: float | None
-
-    def candidate(self, weights: Mapping[str, Tensor] | None = None, config: dict[str, Any] | None = None) -> Encoder:
-        """The candidate with these weights and this config, its own by default."""
-        make = CANDIDATES[self.layout]
-        return make(config or self.config, weights or self.weights, self.dtype, self.attention)
+from sam3lite_convert.judgement import Floor, Judgement, judge
+from sam3lite_convert.parity_setup import Setup
+from sam3lite_convert.plan import Mapped
 
 
 @dataclass(frozen=True)
@@ -83,84 +27,35 @@ class Outcome:
     judgement: Judgement
 
 
-def set_up(checkpoint: Path, mappings: Mappings, options: ParityOptions, converted: Path | None = None) -> Setup:
-    """Load the reference from ``checkpoint`` and record it; take the candidate's weights from
-    ``converted``, or from the plan.
-
-    Raises CannotRun for options that do not go together, UnsoundPlan and Untrusted as a conversion
-    does, and UnsoundPlan where an encoder does not get all of its weights.
-    """
-    if options.attention not in ATTENTION:
-        raise CannotRun(f"--attention is one of {', '.join(ATTENTION)}", "usage")
-    if options.tolerance is not None and not 0 <= options.tolerance < float("inf"):
-        raise CannotRun("--tolerance is a number from 0 on", "usage")
-    source = read_checkpoint(checkpoint)
-    folder = None
-    if converted is not None:
-        from sam3lite_convert.verify import recognise
-
-        folder = read_folder(converted)
-        plan = recognise(folder, source, mappings, options.causal or _says_causal(folder))
-        if options.candidate not in (None, plan.layout.name):
-            raise CannotRun(
-                f"{converted} is in the layout {plan.layout.name}, so the candidate is {plan.layout.name}, not "
-                f"{options.candidate}; leave --candidate out",
-                "usage",
-            )
-    else:
-        plan = make_plan(source, mappings, Options(options.candidate or "packed", "text", causal=options.causal))
-    layout = plan.layout.name
-    if layout not in CANDIDATES:
-        raise CannotRun(f"no encoder reads the layout {layout}; there are: {', '.join(CANDIDATES)}", "no_candidate")
-    dtype = getattr(torch, options.dtype or plan.options.dtype or "float32")
-    sizes = plan.architecture.sizes
-    inputs = make_inputs(sizes["context"], sizes["vocab"], options.seed, options.batch, options.length, options.prompts)
-    weights = source_weights(plan)
-    table = weights[POSITION_TABLE.removeprefix(TEXT)]
-    reference = reference_encoder(plan.architecture, weights, dtype)
-    del weights
-    assert isinstance(reference.model, TextStudentEncoder)
-    recorded = record(reference, inputs.ids)
-    require_finite(recorded)
-    return Setup(
-        plan,
-        layout,
-        options.attention,
-        dtype,
-        reference,
-        inputs,
-        recorded,
-        Evidence(reference.model, recorded, inputs.ids, table.to(dtype)),
-        _text_config(plan, folder),
-        planned_weights(plan) if folder is None else folder_weights(folder, layout),
-        folder,
-        options.tolerance,
-    )
+def notes(setup: Setup, outcome: Outcome) -> list[str]:
+    """What a reader of the verdict has to know: what the inputs or the dtype cannot show, and what
+    was taken from the folder's word."""
+    said = list(setup.notes)
+    if setup.folder is not None and setup.folder.config is not None:
+        faults = check_config(setup.plan, setup.folder.config).faults
+        text = [f for f in faults if not f.path.startswith(("vision", "geometry", "detr", "mask"))]
+        said += [f"config.json: {f.path} {f.why}" for f in text]
+    if outcome.judgement.verdict != "differs":
+        for key, why in _tensor_faults(setup, ("text_encoder.", "text_projection.")).items():
+            said.append(f"these inputs do not show that {key} {why}")
+        if setup.dtype in (torch.float16, torch.bfloat16) and outcome.judgement.max_abs:
+            said.append("in half precision, faults smaller than its rounding stay unseen: compare in float32 too")
+    return said
 
 
-def _says_causal(folder: Folder) -> bool:
-    said = (folder.receipt or {}).get("options")
-    return bool(isinstance(said, dict) and said.get("causal"))
+def _tensor_faults(setup: Setup, starts: tuple[str, ...]) -> dict[str, str]:
+    """Tensors of the folder that are not the source's, by target key, and why."""
+    if setup.folder is None:
+        return {}
+    from sam3lite_convert.verify import tensor_faults
+
+    targets = {m.key: m.target for m in setup.plan.mapped.values() if m.target.startswith(starts)}
+    return {targets[key]: why for key, why in tensor_faults(setup.folder, setup.plan, targets).items()}
 
 
-def _text_config(plan: Plan, folder: Folder | None) -> dict[str, Any]:
-    """The candidate's text config: the folder's own where it has one, faults included."""
-    config = make_config(plan) if folder is None else folder.config
-    if config is None:
-        raise CannotRun(f"{folder.path if folder else ''} has no config.json, so no encoder can be built", "no_config")
-    inner = config.get("text_config")
-    if isinstance(inner, dict):
-        return inner
-    return config
-
-
-def config_notes(setup: Setup) -> list[str]:
-    """What config.json says of the text encoder and the weights do not, seen by these inputs or not."""
-    if setup.folder is None or setup.folder.config is None:
-        return []
-    faults = check_config(setup.plan, setup.folder.config).faults
-    text = [f for f in faults if not f.path.startswith(("vision", "geometry", "detr", "mask"))]
-    return [f"config.json: {f.path} {f.why}" for f in text]
+def measured_floors(setup: Setup) -> dict[str, Floor]:
+    """The reference's noise floors for the inputs of this run, by tap."""
+    return noise_floor(setup.evidence.model, setup.recorded, setup.inputs.ids)
 
 
 def compare_encoders(setup: Setup, candidate: Encoder) -> Outcome:
@@ -172,7 +67,7 @@ def compare_encoders(setup: Setup, candidate: Encoder) -> Outcome:
         isolated, floors = propagated, None
     else:
         isolated = record(candidate, setup.inputs.ids, setup.recorded)
-        floors = noise_floor(setup.evidence.model, setup.recorded, setup.inputs.ids)
+        floors = measured_floors(setup)
     judgement = judge(setup.recorded, propagated, isolated, floors, setup.inputs.padded, setup.tolerance)
     return Outcome(candidate, propagated, isolated, floors, judgement)
 
@@ -211,7 +106,7 @@ class Diagnosis:
                     "rule": m.rule.name,
                     "table": m.rule.table,
                     "operation": m.operation,
-                    "fault": self.faults.get(m.key),
+                    "fault": self.faults.get(m.target),
                 }
                 for m in self.tensors
             ],
@@ -226,11 +121,7 @@ def diagnose(setup: Setup, outcome: Outcome) -> Diagnosis | None:
     limit = next(t.isolated_tolerance for t in outcome.judgement.taps if t.name == tap)
     fits = explain(setup.evidence, tap, outcome.isolated[tap], limit)
     tensors = tuple(m for m in setup.plan.mapped.values() if m.target.startswith(_behind(tap)))
-    faults: dict[str, str] = {}
-    if setup.folder is not None:
-        from sam3lite_convert.verify import tensor_faults
-
-        faults = tensor_faults(setup.folder, setup.plan, [m.key for m in tensors])
+    faults = _tensor_faults(setup, _behind(tap))
     return Diagnosis(tap, tuple(fits), tensors, faults)
 
 

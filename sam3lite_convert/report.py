@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -41,7 +42,16 @@ def note(text: str) -> None:
 
 def as_json(record: Record) -> None:
     """The record as the one JSON document on stdout."""
-    sys.stdout.write(json.dumps(record, indent=2) + "\n")
+    sys.stdout.write(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The record with null in the place of infinities and not-a-numbers, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fault(message: str) -> None:
@@ -295,6 +305,10 @@ def _verdict(r: Record) -> None:
         others = r["also_diverging"]
         also = f" (and by themselves: {', '.join(others)})" if others else ""
         say(f"first divergence: {r['first_divergence']}{also}", "bold red")
+        tap = next(t for t in r["layers"] if t["name"] == r["first_divergence"])
+        if tap["isolated_max_abs_diff"] is not None and tap["isolated_max_abs_diff"] <= tap["isolated_tolerance"]:
+            mean, floor = _number(tap["isolated_mean_abs_diff"]), _number(tap["floor"]["mean_isolated"])
+            say(f"  by its mean abs diff of {mean}, where the floor is {floor}")
     elif r["verdict"] == "differs":
         say("no layer diverges by itself: small errors add up to more than the tolerance")
 
@@ -303,7 +317,7 @@ def _diagnosis(d: Record) -> None:
     say(f"likely cause: {d['cause']}", "bold")
     for fit in d["fits"][1:4]:
         say(f"  would fit as well: {fit['cause']}")
-    tensors = d["tensors"]
+    tensors = sorted(d["tensors"], key=lambda t: t["fault"] is None)
     ours, theirs = (_common([t[side] for t in tensors]) for side in ("target", "source"))
     say(f"the tensors behind {d['tap']}, {ours}*, and the rules that made them of {theirs}*:")
     for t in tensors[:_LISTED]:
@@ -332,11 +346,7 @@ def _tap_table(r: Record) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for t in r["layers"]:
-        floor = t["floor"]
-        # The greater of the two columns over its own floor: what the verdict follows from.
-        pairs = [(t["max_abs_diff"], "propagated"), (t["isolated_max_abs_diff"], "isolated")]
-        ratios = [v / floor[k] for v, k in pairs if floor and v and floor[k]]
-        over = f"{max(ratios):.2g}" if ratios else "-"
+        over = "-" if t["floor"] is None or t["floors"] == 0 else "inf" if t["floors"] is None else f"{t['floors']:.2g}"
         cosine = "-" if t["cosine"] is None else f"{t['cosine']:.6f}"
         cells = [_number(t["max_abs_diff"]), _number(t["isolated_max_abs_diff"]), over]
         rest = [_number(t["relative_l2"]), cosine]
@@ -352,25 +362,21 @@ def _tap_table(r: Record) -> None:
 
 def _status(t: Record) -> tuple[str, str | None]:
     """The word behind a row, and its colour."""
-
-    def above(value: float | None, limit: float) -> bool:
-        return value is None or value > limit
-
-    if above(t["isolated_max_abs_diff"], t["isolated_tolerance"]):
+    if t["diverges"]:
         return "DIVERGES", "bold red"
-    if above(t["max_abs_diff"], t["tolerance"]):
+    if not t["within"]:
         return "carried", "yellow"
     return ("equal" if t["max_abs_diff"] == 0 == t["isolated_max_abs_diff"] else "within"), None
 
 
 def _number(value: float | None) -> str:
     if value is None:
-        return "not finite"
+        return "inf"
     return "0.0" if value == 0 else f"{value:.2e}"
 
 
 def _value(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.9g}"
+    return "inf" if value is None else f"{value:.9g}"
 
 
 def _outputs(r: Record) -> None:

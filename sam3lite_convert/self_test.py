@@ -23,7 +23,8 @@ from sam3lite_convert.floor import noise_floor
 from sam3lite_convert.hypotheses import hypotheses
 from sam3lite_convert.judgement import FLOORS
 from sam3lite_convert.layer_faults import other_layers
-from sam3lite_convert.parity import Setup, compare_encoders, diagnose
+from sam3lite_convert.parity import compare_encoders, diagnose
+from sam3lite_convert.parity_setup import Setup
 
 _PROJECTION = TEXT + "encoder.projection_layer"
 

@@ -88,7 +88,7 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
     # layout. How much of the layout it fills decides between those that explain it equally well.
     scores: dict[tuple[str, str], tuple[float, float]] = {}
     for layout in mappings.layouts.values():
-        for component in ("all", "text") if layout.causal or not causal else ():
+        for component in ("all", "text"):
             targets = expected_targets(layout, architecture, component)
             wanted = {written_name(target, layout, component)[1] for target, _ in targets}
             common = len(keys & wanted)
