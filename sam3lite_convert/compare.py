@@ -85,7 +85,7 @@ def compare(reference: Tensor, candidate: Tensor) -> Difference:
     norm_a, norm_b = float(a.norm()), float(b.norm())
     error = float(flat.norm())
     # Exactly equal activations have cosine 1 by definition; rounding must not say 0.9999999.
-    cosine = 1.0 if error == 0 else float(a @ b) / (norm_a * norm_b) if norm_a and norm_b else 0.0
+    cosine = 1.0 if error == 0 else float((a / norm_a) @ (b / norm_b)) if norm_a and norm_b else 0.0
     return Difference(
         tuple(reference.shape),
         float(flat[worst]),

@@ -64,13 +64,20 @@ class Tap:
     def diverges(self) -> bool:
         """The candidate's module itself is wrong, whatever reached it."""
         limit = FLOORS * self.floor.mean_isolated if self.measured and self.floor else math.inf
-        return self.isolated > self.isolated_tolerance or self.mean_isolated > limit
+        finite = math.isfinite(self.isolated)
+        return not finite or self.isolated > self.isolated_tolerance or self.mean_isolated > limit
 
     @property
     def within(self) -> bool:
         """Neither its own error nor what reached it is above the limits."""
         limit = FLOORS * self.floor.mean_propagated if self.measured and self.floor else math.inf
-        return not self.diverges and self.difference.max_abs <= self.tolerance and self.difference.mean_abs <= limit
+        error = self.difference
+        return (
+            not self.diverges
+            and math.isfinite(error.max_abs)
+            and error.max_abs <= self.tolerance
+            and (error.mean_abs <= limit)
+        )
 
     @property
     def near_floor(self) -> bool:
