@@ -60,10 +60,14 @@ def transformer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterat
     by_width = {n: torch.cat([p["q"] * width, p["k"], p["v"]]) for n, p in parts.items()}
     words = "the query is scaled by dim^-0.5; the original scales it by head_dim^-0.5"
     yield Hypothesis("query_scaled_by_width", words, run.having(by_width))
-    matrix = run.tensors[out]
-    columns = matrix.reshape(-1, attention.heads, attention.head_dim).transpose(1, 2).reshape(matrix.shape)
-    words = "attention's heads are laid side by side in another order before out_proj"
-    yield Hypothesis("heads_interleaved", words, run.having({out: columns}))
+    matrix, heads, width = run.tensors[out], attention.heads, attention.head_dim
+    columns = {
+        "heads_interleaved": ("attention's heads are interleaved, not side by side, before out_proj", width, heads),
+        "out_proj_columns": ("out_proj's columns are those of heads that are interleaved", heads, width),
+    }
+    for key, (words, outer, inner) in columns.items():
+        permuted = matrix.reshape(-1, outer, inner).transpose(1, 2).reshape(matrix.shape)
+        yield Hypothesis(key, words, run.having({out: permuted}))
     for heads in (1, 2, 4, 6, 8, 12, 16, 32):
         width = attention.heads * attention.head_dim
         if heads != attention.heads and width % heads == 0:
