@@ -252,13 +252,15 @@ def judge_activations(path: Path, tolerance: float | None = None) -> Record:
     saved = load_activations(path)
     require_finite(saved.reference)
     padded = Inputs(saved.input_ids, "").padded
-    isolated, notes = saved.isolated, list[str]()
+    isolated, floors, notes = saved.isolated, saved.floors, list[str]()
     try:
         if not isolated or not isolated_belongs(saved.reference, saved.candidate, isolated):
             which = "are not this candidate's and were left out" if isolated else "are not in the file"
             notes = [f"isolated activations {which}: an error that was carried to a layer counts as made there"]
             isolated = saved.candidate
-        judgement = judge(saved.reference, saved.candidate, isolated, saved.floors, padded, tolerance)
+            # What is carried to a layer is held to the floor of what is carried.
+            floors = floors and {tap: floor.without_isolated() for tap, floor in floors.items()}
+        judgement = judge(saved.reference, saved.candidate, isolated, floors, padded, tolerance)
     except ValueError as fault:
         raise Untrusted(f"{path}: {fault}", "corrupt_file") from fault
     record = _parity_record(saved.about, judgement, saved.input_ids, saved.reference, saved.candidate)

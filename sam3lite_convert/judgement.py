@@ -32,6 +32,10 @@ class Floor:
     mean_propagated: float = math.inf
     mean_isolated: float = math.inf
 
+    def without_isolated(self) -> Floor:
+        """For a candidate whose isolated activations nobody recorded."""
+        return Floor(self.propagated, self.propagated, self.mean_propagated, self.mean_propagated)
+
     def record(self) -> dict[str, float | None]:
         """The JSON form."""
         return {

@@ -355,12 +355,18 @@ def test_both_columns_and_the_floor_are_what_running_the_modules_by_hand_gives(s
     def furthest(a, b):
         return float((a.double() - b.double()).abs().max())
 
+    def mean(a, b):
+        return float((a.double() - b.double()).abs().mean())
+
     found = {t["name"]: t for t in record["layers"]}
     assert found["layers.3"]["isolated_max_abs_diff"] == furthest(alone, own["layers.3"])
+    assert found["layers.3"]["isolated_mean_abs_diff"] == pytest.approx(mean(alone, own["layers.3"]), rel=1e-12)
     for tap, tensor in exact.items():
         assert found[tap]["floor"]["propagated"] == pytest.approx(furthest(tensor, own[tap]), rel=1e-6)
+        assert found[tap]["floor"]["mean_propagated"] == pytest.approx(mean(tensor, own[tap]), rel=1e-6)
     for tap, tensor in (("layers.3", step), ("final_layer_norm", norm), ("pooled", pooled)):
         assert found[tap]["floor"]["isolated"] == pytest.approx(furthest(tensor, own[tap]), rel=1e-6)
+        assert found[tap]["floor"]["mean_isolated"] == pytest.approx(mean(tensor, own[tap]), rel=1e-6)
     assert found["embeddings"]["floor"]["isolated"] == found["embeddings"]["floor"]["propagated"] > 0
 
 
@@ -1136,6 +1142,19 @@ def test_another_tolerance_gives_another_verdict(saved):
     judged(file, "--tolerance", float(np.nextafter(smallest, 0)), code=1)
     # A tolerance between the floor of an eager run and its pooled error: what is isolated decides.
     assert judged(file, "--tolerance", 0, code=1)["first_divergence"] == "layers.3"
+
+
+def test_a_right_port_from_elsewhere_is_within_the_floors_that_were_saved(s0, tmp_path):
+    # An exact run measures no floors for itself; the file has them all the same.
+    parity(s0, "--seed", 1, "--batch", 3, "--save-activations", tmp_path / "a.st")
+    parity(s0, "--seed", 1, "--batch", 3, "--attention", "sdpa", "--save-activations", tmp_path / "theirs.st")
+    theirs = load_file(tmp_path / "theirs.st")
+    changes = {k: t for k, t in theirs.items() if k.startswith("candidate.")}
+    changes |= {f"isolated.{tap}": None for tap in taps(6)}
+    file = rewrite(tmp_path / "a.st", tmp_path / "b.st", **{k.replace(".", "__"): t for k, t in changes.items()})
+    record = judged(file)
+    assert (record["verdict"], record["first_divergence"]) == ("within_tolerance", None)
+    assert 0 < record["max_abs_diff"] < 1e-5
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
