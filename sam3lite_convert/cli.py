@@ -263,7 +263,7 @@ def parity(
     json: Json = False,
 ) -> None:
     """Run original and converted text encoder side by side, layer by layer."""
-    from sam3lite_convert import commands, report
+    from sam3lite_convert import commands, parity_report, report
     from sam3lite_convert.parity_setup import ParityOptions
     from sam3lite_convert.tables import load_mappings
 
@@ -298,17 +298,17 @@ def parity(
     if json:
         report.as_json(record)
     else:
-        report.paritied(record, debug_intermediates)
+        parity_report.paritied(record, debug_intermediates)
     if record["verdict"] == "differs":
         raise typer.Exit(1)
 
 
 def _self_test(path: Path, mappings: Any, options: Any, converted: Path | None, json: bool) -> None:
-    from sam3lite_convert import commands, report
+    from sam3lite_convert import commands, parity_report, report
 
-    quiet = (lambda record: None) if json else report.tried
+    quiet = (lambda record: None) if json else parity_report.tried
     record = commands.self_test_parity(path, mappings, options, converted, quiet)
-    (report.as_json if json else report.self_tested)(record)
+    (report.as_json if json else parity_report.self_tested)(record)
     if record["verdict"] != "passed":
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sam3lite_convert import commands, report
+from sam3lite_convert import commands, parity_report, report
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity_setup import ParityOptions
 from sam3lite_convert.plan import Options
@@ -96,7 +96,7 @@ def _steps(quiet: bool) -> dict[str, Any]:
 
 
 def _layers(record: dict[str, Any]) -> None:
-    report.paritied(record, debug=True)
+    parity_report.paritied(record, debug=True)
 
 
 def _plan_and_result(record: dict[str, Any]) -> None:

@@ -40,14 +40,14 @@ def explain(evidence: Evidence, tap: str, candidate: Tensor, tolerance: float) -
         for hypothesis in group(evidence, tap):
             with torch.inference_mode():
                 made = hypothesis.output()
-            if made.shape == candidate.shape and (error := _distance(made, candidate)) <= tolerance:
+            if made.shape == candidate.shape and (error := distance(made, candidate)) <= tolerance:
                 fits.append(Fit(hypothesis.key, hypothesis.words, error))
         if fits:
             return sorted(fits, key=lambda f: f.error)
     return []
 
 
-def _distance(made: Tensor, candidate: Tensor) -> float:
+def distance(made: Tensor, candidate: Tensor) -> float:
     """Max abs diff over the elements that the hypothesis speaks of (it leaves others not-a-number)."""
     known = ~made.isnan()
     return max_abs(made[known], candidate[known]) if bool(known.any()) else torch.inf

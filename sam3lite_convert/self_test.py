@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from sam3lite_convert.architecture import POSITION_TABLE, TEXT
-from sam3lite_convert.compare import max_abs
 from sam3lite_convert.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED, Encoder
 from sam3lite_convert.floor import noise_floor
-from sam3lite_convert.hypotheses import hypotheses
+from sam3lite_convert.hypotheses import distance, hypotheses
 from sam3lite_convert.judgement import FLOORS
 from sam3lite_convert.layer_faults import other_layers
 from sam3lite_convert.parity import compare_encoders, diagnose
@@ -91,8 +90,7 @@ def _revealed(setup: Setup, fault: Fault, limit: float) -> bool:
         if hypothesis.key == fault.cause:
             with torch.inference_mode():
                 made = hypothesis.output()
-            known = ~made.isnan()
-            return max_abs(made[known], setup.recorded[fault.tap][known]) > limit
+            return distance(made, setup.recorded[fault.tap]) > limit
     return True  # nobody to ask, so it has to be found
 
 

@@ -1,0 +1,167 @@
+"""What people see of a parity run: the table of taps, the verdict, the likely cause, the self-test."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rich.table import Table
+
+from sam3lite_convert.report import say, show, width
+
+Record = dict[str, Any]
+_LISTED = 20
+
+
+_VERDICTS = {"exact": "bold green", "within_tolerance": "bold green", "differs": "bold red"}
+
+
+def paritied(r: Record, debug: bool) -> None:
+    """Two encoders side by side; with ``debug`` a row for each tap."""
+    say(f"reference  {r['reference']}, from {r['checkpoint']}")
+    say(f"candidate  {r['candidate_encoder']}, from {r['converted'] or 'the plan, converted in memory'}")
+    say(f"input      {r['inputs']['what']}; {r['dtype']}, compared in float64")
+    for prompt, ids in zip(r["inputs"].get("prompts", ()), r["inputs"]["ids"], strict=False):
+        say(f"  {prompt!r}: {' '.join(map(str, ids))}")
+    say()
+    if debug:
+        _tap_table(r)
+    else:
+        _outputs(r)
+    if r["inputs"].get("prompts"):
+        last = next(t for t in r["layers"] if t["name"] == "projected")
+        padded = "none" if last["padded_max_abs_diff"] is None else _number(last["padded_max_abs_diff"])
+        say(f"projected, max abs diff: {_number(last['valid_max_abs_diff'])} on words, {padded} on padding")
+    say()
+    _verdict(r)
+    if r["diagnosis"]:
+        _diagnosis(r["diagnosis"])
+    for text in r["notes"]:
+        say(f"note: {text}")
+    if r.get("saved_activations"):
+        say(f"Saved {r['saved_activations']}. Next: sam3lite parity --judge {r['saved_activations']}")
+    elif r["verdict"] == "differs" and not debug:
+        say("Next: the same command with --debug-intermediates shows every layer")
+
+
+def _verdict(r: Record) -> None:
+    limit = f"tolerance {_number(r['tolerance'])}, {r['tolerance_is']}"
+    words = {
+        "exact": "exact: 0.0 at every tap that the detector reads",
+        "within_tolerance": f"within tolerance: max abs diff {_number(r['max_abs_diff'])} ({limit})",
+        "differs": f"differs: max abs diff {_number(r['max_abs_diff'])} ({limit})",
+    }
+    say(words[r["verdict"]], _VERDICTS[r["verdict"]])
+    pooled = next(t for t in r["layers"] if t["name"] == "pooled")
+    if r["verdict"] == "exact" and pooled["max_abs_diff"]:
+        text = f"pooled, which it does not read: {_number(pooled['max_abs_diff'])}"
+        floor = pooled["floor"]
+        say(text + (f", {pooled['max_abs_diff'] / floor['propagated']:.1f} noise floors" if floor else ""))
+    if r["max_abs_diff"] != 0:
+        say(f"smallest tolerance that would have passed: {_number(r['smallest_passing_tolerance'])}")
+    if r["first_divergence"]:
+        others = r["also_diverging"]
+        also = f" (and by themselves: {', '.join(others)})" if others else ""
+        say(f"first divergence: {r['first_divergence']}{also}", "bold red")
+        tap = next(t for t in r["layers"] if t["name"] == r["first_divergence"])
+        if tap["isolated_max_abs_diff"] is not None and tap["isolated_max_abs_diff"] <= tap["isolated_tolerance"]:
+            mean, floor = _number(tap["isolated_mean_abs_diff"]), _number(tap["floor"]["mean_isolated"])
+            say(f"  by its mean abs diff of {mean}, where the floor is {floor}")
+    elif r["verdict"] == "differs":
+        say("no layer diverges by itself: small errors add up to more than the tolerance")
+
+
+def _diagnosis(d: Record) -> None:
+    say(f"likely cause: {d['cause']}", "bold")
+    for fit in d["fits"][1:4]:
+        say(f"  would fit as well: {fit['cause']}")
+    tensors = sorted(d["tensors"], key=lambda t: t["fault"] is None)
+    ours, theirs = (_common([t[side] for t in tensors]) for side in ("target", "source"))
+    say(f"the tensors behind {d['tap']}, {ours}*, and the rules that made them of {theirs}*:")
+    for t in tensors[:_LISTED]:
+        target, source = t["target"].removeprefix(ours), t["source"].removeprefix(theirs)
+        say(f"  {target:<28}  <- {t['operation']}, [{t['rule']}] of {t['table']}: {source}")
+        if t["fault"]:
+            say(f"      {t['fault']}", "red")
+    if len(tensors) > _LISTED:
+        say(f"  ... and {len(tensors) - _LISTED:,} more; --json lists all of them")
+
+
+def _common(names: list[str]) -> str:
+    """What all names begin with, up to a dot."""
+    start = os.path.commonprefix(names)  # noqa: RUF071  these are no paths
+    return start[: start.rfind(".") + 1]
+
+
+def _tap_table(r: Record) -> None:
+    wide = width() >= 120
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tap", no_wrap=True)
+    names = ["propagated", "isolated", "x floor", "rel. L2", "cosine"]
+    names = ["shape", *names[:3], "mean abs", *names[3:], "at", "reference", "candidate"] if wide else names
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for t in r["layers"]:
+        over = "-" if t["floor"] is None or t["floors"] == 0 else "inf" if t["floors"] is None else f"{t['floors']:.2g}"
+        cosine = "-" if t["cosine"] is None else f"{t['cosine']:.6f}"
+        cells = [_number(t["max_abs_diff"]), _number(t["isolated_max_abs_diff"]), over]
+        rest = [_number(t["relative_l2"]), cosine]
+        if wide:
+            cells = ["x".join(map(str, t["shape"])), *cells, _number(t["mean_abs_diff"]), *rest]
+            cells += [str(t["position"]), _value(t["reference_value"]), _value(t["candidate_value"])]
+        else:
+            cells += rest
+        status, style = _status(t)
+        table.add_row(t["name"], *cells, status, style=style)
+    show(table)
+
+
+def _status(t: Record) -> tuple[str, str | None]:
+    """The word behind a row, and its colour."""
+    if t["diverges"]:
+        return "DIVERGES", "bold red"
+    if not t["within"]:
+        return "carried", "yellow"
+    return ("equal" if t["max_abs_diff"] == 0 == t["isolated_max_abs_diff"] else "within"), None
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "inf"
+    return "0.0" if value == 0 else f"{value:.2e}"
+
+
+def _value(value: float | None) -> str:
+    return "inf" if value is None else f"{value:.9g}"
+
+
+def _outputs(r: Record) -> None:
+    final = {t["name"]: t for t in r["layers"]}
+    for name, sides in r["values"].items():
+        say(f"{name}: max abs diff {_number(final[name]['max_abs_diff'])}, cosine {_value(final[name]['cosine'])}")
+        for side, numbers in sides.items():
+            say(f"  {side:<9}  " + "  ".join(f"{n:>11.7f}" for n in numbers) + "  ...")
+
+
+def tried(t: Record) -> None:
+    """One fault of the self-test."""
+    styles = {"found": "green", "missed": "bold red", "not revealed": "yellow"}
+    say(f"{t['outcome']:<12}  {t['fault']}", styles[t["outcome"]])
+    if t["outcome"] == "found":
+        say(f"              {t['first_divergence']}: {t['cause']}")
+    elif t["outcome"] == "missed":
+        say(f"              made in {t['made_in']}; found {t['first_divergence']}: {t['cause']}")
+    else:
+        say(f"              these inputs keep {t['made_in']} within the noise floor; try --seed N --batch 8")
+
+
+def self_tested(r: Record) -> None:
+    """The sum of a self-test."""
+    c = r["counts"]
+    say()
+    say(
+        f"self-test {r['verdict']}: {c['found']} faults found in their layer and named, {c['missed']} missed, "
+        f"{c['not revealed']} not revealed by these inputs",
+        "bold green" if r["verdict"] == "passed" else "bold red",
+    )
