@@ -6,6 +6,7 @@ nothing of the candidate but its activation, so it works for any port.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from original_ref.blocks import TransformerLayer
-from sam3lite_convert.compare import max_abs
+from sam3lite_convert.compare import greatest_and_mean
 from sam3lite_convert.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED
 from sam3lite_convert.end_faults import embeddings_faults, final_norm_faults, pooled_faults, projected_faults
 from sam3lite_convert.evidence import Evidence, Hypothesis
@@ -29,8 +30,11 @@ class Fit:
     error: float
 
 
-def explain(evidence: Evidence, tap: str, candidate: Tensor, tolerance: float) -> list[Fit]:
-    """Hypotheses that bring the tap's isolated error down to ``tolerance``, the closest first.
+def explain(
+    evidence: Evidence, tap: str, candidate: Tensor, tolerance: float, mean_tolerance: float = math.inf
+) -> list[Fit]:
+    """Hypotheses that bring the tap's isolated error down to ``tolerance``, and its mean down to
+    ``mean_tolerance``, the closest first.
 
     ``candidate``: its activation at the tap when fed the reference's recorded input. Other layers'
     tensors are tried only where nothing simpler fits.
@@ -40,17 +44,20 @@ def explain(evidence: Evidence, tap: str, candidate: Tensor, tolerance: float) -
         for hypothesis in group(evidence, tap):
             with torch.inference_mode():
                 made = hypothesis.output()
-            if made.shape == candidate.shape and (error := distance(made, candidate)) <= tolerance:
+            if made.shape != candidate.shape:
+                continue
+            error, mean = distance(made, candidate)
+            if error <= tolerance and mean <= mean_tolerance:
                 fits.append(Fit(hypothesis.key, hypothesis.words, error))
         if fits:
             return sorted(fits, key=lambda f: f.error)
     return []
 
 
-def distance(made: Tensor, candidate: Tensor) -> float:
-    """Max abs diff over the elements that the hypothesis speaks of (it leaves others not-a-number)."""
+def distance(made: Tensor, candidate: Tensor) -> tuple[float, float]:
+    """Max and mean abs diff over the elements that the hypothesis speaks of (it leaves others not-a-number)."""
     known = ~made.isnan()
-    return max_abs(made[known], candidate[known]) if bool(known.any()) else torch.inf
+    return greatest_and_mean(made[known], candidate[known]) if bool(known.any()) else (math.inf, math.inf)
 
 
 def hypotheses(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:

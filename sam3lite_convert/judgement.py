@@ -65,9 +65,14 @@ class Tap:
     measured: bool = False  # the limits are floors, not what the user gave
 
     @property
+    def mean_isolated_tolerance(self) -> float:
+        """What ``mean_isolated`` is held to; infinite where the user gave a tolerance."""
+        return FLOORS * self.floor.mean_isolated if self.measured and self.floor else math.inf
+
+    @property
     def diverges(self) -> bool:
         """The candidate's module itself is wrong, whatever reached it."""
-        limit = FLOORS * self.floor.mean_isolated if self.measured and self.floor else math.inf
+        limit = self.mean_isolated_tolerance
         finite = math.isfinite(self.isolated)
         return not finite or self.isolated > self.isolated_tolerance or self.mean_isolated > limit
 

@@ -14,6 +14,7 @@ from sam3lite_convert.hypotheses import Fit, explain
 from sam3lite_convert.judgement import Floor, Judgement, judge
 from sam3lite_convert.parity_setup import Setup
 from sam3lite_convert.plan import Mapped
+from sam3lite_convert.targets import TEXT_TARGETS
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def notes(setup: Setup, outcome: Outcome) -> list[str]:
         text = [f for f in faults if not f.path.startswith(("vision", "geometry", "detr", "mask"))]
         said += [f"config.json: {f.path} {f.why}" for f in text]
     if outcome.judgement.verdict != "differs":
-        for key, why in _tensor_faults(setup, ("text_encoder.", "text_projection.")).items():
+        for key, why in _tensor_faults(setup, TEXT_TARGETS).items():
             said.append(f"these inputs do not show that {key} {why}")
         if setup.dtype in (torch.float16, torch.bfloat16) and outcome.judgement.max_abs:
             said.append("in half precision, faults smaller than its rounding stay unseen: compare in float32 too")
@@ -118,8 +119,8 @@ def diagnose(setup: Setup, outcome: Outcome) -> Diagnosis | None:
     tap = outcome.judgement.first_divergence
     if tap is None:
         return None
-    limit = next(t.isolated_tolerance for t in outcome.judgement.taps if t.name == tap)
-    fits = explain(setup.evidence, tap, outcome.isolated[tap], limit)
+    found = next(t for t in outcome.judgement.taps if t.name == tap)
+    fits = explain(setup.evidence, tap, outcome.isolated[tap], found.isolated_tolerance, found.mean_isolated_tolerance)
     tensors = tuple(m for m in setup.plan.mapped.values() if m.target.startswith(_behind(tap)))
     faults = _tensor_faults(setup, _behind(tap))
     return Diagnosis(tap, tuple(fits), tensors, faults)

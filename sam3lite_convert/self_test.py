@@ -90,7 +90,7 @@ def _revealed(setup: Setup, fault: Fault, limit: float) -> bool:
         if hypothesis.key == fault.cause:
             with torch.inference_mode():
                 made = hypothesis.output()
-            return distance(made, setup.recorded[fault.tap]) > limit
+            return distance(made, setup.recorded[fault.tap])[0] > limit
     return True  # nobody to ask, so it has to be found
 
 

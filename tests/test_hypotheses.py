@@ -1001,3 +1001,11 @@ def test_a_broken_comparison_does_not_pass_its_own_test(broken, small, monkeypat
     assert record["verdict"] == "failed"
     assert record["counts"]["missed"] == len(record["faults"])
     assert {t["outcome"] for t in record["faults"]} == {"missed"}
+
+
+def test_a_hypothesis_has_to_bring_the_mean_down_too(setups):
+    # Off by a little everywhere, below the limit of the greatest element: nothing that leaves the mean explains it.
+    setup = setups()
+    off = setup.recorded["layers.3"] + 1e-4
+    assert explain(setup.evidence, "layers.3", off, 1e-3)
+    assert explain(setup.evidence, "layers.3", off, 1e-3, mean_tolerance=1e-6) == []
