@@ -756,7 +756,12 @@ def test_a_signal_midway_leaves_the_earlier_folder_and_nothing_else(name, tiny, 
     before = snapshot(earlier.parent)
     arguments = ["convert", "--checkpoint", tiny, "--output", earlier, "--overwrite", tmp_path / "started"]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *map(str, arguments)], env=environment(), stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW, *map(str, arguments)],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that started the tests in its background has them ignore SIGINT, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         for _ in range(600):
