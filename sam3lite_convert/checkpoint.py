@@ -7,19 +7,24 @@ since 1.6, the stream of pickles that it wrote before, and safetensors.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from sam3lite_convert import dtypes, pickles
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+
+if TYPE_CHECKING:
+    from sam3lite_convert.hub import HubFile
+    from sam3lite_convert.partial import PartialCopy
 
 WRAPPERS = ("model", "state_dict")
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -73,7 +78,13 @@ class Record:
 @dataclass(frozen=True)
 class Checkpoint:
     """The index of one file. ``wrapper`` is the entry that held the state dict, None for a bare one;
-    ``others`` are the state dict's entries that are no tensors."""
+    ``others`` are the state dict's entries that are no tensors.
+
+    ``hub``: where the file came from, None for a local one. ``partial``: the file has holes; then
+    ``records`` are those that have been fetched, ``extents`` gives by key of a tensor the bytes of the
+    file (start, end) that its zip record lies in, and the offset of a tensor whose record has not been
+    fetched is only a lower bound.
+    """
 
     path: Path
     size: int
@@ -84,6 +95,9 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     others: frozenset[str] = frozenset()
     metadata: dict[str, str] = field(default_factory=dict)
+    extents: dict[str, tuple[int, int]] = field(default_factory=dict)
+    hub: HubFile | None = None
+    partial: bool = False
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -115,23 +129,24 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
         raise CannotRun(f"{path}: {fault.strerror}", "cannot_open") from None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Index a ``.pt`` or ``.safetensors`` file.
+def read_checkpoint(path: Path, copy: PartialCopy | None = None) -> Checkpoint:
+    """Index a ``.pt`` or ``.safetensors`` file. ``copy``: the file, where it is one with holes.
 
     Raises CannotRun for a file that cannot be opened, Untrusted for one that is empty, truncated,
     corrupt, hostile or no checkpoint at all, UnsoundPlan for one without a state dict.
     """
-    with open_file(path) as file:
+    with open_file(path) if copy is None else nullcontext(cast(BinaryIO, copy)) as file:
         size = os.fstat(file.fileno()).st_size
+        file.seek(0)
         head = file.read(512)
         file.seek(0)
         try:
             if head.startswith(b"PK\x03\x04"):
-                return _read_zip(path, file, size)
+                return _read_zip(path, file, size, copy)
             if head.startswith(_LEGACY_MAGIC):
                 return _read_legacy(path, file, size)
             if head[8:9] == b"{":
-                return _read_safetensors(path, file, size)
+                return replace(_read_safetensors(path, file, size), partial=copy is not None)
         except (Untrusted, UnsoundPlan) as fault:
             fault.message = f"{path.name}: {fault.message}"
             raise
@@ -157,7 +172,7 @@ def _not_a_checkpoint(head: bytes, size: int) -> str:
 # ---- torch zip ------------------------------------------------------------------------
 
 
-def _read_zip(path: Path, file: BinaryIO, size: int) -> Checkpoint:
+def _read_zip(path: Path, file: BinaryIO, size: int, copy: PartialCopy | None) -> Checkpoint:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as fault:
@@ -180,7 +195,13 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Checkpoint:
             "this is a TorchScript archive: a program, not a state dict. Save the module's state_dict() instead.",
             "hostile_pickle",
         )
-    records = {n: _zip_record(file, entry, size) for n, entry in entries.items()}
+    # Of a copy with holes, only the headers of what is read here are worth a request.
+    fetched = {
+        n
+        for n, entry in entries.items()
+        if copy is None or not n.startswith(root + "data/") or copy.present(entry.header_offset, 30)
+    }
+    records = {n: _zip_record(file if n in fetched else None, entry, size) for n, entry in entries.items()}
     position = 0
     for record in sorted(records.values(), key=lambda r: r.offset):
         if record.offset < position:
@@ -200,18 +221,31 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> Checkpoint:
             storages[name[len(root + "data/") :]] = (record.offset, record.nbytes)
     found = _state_dict(tree)
     tensors = _locate(found.tensors, storages)
-    return Checkpoint(
-        path, size, "zip", found.wrapper, tensors, tuple(records.values()), found.notes, frozenset(found.others)
+    # A copy is checked where it is whole: a record of which only the header came along is not.
+    known = (r for n, r in records.items() if n in fetched and (copy is None or copy.present(r.offset, r.nbytes)))
+    checkpoint = Checkpoint(
+        path, size, "zip", found.wrapper, tensors, tuple(known), found.notes, frozenset(found.others)
     )
+    if copy is None:
+        return checkpoint
+    # A record ends where the next one begins, or the directory.
+    starts = [*sorted(e.header_offset for e in entries.values()), archive.start_dir]
+    ends = dict(itertools.pairwise(starts))
+    begins = {n[len(root + "data/") :]: entries[n].header_offset for n in records if n.startswith(root + "data/")}
+    places = {k: begins[t.storage.key] for k, t in found.tensors.items()}
+    return replace(checkpoint, partial=True, extents={k: (at, ends[at]) for k, at in places.items()})
 
 
-def _zip_record(file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> Record:
+def _zip_record(file: BinaryIO | None, entry: zipfile.ZipInfo, size: int) -> Record:
+    """Where an entry's bytes lie; without a ``file`` to read its header in, the least it can be."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         raise Untrusted(f"{entry.filename} is compressed or encrypted inside the archive; torch.save does neither")
-    local = _pread(file, entry.header_offset, 30)
-    if len(local) < 30 or local[:4] != b"PK\x03\x04":
-        raise Untrusted(f"the archive's entry {entry.filename} is damaged", "corrupt_file")
-    name_length, extra_length = struct.unpack("<HH", local[26:30])
+    name_length, extra_length = len(entry.orig_filename.encode("utf-8", "replace")), 0
+    if file is not None:
+        local = _pread(file, entry.header_offset, 30)
+        if len(local) < 30 or local[:4] != b"PK\x03\x04":
+            raise Untrusted(f"the archive's entry {entry.filename} is damaged", "corrupt_file")
+        name_length, extra_length = struct.unpack("<HH", local[26:30])
     offset = entry.header_offset + 30 + name_length + extra_length
     if offset + entry.file_size > size:
         raise Untrusted(f"the archive's entry {entry.filename} runs past the end of the file", "truncated_file")

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sam3lite_convert.aliases import ALIASES, DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 
 app = typer.Typer(
@@ -30,6 +32,7 @@ app = typer.Typer(
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 _INTERRUPTED = 128 + 2  # as shells report SIGINT
+_asked_to_stop = threading.Event()
 
 
 class Component(str, Enum):
@@ -62,7 +65,17 @@ Causal = Annotated[
 ]
 Layout = Annotated[str, typer.Option(help="packed, transformers, or one that --mapping adds.")]
 ComponentOption = Annotated[Component, typer.Option(help="The whole detector, or its text encoder alone.")]
-CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A local .pt or .safetensors file.")]
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(metavar="CHECKPOINT", help="A local file, an alias (s0, s1, l, s0-32, ...) or a path on the Hub."),
+]
+CheckpointOption = Annotated[
+    str | None, typer.Option(help="A local file, an alias (s0, s1, l, ...) or a path on the Hub.")
+]
+RepoId = Annotated[str, typer.Option("--repo-id", help="Hub repository where names are looked up.")]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit of that repository.")]
+CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept; default the Hub library's cache.")]
+Partial = Annotated[bool, typer.Option("--partial", help="From the Hub, fetch the text tensors' bytes alone.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -79,89 +92,231 @@ def top(
 
 @app.command()
 def inspect(
-    checkpoint: CheckpointArgument, causal: Causal = False, mapping: Mapping = None, json: Json = False
+    checkpoint: CheckpointArgument,
+    causal: Causal = False,
+    mapping: Mapping = None,
+    repo_id: RepoId = DEFAULT_REPO,
+    revision: Revision = DEFAULT_REVISION,
+    cache_dir: CacheDir = None,
+    json: Json = False,
 ) -> None:
     """Say what a checkpoint is, without reading tensor data."""
     from sam3lite_convert import commands, report
     from sam3lite_convert.tables import load_mappings
 
-    record = commands.inspect_checkpoint(commands.local_checkpoint(checkpoint), load_mappings(mapping), causal)
+    source = _locate(checkpoint, repo_id, revision, cache_dir, json).index()
+    record = commands.inspect_checkpoint(source, load_mappings(mapping), causal)
     (report.as_json if json else report.inspected)(record)
+
+
+def _locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Any:
+    """Where CHECKPOINT is; one on the Hub is looked up."""
+    from sam3lite_convert.sources import locate
+
+    return locate(name, _where(repo_id, revision, cache_dir, quiet))
+
+
+def _where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Any:
+    from sam3lite_convert import report
+    from sam3lite_convert.sources import Where
+
+    report.quiet_hub(quiet)
+    return Where(repo_id, revision, cache_dir)
 
 
 @app.command()
 def convert(
-    checkpoint: Annotated[str | None, typer.Option(help="A local .pt or .safetensors file.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Every checkpoint of the Hub repository (not yet).")] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder to write; default converted/<stem>-<layout>.")] = None,
+    checkpoint: CheckpointOption = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every checkpoint of the Hub repository, one folder each.")
+    ] = False,
+    pattern: Annotated[str, typer.Option(help="Which ones --all takes.")] = DEFAULT_PATTERN,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write, default converted/<stem>-<layout>; with --all the folder of all folders."),
+    ] = None,
     layout: Layout = "packed",
     component: ComponentOption = Component.all,
     dtype: Annotated[Dtype | None, typer.Option(help="Cast floating tensors; default: as stored.")] = None,
     context: Annotated[int | None, typer.Option(help="Keep the first N rows of the text position table.")] = None,
     causal: Causal = False,
     max_shard_size: Annotated[str | None, typer.Option(help="Cut model.safetensors, for example 500MB.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR_OR_REPO", help="CLIP's tokenizer, for the transformers layout; default from the Hub."
+        ),
+    ] = None,
     mapping: Mapping = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, show, write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing converted folder.")] = False,
-    push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Not yet.")] = False,
-    hub_model_id: Annotated[str | None, typer.Option(help="Not yet.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Not yet.")] = False,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Not yet.")] = False,
+    verify: Annotated[
+        bool | None,
+        typer.Option("--verify/--no-verify", help="Prove the folder before it counts; default when pushing."),
+    ] = None,
+    parity: Annotated[bool, typer.Option("--parity", help="Run parity on it, with a table in the model card.")] = False,
+    partial: Partial = False,
+    repo_id: RepoId = DEFAULT_REPO,
+    revision: Revision = DEFAULT_REVISION,
+    cache_dir: CacheDir = None,
+    push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Push what was converted and verified.")] = False,
+    hub_model_id: Annotated[str | None, typer.Option(help="Where to; default <your user name>/<stem>.")] = None,
+    hub_namespace: Annotated[str | None, typer.Option(help="Of --all: where to; default your user name.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Push as a pull request.")] = False,
+    commit_message: Annotated[str | None, typer.Option(help="Of the commit that pushes.")] = None,
     json: Json = False,
 ) -> None:
     """Convert a checkpoint to a safetensors folder with a receipt."""
     from sam3lite_convert.hashing import SourceHash
 
     # Hashing takes longest: it begins before the rest is even imported.
-    hashing = SourceHash(Path(checkpoint)) if checkpoint and not dry_run else None
+    local = checkpoint is not None and not all_ and not dry_run and os.path.exists(checkpoint)
+    hashing = SourceHash(Path(str(checkpoint))) if local else None
     from sam3lite_convert import commands, report
+    from sam3lite_convert.conversions import Request, plan_conversion
     from sam3lite_convert.plan import Options
+    from sam3lite_convert.processor_files import DEFAULT_TOKENIZER
     from sam3lite_convert.tables import load_mappings
 
     _use_one_thread()
-    if all_ or push_to_hub or hub_model_id or private or create_pr:
-        raise CannotRun("this version does not reach the Hub: convert local files with --checkpoint FILE", "no_hub_yet")
-    if checkpoint is None:
+    asked = {
+        "--all": all_, "--dry-run": dry_run, "--pattern": pattern != DEFAULT_PATTERN, "--push-to-hub": push_to_hub,
+        "--hub-model-id": hub_model_id, "--hub-namespace": hub_namespace, "--private": private,
+        "--create-pr": create_pr, "--commit-message": commit_message, "--partial": partial, "--parity": parity,
+        "--verify": verify,
+    }  # fmt: skip
+    _check_together({name for name, value in asked.items() if value}, checkpoint, component.value, verify)
+    if push_to_hub:
+        verify = True
+    request = Request(
+        Options(layout, component.value, dtype.value if dtype else None, context, causal),
+        output,
+        overwrite,
+        commands.parse_size(max_shard_size) if max_shard_size is not None else None,
+        bool(verify),
+        parity,
+        tokenizer or DEFAULT_TOKENIZER,
+        cache_dir,
+        partial=partial,
+    )
+    mappings = load_mappings(mapping)
+    to = _Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message)
+    if all_:
+        record = _convert_all(_where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json)
+    else:
+        location = _locate(str(checkpoint), repo_id, revision, cache_dir, json)
+        if dry_run:
+            record = plan_conversion(location, mappings, request)
+            if not json:
+                report.planned(record)
+                report.planned_alone(record)
+        else:
+            record = _convert(location, mappings, request, to, hashing, json)
+        record["mapping"] = str(mapping) if mapping else None
+    if json:
+        report.as_json(record)
+    elif all_:
+        report.converted_all(record)
+    elif not dry_run:
+        report.converted_end(record)
+    if record.get("verdict") == "failed" or (record.get("parity") or {}).get("verdict") == "differs":
+        raise typer.Exit(1)
+
+
+def _check_together(asked: set[str], checkpoint: str | None, component: str, verify: bool | None) -> None:
+    """Raises CannotRun for options that do not go together."""
+    if checkpoint is None and "--all" not in asked:
         raise CannotRun(
-            f"convert needs --checkpoint FILE (or, once the Hub is reached, an alias: {', '.join(commands.ALIASES)}; "
-            "or --all)",
+            f"convert needs --checkpoint: a file, an alias ({', '.join(ALIASES)}) or a path on the Hub; or --all",
             "usage",
         )
-    path = commands.local_checkpoint(checkpoint)
-    shard = commands.parse_size(max_shard_size) if max_shard_size is not None else None
-    options = Options(layout, component.value, dtype.value if dtype else None, context, causal)
-    record = _convert(path, load_mappings(mapping), options, output, overwrite, shard, hashing, json)
-    record["mapping"] = str(mapping) if mapping else None
-    (report.as_json if json else report.converted)(record)
+    for one, other in (
+        ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
+        ("--dry-run", "--push-to-hub"), ("--dry-run", "--parity"), ("--dry-run", "--verify"),
+    ):  # fmt: skip
+        if {one, other} <= asked | ({"--checkpoint"} if checkpoint is not None else set()):
+            raise CannotRun(f"{one} and {other} do not go together", "usage")
+    for one, needed in (
+        ("--pattern", "--all"), ("--hub-namespace", "--all"), ("--hub-model-id", "--push-to-hub"),
+        ("--hub-namespace", "--push-to-hub"), ("--private", "--push-to-hub"), ("--create-pr", "--push-to-hub"),
+        ("--commit-message", "--push-to-hub"),
+    ):  # fmt: skip
+        if one in asked and needed not in asked:
+            raise CannotRun(f"{one} says something about {needed}, which was not given", "usage")
+    if "--push-to-hub" in asked and verify is False:
+        raise CannotRun("nothing is pushed that was not verified: leave --no-verify out", "usage")
+    if "--partial" in asked and component != "text":
+        raise CannotRun("--partial fetches the text tensors alone, so it goes with --component text", "usage")
 
 
-def _convert(
-    path: Path,
-    mappings: Any,
-    options: Any,
-    output: Path | None,
-    overwrite: bool,
-    shard: int | None,
-    hashing: Any,
-    json: bool,
-) -> dict[str, Any]:
-    from sam3lite_convert import commands, report
+class _Destination:
+    """Where a folder is pushed to, if it is: what the options say about it."""
 
-    totals = {"write": 0, "hash": path.stat().st_size}
+    def __init__(
+        self, asked: bool, repo: str | None, namespace: str | None, private: bool, pr: bool, message: str | None
+    ) -> None:
+        self.asked, self._repo, self._namespace = asked, repo, namespace
+        self._private, self._pr, self._message = private, pr, message
 
-    def planned(record: dict[str, Any]) -> None:
-        totals["write"] = record["bytes"]
-        if not json:
-            report.planned(record)
+    def check(self) -> None:
+        """Raises CannotRun where there is no token that the Hub accepts."""
+        from sam3lite_convert.push import user_name
 
-    labels = {"write": "writing", "hash": "hashing the source"}
-    lazy = _LazyProgress(totals, labels, json)
+        user = user_name()
+        self._namespace = self._namespace or user
+
+    def target(self, location: Any) -> Any:
+        from sam3lite_convert.push import Target
+
+        repo = self._repo or f"{self._namespace}/{location.path.stem}"
+        return Target(repo, self._private, self._pr, self._message)
+
+
+def _convert(location: Any, mappings: Any, request: Any, to: _Destination, hashing: Any, json: bool) -> Any:
+    from sam3lite_convert import report
+    from sam3lite_convert.batch import Told, publish
+
+    if to.asked:
+        to.check()
+    target = to.target(location) if to.asked else None
+    bars = _Bars(json)
+    quiet = (lambda record: None) if json else None
+    told = Told(
+        planned=quiet or bars.planned,
+        written=quiet or bars.written,
+        pushes=quiet or report.push_planned,
+        progress=bars.progress,
+    )
     try:
-        return commands.convert_checkpoint(
-            path, mappings, options, output, overwrite, shard, hashing is None, planned, lazy.advance, hashing
-        )
+        return publish(location, mappings, request, target, told, hashing)
     finally:
-        lazy.close()
+        bars.close()
+
+
+def _convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: _Destination, json: bool) -> Any:
+    from sam3lite_convert import report
+    from sam3lite_convert.batch import Told, convert_all
+
+    target = None
+    if to.asked:
+        to.check()  # a missing token shows before the first download
+        target = to.target
+    bars = _Bars(json)
+    if json:
+        told = Told()
+    else:
+        told = Told(
+            planned=bars.remember,
+            pushes=report.push_planned,
+            begins=report.batch_begins,
+            ends=report.batch_ends,
+            progress=bars.progress,
+        )
+    try:
+        return convert_all(where, pattern, mappings, request, target, told)
+    finally:
+        bars.close()
 
 
 def _use_one_thread() -> None:
@@ -169,25 +324,55 @@ def _use_one_thread() -> None:
         os.environ.setdefault(name, value)
 
 
-class _LazyProgress:
+class _Bars:
     """Bars that appear with the first byte, when the plan has been printed and the totals are known."""
 
-    def __init__(self, totals: dict[str, int], labels: dict[str, str], quiet: bool) -> None:
-        self._arguments = (totals, labels, quiet)
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._totals = {"write": 0, "hash": 0}
         self._context: Any = None
         self._inner: Any = None
 
-    def advance(self, what: str) -> Any:
+    def planned(self, record: dict[str, Any]) -> None:
+        from sam3lite_convert import report
+
+        self.remember(record)
+        report.planned(record)
+
+    def remember(self, record: dict[str, Any]) -> None:
+        self.close()
+        self._totals = {"write": record["bytes"], "hash": record["size"]}
+
+    def written(self, record: dict[str, Any]) -> None:
+        from sam3lite_convert import report
+
+        self.close()
+        report.converted(record)
+
+    def progress(self, location: Any) -> Any:
+        return self._advance
+
+    def _advance(self, what: str) -> Any:
         from sam3lite_convert import report
 
         if self._context is None:
-            self._context = report.byte_progress(*self._arguments)
+            labels = {"write": "writing", "hash": "hashing the source"}
+            self._context = report.byte_progress(self._totals, labels, self._quiet)
             self._inner = self._context.__enter__()
-        return self._inner(what)
+        advance = self._inner(what)
+
+        def checked(n: int) -> None:
+            # A KeyboardInterrupt that was raised inside a callback of the interpreter is lost.
+            if _asked_to_stop.is_set() and threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            advance(n)
+
+        return checked
 
     def close(self) -> None:
         if self._context is not None:
             self._context.__exit__(None, None, None)
+            self._context = None
 
 
 @app.command()
@@ -198,6 +383,9 @@ def explain(
     component: ComponentOption = Component.all,
     causal: Causal = False,
     mapping: Mapping = None,
+    repo_id: RepoId = DEFAULT_REPO,
+    revision: Revision = DEFAULT_REVISION,
+    cache_dir: CacheDir = None,
     json: Json = False,
 ) -> None:
     """Show what happens to one key: rule, operation, names and shapes, or why it is dropped."""
@@ -206,7 +394,8 @@ def explain(
     from sam3lite_convert.tables import load_mappings
 
     options = Options(layout, component.value, causal=causal)
-    record = commands.explain_key(commands.local_checkpoint(checkpoint), key, load_mappings(mapping), options)
+    source = _locate(checkpoint, repo_id, revision, cache_dir, json).index()
+    record = commands.explain_key(source, key, load_mappings(mapping), options)
     (report.as_json if json else report.explained)(record)
 
 
@@ -216,27 +405,33 @@ def verify(
     checkpoint: Annotated[str, typer.Option(help="The checkpoint that it was converted from.")],
     causal: Causal = False,
     mapping: Mapping = None,
+    repo_id: RepoId = DEFAULT_REPO,
+    revision: Revision = DEFAULT_REVISION,
+    cache_dir: CacheDir = None,
     json: Json = False,
 ) -> None:
     """Prove that a converted folder is its checkpoint, or say what is wrong with it."""
-    from sam3lite_convert import commands, report
+    from sam3lite_convert import report
+    from sam3lite_convert.folder import read_folder
     from sam3lite_convert.tables import load_mappings
 
     _use_one_thread()
-    path = commands.local_checkpoint(checkpoint)
-    record = _verify(folder, path, load_mappings(mapping), causal, json)
+    # What is local comes first: a folder that is not there needs no download.
+    read_folder(folder)
+    source = _locate(checkpoint, repo_id, revision, cache_dir, json).whole()
+    record = _verify(folder, source, load_mappings(mapping), causal, json)
     (report.as_json if json else report.verified)(record)
     if record["verdict"] != "proven":
         raise typer.Exit(1)
 
 
-def _verify(folder: Path, path: Path, mappings: Any, causal: bool, json: bool) -> dict[str, Any]:
+def _verify(folder: Path, source: Any, mappings: Any, causal: bool, json: bool) -> dict[str, Any]:
     from sam3lite_convert import commands, report
 
     written = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder.is_dir() else 0
-    totals = {"write": written, "hash": path.stat().st_size}
+    totals = {"write": written, "hash": source.path.stat().st_size}
     with report.byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
-        return commands.verify_folder(folder, path, mappings, causal, progress)
+        return commands.verify_folder(folder, source, mappings, causal, progress)
 
 
 @app.command()
@@ -258,43 +453,43 @@ def parity(
     judge: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The verdict again, from saved activations.")
     ] = None,
+    partial: Partial = False,
     causal: Causal = False,
     mapping: Mapping = None,
+    repo_id: RepoId = DEFAULT_REPO,
+    revision: Revision = DEFAULT_REVISION,
+    cache_dir: CacheDir = None,
     json: Json = False,
 ) -> None:
     """Run original and converted text encoder side by side, layer by layer."""
-    from sam3lite_convert import commands, parity_report, report
+    from sam3lite_convert import parity_commands, parity_report, report
     from sam3lite_convert.parity_setup import ParityOptions
     from sam3lite_convert.tables import load_mappings
 
     if judge is not None:
-        others = (
-            checkpoint,
-            converted,
-            self_test,
-            save_activations,
-            candidate,
-            dtype,
-            seed,
-            length,
-            prompt,
-            prompts_file,
-        )
-        if any(o not in (None, False) for o in others) or batch != 1:
+        given = [
+            checkpoint, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
+            self_test or None, partial or None, causal or None, batch if batch != 1 else None,
+            attention if attention is not Attention.eager else None,
+        ]  # fmt: skip
+        if any(value is not None for value in given):
             raise CannotRun("--judge reads saved activations; beside it there is only --tolerance", "usage")
-        record = commands.judge_activations(judge, tolerance)
+        record = parity_commands.judge_activations(judge, tolerance)
     else:
         options = ParityOptions(
             candidate.value if candidate else None, attention.value, dtype.value if dtype else None, tolerance, seed,
-            batch, length, commands.read_prompts(prompt or [], prompts_file), causal,
+            batch, length, parity_commands.read_prompts(prompt or [], prompts_file), causal,
         )  # fmt: skip
-        path, mappings = commands.local_checkpoint(checkpoint or "s0"), load_mappings(mapping)
+        if self_test and save_activations:
+            raise CannotRun("--self-test makes many runs; --save-activations keeps one. Choose", "usage")
+        mappings = load_mappings(mapping)
+        source = _parity_source(
+            _locate(checkpoint or "s0", repo_id, revision, cache_dir, json), partial, mappings, causal, json
+        )
         if self_test:
-            if save_activations:
-                raise CannotRun("--self-test makes many runs; --save-activations keeps one. Choose", "usage")
-            _self_test(path, mappings, options, converted, json)
+            _self_test(source, mappings, options, converted, json)
             return
-        record = commands.run_parity(path, mappings, options, converted, save_activations)
+        record = parity_commands.run_parity(source, mappings, options, converted, save_activations)
     if json:
         report.as_json(record)
     else:
@@ -303,11 +498,21 @@ def parity(
         raise typer.Exit(1)
 
 
-def _self_test(path: Path, mappings: Any, options: Any, converted: Path | None, json: bool) -> None:
-    from sam3lite_convert import commands, parity_report, report
+def _parity_source(location: Any, partial: bool, mappings: Any, causal: bool, json: bool) -> Any:
+    from sam3lite_convert import report
+
+    if not partial:
+        return location.whole()
+    totals = {"fetch": None}
+    with report.byte_progress(totals, {"fetch": "fetching the text tensors"}, json) as progress:
+        return location.text(mappings, causal, progress("fetch"))
+
+
+def _self_test(source: Any, mappings: Any, options: Any, converted: Path | None, json: bool) -> None:
+    from sam3lite_convert import parity_commands, parity_report, report
 
     quiet = (lambda record: None) if json else parity_report.tried
-    record = commands.self_test_parity(path, mappings, options, converted, quiet)
+    record = parity_commands.self_test_parity(source, mappings, options, converted, quiet)
     (report.as_json if json else parity_report.self_tested)(record)
     if record["verdict"] != "passed":
         raise typer.Exit(1)
@@ -338,8 +543,9 @@ def run(arguments: list[str] | None = None) -> int:
     """Run with these arguments (the process's own by default) and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
+    _asked_to_stop.clear()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _interrupt)
     try:
         code = app(args=arguments, standalone_mode=False)
@@ -366,6 +572,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _interrupt(*ignored: object) -> None:
+    _asked_to_stop.set()
     raise KeyboardInterrupt
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sam3lite_convert.card import CARD_NAME, model_card
 from sam3lite_convert.checkpoint import open_file
 from sam3lite_convert.config import make_config
 from sam3lite_convert.hashing import SourceHash
@@ -21,7 +22,7 @@ from sam3lite_convert.output import (
     write_text,
 )
 from sam3lite_convert.plan import Options, Plan
-from sam3lite_convert.receipt import RECEIPT_NAME, make_receipt, model_card
+from sam3lite_convert.receipt import RECEIPT_NAME, make_receipt
 from sam3lite_convert.streams import Advance, CastLoss, check_twins
 from sam3lite_convert.targets import MODEL, TEXT_PROJECTION
 
@@ -64,12 +65,16 @@ def convert(
     overwrite: bool = False,
     max_shard_size: int | None = None,
     progress: Callable[[str], Advance] | None = None,
+    finish: Callable[[Path, dict[str, Any]], None] = lambda work, receipt: None,
+    model_id: str | None = None,
 ) -> Converted:
     """Write the planned folder.
 
     ``hashing`` runs already, over the plan's source. ``max_shard_size`` in bytes.
     ``progress(what)`` gives a function that is told of every byte done,
-    for ``what`` in ``"write"`` and ``"hash"``.
+    for ``what`` in ``"write"`` and ``"hash"``. ``finish`` is given the folder while it is not in its
+    place yet, and the receipt, to add files and check; what it raises leaves everything as it was.
+    ``model_id``: the repository that the card is to name.
     Raises CannotRun for a place that cannot be written, Untrusted for a source that turns out damaged
     or contradicts itself; then nothing is written and an earlier folder is as it was.
     """
@@ -98,14 +103,16 @@ def convert(
         for shard in [*shards, *beside]:
             write_shard(work, shard, source, written, loss)
         write_index(work, shards)
-        sha256, note = hashing.result()
-        notes = plan_notes(plan) + ([note] if note else [])
+        sha256, more = hashing.result()
+        notes = plan_notes(plan) + more
         if loss.overflowed_values:
             notes.append(f"{loss.overflowed_values} values do not fit into {plan.options.dtype} and became infinite")
         files = [s.name for s in [*shards, *beside]]
-        receipt = make_receipt(plan, sha256, loss, files, notes)
+        receipt = make_receipt(plan, sha256, loss, files, notes, max_shard_size) | {"model_id": model_id}
         write_json(work / "config.json", make_config(plan))
         write_json(work / RECEIPT_NAME, receipt)
-        write_text(work / "README.md", model_card(plan, receipt))
+        finish(work, receipt)
+        write_json(work / RECEIPT_NAME, receipt)
+        write_text(work / CARD_NAME, model_card(receipt))
         names = tuple(sorted(p.name for p in work.iterdir()))
     return Converted(folder, names, receipt)

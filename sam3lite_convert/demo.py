@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from sam3lite_convert import commands, parity_report, report
+from sam3lite_convert.conversions import Request, convert_checkpoint
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.parity_commands import run_parity
 from sam3lite_convert.parity_setup import ParityOptions
 from sam3lite_convert.plan import Options
+from sam3lite_convert.sources import Location
 from sam3lite_convert.tables import load_mappings
 
 LAYOUTS = ("packed", "transformers")
@@ -65,6 +68,8 @@ def _steps(quiet: bool) -> dict[str, Any]:
     if not quiet:
         report.say("A small checkpoint with the keys of a released one and random values: demo.pt")
     write_checkpoint(_CHECKPOINT)
+    location = Location(str(_CHECKPOINT), _CHECKPOINT)
+    source = location.whole()
 
     def show(command: str, printer: Any, record: dict[str, Any]) -> None:
         if not quiet:
@@ -72,14 +77,14 @@ def _steps(quiet: bool) -> dict[str, Any]:
             report.say(f"$ sam3lite {command}", "bold cyan")
             printer(record)
 
-    records["inspect"] = commands.inspect_checkpoint(_CHECKPOINT, mappings)
+    records["inspect"] = commands.inspect_checkpoint(source, mappings)
     show("inspect demo.pt", report.inspected, records["inspect"])
     for layout in LAYOUTS:
-        record = commands.convert_checkpoint(_CHECKPOINT, mappings, Options(layout))
+        record = convert_checkpoint(location, mappings, Request(Options(layout)))
         records[f"convert {layout}"] = record
         show(f"convert --checkpoint demo.pt --layout {layout}", _plan_and_result, record)
         folder = Path(record["output"])
-        records[f"verify {layout}"] = commands.verify_folder(folder, _CHECKPOINT, mappings)
+        records[f"verify {layout}"] = commands.verify_folder(folder, source, mappings)
         show(f"verify {folder} --checkpoint demo.pt", report.verified, records[f"verify {layout}"])
     for layout in LAYOUTS:
         command = f"parity --checkpoint demo.pt --converted {records[f'convert {layout}']['output']}"
@@ -90,7 +95,7 @@ def _steps(quiet: bool) -> dict[str, Any]:
                 report.say("left out: it needs transformers (pip install 'sam3lite-convert[transformers]')")
             continue
         folder = Path(records[f"convert {layout}"]["output"])
-        records[f"parity {layout}"] = commands.run_parity(_CHECKPOINT, mappings, ParityOptions(), folder)
+        records[f"parity {layout}"] = run_parity(source, mappings, ParityOptions(), folder)
         show(f"{command} --debug-intermediates", _layers, records[f"parity {layout}"])
     return records
 
@@ -102,3 +107,4 @@ def _layers(record: dict[str, Any]) -> None:
 def _plan_and_result(record: dict[str, Any]) -> None:
     report.planned(record)
     report.converted(record)
+    report.converted_end(record)

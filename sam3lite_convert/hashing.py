@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
 
-class _Worker(threading.Thread):
+class Worker(threading.Thread):
     """A thread that hands its result, or its exception, to the one that asks for it."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
@@ -69,19 +69,20 @@ class SourceHash:
     the records lie. Leaving the context stops both.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
+        """``path`` None: a file of which only ranges are here, so that its SHA-256 cannot be computed."""
         self._path = path
         self._checkpoint: Checkpoint | None = None
-        self._damaged: _Worker | None = None
+        self._damaged: Worker | None = None
         self._done = 0
         self._advance: Callable[[int], None] = lambda n: None
         self._stop = False
-        self._sha256 = _Worker(self._hash)
+        self._sha256 = Worker(self._hash)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Begin with the checksums of the file's records. ``checkpoint`` is the index of the same file."""
         self._checkpoint = checkpoint
-        self._damaged = _Worker(lambda: damaged_records(self._path, checkpoint.records, lambda: self._stop))
+        self._damaged = Worker(lambda: damaged_records(checkpoint.path, checkpoint.records, lambda: self._stop))
 
     def follow(self, advance: Callable[[int], None]) -> None:
         """Tell ``advance`` of every byte hashed, those before the call included."""
@@ -98,7 +99,7 @@ class SourceHash:
             self._damaged.join()
 
     def _hash(self) -> tuple[str, int]:
-        if not self._path.is_file():
+        if self._path is None or not self._path.is_file():
             return "", 0  # a pipe would never end; reading the index says what is wrong
         digest, position = hashlib.sha256(), 0
         view = memoryview(bytearray(_CHUNK))
@@ -110,27 +111,54 @@ class SourceHash:
                 self._advance(count)
         return digest.hexdigest(), position
 
-    def result(self) -> tuple[str, str | None]:
-        """The hex digest, and a note if there is something to say about the checksums inside.
+    def digest(self) -> str:
+        """The hex digest alone, of whatever file it is; waits for it."""
+        return str(self._sha256.result()[0])
+
+    def result(self) -> tuple[str | None, list[str]]:
+        """The hex digest, None for a copy with holes, and notes on what could not be checked.
 
         Waits for both threads. Raises Untrusted where the file is not as long as its index found it,
-        and where records do not match the CRC-32 that the archive states for them.
+        where it is not what the Hub states, and where records do not match the CRC-32 that the archive
+        states for them.
         """
-        if self._checkpoint is None or self._damaged is None:
+        checkpoint = self._checkpoint
+        if checkpoint is None or self._damaged is None:
             raise RuntimeError("check() comes before result()")
-        (sha256, size), damaged = self._sha256.result(), self._damaged.result()
-        if size != self._checkpoint.size:
-            raise Untrusted(f"{self._path.name}: the file changed while it was read", "changed_file")
-        checked = [r.name for r in self._checkpoint.records if r.nbytes]
-        if not damaged:
-            return sha256, None
-        if set(damaged) >= set(checked):
+        damaged = self._damaged.result()
+        digest, notes = (None, []) if checkpoint.partial else (self._whole(checkpoint), [])
+        if checkpoint.partial:
+            checked = (
+                f"each matched its CRC-32 ({len(checkpoint.records)} records)" if checkpoint.records else "no more"
+            )
+            notes.append(
+                "only the text tensors were fetched, so the file's SHA-256 is the one that the Hub states and was not "
+                f"computed; of what was fetched, the etag was compared and {checked}"
+            )
+        names = [r.name for r in checkpoint.records if r.nbytes]
+        if damaged and set(damaged) >= set(names):
             # torch.serialization.set_crc32_options(False) writes no checksums.
-            return sha256, "the archive was written without checksums, so damage inside it would not show"
-        shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
-        raise Untrusted(
-            f"{self._path.name} is damaged: {len(damaged)} of {len(checked)} records do not match the "
-            f"checksum that the archive states for them ({shown}). Fetch it again.",
-            "corrupt_file",
-            {"records": damaged},
-        )
+            notes.append("the archive was written without checksums, so damage inside it would not show")
+        elif damaged:
+            shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+            raise Untrusted(
+                f"{checkpoint.path.name} is damaged: {len(damaged)} of {len(names)} records do not match the "
+                f"checksum that the archive states for them ({shown}). Fetch it again.",
+                "corrupt_file",
+                {"records": damaged},
+            )
+        return digest, notes
+
+    def _whole(self, checkpoint: Checkpoint) -> str:
+        sha256, size = self._sha256.result()
+        if size != checkpoint.size:
+            raise Untrusted(f"{checkpoint.path.name}: the file changed while it was read", "changed_file")
+        stated = checkpoint.hub.sha256 if checkpoint.hub else None
+        if stated not in (None, sha256):
+            raise Untrusted(
+                f"{checkpoint.path.name} is not the file that the Hub states: its SHA-256 is {sha256}, the etag is "
+                f"{stated}. The download was damaged, or tampered with; it was deleted from the cache. Run the command "
+                "again to fetch it anew.",
+                "etag_mismatch",
+            )
+        return str(sha256)

@@ -130,9 +130,14 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(out.fileno())
 
 
+def json_bytes(data: Any) -> bytes:
+    """JSON, readable by people; the same data gives the same bytes."""
+    return (json.dumps(data, indent=2) + "\n").encode()
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Write and sync JSON, readable by people; the same data gives the same bytes."""
-    write_text(path, json.dumps(data, indent=2) + "\n")
+    """Write and sync JSON."""
+    write_text(path, json_bytes(data).decode())
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
@@ -173,14 +178,17 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
     if folder.resolve() in checkpoint.resolve().parents and present:
         message = f"{checkpoint} lies in {folder}, which would be replaced; name another --output DIR"
         raise CannotRun(message, "output_holds_input")
-    place = folder.resolve().parent
+    check_space(folder.parent, nbytes, f"{folder} is to be written")
+
+
+def check_space(place: Path, nbytes: int, what: str) -> None:
+    """Raises CannotRun where the disk that ``place`` (which need not exist) is on has less room."""
+    place = place.resolve()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < nbytes:
-        raise CannotRun(
-            f"no space: {nbytes / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are free there", "no_space"
-        )
+        raise CannotRun(f"no space: {what}, {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there", "no_space")
 
 
 @contextmanager

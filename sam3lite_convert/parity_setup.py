@@ -12,7 +12,7 @@ from torch import Tensor
 
 from original_ref import TextStudentEncoder
 from sam3lite_convert.architecture import POSITION_TABLE, TEXT
-from sam3lite_convert.checkpoint import Checkpoint, open_file, read_checkpoint
+from sam3lite_convert.checkpoint import Checkpoint, open_file
 from sam3lite_convert.config import make_config
 from sam3lite_convert.encoders import CANDIDATES, Activations, Encoder, record, reference_encoder
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
@@ -91,8 +91,8 @@ class Setup:
         return made
 
 
-def set_up(checkpoint: Path, mappings: Mappings, options: ParityOptions, converted: Path | None = None) -> Setup:
-    """Load the reference from ``checkpoint`` and record it; take the candidate's weights from
+def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, converted: Path | None = None) -> Setup:
+    """Load the reference from ``source`` and record it; take the candidate's weights from
     ``converted``, or from the plan.
 
     Raises CannotRun for options that do not go together, UnsoundPlan and Untrusted as a conversion
@@ -102,7 +102,6 @@ def set_up(checkpoint: Path, mappings: Mappings, options: ParityOptions, convert
     if options.attention not in ATTENTION:
         raise CannotRun(f"--attention is one of {', '.join(ATTENTION)}", "usage")
     check_tolerance(options.tolerance)
-    source = read_checkpoint(checkpoint)
     folder: Folder | None = None
     notes: list[str] = []
     if converted is not None:

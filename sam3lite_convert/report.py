@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,7 +77,9 @@ def _printable(text: str) -> str:
 
 
 @contextmanager
-def byte_progress(totals: dict[str, int], labels: dict[str, str], quiet: bool) -> Iterator[Callable[[str], Advance]]:
+def byte_progress(
+    totals: Mapping[str, int | None], labels: dict[str, str], quiet: bool
+) -> Iterator[Callable[[str], Advance]]:
     """Bars by bytes with rate and time left, on a terminal only."""
     console = _err()
     if quiet or not console.is_terminal:
@@ -90,12 +95,48 @@ def byte_progress(totals: dict[str, int], labels: dict[str, str], quiet: bool) -
         yield lambda what: lambda n: bars.advance(tasks[what], n)
 
 
+class _HubNotes(logging.Handler):
+    """What the Hub's library has to say while it waits or resumes, one short line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage().splitlines()[0]
+        note("note: " + _WITHOUT_QUERY.sub(r"\1", text))
+
+
+_WITHOUT_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
+
+
+def quiet_hub(quiet: bool) -> None:
+    """Have the Hub's library speak through this module: bars on a terminal only, notes on stderr."""
+    logger = logging.getLogger("huggingface_hub")
+    logger.handlers = [logging.NullHandler() if quiet else _HubNotes()]
+    logger.propagate = False
+    if quiet or not _err().is_terminal:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _fetched(r: Record) -> None:
+    if r.get("fetched"):
+        f = r["fetched"]
+        read = (
+            f"{human_bytes(f['bytes'])} of {human_bytes(f['of'])}" if f["bytes"] else "nothing, it was fetched before"
+        )
+        say(f"note: read by range requests from the Hub, not downloaded: {read}")
+
+
 def _headline(r: Record) -> None:
     dtypes = ", ".join(f"{n} {d}" for d, n in r["dtypes"].items())
     wrapper = f"wrapped in {r['wrapper']!r}" if r["wrapper"] else "bare state dict"
     prefix = f"prefix {r['prefix']!r}" if r["prefix"] else "no prefix"
     say(f"{r['checkpoint']}: {human_bytes(r['size'])}, {r['format']}, {wrapper}, {prefix}", "bold")
+    _origin(r)
     say(f"tensors: {dtypes}")
+
+
+def _origin(r: Record) -> None:
+    source = r.get("source")
+    if source and source.get("repo"):
+        say(f"from {source['repo']}: {source['file']} at commit {source['commit'][:12]}")
 
 
 def _text_encoder(r: Record) -> None:
@@ -158,13 +199,14 @@ def inspected(r: Record) -> None:
     _component_table(r)
     _sum(r)
     _notes(r)
+    _fetched(r)
     say()
     if r["convert"]["all"] == "yes":
-        say(f"Next: sam3lite convert --checkpoint {r['checkpoint']}")
+        say(f"Next: sam3lite convert --checkpoint {r['option']}")
     else:
         say("convert refuses the whole file: " + _short(r["convert"]["all"]))
         if r["convert"]["text"] == "yes":
-            say(f"Next: sam3lite convert --checkpoint {r['checkpoint']} --component text")
+            say(f"Next: sam3lite convert --checkpoint {r['option']} --component text")
 
 
 def _short(message: str) -> str:
@@ -189,28 +231,127 @@ def planned(r: Record) -> None:
     _component_table(r)
     _sum(r)
     _notes(r)
+    _fetched(r)
     say(f"layout {r['layout']}, component {r['component']}, {r['dtype']}: {human_bytes(r['bytes'])} to write")
 
 
 def converted(r: Record) -> None:
-    """What was written, and what to type next."""
+    """What was written."""
     say()
-    if r["dry_run"]:
-        say(f"Dry run: the plan is sound, nothing was written. It would go to {r['output']}")
-        return
     for text in r["late_notes"]:
         say(f"note: {text}")
-    cast = r["lost"].get("cast")
+    cast = r["lost"].get("cast") if r["state"] == "converted" else None
     if cast:
         say(
             f"cast to {cast['dtype']}: {cast['changed_values']:,} values rounded, max abs error "
             f"{cast['max_abs_error']:.3g}, {cast['overflowed_values']:,} overflowed"
         )
-    say(f"Wrote {r['output']}", "bold green")
-    for name, size in r["files"].items():
-        say(f"  {name}  {human_bytes(size)}")
-    tables = f" --mapping {r['mapping']}" if r.get("mapping") else ""
-    say(f"Next: sam3lite verify {r['output']} --checkpoint {r['checkpoint']}{tables}")
+    if r["state"] == "converted":
+        say(f"Wrote {r['output']}", "bold green")
+        for name, size in r["files"].items():
+            say(f"  {name}  {human_bytes(size)}")
+    else:
+        say(
+            f"{r['output']} is complete and current: same source, options and tables. No tensor was written.",
+            "bold green",
+        )
+        if r["added"]:
+            say(f"  added {', '.join(r['added'])}")
+    _proofs(r)
+
+
+def planned_alone(r: Record) -> None:
+    """The end of a dry run."""
+    say()
+    say(f"Dry run: the plan is sound, nothing was written. It would go to {r['output']}")
+
+
+def converted_end(r: Record) -> None:
+    """Where it was pushed to, or what to type next."""
+    if r.get("push"):
+        pushed(r["push"])
+    elif not r["verification"]:
+        tables = f" --mapping {r['mapping']}" if r.get("mapping") else ""
+        say(f"Next: sam3lite verify {r['output']} --checkpoint {r['option']}{tables}")
+
+
+def _proofs(r: Record) -> None:
+    if r["verification"]:
+        v = r["verification"]
+        up_to = f" up to {v['up_to']}" if v["up_to"] else ""
+        say(f"proven{up_to}: {v['checked']:,} of {v['targets']:,} tensors turn back into their source bit for bit")
+    if r["parity"]:
+        p = r["parity"]
+        style = "bold red" if p["verdict"] == "differs" else None
+        say(f"parity: {p['verdict'].replace('_', ' ')}, max abs diff {p['max_abs_diff']:.3g}", style)
+
+
+def push_planned(p: Record) -> None:
+    """What a push would change, before it goes."""
+    say()
+    how = "a new repository" if p["creates"] else "a repository that exists"
+    seen = "private" if p["private"] else "public"
+    request = ", as a pull request" if p["pull_request"] else ""
+    say(f"To {p['repo']} on the Hub ({how}, {seen}{request}):", "bold")
+    for name, f in p["files"].items():
+        say(f"  {f['state']:<8} {name}  {human_bytes(f['bytes'])}")
+    for name in p["deleted"]:
+        say(f"  delete   {name}, of an earlier conversion")
+
+
+def pushed(p: Record) -> None:
+    """Where a push went."""
+    if p["state"] == "current":
+        say(
+            f"{p['repo']} on the Hub holds exactly this at commit {p['commit'][:12]}; nothing was pushed.", "bold green"
+        )
+    else:
+        say(f"Pushed to {p['repo']}, commit {p['commit'][:12]}: {p['url']}", "bold green")
+
+
+def batch_begins(number: int, total: int, location: Any, what: str) -> None:
+    """Which file of several it is about now."""
+    size = f", {human_bytes(location.file.size)}" if what == "convert" else ""
+    say(f"[{number}/{total}] {location.name}{size}", "bold")
+
+
+def batch_ends(r: Record) -> None:
+    """The verdict on one of several."""
+    if r["state"] == "failed":
+        fault(f"{r['checkpoint']}: {r['error']['message']}")
+        return
+    for text in r.get("late_notes", []):
+        say(f"note: {text}")
+    _proofs(r)
+    if r.get("push"):
+        pushed(r["push"])
+
+
+def converted_all(r: Record) -> None:
+    """All verdicts at the end."""
+    say()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("checkpoint", "verdict", "proof"):
+        table.add_column(name, overflow="fold")
+    pushes = any(result.get("push") for result in r["results"])
+    if pushes:
+        table.add_column("on the Hub", overflow="fold")
+    for result in r["results"]:
+        failed = result["state"] == "failed"
+        proof = "" if failed or not result["verification"] else result["verification"]["verdict"]
+        verdict = {"current": "complete, current", "failed": f"FAILED ({result.get('error', {}).get('code')})"}
+        row = [result["checkpoint"].rpartition("/")[2], verdict.get(result["state"], result["state"]), proof]
+        if pushes:
+            push = result.get("push")
+            row.append(f"{push['repo']} ({'as it was' if push['state'] == 'current' else 'pushed'})" if push else "")
+        table.add_row(*map(_printable, row), style="red" if failed else None)
+    show(table)
+    say(f"Folders are in {r['output']}.")
+    counts = ", ".join(f"{n} {state}" for state, n in r["counts"].items() if n)
+    say(
+        f"{counts}, of {r['repo']} at commit {r['commit'][:12]}",
+        "bold red" if r["verdict"] == "failed" else "bold green",
+    )
 
 
 def verified(r: Record) -> None:
@@ -279,6 +420,7 @@ def explained(r: Record) -> None:
     if r["rule"]:
         say(f"rule    [{r['rule']['name']}] in {r['rule']['table']}")
         say(f"        {r['rule']['pattern']}")
+    _fetched(r)
 
 
 def _tensor(t: Record) -> str:

@@ -140,7 +140,7 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     wrong: dict[str, bytes] = {}
     with ExitStack() as stack:
         source = stack.enter_context(open_file(plan.checkpoint.path))
-        hashing = stack.enter_context(SourceHash(plan.checkpoint.path))
+        hashing = stack.enter_context(SourceHash(None if plan.checkpoint.partial else plan.checkpoint.path))
         hashing.check(plan.checkpoint)
         hashing.follow(advance("hash"))
         check_twins(source, plan.twins)
@@ -168,8 +168,8 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
             done(found.nbytes)
         out.unexpected = sorted(set(folder.tensors) - set(plan.mapped))
         out.mismatched = _name_swaps(out.mismatched, wrong, plan, diagnoser)
-        sha256, note = hashing.result()
-    out.notes += [note] if note else []
+        sha256, notes = hashing.result()
+    out.notes += notes
     _check_config(folder, plan, out)
     _check_receipt(folder, sha256, out)
     return out
@@ -265,13 +265,14 @@ def _check_config(folder: Folder, plan: Plan, out: Verification) -> None:
         out.notes.append("config.json: not known to this tool, and not judged: " + ", ".join(checked.unjudged))
 
 
-def _check_receipt(folder: Folder, sha256: str, out: Verification) -> None:
+def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> None:
     if folder.receipt is None:
         out.notes.append(f"no {RECEIPT_NAME}; another tool wrote this folder")
         return
     source = folder.receipt.get("source")
-    stated = source.get("sha256") if isinstance(source, dict) else None
-    if stated != sha256:
+    # A conversion that read ranges alone has the Hub's word for it.
+    stated = (source.get("sha256") or source.get("etag")) if isinstance(source, dict) else None
+    if stated != (sha256 or (out.plan.checkpoint.hub and out.plan.checkpoint.hub.etag)):
         out.notes.append(f"{RECEIPT_NAME} speaks of another source file (SHA-256 {str(stated)[:16]}...)")
     plan = out.plan
     true = {

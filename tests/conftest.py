@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer
 
 from sam3lite_convert import synthetic
 from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, contiguous_stride
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.plan import Options, Plan, make_plan
 from sam3lite_convert.tables import Mappings, builtin_directory, load_mappings
+
+# The client reads its surroundings when it is imported: no test, and no process that a test starts,
+# reaches another hub than this one, uses somebody's token, or writes into their cache.
+HUB = HubServer().start()
+atexit.register(HUB.stop)
+_HOME = tempfile.mkdtemp(prefix="hub-home-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ |= {
+    "HF_ENDPOINT": HUB.url,
+    "HF_HOME": _HOME,
+    "HF_HUB_DISABLE_XET": "1",  # the storage protocol that the test hub does not speak
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+    os.environ.pop(_name, None)
 
 DATA = Path(__file__).parent / "data"
 MODELS = ("s0", "s1", "l")

@@ -207,13 +207,6 @@ def test_convert_without_a_checkpoint_lists_the_aliases():
     assert all(alias in error["message"] for alias in ALIASES)
 
 
-@pytest.mark.parametrize("options", [["--all"], ["--checkpoint", "FILE", "--push-to-hub"], ["--checkpoint", "s0"]])
-def test_the_hub_is_said_not_to_be_there_yet(options, tiny):
-    done = sam3lite("convert", *[str(tiny) if o == "FILE" else o for o in options])
-    assert done.code == 2
-    assert "Hub" in done.err and ("not" in done.err)
-
-
 def test_a_local_file_comes_before_an_alias(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(tiny, "s0")

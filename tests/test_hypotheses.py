@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sam3lite_convert import parity, self_test, synthetic
+from sam3lite_convert.checkpoint import read_checkpoint
 from sam3lite_convert.encoders import Encoder, record
 from sam3lite_convert.floor import noise_floor
 from sam3lite_convert.hypotheses import Fit, explain, hypotheses
@@ -91,7 +92,7 @@ def setups(sources):
     def get(kind: str = "mct", candidate: str = PACKED, **options: Any) -> Setup:
         wanted = ParityOptions(candidate=candidate, **({"seed": 1, "batch": 4} | options))
         if (kind, wanted) not in made:
-            made[kind, wanted] = set_up(sources[kind], shipped_tables(), wanted)
+            made[kind, wanted] = set_up(read_checkpoint(sources[kind]), shipped_tables(), wanted)
         return made[kind, wanted]
 
     return get
@@ -677,7 +678,7 @@ def test_corners_aligned_in_a_longer_sequence(setups):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_table_that_was_not_cut(layout, sources, tmp_path):
     folder = convert(sources["mct"], tmp_path / "cut", "--layout", layout, "--component", "text", "--context", 7)
-    setup = set_up(sources["mct"], shipped_tables(), ParityOptions(seed=1), folder)
+    setup = set_up(read_checkpoint(sources["mct"]), shipped_tables(), ParityOptions(seed=1), folder)
     full = tensors(sources["mct"].parent)[POSITIONS]
     assert full.shape[2] > 7
     candidate = setup.candidate(
@@ -835,7 +836,7 @@ def test_a_fault_without_a_name_shows_the_tensors_behind_the_layer(sources, setu
     # With a folder at hand, what is wrong with its tensors is known.
     folder = convert(sources["mct"], tmp_path / "out", "--component", "text")
     edit(folder, {L3 + "fc1.weight": tensors(folder)[L3 + "fc1.weight"] + 0.1})
-    setup = set_up(sources["mct"], shipped_tables(), ParityOptions(), folder)
+    setup = set_up(read_checkpoint(sources["mct"]), shipped_tables(), ParityOptions(), folder)
     found = diagnosed(setup, setup.candidate())
     assert list(found.faults) == [L3 + "fc1.weight"]
     assert L3 + "fc1.weight" in found.words

@@ -1330,9 +1330,10 @@ def test_nothing_is_written_unless_asked_for(s0, good, tmp_path, monkeypatch):
 def test_options_of_a_library_user_are_checked_too(s0):
     from conftest import shipped_tables
 
+    from sam3lite_convert.checkpoint import read_checkpoint
     from sam3lite_convert.parity_setup import ParityOptions, set_up
 
     for options in (ParityOptions(attention="flash"), ParityOptions(tolerance=-1.0), ParityOptions(batch=0)):
         with pytest.raises(CannotRun) as caught:
-            set_up(s0, shipped_tables(), options)
+            set_up(read_checkpoint(s0), shipped_tables(), options)
         assert caught.value.code == "usage"

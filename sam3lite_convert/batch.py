@@ -1,0 +1,160 @@
+"""Conversions that may end on the Hub, one or all of a repository: each with its own verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3lite_convert import convert as conversion
+from sam3lite_convert.conversions import Progress, Record, Request, convert_checkpoint, find_current, has_all
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.folder import Folder
+from sam3lite_convert.hashing import SourceHash, Worker
+from sam3lite_convert.sources import Location, Source, Where
+from sam3lite_convert.tables import Mappings
+
+if TYPE_CHECKING:
+    from sam3lite_convert.push import Target
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who is told what while it happens: a plan before its first byte, the folder when it is there, a
+    push before it goes, and of several files which one it is about and how it ended."""
+
+    planned: Callable[[Record], None] = lambda record: None
+    written: Callable[[Record], None] = lambda record: None
+    pushes: Callable[[Record], None] = lambda record: None
+    begins: Callable[[int, int, Location, str], None] = lambda number, total, location, what: None
+    ends: Callable[[Record], None] = lambda record: None
+    progress: Callable[[Location], Progress | None] = lambda location: None
+
+
+def publish(
+    location: Location,
+    mappings: Mappings,
+    request: Request,
+    target: Target | None,
+    told: Told,
+    hashing: SourceHash | None = None,
+) -> Record:
+    """Convert, and push where there is a ``target``. What is converted and pushed already is not read again.
+
+    Raises as the conversion and the push do; after a failed push the folder is there.
+    """
+    if target is None:
+        record = convert_checkpoint(location, mappings, request, told.planned, told.progress(location), hashing)
+        told.written(record)
+        return record | {"push": None}
+    from sam3lite_convert.push import plan_push, push
+
+    found = find_current(location, mappings, request, hashing)
+    if found is not None and has_all(found, request) and (plan := plan_push(found.path, target)).nothing:
+        record = convert_checkpoint(location, mappings, replace(request, verify=False, parity=False))
+        told.written(record)
+        return record | {"push": push(found.path, plan, None)}
+    request = replace(request, verify=True, model_id=target.repo)
+    record = convert_checkpoint(location, mappings, request, told.planned, told.progress(location), hashing)
+    told.written(record)
+    plan = plan_push(Path(record["output"]), target)
+    told.pushes(plan.record())
+    return record | {"push": push(Path(record["output"]), plan, record["verification"])}
+
+
+def convert_all(
+    where: Where,
+    pattern: str,
+    mappings: Mappings,
+    request: Request,
+    target: Callable[[Location], Target] | None = None,
+    told: Told | None = None,
+) -> Record:
+    """Every checkpoint of the repository that fits ``pattern``, each into a folder of its own under
+    ``request.output``. While one is converted the next one is downloaded, and no more than that.
+
+    One that fails does not stop the rest: its record holds the fault. Raises CannotRun where nothing
+    fits, and where two files would go into one folder.
+    """
+    told = told or Told()
+    repository = where.repository()
+    files = repository.matching(pattern)
+    locations = [Location(f.path, Path(f.path), repository, f) for f in files]
+    root = request.output or Path("converted")
+    requests = [
+        replace(request, output=root / conversion.default_output(x.path, request.options).name) for x in locations
+    ]
+    _check_distinct(locations, requests)
+    found: list[Folder | Sam3LiteError | None] = []
+    for location, own in zip(locations, requests, strict=True):
+        try:
+            found.append(find_current(location, mappings, own))
+        except Sam3LiteError as fault:
+            found.append(fault)
+    waiting = [i for i, state in enumerate(found) if state is None]
+    ahead: dict[int, Worker] = {}
+    results = []
+    for i, (location, own) in enumerate(zip(locations, requests, strict=True)):
+        to_do = "convert" if found[i] is None else "look at"
+        told.begins(i + 1, len(locations), location, to_do)
+        result: Record = {"checkpoint": location.name, "output": str(own.output)}
+        try:
+            state = found[i]
+            if isinstance(state, Sam3LiteError):
+                raise state
+            if state is None:
+                source: Source = ahead.pop(i).result() if i in ahead else location.whole(_beside(location))
+                location = replace(location, file=replace(source.hub, cached=source.path) if source.hub else None)
+                later = [n for n in waiting if n > i]
+                if later:
+                    following = locations[later[0]]
+                    # This one's output is still to be written when the next one's download begins.
+                    room = _beside(location) + _beside(following)
+                    ahead[later[0]] = Worker(lambda x=following, n=room: x.whole(n))  # type: ignore[misc]
+            result |= publish(location, mappings, own, target(location) if target else None, told)
+        except Sam3LiteError as fault:
+            result |= {"state": "failed", "error": _error(fault)}
+        except OSError as fault:
+            result |= {
+                "state": "failed",
+                "error": _error(CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}")),
+            }
+        told.ends(result)
+        results.append(result)
+    counts = Counter(r["state"] for r in results)
+    return {
+        "repo": where.repo,
+        "commit": files[0].commit,
+        "pattern": pattern,
+        "output": str(root),
+        "results": results,
+        "counts": {state: counts[state] for state in ("converted", "current", "failed")},
+        "verdict": "failed" if counts["failed"] or _differs(results) else "done",
+    }
+
+
+def _differs(results: list[Record]) -> bool:
+    return any((r.get("parity") or {}).get("verdict") == "differs" for r in results)
+
+
+def _error(fault: Sam3LiteError) -> dict[str, Any]:
+    return {"code": fault.code, "message": fault.message, "exit_code": fault.exit_code}
+
+
+def _beside(location: Location) -> int:
+    """What the conversion of a file writes at most, in bytes: about as much as it reads."""
+    return location.file.size if location.file else 0
+
+
+def _check_distinct(locations: list[Location], requests: list[Request]) -> None:
+    taken: dict[Path | None, Location] = {}
+    for location, request in zip(locations, requests, strict=True):
+        other = taken.setdefault(request.output, location)
+        if other is not location:
+            raise CannotRun(
+                f"{other.name} and {location.name} would both go into {request.output}; narrow --pattern so that it "
+                "takes one of them",
+                "same_output",
+            )

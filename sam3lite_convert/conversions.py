@@ -1,0 +1,317 @@
+"""One conversion, from the checkpoint that is named to the folder in its place: what is there already,
+the download, the writing, the proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam3lite_convert import convert as conversion
+from sam3lite_convert import current, processor_files
+from sam3lite_convert.architecture import SAM3_TEXT_PARAMETERS
+from sam3lite_convert.card import CARD_NAME, model_card
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.folder import Folder
+from sam3lite_convert.hashing import SourceHash, Worker
+from sam3lite_convert.output import json_bytes, leftovers, write_whole
+from sam3lite_convert.plan import Options, Plan, make_plan
+from sam3lite_convert.processor_files import TokenizerFiles
+from sam3lite_convert.receipt import RECEIPT_NAME
+from sam3lite_convert.sources import Location, Source
+from sam3lite_convert.streams import Advance
+from sam3lite_convert.summary import components, dtype_counts, text_parameters
+from sam3lite_convert.tables import Mappings
+
+Record = dict[str, Any]
+Progress = Callable[[str], Advance]
+
+
+class NotProven(Sam3LiteError):
+    """Exit 1: the folder that was written is not its source."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked beside the plan. ``max_shard_size`` in bytes; ``verify`` and ``parity``: checks to
+    run on the folder; ``tokenizer``: folder or repository to take one from, None to leave it out;
+    ``model_id``: the repository that the card names; ``partial``: fetch the text tensors alone."""
+
+    options: Options
+    output: Path | None = None
+    overwrite: bool = False
+    max_shard_size: int | None = None
+    verify: bool = False
+    parity: bool = False
+    tokenizer: str | None = None
+    cache: Path | None = None
+    model_id: str | None = None
+    partial: bool = False
+
+    def folder(self, location: Location) -> Path:
+        """Where the conversion goes."""
+        return self.output or conversion.default_output(location.path, self.options)
+
+
+def plan_record(source: Source, plan: Plan) -> Record:
+    """The summary of a planned conversion, by component."""
+    checkpoint = plan.checkpoint
+    return {
+        "checkpoint": source.name,
+        "option": source.option,
+        "source": source.provenance(),
+        "fetched": source.fetched(),
+        "size": checkpoint.size,
+        "format": checkpoint.format,
+        "wrapper": checkpoint.wrapper,
+        "prefix": plan.names.prefix,
+        "dtypes": dtype_counts(checkpoint),
+        "layout": plan.layout.name,
+        "component": plan.options.component,
+        "dtype": plan.floating_dtype,
+        "architecture": plan.architecture.record(),
+        "text_parameters": text_parameters(plan),
+        "sam3_text_parameters": int(SAM3_TEXT_PARAMETERS),
+        "components": {k: c.record() for k, c in components(checkpoint, plan.names, plan).items()},
+        "counts": plan.counts,
+        "dropped": {d.label: d.reason for d in plan.dropped.values()},
+        "bytes": plan.out_nbytes,
+        "notes": conversion.plan_notes(plan),
+    }
+
+
+def plan_conversion(location: Location, mappings: Mappings, request: Request) -> Record:
+    """The record of a dry run: nothing is written, and of a file on the Hub only the index is read."""
+    source = location.index()
+    with source.trusted():
+        plan = make_plan(source.read(), mappings, request.options)
+    return _planned(source, plan, request, request.folder(location)) | {"state": "planned", "dry_run": True}
+
+
+def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> Record:
+    record = plan_record(source, plan) | {"output": str(folder), "dry_run": False}
+    record["notes"] += [f"left over from an interrupted run, delete it: {p}" for p in leftovers(folder)]
+    if folder.exists() and not request.overwrite:
+        record["notes"].append(f"{folder} exists; without --overwrite it is kept")
+    return record
+
+
+def find_current(
+    location: Location, mappings: Mappings, request: Request, hashing: SourceHash | None = None
+) -> Folder | None:
+    """The folder of an earlier run that already is what this one would write; None where there is none.
+
+    Raises CannotRun where something else lies there and may not be replaced. Of a file on the Hub
+    nothing is read: its etag says what it is. ``hashing``: under way over a local file.
+    """
+    folder = request.folder(location)
+    if request.overwrite or not current.present(folder):
+        return None
+    found = current.earlier(folder)
+    why: str | None
+    if isinstance(found, str):
+        why = found
+    else:
+        receipt = found.receipt or {}
+        why = current.difference(receipt, request.options, request.max_shard_size, mappings)
+        if why is None:
+            if location.file is not None:
+                identity = location.file.etag
+            else:
+                with hashing or SourceHash(location.path) as under_way:
+                    identity = under_way.digest()
+            if current.same_source(receipt, identity):
+                return found
+            why = f"it was converted from another file ({receipt['source'].get('name')})"
+    raise CannotRun(
+        f"{folder} exists and was kept as it is: {why}. Replace it with --overwrite, or name another folder with "
+        "--output DIR.",
+        "output_exists",
+    )
+
+
+def convert_checkpoint(
+    location: Location,
+    mappings: Mappings,
+    request: Request,
+    planned: Callable[[Record], None] = lambda record: None,
+    progress: Progress | None = None,
+    hashing: SourceHash | None = None,
+) -> Record:
+    """Plan and write, prove if asked to; or find that it has been done. ``state`` in the record says which.
+
+    ``planned`` is told the plan before the first byte moves. ``hashing``: one that has begun with this
+    (local) file already.
+    """
+    with ExitStack() as stack:
+        if hashing is not None:
+            stack.enter_context(hashing)
+        found = find_current(location, mappings, request, hashing)
+        if found is not None:
+            return _complete(location, mappings, request, found)
+        source = location.text(mappings, request.options.causal) if request.partial else location.whole()
+        hashing = hashing or stack.enter_context(source.hashing())
+        stack.enter_context(source.trusted())
+        checkpoint = source.read()
+        hashing.check(checkpoint)
+        folder = request.folder(location)
+        plan = make_plan(checkpoint, mappings, request.options)
+        record = _planned(source, plan, request, folder)
+        planned(record)
+        record |= {"state": "converted", "missing_files": [], "verification": None, "parity": None}
+        tokenizer = _fetch_tokenizer(plan, request)
+
+        def finish(work: Path, receipt: Record) -> None:
+            record["missing_files"] = _add_processor_files(work, receipt, plan, tokenizer)
+            if request.verify:
+                record["verification"] = _verified(work, source, mappings, request, folder)
+
+        done = conversion.convert(
+            plan, hashing, folder, request.overwrite, request.max_shard_size, progress, finish, request.model_id
+        )
+        if request.parity:
+            record["parity"] = _add_parity(folder, done.receipt, source, mappings, request)
+            _write_receipt(folder, done.receipt)
+    late = [n for n in done.receipt["notes"] if n not in record["notes"]] + _missing_note(location, request, record)
+    record["notes"] += late
+    return record | {
+        "files": _sizes(folder),
+        "source": done.receipt["source"],
+        "lost": done.receipt["lost"],
+        "late_notes": late,
+    }
+
+
+def _complete(location: Location, mappings: Mappings, request: Request, found: Folder) -> Record:
+    """Nothing, or what an earlier run could not or was not asked to do: tokenizer files, proof, parity."""
+    folder, receipt = found.path, found.receipt or {}
+    record: Record = {
+        "state": "current", "checkpoint": location.name, "option": location.option, "output": str(folder),
+        "dry_run": False,
+        **{k: receipt.get(k) for k in ("source", "layout", "component", "dtype", "architecture", "counts", "lost")},
+        "notes": [], "missing_files": [], "verification": None, "parity": None,
+    }  # fmt: skip
+    before = set(_sizes(folder))
+    wants_tokenizer = _lacks_tokenizer(found, request)
+    if request.verify or request.parity or wants_tokenizer:
+        source = location.text(mappings, request.options.causal) if request.partial else location.index()
+        if source.copy is not None and (request.verify or request.parity) and not request.partial:
+            source = location.whole()
+        with source.trusted():
+            if wants_tokenizer:
+                plan = make_plan(source.read(), mappings, request.options)
+                tokenizer = _fetch_tokenizer(plan, request)
+                record["missing_files"] = _add_processor_files(folder, receipt, plan, tokenizer)
+            if request.verify:
+                record["verification"] = _verified(folder, source, mappings, request, folder)
+            if request.parity:
+                record["parity"] = _add_parity(folder, receipt, source, mappings, request)
+    receipt["model_id"] = request.model_id or receipt.get("model_id")
+    _write_receipt(folder, receipt)
+    record["notes"] += _missing_note(location, request, record)
+    record["files"] = _sizes(folder)
+    return record | {"added": sorted(set(record["files"]) - before), "late_notes": record["notes"]}
+
+
+def has_all(found: Folder, request: Request) -> bool:
+    """Whether a current folder also has what the request adds to the tensors."""
+    return not _lacks_tokenizer(found, request) and not (request.parity and not (found.receipt or {}).get("parity"))
+
+
+def _lacks_tokenizer(found: Folder, request: Request) -> bool:
+    wanted = request.tokenizer is not None and (found.receipt or {}).get("library") == "transformers"
+    return wanted and not processor_files.has_tokenizer(found.path)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
+
+
+def _write_receipt(folder: Path, receipt: Record) -> None:
+    """The receipt and the card that is made from it, where they changed."""
+    for name, data in ((RECEIPT_NAME, json_bytes(receipt)), (CARD_NAME, model_card(receipt).encode())):
+        if not (folder / name).exists() or (folder / name).read_bytes() != data:
+            write_whole(folder / name, data)
+
+
+def _fetch_tokenizer(plan: Plan, request: Request) -> Worker | None:
+    """The tokenizer, on its way while tensors are written; None where none is wanted."""
+    source = request.tokenizer
+    if source is None or plan.layout.config != "transformers":
+        return None
+    return Worker(lambda: processor_files.fetch_tokenizer(source, request.cache))
+
+
+def _add_processor_files(folder: Path, receipt: Record, plan: Plan, tokenizer: Worker | None) -> list[str]:
+    """Write the files that a processor is made from; returns the names of those that cannot be had.
+
+    Raises CannotRun where the tokenizer that was named is none, or not CLIP's.
+    """
+    if plan.layout.config != "transformers":
+        return []
+    files = processor_files.processor_files(plan) if plan.options.component == "all" else {}
+    missing: list[str] = []
+    try:
+        if tokenizer is not None:
+            found: TokenizerFiles = tokenizer.result()
+            files |= processor_files.tokenizer_files(found, plan.architecture.sizes["context"])
+            receipt["tokenizer"] = found.record()
+    except CannotRun as fault:
+        if fault.code in ("usage", "other_tokenizer", "no_tokenizer", "cannot_open"):
+            raise
+        receipt["tokenizer"] = None
+        missing = [*processor_files.TOKENIZER, f"({fault.message})"]
+    for name, data in files.items():
+        write_whole(folder / name, data)
+    return missing
+
+
+def _missing_note(location: Location, request: Request, record: Record) -> list[str]:
+    if not record["missing_files"]:
+        return []
+    *names, why = record["missing_files"]
+    record["missing_files"] = names
+    options = request.options
+    command = f"sam3lite convert --checkpoint {location.option} --layout {options.layout}"
+    command += " --component text" if options.component == "text" else ""
+    command += f" --dtype {options.dtype}" if options.dtype else ""
+    command += f" --context {options.context}" if options.context else ""
+    command += f" --output {request.output}" if request.output else ""
+    return [
+        f"no tokenizer in the folder: {', '.join(names)} are missing {why}. To add them, run this where the Hub is "
+        f"reached, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO"
+    ]
+
+
+def _verified(work: Path, source: Source, mappings: Mappings, request: Request, folder: Path) -> Record:
+    """The record of a proof. Raises NotProven where it does not succeed."""
+    from sam3lite_convert.commands import verify_folder
+
+    record = verify_folder(work, source, mappings, request.options.causal) | {"folder": str(folder)}
+    if record["verdict"] != "proven":
+        faults = [f"{m['key']}: {m['why']}" for m in record["mismatched"]]
+        faults += [f"{key} is missing" for key in record["missing"]]
+        faults += [f"{key} is not part of the model" for key in record["unexpected"]]
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise NotProven(f"{folder} does not verify: {'; '.join(faults[:3])}{more}", "not_proven", record)
+    return record
+
+
+def _add_parity(folder: Path, receipt: Record, source: Source, mappings: Mappings, request: Request) -> Record:
+    """Run parity on the folder, and keep what a reader of the card wants of it in the receipt."""
+    from sam3lite_convert.parity_commands import run_parity
+    from sam3lite_convert.parity_setup import ParityOptions
+
+    record = run_parity(source, mappings, ParityOptions(causal=request.options.causal), folder)
+    kept = ("verdict", "reference", "candidate_encoder", "attention", "dtype", "tolerance", "max_abs_diff")
+    taps = ("name", "max_abs_diff", "isolated_max_abs_diff", "relative_l2")
+    receipt["parity"] = {key: record[key] for key in kept} | {
+        "inputs": record["inputs"]["what"],
+        "layers": [{key: layer[key] for key in taps} for layer in record["layers"]],
+    }
+    return record

@@ -1,0 +1,343 @@
+"""Files on the Hub: names looked up in a repository's listing, downloads, the cache, faults in words.
+
+The only module that speaks to the Hub for reading; everything goes through ``huggingface_hub``, with
+its token, its cache and its endpoint. Nothing here is imported before a name is on the Hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import fnmatch
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.hf_api import RepoFile
+
+from sam3lite_convert.aliases import ALIASES, DEFAULT_REVISION, alias_of
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.output import check_space
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+_TRIES = 4
+_LONGEST_WAIT = 60.0  # seconds; a server that asks for more is told of instead
+_NO_NETWORK = (
+    "Files that were downloaded before are used from the cache. 'sam3lite demo' shows the whole job without a network."
+)
+
+_WEIGHTS = (".pt", ".pth", ".safetensors")
+_LICENCE = ("license", "license_name", "license_link")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository at one commit. ``etag``: the SHA-256 of a large (LFS) file, the git
+    blob id of a small one; None where the cache does not tell. ``cached``: where it lies on this
+    machine already; ``licence``: the licence fields of the repository's card, as they stand there."""
+
+    repo: str
+    path: str
+    commit: str
+    size: int
+    etag: str | None
+    cached: Path | None = None
+    licence: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str | None:
+        """What the Hub states; None for a small file, which has another kind of etag."""
+        return self.etag if self.etag and _SHA256.fullmatch(self.etag) else None
+
+    def record(self) -> dict[str, str | int | None]:
+        """Where it came from, for the receipt."""
+        return {"repo": self.repo, "file": self.path, "commit": self.commit, "etag": self.etag, "size": self.size}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files found; ``unreached``: why they are those of the cache alone, None where they are not."""
+
+    files: tuple[HubFile, ...]
+    unreached: CannotRun | None = None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model repository. ``revision``: a branch, tag or commit; ``cache``: the cache's folder, None
+    for the library's own."""
+
+    repo: str
+    revision: str = DEFAULT_REVISION
+    cache: Path | None = None
+
+    def listing(self) -> Listing:
+        """Every file at the revision; where the Hub is not reached, those that are in the cache.
+
+        Raises CannotRun where neither is to be had.
+        """
+        try:
+            with hub_faults(self.repo):
+                api = HfApi()
+                info = retried(lambda: api.model_info(self.repo, revision=self.revision))
+                commit = str(info.sha)
+                entries = retried(lambda: list(api.list_repo_tree(self.repo, recursive=True, revision=commit)))
+        except CannotRun as fault:
+            found = self._cached_files() if fault.code in ("no_network", "hub_fault", "rate_limited") else []
+            if not found:
+                raise
+            return Listing(tuple(found), fault)
+        licence = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
+        licence = {k: v for k in _LICENCE if isinstance(v := licence.get(k), str)}
+        held = {f.path: f.cached for f in self._cached_files(commit)}
+        files = []
+        for entry in entries:
+            if isinstance(entry, RepoFile):
+                etag = entry.lfs.sha256 if entry.lfs else entry.blob_id
+                cached = held.get(entry.path)
+                files.append(HubFile(self.repo, entry.path, commit, entry.size, etag, cached, licence))
+        return Listing(tuple(files))
+
+    def find(self, name: str) -> HubFile:
+        """The file that an alias or a path in the repository names; of several for one alias the newer
+        naming wins. Raises CannotRun, naming what is there, for one that is not."""
+        listing = self.listing()
+        if name in ALIASES:
+            matches = [(kind, f) for f in listing.files if (kind := alias_of(f.path)) and kind.alias == name]
+            if matches:
+                return max(matches, key=lambda m: (m[0].newness, m[1].path))[1]
+        else:
+            for file in listing.files:
+                if file.path == name:
+                    return file
+        raise self._unknown(name, listing)
+
+    def matching(self, pattern: str) -> list[HubFile]:
+        """The checkpoints whose path fits a glob, in the order of their paths; ``*`` stays in a folder.
+        Raises CannotRun where there are none."""
+        listing = self.listing()
+        found = [
+            f
+            for f in listing.files
+            if fnmatch.fnmatchcase(f.path, pattern) and f.path.count("/") == pattern.count("/")
+            if f.path.endswith(_WEIGHTS)
+        ]
+        if not found:
+            raise self._unknown(pattern, listing)
+        return sorted(found, key=lambda f: f.path)
+
+    def _unknown(self, name: str, listing: Listing) -> CannotRun:
+        if listing.unreached is not None:
+            return CannotRun(f"{name} is not in the cache of {self.repo}. {listing.unreached.message}", "no_network")
+        weights = [f.path for f in listing.files if f.path.endswith(_WEIGHTS)]
+        aliases = sorted({kind.alias for p in weights if (kind := alias_of(p))}, key=ALIASES.index)
+        near = difflib.get_close_matches(name, weights, 3, 0.75)
+        said = [f"{self.repo} has no {name} at {self.revision}."]
+        if near:
+            said.append("Did you mean " + " or ".join(near) + "?")
+        if aliases:
+            said.append("Aliases that it has: " + ", ".join(aliases) + ".")
+        if weights:
+            listed = weights[:30] + ([f"... and {len(weights) - 30} more"] if len(weights) > 30 else [])
+            said.append("Checkpoints that it has:\n  " + "\n  ".join(listed))
+        else:
+            said.append("It holds no checkpoint.")
+        return CannotRun("\n".join(said), "no_such_file", {"aliases": aliases, "checkpoints": weights})
+
+    def folder(self) -> Path:
+        """The repository's folder in the cache; it may not exist."""
+        return Path(self.cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.repo, repo_type="model")
+
+    def _cached_files(self, commit: str | None = None) -> list[HubFile]:
+        folder = self.folder()
+        if commit is None:
+            commit = self.revision
+            ref = folder / "refs" / self.revision
+            if not _COMMIT.fullmatch(commit) and ref.is_file():
+                commit = ref.read_text(encoding="utf-8").strip()
+        snapshot = folder / "snapshots" / commit
+        files = []
+        for path in sorted(snapshot.rglob("*")) if snapshot.is_dir() else []:
+            if path.is_file():
+                blob = path.resolve()
+                etag = blob.name if blob.parent.name == "blobs" else None
+                inside = path.relative_to(snapshot).as_posix()
+                files.append(HubFile(self.repo, inside, commit, path.stat().st_size, etag, path))
+        return files
+
+    def download(self, file: HubFile, beside: int = 0) -> Path:
+        """The file on this machine: from the cache, or fetched into it. ``beside``: bytes that something
+        else is about to write to the same disk.
+
+        Raises CannotRun, also where the disk has no room for it.
+        """
+        if file.cached is not None:
+            return file.cached
+        place = Path(self.cache or constants.HF_HUB_CACHE)
+        check_space(place, file.size + beside, f"{file.path} is to be downloaded into {place}")
+        with hub_faults(self.repo):
+            # The library resumes a broken download by itself, and gives up on some faults at once.
+            path = Path(
+                retried(lambda: hf_hub_download(file.repo, file.path, revision=file.commit, cache_dir=self.cache))
+            )
+        if not _COMMIT.fullmatch(self.revision):
+            # The library notes which commit a branch was at when asked for the branch; this is what
+            # lets the name be found again without a network.
+            ref = self.folder() / "refs" / self.revision
+            with contextlib.suppress(OSError):
+                ref.parent.mkdir(parents=True, exist_ok=True)
+                ref.write_text(file.commit, encoding="utf-8")
+        shutil.rmtree(self.partial(file), ignore_errors=True)
+        return path
+
+    def partial(self, file: HubFile) -> Path:
+        """The folder for a copy with holes; it is in the cache, so it goes when the repository goes."""
+        return self.folder() / "sam3lite-partial" / (file.etag or file.commit)
+
+
+def forget(path: Path) -> None:
+    """Take a file out of the cache, its content too, so that the next run fetches it again."""
+    for part in {path.resolve(), path}:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def retried(call: Callable[[], T]) -> T:
+    """The result of a request that the library does not repeat by itself: again after a server's fault
+    or a broken connection, with the pause that the server asks for."""
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return call()
+        except HfHubHTTPError as fault:
+            wait = _wait(fault, attempt)
+            if fault.response.status_code not in _TRANSIENT or attempt == _TRIES or wait > _LONGEST_WAIT:
+                raise
+        except OSError as fault:
+            # A network that is not there is not waited for.
+            if attempt == _TRIES or isinstance(fault, OfflineModeIsEnabled | FileNotFoundError):
+                raise
+            wait = float(2 ** (attempt - 1))
+        except Exception as fault:
+            if not _is_transport(fault) or _is_connect(fault) or attempt == _TRIES:
+                raise
+            wait = float(2 ** (attempt - 1))
+        time.sleep(wait)
+    raise AssertionError
+
+
+def _wait(fault: HfHubHTTPError, attempt: int) -> float:
+    asked = fault.response.headers.get("Retry-After", "")
+    return float(asked) if asked.isdigit() else float(2 ** (attempt - 1))
+
+
+def _is_transport(fault: BaseException) -> bool:
+    """Whether it comes from the HTTP library, whichever one this version of the client uses."""
+    return any(c.__name__ == "TransportError" for c in type(fault).__mro__)
+
+
+def _is_connect(fault: BaseException) -> bool:
+    return any(c.__name__ == "ConnectError" for c in type(fault).__mro__)
+
+
+@contextmanager
+def hub_faults(repo: str, doing: str = "read") -> Iterator[None]:
+    """Faults of the client as CannotRun, one sentence each; ``doing``: ``read`` or ``write``."""
+    try:
+        yield
+    except Sam3LiteError:
+        raise
+    except Exception as fault:
+        known = _in_words(fault, repo, doing)
+        if known is None:
+            raise
+        raise known from fault
+
+
+def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun | None:
+    where = f"the Hub ({constants.ENDPOINT})"
+    login = "Log in with 'hf auth login', or set HF_TOKEN"
+    right = "with a token that may write there" if doing == "write" else "with a token that may read it"
+    if isinstance(fault, GatedRepoError):
+        return CannotRun(f"{repo} is gated: accept its conditions on its page. {login} {right}.", "no_access")
+    if isinstance(fault, RevisionNotFoundError):
+        return CannotRun(f"{repo} has no such revision; see --revision", "no_such_revision")
+    if isinstance(fault, RepositoryNotFoundError):
+        if fault.response.status_code == 401:
+            return CannotRun(
+                f"{where} has no public repository {repo}, or does not accept the token. Check the name; for a private "
+                f"one, {login[0].lower()}{login[1:]} {right}.",
+                "no_such_repository",
+            )
+        return CannotRun(f"{where} has no repository {repo}, or it is private. {login} {right}.", "no_such_repository")
+    if isinstance(fault, HfHubHTTPError):
+        return _status_in_words(fault, repo, where, f"{login} {right}")
+    if isinstance(fault, OfflineModeIsEnabled):
+        return CannotRun(f"HF_HUB_OFFLINE is set, so {where} is not asked. {_NO_NETWORK}", "no_network")
+    if isinstance(fault, LocalEntryNotFoundError):
+        return CannotRun(f"{where} cannot be reached, and the file is not in the cache. {_NO_NETWORK}", "no_network")
+    if isinstance(fault, EntryNotFoundError):
+        return CannotRun(f"{repo} has no such file", "no_such_file")
+    if isinstance(fault, HFValidationError):
+        return CannotRun(f"{repo} is no name of a repository (NAMESPACE/NAME): {fault}", "usage")
+    if isinstance(fault, FileMetadataError):
+        return CannotRun(f"{where} did not answer as one does: {first_line(fault)}", "hub_fault")
+    if _is_transport(fault):
+        what = first_line(fault) or type(fault).__name__
+        return CannotRun(f"{where} cannot be reached ({what}). {_NO_NETWORK}", "no_network")
+    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CannotRun(f"no space on the disk for the download from {repo}", "no_space")
+    if isinstance(fault, OSError) and "onsistency" in str(fault):
+        return CannotRun(
+            f"the download from {repo} came out with another length than {where} states; nothing was kept. Run the "
+            "command again.",
+            "download_incomplete",
+        )
+    if isinstance(fault, RuntimeError | ValueError | OSError) and fault.__cause__ is not None:
+        return _in_words(fault.__cause__, repo, doing)
+    return None
+
+
+def _status_in_words(fault: HfHubHTTPError, repo: str, where: str, login: str) -> CannotRun:
+    status = fault.response.status_code
+    said = f" It says: {fault.server_message}" if fault.server_message else ""
+    if status in (401, 403):
+        return CannotRun(f"{where} refuses access to {repo} ({status}).{said} {login}.", "no_access")
+    if status == 404:
+        return CannotRun(f"{where} does not find that in {repo} (404).{said}", "no_such_file")
+    if status == 429:
+        wait = fault.response.headers.get("Retry-After")
+        later = f" in {wait} seconds" if wait else " later"
+        return CannotRun(f"{where} has had too many requests (429). Run the command again{later}.", "rate_limited")
+    if status >= 500:
+        return CannotRun(f"{where} has a fault of its own ({status}).{said} Run the command again later.", "hub_fault")
+    return CannotRun(f"{where} refused a request about {repo} ({status}).{said}", "hub_refused")
+
+
+def first_line(fault: BaseException) -> str:
+    """The first line of what an exception says, without the query of any address in it (which may
+    be signed)."""
+    lines = str(fault).strip().splitlines()
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", lines[0]) if lines else ""

@@ -1,0 +1,169 @@
+"""What ``parity`` does, as functions that return the record which text and JSON are made from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.sources import Source
+from sam3lite_convert.tables import Mappings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sam3lite_convert.judgement import Judgement
+    from sam3lite_convert.parity_setup import ParityOptions
+
+Record = dict[str, Any]
+
+
+def read_prompts(prompts: list[str], file: Path | None = None) -> tuple[str, ...]:
+    """The prompts given, and those of a text file, one a line; empty lines are none."""
+    if file is None:
+        return tuple(prompts)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise CannotRun(f"{file}: cannot be read as text ({fault})", "cannot_open") from fault
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise CannotRun(f"{file} holds no prompt", "usage")
+    return (*prompts, *found)
+
+
+def run_parity(
+    source: Source,
+    mappings: Mappings,
+    options: ParityOptions,
+    converted: Path | None = None,
+    save: Path | None = None,
+) -> Record:
+    """Original and candidate side by side; ``save``: a file for the activations of both."""
+    from sam3lite_convert.activations import Saved, check_place, save_activations
+    from sam3lite_convert.parity import compare_encoders, diagnose, measured_floors, notes
+    from sam3lite_convert.parity_setup import set_up
+
+    if save is not None:
+        check_place(save)
+    with ExitStack() as stack:
+        stack.enter_context(source.trusted())
+        checkpoint = source.read()
+        # A file from the Hub is held against what the Hub states; a local one has no such word.
+        hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
+        setup = set_up(checkpoint, mappings, options, converted)
+        outcome = compare_encoders(setup, setup.candidate())
+        diagnosis = diagnose(setup, outcome)
+        if hashing is not None:
+            hashing.check(replace(checkpoint, records=()))
+            hashing.result()
+    inputs = setup.inputs
+    about: Record = {
+        "checkpoint": source.name,
+        "converted": str(converted) if converted else None,
+        "reference": setup.reference.name,
+        "candidate": setup.layout,
+        "candidate_encoder": outcome.candidate.name,
+        "attention": setup.attention,
+        "dtype": str(setup.dtype).removeprefix("torch."),
+        "inputs": {"what": inputs.what, "prompts": list(inputs.prompts)},
+    }
+    if save is not None:
+        # The floors go with the file even where nothing differs: another candidate may be put into it.
+        floors = outcome.floors or measured_floors(setup)
+        saved = Saved(inputs.ids, setup.recorded, outcome.propagated, outcome.isolated, floors, about)
+        save_activations(save, saved)
+    record = _parity_record(about, outcome.judgement, inputs.ids, setup.recorded, outcome.propagated)
+    return record | {
+        "diagnosis": diagnosis.record() if diagnosis else None,
+        "notes": notes(setup, outcome),
+        "saved_activations": str(save) if save else None,
+        "source": source.provenance(),
+        "fetched": source.fetched(),
+    }
+
+
+def judge_activations(path: Path, tolerance: float | None = None) -> Record:
+    """The verdict of a parity run again, from its saved activations; no model is needed."""
+    from sam3lite_convert.activations import load_activations
+    from sam3lite_convert.inputs import Inputs
+    from sam3lite_convert.judgement import check_tolerance, isolated_belongs, judge, require_finite
+
+    check_tolerance(tolerance)
+    saved = load_activations(path)
+    require_finite(saved.reference)
+    padded = Inputs(saved.input_ids, "").padded
+    isolated, floors, notes = saved.isolated, saved.floors, list[str]()
+    try:
+        if not isolated or not isolated_belongs(saved.reference, saved.candidate, isolated):
+            which = "are not this candidate's and were left out" if isolated else "are not in the file"
+            notes = [f"isolated activations {which}: an error that was carried to a layer counts as made there"]
+            isolated = saved.candidate
+            # What is carried to a layer is held to the floor of what is carried.
+            floors = floors and {tap: floor.without_isolated() for tap, floor in floors.items()}
+        judgement = judge(saved.reference, saved.candidate, isolated, floors, padded, tolerance)
+    except ValueError as fault:
+        raise Untrusted(f"{path}: {fault}", "corrupt_file") from fault
+    record = _parity_record(saved.about, judgement, saved.input_ids, saved.reference, saved.candidate)
+    return record | {"judged": str(path), "diagnosis": None, "notes": notes}
+
+
+def _parity_record(
+    about: Record,
+    judgement: Judgement,
+    input_ids: Tensor,
+    reference: Mapping[str, Tensor],
+    candidate: Mapping[str, Tensor],
+) -> Record:
+    values = {}
+    for name in ("projected", "pooled"):
+        # The first token of the first row; a few numbers say more than any statistic.
+        ours, theirs = (side[name][0].reshape(-1)[:5].double().tolist() for side in (reference, candidate))
+        values[name] = {"reference": ours, "candidate": theirs}
+    inputs = dict(about.get("inputs") or {}) | {"shape": list(input_ids.shape), "ids": input_ids.tolist()}
+    return about | {"inputs": inputs} | judgement.record() | {"values": values}
+
+
+def self_test_parity(
+    source: Source,
+    mappings: Mappings,
+    options: ParityOptions,
+    converted: Path | None = None,
+    tried: Callable[[Record], None] = lambda record: None,
+) -> Record:
+    """Every known fault made in a copy of the candidate; ``tried`` is told of each. ``verdict`` is
+    ``passed`` where each was found in its place, or is one that these inputs reveal to nobody.
+
+    Raises CannotRun where the candidate differs before any fault is made.
+    """
+    from sam3lite_convert.parity import compare_encoders
+    from sam3lite_convert.parity_setup import set_up
+    from sam3lite_convert.self_test import run_self_test
+
+    with source.trusted():
+        setup = set_up(source.read(), mappings, options, converted)
+    before = compare_encoders(setup, setup.candidate()).judgement
+    if before.verdict == "differs":
+        raise CannotRun(
+            "the candidate differs from the original already, so faults made on purpose would hide behind that; run "
+            "parity without --self-test first",
+            "differs_already",
+        )
+    trials = []
+    for trial in run_self_test(setup):
+        trials.append(trial.record())
+        tried(trials[-1])
+    counts = Counter(trial["outcome"] for trial in trials)
+    return {
+        "checkpoint": source.name,
+        "converted": str(converted) if converted else None,
+        "candidate": setup.layout,
+        "inputs": {"what": setup.inputs.what, "shape": list(setup.inputs.ids.shape)},
+        "verdict": "failed" if counts["missed"] else "passed",
+        "counts": {name: counts[name] for name in ("found", "missed", "not revealed")},
+        "faults": trials,
+    }
