@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert import convert as conversion
-from sam3lite_convert.conversions import Progress, Record, Request, convert_checkpoint, find_current, has_all
+from sam3lite_convert.conversions import Progress, Record, Request, convert_checkpoint, fetch, find_current, has_all
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.folder import Folder
 from sam3lite_convert.hashing import SourceHash, Worker
@@ -105,14 +106,14 @@ def convert_all(
             if isinstance(state, Sam3LiteError):
                 raise state
             if state is None:
-                source: Source = ahead.pop(i).result() if i in ahead else location.whole(_beside(location))
+                source: Source = ahead.pop(i).result() if i in ahead else fetch(location, mappings, own)
                 location = replace(location, file=replace(source.hub, cached=source.path) if source.hub else None)
                 later = [n for n in waiting if n > i]
                 if later:
-                    following = locations[later[0]]
                     # This one's output is still to be written when the next one's download begins.
-                    room = _beside(location) + _beside(following)
-                    ahead[later[0]] = Worker(lambda x=following, n=room: x.whole(n))  # type: ignore[misc]
+                    room = location.file.size if location.file else 0
+                    job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
+                    ahead[later[0]] = Worker(job)
             result |= publish(location, mappings, own, target(location) if target else None, told)
         except Sam3LiteError as fault:
             result |= {"state": "failed", "error": _error(fault)}
@@ -141,11 +142,6 @@ def _differs(results: list[Record]) -> bool:
 
 def _error(fault: Sam3LiteError) -> dict[str, Any]:
     return {"code": fault.code, "message": fault.message, "exit_code": fault.exit_code}
-
-
-def _beside(location: Location) -> int:
-    """What the conversion of a file writes at most, in bytes: about as much as it reads."""
-    return location.file.size if location.file else 0
 
 
 def _check_distinct(locations: list[Location], requests: list[Request]) -> None:

@@ -463,7 +463,6 @@ def parity(
 ) -> None:
     """Run original and converted text encoder side by side, layer by layer."""
     from sam3lite_convert import parity_commands, parity_report, report
-    from sam3lite_convert.parity_setup import ParityOptions
     from sam3lite_convert.tables import load_mappings
 
     if judge is not None:
@@ -476,6 +475,9 @@ def parity(
             raise CannotRun("--judge reads saved activations; beside it there is only --tolerance", "usage")
         record = parity_commands.judge_activations(judge, tolerance)
     else:
+        location = _locate(checkpoint or "s0", repo_id, revision, cache_dir, json)
+        from sam3lite_convert.parity_setup import ParityOptions  # torch: not before the name is known to be good
+
         options = ParityOptions(
             candidate.value if candidate else None, attention.value, dtype.value if dtype else None, tolerance, seed,
             batch, length, parity_commands.read_prompts(prompt or [], prompts_file), causal,
@@ -483,9 +485,7 @@ def parity(
         if self_test and save_activations:
             raise CannotRun("--self-test makes many runs; --save-activations keeps one. Choose", "usage")
         mappings = load_mappings(mapping)
-        source = _parity_source(
-            _locate(checkpoint or "s0", repo_id, revision, cache_dir, json), partial, mappings, causal, json
-        )
+        source = _parity_source(location, partial, mappings, causal, json)
         if self_test:
             _self_test(source, mappings, options, converted, json)
             return

@@ -17,7 +17,7 @@ from sam3lite_convert.card import CARD_NAME, model_card
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.folder import Folder
 from sam3lite_convert.hashing import SourceHash, Worker
-from sam3lite_convert.output import json_bytes, leftovers, write_whole
+from sam3lite_convert.output import check_space, json_bytes, leftovers, same_disk, write_whole
 from sam3lite_convert.plan import Options, Plan, make_plan
 from sam3lite_convert.processor_files import TokenizerFiles
 from sam3lite_convert.receipt import RECEIPT_NAME
@@ -135,6 +135,23 @@ def find_current(
     )
 
 
+def fetch(location: Location, mappings: Mappings, request: Request, beside: int = 0) -> Source:
+    """The checkpoint on this machine, with room left for what is made of it. ``beside``: bytes that
+    something else is about to write.
+
+    Raises CannotRun where there is no room for both, before anything is downloaded.
+    """
+    if request.partial:
+        return location.text(mappings, request.options.causal)
+    if location.repository is None or location.file is None or location.file.cached is not None:
+        return location.whole()
+    # A conversion writes about as much as it reads. Where both go to one disk, both have to fit.
+    beside += location.file.size
+    place = request.folder(location).parent
+    check_space(place, beside, f"the conversion of {location.name} is to be written")
+    return location.whole(beside if same_disk(place, location.repository.place) else 0)
+
+
 def convert_checkpoint(
     location: Location,
     mappings: Mappings,
@@ -154,7 +171,7 @@ def convert_checkpoint(
         found = find_current(location, mappings, request, hashing)
         if found is not None:
             return _complete(location, mappings, request, found)
-        source = location.text(mappings, request.options.causal) if request.partial else location.whole()
+        source = fetch(location, mappings, request)
         hashing = hashing or stack.enter_context(source.hashing())
         stack.enter_context(source.trusted())
         checkpoint = source.read()

@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -35,7 +36,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 
 from sam3lite_convert.aliases import ALIASES, DEFAULT_REVISION, alias_of
-from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.output import check_space
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -112,12 +113,13 @@ class Repository:
             return Listing(tuple(found), fault)
         licence = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
         licence = {k: v for k in _LICENCE if isinstance(v := licence.get(k), str)}
-        held = {f.path: f.cached for f in self._cached_files(commit)}
+        held = {f.path: f for f in self._cached_files(commit)}
         files = []
         for entry in entries:
             if isinstance(entry, RepoFile):
                 etag = entry.lfs.sha256 if entry.lfs else entry.blob_id
-                cached = held.get(entry.path)
+                known = held.get(entry.path)
+                cached = known.cached if known and known.etag in (None, etag) else None
                 files.append(HubFile(self.repo, entry.path, commit, entry.size, etag, cached, licence))
         return Listing(tuple(files))
 
@@ -167,9 +169,14 @@ class Repository:
             said.append("It holds no checkpoint.")
         return CannotRun("\n".join(said), "no_such_file", {"aliases": aliases, "checkpoints": weights})
 
+    @property
+    def place(self) -> Path:
+        """The cache's folder."""
+        return Path(self.cache or constants.HF_HUB_CACHE)
+
     def folder(self) -> Path:
         """The repository's folder in the cache; it may not exist."""
-        return Path(self.cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.repo, repo_type="model")
+        return self.place / repo_folder_name(repo_id=self.repo, repo_type="model")
 
     def _cached_files(self, commit: str | None = None) -> list[HubFile]:
         folder = self.folder()
@@ -192,16 +199,23 @@ class Repository:
         """The file on this machine: from the cache, or fetched into it. ``beside``: bytes that something
         else is about to write to the same disk.
 
-        Raises CannotRun, also where the disk has no room for it.
+        Raises CannotRun, also where the disk has no room for it, and Untrusted where another file came.
         """
         if file.cached is not None:
             return file.cached
-        place = Path(self.cache or constants.HF_HUB_CACHE)
-        check_space(place, file.size + beside, f"{file.path} is to be downloaded into {place}")
+        check_space(self.place, file.size + beside, f"{file.path} is to be downloaded into {self.place}")
         with hub_faults(self.repo):
             # The library resumes a broken download by itself, and gives up on some faults at once.
             path = Path(
                 retried(lambda: hf_hub_download(file.repo, file.path, revision=file.commit, cache_dir=self.cache))
+            )
+        blob = path.resolve()
+        if file.etag and blob.parent.name == "blobs" and blob.name != file.etag:
+            forget(path)
+            raise Untrusted(
+                f"{file.path}: the Hub's listing states the etag {file.etag}, and the file came with {blob.name}. It "
+                "was deleted from the cache; run the command again.",
+                "etag_mismatch",
             )
         if not _COMMIT.fullmatch(self.revision):
             # The library notes which commit a branch was at when asked for the branch; this is what
@@ -236,8 +250,9 @@ def retried(call: Callable[[], T]) -> T:
             if fault.response.status_code not in _TRANSIENT or attempt == _TRIES or wait > _LONGEST_WAIT:
                 raise
         except OSError as fault:
-            # A network that is not there is not waited for.
-            if attempt == _TRIES or isinstance(fault, OfflineModeIsEnabled | FileNotFoundError):
+            # Neither a network that is not there nor a full disk is waited for.
+            lasting = isinstance(fault, OfflineModeIsEnabled | FileNotFoundError | LocalTokenNotFoundError)
+            if attempt == _TRIES or lasting or fault.errno is not None:
                 raise
             wait = float(2 ** (attempt - 1))
         except Exception as fault:
@@ -271,6 +286,9 @@ def hub_faults(repo: str, doing: str = "read") -> Iterator[None]:
         raise
     except Exception as fault:
         known = _in_words(fault, repo, doing)
+        if known is None and doing == "write":
+            # The transfer library raises as it likes.
+            known = CannotRun(f"{first_line(fault) or type(fault).__name__}.", "push_failed")
         if known is None:
             raise
         raise known from fault

@@ -183,12 +183,21 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
 
 def check_space(place: Path, nbytes: int, what: str) -> None:
     """Raises CannotRun where the disk that ``place`` (which need not exist) is on has less room."""
+    free = shutil.disk_usage(_existing(place)).free
+    if free < nbytes:
+        raise CannotRun(f"no space: {what}, {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there", "no_space")
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two places, which need not exist, share their free space."""
+    return _existing(one).stat().st_dev == _existing(other).stat().st_dev
+
+
+def _existing(place: Path) -> Path:
     place = place.resolve()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < nbytes:
-        raise CannotRun(f"no space: {what}, {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there", "no_space")
+    return place
 
 
 @contextmanager

@@ -8,25 +8,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 
+from sam3lite_convert.aliases import DEFAULT_REVISION
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
-from sam3lite_convert.hub import first_line, hub_faults, retried
+from sam3lite_convert.hub import hub_faults, retried
 from sam3lite_convert.output import OWN_FILES
 from sam3lite_convert.receipt import RECEIPT_NAME
 
 _LOGIN = "Log in with 'hf auth login', or set HF_TOKEN to a token that may write"
+_REQUESTS_LOOKED_AT = 10  # of the newest pull requests
 _SERVED = (".gitattributes", "README.md", "LICENSE")  # what a repository may hold before anything is pushed
 
 
@@ -44,13 +45,14 @@ class Target:
 class PushPlan:
     """What a push would do. ``files``: name -> (bytes, ``new``, ``changed`` or ``same``); ``deleted``:
     files of an earlier conversion that this one does not have; ``head``: the commit that it is based
-    on, None for a repository that does not exist."""
+    on, None for a repository that does not exist; ``revision``: what that is the head of."""
 
     target: Target
     files: dict[str, tuple[int, str]]
     deleted: tuple[str, ...]
     head: str | None
     private: bool
+    revision: str = DEFAULT_REVISION
 
     @property
     def nothing(self) -> bool:
@@ -64,6 +66,7 @@ class PushPlan:
             "creates": self.head is None,
             "private": self.private,
             "pull_request": self.target.create_pr,
+            "revision": self.revision,
             "files": {name: {"bytes": size, "state": state} for name, (size, state) in self.files.items()},
             "deleted": list(self.deleted),
         }
@@ -99,8 +102,7 @@ def plan_push(folder: Path, target: Target) -> PushPlan:
             local = {p.name: (p.stat().st_size, "new") for p in _files(folder)}
             return PushPlan(target, local, (), None, target.private)
         head = str(info.sha)
-        tree = retried(lambda: list(api.list_repo_tree(target.repo, recursive=True, revision=head)))
-        there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        there = _tree(api, target.repo, head)
         if target.private and not info.private:
             raise CannotRun(
                 f"{target.repo} exists and is public; --private does not change that. Make it private on its page, or "
@@ -108,9 +110,20 @@ def plan_push(folder: Path, target: Target) -> PushPlan:
                 "repository_is_public",
             )
         _check_ours(target, folder, there, head)
-    files = {p.name: (p.stat().st_size, _state(p, there.get(p.name))) for p in _files(folder)}
-    deleted = tuple(sorted(n for n in there if n not in files and n != ".gitattributes" and OWN_FILES.fullmatch(n)))
-    return PushPlan(target, files, deleted, head, bool(info.private))
+        plan = PushPlan(target, *_compare(folder, there), head, bool(info.private))
+        return (_proposed(api, folder, plan) or plan) if target.create_pr and not plan.nothing else plan
+
+
+def _proposed(api: HfApi, folder: Path, plan: PushPlan) -> PushPlan | None:
+    """The plan against the newest pull request that holds exactly this folder; None where none does."""
+    refs = retried(lambda: api.list_repo_refs(plan.target.repo, include_pull_requests=True))
+    newest = sorted(refs.pull_requests or [], key=lambda r: int(r.ref.rpartition("/")[2]), reverse=True)
+    for ref in newest[:_REQUESTS_LOOKED_AT]:
+        files, deleted = _compare(folder, _tree(api, plan.target.repo, ref.target_commit))
+        found = replace(plan, files=files, deleted=deleted, head=ref.target_commit, revision=ref.ref)
+        if found.nothing:
+            return found
+    return None
 
 
 def _files(folder: Path) -> list[Path]:
@@ -189,33 +202,38 @@ def _commit(folder: Path, plan: PushPlan) -> dict[str, Any]:
     sent = [n for n, (_, state) in plan.files.items() if state != "same"]
     with hub_faults(target.repo, "write"):
         api = HfApi()
-        try:
-            if plan.head is None:
-                retried(lambda: api.create_repo(target.repo, private=target.private, exist_ok=True))
-            done = retried(
-                lambda: api.create_commit(
-                    target.repo,
-                    [
-                        *(CommitOperationAdd(path_in_repo=n, path_or_fileobj=folder / n) for n in sent),
-                        *(CommitOperationDelete(path_in_repo=n) for n in plan.deleted),
-                    ],
-                    commit_message=message,
-                    create_pr=target.create_pr,
-                    # A commit that somebody else made in between is not overwritten.
-                    parent_commit=None if target.create_pr else plan.head,
-                )
+        if plan.head is None:
+            retried(lambda: api.create_repo(target.repo, private=target.private, exist_ok=True))
+        done = retried(
+            lambda: api.create_commit(
+                target.repo,
+                [
+                    *(CommitOperationAdd(path_in_repo=n, path_or_fileobj=folder / n) for n in sent),
+                    *(CommitOperationDelete(path_in_repo=n) for n in plan.deleted),
+                ],
+                commit_message=message,
+                create_pr=target.create_pr,
+                # A commit that somebody else made in between is not overwritten.
+                parent_commit=None if target.create_pr else plan.head,
             )
-            tree = retried(lambda: list(api.list_repo_tree(target.repo, recursive=True, revision=done.oid)))
-        except (Sam3LiteError, HfHubHTTPError, OSError):
-            raise
-        except Exception as fault:
-            # The transfer library raises as it likes.
-            raise CannotRun(f"{first_line(fault.__cause__ or fault)}.", "push_failed") from fault
-    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    wrong = [n for n in plan.files if _state(folder / n, there.get(n)) != "same"]
+        )
+        files, _ = _compare(folder, _tree(api, target.repo, done.oid))
+    wrong = [n for n, (_, state) in files.items() if state != "same"]
     if wrong:
         raise CannotRun(f"what arrived is not what was sent ({', '.join(wrong)}).", "push_incomplete")
     return {"commit": done.oid, "url": done.pr_url or done.commit_url, "sent": sent}
+
+
+def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
+    entries = retried(lambda: list(api.list_repo_tree(repo, recursive=True, revision=revision)))
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _compare(folder: Path, there: dict[str, RepoFile]) -> tuple[dict[str, tuple[int, str]], tuple[str, ...]]:
+    """The folder's files with their states, and the files of an earlier conversion that it lacks."""
+    files = {p.name: (p.stat().st_size, _state(p, there.get(p.name))) for p in _files(folder)}
+    ours = (n for n in there if n not in files and n != ".gitattributes" and OWN_FILES.fullmatch(n))
+    return files, tuple(sorted(ours))
 
 
 def _said(folder: Path) -> str:

@@ -302,9 +302,8 @@ def push_planned(p: Record) -> None:
 def pushed(p: Record) -> None:
     """Where a push went."""
     if p["state"] == "current":
-        say(
-            f"{p['repo']} on the Hub holds exactly this at commit {p['commit'][:12]}; nothing was pushed.", "bold green"
-        )
+        where = f"at commit {p['commit'][:12]}" + ("" if p["revision"] == "main" else f", {p['revision']}")
+        say(f"{p['repo']} on the Hub holds exactly this {where}; nothing was pushed.", "bold green")
     else:
         say(f"Pushed to {p['repo']}, commit {p['commit'][:12]}: {p['url']}", "bold green")
 
@@ -339,7 +338,7 @@ def converted_all(r: Record) -> None:
     for result in r["results"]:
         failed = result["state"] == "failed"
         proof = "" if failed or not result["verification"] else result["verification"]["verdict"]
-        verdict = {"current": "complete, current", "failed": f"FAILED ({result.get('error', {}).get('code')})"}
+        verdict = {"current": "complete, current", "failed": "FAILED"}
         row = [result["checkpoint"].rpartition("/")[2], verdict.get(result["state"], result["state"]), proof]
         if pushes:
             push = result.get("push")

@@ -8,12 +8,12 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
+from hub_server import TOKEN, HubServer
 
 from sam3lite_convert import synthetic
 from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, contiguous_stride
@@ -112,6 +112,17 @@ def read_member(path: Path, member: str) -> bytes:
     with zipfile.ZipFile(path) as archive:
         (name,) = [n for n in archive.namelist() if n.partition("/")[2] == member]
         return archive.read(name)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The hub, empty, with nothing in the client's cache; the working directory is the test's own."""
+    HUB.reset()
+    shutil.rmtree(Path(_HOME) / "hub", ignore_errors=True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.chdir(tmp_path)
+    yield HUB
+    assert HUB.errors == []
 
 
 @pytest.fixture(scope="session")
