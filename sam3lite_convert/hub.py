@@ -245,30 +245,38 @@ def retried(call: Callable[[], T]) -> T:
     for attempt in range(1, _TRIES + 1):
         try:
             return call()
-        except HfHubHTTPError as fault:
-            wait = _wait(fault, attempt)
-            if fault.response.status_code not in _TRANSIENT or attempt == _TRIES or wait > _LONGEST_WAIT:
-                raise
-        except OSError as fault:
-            # Neither a network that is not there nor a full disk is waited for.
-            lasting = isinstance(fault, OfflineModeIsEnabled | FileNotFoundError | LocalTokenNotFoundError)
-            if attempt == _TRIES or lasting or fault.errno is not None:
-                raise
-            wait = float(2 ** (attempt - 1))
         except Exception as fault:
-            if not _is_transport(fault) or _is_connect(fault) or attempt == _TRIES:
+            wait = _pause(fault, attempt)
+            if wait is None or attempt == _TRIES:
                 raise
-            wait = float(2 ** (attempt - 1))
         time.sleep(wait)
     raise AssertionError
 
 
-def _wait(fault: HfHubHTTPError, attempt: int) -> float:
-    asked = fault.response.headers.get("Retry-After", "")
-    return float(asked) if asked.isdigit() else float(2 ** (attempt - 1))
+def _pause(fault: BaseException, attempt: int) -> float | None:
+    """Seconds to wait before the request is made again; None where that would not help."""
+    fault = _behind(fault)
+    usual = float(2 ** (attempt - 1))
+    if isinstance(fault, HfHubHTTPError):
+        asked = fault.response.headers.get("Retry-After", "")
+        wait = float(asked) if asked.isdigit() else usual
+        return wait if fault.response.status_code in _TRANSIENT and wait <= _LONGEST_WAIT else None
+    if isinstance(fault, OSError):
+        # Neither a network that is not there nor a full disk is waited for.
+        lasting = isinstance(fault, OfflineModeIsEnabled | FileNotFoundError | LocalTokenNotFoundError)
+        return None if lasting or fault.errno is not None else usual
+    return usual if _is_transport(fault) and not _is_connect(fault) else None
 
 
-def _is_transport(fault: BaseException) -> bool:
+def _behind(fault: BaseException) -> BaseException:
+    """The fault of the request behind what the library makes of it: 'not in the cache either', 'error
+    while uploading'."""
+    cause = fault.__cause__
+    wrapped = isinstance(fault, LocalEntryNotFoundError) or type(fault) in (RuntimeError, ValueError)
+    return cause if wrapped and (isinstance(cause, HfHubHTTPError) or _is_transport(cause)) and cause else fault
+
+
+def _is_transport(fault: BaseException | None) -> bool:
     """Whether it comes from the HTTP library, whichever one this version of the client uses."""
     return any(c.__name__ == "TransportError" for c in type(fault).__mro__)
 
@@ -297,6 +305,7 @@ def hub_faults(repo: str, doing: str = "read") -> Iterator[None]:
 def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun | None:
     where = f"the Hub ({constants.ENDPOINT})"
     login = "Log in with 'hf auth login', or set HF_TOKEN"
+    fault = _behind(fault)
     right = "with a token that may write there" if doing == "write" else "with a token that may read it"
     if isinstance(fault, GatedRepoError):
         return CannotRun(f"{repo} is gated: accept its conditions on its page. {login} {right}.", "no_access")
@@ -333,8 +342,6 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun | None:
             "command again.",
             "download_incomplete",
         )
-    if isinstance(fault, RuntimeError | ValueError | OSError) and fault.__cause__ is not None:
-        return _in_words(fault.__cause__, repo, doing)
     return None
 
 

@@ -16,11 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import constants, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
+from huggingface_hub import constants, get_session, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from sam3lite_convert.errors import CannotRun, Untrusted
-from sam3lite_convert.hub import HubFile, Repository, hub_faults
+from sam3lite_convert.hub import HubFile, Repository, hub_faults, retried
 from sam3lite_convert.output import check_space, write_whole
 
 if TYPE_CHECKING:
@@ -105,11 +105,15 @@ class PartialCopy(io.RawIOBase):
         file = self.file
         url = hf_hub_url(file.repo, file.path, revision=file.commit)
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+
+        def get() -> Any:
+            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+            answer = get_session().get(url, headers=headers, timeout=timeout, follow_redirects=True)
+            hf_raise_for_status(answer)
+            return answer
+
         with hub_faults(file.repo):
-            response = http_backoff(
-                "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True
-            )
-            hf_raise_for_status(response)
+            response = retried(get)
         first = response.history[0] if response.history else response
         etag = first.headers.get("X-Linked-ETag") or first.headers.get("ETag") or ""
         etag = etag.removeprefix("W/").strip('"')
