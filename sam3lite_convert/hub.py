@@ -224,7 +224,8 @@ class Repository:
             with contextlib.suppress(OSError):
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 ref.write_text(file.commit, encoding="utf-8")
-        shutil.rmtree(self.partial(file), ignore_errors=True)
+        if (pieces := self.partial(file)).is_dir():
+            shutil.rmtree(pieces, ignore_errors=True)
         return path
 
     def partial(self, file: HubFile) -> Path:

@@ -1,20 +1,24 @@
-"""A sparse copy of a file on the Hub: what is read from it is fetched by range, and kept.
+"""A sparse copy of a file on the Hub: what is read from it is fetched by range.
 
-The copy lies in the repository's folder of the cache, under the file's etag, so it goes when the
-repository is deleted from the cache. Holes read as zeros by anything else, so a reader asks
-``present`` first.
+The copy is this process's own and goes with it. What was fetched is kept beside it as pieces, each a
+file that never changes and whose name says which bytes it holds and their hash, so that runs share
+them without sharing anything that can be half-written. They lie in the repository's folder of the
+cache, and go when the repository is deleted from it.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
+import hashlib
 import io
-import json
 import os
-from collections.abc import Iterable
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from huggingface_hub import constants, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
@@ -31,8 +35,32 @@ if TYPE_CHECKING:
 _BLOCK = 64 << 10  # what a small read fetches
 _HEAD, _TAIL = 64 << 10, 256 << 10  # a zip's directory of 1,300 entries takes 0.15 MB
 _REQUEST = 16 << 20
+_PIECE = re.compile(r"(\d{1,16})-(\d{1,16})-([0-9a-f]{64})")
+_FORGOTTEN = 24 * 3600  # seconds after which the copy of a killed process is cleared away
 
 Range = tuple[int, int]
+
+
+class _Piece(NamedTuple):
+    start: int
+    end: int
+    sha256: str
+    path: Path
+
+    def read(self) -> bytes | None:
+        """Its bytes; None, and it is deleted, where they are not what its name says."""
+        with contextlib.suppress(OSError):
+            data = self.path.read_bytes()
+            if len(data) == self.end - self.start and hashlib.sha256(data).hexdigest() == self.sha256:
+                return data
+            self.path.unlink()
+        return None
+
+
+def _pieces(folder: Path) -> Iterator[_Piece]:
+    for path in sorted(folder.iterdir()):
+        if match := _PIECE.fullmatch(path.name):
+            yield _Piece(int(match[1]), int(match[2]), match[3], path)
 
 
 class PartialCopy(io.RawIOBase):
@@ -44,34 +72,30 @@ class PartialCopy(io.RawIOBase):
         self.file = file
         self.received = 0
         self.requests = 0
-        folder = repository.partial(file)
-        self.path = folder / Path(file.path).name
-        self._noted = folder / "ranges.json"
         self._position = 0
+        self._ranges: list[Range] = []
+        self._folder = repository.partial(file)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            if os.fstat(self._handle).st_size != file.size:
-                self._noted.unlink(missing_ok=True)
-                os.ftruncate(self._handle, file.size)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for left in self._folder.glob("copy-*"):
+                if time.time() - left.stat().st_mtime > _FORGOTTEN:
+                    shutil.rmtree(left, ignore_errors=True)
+            self._place = tempfile.TemporaryDirectory(prefix="copy-", dir=self._folder)
+            self.path = Path(self._place.name) / Path(file.path).name
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            os.ftruncate(self._handle, file.size)
         except OSError as fault:
-            raise CannotRun(f"{folder}: {fault.strerror or fault}", "cannot_write") from fault
-        self._ranges = self._read_ranges()
-
-    def _read_ranges(self) -> list[Range]:
-        try:
-            found = json.loads(self._noted.read_text(encoding="utf-8"))
-            return _merged((int(a), int(b)) for a, b in found)
-        except (OSError, ValueError, TypeError):
-            return []
+            raise CannotRun(f"{self._folder}: {fault.strerror or fault}", "cannot_write") from fault
 
     def present(self, offset: int, nbytes: int) -> bool:
-        """Whether these bytes have been fetched."""
+        """Whether these bytes are in the copy."""
         return not self._missing(offset, offset + nbytes)
 
     def _missing(self, start: int, end: int) -> list[Range]:
         missing, at = [], start
-        for begin, stop in self._ranges[max(0, bisect.bisect(self._ranges, (start,)) - 1) :]:
+        for begin, stop in self._ranges:
+            if stop <= at:
+                continue
             if begin >= end:
                 break
             if begin > at:
@@ -80,71 +104,93 @@ class PartialCopy(io.RawIOBase):
         return [*missing, (at, end)] if at < end else missing
 
     def fetch(self, ranges: Iterable[Range], advance: Advance = lambda n: None) -> None:
-        """Fetch what is missing of these ranges (start, end); ``advance`` is told of bytes.
+        """Get what is missing of these ranges (start, end); ``advance`` is told of bytes fetched.
 
         Raises CannotRun where the Hub does not give them, Untrusted where the file is another one now.
         """
-        wanted = [m for start, end in _merged(ranges) for m in self._missing(start, min(end, self.file.size))]
-        if not wanted:
+        asked = [(start, min(end, self.file.size)) for start, end in _merged(ranges)]
+        if not self._gaps(asked):
             return
-        check_space(self.path.parent, sum(b - a for a, b in wanted), "ranges of the checkpoint are to be downloaded")
         try:
+            self._take_pieces(asked)
+            wanted = self._gaps(asked)
+            check_space(self._folder, 2 * sum(b - a for a, b in wanted), "ranges are to be downloaded")
             for start, end in wanted:
                 for begin in range(start, end, _REQUEST):
                     data = self._request(begin, min(begin + _REQUEST, end))
-                    _write_at(self._handle, data, begin)
+                    name = f"{begin}-{begin + len(data)}-{hashlib.sha256(data).hexdigest()}"
+                    write_whole(self._folder / name, data)
+                    self._put(data, begin)
                     advance(len(data))
         except OSError as fault:
-            raise CannotRun(f"{self.path}: {fault.strerror or fault}", "cannot_write") from fault
-        os.fsync(self._handle)
-        # What another process has noted in the meantime stays noted.
-        self._ranges = _merged([*self._ranges, *wanted, *self._read_ranges()])
-        write_whole(self._noted, json.dumps(self._ranges).encode())
+            raise CannotRun(f"{self._folder}: {fault.strerror or fault}", "cannot_write") from fault
+
+    def _gaps(self, ranges: list[Range]) -> list[Range]:
+        return [gap for start, end in ranges for gap in self._missing(start, end)]
+
+    def _take_pieces(self, ranges: list[Range]) -> None:
+        for piece in _pieces(self._folder):
+            gaps = self._gaps(ranges)
+            if any(piece.start < end and start < piece.end for start, end in gaps) and (data := piece.read()):
+                self._put(data, piece.start)
+
+    def _put(self, data: bytes, start: int) -> None:
+        os.lseek(self._handle, start, os.SEEK_SET)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._handle, view) :]
+        self._ranges = _merged([*self._ranges, (start, start + len(data))])
 
     def _request(self, start: int, end: int) -> bytes:
         file = self.file
         url = hf_hub_url(file.repo, file.path, revision=file.commit)
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
 
-        def get() -> Any:
+        def get() -> bytes:
             timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-            answer = get_session().get(url, headers=headers, timeout=timeout, follow_redirects=True)
-            hf_raise_for_status(answer)
-            return answer
+            with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as answer:
+                if answer.is_error:
+                    answer.read()
+                hf_raise_for_status(answer)
+                self._check(answer, start, end)
+                return bytes(answer.read())
 
         with hub_faults(file.repo):
-            response = retried(get)
-        first = response.history[0] if response.history else response
-        etag = first.headers.get("X-Linked-ETag") or first.headers.get("ETag") or ""
-        etag = etag.removeprefix("W/").strip('"')
-        content = response.content
-        if response.status_code != 206 or len(content) != end - start:
-            raise CannotRun(
-                f"the Hub gave {len(content):,} bytes of {file.path} where {end - start:,} were asked for; it does not "
-                "serve ranges of it. Without --partial and --dry-run the whole file is downloaded.",
-                "no_ranges",
-            )
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        if (file.etag and etag and etag != file.etag) or (total.isdigit() and int(total) != file.size):
+            data = retried(get)
+        if len(data) != end - start:
+            raise CannotRun(f"the Hub gave {len(data):,} bytes of {file.path} for {end - start:,}", "no_ranges")
+        self.received += len(data)
+        self.requests += 1
+        return data
+
+    def _check(self, answer: Any, start: int, end: int) -> None:
+        """That this is the range that was asked for, of the file that was listed; its body is not read yet."""
+        file = self.file
+        stated = answer.headers.get("Content-Range", "")
+        if answer.status_code != 206 or not stated.startswith(f"bytes {start}-{end - 1}/"):
+            raise CannotRun(f"the Hub does not serve ranges of {file.path}", "no_ranges")
+        chain = [*answer.history, answer]
+        # Where a large file lies on another host, the etag stands in the redirect that leads there.
+        linked = next((e for r in chain if (e := r.headers.get("X-Linked-ETag"))), None)
+        etag = (linked or answer.headers.get("ETag") or "").removeprefix("W/").strip('"')
+        total = stated.rpartition("/")[2]
+        if (file.etag and etag != file.etag) or total != str(file.size):
             raise Untrusted(
-                f"{file.path}: the Hub's listing and the file itself do not agree (etag {file.etag} and {etag}); it "
-                "was changed in between, or the listing is wrong. Run the command again.",
+                f"{file.path}: the Hub's listing and the file itself do not agree (etag {file.etag} and "
+                f"{etag or 'none'}); it was changed in between, or the listing is wrong. Run the command again.",
                 "changed_file",
             )
-        self.received += len(content)
-        self.requests += 1
-        return bytes(content)
 
     def prepare(self) -> bytes:
         """Fetch the places where an index lies, the beginning and the end; returns the first bytes."""
         self.fetch([(0, _HEAD), (max(0, self.file.size - _TAIL), self.file.size)])
-        return _read_at(self._handle, 512, 0)
+        return self._read_at(512, 0)
 
     def discard(self) -> None:
-        """Delete the copy: the next one starts anew."""
-        for path in (self._noted, self.path):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        """Delete what is kept of this file, so that the next run fetches it anew."""
+        with contextlib.suppress(OSError):
+            for piece in _pieces(self._folder):
+                piece.path.unlink()
 
     # ---- what zipfile and the reader of the index need of a file ----
 
@@ -178,14 +224,20 @@ class PartialCopy(io.RawIOBase):
             return 0
         if not self.present(start, end - start):
             self.fetch([(start - start % _BLOCK, end + -end % _BLOCK)])
-        data = _read_at(self._handle, end - start, start)
+        data = self._read_at(end - start, start)
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
 
+    def _read_at(self, nbytes: int, offset: int) -> bytes:
+        os.lseek(self._handle, offset, os.SEEK_SET)
+        return os.read(self._handle, nbytes)
+
     def close(self) -> None:
+        """Close and delete the copy; its pieces stay."""
         if not self.closed:
             os.close(self._handle)
+            self._place.cleanup()
         super().close()
 
 
@@ -200,15 +252,3 @@ def _merged(ranges: Iterable[Range]) -> list[Range]:
         else:
             out.append((start, end))
     return out
-
-
-def _read_at(handle: int, nbytes: int, offset: int) -> bytes:
-    os.lseek(handle, offset, os.SEEK_SET)
-    return os.read(handle, nbytes)
-
-
-def _write_at(handle: int, data: bytes, offset: int) -> None:
-    os.lseek(handle, offset, os.SEEK_SET)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(handle, view) :]

@@ -75,14 +75,14 @@ class Source:
         try:
             yield
         except Untrusted as fault:
-            if self.hub is None or not self._damaged_here(fault):
+            if self.copy is not None:
+                # Ranges have no hash of their own to tell the file's fault from that of the way here.
+                self.copy.discard()
+            if self.hub is None or self.copy is not None or not self._damaged_here(fault):
                 raise
             from sam3lite_convert.hub import forget
 
-            if self.copy is not None:
-                self.copy.discard()
-            else:
-                forget(self.path)
+            forget(self.path)
             if fault.code == "etag_mismatch":
                 raise
             raise Untrusted(
@@ -92,7 +92,7 @@ class Source:
             ) from fault
 
     def _damaged_here(self, fault: Untrusted) -> bool:
-        if fault.code == "etag_mismatch" or self.copy is not None:
+        if fault.code == "etag_mismatch":
             return True
         if self.hub is None or self.hub.sha256 is None:
             return False
@@ -140,11 +140,17 @@ class Location:
         from sam3lite_convert.partial import PartialCopy
 
         copy = PartialCopy(self.repository, self.file)
-        head = copy.prepare()
+        try:
+            head = copy.prepare()
+        except CannotRun as fault:
+            if fault.code != "no_ranges":
+                raise
+            head = b""
         if head.startswith(b"PK\x03\x04") or head[8:9] == b"{":
             return Source(self.name, copy.path, self.file, copy, self.option)
-        # The index of the format from before torch 1.6 lies between the tensors.
+        # No ranges are served, or it is the format from before torch 1.6, whose index lies between the tensors.
         copy.discard()
+        copy.close()
         return self.whole()
 
     def text(self, mappings: Mappings, causal: bool = False, advance: Advance = lambda n: None) -> Source:
@@ -162,6 +168,11 @@ class Location:
             tensors += [t for twin in plan.twins for t in (twin.first, twin.second)]
             # A zip's record begins somewhat before its tensor, with a header that says where exactly.
             source.copy.fetch((checkpoint.extents.get(t.key) or _extent(t) for t in tensors), advance)
+            # From here on the copy is read as a file, where a hole would be zeros.
+            exact = source.read().tensors
+            holes = [t.key for t in tensors if not source.copy.present(*_stretch(exact[t.key]))]
+            if holes:
+                raise Untrusted(f"{self.path.name}: bytes of {', '.join(holes[:5])} lie outside of their records")
         return source
 
 
@@ -187,5 +198,11 @@ def locate(name: str, where: Where) -> Location:
     return Location(name, Path(file.path), repository, file)
 
 
+def _stretch(tensor: StoredTensor) -> tuple[int, int]:
+    """Offset and length of a tensor's bytes."""
+    return tensor.offset, tensor.span * dtypes.itemsize(tensor.dtype)
+
+
 def _extent(tensor: StoredTensor) -> tuple[int, int]:
-    return tensor.offset, tensor.offset + tensor.span * dtypes.itemsize(tensor.dtype)
+    start, length = _stretch(tensor)
+    return start, start + length

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,10 +17,10 @@ from huggingface_hub import constants
 from test_hub import one_line
 
 from sam3lite_convert.checkpoint import read_checkpoint
-from sam3lite_convert.errors import CannotRun, Untrusted
-from sam3lite_convert.hub import Repository
+from sam3lite_convert.errors import Untrusted
 from sam3lite_convert.partial import PartialCopy, _merged
 from sam3lite_convert.sources import Where, locate
+from sam3lite_convert.tables import load_mappings
 
 S0 = OLD["s0"]
 TEXT = "detector.backbone.language_backbone."
@@ -37,8 +39,9 @@ def s0(hub: HubServer, tmp_path: Path) -> Path:
 
 
 def copies() -> list[Path]:
+    """The pieces that are kept of files that were not downloaded."""
     place = Path(constants.HF_HUB_CACHE) / ("models--" + REPO.replace("/", "--"))
-    return sorted(place.glob("sam3lite-partial/*/*.pt"))
+    return sorted(p for p in place.glob("sam3lite-partial/*/*") if p.is_file())
 
 
 def text_bytes(path: Path) -> int:
@@ -90,12 +93,16 @@ def test_parity_of_the_text_tensors_alone(big, hub):
 
 def test_a_copy_takes_no_more_of_the_disk_than_it_holds(big, hub):
     hub.add_repo(REPO, {S0: big})
-    sam3lite("parity", "--checkpoint", "s0", "--partial")
-    (copy,) = copies()
-    status = copy.stat()
+    copy = locate("s0", Where()).text(load_mappings())
+    status = copy.path.stat()
     assert status.st_size == big.stat().st_size
     if status.st_blocks * 512 < status.st_size:  # where the file system has holes
         assert status.st_blocks * 512 < text_bytes(big) + 4 * MIB
+    assert copy.copy is not None
+    place = copy.path.parent
+    copy.copy.close()
+    assert not place.exists()
+    assert sum(p.stat().st_size for p in copies()) < text_bytes(big) + 4 * MIB
 
 
 # ---- that it is the same ----------------------------------------------------------------------------
@@ -189,26 +196,83 @@ def test_a_hole_is_never_read_as_data(s0):
     assert copy.present(middle, 10)
 
 
-def test_only_what_is_noted_is_taken_for_fetched(s0, hub):
-    copy_of().close()
-    (path,) = copies()
-    noted = path.with_name("ranges.json")
-    data, ranges = s0.read_bytes(), json.loads(noted.read_text())
-    for start, end in ranges:
-        assert path.read_bytes()[start:end] == data[start:end]
-    noted.unlink()  # a run that was cut off before it could say what it had
+def test_pieces_are_what_their_names_say(s0, hub):
+    sam3lite("inspect", "s0")
+    data = s0.read_bytes()
+    for path in copies():
+        start, end, digest = path.name.split("-")
+        assert path.read_bytes() == data[int(start) : int(end)]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    first, *others = copies()
+    good = first.read_bytes()
+    for wrong in (b"", good[:-1], good[:-1] + bytes([good[-1] ^ 1]), b"\0" * len(good)):
+        first.write_bytes(wrong)
+        hub.clear_log()
+        assert sam3lite("inspect", "s0").code == 0
+        assert hub.sent("/cdn/") == len(good)
+        assert first.read_bytes() == good and copies() == [first, *others]
+
+
+def test_pieces_may_overlap_and_have_odd_neighbours(s0, hub):
+    data = s0.read_bytes()
+    copy = copy_of()
+    folder = copies()[0].parent
+    for start, end in ((1_000_000, 1_200_000), (1_100_000, 1_400_000), (0, 10)):
+        (folder / f"{start}-{end}-{hashlib.sha256(data[start:end]).hexdigest()}").write_bytes(data[start:end])
+    for name in ("1-2-x", "notes.txt", "0-99999999999-" + "0" * 64, ".x.partial-1"):
+        (folder / name).write_bytes(b"x")
+    (folder / "copy-left").mkdir()
     hub.clear_log()
-    assert sam3lite("inspect", "s0").code == 0
-    assert hub.sent("/cdn/") > 0
-    noted.write_text("[[0, ")
-    assert sam3lite("inspect", "s0").code == 0
-
-
-def test_a_copy_of_another_length_starts_anew(s0):
+    copy.seek(1_050_000)
+    assert copy.read(200_000) == data[1_050_000:1_250_000]
+    assert hub.sent("/cdn/") == 0
+    assert (folder / "copy-left").exists()  # it may be another process's
+    os.utime(folder / "copy-left", (1, 1))
     copy_of().close()
-    (path,) = copies()
-    path.write_bytes(b"")
-    assert sam3lite("parity", "--checkpoint", "s0", "--partial").code == 0
+    assert not (folder / "copy-left").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+def test_one_content_under_two_names(kind, hub, tmp_path):
+    # Both share what was fetched; neither may take the other's bytes for its own holes.
+    suffix = "pt" if kind == "zip" else "safetensors"
+    path = checkpoint(tmp_path, "x") if kind == "zip" else write_safetensors(tmp_path, tiny_state())
+    hub.add_repo(REPO, {f"a/old.{suffix}": path, f"a/new.{suffix}": path})
+    options = ["--component", "text", "--partial", "--verify", "--checkpoint"]
+    sam3lite("inspect", f"a/old.{suffix}")
+    sam3lite("convert", *options, f"a/new.{suffix}", "--output", "new")
+    hub.clear_log()
+    assert sam3lite("convert", *options, f"a/old.{suffix}", "--output", "old").code == 0
+    assert hub.sent("/cdn/") == 0
+    sam3lite("convert", "--component", "text", "--checkpoint", path, "--output", "whole")
+    whole = Path("whole/model.safetensors").read_bytes()
+    assert Path("old/model.safetensors").read_bytes() == Path("new/model.safetensors").read_bytes() == whole
+
+
+def test_a_copy_outlives_what_others_do_to_the_pieces(s0, hub):
+    # One process discards, or downloads the whole file, while another one reads.
+    mine, data = copy_of(), s0.read_bytes()
+    others = copy_of()
+    others.fetch([(2_000_000, 3_000_000)])
+    others.discard()
+    mine.seek(2_000_000)
+    assert mine.read(500_000) == data[2_000_000:2_500_000]
+    third = copy_of()
+    third.seek(2_400_000)
+    assert third.read(300_000) == data[2_400_000:2_700_000]
+
+
+def test_a_tensor_that_stays_a_hole_is_not_read(s0, monkeypatch):
+    # Were less fetched than a tensor takes, its hole would be zeros in a model that says "exact".
+    inner = PartialCopy.fetch
+
+    def short(self, ranges, advance=lambda n: None):
+        whole = isinstance(ranges, list)  # the index; the text tensors come one by one
+        inner(self, [(a, b if whole else a + (b - a) // 2) for a, b in ranges], advance)
+
+    monkeypatch.setattr(PartialCopy, "fetch", short)
+    done = sam3lite("parity", "--checkpoint", "s0", "--partial")
+    assert done.code == 4, done
 
 
 def test_a_record_that_was_not_fetched_has_only_a_lower_bound(s0):
@@ -227,8 +291,6 @@ def test_a_record_that_was_not_fetched_has_only_a_lower_bound(s0):
 
 
 def test_after_fetching_the_text_tensors_lie_where_they_are(s0):
-    from sam3lite_convert.tables import load_mappings
-
     source = locate("s0", Where()).text(load_mappings())
     partial, data = source.read(), s0.read_bytes()
     text = {k: t for k, t in read_checkpoint(s0).tensors.items() if k.startswith(TEXT)}
@@ -324,14 +386,30 @@ def test_no_space_for_the_ranges(s0, hub, monkeypatch):
     assert hub.sent("/cdn/") == 0
 
 
-def test_a_server_that_serves_no_ranges(s0, hub, monkeypatch):
-    file = Repository(REPO).find("s0")
-    copy = PartialCopy(Repository(REPO), file)
-    # The answer to an open range is all of the rest, which is not what was asked for.
-    monkeypatch.setattr(copy, "file", file)
-    with pytest.raises(CannotRun) as caught:
-        copy._request(0, file.size + 100)
-    assert caught.value.code == "no_ranges"
+def test_a_server_that_serves_no_ranges(s0, hub):
+    hub.fail("status", match="/cdn/", status=200, times=1)
+    record = sam3lite("inspect", "s0", "--json").json
+    assert record["fetched"] is None and record["size"] == s0.stat().st_size
+
+
+def test_a_renamed_repository_is_held_to_its_etag_too(s0, hub):
+    hub.alias("old/name", REPO)
+    assert sam3lite("inspect", S0, "--repo-id", "old/name").code == 0
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    hub.fail("etag", match="/resolve/", etag="0" * 64, times=None)
+    one_line(sam3lite("inspect", S0, "--repo-id", "old/name"), 4)
+
+
+def test_what_is_wrong_with_the_file_itself_is_said_of_a_copy_too(hub, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch evil",)
+
+    torch.save({"model": Evil(), "filler": torch.zeros(500_000)}, tmp_path / "evil.pt")
+    hub.add_repo(REPO, {S0: tmp_path / "evil.pt"})
+    local = sam3lite("inspect", tmp_path / "evil.pt", "--json").json["error"]
+    there = sam3lite("inspect", "s0", "--json").json["error"]
+    assert there["code"] == local["code"] == "hostile_pickle"
 
 
 def test_an_unsound_file_is_refused_after_its_index_alone(hub, tmp_path):
