@@ -55,11 +55,15 @@ def publish(
     found = find_current(location, mappings, request, hashing)
     if found is not None and has_all(found, request) and (plan := plan_push(found.path, target)).nothing:
         record = convert_checkpoint(location, mappings, replace(request, verify=False, parity=False))
+        record["parity"] = (found.receipt or {}).get("parity") if request.parity else None
         told.written(record)
         return record | {"push": push(found.path, plan, None)}
     request = replace(request, verify=True, model_id=target.repo)
     record = convert_checkpoint(location, mappings, request, told.planned, told.progress(location), hashing)
     told.written(record)
+    if _differs([record]):
+        # What does not do as the original does is not for others.
+        return record | {"push": {"repo": target.repo, "state": "not pushed"}}
     plan = plan_push(Path(record["output"]), target)
     told.pushes(plan.record())
     return record | {"push": push(Path(record["output"]), plan, record["verification"])}
@@ -89,8 +93,11 @@ def convert_all(
     ]
     _check_distinct(locations, requests)
     found: list[Folder | Sam3LiteError | None] = []
+    targets: list[Target | None] = []
     for location, own in zip(locations, requests, strict=True):
         try:
+            targets.append(None)
+            targets[-1] = target(location) if target else None
             found.append(find_current(location, mappings, own))
         except Sam3LiteError as fault:
             found.append(fault)
@@ -114,7 +121,7 @@ def convert_all(
                     room = location.file.size if location.file else 0
                     job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
                     ahead[later[0]] = Worker(job)
-            result |= publish(location, mappings, own, target(location) if target else None, told)
+            result |= publish(location, mappings, own, targets[i], told)
         except Sam3LiteError as fault:
             result |= {"state": "failed", "error": _error(fault)}
         except OSError as fault:

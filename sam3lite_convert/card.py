@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from sam3lite_convert.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.prompts import END, PAD, START
 
 CARD_NAME = "README.md"
+CARD_FIELD = "card_blob_id"  # of the receipt: git's id of the card, to tell whether somebody edited it
 Receipt = dict[str, Any]
 
 # Measured against the original code; the layout notes, fact 5.
@@ -78,11 +80,33 @@ def _metadata(receipt: Receipt) -> Iterator[str]:
     yield "---"
     yield f"library_name: {receipt['library'] or 'sam3lite-convert'}"
     for key, value in (source.get("licence") or {}).items():
-        yield f"{key}: {json.dumps(value)}"  # a JSON string is a YAML string
+        if not isinstance(value, bool):  # "license: no" is one to YAML, and none to the Hub
+            yield f"{key}: {_yaml(value if isinstance(value, list) else str(value))}"
     if source.get("repo"):
-        yield f"base_model: {json.dumps(source['repo'])}"
+        yield f"base_model: {_yaml(source['repo'])}"
     yield "pipeline_tag: mask-generation" if receipt["component"] == "all" else "pipeline_tag: feature-extraction"
     yield from ("tags:", "- sam3", "- sam3-litetext", "- mobileclip", "- safetensors", "---")
+
+
+def _yaml(value: Any) -> str:
+    """A value as JSON, which is YAML but for the characters that have to be escaped otherwise."""
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value) + '"'
+
+
+def card_of(receipt: Receipt) -> bytes:
+    """The card as it is written; notes in the receipt what it is."""
+    data = model_card(receipt).encode("utf-8", "backslashreplace")
+    receipt[CARD_FIELD] = blob_id(data)
+    return data
+
+
+def blob_id(data: bytes) -> str:
+    """Git's id of a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _provenance(receipt: Receipt) -> Iterator[str]:
@@ -101,8 +125,12 @@ def _provenance(receipt: Receipt) -> Iterator[str]:
     yield ""
     if licence:
         named = licence.get("license_name") or licence.get("license")
+        named = ", ".join(map(str, named)) if isinstance(named, list) else str(named)
         link = licence.get("license_link")
-        yield f"Licence, as the source names it: {named}" + (f" ({link})" if link else "") + "."
+        said = f"Licence, as the source names it: {named}" + (f" ({link})" if link else "") + "."
+        yield " ".join(said.split())
+    elif source.get("repo") and source.get("licence") is None:
+        yield "The source's card was not read, since the Hub was not reached; its licence holds."
     elif source.get("repo"):
         yield "The source's card names no licence; ask there before you use or publish this."
     else:

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it; ``--help`` never imports to
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -33,6 +34,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 _INTERRUPTED = 128 + 2  # as shells report SIGINT
 _asked_to_stop = threading.Event()
+_typed_arguments: list[str] = []
 
 
 class Component(str, Enum):
@@ -197,11 +199,13 @@ def convert(
         bool(verify),
         parity,
         tokenizer or DEFAULT_TOKENIZER,
+        tokenizer is not None,
         cache_dir,
         partial=partial,
+        command=_typed(),
     )
     mappings = load_mappings(mapping)
-    to = _Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message)
+    to = _Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, overwrite)
     if all_:
         record = _convert_all(_where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json)
     else:
@@ -254,10 +258,17 @@ class _Destination:
     """Where a folder is pushed to, if it is: what the options say about it."""
 
     def __init__(
-        self, asked: bool, repo: str | None, namespace: str | None, private: bool, pr: bool, message: str | None
+        self,
+        asked: bool,
+        repo: str | None,
+        namespace: str | None,
+        private: bool,
+        pr: bool,
+        message: str | None,
+        replace: bool,
     ) -> None:
         self.asked, self._repo, self._namespace = asked, repo, namespace
-        self._private, self._pr, self._message = private, pr, message
+        self._how = (private, pr, message, replace)
 
     def check(self) -> None:
         """Raises CannotRun where there is no token that the Hub accepts."""
@@ -265,12 +276,15 @@ class _Destination:
 
         user = user_name()
         self._namespace = self._namespace or user
+        if self._repo is not None and "/" not in self._repo:
+            self._repo = f"{user}/{self._repo}"
 
     def target(self, location: Any) -> Any:
-        from sam3lite_convert.push import Target
+        from sam3lite_convert.push import Target, check_name
 
         repo = self._repo or f"{self._namespace}/{location.path.stem}"
-        return Target(repo, self._private, self._pr, self._message)
+        check_name(repo)
+        return Target(repo, *self._how)
 
 
 def _convert(location: Any, mappings: Any, request: Any, to: _Destination, hashing: Any, json: bool) -> Any:
@@ -543,6 +557,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run with these arguments (the process's own by default) and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
+    _typed_arguments[:] = arguments
     _asked_to_stop.clear()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
@@ -571,13 +586,22 @@ def run(arguments: list[str] | None = None) -> int:
         raise
 
 
+def _typed() -> str:
+    """The command as it was typed, to be typed again: without what would make the folder anew."""
+    kept = [a for a in _typed_arguments if a not in ("--json", "--overwrite")]
+    return shlex.join(["sam3lite", *kept])
+
+
 def _interrupt(*ignored: object) -> None:
     _asked_to_stop.set()
     raise KeyboardInterrupt
 
 
 def _interrupted(as_json: bool) -> int:
-    _fail(Sam3LiteError("interrupted; nothing was written", "interrupted"), as_json)
+    _fail(
+        Sam3LiteError("interrupted; nothing half-written is left, what was finished before stays", "interrupted"),
+        as_json,
+    )
     return _INTERRUPTED
 
 

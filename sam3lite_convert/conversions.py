@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sam3lite_convert import convert as conversion
-from sam3lite_convert import current, processor_files
+from sam3lite_convert import current, extras, processor_files
 from sam3lite_convert.architecture import SAM3_TEXT_PARAMETERS
-from sam3lite_convert.card import CARD_NAME, model_card
+from sam3lite_convert.card import CARD_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.folder import Folder
-from sam3lite_convert.hashing import SourceHash, Worker
-from sam3lite_convert.output import check_space, json_bytes, leftovers, same_disk, write_whole
+from sam3lite_convert.hashing import SourceHash
+from sam3lite_convert.output import check_destination, check_space, leftovers, same_disk
 from sam3lite_convert.plan import Options, Plan, make_plan
-from sam3lite_convert.processor_files import TokenizerFiles
 from sam3lite_convert.receipt import RECEIPT_NAME
 from sam3lite_convert.sources import Location, Source
 from sam3lite_convert.streams import Advance
@@ -39,8 +38,9 @@ class NotProven(Sam3LiteError):
 @dataclass(frozen=True)
 class Request:
     """What is asked beside the plan. ``max_shard_size`` in bytes; ``verify`` and ``parity``: checks to
-    run on the folder; ``tokenizer``: folder or repository to take one from, None to leave it out;
-    ``model_id``: the repository that the card names; ``partial``: fetch the text tensors alone."""
+    run on the folder; ``tokenizer``: folder or repository to take one from, None to leave it out, and
+    ``tokenizer_named`` where the user named it; ``model_id``: the repository that the card names;
+    ``partial``: fetch the text tensors alone; ``command``: what the user typed, to be typed again."""
 
     options: Options
     output: Path | None = None
@@ -49,9 +49,11 @@ class Request:
     verify: bool = False
     parity: bool = False
     tokenizer: str | None = None
+    tokenizer_named: bool = False
     cache: Path | None = None
     model_id: str | None = None
     partial: bool = False
+    command: str | None = None
 
     def folder(self, location: Location) -> Path:
         """Where the conversion goes."""
@@ -143,7 +145,7 @@ def fetch(location: Location, mappings: Mappings, request: Request, beside: int 
     """
     if request.partial:
         return location.text(mappings, request.options.causal)
-    if location.repository is None or location.file is None or location.file.cached is not None:
+    if location.repository is None or location.file is None or location.file.here:
         return location.whole()
     # A conversion writes about as much as it reads. Where both go to one disk, both have to fit.
     beside += location.file.size
@@ -165,26 +167,29 @@ def convert_checkpoint(
     ``planned`` is told the plan before the first byte moves. ``hashing``: one that has begun with this
     (local) file already.
     """
+    folder = request.folder(location)
     with ExitStack() as stack:
         if hashing is not None:
             stack.enter_context(hashing)
         found = find_current(location, mappings, request, hashing)
         if found is not None:
             return _complete(location, mappings, request, found)
+        # What stands in the way is said before anything is downloaded.
+        check_destination(folder, request.overwrite, location.path, 0)
         source = fetch(location, mappings, request)
         hashing = hashing or stack.enter_context(source.hashing())
         stack.enter_context(source.trusted())
         checkpoint = source.read()
         hashing.check(checkpoint)
-        folder = request.folder(location)
         plan = make_plan(checkpoint, mappings, request.options)
         record = _planned(source, plan, request, folder)
         planned(record)
-        record |= {"state": "converted", "missing_files": [], "verification": None, "parity": None}
-        tokenizer = _fetch_tokenizer(plan, request)
+        record |= {"state": "converted", "verification": None, "parity": None}
+        tokenizer = extras.fetch_tokenizer(plan, request.tokenizer, request.cache)
+        why: list[str | None] = []
 
         def finish(work: Path, receipt: Record) -> None:
-            record["missing_files"] = _add_processor_files(work, receipt, plan, tokenizer)
+            why.append(extras.add_processor_files(work, receipt, plan, tokenizer))
             if request.verify:
                 record["verification"] = _verified(work, source, mappings, request, folder)
 
@@ -193,15 +198,9 @@ def convert_checkpoint(
         )
         if request.parity:
             record["parity"] = _add_parity(folder, done.receipt, source, mappings, request)
-            _write_receipt(folder, done.receipt)
-    late = [n for n in done.receipt["notes"] if n not in record["notes"]] + _missing_note(location, request, record)
-    record["notes"] += late
-    return record | {
-        "files": _sizes(folder),
-        "source": done.receipt["source"],
-        "lost": done.receipt["lost"],
-        "late_notes": late,
-    }
+            extras.write_receipt(folder, done.receipt)
+    late = [n for n in done.receipt["notes"] if n not in record["notes"]]
+    return _finished(record, folder, done.receipt, location, request, why[0], late)
 
 
 def _complete(location: Location, mappings: Mappings, request: Request, found: Folder) -> Record:
@@ -210,99 +209,85 @@ def _complete(location: Location, mappings: Mappings, request: Request, found: F
     record: Record = {
         "state": "current", "checkpoint": location.name, "option": location.option, "output": str(folder),
         "dry_run": False,
-        **{k: receipt.get(k) for k in ("source", "layout", "component", "dtype", "architecture", "counts", "lost")},
-        "notes": [], "missing_files": [], "verification": None, "parity": None,
+        **{k: receipt.get(k) for k in ("layout", "component", "dtype", "architecture", "counts")},
+        "notes": [], "verification": None, "parity": None,
     }  # fmt: skip
-    before = set(_sizes(folder))
-    wants_tokenizer = _lacks_tokenizer(found, request)
-    if request.verify or request.parity or wants_tokenizer:
-        source = location.text(mappings, request.options.causal) if request.partial else location.index()
-        if source.copy is not None and (request.verify or request.parity) and not request.partial:
-            source = location.whole()
+    before = {n: (folder / n).stat().st_mtime_ns for n in _sizes(folder)}
+    wants_files = request.tokenizer_named or bool(extras.missing(folder, receipt, request.tokenizer is not None))
+    wants_files = wants_files and receipt.get("library") == "transformers"
+    why = None
+    if request.verify or request.parity or wants_files:
+        whole = (request.verify or request.parity) and not request.partial
+        source = fetch(location, mappings, request) if whole or request.partial else location.index()
         with source.trusted():
-            if wants_tokenizer:
+            if wants_files:
                 plan = make_plan(source.read(), mappings, request.options)
-                tokenizer = _fetch_tokenizer(plan, request)
-                record["missing_files"] = _add_processor_files(folder, receipt, plan, tokenizer)
+                named = request.tokenizer_named or not processor_files.has_tokenizer(folder)
+                tokenizer = extras.fetch_tokenizer(plan, request.tokenizer if named else None, request.cache)
+                why = extras.add_processor_files(folder, receipt, plan, tokenizer)
             if request.verify:
                 record["verification"] = _verified(folder, source, mappings, request, folder)
             if request.parity:
                 record["parity"] = _add_parity(folder, receipt, source, mappings, request)
+    changed = extras.edited(folder, receipt)
+    late = [f"{', '.join(changed)}: edited since the conversion, and kept as it is"] if changed else []
+    if changed and request.model_id:
+        raise CannotRun(
+            f"{', '.join(changed)} in {folder} was edited since the conversion, so it is not pushed. --overwrite makes "
+            "the folder anew.",
+            "edited",
+        )
     receipt["model_id"] = request.model_id or receipt.get("model_id")
-    _write_receipt(folder, receipt)
-    record["notes"] += _missing_note(location, request, record)
-    record["files"] = _sizes(folder)
-    return record | {"added": sorted(set(record["files"]) - before), "late_notes": record["notes"]}
+    if location.file is not None and receipt["source"].get("licence") is None and receipt["source"].get("repo"):
+        receipt["source"]["licence"] = location.file.licence
+    note = extras.write_receipt(folder, receipt)
+    late += [note] if note else []
+    record = _finished(record, folder, receipt, location, request, why, late)
+    added = sorted(n for n in record["files"] if before.get(n) != (folder / n).stat().st_mtime_ns)
+    return record | {"added": [n for n in added if n not in (RECEIPT_NAME, CARD_NAME)]}
+
+
+def _finished(
+    record: Record,
+    folder: Path,
+    receipt: Record,
+    location: Location,
+    request: Request,
+    why: str | None,
+    late: list[str],
+) -> Record:
+    """The record with what is in the folder, and what is missing there and how to add it."""
+    if receipt.get("library") == "transformers" and request.tokenizer is not None:
+        absent = extras.missing(folder, receipt, True)
+    else:
+        absent = []
+    if absent:
+        command = request.command or f"sam3lite convert --checkpoint {location.option} --layout {receipt['layout']}"
+        late = [
+            *late,
+            f"no tokenizer in the folder: {', '.join(absent)} are missing ({why}). To add them, run this where the Hub "
+            f"is reached, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO",
+        ]
+    record["notes"] += late
+    return record | {
+        "files": _sizes(folder),
+        "source": receipt["source"],
+        "lost": receipt["lost"],
+        "missing_files": absent,
+        "late_notes": late,
+    }
 
 
 def has_all(found: Folder, request: Request) -> bool:
-    """Whether a current folder also has what the request adds to the tensors."""
-    return not _lacks_tokenizer(found, request) and not (request.parity and not (found.receipt or {}).get("parity"))
-
-
-def _lacks_tokenizer(found: Folder, request: Request) -> bool:
-    wanted = request.tokenizer is not None and (found.receipt or {}).get("library") == "transformers"
-    return wanted and not processor_files.has_tokenizer(found.path)
+    """Whether a current folder also has what the request adds to the tensors, as it was written."""
+    receipt = found.receipt or {}
+    if extras.missing(found.path, receipt, request.tokenizer is not None) or extras.edited(found.path, receipt):
+        return False
+    return not request.tokenizer_named and not (request.parity and not receipt.get("parity"))
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
-
-
-def _write_receipt(folder: Path, receipt: Record) -> None:
-    """The receipt and the card that is made from it, where they changed."""
-    for name, data in ((RECEIPT_NAME, json_bytes(receipt)), (CARD_NAME, model_card(receipt).encode())):
-        if not (folder / name).exists() or (folder / name).read_bytes() != data:
-            write_whole(folder / name, data)
-
-
-def _fetch_tokenizer(plan: Plan, request: Request) -> Worker | None:
-    """The tokenizer, on its way while tensors are written; None where none is wanted."""
-    source = request.tokenizer
-    if source is None or plan.layout.config != "transformers":
-        return None
-    return Worker(lambda: processor_files.fetch_tokenizer(source, request.cache))
-
-
-def _add_processor_files(folder: Path, receipt: Record, plan: Plan, tokenizer: Worker | None) -> list[str]:
-    """Write the files that a processor is made from; returns the names of those that cannot be had.
-
-    Raises CannotRun where the tokenizer that was named is none, or not CLIP's.
-    """
-    if plan.layout.config != "transformers":
-        return []
-    files = processor_files.processor_files(plan) if plan.options.component == "all" else {}
-    missing: list[str] = []
-    try:
-        if tokenizer is not None:
-            found: TokenizerFiles = tokenizer.result()
-            files |= processor_files.tokenizer_files(found, plan.architecture.sizes["context"])
-            receipt["tokenizer"] = found.record()
-    except CannotRun as fault:
-        if fault.code in ("usage", "other_tokenizer", "no_tokenizer", "cannot_open"):
-            raise
-        receipt["tokenizer"] = None
-        missing = [*processor_files.TOKENIZER, f"({fault.message})"]
-    for name, data in files.items():
-        write_whole(folder / name, data)
-    return missing
-
-
-def _missing_note(location: Location, request: Request, record: Record) -> list[str]:
-    if not record["missing_files"]:
-        return []
-    *names, why = record["missing_files"]
-    record["missing_files"] = names
-    options = request.options
-    command = f"sam3lite convert --checkpoint {location.option} --layout {options.layout}"
-    command += " --component text" if options.component == "text" else ""
-    command += f" --dtype {options.dtype}" if options.dtype else ""
-    command += f" --context {options.context}" if options.context else ""
-    command += f" --output {request.output}" if request.output else ""
-    return [
-        f"no tokenizer in the folder: {', '.join(names)} are missing {why}. To add them, run this where the Hub is "
-        f"reached, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO"
-    ]
+    return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
 
 
 def _verified(work: Path, source: Source, mappings: Mappings, request: Request, folder: Path) -> Record:

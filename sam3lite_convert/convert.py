@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam3lite_convert.card import CARD_NAME, model_card
+from sam3lite_convert.card import CARD_NAME, card_of
 from sam3lite_convert.checkpoint import open_file
 from sam3lite_convert.config import make_config
 from sam3lite_convert.hashing import SourceHash
@@ -112,7 +112,7 @@ def convert(
         write_json(work / "config.json", make_config(plan))
         write_json(work / RECEIPT_NAME, receipt)
         finish(work, receipt)
+        write_text(work / CARD_NAME, card_of(receipt).decode())
         write_json(work / RECEIPT_NAME, receipt)
-        write_text(work / CARD_NAME, model_card(receipt))
         names = tuple(sorted(p.name for p in work.iterdir()))
     return Converted(folder, names, receipt)

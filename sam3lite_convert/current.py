@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sam3lite_convert.card import model_card
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.folder import Folder, read_folder
 from sam3lite_convert.plan import Options
@@ -35,8 +36,15 @@ def earlier(folder: Path) -> Folder | str:
         for key, entry in stated.items()
         if isinstance(entry, dict)
     }
-    if found.faults or held != wanted or found.config is None:
+    if found.faults or held != wanted:
         return f"its tensors are not those of its {RECEIPT_NAME}"
+    if found.config is None:
+        return "its config.json is missing"
+    try:
+        model_card(receipt)
+        dict(receipt["lost"]), dict(receipt.get("processor_files") or {})
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return f"its {RECEIPT_NAME} is not one of this tool"
     return found
 
 
@@ -45,14 +53,14 @@ def difference(receipt: dict[str, Any], options: Options, max_shard_size: int | 
     tool = tool_record(mappings.sha256)
     if receipt.get("tool") != tool:
         old = receipt["tool"] if isinstance(receipt.get("tool"), dict) else {}
-        other = "version" if old.get("version") != tool["version"] else "mapping tables"
-        return f"another {other} of this tool made it"
-    asked: dict[str, Any] = {"layout": options.layout, "component": options.component}
-    asked |= {"options": options_record(options, max_shard_size)}
-    for name, value in asked.items():
-        if receipt.get(name) != value:
-            return f"it was converted with another {name.removesuffix('s')} ({receipt.get(name)})"
-    return None
+        other = "version" if old.get("version") != tool["version"] else "set of mapping tables"
+        return f"it was made with another {other} of this tool"
+    stated = receipt.get("options")
+    stated = {**(stated if isinstance(stated, dict) else {}), "layout": receipt["layout"]}
+    stated["component"] = receipt["component"]
+    asked = {**options_record(options, max_shard_size), "layout": options.layout, "component": options.component}
+    others = [f"{name} {stated.get(name)}, not {value}" for name, value in asked.items() if stated.get(name) != value]
+    return f"it was converted otherwise ({'; '.join(others)})" if others else None
 
 
 def same_source(receipt: dict[str, Any], identity: str | None) -> bool:

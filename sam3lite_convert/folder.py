@@ -73,7 +73,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as fault:
+    except (ValueError, OSError, RecursionError) as fault:
         raise Untrusted(f"{path}: cannot be read as JSON ({fault})", "corrupt_file") from fault
     if not isinstance(data, dict):
         raise Untrusted(f"{path}: holds no JSON object", "corrupt_file")

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import fnmatch
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, set_client_factory
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -34,13 +33,17 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import default_client_factory
 
+from sam3lite_convert import notes
 from sam3lite_convert.aliases import ALIASES, DEFAULT_REVISION, alias_of
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.output import check_space
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_TIMEOUT = 60.0  # seconds without a byte; the library's client waits for ever
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _TRIES = 4
 _LONGEST_WAIT = 60.0  # seconds; a server that asks for more is told of instead
@@ -54,11 +57,22 @@ _LICENCE = ("license", "license_name", "license_link")
 T = TypeVar("T")
 
 
+def _client() -> Any:
+    client: Any = default_client_factory()
+    client.timeout = _TIMEOUT
+    return client
+
+
+set_client_factory(_client)
+_log = notes.take_over()
+
+
 @dataclass(frozen=True)
 class HubFile:
     """One file of a repository at one commit. ``etag``: the SHA-256 of a large (LFS) file, the git
     blob id of a small one; None where the cache does not tell. ``cached``: where it lies on this
-    machine already; ``licence``: the licence fields of the repository's card, as they stand there."""
+    machine already; ``here``: whether its content does, maybe under another commit; ``licence``: the
+    licence fields of the repository's card, as they stand there, None where it was not asked."""
 
     repo: str
     path: str
@@ -66,7 +80,8 @@ class HubFile:
     size: int
     etag: str | None
     cached: Path | None = None
-    licence: Mapping[str, str] = field(default_factory=dict)
+    here: bool = False
+    licence: Mapping[str, Any] | None = None
 
     @property
     def sha256(self) -> str | None:
@@ -103,24 +118,32 @@ class Repository:
         try:
             with hub_faults(self.repo):
                 api = HfApi()
-                info = retried(lambda: api.model_info(self.repo, revision=self.revision))
+                info = retried(lambda: api.model_info(self.repo, revision=self.revision, timeout=_TIMEOUT))
                 commit = str(info.sha)
-                entries = retried(lambda: list(api.list_repo_tree(self.repo, recursive=True, revision=commit)))
+                entries = retried(lambda: list(api.list_repo_tree(self.repo, recursive=True, revision=commit)), 2)
+                etags = {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if isinstance(e, RepoFile)}
+                if not _COMMIT.fullmatch(commit) or not all(map(_ETAG.fullmatch, etags.values())):
+                    # They become names of files in the cache.
+                    raise ValueError("its commit or etags are no hashes")
         except CannotRun as fault:
             found = self._cached_files() if fault.code in ("no_network", "hub_fault", "rate_limited") else []
             if not found:
                 raise
+            _log.warning(
+                "the Hub was not reached; %s is what the cache holds, commit %s", self.repo, found[0].commit[:12]
+            )
             return Listing(tuple(found), fault)
         licence = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
-        licence = {k: v for k in _LICENCE if isinstance(v := licence.get(k), str)}
+        licence = {k: licence[k] for k in _LICENCE if licence.get(k) is not None}
         held = {f.path: f for f in self._cached_files(commit)}
         files = []
         for entry in entries:
             if isinstance(entry, RepoFile):
-                etag = entry.lfs.sha256 if entry.lfs else entry.blob_id
+                etag = etags[entry.path]
                 known = held.get(entry.path)
                 cached = known.cached if known and known.etag in (None, etag) else None
-                files.append(HubFile(self.repo, entry.path, commit, entry.size, etag, cached, licence))
+                here = cached is not None or (self.folder() / "blobs" / etag).is_file()
+                files.append(HubFile(self.repo, entry.path, commit, entry.size, etag, cached, here, licence))
         return Listing(tuple(files))
 
     def find(self, name: str) -> HubFile:
@@ -139,8 +162,11 @@ class Repository:
 
     def matching(self, pattern: str) -> list[HubFile]:
         """The checkpoints whose path fits a glob, in the order of their paths; ``*`` stays in a folder.
-        Raises CannotRun where there are none."""
+        Raises CannotRun where there are none, and where the Hub is not reached: the cache does not know
+        what else there is."""
         listing = self.listing()
+        if listing.unreached is not None:
+            raise listing.unreached
         found = [
             f
             for f in listing.files
@@ -183,8 +209,11 @@ class Repository:
         if commit is None:
             commit = self.revision
             ref = folder / "refs" / self.revision
-            if not _COMMIT.fullmatch(commit) and ref.is_file():
-                commit = ref.read_text(encoding="utf-8").strip()
+            ours = (folder / "refs").resolve() in ref.resolve().parents
+            if not _COMMIT.fullmatch(commit) and ours and ref.is_file():
+                commit = ref.read_text(encoding="utf-8", errors="replace").strip()
+            if not _COMMIT.fullmatch(commit):
+                return []
         snapshot = folder / "snapshots" / commit
         files = []
         for path in sorted(snapshot.rglob("*")) if snapshot.is_dir() else []:
@@ -192,7 +221,7 @@ class Repository:
                 blob = path.resolve()
                 etag = blob.name if blob.parent.name == "blobs" else None
                 inside = path.relative_to(snapshot).as_posix()
-                files.append(HubFile(self.repo, inside, commit, path.stat().st_size, etag, path))
+                files.append(HubFile(self.repo, inside, commit, path.stat().st_size, etag, path, True))
         return files
 
     def download(self, file: HubFile, beside: int = 0) -> Path:
@@ -203,7 +232,10 @@ class Repository:
         """
         if file.cached is not None:
             return file.cached
-        check_space(self.place, file.size + beside, f"{file.path} is to be downloaded into {self.place}")
+        # What another commit shares with this one is there already.
+        check_space(
+            self.place, beside + (0 if file.here else file.size), f"{file.path} is to be downloaded into {self.place}"
+        )
         with hub_faults(self.repo):
             # The library resumes a broken download by itself, and gives up on some faults at once.
             path = Path(
@@ -240,15 +272,15 @@ def forget(path: Path) -> None:
             part.unlink()
 
 
-def retried(call: Callable[[], T]) -> T:
-    """The result of a request that the library does not repeat by itself: again after a server's fault
-    or a broken connection, with the pause that the server asks for."""
-    for attempt in range(1, _TRIES + 1):
+def retried(call: Callable[[], T], tries: int = _TRIES) -> T:
+    """The result of a request: again after a server's fault or a broken connection, with the pause that
+    the server asks for. ``tries``: fewer for what the library repeats by itself."""
+    for attempt in range(1, tries + 1):
         try:
             return call()
         except Exception as fault:
             wait = _pause(fault, attempt)
-            if wait is None or attempt == _TRIES:
+            if wait is None or attempt == tries:
                 raise
         time.sleep(wait)
     raise AssertionError
@@ -266,7 +298,9 @@ def _pause(fault: BaseException, attempt: int) -> float | None:
         # Neither a network that is not there nor a full disk is waited for.
         lasting = isinstance(fault, OfflineModeIsEnabled | FileNotFoundError | LocalTokenNotFoundError)
         return None if lasting or fault.errno is not None else usual
-    return usual if _is_transport(fault) and not _is_connect(fault) else None
+    # A port that nobody listens on, and a request that cannot be sent, stay so.
+    lasting = _is_named(fault, "ConnectError") or _is_named(fault, "LocalProtocolError")
+    return usual if _is_transport(fault) and not lasting else None
 
 
 def _behind(fault: BaseException) -> BaseException:
@@ -277,13 +311,13 @@ def _behind(fault: BaseException) -> BaseException:
     return cause if wrapped and (isinstance(cause, HfHubHTTPError) or _is_transport(cause)) and cause else fault
 
 
+def _is_named(fault: BaseException | None, name: str) -> bool:
+    """Whether it is this fault of the HTTP library, whichever one this version of the client uses."""
+    return any(c.__name__ == name for c in type(fault).__mro__)
+
+
 def _is_transport(fault: BaseException | None) -> bool:
-    """Whether it comes from the HTTP library, whichever one this version of the client uses."""
-    return any(c.__name__ == "TransportError" for c in type(fault).__mro__)
-
-
-def _is_connect(fault: BaseException) -> bool:
-    return any(c.__name__ == "ConnectError" for c in type(fault).__mro__)
+    return _is_named(fault, "TransportError")
 
 
 @contextmanager
@@ -294,16 +328,12 @@ def hub_faults(repo: str, doing: str = "read") -> Iterator[None]:
     except Sam3LiteError:
         raise
     except Exception as fault:
-        known = _in_words(fault, repo, doing)
-        if known is None and doing == "write":
-            # The transfer library raises as it likes.
-            known = CannotRun(f"{first_line(fault) or type(fault).__name__}.", "push_failed")
-        if known is None:
-            raise
-        raise known from fault
+        if isinstance(fault, OSError) and fault.errno is not None and not isinstance(fault, ConnectionError):
+            raise  # of this machine: the disk, a folder
+        raise _in_words(fault, repo, doing) from fault
 
 
-def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun | None:
+def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun:
     where = f"the Hub ({constants.ENDPOINT})"
     login = "Log in with 'hf auth login', or set HF_TOKEN"
     fault = _behind(fault)
@@ -335,20 +365,28 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun | None:
     if _is_transport(fault):
         what = first_line(fault) or type(fault).__name__
         return CannotRun(f"{where} cannot be reached ({what}). {_NO_NETWORK}", "no_network")
-    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CannotRun(f"no space on the disk for the download from {repo}", "no_space")
+    if isinstance(fault, LocalTokenNotFoundError):
+        return CannotRun(f"no token is set. {login} {right}.", "no_token")
+    if isinstance(fault, UnicodeError) or _is_named(fault, "LocalProtocolError"):
+        return CannotRun(
+            f"the token cannot be sent: it holds something that no token holds. {login} {right}.", "no_access"
+        )
     if isinstance(fault, OSError) and "onsistency" in str(fault):
         return CannotRun(
             f"the download from {repo} came out with another length than {where} states; nothing was kept. Run the "
             "command again.",
             "download_incomplete",
         )
-    return None
+    # The libraries raise as they like: what no Hub says, and what a transfer breaks with.
+    what = first_line(fault) or type(fault).__name__
+    if doing == "write":
+        return CannotRun(f"{what}.", "push_failed")
+    return CannotRun(f"{where} did not answer as one does ({what}); see HF_ENDPOINT and the proxy", "hub_fault")
 
 
 def _status_in_words(fault: HfHubHTTPError, repo: str, where: str, login: str) -> CannotRun:
     status = fault.response.status_code
-    said = f" It says: {fault.server_message}" if fault.server_message else ""
+    said = f" It says: {first_line(fault.server_message).rstrip('.')}." if fault.server_message else ""
     if status in (401, 403):
         return CannotRun(f"{where} refuses access to {repo} ({status}).{said} {login}.", "no_access")
     if status == 404:
@@ -362,8 +400,18 @@ def _status_in_words(fault: HfHubHTTPError, repo: str, where: str, login: str) -
     return CannotRun(f"{where} refused a request about {repo} ({status}).{said}", "hub_refused")
 
 
-def first_line(fault: BaseException) -> str:
-    """The first line of what an exception says, without the query of any address in it (which may
-    be signed)."""
-    lines = str(fault).strip().splitlines()
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", lines[0]) if lines else ""
+def first_line(said: object) -> str:
+    """The first line of what an exception says, without secrets: neither the query of an address, which
+    may be signed, nor a token."""
+    lines = str(said).strip().splitlines()
+    return without_secrets(lines[0]) if lines else ""
+
+
+def without_secrets(text: str) -> str:
+    """The text without queries of addresses, authorization values, and the token that is set."""
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+    text = re.sub(r"(?i)(bearer)\s+[^\s'\"]+", r"\1 ...", text)
+    with contextlib.suppress(Exception):
+        if token := get_token():
+            text = text.replace(token, "...")
+    return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ DEFAULT_TOKENIZER = "openai/clip-vit-base-patch32"
 _PINNED = {DEFAULT_TOKENIZER: "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"}
 # What a CLIPTokenizer is made from: the one file, or the two.
 _WHOLE, _PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
+# Ids that the original tokenizer gives (goldens): dog, a, yellow, bus.
+_WORDS = {"dog</w>": 1929, "a</w>": 320, "yellow</w>": 4481, "bus</w>": 2840}
+_MERGES = END + 1 - 2 * 256 - 2
 _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "!"
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 TOKENIZER = (*_CONFIGS, _WHOLE, *_PARTS)
@@ -64,7 +67,7 @@ def fetch_tokenizer(source: str, cache: Path | None = None) -> TokenizerFiles:
         raise CannotRun(f"--tokenizer {source} is a file; name a folder or a repository", "usage")
     else:
         found = _download(source, cache)
-    if _WHOLE not in found.files and not all(name in found.files for name in _PARTS):
+    if not _complete(found.files):
         raise CannotRun(
             f"{source} holds no CLIP tokenizer: neither {_WHOLE} nor {' and '.join(_PARTS)}", "no_tokenizer"
         )
@@ -83,30 +86,59 @@ def _download(source: str, cache: Path | None) -> TokenizerFiles:
     from sam3lite_convert.hub import Repository
 
     repository = Repository(source, _PINNED.get(source, DEFAULT_REVISION), cache)
-    files = {f.path: f for f in repository.listing().files if f.path in (_WHOLE, *_PARTS)}
+    listing = repository.listing()
+    files = {f.path: f for f in listing.files if f.path in (_WHOLE, *_PARTS)}
+    if listing.unreached is not None and not _complete(files):
+        raise listing.unreached  # the cache holds something else of the repository
     data = {name: repository.download(file).read_bytes() for name, file in files.items()}
     return TokenizerFiles(source, next((f.commit for f in files.values()), None), data)
 
 
+def _complete(names: Container[str]) -> bool:
+    return _WHOLE in names or all(name in names for name in _PARTS)
+
+
 def _check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
-    """Raises CannotRun where the ids are not CLIP's: every prompt would then mean something else."""
+    """Raises CannotRun where the ids are not CLIP's: every prompt would then mean something else.
+
+    CLIP's vocabulary is its 256 byte symbols, the same with an end of word, one token for each merge in
+    the order of the merges, and the two special tokens; so merges and ids have to agree.
+    """
     try:
+        found = []
         if _WHOLE in files:
-            vocabulary = dict(json.loads(files[_WHOLE])["model"]["vocab"])
+            whole = json.loads(files[_WHOLE])
+            merges = [m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]]
+            found.append((dict(whole["model"]["vocab"]), merges))
         if all(name in files for name in _PARTS):
-            parts = json.loads(files["vocab.json"])
-            vocabulary = dict(parts) if _WHOLE not in files else vocabulary
-            if dict(parts) != vocabulary:
-                raise ValueError("its two vocabularies differ")
-        ids = {token: vocabulary.get(token) for token in (_START, _END, _PAD)}
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            lines = files["merges.txt"].decode("utf-8").splitlines()
+            merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+            found.append((dict(json.loads(files["vocab.json"])), merges))
+        wrong = [what for vocabulary, merges in found if (what := _not_clips(vocabulary, merges))]
+        if not wrong and any(other != found[0] for other in found):
+            wrong = ["its two vocabularies differ"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise CannotRun(f"{source}: its tokenizer cannot be read ({fault})", "no_tokenizer") from fault
-    if ids != {_START: START, _END: END, _PAD: PAD} or len(vocabulary) != END + 1:
+    if wrong:
         raise CannotRun(
-            f"{source}: its vocabulary of {len(vocabulary):,} tokens is not CLIP's ({END + 1:,}, start {START}, end "
-            f"{END}, id {PAD} for {_PAD!r}), which the checkpoint was trained with",
+            f"{source}: this is not CLIP's vocabulary, which the checkpoint was trained with: {wrong[0]}",
             "other_tokenizer",
         )
+
+
+def _not_clips(vocabulary: Mapping[str, int], merges: Sequence[str]) -> str | None:
+    """Why ids and merges are not CLIP's; None where they are."""
+    if len(vocabulary) != END + 1 or len(merges) != _MERGES:
+        return f"{len(vocabulary):,} tokens and {len(merges):,} merges, in place of {END + 1:,} and {_MERGES:,}"
+    facts = {_START: START, _END: END, _PAD: PAD, **_WORDS}
+    for token, number in facts.items():
+        if vocabulary.get(token) != number:
+            return f"{token!r} has the id {vocabulary.get(token)}, in place of {number}"
+    for number, merge in enumerate(merges, 2 * 256):
+        token = "".join(merge.split())
+        if vocabulary.get(token) != number:
+            return f"{token!r} has the id {vocabulary.get(token)}, and its merge the place of {number}"
+    return None
 
 
 def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:

@@ -12,18 +12,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    LocalTokenNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo, RepoFile
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sam3lite_convert.aliases import DEFAULT_REVISION
+from sam3lite_convert.card import CARD_FIELD, CARD_NAME, blob_id
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
-from sam3lite_convert.hub import hub_faults, retried
+from sam3lite_convert.hub import first_line, hub_faults, retried
 from sam3lite_convert.output import OWN_FILES
+from sam3lite_convert.processor_files import TOKENIZER
 from sam3lite_convert.receipt import RECEIPT_NAME
 
 _LOGIN = "Log in with 'hf auth login', or set HF_TOKEN to a token that may write"
@@ -33,17 +37,20 @@ _SERVED = (".gitattributes", "README.md", "LICENSE")  # what a repository may ho
 
 @dataclass(frozen=True)
 class Target:
-    """Where a folder goes: repository, and how. ``message``: the commit's, None for one made here."""
+    """Where a folder goes: repository, and how. ``message``: the commit's, None for one made here;
+    ``replace``: also another conversion, and a card that somebody wrote."""
 
     repo: str
     private: bool = False
     create_pr: bool = False
     message: str | None = None
+    replace: bool = False
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push would do. ``files``: name -> (bytes, ``new``, ``changed`` or ``same``); ``deleted``:
+    """What a push would do. ``files``: name -> (bytes, ``new``, ``changed``, ``same``, or ``kept`` where
+    somebody edited it there); ``left``: files of the folder that no conversion writes; ``deleted``:
     files of an earlier conversion that this one does not have; ``head``: the commit that it is based
     on, None for a repository that does not exist; ``revision``: what that is the head of."""
 
@@ -52,12 +59,14 @@ class PushPlan:
     deleted: tuple[str, ...]
     head: str | None
     private: bool
+    left: tuple[str, ...] = ()
     revision: str = DEFAULT_REVISION
 
     @property
     def nothing(self) -> bool:
         """Whether everything is there already."""
-        return self.head is not None and not self.deleted and all(state == "same" for _, state in self.files.values())
+        unchanged = all(state in ("same", "kept") for _, state in self.files.values())
+        return self.head is not None and not self.deleted and unchanged
 
     def record(self) -> dict[str, Any]:
         """The JSON form."""
@@ -69,6 +78,7 @@ class PushPlan:
             "revision": self.revision,
             "files": {name: {"bytes": size, "state": state} for name, (size, state) in self.files.items()},
             "deleted": list(self.deleted),
+            "left": list(self.left),
         }
 
 
@@ -77,12 +87,22 @@ def user_name() -> str:
     try:
         with hub_faults("the account", "write"):
             return str(retried(lambda: HfApi().whoami())["name"])
-    except LocalTokenNotFoundError as fault:
-        raise CannotRun(f"pushing needs a token, and none is set. {_LOGIN}.", "no_token") from fault
     except CannotRun as fault:
+        if fault.code == "no_token":
+            raise CannotRun(f"pushing needs a token, and none is set. {_LOGIN}.", "no_token") from fault
         if fault.code == "no_access":
             raise CannotRun(f"the Hub does not accept the token that is set. {_LOGIN}.", "no_access") from fault
         raise
+
+
+def check_name(repo: str) -> None:
+    """Raises CannotRun where this cannot be the name of a repository."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as fault:
+        raise CannotRun(f"{repo} is no name of a repository on the Hub: {first_line(fault)}", "usage") from fault
+    if repo.count("/") != 1:
+        raise CannotRun(f"{repo} is no name of a repository (NAMESPACE/NAME); see --hub-model-id", "usage")
 
 
 def plan_push(folder: Path, target: Target) -> PushPlan:
@@ -94,13 +114,13 @@ def plan_push(folder: Path, target: Target) -> PushPlan:
     with hub_faults(target.repo, "write"):
         api = HfApi()
         try:
-            info: ModelInfo = retried(lambda: api.model_info(target.repo))
+            info: ModelInfo = retried(lambda: api.model_info(target.repo, timeout=60))
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
             # A private one of somebody else looks the same; creating it will say so.
             local = {p.name: (p.stat().st_size, "new") for p in _files(folder)}
-            return PushPlan(target, local, (), None, target.private)
+            return PushPlan(target, local, (), None, target.private, _left(folder))
         head = str(info.sha)
         there = _tree(api, target.repo, head)
         if target.private and not info.private:
@@ -109,8 +129,16 @@ def plan_push(folder: Path, target: Target) -> PushPlan:
                 "name another one with --hub-model-id.",
                 "repository_is_public",
             )
-        _check_ours(target, folder, there, head)
-        plan = PushPlan(target, *_compare(folder, there), head, bool(info.private))
+        earlier = _earlier(target, folder, there, head)
+        files, deleted = _compare(folder, there)
+        card = there.get(CARD_NAME)
+        written = earlier.get(CARD_FIELD) if earlier else None
+        if card and files.get(CARD_NAME, (0, ""))[1] == "changed" and card.blob_id != written and not target.replace:
+            files[CARD_NAME] = (card.size, "kept")
+        if not _receipt(folder).get("tokenizer"):
+            # That it could not be had here is no reason to take it away there.
+            deleted = tuple(n for n in deleted if n not in TOKENIZER)
+        plan = PushPlan(target, files, deleted, head, bool(info.private), _left(folder))
         return (_proposed(api, folder, plan) or plan) if target.create_pr and not plan.nothing else plan
 
 
@@ -120,6 +148,8 @@ def _proposed(api: HfApi, folder: Path, plan: PushPlan) -> PushPlan | None:
     newest = sorted(refs.pull_requests or [], key=lambda r: int(r.ref.rpartition("/")[2]), reverse=True)
     for ref in newest[:_REQUESTS_LOOKED_AT]:
         files, deleted = _compare(folder, _tree(api, plan.target.repo, ref.target_commit))
+        if plan.files.get(CARD_NAME, (0, ""))[1] == "kept":
+            files[CARD_NAME] = plan.files[CARD_NAME]
         found = replace(plan, files=files, deleted=deleted, head=ref.target_commit, revision=ref.ref)
         if found.nothing:
             return found
@@ -127,14 +157,25 @@ def _proposed(api: HfApi, folder: Path, plan: PushPlan) -> PushPlan | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file())
+    return sorted(p for p in folder.iterdir() if p.is_file() and OWN_FILES.fullmatch(p.name))
 
 
-def _check_ours(target: Target, folder: Path, there: Iterable[str], head: str) -> None:
-    """Raises CannotRun where the repository holds something that a push would spoil."""
+def _left(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in folder.iterdir() if not OWN_FILES.fullmatch(p.name)))
+
+
+def _receipt(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8")))
+
+
+def _earlier(target: Target, folder: Path, there: Iterable[str], head: str) -> dict[str, Any] | None:
+    """The receipt of the conversion that the repository holds, None where it holds nothing yet.
+
+    Raises CannotRun where it holds something that a push would spoil.
+    """
     names = [n for n in there if n not in _SERVED]
     if not names:
-        return
+        return None
     other = "Name another repository with --hub-model-id"
     if RECEIPT_NAME not in names:
         listed = ", ".join(sorted(names)[:4])
@@ -144,19 +185,28 @@ def _check_ours(target: Target, folder: Path, there: Iterable[str], head: str) -
         )
     path = retried(lambda: hf_hub_download(target.repo, RECEIPT_NAME, revision=head))
     try:
-        old = json.loads(Path(path).read_text(encoding="utf-8"))
-        new = json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8"))
-        was, now = ((r["layout"], r["component"]) for r in (old, new))
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+        old = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        was, now = _what(old), _what(_receipt(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        message = f"the {RECEIPT_NAME} in {target.repo} cannot be read. {other}."
+        raise CannotRun(message, "repository_not_ours") from fault
+    if was != now and not target.replace:
         raise CannotRun(
-            f"the {RECEIPT_NAME} in {target.repo} cannot be read. {other}.", "repository_not_ours"
-        ) from fault
-    if was != now:
-        raise CannotRun(
-            f"{target.repo} holds another conversion (layout {was[0]}, component {was[1]}; this is {now[0]}, "
-            f"{now[1]}), which would be replaced. {other}.",
+            f"{target.repo} holds another conversion ({', '.join(was)}; this is {', '.join(now)}), which would be "
+            f"replaced. {other}, or replace it with --overwrite.",
             "repository_holds_other",
         )
+    return old
+
+
+def _what(receipt: dict[str, Any]) -> tuple[str, ...]:
+    """What tells one conversion from another: a newer state of the same file is the same one."""
+    return (
+        receipt["source"]["name"],
+        f"layout {receipt['layout']}",
+        f"component {receipt['component']}",
+        str(receipt["dtype"]),
+    )
 
 
 def _state(path: Path, there: RepoFile | None) -> str:
@@ -165,12 +215,12 @@ def _state(path: Path, there: RepoFile | None) -> str:
     if path.stat().st_size != there.size:
         return "changed"
     if there.lfs is not None:
-        return "same" if _digest(hashlib.sha256(), path) == there.lfs.sha256 else "changed"
-    blob = hashlib.sha1(b"blob %d\0" % there.size, usedforsecurity=False)
-    return "same" if _digest(blob, path) == there.blob_id else "changed"
+        return "same" if _sha256(path) == there.lfs.sha256 else "changed"
+    return "same" if blob_id(path.read_bytes()) == there.blob_id else "changed"
 
 
-def _digest(digest: Any, path: Path) -> str:
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -199,13 +249,15 @@ def push(folder: Path, plan: PushPlan, verification: dict[str, Any] | None) -> d
 def _commit(folder: Path, plan: PushPlan) -> dict[str, Any]:
     target = plan.target
     message = target.message or f"Convert with sam3lite-convert: {_said(folder)}"
-    sent = [n for n, (_, state) in plan.files.items() if state != "same"]
+    sent = [n for n, (_, state) in plan.files.items() if state not in ("same", "kept")]
     with hub_faults(target.repo, "write"):
         api = HfApi()
-        if plan.head is None:
-            retried(lambda: api.create_repo(target.repo, private=target.private, exist_ok=True))
-        done = retried(
-            lambda: api.create_commit(
+        head = plan.head
+        if head is None:
+            head = _create(api, target)
+
+        def commit() -> CommitInfo:
+            return api.create_commit(
                 target.repo,
                 [
                     *(CommitOperationAdd(path_in_repo=n, path_or_fileobj=folder / n) for n in sent),
@@ -214,14 +266,30 @@ def _commit(folder: Path, plan: PushPlan) -> dict[str, Any]:
                 commit_message=message,
                 create_pr=target.create_pr,
                 # A commit that somebody else made in between is not overwritten.
-                parent_commit=None if target.create_pr else plan.head,
+                parent_commit=None if target.create_pr else head,
             )
-        )
+
+        # A pull request whose answer was lost is there all the same, and would be made twice.
+        done = commit() if target.create_pr else retried(commit)
         files, _ = _compare(folder, _tree(api, target.repo, done.oid))
-    wrong = [n for n, (_, state) in files.items() if state != "same"]
+    wrong = [n for n, (_, state) in files.items() if state != "same" and plan.files[n][1] != "kept"]
     if wrong:
         raise CannotRun(f"what arrived is not what was sent ({', '.join(wrong)}).", "push_incomplete")
     return {"commit": done.oid, "url": done.pr_url or done.commit_url, "sent": sent}
+
+
+def _create(api: HfApi, target: Target) -> str:
+    """Make the repository; returns its head. Raises CannotRun where one came there in the meantime."""
+    try:
+        retried(lambda: api.create_repo(target.repo, private=target.private))
+    except HfHubHTTPError as fault:
+        if fault.response.status_code != 409:
+            raise
+        raise CannotRun(
+            f"{target.repo} came into being in the meantime; what it holds has to be looked at first.",
+            "repository_appeared",
+        ) from fault
+    return str(retried(lambda: api.model_info(target.repo, timeout=60)).sha)
 
 
 def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
@@ -237,5 +305,5 @@ def _compare(folder: Path, there: dict[str, RepoFile]) -> tuple[dict[str, tuple[
 
 
 def _said(folder: Path) -> str:
-    receipt = json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8"))
+    receipt = _receipt(folder)
     return f"{receipt['source']['name']}, layout {receipt['layout']}"

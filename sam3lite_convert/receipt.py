@@ -56,7 +56,7 @@ def make_receipt(
         "prefix": plan.names.prefix,
     }
     if checkpoint.hub is not None:
-        source |= checkpoint.hub.record() | {"licence": dict(checkpoint.hub.licence)}
+        source |= checkpoint.hub.record() | {"licence": checkpoint.hub.licence}
     return {
         "tool": tool_record(plan.mappings_sha256),
         "source": source,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sam3lite_convert import notes
 from sam3lite_convert.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.streams import Advance
 from sam3lite_convert.summary import human_bytes, human_count
@@ -95,22 +94,9 @@ def byte_progress(
         yield lambda what: lambda n: bars.advance(tasks[what], n)
 
 
-class _HubNotes(logging.Handler):
-    """What the Hub's library has to say while it waits or resumes, one short line each."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage().splitlines()[0]
-        note("note: " + _WITHOUT_QUERY.sub(r"\1", text))
-
-
-_WITHOUT_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
-
-
 def quiet_hub(quiet: bool) -> None:
     """Have the Hub's library speak through this module: bars on a terminal only, notes on stderr."""
-    logger = logging.getLogger("huggingface_hub")
-    logger.handlers = [logging.NullHandler() if quiet else _HubNotes()]
-    logger.propagate = False
+    notes.send_to(None if quiet else note)
     if quiet or not _err().is_terminal:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -297,6 +283,11 @@ def push_planned(p: Record) -> None:
         say(f"  {f['state']:<8} {name}  {human_bytes(f['bytes'])}")
     for name in p["deleted"]:
         say(f"  delete   {name}, of an earlier conversion")
+    if p["left"]:
+        say(f"  not sent, since no conversion writes it: {', '.join(p['left'])}")
+    kept = [name for name, f in p["files"].items() if f["state"] == "kept"]
+    if kept:
+        say(f"  {', '.join(kept)} there was not written by a conversion and is kept; --overwrite replaces it")
 
 
 def pushed(p: Record) -> None:
@@ -304,6 +295,8 @@ def pushed(p: Record) -> None:
     if p["state"] == "current":
         where = f"at commit {p['commit'][:12]}" + ("" if p["revision"] == "main" else f", {p['revision']}")
         say(f"{p['repo']} on the Hub holds exactly this {where}; nothing was pushed.", "bold green")
+    elif p["state"] == "not pushed":
+        say(f"Not pushed to {p['repo']}: parity with the original is what it lacks.", "bold red")
     else:
         say(f"Pushed to {p['repo']}, commit {p['commit'][:12]}: {p['url']}", "bold green")
 
@@ -342,7 +335,9 @@ def converted_all(r: Record) -> None:
         row = [result["checkpoint"].rpartition("/")[2], verdict.get(result["state"], result["state"]), proof]
         if pushes:
             push = result.get("push")
-            row.append(f"{push['repo']} ({'as it was' if push['state'] == 'current' else 'pushed'})" if push else "")
+            row.append(
+                f"{push['repo']} ({'as it was' if push['state'] == 'current' else push['state']})" if push else ""
+            )
         table.add_row(*map(_printable, row), style="red" if failed else None)
     show(table)
     say(f"Folders are in {r['output']}.")

@@ -33,6 +33,9 @@ class Where:
     cache: Path | None = None
 
     def repository(self) -> Repository:
+        """Raises CannotRun for a revision that is none."""
+        if not self.revision.strip():
+            raise CannotRun("--revision is empty", "usage")
         from sam3lite_convert.hub import Repository
 
         return Repository(self.repo, self.revision, self.cache)
@@ -118,9 +121,11 @@ class Location:
         """What to type behind ``--checkpoint`` to name it again."""
         option = shlex.quote(self.name)
         if self.repository is not None and self.repository.repo != DEFAULT_REPO:
-            option += f" --repo-id {self.repository.repo}"
+            option += f" --repo-id {shlex.quote(self.repository.repo)}"
         if self.repository is not None and self.repository.revision != DEFAULT_REVISION:
-            option += f" --revision {self.repository.revision}"
+            option += f" --revision {shlex.quote(self.repository.revision)}"
+        if self.repository is not None and self.repository.cache is not None:
+            option += f" --cache-dir {shlex.quote(str(self.repository.cache))}"
         return option
 
     def whole(self, beside: int = 0) -> Source:
@@ -135,7 +140,7 @@ class Location:
 
         Raises CannotRun where it cannot be had.
         """
-        if self.repository is None or self.file is None or self.file.cached is not None:
+        if self.repository is None or self.file is None or self.file.here:
             return self.whole()
         from sam3lite_convert.partial import PartialCopy
 

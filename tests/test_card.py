@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from sam3lite_convert.card import model_card
 
 S0 = OLD["s0"]
+ODD = {"license": "other", "license_name": "a\n---\n\U0001f984\x85b"}
 LAYOUTS = {
     "packed": ["--layout", "packed"],
     "packed text": ["--layout", "packed", "--component", "text"],
@@ -72,8 +73,9 @@ def test_the_metadata_is_what_the_hub_takes(kind, s0):
     [
         ("license: apache-2.0", {"license": "apache-2.0"}),
         ("license: other\nlicense_name: 'a: b # c'", {"license": "other", "license_name": "a: b # c"}),
-        ("license: [mit, other]", {}),
-        ("license: no", {}),
+        ("license: [mit, other]", {"license": ["mit", "other"]}),
+        ("license: 1.0", {"license": "1.0"}),
+        ('license: other\nlicense_name: "a\\n---\\n\\U0001F984\\x85b"', ODD),
         ("tags: [a]", {}),
     ],
 )
@@ -82,6 +84,7 @@ def test_the_licence_is_named_as_the_source_names_it(front, licence, s0, hub):
     sam3lite("convert", "--checkpoint", "s0", "--output", "out")
     card = card_of("out")
     found = metadata(card)
+    assert card.count("\n---\n") == 1
     assert {k: v for k, v in found.items() if k.startswith("license")} == licence
     assert ("names no licence" in card) is (not licence)
 
@@ -183,3 +186,23 @@ def test_without_a_tokenizer_it_says_how_to_add_one(s0):
     sam3lite("convert", "--checkpoint", "s0", "--output", "out", "--layout", "transformers")
     card = card_of("out")
     assert "--tokenizer" in card and "AutoTokenizer" not in card
+
+
+def test_a_licence_that_was_not_read_is_not_denied(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0", "--output", "first")
+    hub.fail("status", match="/api/models/", status=429, retry_after=3600, times=None)
+    assert sam3lite("convert", "--checkpoint", "s0", "--output", "out").code == 0
+    assert "names no licence" not in card_of("out") and "not read" in card_of("out")
+    hub.clear_faults()
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out")
+    assert "some-license" in card_of("out")
+
+
+def test_a_card_that_somebody_edited_stays(s0):
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out")
+    path = Path("out/README.md")
+    path.write_text(path.read_text() + "my words\n")
+    done = sam3lite("convert", "--checkpoint", "s0", "--output", "out", "--parity")
+    assert "edited" in done.out and path.read_text().endswith("my words\n")
+    done = sam3lite("convert", "--checkpoint", "s0", "--output", "out", "--overwrite")
+    assert "my words" not in path.read_text()

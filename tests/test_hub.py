@@ -421,3 +421,142 @@ def test_a_server_in_trouble_is_no_reason_not_to_use_the_cache(s0, hub):
     hub.fail("status", match="/api/models/", status=429, retry_after=3600, times=None)
     done = sam3lite("convert", "--checkpoint", "s0")
     assert done.code == 0, done
+
+
+def test_all_needs_the_listing(s0, hub):
+    # The cache does not know what else there is, so "done" would be untrue.
+    sam3lite("convert", "--checkpoint", "s0")
+    for run in (offline, unplugged):
+        assert "sam3lite demo" in one_line(run("convert", "--all"), 2)
+
+
+# ---- answers that no hub gives ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("match", ["/api/models/.*/revision/", "/tree/"])
+def test_an_answer_that_is_none(match, s0, hub):
+    hub.fail("status", match=match, status=200, times=None)
+    one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+
+
+@pytest.mark.parametrize("oid", ["../../../victim", "0" * 63, "", "a/b"])
+def test_a_listing_whose_hashes_are_none(oid, s0, hub, tmp_path, monkeypatch):
+    # They become names of files in the cache.
+    (tmp_path / "victim").mkdir()
+    inner = hub._listed
+
+    def hostile(repo, commit, path, expand):
+        found = inner(repo, commit, path, expand)
+        if found and "lfs" in found:
+            found["lfs"]["oid"] = str(tmp_path / "victim") if oid.startswith("..") else oid
+        return found
+
+    monkeypatch.setattr(hub, "_listed", hostile)
+    for command in (["inspect", "s0"], ["convert", "--checkpoint", "s0"]):
+        assert "did not answer as one does" in one_line(sam3lite(*command), 2)
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_long(s0, hub, monkeypatch):
+    from huggingface_hub import close_session
+
+    from sam3lite_convert import hub as reading
+
+    monkeypatch.setattr(reading, "_TIMEOUT", 0.5)
+    close_session()
+    hub.fail("stall", match="/api/models/.*/revision/", seconds=4)
+    hub.fail("stall", match="/tree/", seconds=4)
+    started = time.monotonic()
+    assert sam3lite("inspect", "s0").code == 0
+    assert time.monotonic() - started < 7
+    close_session()
+
+
+def test_a_reference_that_leads_out_of_the_cache(s0, tmp_path):
+    sam3lite("convert", "--checkpoint", "s0")
+    (tmp_path / "secret").write_text("0" * 40)
+    for revision in ("../../../../../etc/passwd", str(tmp_path / "secret"), ".."):
+        done = offline("inspect", "s0", "--revision", revision)
+        assert done.code == 2 and "Traceback" not in done.err
+    assert "empty" in one_line(sam3lite("inspect", "s0", "--revision", ""), 2)
+
+
+# ---- what is said meanwhile -------------------------------------------------------------------------
+
+
+def test_notes_are_said_once_and_without_signatures(s0, hub):
+    hub.fail("drop", match="/cdn/.*", after=3_000_000, reset=False)
+    done = apart("convert", "--checkpoint", "s0")
+    assert done.code == 0
+    lines = done.err.splitlines()
+    assert lines and all(line.startswith("note: ") for line in lines) and len(set(lines)) == len(lines)
+    assert "signature" not in done.err
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    hub.fail("drop", match="/cdn/.*", after=3_000_000, reset=False)
+    done = apart("convert", "--checkpoint", "s0", "--overwrite", "--json")
+    assert done.code == 0 and done.err == "" and done.json["state"] == "converted"
+
+
+def test_odd_tokens_are_not_shown(s0, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "\u201chf_secret\u201d")
+    assert "secret" not in one_line(sam3lite("inspect", "s0"), 2)
+    monkeypatch.delenv("HF_TOKEN")
+    for content in (b"hf_ab\0cd_secret", "hf_secret".encode("utf-16"), b"\xff\xfe\xff"):
+        (tmp_path / "token").write_bytes(content)
+        done = apart("inspect", "s0", HF_TOKEN_PATH=str(tmp_path / "token"))
+        assert "secret" not in one_line(done, 2) and "token" in done.err
+
+
+# ---- what an earlier run left -----------------------------------------------------------------------
+
+DAMAGED = {
+    "no library": lambda r: r.pop("library"),
+    "no counts": lambda r: r.pop("counts"),
+    "no size": lambda r: r["source"].pop("size"),
+    "no losses": lambda r: r.update(lost=None),
+    "architecture": lambda r: r.update(architecture="x"),
+    "notes": lambda r: r.update(notes=5),
+    "licence": lambda r: r["source"].update(licence="mit"),
+    "parity": lambda r: r.update(parity=[1]),
+    "parameters": lambda r: r.update(text_parameters="a"),
+    "tool": lambda r: r.update(tool=[]),
+    "tensors": lambda r: r.update(tensors=[]),
+    "source": lambda r: r.update(source=None),
+    "processor files": lambda r: r.update(processor_files=3),
+    "options": lambda r: r.update(options=3),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_receipt_is_not_current(what, s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    path = FOLDER / "conversion.json"
+    receipt = json.loads(path.read_text())
+    DAMAGED[what](receipt)
+    path.write_text(json.dumps(receipt))
+    before = snapshot(FOLDER)
+    assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+    assert snapshot(FOLDER) == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_a_receipt_that_is_none(text, s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    (FOLDER / "conversion.json").write_text(text)
+    assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "conversion.json"])
+def test_a_folder_that_lost_a_file_is_not_current(name, s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    (FOLDER / name).unlink()
+    one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+
+
+def test_what_stands_in_the_way_is_said_before_the_download(s0, hub):
+    Path("file").write_text("x")
+    Path("theirs").mkdir()
+    Path("theirs/x").write_text("x")
+    for output, more in (("file", []), ("theirs", ["--overwrite"]), ("theirs", [])):
+        one_line(sam3lite("convert", "--checkpoint", "s0", "--output", output, *more), 2)
+    assert downloads(hub) == 0

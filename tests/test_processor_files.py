@@ -132,12 +132,29 @@ def test_the_hub_that_comes_back_adds_them(hub, tiny):
     assert snapshot(Path("out")) == before and hub.log == []
 
 
+def test_another_file_of_the_tokenizers_repository_in_the_cache(hub, tiny):
+    # As after loading another model from it: offline, that is no tokenizer that was refused.
+    from huggingface_hub import hf_hub_download
+
+    hub.add_repo(TOKENIZER, {**clip_files(), "config.json": b"{}"}, commit=PINNED)
+    hf_hub_download(TOKENIZER, "config.json", revision=PINNED)
+    hub.fail("status", match="/api/models/", status=429, retry_after=3600, times=None)
+    done = sam3lite("convert", "--checkpoint", tiny, "--output", "out", *TF)
+    assert done.code == 0 and "no tokenizer" in done.out
+
+
 def test_text_and_packed(hub, tiny, clip):
     text = convert(tiny, "--tokenizer", clip, "--component", "text", output="text")
     assert (text / "tokenizer_config.json").exists() and not (text / "processor_config.json").exists()
     done = sam3lite("convert", "--checkpoint", tiny, "--output", "packed", "--tokenizer", clip)
     assert done.code == 0 and not (Path("packed") / "tokenizer_config.json").exists()
     assert hub.log == []
+
+
+def exchange(folder: Path, one: str, other: str) -> None:
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
 
 
 OTHERS = {
@@ -150,6 +167,13 @@ OTHERS = {
     "shifted ids": lambda folder: (folder / "vocab.json").write_text(
         json.dumps({k: v + 1 for k, v in json.loads(clip_files()["vocab.json"]).items()})
     ),
+    "two words exchanged": lambda folder: exchange(folder, "dog</w>", "cat</w>"),
+    "two rare tokens exchanged": lambda folder: exchange(folder, "jekyll</w>", "dora</w>"),
+    "merges of something else": lambda folder: (folder / "merges.txt").write_text("#version: 0.2\nx y\n"),
+    "merges in another order": lambda folder: (folder / "merges.txt").write_text(
+        "\n".join(reversed((folder / "merges.txt").read_text().splitlines()))
+    ),
+    "nested deeply": lambda folder: (folder / "vocab.json").write_text("[" * 100_000),
     "two that differ": lambda folder: (folder / "tokenizer.json").write_text(
         json.dumps({"model": {"vocab": {"a": 0}}})
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,9 @@ def test_a_pull_request(s0, hub):
     done = sam3lite(*PUSH, "--hub-model-id", "team/model", "--create-pr", "--json")
     assert done.code == 0, done
     assert list(hub.files("team/model")) == ["README.md"]
-    assert pushed(hub, "team/model", "refs/pr/1") == contents(FOLDER)
+    # A card that somebody wrote there stays theirs.
+    expected = contents(FOLDER) | {"README.md": b"# here\n"}
+    assert pushed(hub, "team/model", "refs/pr/1") == expected
     assert done.json["push"]["pull_request"] is True
 
 
@@ -166,6 +169,79 @@ def test_a_changed_conversion_sends_what_changed(s0, hub):
     assert pushed(hub, "porter/own") == contents(FOLDER)
     done = sam3lite(*options, "--overwrite", "--commit-message", "again")
     assert "nothing was pushed" in done.out
+
+
+def test_what_no_conversion_writes_is_not_sent(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0")
+    for name in (".env", "notes.bin", ".README.md.partial-x"):
+        (FOLDER / name).write_bytes(b"secret")
+    done = sam3lite(*PUSH)
+    assert done.code == 0 and "not sent" in done.out and ".env" in done.out
+    assert all(b"secret" not in data for data in hub.files(MINE).values())
+
+
+def test_a_card_that_was_edited_on_the_hub_stays_there(s0, hub):
+    sam3lite(*PUSH)
+    hub.commit(MINE, {"README.md": b"---\nlicense: mit\n---\n# edited\n"})
+    done = sam3lite(*PUSH)
+    assert done.code == 0 and "nothing was pushed" in done.out
+    assert b"# edited" in hub.files(MINE)["README.md"]
+    hub.commit(MINE, {"config.json": None})
+    assert sam3lite(*PUSH).code == 0
+    assert b"# edited" in hub.files(MINE)["README.md"] and "config.json" in hub.files(MINE)
+    assert sam3lite(*PUSH, "--overwrite").code == 0
+    assert pushed(hub) == contents(FOLDER)
+
+
+def test_a_name_without_a_namespace_is_ones_own(s0, hub):
+    assert sam3lite(*PUSH, "--hub-model-id", "bare", "--json").json["push"]["repo"] == "porter/bare"
+
+
+def test_files_that_are_gone_are_made_again_and_never_deleted_there(s0, hub, tmp_path):
+    options = [*PUSH, "--layout", "transformers", "--hub-model-id", "porter/own"]
+    folder = Path("converted") / f"{STEM}-transformers"
+    hub.add_repo("openai/clip-vit-base-patch32", clip_files(), commit="3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268")
+    sam3lite(*options)
+    before = pushed(hub, "porter/own")
+    assert {"vocab.json", "processor_config.json"} <= before.keys()
+    for name in ("preprocessor_config.json", "processor_config.json", "vocab.json"):
+        (folder / name).unlink()
+    assert sam3lite(*options).code == 0
+    assert pushed(hub, "porter/own") == before == contents(folder)
+    # On another machine, where the tokenizer cannot be had, it stays on the hub.
+    hub._repos.pop("openai/clip-vit-base-patch32")
+    shutil.rmtree("converted")
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    done = sam3lite(*options)
+    assert done.code == 0 and "no tokenizer" in done.out
+    assert before.keys() == pushed(hub, "porter/own").keys()
+
+
+def test_an_edited_tokenizer_is_not_pushed(s0, hub, tmp_path):
+    (tmp_path / "clip").mkdir()
+    for name, data in clip_files().items():
+        (tmp_path / "clip" / name).write_bytes(data)
+    convert = ["convert", "--checkpoint", "s0", "--layout", "transformers", "--output", "out"]
+    sam3lite(*convert, "--tokenizer", tmp_path / "clip")
+    Path("out/vocab.json").write_text("{}")
+    done = sam3lite(*convert)
+    assert done.code == 0 and "vocab.json: edited" in done.out
+    done = sam3lite(*convert, "--push-to-hub", "--hub-model-id", "porter/own")
+    assert "vocab.json" in one_line_of_many(done) and "--overwrite" in done.err
+    # A tokenizer that is named takes the place of what is there.
+    assert sam3lite(*convert, "--tokenizer", tmp_path / "clip").code == 0
+    assert Path("out/vocab.json").read_bytes() == clip_files()["vocab.json"]
+
+
+def test_what_differs_from_the_original_is_not_pushed(s0, hub, monkeypatch):
+    from sam3lite_convert import parity_commands
+
+    inner = parity_commands.run_parity
+    monkeypatch.setattr(parity_commands, "run_parity", lambda *a: inner(*a) | {"verdict": "differs"})
+    for command in (PUSH, PUSH):
+        done = sam3lite(*command, "--parity")
+        assert done.code == 1 and "Not pushed" in done.out, done
+    assert not [r for r in hub.log if r.method in ("POST", "PUT")]
 
 
 # ---- what is not pushed -----------------------------------------------------------------------------
@@ -216,10 +292,44 @@ def test_a_repository_that_no_conversion_wrote_is_left_alone(files, s0, hub):
     assert FOLDER.exists()
 
 
-def test_another_layout_does_not_replace_the_first(s0, hub):
+@pytest.mark.parametrize("options", [["--layout", "transformers"], ["--dtype", "float16"], ["--component", "text"]])
+def test_another_conversion_does_not_replace_the_first(options, s0, hub):
     sam3lite(*PUSH)
-    done = sam3lite(*PUSH, "--layout", "transformers")
+    done = sam3lite(*PUSH, *options)
     assert "--hub-model-id" in one_line_of_many(done) and "layout packed" in done.err
+    assert sam3lite(*PUSH, *options, "--overwrite").code == 0
+
+
+def test_another_checkpoint_does_not_replace_the_first(s0, hub, tmp_path):
+    hub.reset()
+    publish(hub, tmp_path, OLD)
+    options = ["--push-to-hub", "--hub-model-id", "porter/own"]
+    sam3lite("convert", "--checkpoint", "s0", *options)
+    done = sam3lite("convert", "--checkpoint", "s1", *options)
+    assert "another conversion" in one_line_of_many(done)
+
+
+def test_a_repository_that_appears_meanwhile_is_looked_at_first(s0, hub):
+    theirs = {"pytorch_model.bin": b"theirs", "config.json": b"{}"}
+
+    def appear(request):
+        if request.path == "/api/repos/create" and "porter/own" not in hub._repos:
+            hub.add_repo("porter/own", theirs)
+
+    hub.on_request = appear
+    done = sam3lite(*PUSH, "--hub-model-id", "porter/own", "--private")
+    hub.on_request = None
+    assert "in the meantime" in one_line_of_many(done)
+    assert hub.files("porter/own") == theirs
+
+
+def test_a_pull_request_whose_answer_is_lost_is_not_made_twice(s0, hub):
+    hub.add_repo("team/model", {})
+    hub.fail("drop", match="/commit/", processed=True, after=-1)
+    options = [*PUSH, "--hub-model-id", "team/model", "--create-pr", "--json"]
+    assert sam3lite(*options).code == 2
+    assert sam3lite(*options).json["push"]["revision"] == "refs/pr/1"
+    assert list(hub._repos["team/model"].pull_requests) == ["refs/pr/1"]
 
 
 @pytest.mark.parametrize("name", ["not a name", "a/b/c", "-x/y"])
