@@ -362,15 +362,15 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun:
         return CannotRun(f"{repo} is no name of a repository (NAMESPACE/NAME): {fault}", "usage")
     if isinstance(fault, FileMetadataError):
         return CannotRun(f"{where} did not answer as one does: {first_line(fault)}", "hub_fault")
+    if isinstance(fault, UnicodeError) or _is_named(fault, "LocalProtocolError"):
+        return CannotRun(
+            f"the token cannot be sent: it holds something that no token holds. {login} {right}.", "no_access"
+        )
     if _is_transport(fault):
         what = first_line(fault) or type(fault).__name__
         return CannotRun(f"{where} cannot be reached ({what}). {_NO_NETWORK}", "no_network")
     if isinstance(fault, LocalTokenNotFoundError):
         return CannotRun(f"no token is set. {login} {right}.", "no_token")
-    if isinstance(fault, UnicodeError) or _is_named(fault, "LocalProtocolError"):
-        return CannotRun(
-            f"the token cannot be sent: it holds something that no token holds. {login} {right}.", "no_access"
-        )
     if isinstance(fault, OSError) and "onsistency" in str(fault):
         return CannotRun(
             f"the download from {repo} came out with another length than {where} states; nothing was kept. Run the "
