@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
-import threading
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sam3lite_convert.aliases import ALIASES, DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert import interrupts
+from sam3lite_convert.aliases import DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 
 app = typer.Typer(
@@ -33,7 +32,6 @@ app = typer.Typer(
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 _INTERRUPTED = 128 + 2  # as shells report SIGINT
-_asked_to_stop = threading.Event()
 _typed_arguments: list[str] = []
 
 
@@ -175,8 +173,9 @@ def convert(
     # Hashing takes longest: it begins before the rest is even imported.
     local = checkpoint is not None and not all_ and not dry_run and os.path.exists(checkpoint)
     hashing = SourceHash(Path(str(checkpoint))) if local else None
-    from sam3lite_convert import commands, report
+    from sam3lite_convert import commands, convert_command, report
     from sam3lite_convert.conversions import Request, plan_conversion
+    from sam3lite_convert.convert_command import Destination, check_together
     from sam3lite_convert.plan import Options
     from sam3lite_convert.processor_files import DEFAULT_TOKENIZER
     from sam3lite_convert.tables import load_mappings
@@ -188,7 +187,7 @@ def convert(
         "--create-pr": create_pr, "--commit-message": commit_message, "--partial": partial, "--parity": parity,
         "--verify": verify,
     }  # fmt: skip
-    _check_together({name for name, value in asked.items() if value}, checkpoint, component.value, verify)
+    check_together({name for name, value in asked.items() if value}, checkpoint, component.value, verify)
     if push_to_hub:
         verify = True
     request = Request(
@@ -205,9 +204,11 @@ def convert(
         command=_typed(),
     )
     mappings = load_mappings(mapping)
-    to = _Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, overwrite)
+    to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, overwrite)
     if all_:
-        record = _convert_all(_where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json)
+        record = convert_command.convert_all(
+            _where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json
+        )
     else:
         location = _locate(str(checkpoint), repo_id, revision, cache_dir, json)
         if dry_run:
@@ -216,7 +217,7 @@ def convert(
                 report.planned(record)
                 report.planned_alone(record)
         else:
-            record = _convert(location, mappings, request, to, hashing, json)
+            record = convert_command.convert_one(location, mappings, request, to, hashing, json)
         record["mapping"] = str(mapping) if mapping else None
     if json:
         report.as_json(record)
@@ -228,165 +229,9 @@ def convert(
         raise typer.Exit(1)
 
 
-def _check_together(asked: set[str], checkpoint: str | None, component: str, verify: bool | None) -> None:
-    """Raises CannotRun for options that do not go together."""
-    if checkpoint is None and "--all" not in asked:
-        raise CannotRun(
-            f"convert needs --checkpoint: a file, an alias ({', '.join(ALIASES)}) or a path on the Hub; or --all",
-            "usage",
-        )
-    for one, other in (
-        ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
-        ("--dry-run", "--push-to-hub"), ("--dry-run", "--parity"), ("--dry-run", "--verify"),
-    ):  # fmt: skip
-        if {one, other} <= asked | ({"--checkpoint"} if checkpoint is not None else set()):
-            raise CannotRun(f"{one} and {other} do not go together", "usage")
-    for one, needed in (
-        ("--pattern", "--all"), ("--hub-namespace", "--all"), ("--hub-model-id", "--push-to-hub"),
-        ("--hub-namespace", "--push-to-hub"), ("--private", "--push-to-hub"), ("--create-pr", "--push-to-hub"),
-        ("--commit-message", "--push-to-hub"),
-    ):  # fmt: skip
-        if one in asked and needed not in asked:
-            raise CannotRun(f"{one} says something about {needed}, which was not given", "usage")
-    if "--push-to-hub" in asked and verify is False:
-        raise CannotRun("nothing is pushed that was not verified: leave --no-verify out", "usage")
-    if "--partial" in asked and component != "text":
-        raise CannotRun("--partial fetches the text tensors alone, so it goes with --component text", "usage")
-
-
-class _Destination:
-    """Where a folder is pushed to, if it is: what the options say about it."""
-
-    def __init__(
-        self,
-        asked: bool,
-        repo: str | None,
-        namespace: str | None,
-        private: bool,
-        pr: bool,
-        message: str | None,
-        replace: bool,
-    ) -> None:
-        self.asked, self._repo, self._namespace = asked, repo, namespace
-        self._how = (private, pr, message, replace)
-
-    def check(self) -> None:
-        """Raises CannotRun where there is no token that the Hub accepts."""
-        from sam3lite_convert.push import user_name
-
-        user = user_name()
-        self._namespace = self._namespace or user
-        if self._repo is not None and "/" not in self._repo:
-            self._repo = f"{user}/{self._repo}"
-
-    def target(self, location: Any) -> Any:
-        from sam3lite_convert.push import Target, check_name
-
-        repo = self._repo or f"{self._namespace}/{location.path.stem}"
-        check_name(repo)
-        return Target(repo, *self._how)
-
-
-def _convert(location: Any, mappings: Any, request: Any, to: _Destination, hashing: Any, json: bool) -> Any:
-    from sam3lite_convert import report
-    from sam3lite_convert.batch import Told, publish
-
-    if to.asked:
-        to.check()
-    target = to.target(location) if to.asked else None
-    bars = _Bars(json)
-    quiet = (lambda record: None) if json else None
-    told = Told(
-        planned=quiet or bars.planned,
-        written=quiet or bars.written,
-        pushes=quiet or report.push_planned,
-        progress=bars.progress,
-    )
-    try:
-        return publish(location, mappings, request, target, told, hashing)
-    finally:
-        bars.close()
-
-
-def _convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: _Destination, json: bool) -> Any:
-    from sam3lite_convert import report
-    from sam3lite_convert.batch import Told, convert_all
-
-    target = None
-    if to.asked:
-        to.check()  # a missing token shows before the first download
-        target = to.target
-    bars = _Bars(json)
-    if json:
-        told = Told()
-    else:
-        told = Told(
-            planned=bars.remember,
-            pushes=report.push_planned,
-            begins=report.batch_begins,
-            ends=report.batch_ends,
-            progress=bars.progress,
-        )
-    try:
-        return convert_all(where, pattern, mappings, request, target, told)
-    finally:
-        bars.close()
-
-
 def _use_one_thread() -> None:
     for name, value in _ONE_THREAD.items():
         os.environ.setdefault(name, value)
-
-
-class _Bars:
-    """Bars that appear with the first byte, when the plan has been printed and the totals are known."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._totals = {"write": 0, "hash": 0}
-        self._context: Any = None
-        self._inner: Any = None
-
-    def planned(self, record: dict[str, Any]) -> None:
-        from sam3lite_convert import report
-
-        self.remember(record)
-        report.planned(record)
-
-    def remember(self, record: dict[str, Any]) -> None:
-        self.close()
-        self._totals = {"write": record["bytes"], "hash": record["size"]}
-
-    def written(self, record: dict[str, Any]) -> None:
-        from sam3lite_convert import report
-
-        self.close()
-        report.converted(record)
-
-    def progress(self, location: Any) -> Any:
-        return self._advance
-
-    def _advance(self, what: str) -> Any:
-        from sam3lite_convert import report
-
-        if self._context is None:
-            labels = {"write": "writing", "hash": "hashing the source"}
-            self._context = report.byte_progress(self._totals, labels, self._quiet)
-            self._inner = self._context.__enter__()
-        advance = self._inner(what)
-
-        def checked(n: int) -> None:
-            # A KeyboardInterrupt that was raised inside a callback of the interpreter is lost.
-            if _asked_to_stop.is_set() and threading.current_thread() is threading.main_thread():
-                raise KeyboardInterrupt
-            advance(n)
-
-        return checked
-
-    def close(self) -> None:
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = None
 
 
 @app.command()
@@ -558,10 +403,7 @@ def run(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     _typed_arguments[:] = arguments
-    _asked_to_stop.clear()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
-            signal.signal(getattr(signal, name), _interrupt)
+    interrupts.catch()
     try:
         code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -590,11 +432,6 @@ def _typed() -> str:
     """The command as it was typed, to be typed again: without what would make the folder anew."""
     kept = [a for a in _typed_arguments if a not in ("--json", "--overwrite")]
     return shlex.join(["sam3lite", *kept])
-
-
-def _interrupt(*ignored: object) -> None:
-    _asked_to_stop.set()
-    raise KeyboardInterrupt
 
 
 def _interrupted(as_json: bool) -> int:

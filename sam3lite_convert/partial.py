@@ -24,7 +24,8 @@ from huggingface_hub import constants, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from sam3lite_convert.errors import CannotRun, Untrusted
-from sam3lite_convert.hub import HubFile, Repository, hub_faults, retried
+from sam3lite_convert.hub import HubFile, Repository
+from sam3lite_convert.hub_requests import hub_faults, retried
 from sam3lite_convert.output import check_space, write_whole
 
 if TYPE_CHECKING:

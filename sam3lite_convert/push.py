@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from sam3lite_convert.aliases import DEFAULT_REVISION
 from sam3lite_convert.card import CARD_FIELD, CARD_NAME, blob_id
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
-from sam3lite_convert.hub import first_line, hub_faults, retried
+from sam3lite_convert.hub_requests import first_line, hub_faults, retried
 from sam3lite_convert.output import OWN_FILES
 from sam3lite_convert.processor_files import TOKENIZER
 from sam3lite_convert.receipt import RECEIPT_NAME

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,12 @@ import pytest
 import torch
 from conftest import source_rows
 from folders import DATA, environment
+from hub_files import NEW, REPO
+from huggingface_hub import constants
 from recipe import draw
 from safetensors import safe_open
+
+from sam3lite_convert.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.full_size
 
@@ -41,10 +46,11 @@ def checkpoint(tmp_path_factory):
     path.unlink()
 
 
-def measured(*arguments: object) -> tuple[dict, float]:
+def measured(*arguments: object, offline: bool = True) -> tuple[dict, float]:
     """Run a command with --json: its record, and the peak of its resident memory in MB."""
     command = [sys.executable, "-c", MEASURED, *map(str, arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
+    env = environment() if offline else {k: v for k, v in environment().items() if k != "HF_HUB_OFFLINE"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
     assert done.returncode == 0, done.stderr + done.stdout[-2000:]
     return json.loads(done.stdout), int(done.stderr.split()[-1]) / 1024
 
@@ -111,3 +117,27 @@ def test_inspecting_a_released_size_checkpoint_is_cheap(checkpoint):
     millions = {"s0": 42.54, "s1": 63.53, "l": 123.80}[VARIANT]
     assert round(record["components"]["text_encoder"]["parameters"] / 1e6, 2) == millions
     assert peak <= 300
+
+
+def test_a_released_size_checkpoint_by_name(checkpoint, hub):
+    hub.page_size, hub.part_size, before = 1000, 64 << 20, (hub.page_size, hub.part_size)
+    path = NEW[VARIANT]
+    hub.add_repo(REPO, {path: checkpoint})
+    try:
+        record, _ = measured("inspect", VARIANT, offline=False)
+        assert record["size"] == checkpoint.stat().st_size and hub.sent() < 2 << 20
+        hub.clear_log()
+        record, _ = measured("parity", "--checkpoint", VARIANT, "--partial", offline=False)
+        text = sum(t.nbytes for k, t in read_checkpoint(checkpoint).tensors.items() if ".language_backbone." in k)
+        assert record["verdict"] == "exact" and hub.sent() <= text + (2 << 20)
+        record, peak = measured("convert", "--checkpoint", VARIANT, "--push-to-hub", offline=False)
+        assert record["verification"]["verdict"] == "proven" and peak <= LIMIT_MB
+        assert record["source"]["etag"] == record["source"]["sha256"]
+        hub.clear_log()
+        again, _ = measured("convert", "--all", "--push-to-hub", offline=False)
+        assert [(r["state"], r["push"]["state"]) for r in again["results"]] == [("current", "current")]
+        assert not [r for r in hub.log if r.method == "PUT" or "/cdn/" in r.path]
+    finally:
+        hub.page_size, hub.part_size = before
+        shutil.rmtree("converted", ignore_errors=True)
+        shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)

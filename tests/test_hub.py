@@ -461,8 +461,10 @@ def test_a_server_that_says_nothing_is_not_waited_for_long(s0, hub, monkeypatch)
     from huggingface_hub import close_session
 
     from sam3lite_convert import hub as reading
+    from sam3lite_convert import hub_requests
 
-    monkeypatch.setattr(reading, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(reading, "TIMEOUT", 0.5)
+    monkeypatch.setattr(hub_requests, "TIMEOUT", 0.5)
     close_session()
     hub.fail("stall", match="/api/models/.*/revision/", seconds=4)
     hub.fail("stall", match="/tree/", seconds=4)
