@@ -74,11 +74,8 @@ def _pause(fault: BaseException, attempt: int) -> float | None:
         asked = fault.response.headers.get("Retry-After", "")
         wait = float(asked) if asked.isdigit() else usual
         return wait if fault.response.status_code in _TRANSIENT and wait <= _LONGEST_WAIT else None
-    if isinstance(fault, OSError):
-        # Neither a network that is not there nor a full disk is waited for.
-        lasting = isinstance(fault, OfflineModeIsEnabled | FileNotFoundError | LocalTokenNotFoundError)
-        return None if lasting or fault.errno is not None else usual
-    # A port that nobody listens on, and a request that cannot be sent, stay so.
+    # Neither a full disk nor a network that is not there is waited for. A port that nobody listens on,
+    # and a request that cannot be sent, stay so.
     lasting = _is_named(fault, "ConnectError") or _is_named(fault, "LocalProtocolError")
     return usual if _is_transport(fault) and not lasting else None
 

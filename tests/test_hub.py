@@ -467,7 +467,7 @@ def test_a_server_that_says_nothing_is_not_waited_for_long(s0, hub, monkeypatch)
     monkeypatch.setattr(hub_requests, "TIMEOUT", 0.5)
     close_session()
     hub.fail("stall", match="/api/models/.*/revision/", seconds=4)
-    hub.fail("stall", match="/tree/", seconds=4)
+    hub.fail("stall", match="/tree/", seconds=20)
     started = time.monotonic()
     assert sam3lite("inspect", "s0").code == 0
     assert time.monotonic() - started < 7
@@ -553,6 +553,17 @@ def test_a_folder_that_lost_a_file_is_not_current(name, s0):
     sam3lite("convert", "--checkpoint", "s0")
     (FOLDER / name).unlink()
     one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+
+
+def test_a_folder_whose_tensors_are_others_is_not_current(s0):
+    from safetensors.torch import load_file, save_file
+
+    sam3lite("convert", "--checkpoint", "s0")
+    tensors = load_file(FOLDER / "model.safetensors")
+    key = "text_encoder.projection"
+    for wrong in ({k: t for k, t in tensors.items() if k != key}, tensors | {key: tensors[key].half()}):
+        save_file(wrong, FOLDER / "model.safetensors")
+        assert "its tensors" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
 
 
 def test_what_stands_in_the_way_is_said_before_the_download(s0, hub):

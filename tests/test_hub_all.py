@@ -175,6 +175,20 @@ def test_space_is_reckoned_with_the_output(three, hub, monkeypatch):
     assert downloads(hub) == 0
 
 
+def test_space_is_looked_for_on_both_disks(three, hub, monkeypatch, tmp_path):
+    from sam3lite_convert import conversions, output
+
+    def usage(place):
+        free = 10**6 if tmp_path in (place, *Path(place).parents) else 10**12
+        return shutil._ntuple_diskusage(10**12, 10**12 - free, free)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(conversions, "same_disk", lambda one, other: False)
+    assert "no space" in one_line(sam3lite("convert", "--checkpoint", "l"), 2)
+    assert downloads(hub) == 0
+    assert output.same_disk(tmp_path, tmp_path / "not" / "there")
+
+
 def test_an_interruption_stops_all_of_it(three, hub, monkeypatch):
     from sam3lite_convert import conversions
 
