@@ -61,7 +61,7 @@ def publish(
     request = replace(request, verify=True, model_id=target.repo)
     record = convert_checkpoint(location, mappings, request, told.planned, told.progress(location), hashing)
     told.written(record)
-    if _differs([record]):
+    if differs(record):
         # What does not do as the original does is not for others.
         return record | {"push": {"repo": target.repo, "state": "not pushed"}}
     plan = plan_push(Path(record["output"]), target)
@@ -139,12 +139,13 @@ def convert_all(
         "output": str(root),
         "results": results,
         "counts": {state: counts[state] for state in ("converted", "current", "failed")},
-        "verdict": "failed" if counts["failed"] or _differs(results) else "done",
+        "verdict": "failed" if counts["failed"] or any(map(differs, results)) else "done",
     }
 
 
-def _differs(results: list[Record]) -> bool:
-    return any((r.get("parity") or {}).get("verdict") == "differs" for r in results)
+def differs(record: Record) -> bool:
+    """Whether parity failed, now or, where a push was refused for it, in an earlier run."""
+    return "differs" in ((record.get("parity") or {}).get("verdict"), record.get("parity_verdict"))
 
 
 def _error(fault: Sam3LiteError) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sam3lite_convert.prompts import END, PAD, START
 
 CARD_NAME = "README.md"
 CARD_FIELD = "card_blob_id"  # of the receipt: git's id of the card, to tell whether somebody edited it
+EDITED_FIELD = "edited_card_blob_id"  # the same of a card that somebody edited in the folder
 Receipt = dict[str, Any]
 
 # Measured against the original code; the layout notes, fact 5.

@@ -162,6 +162,9 @@ def convert(
     push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Push what was converted and verified.")] = False,
     hub_model_id: Annotated[str | None, typer.Option(help="Where to; default <your user name>/<stem>.")] = None,
     hub_namespace: Annotated[str | None, typer.Option(help="Of --all: where to; default your user name.")] = None,
+    hub_overwrite: Annotated[
+        bool, typer.Option("--hub-overwrite", help="Also replace another conversion, or an edited card, there.")
+    ] = False,
     private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Push as a pull request.")] = False,
     commit_message: Annotated[str | None, typer.Option(help="Of the commit that pushes.")] = None,
@@ -184,7 +187,8 @@ def convert(
     asked = {
         "--all": all_, "--dry-run": dry_run, "--pattern": pattern != DEFAULT_PATTERN, "--push-to-hub": push_to_hub,
         "--hub-model-id": hub_model_id, "--hub-namespace": hub_namespace, "--private": private,
-        "--create-pr": create_pr, "--commit-message": commit_message, "--partial": partial, "--parity": parity,
+        "--create-pr": create_pr, "--commit-message": commit_message, "--hub-overwrite": hub_overwrite,
+        "--partial": partial, "--parity": parity,
         "--verify": verify,
     }  # fmt: skip
     check_together({name for name, value in asked.items() if value}, checkpoint, component.value, verify)
@@ -204,7 +208,7 @@ def convert(
         command=_typed(),
     )
     mappings = load_mappings(mapping)
-    to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, overwrite)
+    to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)
     if all_:
         record = convert_command.convert_all(
             _where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json
@@ -225,7 +229,8 @@ def convert(
         report.converted_all(record)
     elif not dry_run:
         report.converted_end(record)
-    if record.get("verdict") == "failed" or (record.get("parity") or {}).get("verdict") == "differs":
+    refused = (record.get("push") or {}).get("state") == "not pushed"
+    if refused or record.get("verdict") == "failed" or (record.get("parity") or {}).get("verdict") == "differs":
         raise typer.Exit(1)
 
 

@@ -124,6 +124,9 @@ def find_current(
         if why is None:
             if location.file is not None:
                 identity = location.file.etag
+                if identity is None and location.file.cached is not None:  # a cache without symbolic links
+                    with SourceHash(location.file.cached) as under_way:
+                        identity = under_way.digest()
             else:
                 with hashing or SourceHash(location.path) as under_way:
                     identity = under_way.digest()
@@ -189,6 +192,7 @@ def convert_checkpoint(
         why: list[str | None] = []
 
         def finish(work: Path, receipt: Record) -> None:
+            extras.note_config(work, receipt)
             why.append(extras.add_processor_files(work, receipt, plan, tokenizer))
             if request.verify:
                 record["verification"] = _verified(work, source, mappings, request, folder)
@@ -213,8 +217,18 @@ def _complete(location: Location, mappings: Mappings, request: Request, found: F
         "notes": [], "verification": None, "parity": None,
     }  # fmt: skip
     before = {n: (folder / n).stat().st_mtime_ns for n in _sizes(folder)}
-    wants_files = request.tokenizer_named or bool(extras.missing(folder, receipt, request.tokenizer is not None))
-    wants_files = wants_files and receipt.get("library") == "transformers"
+    gone = extras.missing(folder, receipt, request.tokenizer is not None)
+    # A run that was cut off may have left files that the receipt does not know of.
+    unknown = request.tokenizer is not None and not receipt.get("tokenizer")
+    wants_tokenizer = request.tokenizer_named or unknown or not processor_files.TOKENIZER_NAMES.isdisjoint(gone)
+    wants_files = (wants_tokenizer or bool(gone)) and receipt.get("library") == "transformers"
+    changed = extras.edited(folder, receipt)
+    if changed and request.model_id:
+        raise CannotRun(
+            f"{', '.join(changed)} in {folder} was edited since the conversion, so it is not pushed. --overwrite makes "
+            "the folder anew.",
+            "edited",
+        )
     why = None
     if request.verify or request.parity or wants_files:
         whole = (request.verify or request.parity) and not request.partial
@@ -222,21 +236,15 @@ def _complete(location: Location, mappings: Mappings, request: Request, found: F
         with source.trusted():
             if wants_files:
                 plan = make_plan(source.read(), mappings, request.options)
-                named = request.tokenizer_named or not processor_files.has_tokenizer(folder)
-                tokenizer = extras.fetch_tokenizer(plan, request.tokenizer if named else None, request.cache)
+                tokenizer = extras.fetch_tokenizer(plan, request.tokenizer if wants_tokenizer else None, request.cache)
                 why = extras.add_processor_files(folder, receipt, plan, tokenizer)
+                extras.write_receipt(folder, receipt)
             if request.verify:
                 record["verification"] = _verified(folder, source, mappings, request, folder)
             if request.parity:
                 record["parity"] = _add_parity(folder, receipt, source, mappings, request)
     changed = extras.edited(folder, receipt)
     late = [f"{', '.join(changed)}: edited since the conversion, and kept as it is"] if changed else []
-    if changed and request.model_id:
-        raise CannotRun(
-            f"{', '.join(changed)} in {folder} was edited since the conversion, so it is not pushed. --overwrite makes "
-            "the folder anew.",
-            "edited",
-        )
     receipt["model_id"] = request.model_id or receipt.get("model_id")
     if location.file is not None and receipt["source"].get("licence") is None and receipt["source"].get("repo"):
         receipt["source"]["licence"] = location.file.licence
@@ -274,6 +282,7 @@ def _finished(
         "source": receipt["source"],
         "lost": receipt["lost"],
         "missing_files": absent,
+        "parity_verdict": (receipt.get("parity") or {}).get("verdict"),
         "late_notes": late,
     }
 

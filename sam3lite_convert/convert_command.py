@@ -20,14 +20,15 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
         )
     for one, other in (
         ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
-        ("--dry-run", "--push-to-hub"), ("--dry-run", "--parity"), ("--dry-run", "--verify"),
+        ("--partial", "--push-to-hub"), ("--dry-run", "--push-to-hub"), ("--dry-run", "--parity"),
+        ("--dry-run", "--verify"),
     ):  # fmt: skip
         if {one, other} <= asked | ({"--checkpoint"} if checkpoint is not None else set()):
             raise CannotRun(f"{one} and {other} do not go together", "usage")
     for one, needed in (
         ("--pattern", "--all"), ("--hub-namespace", "--all"), ("--hub-model-id", "--push-to-hub"),
         ("--hub-namespace", "--push-to-hub"), ("--private", "--push-to-hub"), ("--create-pr", "--push-to-hub"),
-        ("--commit-message", "--push-to-hub"),
+        ("--commit-message", "--push-to-hub"), ("--hub-overwrite", "--push-to-hub"),
     ):  # fmt: skip
         if one in asked and needed not in asked:
             raise CannotRun(f"{one} says something about {needed}, which was not given", "usage")

@@ -42,7 +42,12 @@ def earlier(folder: Path) -> Folder | str:
         return "its config.json is missing"
     try:
         model_card(receipt)
-        dict(receipt["lost"]), dict(receipt.get("processor_files") or {})
+        dict(receipt["lost"])
+        beside = receipt.get("beside") or {}
+        if not all(isinstance(v, str) for pair in dict(beside).items() for v in pair) or not isinstance(beside, dict):
+            raise TypeError("beside")
+        if receipt["library"] not in (None, "transformers") or not isinstance(receipt["source"]["name"], str):
+            raise ValueError("library or source")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return f"its {RECEIPT_NAME} is not one of this tool"
     return found

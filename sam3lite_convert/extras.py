@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3lite_convert import processor_files
-from sam3lite_convert.card import CARD_FIELD, CARD_NAME, blob_id, card_of
+from sam3lite_convert.card import CARD_FIELD, CARD_NAME, EDITED_FIELD, blob_id, card_of
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hashing import Worker
 from sam3lite_convert.output import json_bytes, write_whole
@@ -18,7 +18,8 @@ from sam3lite_convert.plan import Plan
 from sam3lite_convert.processor_files import TOKENIZER, TokenizerFiles
 from sam3lite_convert.receipt import RECEIPT_NAME
 
-_FIELD = "processor_files"  # of the receipt: name -> SHA-256
+FIELD = "beside"  # of the receipt: name -> SHA-256
+CONFIG_NAME = "config.json"
 # A tokenizer that was named and is none is a mistake; one that cannot be had now is not.
 _MISTAKES = ("usage", "other_tokenizer", "no_tokenizer", "cannot_open")
 
@@ -50,7 +51,7 @@ def add_processor_files(folder: Path, receipt: Receipt, plan: Plan, tokenizer: W
             for name in set(TOKENIZER) - set(made):
                 # Of another form of the tokenizer that was here; the library would read both.
                 (folder / name).unlink(missing_ok=True)
-                receipt.get(_FIELD, {}).pop(name, None)
+                receipt.get(FIELD, {}).pop(name, None)
             files |= made
             receipt["tokenizer"] = found.record()
     except CannotRun as fault:
@@ -61,14 +62,23 @@ def add_processor_files(folder: Path, receipt: Receipt, plan: Plan, tokenizer: W
             why = fault.message
     for name, data in files.items():
         write_whole(folder / name, data)
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    receipt[_FIELD] = dict(sorted({**(receipt.get(_FIELD) or {}), **hashes}.items()))
+    _note(receipt, files)
     return why
+
+
+def note_config(folder: Path, receipt: Receipt) -> None:
+    """Keep the hash of config.json too."""
+    _note(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
+
+
+def _note(receipt: Receipt, files: dict[str, bytes]) -> None:
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    receipt[FIELD] = dict(sorted({**(receipt.get(FIELD) or {}), **hashes}.items()))
 
 
 def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]:
     """The names of files that should be there and are not."""
-    names = [name for name in receipt.get(_FIELD) or {} if not (folder / name).exists()]
+    names = [name for name in receipt.get(FIELD) or {} if not (folder / name).is_file()]
     wanted = tokenizer_wanted and receipt.get("library") == "transformers"
     if wanted and not processor_files.has_tokenizer(folder):
         names += [name for name in TOKENIZER if not (folder / name).exists() and name not in names]
@@ -77,7 +87,7 @@ def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]
 
 def edited(folder: Path, receipt: Receipt) -> list[str]:
     """The names of processor and tokenizer files that are not as they were written."""
-    stated = receipt.get(_FIELD) or {}
+    stated = receipt.get(FIELD) or {}
     there = {name: digest for name, digest in stated.items() if (folder / name).is_file()}
     return [n for n, digest in there.items() if hashlib.sha256((folder / n).read_bytes()).hexdigest() != digest]
 
@@ -87,6 +97,8 @@ def write_receipt(folder: Path, receipt: Receipt) -> str | None:
     in which case it stays."""
     card = folder / CARD_NAME
     by_hand = card.exists() and receipt.get(CARD_FIELD) not in (None, blob_id(card.read_bytes()))
+    if by_hand:
+        receipt[EDITED_FIELD] = blob_id(card.read_bytes())  # pushed, it is known there as this folder's
     files = {} if by_hand else {CARD_NAME: card_of(receipt)}
     files[RECEIPT_NAME] = json_bytes(receipt)
     for name, data in files.items():

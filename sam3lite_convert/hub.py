@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import fnmatch
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +98,7 @@ class Repository:
             )
             return Listing(tuple(found), fault)
         licence = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
-        licence = {k: licence[k] for k in _LICENCE if licence.get(k) is not None}
+        licence = {k: licence[k] for k in _LICENCE if licence.get(k) is not None and licence[k] is not False}
         held = {f.path: f for f in self._cached_files(commit)}
         files = []
         for entry in entries:
@@ -221,8 +220,10 @@ class Repository:
             with contextlib.suppress(OSError):
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 ref.write_text(file.commit, encoding="utf-8")
-        if (pieces := self.partial(file)).is_dir():
-            shutil.rmtree(pieces, ignore_errors=True)
+        for piece in self.partial(file).glob("*-*-*"):
+            # Copies beside them may be in use.
+            with contextlib.suppress(OSError):
+                piece.unlink()
         return path
 
     def partial(self, file: HubFile) -> Path:

@@ -44,8 +44,15 @@ T = TypeVar("T")
 
 def _client() -> Any:
     client: Any = default_client_factory()
-    client.timeout = TIMEOUT
+    client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks["request"], _limit]}
     return client
+
+
+def _limit(request: Any) -> None:
+    # Parts of the library ask for no limit at all.
+    stated = request.extensions.get("timeout") or {}
+    phases = ("connect", "read", "write", "pool")
+    request.extensions["timeout"] = {p: TIMEOUT if stated.get(p) is None else stated[p] for p in phases}
 
 
 set_client_factory(_client)
@@ -62,6 +69,9 @@ def retried(call: Callable[[], T], tries: int = _TRIES) -> T:
             wait = _pause(fault, attempt)
             if wait is None or attempt == tries:
                 raise
+            LOG.warning(
+                "the Hub did not do as asked (%s); again in %d s", first_line(fault) or type(fault).__name__, wait
+            )
         time.sleep(wait)
     raise AssertionError
 
@@ -77,7 +87,8 @@ def _pause(fault: BaseException, attempt: int) -> float | None:
     # Neither a full disk nor a network that is not there is waited for. A port that nobody listens on,
     # and a request that cannot be sent, stay so.
     lasting = _is_named(fault, "ConnectError") or _is_named(fault, "LocalProtocolError")
-    return usual if _is_transport(fault) and not lasting else None
+    silent = _is_named(fault, "TimeoutException") and attempt > 1
+    return usual if _is_transport(fault) and not lasting and not silent else None
 
 
 def _behind(fault: BaseException) -> BaseException:
@@ -157,7 +168,7 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun:
     # The libraries raise as they like: what no Hub says, and what a transfer breaks with.
     what = first_line(fault) or type(fault).__name__
     if doing == "write":
-        return CannotRun(f"{what}.", "push_failed")
+        return CannotRun(f"{where}: {what}.", "push_failed")
     return CannotRun(f"{where} did not answer as one does ({what}); see HF_ENDPOINT and the proxy", "hub_fault")
 
 

@@ -79,8 +79,9 @@ class PartialCopy(io.RawIOBase):
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob("copy-*"):
-                if time.time() - left.stat().st_mtime > _FORGOTTEN:
-                    shutil.rmtree(left, ignore_errors=True)
+                with contextlib.suppress(OSError):  # it may go while it is looked at
+                    if time.time() - left.stat().st_mtime > _FORGOTTEN:
+                        shutil.rmtree(left, ignore_errors=True)
             self._place = tempfile.TemporaryDirectory(prefix="copy-", dir=self._folder)
             self.path = Path(self._place.name) / Path(file.path).name
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

@@ -29,8 +29,10 @@ _WHOLE, _PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
 _WORDS = {"dog</w>": 1929, "a</w>": 320, "yellow</w>": 4481, "bus</w>": 2840}
 _MERGES = END + 1 - 2 * 256 - 2
 _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "!"
+_SPECIAL = {_START: START, _END: END, _PAD: PAD}
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 TOKENIZER = (*_CONFIGS, _WHOLE, *_PARTS)
+TOKENIZER_NAMES = frozenset(TOKENIZER)
 PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _MASK_STRIDE = 14 / 4  # image pixels a mask pixel, at the released sizes: 1008 and 288
 
@@ -51,8 +53,8 @@ class TokenizerFiles:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether the folder holds what a tokenizer is loaded from."""
-    parts = (*_CONFIGS, _WHOLE) if (folder / _WHOLE).exists() else (*_CONFIGS, *_PARTS)
-    return all((folder / name).exists() for name in parts)
+    parts = (*_CONFIGS, _WHOLE) if (folder / _WHOLE).is_file() else (*_CONFIGS, *_PARTS)
+    return all((folder / name).is_file() for name in parts)
 
 
 def fetch_tokenizer(source: str, cache: Path | None = None) -> TokenizerFiles:
@@ -108,6 +110,9 @@ def _check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
         found = []
         if _WHOLE in files:
             whole = json.loads(files[_WHOLE])
+            for added in whole.get("added_tokens") or []:
+                if _SPECIAL.get(added["content"]) != added["id"]:
+                    raise ValueError(f"it gives {added['content']!r} the id {added['id']}")
             merges = [m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]]
             found.append((dict(whole["model"]["vocab"]), merges))
         if all(name in files for name in _PARTS):
@@ -130,7 +135,7 @@ def _not_clips(vocabulary: Mapping[str, int], merges: Sequence[str]) -> str | No
     """Why ids and merges are not CLIP's; None where they are."""
     if len(vocabulary) != END + 1 or len(merges) != _MERGES:
         return f"{len(vocabulary):,} tokens and {len(merges):,} merges, in place of {END + 1:,} and {_MERGES:,}"
-    facts = {_START: START, _END: END, _PAD: PAD, **_WORDS}
+    facts = {**_SPECIAL, **_WORDS}
     for token, number in facts.items():
         if vocabulary.get(token) != number:
             return f"{token!r} has the id {vocabulary.get(token)}, in place of {number}"

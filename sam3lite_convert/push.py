@@ -23,11 +23,12 @@ from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sam3lite_convert.aliases import DEFAULT_REVISION
-from sam3lite_convert.card import CARD_FIELD, CARD_NAME, blob_id
+from sam3lite_convert.card import CARD_FIELD, CARD_NAME, EDITED_FIELD, blob_id
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.extras import FIELD
 from sam3lite_convert.hub_requests import first_line, hub_faults, retried
-from sam3lite_convert.output import OWN_FILES
-from sam3lite_convert.processor_files import TOKENIZER
+from sam3lite_convert.output import INDEX_NAME
+from sam3lite_convert.processor_files import TOKENIZER_NAMES
 from sam3lite_convert.receipt import RECEIPT_NAME
 
 _LOGIN = "Log in with 'hf auth login', or set HF_TOKEN to a token that may write"
@@ -132,12 +133,14 @@ def plan_push(folder: Path, target: Target) -> PushPlan:
         earlier = _earlier(target, folder, there, head)
         files, deleted = _compare(folder, there)
         card = there.get(CARD_NAME)
-        written = earlier.get(CARD_FIELD) if earlier else None
-        if card and files.get(CARD_NAME, (0, ""))[1] == "changed" and card.blob_id != written and not target.replace:
+        written = {(earlier or {}).get(CARD_FIELD), (earlier or {}).get(EDITED_FIELD)}
+        changed = files.get(CARD_NAME, (0, ""))[1] == "changed"
+        if card and changed and card.blob_id not in written and not target.replace:
             files[CARD_NAME] = (card.size, "kept")
-        if not _receipt(folder).get("tokenizer"):
-            # That it could not be had here is no reason to take it away there.
-            deleted = tuple(n for n in deleted if n not in TOKENIZER)
+        # Only what that conversion wrote. That a tokenizer could not be had here is no reason to take it away.
+        listed = _listed(earlier) if earlier else frozenset()
+        tokenizer = TOKENIZER_NAMES if not _receipt(folder).get("tokenizer") else frozenset()
+        deleted = tuple(n for n in deleted if n in listed - tokenizer)
         plan = PushPlan(target, files, deleted, head, bool(info.private), _left(folder))
         return (_proposed(api, folder, plan) or plan) if target.create_pr and not plan.nothing else plan
 
@@ -157,11 +160,20 @@ def _proposed(api: HfApi, folder: Path, plan: PushPlan) -> PushPlan | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and OWN_FILES.fullmatch(p.name))
+    listed = _listed(_receipt(folder))
+    return sorted(p for p in folder.iterdir() if p.name in listed and p.is_file() and not p.is_symlink())
 
 
 def _left(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(p.name for p in folder.iterdir() if not OWN_FILES.fullmatch(p.name)))
+    ours = {p.name for p in _files(folder)}
+    return tuple(sorted(p.name for p in folder.iterdir() if p.name not in ours))
+
+
+def _listed(receipt: dict[str, Any]) -> frozenset[str]:
+    """The files of a conversion, as its receipt lists them."""
+    return frozenset(
+        [*receipt["files"], INDEX_NAME, CARD_NAME, RECEIPT_NAME, "config.json", *(receipt.get(FIELD) or {})]
+    )
 
 
 def _receipt(folder: Path) -> dict[str, Any]:
@@ -186,14 +198,17 @@ def _earlier(target: Target, folder: Path, there: Iterable[str], head: str) -> d
     path = retried(lambda: hf_hub_download(target.repo, RECEIPT_NAME, revision=head))
     try:
         old = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        _listed(old)
         was, now = _what(old), _what(_receipt(folder))
+        if _content(old) == _content(_receipt(folder)):
+            was, now = was[1:], now[1:]  # one content under two names
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         message = f"the {RECEIPT_NAME} in {target.repo} cannot be read. {other}."
         raise CannotRun(message, "repository_not_ours") from fault
     if was != now and not target.replace:
         raise CannotRun(
             f"{target.repo} holds another conversion ({', '.join(was)}; this is {', '.join(now)}), which would be "
-            f"replaced. {other}, or replace it with --overwrite.",
+            f"replaced. {other}, or replace it with --hub-overwrite.",
             "repository_holds_other",
         )
     return old
@@ -201,12 +216,19 @@ def _earlier(target: Target, folder: Path, there: Iterable[str], head: str) -> d
 
 def _what(receipt: dict[str, Any]) -> tuple[str, ...]:
     """What tells one conversion from another: a newer state of the same file is the same one."""
+    source, options = receipt["source"], receipt["options"]
+    told = ("context", options["context"]), ("causal", options["causal"])
     return (
-        receipt["source"]["name"],
+        f"{source['repo']}: {source['file']}" if source.get("repo") else str(source["name"]),
         f"layout {receipt['layout']}",
         f"component {receipt['component']}",
         str(receipt["dtype"]),
+        *(f"{name} {value}" for name, value in told if value),
     )
+
+
+def _content(receipt: dict[str, Any]) -> str:
+    return str(receipt["source"].get("sha256") or receipt["source"].get("etag"))
 
 
 def _state(path: Path, there: RepoFile | None) -> str:
@@ -285,6 +307,10 @@ def _create(api: HfApi, target: Target) -> str:
     except HfHubHTTPError as fault:
         if fault.response.status_code != 409:
             raise
+        # It may be ours, made by a request whose answer was lost: then there is nothing in it.
+        info = retried(lambda: api.model_info(target.repo, timeout=60))
+        if bool(info.private) == target.private and set(_tree(api, target.repo, str(info.sha))) <= {".gitattributes"}:
+            return str(info.sha)
         raise CannotRun(
             f"{target.repo} came into being in the meantime; what it holds has to be looked at first.",
             "repository_appeared",
@@ -300,8 +326,7 @@ def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
 def _compare(folder: Path, there: dict[str, RepoFile]) -> tuple[dict[str, tuple[int, str]], tuple[str, ...]]:
     """The folder's files with their states, and the files of an earlier conversion that it lacks."""
     files = {p.name: (p.stat().st_size, _state(p, there.get(p.name))) for p in _files(folder)}
-    ours = (n for n in there if n not in files and n != ".gitattributes" and OWN_FILES.fullmatch(n))
-    return files, tuple(sorted(ours))
+    return files, tuple(sorted(n for n in there if n not in files and n != ".gitattributes"))
 
 
 def _said(folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -258,7 +259,7 @@ def converted_end(r: Record) -> None:
         pushed(r["push"])
     elif not r["verification"]:
         tables = f" --mapping {r['mapping']}" if r.get("mapping") else ""
-        say(f"Next: sam3lite verify {r['output']} --checkpoint {r['option']}{tables}")
+        say(f"Next: sam3lite verify {shlex.quote(r['output'])} --checkpoint {r['option']}{tables}")
 
 
 def _proofs(r: Record) -> None:
@@ -287,14 +288,16 @@ def push_planned(p: Record) -> None:
         say(f"  not sent, since no conversion writes it: {', '.join(p['left'])}")
     kept = [name for name, f in p["files"].items() if f["state"] == "kept"]
     if kept:
-        say(f"  {', '.join(kept)} there was not written by a conversion and is kept; --overwrite replaces it")
+        say(f"  {', '.join(kept)} there was not written by a conversion and is kept; --hub-overwrite replaces it")
 
 
 def pushed(p: Record) -> None:
     """Where a push went."""
     if p["state"] == "current":
         where = f"at commit {p['commit'][:12]}" + ("" if p["revision"] == "main" else f", {p['revision']}")
-        say(f"{p['repo']} on the Hub holds exactly this {where}; nothing was pushed.", "bold green")
+        kept = [name for name, f in p["files"].items() if f["state"] == "kept"]
+        but = f", but for {', '.join(kept)}, which was edited there" if kept else ""
+        say(f"{p['repo']} on the Hub holds exactly this {where}{but}; nothing was pushed.", "bold green")
     elif p["state"] == "not pushed":
         say(f"Not pushed to {p['repo']}: parity with the original is what it lacks.", "bold red")
     else:

@@ -312,7 +312,7 @@ def test_a_fault_that_passes(fault, options, s0, hub):
     hub.fail(fault, **options)
     done = sam3lite("convert", "--checkpoint", "s0", "--verify")
     assert done.code == 0, done
-    assert "error" not in done.err
+    assert "error: " not in done.err
     assert all(line.startswith("note: ") for line in done.err.splitlines())
 
 
@@ -524,8 +524,11 @@ DAMAGED = {
     "tool": lambda r: r.update(tool=[]),
     "tensors": lambda r: r.update(tensors=[]),
     "source": lambda r: r.update(source=None),
-    "processor files": lambda r: r.update(processor_files=3),
+    "processor files": lambda r: r.update(beside=3),
     "options": lambda r: r.update(options=3),
+    "pairs": lambda r: r.update(beside=[["a", "b"]]),
+    "another library": lambda r: r.update(library=5),
+    "name": lambda r: r["source"].update(name={}),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import DATA
 from folders import sam3lite, snapshot, tiny_architecture, write
-from hub_files import PINNED, TOKENIZER, clip_files
+from hub_files import PINNED, TOKENIZER, clip_files, clip_merges
 from hub_server import HubServer
 from test_hub import one_line
 
@@ -143,6 +143,40 @@ def test_another_file_of_the_tokenizers_repository_in_the_cache(hub, tiny):
     assert done.code == 0 and "no tokenizer" in done.out
 
 
+def test_one_lost_file_of_a_tokenizer_in_both_forms_comes_back(hub, tiny, clip, tmp_path):
+    from transformers import CLIPTokenizer
+
+    CLIPTokenizer.from_pretrained(clip).save_pretrained(tmp_path / "saved")
+    both = {**clip_files(), "tokenizer.json": (tmp_path / "saved" / "tokenizer.json").read_bytes()}
+    hub.add_repo(TOKENIZER, both, commit=PINNED)
+    before = snapshot(convert(tiny))
+    for name in ("tokenizer.json", "vocab.json", "special_tokens_map.json", "processor_config.json"):
+        (Path("out") / name).unlink()
+        convert(tiny)
+        assert set(snapshot(Path("out"))) == set(before)
+
+
+def test_a_run_that_was_cut_off_while_adding_files_is_healed(hub, tiny, clip, monkeypatch):
+    from sam3lite_convert import extras
+
+    convert(tiny)
+    inner, count = extras.write_whole, []
+
+    def cut_off(path, data):
+        count.append(path)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        inner(path, data)
+
+    monkeypatch.setattr(extras, "write_whole", cut_off)
+    assert sam3lite("convert", "--checkpoint", tiny, "--output", "out", *TF, "--tokenizer", clip).code == 130
+    monkeypatch.setattr(extras, "write_whole", inner)
+    hub.add_repo(TOKENIZER, clip_files(), commit=PINNED)
+    folder = convert(tiny)
+    assert content(folder / "conversion.json")["tokenizer"]["commit"] == PINNED
+    assert {"vocab.json", "merges.txt"} <= content(folder / "conversion.json")["beside"].keys()
+
+
 def test_text_and_packed(hub, tiny, clip):
     text = convert(tiny, "--tokenizer", clip, "--component", "text", output="text")
     assert (text / "tokenizer_config.json").exists() and not (text / "processor_config.json").exists()
@@ -174,6 +208,14 @@ OTHERS = {
         "\n".join(reversed((folder / "merges.txt").read_text().splitlines()))
     ),
     "nested deeply": lambda folder: (folder / "vocab.json").write_text("[" * 100_000),
+    "a word of its own": lambda folder: (folder / "tokenizer.json").write_text(
+        json.dumps(
+            {
+                "added_tokens": [{"id": 1929, "content": "bus"}],
+                "model": {"vocab": json.loads(clip_files()["vocab.json"]), "merges": list(clip_merges())},
+            }
+        )
+    ),
     "two that differ": lambda folder: (folder / "tokenizer.json").write_text(
         json.dumps({"model": {"vocab": {"a": 0}}})
     ),

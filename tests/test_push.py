@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -173,8 +174,11 @@ def test_a_changed_conversion_sends_what_changed(s0, hub):
 
 def test_what_no_conversion_writes_is_not_sent(s0, hub):
     sam3lite("convert", "--checkpoint", "s0")
-    for name in (".env", "notes.bin", ".README.md.partial-x"):
+    # The names that a conversion may write are not enough: it has to have written them.
+    for name in (".env", "notes.bin", ".README.md.partial-x", "vocab.json", "tokenizer.json"):
         (FOLDER / name).write_bytes(b"secret")
+    (s0.parent / "private").write_bytes(b"secret")
+    (FOLDER / "merges.txt").symlink_to(s0.parent / "private")
     done = sam3lite(*PUSH)
     assert done.code == 0 and "not sent" in done.out and ".env" in done.out
     assert all(b"secret" not in data for data in hub.files(MINE).values())
@@ -189,8 +193,48 @@ def test_a_card_that_was_edited_on_the_hub_stays_there(s0, hub):
     hub.commit(MINE, {"config.json": None})
     assert sam3lite(*PUSH).code == 0
     assert b"# edited" in hub.files(MINE)["README.md"] and "config.json" in hub.files(MINE)
-    assert sam3lite(*PUSH, "--overwrite").code == 0
+    assert sam3lite(*PUSH, "--hub-overwrite").code == 0
     assert pushed(hub) == contents(FOLDER)
+
+
+def test_every_edit_of_the_folders_card_arrives(s0, hub):
+    sam3lite(*PUSH)
+    for words in (b"first words", b"second words"):
+        (FOLDER / "README.md").write_bytes((FOLDER / "README.md").read_bytes() + words)
+        assert sam3lite(*PUSH).code == 0
+        assert hub.files(MINE)["README.md"].endswith(words)
+
+
+def test_a_kept_card_is_said_to_differ(s0, hub):
+    sam3lite(*PUSH)
+    hub.commit(MINE, {"README.md": b"# edited\n"})
+    assert "but for README.md" in sam3lite(*PUSH).out
+
+
+def test_files_that_somebody_put_there_stay(s0, hub):
+    sam3lite(*PUSH)
+    hub.commit(MINE, {"generation_config.json": b"{}", "LICENSE": b"x"})
+    assert "nothing was pushed" in sam3lite(*PUSH).out
+    assert {"generation_config.json", "LICENSE"} <= hub.files(MINE).keys()
+
+
+def test_a_repository_whose_creation_was_not_answered(s0, hub):
+    hub.fail("drop", match="/repos/create", processed=True, after=-1)
+    done = sam3lite(*PUSH)
+    assert done.code == 0, done
+    assert pushed(hub) == contents(FOLDER)
+
+
+def test_an_edited_config_is_not_pushed(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0")
+    config = json.loads((FOLDER / "config.json").read_text()) | {"auto_map": {"AutoModel": "evil.py"}}
+    (FOLDER / "config.json").write_text(json.dumps(config))
+    assert "config.json" in one_line_of_many(sam3lite(*PUSH))
+
+
+def test_what_comes_of_ranges_is_not_pushed(hub):
+    done = sam3lite(*PUSH, "--component", "text", "--partial")
+    assert "--partial" in one_line_of_many(done)
 
 
 def test_a_name_without_a_namespace_is_ones_own(s0, hub):
@@ -238,9 +282,12 @@ def test_what_differs_from_the_original_is_not_pushed(s0, hub, monkeypatch):
 
     inner = parity_commands.run_parity
     monkeypatch.setattr(parity_commands, "run_parity", lambda *a: inner(*a) | {"verdict": "differs"})
-    for command in (PUSH, PUSH):
-        done = sam3lite(*command, "--parity")
+    for options in (["--parity"], ["--parity"]):
+        done = sam3lite(*PUSH, *options)
         assert done.code == 1 and "Not pushed" in done.out, done
+    monkeypatch.setattr(parity_commands, "run_parity", inner)
+    done = sam3lite(*PUSH)  # without asking again
+    assert done.code == 1 and "Not pushed" in done.out, done
     assert not [r for r in hub.log if r.method in ("POST", "PUT")]
 
 
@@ -297,7 +344,7 @@ def test_another_conversion_does_not_replace_the_first(options, s0, hub):
     sam3lite(*PUSH)
     done = sam3lite(*PUSH, *options)
     assert "--hub-model-id" in one_line_of_many(done) and "layout packed" in done.err
-    assert sam3lite(*PUSH, *options, "--overwrite").code == 0
+    assert sam3lite(*PUSH, *options, "--hub-overwrite").code == 0
 
 
 def test_another_checkpoint_does_not_replace_the_first(s0, hub, tmp_path):
@@ -306,6 +353,21 @@ def test_another_checkpoint_does_not_replace_the_first(s0, hub, tmp_path):
     options = ["--push-to-hub", "--hub-model-id", "porter/own"]
     sam3lite("convert", "--checkpoint", "s0", *options)
     done = sam3lite("convert", "--checkpoint", "s1", *options)
+    assert "another conversion" in one_line_of_many(done)
+
+
+@pytest.mark.parametrize("options", [["--context", "8"], ["--causal"]])
+def test_other_options_do_not_replace_the_first(options, s0, hub):
+    sam3lite(*PUSH)
+    assert "another conversion" in one_line_of_many(sam3lite(*PUSH, "--overwrite", *options))
+
+
+def test_the_same_name_in_another_repository_does_not_replace_the_first(s0, hub, tmp_path):
+    from hub_files import checkpoint
+
+    hub.add_repo("somebody/else", {OLD["s0"]: checkpoint(tmp_path, "theirs")})
+    sam3lite(*PUSH)
+    done = sam3lite(*PUSH, "--repo-id", "somebody/else", "--output", "other")
     assert "another conversion" in one_line_of_many(done)
 
 
@@ -400,7 +462,7 @@ def test_a_fault_that_passes(fault, s0, hub):
     done = sam3lite(*PUSH)
     assert done.code == 0, done
     assert pushed(hub) == contents(FOLDER)
-    assert "error" not in done.err
+    assert "error: " not in done.err
 
 
 LASTING = {
