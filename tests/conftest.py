@@ -131,6 +131,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     assert errors == []
 
 
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A folder with CLIP's vocabulary and merges."""
+    from hub_files import clip_files
+
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for name, data in clip_files().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def mappings() -> Mappings:
     return shipped_tables()

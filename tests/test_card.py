@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from folders import sam3lite, tiny_state, write
-from hub_files import OLD, REPO, clip_files, publish
+from hub_files import OLD, REPO, publish
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
@@ -28,15 +28,6 @@ LAYOUTS = {
 @pytest.fixture
 def s0(hub: HubServer, tmp_path: Path) -> Path:
     return publish(hub, tmp_path, {"s0": S0})["s0"]
-
-
-@pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    for name, data in clip_files().items():
-        (folder / name).write_bytes(data)
-    return folder
 
 
 def card_of(folder: Path | str) -> str:

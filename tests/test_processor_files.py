@@ -31,15 +31,6 @@ def tiny(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("tiny"), synthetic.state_dict(tiny_architecture()))
 
 
-@pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    for name, data in clip_files().items():
-        (folder / name).write_bytes(data)
-    return folder
-
-
 def convert(tiny: Path, *options: object, output: str = "out") -> Path:
     done = sam3lite("convert", "--checkpoint", tiny, "--output", output, *TF, *options)
     assert done.code == 0, done

@@ -261,19 +261,16 @@ def test_files_that_are_gone_are_made_again_and_never_deleted_there(s0, hub, tmp
     assert before.keys() == pushed(hub, "porter/own").keys()
 
 
-def test_an_edited_tokenizer_is_not_pushed(s0, hub, tmp_path):
-    (tmp_path / "clip").mkdir()
-    for name, data in clip_files().items():
-        (tmp_path / "clip" / name).write_bytes(data)
+def test_an_edited_tokenizer_is_not_pushed(s0, hub, clip):
     convert = ["convert", "--checkpoint", "s0", "--layout", "transformers", "--output", "out"]
-    sam3lite(*convert, "--tokenizer", tmp_path / "clip")
+    sam3lite(*convert, "--tokenizer", clip)
     Path("out/vocab.json").write_text("{}")
     done = sam3lite(*convert)
     assert done.code == 0 and "vocab.json: edited" in done.out
     done = sam3lite(*convert, "--push-to-hub", "--hub-model-id", "porter/own")
     assert "vocab.json" in one_line_of_many(done) and "--overwrite" in done.err
     # A tokenizer that is named takes the place of what is there.
-    assert sam3lite(*convert, "--tokenizer", tmp_path / "clip").code == 0
+    assert sam3lite(*convert, "--tokenizer", clip).code == 0
     assert Path("out/vocab.json").read_bytes() == clip_files()["vocab.json"]
 
 
@@ -543,13 +540,10 @@ def test_what_arrives_is_looked_at(s0, hub, monkeypatch):
 # ---- and back ---------------------------------------------------------------------------------------
 
 
-def test_a_pushed_folder_loads_by_name(s0, hub, tmp_path):
+def test_a_pushed_folder_loads_by_name(s0, hub, clip):
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    for name, data in clip_files().items():
-        (tmp_path / "clip").mkdir(exist_ok=True)
-        (tmp_path / "clip" / name).write_bytes(data)
-    options = ["--layout", "transformers", "--hub-model-id", "porter/own", "--tokenizer", tmp_path / "clip"]
+    options = ["--layout", "transformers", "--hub-model-id", "porter/own", "--tokenizer", clip]
     assert sam3lite(*PUSH, *options).code == 0
     model, info = AutoModel.from_pretrained("porter/own", output_loading_info=True)
     assert type(model).__name__ == "Sam3LiteTextModel"
