@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert import convert as conversion
-from sam3lite_convert.conversions import Progress, Record, Request, convert_checkpoint, fetch, find_current, has_all
+from sam3lite_convert.conversions import (
+    Progress,
+    Record,
+    Request,
+    complete,
+    convert_checkpoint,
+    fetch,
+    find_current,
+    has_all,
+)
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.folder import Folder
-from sam3lite_convert.hashing import SourceHash, Worker
+from sam3lite_convert.hashing import SourceHash
 from sam3lite_convert.sources import Location, Source, Where
 from sam3lite_convert.tables import Mappings
+from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
     from sam3lite_convert.push import Target
@@ -38,29 +48,35 @@ def publish(
     location: Location,
     mappings: Mappings,
     request: Request,
+    found: Folder | None,
     target: Target | None,
     told: Told,
     hashing: SourceHash | None = None,
 ) -> Record:
     """Convert, and push where there is a ``target``. What is converted and pushed already is not read again.
 
-    Raises as the conversion and the push do; after a failed push the folder is there.
+    ``found``: the folder of an earlier run that is current (``find_current``). Raises as the conversion
+    and the push do; after a failed push the folder is there.
     """
-    if target is None:
-        record = convert_checkpoint(location, mappings, request, told.planned, told.progress(location), hashing)
+
+    def made(request: Request) -> Record:
+        if found is not None:
+            record = complete(location, mappings, request, found)
+        else:
+            progress = told.progress(location)
+            record = convert_checkpoint(location, mappings, request, told.planned, progress, hashing)
         told.written(record)
-        return record | {"push": None}
+        return record
+
+    if target is None:
+        return made(request) | {"push": None}
     from sam3lite_convert.push import plan_push, push
 
-    found = find_current(location, mappings, request, hashing)
     if found is not None and has_all(found, request) and (plan := plan_push(found.path, target)).nothing:
-        record = convert_checkpoint(location, mappings, replace(request, verify=False, parity=False))
+        record = made(replace(request, verify=False, parity=False))
         record["parity"] = (found.receipt or {}).get("parity") if request.parity else None
-        told.written(record)
         return record | {"push": push(found.path, plan, None)}
-    request = replace(request, verify=True, model_id=target.repo)
-    record = convert_checkpoint(location, mappings, request, told.planned, told.progress(location), hashing)
-    told.written(record)
+    record = made(replace(request, verify=True, model_id=target.repo))
     if differs(record):
         # What does not do as the original does is not for others.
         return record | {"push": {"repo": target.repo, "state": "not pushed"}}
@@ -121,7 +137,7 @@ def convert_all(
                     room = location.file.size if location.file else 0
                     job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
                     ahead[later[0]] = Worker(job)
-            result |= publish(location, mappings, own, targets[i], told)
+            result |= publish(location, mappings, own, state, targets[i], told)
         except Sam3LiteError as fault:
             result |= {"state": "failed", "error": _error(fault)}
         except OSError as fault:

@@ -176,7 +176,7 @@ def convert(
     # Hashing takes longest: it begins before the rest is even imported.
     local = checkpoint is not None and not all_ and not dry_run and os.path.exists(checkpoint)
     hashing = SourceHash(Path(str(checkpoint))) if local else None
-    from sam3lite_convert import commands, convert_command, report
+    from sam3lite_convert import commands, convert_command, hub_report, report
     from sam3lite_convert.conversions import Request, plan_conversion
     from sam3lite_convert.convert_command import Destination, check_together
     from sam3lite_convert.plan import Options
@@ -226,9 +226,9 @@ def convert(
     if json:
         report.as_json(record)
     elif all_:
-        report.converted_all(record)
+        hub_report.converted_all(record)
     elif not dry_run:
-        report.converted_end(record)
+        hub_report.converted_end(record)
     refused = (record.get("push") or {}).get("state") == "not pushed"
     if refused or record.get("verdict") == "failed" or (record.get("parity") or {}).get("verdict") == "differs":
         raise typer.Exit(1)

@@ -16,7 +16,7 @@ from sam3lite_convert.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.card import CARD_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.folder import Folder
-from sam3lite_convert.hashing import SourceHash
+from sam3lite_convert.hashing import SourceHash, sha256_of
 from sam3lite_convert.output import check_destination, check_space, leftovers, same_disk
 from sam3lite_convert.plan import Options, Plan, make_plan
 from sam3lite_convert.receipt import RECEIPT_NAME
@@ -122,14 +122,9 @@ def find_current(
         receipt = found.receipt or {}
         why = current.difference(receipt, request.options, request.max_shard_size, mappings)
         if why is None:
-            if location.file is not None:
-                identity = location.file.etag
-                if identity is None and location.file.cached is not None:  # a cache without symbolic links
-                    with SourceHash(location.file.cached) as under_way:
-                        identity = under_way.digest()
-            else:
-                with hashing or SourceHash(location.path) as under_way:
-                    identity = under_way.digest()
+            identity = location.file.etag if location.file else None
+            if identity is None:  # a local file, or a cache without symbolic links, which tell the etag
+                identity = hashing.digest() if hashing else sha256_of(location.here())
             if current.same_source(receipt, identity):
                 return found
             why = f"it was converted from another file ({receipt['source'].get('name')})"
@@ -165,7 +160,7 @@ def convert_checkpoint(
     progress: Progress | None = None,
     hashing: SourceHash | None = None,
 ) -> Record:
-    """Plan and write, prove if asked to; or find that it has been done. ``state`` in the record says which.
+    """Plan and write, and prove if asked to. For a place where nothing is, or ``overwrite``.
 
     ``planned`` is told the plan before the first byte moves. ``hashing``: one that has begun with this
     (local) file already.
@@ -174,9 +169,6 @@ def convert_checkpoint(
     with ExitStack() as stack:
         if hashing is not None:
             stack.enter_context(hashing)
-        found = find_current(location, mappings, request, hashing)
-        if found is not None:
-            return _complete(location, mappings, request, found)
         # What stands in the way is said before anything is downloaded.
         check_destination(folder, request.overwrite, location.path, 0)
         source = fetch(location, mappings, request)
@@ -207,8 +199,9 @@ def convert_checkpoint(
     return _finished(record, folder, done.receipt, location, request, why[0], late)
 
 
-def _complete(location: Location, mappings: Mappings, request: Request, found: Folder) -> Record:
-    """Nothing, or what an earlier run could not or was not asked to do: tokenizer files, proof, parity."""
+def complete(location: Location, mappings: Mappings, request: Request, found: Folder) -> Record:
+    """The record of a folder that is current. Added is only what an earlier run could not do or was not
+    asked for: tokenizer files, a proof, parity."""
     folder, receipt = found.path, found.receipt or {}
     record: Record = {
         "state": "current", "checkpoint": location.name, "option": location.option, "output": str(folder),
@@ -271,10 +264,11 @@ def _finished(
         absent = []
     if absent:
         command = request.command or f"sam3lite convert --checkpoint {location.option} --layout {receipt['layout']}"
+        because = f" ({why})" if why else ""
         late = [
             *late,
-            f"no tokenizer in the folder: {', '.join(absent)} are missing ({why}). To add them, run this where the Hub "
-            f"is reached, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO",
+            f"no tokenizer in the folder: {', '.join(absent)} missing{because}. To add them, run this where the Hub is "
+            f"reached, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO",
         ]
     record["notes"] += late
     return record | {

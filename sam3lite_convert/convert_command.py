@@ -4,9 +4,10 @@ shown while it runs.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
-from sam3lite_convert import interrupts, report
+from sam3lite_convert import hub_report, interrupts, report
 from sam3lite_convert.aliases import ALIASES
 from sam3lite_convert.errors import CannotRun
 
@@ -73,6 +74,7 @@ class Destination:
 
 def convert_one(location: Any, mappings: Any, request: Any, to: Destination, hashing: Any, json: bool) -> Any:
     from sam3lite_convert.batch import Told, publish
+    from sam3lite_convert.conversions import find_current
 
     if to.asked:
         to.check()
@@ -82,11 +84,13 @@ def convert_one(location: Any, mappings: Any, request: Any, to: Destination, has
     told = Told(
         planned=quiet or bars.planned,
         written=quiet or bars.written,
-        pushes=quiet or report.push_planned,
+        pushes=quiet or hub_report.push_planned,
         progress=bars.progress,
     )
     try:
-        return publish(location, mappings, request, target, told, hashing)
+        with hashing or nullcontext():
+            found = find_current(location, mappings, request, hashing)
+            return publish(location, mappings, request, found, target, told, hashing)
     finally:
         bars.close()
 
@@ -105,9 +109,9 @@ def convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: Desti
     else:
         told = Told(
             planned=bars.remember,
-            pushes=report.push_planned,
-            begins=report.batch_begins,
-            ends=report.batch_ends,
+            pushes=hub_report.push_planned,
+            begins=hub_report.batch_begins,
+            ends=hub_report.batch_ends,
             progress=bars.progress,
         )
     try:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sam3lite_convert import commands, parity_report, report
+from sam3lite_convert import commands, hub_report, parity_report, report
 from sam3lite_convert.conversions import Request, convert_checkpoint
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity_commands import run_parity
@@ -107,4 +107,4 @@ def _layers(record: dict[str, Any]) -> None:
 def _plan_and_result(record: dict[str, Any]) -> None:
     report.planned(record)
     report.converted(record)
-    report.converted_end(record)
+    hub_report.converted_end(record)

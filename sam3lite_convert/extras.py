@@ -12,11 +12,12 @@ from typing import Any
 from sam3lite_convert import processor_files
 from sam3lite_convert.card import CARD_FIELD, CARD_NAME, EDITED_FIELD, blob_id, card_of
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.hashing import Worker
+from sam3lite_convert.hashing import sha256_of
 from sam3lite_convert.output import json_bytes, write_whole
 from sam3lite_convert.plan import Plan
 from sam3lite_convert.processor_files import TOKENIZER, TokenizerFiles
 from sam3lite_convert.receipt import RECEIPT_NAME
+from sam3lite_convert.workers import Worker
 
 FIELD = "beside"  # of the receipt: name -> SHA-256
 CONFIG_NAME = "config.json"
@@ -89,7 +90,7 @@ def edited(folder: Path, receipt: Receipt) -> list[str]:
     """The names of processor and tokenizer files that are not as they were written."""
     stated = receipt.get(FIELD) or {}
     there = {name: digest for name, digest in stated.items() if (folder / name).is_file()}
-    return [n for n, digest in there.items() if hashlib.sha256((folder / n).read_bytes()).hexdigest() != digest]
+    return [n for n, digest in there.items() if sha256_of(folder / n) != digest]
 
 
 def write_receipt(folder: Path, receipt: Receipt) -> str | None:

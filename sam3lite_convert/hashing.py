@@ -6,13 +6,13 @@ Imports nothing heavy: a conversion is hashing before the rest of it is loaded.
 from __future__ import annotations
 
 import hashlib
-import threading
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint import Checkpoint, Record
@@ -20,27 +20,13 @@ if TYPE_CHECKING:
 _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
 
-class Worker(threading.Thread):
-    """A thread that hands its result, or its exception, to the one that asks for it."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self._work = work
-        self._result: Any = None
-        self._fault: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._result = self._work()
-        except BaseException as fault:
-            self._fault = fault
-
-    def result(self) -> Any:
-        self.join()
-        if self._fault is not None:
-            raise self._fault
-        return self._result
+def sha256_of(path: Path) -> str:
+    """The hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def damaged_records(path: Path, records: Iterable[Record], stop: Callable[[], bool] = lambda: False) -> list[str]:

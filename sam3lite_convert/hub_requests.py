@@ -5,14 +5,12 @@ Faults become one sentence each, without secrets.
 
 from __future__ import annotations
 
-import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from huggingface_hub import constants, get_token, set_client_factory
+from huggingface_hub import constants, set_client_factory
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -192,14 +190,4 @@ def first_line(said: object) -> str:
     """The first line of what an exception says, without secrets: neither the query of an address, which
     may be signed, nor a token."""
     lines = str(said).strip().splitlines()
-    return without_secrets(lines[0]) if lines else ""
-
-
-def without_secrets(text: str) -> str:
-    """The text without queries of addresses, authorization values, and the token that is set."""
-    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
-    text = re.sub(r"(?i)(bearer)\s+[^\s'\"]+", r"\1 ...", text)
-    with contextlib.suppress(Exception):
-        if token := get_token():
-            text = text.replace(token, "...")
-    return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)
+    return notes.without_secrets(lines[0]) if lines else ""

@@ -6,11 +6,10 @@ sets up its own output when it is imported, so that is taken over afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable
-
-_SIGNED = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
 
 
 class _Channel(logging.Handler):
@@ -19,10 +18,22 @@ class _Channel(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage().strip().splitlines()
         if self.say is not None and text:
-            self.say("note: " + _SIGNED.sub(r"\1", text[0]))
+            self.say("note: " + without_secrets(text[0]))
 
 
 _channel = _Channel(logging.WARNING)
+
+
+def without_secrets(text: str) -> str:
+    """The text without queries of addresses (which may be signed), authorization values, and tokens."""
+    from huggingface_hub import get_token  # imported long since where there is something to hide
+
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+    text = re.sub(r"(?i)(bearer)\s+[^\s'\"]+", r"\1 ...", text)
+    with contextlib.suppress(Exception):  # a token file can hold anything
+        if token := get_token():
+            text = text.replace(token, "...")
+    return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)
 
 
 def send_to(say: Callable[[str], None] | None) -> None:

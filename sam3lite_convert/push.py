@@ -5,7 +5,6 @@ Files go through ``huggingface_hub``, which resumes: content that arrived before
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from sam3lite_convert.aliases import DEFAULT_REVISION
 from sam3lite_convert.card import CARD_FIELD, CARD_NAME, EDITED_FIELD, blob_id
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.extras import FIELD
+from sam3lite_convert.hashing import sha256_of
 from sam3lite_convert.hub_requests import first_line, hub_faults, retried
 from sam3lite_convert.output import INDEX_NAME
 from sam3lite_convert.processor_files import TOKENIZER_NAMES
@@ -237,16 +237,8 @@ def _state(path: Path, there: RepoFile | None) -> str:
     if path.stat().st_size != there.size:
         return "changed"
     if there.lfs is not None:
-        return "same" if _sha256(path) == there.lfs.sha256 else "changed"
+        return "same" if sha256_of(path) == there.lfs.sha256 else "changed"
     return "same" if blob_id(path.read_bytes()) == there.blob_id else "changed"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return str(digest.hexdigest())
 
 
 def push(folder: Path, plan: PushPlan, verification: dict[str, Any] | None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ def _err() -> Console:
 
 def say(text: str = "", style: str | None = None) -> None:
     """A line of results."""
-    _out().print(_printable(text), style=style, soft_wrap=True)
+    _out().print(printable(text), style=style, soft_wrap=True)
 
 
 def show(table: Table) -> None:
@@ -49,7 +48,7 @@ def width() -> int:
 
 def note(text: str) -> None:
     """A line beside the results."""
-    _err().print(_printable(text), soft_wrap=True)
+    _err().print(printable(text), soft_wrap=True)
 
 
 def as_json(record: Record) -> None:
@@ -68,10 +67,10 @@ def _finite(value: Any) -> Any:
 
 def fault(message: str) -> None:
     """A foreseeable failure."""
-    _err().print(_printable(f"error: {message}"), style="red", soft_wrap=True)
+    _err().print(printable(f"error: {message}"), style="red", soft_wrap=True)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names come out of files: what would steer the terminal is shown, not sent."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
@@ -244,7 +243,7 @@ def converted(r: Record) -> None:
         )
         if r["added"]:
             say(f"  added {', '.join(r['added'])}")
-    _proofs(r)
+    proofs(r)
 
 
 def planned_alone(r: Record) -> None:
@@ -253,16 +252,8 @@ def planned_alone(r: Record) -> None:
     say(f"Dry run: the plan is sound, nothing was written. It would go to {r['output']}")
 
 
-def converted_end(r: Record) -> None:
-    """Where it was pushed to, or what to type next."""
-    if r.get("push"):
-        pushed(r["push"])
-    elif not r["verification"]:
-        tables = f" --mapping {r['mapping']}" if r.get("mapping") else ""
-        say(f"Next: sam3lite verify {shlex.quote(r['output'])} --checkpoint {r['option']}{tables}")
-
-
-def _proofs(r: Record) -> None:
+def proofs(r: Record) -> None:
+    """The checks that ran on a conversion."""
     if r["verification"]:
         v = r["verification"]
         up_to = f" up to {v['up_to']}" if v["up_to"] else ""
@@ -271,84 +262,6 @@ def _proofs(r: Record) -> None:
         p = r["parity"]
         style = "bold red" if p["verdict"] == "differs" else None
         say(f"parity: {p['verdict'].replace('_', ' ')}, max abs diff {p['max_abs_diff']:.3g}", style)
-
-
-def push_planned(p: Record) -> None:
-    """What a push would change, before it goes."""
-    say()
-    how = "a new repository" if p["creates"] else "a repository that exists"
-    seen = "private" if p["private"] else "public"
-    request = ", as a pull request" if p["pull_request"] else ""
-    say(f"To {p['repo']} on the Hub ({how}, {seen}{request}):", "bold")
-    for name, f in p["files"].items():
-        say(f"  {f['state']:<8} {name}  {human_bytes(f['bytes'])}")
-    for name in p["deleted"]:
-        say(f"  delete   {name}, of an earlier conversion")
-    if p["left"]:
-        say(f"  not sent, since no conversion writes it: {', '.join(p['left'])}")
-    kept = [name for name, f in p["files"].items() if f["state"] == "kept"]
-    if kept:
-        say(f"  {', '.join(kept)} there was not written by a conversion and is kept; --hub-overwrite replaces it")
-
-
-def pushed(p: Record) -> None:
-    """Where a push went."""
-    if p["state"] == "current":
-        where = f"at commit {p['commit'][:12]}" + ("" if p["revision"] == "main" else f", {p['revision']}")
-        kept = [name for name, f in p["files"].items() if f["state"] == "kept"]
-        but = f", but for {', '.join(kept)}, which was edited there" if kept else ""
-        say(f"{p['repo']} on the Hub holds exactly this {where}{but}; nothing was pushed.", "bold green")
-    elif p["state"] == "not pushed":
-        say(f"Not pushed to {p['repo']}: parity with the original is what it lacks.", "bold red")
-    else:
-        say(f"Pushed to {p['repo']}, commit {p['commit'][:12]}: {p['url']}", "bold green")
-
-
-def batch_begins(number: int, total: int, location: Any, what: str) -> None:
-    """Which file of several it is about now."""
-    size = f", {human_bytes(location.file.size)}" if what == "convert" else ""
-    say(f"[{number}/{total}] {location.name}{size}", "bold")
-
-
-def batch_ends(r: Record) -> None:
-    """The verdict on one of several."""
-    if r["state"] == "failed":
-        fault(f"{r['checkpoint']}: {r['error']['message']}")
-        return
-    for text in r.get("late_notes", []):
-        say(f"note: {text}")
-    _proofs(r)
-    if r.get("push"):
-        pushed(r["push"])
-
-
-def converted_all(r: Record) -> None:
-    """All verdicts at the end."""
-    say()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("checkpoint", "verdict", "proof"):
-        table.add_column(name, overflow="fold")
-    pushes = any(result.get("push") for result in r["results"])
-    if pushes:
-        table.add_column("on the Hub", overflow="fold")
-    for result in r["results"]:
-        failed = result["state"] == "failed"
-        proof = "" if failed or not result["verification"] else result["verification"]["verdict"]
-        verdict = {"current": "complete, current", "failed": "FAILED"}
-        row = [result["checkpoint"].rpartition("/")[2], verdict.get(result["state"], result["state"]), proof]
-        if pushes:
-            push = result.get("push")
-            row.append(
-                f"{push['repo']} ({'as it was' if push['state'] == 'current' else push['state']})" if push else ""
-            )
-        table.add_row(*map(_printable, row), style="red" if failed else None)
-    show(table)
-    say(f"Folders are in {r['output']}.")
-    counts = ", ".join(f"{n} {state}" for state, n in r["counts"].items() if n)
-    say(
-        f"{counts}, of {r['repo']} at commit {r['commit'][:12]}",
-        "bold red" if r["verdict"] == "failed" else "bold green",
-    )
 
 
 def verified(r: Record) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from sam3lite_convert import dtypes
 from sam3lite_convert.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, read_checkpoint
 from sam3lite_convert.errors import CannotRun, Untrusted
-from sam3lite_convert.hashing import SourceHash
+from sam3lite_convert.hashing import SourceHash, sha256_of
 from sam3lite_convert.plan import Options, make_plan
 from sam3lite_convert.tables import Mappings
 
@@ -99,11 +98,7 @@ class Source:
             return True
         if self.hub is None or self.hub.sha256 is None:
             return False
-        with open(self.path, "rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest() != self.hub.sha256
+        return sha256_of(self.path) != self.hub.sha256
 
 
 @dataclass(frozen=True)
@@ -127,6 +122,13 @@ class Location:
         if self.repository is not None and self.repository.cache is not None:
             option += f" --cache-dir {shlex.quote(str(self.repository.cache))}"
         return option
+
+    def here(self) -> Path:
+        """The file on this machine; only for one that is."""
+        cached = self.file.cached if self.file else self.path
+        if cached is None:
+            raise ValueError(f"{self.name} is not on this machine")
+        return cached
 
     def whole(self, beside: int = 0) -> Source:
         """All of the file, downloaded unless it is in the cache. ``beside``: bytes that something else is

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import HUB
-from folders import Outcome, environment, sam3lite, snapshot
+from folders import Outcome, environment, sam3lite
 from hub_files import NEW, OLD, REPO, publish
 from hub_server import HubServer
 from huggingface_hub import constants
@@ -130,23 +130,6 @@ def test_convert_by_name(s0, hub, tmp_path):
     assert sam3lite("verify", FOLDER, "--checkpoint", "s0").code == 0
 
 
-def test_a_second_run_does_nothing(s0, hub):
-    sam3lite("convert", "--checkpoint", "s0")
-    before, _ = snapshot(FOLDER), hub.clear_log()
-    done = sam3lite("convert", "--checkpoint", "s0")
-    assert done.code == 0 and "complete and current" in done.out
-    assert snapshot(FOLDER) == before
-    assert downloads(hub) == 0
-
-
-def test_a_second_run_needs_no_checkpoint(s0, hub):
-    sam3lite("convert", "--checkpoint", "s0")
-    shutil.rmtree(constants.HF_HUB_CACHE)
-    hub.clear_log()
-    assert sam3lite("convert", "--checkpoint", "s0", "--json").json["state"] == "current"
-    assert downloads(hub) == 0
-
-
 def test_what_is_cached_is_used(s0, hub):
     sam3lite("convert", "--checkpoint", "s0")
     hub.clear_log()
@@ -190,36 +173,6 @@ def test_a_file_that_changes_between_listing_and_download(s0, hub, tmp_path):
         hub.on_request = None
     assert hub.head(REPO) != listed
     assert json.loads((FOLDER / "conversion.json").read_text())["source"]["commit"] == listed
-
-
-def test_a_new_file_upstream_needs_overwrite(s0, hub, tmp_path):
-    sam3lite("convert", "--checkpoint", "s0")
-    before = snapshot(FOLDER)
-    hub.commit(REPO, {S0: publish_other(tmp_path)})
-    assert "another file" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
-    assert snapshot(FOLDER) == before
-    assert sam3lite("convert", "--checkpoint", "s0", "--overwrite").code == 0
-    assert snapshot(FOLDER) != before
-
-
-def test_a_new_commit_with_the_same_file_is_current(s0, hub):
-    sam3lite("convert", "--checkpoint", "s0")
-    hub.commit(REPO, {"README.md": b"# other\n"})
-    assert sam3lite("convert", "--checkpoint", "s0", "--json").json["state"] == "current"
-
-
-def publish_other(folder: Path) -> Path:
-    from hub_files import checkpoint
-
-    return checkpoint(folder, "another")
-
-
-@pytest.mark.parametrize("options", [["--context", "8"], ["--max-shard-size", "1MB"], ["--causal"]])
-def test_other_options_are_not_current(options, s0):
-    sam3lite("convert", "--checkpoint", "s0")
-    before = snapshot(FOLDER)
-    assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0", *options), 2)
-    assert snapshot(FOLDER) == before
 
 
 def test_no_space_for_the_download(s0, hub, monkeypatch):
@@ -507,72 +460,3 @@ def test_odd_tokens_are_not_shown(s0, tmp_path, monkeypatch):
         (tmp_path / "token").write_bytes(content)
         done = apart("inspect", "s0", HF_TOKEN_PATH=str(tmp_path / "token"))
         assert "secret" not in one_line(done, 2) and "token" in done.err
-
-
-# ---- what an earlier run left -----------------------------------------------------------------------
-
-DAMAGED = {
-    "no library": lambda r: r.pop("library"),
-    "no counts": lambda r: r.pop("counts"),
-    "no size": lambda r: r["source"].pop("size"),
-    "no losses": lambda r: r.update(lost=None),
-    "architecture": lambda r: r.update(architecture="x"),
-    "notes": lambda r: r.update(notes=5),
-    "licence": lambda r: r["source"].update(licence="mit"),
-    "parity": lambda r: r.update(parity=[1]),
-    "parameters": lambda r: r.update(text_parameters="a"),
-    "tool": lambda r: r.update(tool=[]),
-    "tensors": lambda r: r.update(tensors=[]),
-    "source": lambda r: r.update(source=None),
-    "processor files": lambda r: r.update(beside=3),
-    "options": lambda r: r.update(options=3),
-    "pairs": lambda r: r.update(beside=[["a", "b"]]),
-    "another library": lambda r: r.update(library=5),
-    "name": lambda r: r["source"].update(name={}),
-}
-
-
-@pytest.mark.parametrize("what", DAMAGED)
-def test_a_damaged_receipt_is_not_current(what, s0):
-    sam3lite("convert", "--checkpoint", "s0")
-    path = FOLDER / "conversion.json"
-    receipt = json.loads(path.read_text())
-    DAMAGED[what](receipt)
-    path.write_text(json.dumps(receipt))
-    before = snapshot(FOLDER)
-    assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
-    assert snapshot(FOLDER) == before
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
-def test_a_receipt_that_is_none(text, s0):
-    sam3lite("convert", "--checkpoint", "s0")
-    (FOLDER / "conversion.json").write_text(text)
-    assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "conversion.json"])
-def test_a_folder_that_lost_a_file_is_not_current(name, s0):
-    sam3lite("convert", "--checkpoint", "s0")
-    (FOLDER / name).unlink()
-    one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
-
-
-def test_a_folder_whose_tensors_are_others_is_not_current(s0):
-    from safetensors.torch import load_file, save_file
-
-    sam3lite("convert", "--checkpoint", "s0")
-    tensors = load_file(FOLDER / "model.safetensors")
-    key = "text_encoder.projection"
-    for wrong in ({k: t for k, t in tensors.items() if k != key}, tensors | {key: tensors[key].half()}):
-        save_file(wrong, FOLDER / "model.safetensors")
-        assert "its tensors" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
-
-
-def test_what_stands_in_the_way_is_said_before_the_download(s0, hub):
-    Path("file").write_text("x")
-    Path("theirs").mkdir()
-    Path("theirs/x").write_text("x")
-    for output, more in (("file", []), ("theirs", ["--overwrite"]), ("theirs", [])):
-        one_line(sam3lite("convert", "--checkpoint", "s0", "--output", output, *more), 2)
-    assert downloads(hub) == 0

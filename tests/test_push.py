@@ -55,16 +55,16 @@ def test_convert_and_push(s0, hub):
 
 
 def test_what_goes_is_shown_before_it_goes(s0, hub, monkeypatch):
-    from sam3lite_convert import report
+    from sam3lite_convert import hub_report
 
     state = []
-    inner = report.push_planned
+    inner = hub_report.push_planned
 
     def planned(record):
         state.append([r.path for r in hub.log if r.method in ("POST", "PUT")])
         inner(record)
 
-    monkeypatch.setattr(report, "push_planned", planned)
+    monkeypatch.setattr(hub_report, "push_planned", planned)
     assert sam3lite(*PUSH).code == 0
     assert state == [[]]
 

@@ -1,0 +1,30 @@
+"""Work in a thread of its own, whose outcome is asked for later."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Worker(threading.Thread):
+    """A thread that hands its result, or its exception, to the one that asks for it."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self._result: Any = None
+        self._fault: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as fault:
+            self._fault = fault
+
+    def result(self) -> Any:
+        self.join()
+        if self._fault is not None:
+            raise self._fault
+        return self._result
