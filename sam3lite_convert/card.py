@@ -9,6 +9,7 @@ from typing import Any
 
 from sam3lite_convert.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.prompts import END, PAD, START
+from sam3lite_convert.recipe import recipe
 
 CARD_NAME = "README.md"
 CARD_FIELD = "card_blob_id"  # of the receipt: git's id of the card, to tell whether somebody edited it
@@ -28,7 +29,8 @@ original does, for reasons that no weight file can mend:
 - the presence logit is clamped to +-10; the original's is not.
 
 Prompts are cleaned differently too: the original unescapes HTML and mends broken Unicode (ligatures, full-width
-letters) before it tokenizes."""
+letters) before it tokenizes, and it cuts what is longer than the context, which the processor does not.
+`sam3lite parity --as-used` measures how far each of these moves the text features."""
 
 
 def model_card(receipt: Receipt) -> str:
@@ -71,7 +73,7 @@ def model_card(receipt: Receipt) -> str:
         context = a["context_length"]
         stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
         padded = "; the tokenizer here pads with 0" if receipt.get("tokenizer") else ""
-        lines += ["## As it is used", "", _AS_USED.format(stretched=stretched, padded=padded), ""]
+        lines += ["## As it is used", "", _AS_USED.format(stretched=stretched, padded=padded), "", *_recipe(receipt)]
     lines += ["## Checking", "", "```", _check(source, model_id), "```", ""]
     return "\n".join(lines)
 
@@ -188,6 +190,18 @@ def _loading(receipt: Receipt, model_id: str | None) -> Iterator[str]:
     elif not text_only:
         yield "`AutoProcessor.from_pretrained` gives the stock `Sam3Processor`; see below for what it does otherwise."
         yield "It needs torchvision."
+
+
+def _recipe(receipt: Receipt) -> Iterator[str]:
+    """The code that does on the text side what the original does."""
+    a = receipt["architecture"]
+    if a["vocab_size"] <= END:  # of a test: CLIP's tokenizer knows more ids than it has entries
+        return
+    yield "This gives the original's text features to the bit (it needs `ftfy`):"
+    yield ""
+    yield "```python"
+    yield recipe(a["context_length"], receipt.get("model_id") or ".", bool(receipt.get("tokenizer"))) + "```"
+    yield ""
 
 
 def _parity(parity: dict[str, Any] | None) -> Iterator[str]:

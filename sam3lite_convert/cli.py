@@ -75,6 +75,9 @@ CheckpointOption = Annotated[
 RepoId = Annotated[str, typer.Option("--repo-id", help="Hub repository where names are looked up.")]
 Revision = Annotated[str, typer.Option(help="Branch, tag or commit of that repository.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept; default the Hub library's cache.")]
+HtmlReport = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with charts, to be passed on.")
+]
 Partial = Annotated[bool, typer.Option("--partial", help="From the Hub, fetch the text tensors' bytes alone.")]
 
 
@@ -317,6 +320,17 @@ def parity(
     judge: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The verdict again, from saved activations.")
     ] = None,
+    as_used: Annotated[
+        bool, typer.Option("--as-used", help="Also: does transformers, as it is called, do what the original does?")
+    ] = False,
+    strict_behaviour: Annotated[
+        bool, typer.Option("--strict-behaviour", help="--as-used, and exit 1 where that differs.")
+    ] = False,
+    original_repo: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Your checkout of EfficientSAM3 as the reference; runs its code."),
+    ] = None,
+    html: HtmlReport = None,
     partial: Partial = False,
     causal: Causal = False,
     mapping: Mapping = None,
@@ -327,16 +341,19 @@ def parity(
 ) -> None:
     """Run original and converted text encoder side by side, layer by layer."""
     from sam3lite_convert import parity_commands, parity_report, report
+    from sam3lite_convert.report_file import check_report_place
     from sam3lite_convert.tables import load_mappings
 
+    if html is not None:
+        check_report_place(html)
     if judge is not None:
         given = [
             checkpoint, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
             self_test or None, partial or None, causal or None, batch if batch != 1 else None,
-            attention if attention is not Attention.eager else None,
+            attention if attention is not Attention.eager else None, as_used or strict_behaviour or None, original_repo,
         ]  # fmt: skip
         if any(value is not None for value in given):
-            raise CannotRun("--judge reads saved activations; beside it there is only --tolerance", "usage")
+            raise CannotRun("--judge reads saved activations; beside it go only --tolerance and --report", "usage")
         record = parity_commands.judge_activations(judge, tolerance)
     else:
         location = _locate(checkpoint or "s0", repo_id, revision, cache_dir, json)
@@ -346,20 +363,35 @@ def parity(
             candidate.value if candidate else None, attention.value, dtype.value if dtype else None, tolerance, seed,
             batch, length, parity_commands.read_prompts(prompt or [], prompts_file), causal,
         )  # fmt: skip
-        if self_test and save_activations:
-            raise CannotRun("--self-test makes many runs; --save-activations keeps one. Choose", "usage")
+        looks = parity_commands.Looks(
+            as_used or strict_behaviour, html is not None, _typed(),
+            lambda label, total: report.count_progress(label, total, json),
+        )  # fmt: skip
+        if self_test and (save_activations or looks.as_used or html):
+            raise CannotRun("--self-test makes many runs; what is kept or shown of one run goes without it", "usage")
         mappings = load_mappings(mapping)
         source = _parity_source(location, partial, mappings, causal, json)
         if self_test:
             _self_test(source, mappings, options, converted, json)
             return
-        record = parity_commands.run_parity(source, mappings, options, converted, save_activations)
+        record = parity_commands.run_parity(source, mappings, options, converted, save_activations, looks)
     if json:
         report.as_json(record)
     else:
         parity_report.paritied(record, debug_intermediates)
-    if record["verdict"] == "differs":
+    if html is not None:
+        _write_report(html, "parity_page", record)
+    behaves = record.get("verdicts", {}).get("behaviour") != "differs"
+    if record["verdict"] == "differs" or (strict_behaviour and not behaves):
         raise typer.Exit(1)
+
+
+def _write_report(path: Path, kind: str, record: dict[str, Any]) -> None:
+    from sam3lite_convert import html_report, report
+    from sam3lite_convert.report_file import write_report
+
+    write_report(path, getattr(html_report, kind)(record))
+    report.note(f"Report: {path}")
 
 
 def _parity_source(location: Any, partial: bool, mappings: Any, causal: bool, json: bool) -> Any:

@@ -72,28 +72,82 @@ def greatest_and_mean(reference: Tensor, candidate: Tensor) -> tuple[float, floa
     return (float(difference.max()), float(difference.mean())) if difference.numel() else (0.0, 0.0)
 
 
+class Running:
+    """A difference that is added up batch by batch, so that no more than one batch is in memory."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._shape: tuple[int, ...] = ()
+        self._count = 0
+        self._worst: tuple[float, tuple[int, ...], float, float] = (0.0, (), 0.0, 0.0)
+        self._sum = self._error = self._ours = self._theirs = 0.0
+        self._cosines: list[tuple[float, float, float]] = []
+        self._finite = True
+
+    def add(self, reference: Tensor, candidate: Tensor) -> Tensor:
+        """Rows that follow those before them; returns their absolute difference, in float64.
+
+        Raises ValueError for different shapes.
+        """
+        difference = absolute_difference(reference, candidate)
+        self._shape = tuple(reference.shape[1:])
+        a, b = reference.double().flatten(), candidate.double().flatten()
+        self._finite &= bool(a.isfinite().all() and b.isfinite().all())
+        rows, self.rows = self.rows, self.rows + len(reference)
+        if not difference.numel():
+            return difference
+        flat = difference.flatten()
+        worst = int(flat.argmax())
+        if not self._count or float(flat[worst]) > self._worst[0]:
+            first, *rest = (int(i) for i in np.unravel_index(worst, reference.shape))
+            self._worst = (float(flat[worst]), (rows + first, *rest), float(a[worst]), float(b[worst]))
+        self._sum += float(flat.sum())
+        # Norms, not squares: those of the smallest numbers would vanish.
+        ours, theirs = float(a.norm()), float(b.norm())
+        if ours and theirs:
+            self._cosines.append((float((a / ours) @ (b / theirs)), ours, theirs))
+        self._error = math.hypot(self._error, float(flat.norm()))
+        self._ours, self._theirs = math.hypot(self._ours, ours), math.hypot(self._theirs, theirs)
+        self._count += difference.numel()
+        return difference
+
+    def add_equal(self, both: Tensor) -> None:
+        """Rows that are equal to the bit and finite: only their norm counts, which is much less work."""
+        self._shape = tuple(both.shape[1:])
+        self.rows += len(both)
+        if not both.numel():
+            return
+        norm = float(torch.linalg.vector_norm(both, dtype=torch.float64))
+        self._finite &= math.isfinite(norm)
+        if norm:
+            self._cosines.append((1.0, norm, norm))
+        if not self._count:
+            first = float(both.flatten()[0])
+            self._worst = (0.0, (0,) * both.dim(), first, first)
+        self._ours, self._theirs = math.hypot(self._ours, norm), math.hypot(self._theirs, norm)
+        self._count += both.numel()
+
+    def difference(self) -> Difference:
+        """What was added so far."""
+        greatest, position, ours, theirs = self._worst
+        cosine = sum(c * (a / self._ours) * (b / self._theirs) for c, a, b in self._cosines)
+        equal = greatest == 0
+        return Difference(
+            (self.rows, *self._shape),
+            greatest,
+            position,
+            ours,
+            theirs,
+            self._sum / self._count if self._count else 0.0,
+            0.0 if equal else self._error / self._ours if self._ours else math.inf,
+            # Exactly equal activations have cosine 1 by definition; rounding must not say 0.9999999.
+            1.0 if equal else cosine,
+            self._finite,
+        )
+
+
 def compare(reference: Tensor, candidate: Tensor) -> Difference:
     """Raises ValueError for different shapes."""
-    difference = absolute_difference(reference, candidate)
-    a, b = reference.double().flatten(), candidate.double().flatten()
-    finite = bool(a.isfinite().all() and b.isfinite().all())
-    if not difference.numel():
-        return Difference(tuple(reference.shape), 0.0, (), 0.0, 0.0, 0.0, 0.0, 1.0, finite)
-    flat = difference.flatten()
-    worst = int(flat.argmax())
-    position = tuple(int(i) for i in np.unravel_index(worst, reference.shape))
-    norm_a, norm_b = float(a.norm()), float(b.norm())
-    error = float(flat.norm())
-    # Exactly equal activations have cosine 1 by definition; rounding must not say 0.9999999.
-    cosine = 1.0 if error == 0 else float((a / norm_a) @ (b / norm_b)) if norm_a and norm_b else 0.0
-    return Difference(
-        tuple(reference.shape),
-        float(flat[worst]),
-        position,
-        float(a[worst]),
-        float(b[worst]),
-        float(flat.mean()),
-        0.0 if error == 0 else error / norm_a if norm_a else math.inf,
-        cosine,
-        finite,
-    )
+    running = Running()
+    running.add(reference, candidate)
+    return running.difference()

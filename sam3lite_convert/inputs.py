@@ -12,6 +12,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.prompts import END, PAD, START, tokenize
 
 CLASSIC = (START, 320, 1125, END)  # "a photo", the input that ports of CLIP are tried on
+BATCH = 128  # rows that run at once
 _MOST = 100_000  # beyond it, a typing error
 
 
@@ -27,6 +28,11 @@ class Inputs:
     def padded(self) -> Tensor:
         """Whether a position lies behind the end id: (batch, sequence), bool."""
         return torch.arange(self.ids.shape[1]) > self.ids.argmax(-1, keepdim=True)
+
+    def rows(self, rows: Sequence[int]) -> Inputs:
+        """Some of the rows, in this order."""
+        texts = tuple(self.prompts[n] for n in rows) if self.prompts else ()
+        return Inputs(self.ids[list(rows)], self.what, texts)
 
 
 def make_inputs(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from sam3lite_convert.parity_setup import ParityOptions
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What is looked at beside the weights. ``as_used``: the behaviour too; ``report``: also what a report
+    shows; ``command``: as it was typed; ``progress(label, total)``: a bar over prompts."""
+
+    as_used: bool = False
+    report: bool = False
+    command: str = ""
+    progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = lambda label, total: nullcontext(
+        lambda n: None
+    )
 
 
 def read_prompts(prompts: list[str], file: Path | None = None) -> tuple[str, ...]:
@@ -42,22 +55,44 @@ def run_parity(
     options: ParityOptions,
     converted: Path | None = None,
     save: Path | None = None,
+    looks: Looks = Looks(),
 ) -> Record:
-    """Original and candidate side by side; ``save``: a file for the activations of both."""
+    """Original and candidate side by side; ``save``: a file for the activations of both. Many prompts run
+    in batches, and the worst of them are looked at closely."""
     from sam3lite_convert.activations import Saved, check_place, save_activations
     from sam3lite_convert.parity import compare_encoders, diagnose, measured_floors, notes
     from sam3lite_convert.parity_setup import set_up
+    from sam3lite_convert.report_data import heat_map, provenance
+    from sam3lite_convert.sweep import focus, over_all, ranking_tap, sweep, worst_prompts
 
     if save is not None:
         check_place(save)
+    if looks.as_used:
+        options = _as_used(options, converted)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         checkpoint = source.read()
         # A file from the Hub is held against what the Hub states; a local one has no such word.
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
         setup = set_up(checkpoint, mappings, options, converted)
-        outcome = compare_encoders(setup, setup.candidate())
+        if looks.as_used:
+            from sam3lite_convert.behaviour import behaviour, load_stock
+
+            stock = load_stock(setup)
+        candidate = setup.candidate()
+        swept = None
+        if len(setup.every.ids) > len(setup.inputs.ids):
+            with looks.progress("comparing weights", len(setup.every.ids)) as advance:
+                swept = sweep(setup, candidate, advance)
+            setup = focus(setup, swept)
+        outcome = compare_encoders(setup, candidate)
+        if swept is not None:
+            outcome = replace(outcome, judgement=over_all(outcome.judgement, swept))
         diagnosis = diagnose(setup, outcome)
+        used = None
+        if looks.as_used:
+            with looks.progress("comparing behaviour", len(options.prompts)) as advance:
+                used = behaviour(setup, stock, options.prompts, outcome.floors, advance=advance)
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))
             hashing.result()
@@ -70,7 +105,7 @@ def run_parity(
         "candidate_encoder": outcome.candidate.name,
         "attention": setup.attention,
         "dtype": str(setup.dtype).removeprefix("torch."),
-        "inputs": {"what": inputs.what, "prompts": list(inputs.prompts)},
+        "inputs": {"what": inputs.what, "prompts": list(inputs.prompts), "prompts_total": len(options.prompts)},
     }
     if save is not None:
         # The floors go with the file even where nothing differs: another candidate may be put into it.
@@ -78,13 +113,41 @@ def run_parity(
         saved = Saved(inputs.ids, setup.recorded, outcome.propagated, outcome.isolated, floors, about)
         save_activations(save, saved)
     record = _parity_record(about, outcome.judgement, inputs.ids, setup.recorded, outcome.propagated)
-    return record | {
+    rows = (swept.worst() if swept is not None else None) or range(len(inputs.prompts))
+    tap = ranking_tap({t.name: t.difference.max_abs for t in outcome.judgement.taps})
+    record["inputs"]["shape"] = list(setup.every.ids.shape)
+    said = notes(setup, outcome) + (used["notes"] if used else [])
+    if swept is not None:
+        said.append(
+            f"all {len(setup.every.ids):,} went through both sides; isolated activations, noise floors"
+            f"{', activations in the file' if save else ''} and causes are of the {len(inputs.ids)} furthest off"
+        )
+    record |= {
         "diagnosis": diagnosis.record() if diagnosis else None,
-        "notes": notes(setup, outcome),
+        "notes": said,
+        "worst_prompts": worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
+        "verdicts": {"weights": record["verdict"], "behaviour": used["verdict"] if used else None},
+        "behaviour": used,
         "saved_activations": str(save) if save else None,
         "source": source.provenance(),
         "fetched": source.fetched(),
     }
+    if looks.report:
+        record |= provenance(setup.plan, setup.folder, looks.command) | {"heat_map": heat_map(setup, outcome)}
+    return record
+
+
+def _as_used(options: ParityOptions, converted: Path | None) -> ParityOptions:
+    """The options with what ``--as-used`` takes where nothing is said: prompts, and the layout that is called."""
+    from sam3lite_convert.behaviour import PROMPTS
+
+    if options.seed is not None or options.batch != 1 or options.length is not None:
+        raise CannotRun(
+            "--as-used sends real prompts: leave --seed, --batch and --length out, and give --prompt or --prompts-file",
+            "usage",
+        )
+    candidate = options.candidate if converted or options.candidate else "transformers"
+    return replace(options, prompts=options.prompts or PROMPTS, candidate=candidate)
 
 
 def judge_activations(path: Path, tolerance: float | None = None) -> Record:

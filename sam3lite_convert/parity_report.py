@@ -7,13 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
+from sam3lite_convert import behaviour_report
+from sam3lite_convert.figures import VERDICTS, ids_shown, number
 from sam3lite_convert.report import say, show, width
 
 Record = dict[str, Any]
 _LISTED = 20
-
-
-_VERDICTS = {"exact": "bold green", "within_tolerance": "bold green", "differs": "bold red"}
 
 
 def paritied(r: Record, debug: bool) -> None:
@@ -21,8 +20,10 @@ def paritied(r: Record, debug: bool) -> None:
     say(f"reference  {r['reference']}, from {r['checkpoint']}")
     say(f"candidate  {r['candidate_encoder']}, from {r['converted'] or 'the plan, converted in memory'}")
     say(f"input      {r['inputs']['what']}; {r['dtype']}, compared in float64")
-    for prompt, ids in zip(r["inputs"].get("prompts", ()), r["inputs"]["ids"], strict=False):
-        say(f"  {prompt!r}: {' '.join(map(str, ids))}")
+    shown = [] if r.get("behaviour") else list(zip(r["inputs"].get("prompts", ()), r["inputs"]["ids"], strict=False))
+    if r["inputs"].get("prompts_total", 0) <= _LISTED:
+        for prompt, ids in shown:
+            say(f"  {prompt!r}: {ids_shown(ids)}")
     say()
     if debug:
         _tap_table(r)
@@ -30,12 +31,16 @@ def paritied(r: Record, debug: bool) -> None:
         _outputs(r)
     if r["inputs"].get("prompts"):
         last = next(t for t in r["layers"] if t["name"] == "projected")
-        padded = "none" if last["padded_max_abs_diff"] is None else _number(last["padded_max_abs_diff"])
-        say(f"projected, max abs diff: {_number(last['valid_max_abs_diff'])} on words, {padded} on padding")
+        padded = "none" if last["padded_max_abs_diff"] is None else number(last["padded_max_abs_diff"])
+        say(f"projected, max abs diff: {number(last['valid_max_abs_diff'])} on words, {padded} on padding")
+        _worst(r)
+    if r.get("behaviour"):
+        behaviour_report.behaved(r["behaviour"])
     say()
     _verdict(r)
     if r["diagnosis"]:
         _diagnosis(r["diagnosis"])
+    behaviour_report.verdict(r.get("behaviour"))
     for text in r["notes"]:
         say(f"note: {text}")
     if r.get("saved_activations"):
@@ -44,28 +49,39 @@ def paritied(r: Record, debug: bool) -> None:
         say("Next: the same command with --debug-intermediates shows every layer")
 
 
+def _worst(r: Record) -> None:
+    """The prompts that are furthest off, where not all of them are shown anyway."""
+    if r["verdict"] == "exact" or not r["worst_prompts"] or r["inputs"]["prompts_total"] <= _LISTED:
+        return
+    say(f"the worst prompts, by max abs diff at {r['worst_prompts'][0]['tap']}:")
+    for w in r["worst_prompts"]:
+        figures = f"{number(w['max_abs_diff'])}  rel. L2 {number(w['relative_l2'])}"
+        say(f"  {figures}  no. {w['index'] + 1:,}: {w['prompt']!r}")
+
+
 def _verdict(r: Record) -> None:
-    limit = f"tolerance {_number(r['tolerance'])}, {r['tolerance_is']}"
+    limit = f"tolerance {number(r['tolerance'])}, {r['tolerance_is']}"
+    name = "verdict 1, weights: "
     words = {
         "exact": "exact: 0.0 at every tap that the detector reads",
-        "within_tolerance": f"within tolerance: max abs diff {_number(r['max_abs_diff'])} ({limit})",
-        "differs": f"differs: max abs diff {_number(r['max_abs_diff'])} ({limit})",
+        "within_tolerance": f"within tolerance: max abs diff {number(r['max_abs_diff'])} ({limit})",
+        "differs": f"differs: max abs diff {number(r['max_abs_diff'])} ({limit})",
     }
-    say(words[r["verdict"]], _VERDICTS[r["verdict"]])
+    say(name + words[r["verdict"]], VERDICTS[r["verdict"]])
     pooled = next(t for t in r["layers"] if t["name"] == "pooled")
     if r["verdict"] == "exact" and pooled["max_abs_diff"]:
-        text = f"pooled, which it does not read: {_number(pooled['max_abs_diff'])}"
+        text = f"pooled, which it does not read: {number(pooled['max_abs_diff'])}"
         floor = pooled["floor"]
         say(text + (f", {pooled['max_abs_diff'] / floor['propagated']:.1f} noise floors" if floor else ""))
     if r["max_abs_diff"] != 0:
-        say(f"smallest tolerance that would have passed: {_number(r['smallest_passing_tolerance'])}")
+        say(f"smallest tolerance that would have passed: {number(r['smallest_passing_tolerance'])}")
     if r["first_divergence"]:
         others = r["also_diverging"]
         also = f" (and by themselves: {', '.join(others)})" if others else ""
         say(f"first divergence: {r['first_divergence']}{also}", "bold red")
         tap = next(t for t in r["layers"] if t["name"] == r["first_divergence"])
         if tap["isolated_max_abs_diff"] is not None and tap["isolated_max_abs_diff"] <= tap["isolated_tolerance"]:
-            mean, floor = _number(tap["isolated_mean_abs_diff"]), _number(tap["floor"]["mean_isolated"])
+            mean, floor = number(tap["isolated_mean_abs_diff"]), number(tap["floor"]["mean_isolated"])
             say(f"  by its mean abs diff of {mean}, where the floor is {floor}")
     elif r["verdict"] == "differs":
         say("no layer diverges by itself: small errors add up to more than the tolerance")
@@ -105,10 +121,10 @@ def _tap_table(r: Record) -> None:
     for t in r["layers"]:
         over = "-" if t["floor"] is None or t["floors"] == 0 else "inf" if t["floors"] is None else f"{t['floors']:.2g}"
         cosine = "-" if t["cosine"] is None else f"{t['cosine']:.6f}"
-        cells = [_number(t["max_abs_diff"]), _number(t["isolated_max_abs_diff"]), over]
-        rest = [_number(t["relative_l2"]), cosine]
+        cells = [number(t["max_abs_diff"]), number(t["isolated_max_abs_diff"]), over]
+        rest = [number(t["relative_l2"]), cosine]
         if wide:
-            cells = ["x".join(map(str, t["shape"])), *cells, _number(t["mean_abs_diff"]), *rest]
+            cells = ["x".join(map(str, t["shape"])), *cells, number(t["mean_abs_diff"]), *rest]
             cells += [str(t["position"]), _value(t["reference_value"]), _value(t["candidate_value"])]
         else:
             cells += rest
@@ -126,12 +142,6 @@ def _status(t: Record) -> tuple[str, str | None]:
     return ("equal" if t["max_abs_diff"] == 0 == t["isolated_max_abs_diff"] else "within"), None
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return "inf"
-    return "0.0" if value == 0 else f"{value:.2e}"
-
-
 def _value(value: float | None) -> str:
     return "inf" if value is None else f"{value:.9g}"
 
@@ -139,7 +149,7 @@ def _value(value: float | None) -> str:
 def _outputs(r: Record) -> None:
     final = {t["name"]: t for t in r["layers"]}
     for name, sides in r["values"].items():
-        say(f"{name}: max abs diff {_number(final[name]['max_abs_diff'])}, cosine {_value(final[name]['cosine'])}")
+        say(f"{name}: max abs diff {number(final[name]['max_abs_diff'])}, cosine {_value(final[name]['cosine'])}")
         for side, numbers in sides.items():
             say(f"  {side:<9}  " + "  ".join(f"{n:>11.7f}" for n in numbers) + "  ...")
 

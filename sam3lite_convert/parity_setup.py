@@ -19,7 +19,7 @@ from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untru
 from sam3lite_convert.evidence import Evidence
 from sam3lite_convert.folder import Folder, read_folder
 from sam3lite_convert.hashing import damaged_records
-from sam3lite_convert.inputs import Inputs, make_inputs
+from sam3lite_convert.inputs import BATCH, Inputs, make_inputs
 from sam3lite_convert.judgement import check_tolerance, require_finite
 from sam3lite_convert.packed_encoder import ATTENTION
 from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
@@ -52,7 +52,8 @@ class Setup:
     """The reference, loaded and recorded, and what a candidate is made from.
 
     ``config``: ``text_config`` for the candidate; ``weights``: its state dict by target key;
-    ``folder``: where they come from, None for the plan alone.
+    ``folder``: where they come from, None for the plan alone. ``inputs`` are what is looked at closely, all
+    at once; ``every`` what was asked for, of which they are the first rows where there are many.
     """
 
     plan: Plan
@@ -67,6 +68,7 @@ class Setup:
     weights: dict[str, Tensor]
     folder: Folder | None
     tolerance: float | None
+    every: Inputs
     notes: tuple[str, ...] = ()
 
     def candidate(self, weights: Mapping[str, Tensor] | None = None, config: dict[str, Any] | None = None) -> Encoder:
@@ -122,7 +124,8 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         )
     dtype = getattr(torch, name)
     sizes = plan.architecture.sizes
-    inputs = make_inputs(sizes["context"], sizes["vocab"], options.seed, options.batch, options.length, options.prompts)
+    every = make_inputs(sizes["context"], sizes["vocab"], options.seed, options.batch, options.length, options.prompts)
+    inputs = every if len(every.ids) <= BATCH else every.rows(range(BATCH))
     weights = source_weights(plan)
     table = weights[POSITION_TABLE.removeprefix(TEXT)]
     if table.shape[2] != sizes["context"]:
@@ -149,6 +152,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         held,
         folder,
         options.tolerance,
+        every,
         tuple(notes),
     )
 

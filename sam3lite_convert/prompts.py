@@ -34,6 +34,18 @@ def tokenize(prompts: Sequence[str], context: int) -> Tensor:
 
     if context < 3:
         raise CannotRun(f"a context of {context} holds no word between the start and the end id", "short_context")
+    ids = torch.full((len(prompts), context), PAD, dtype=torch.int64)
+    for row, words in zip(ids, words_of(prompts), strict=True):
+        found = cut(words, context)
+        row[: len(found)] = torch.tensor(found)
+    return ids
+
+
+def words_of(prompts: Sequence[str]) -> list[list[int]]:
+    """The ids of each prompt from the start id to the end id, neither cut nor padded.
+
+    Raises CannotRun without the extra ``prompts``.
+    """
     try:
         import ftfy
         from instant_clip_tokenizer import Tokenizer
@@ -44,10 +56,9 @@ def tokenize(prompts: Sequence[str], context: int) -> Tensor:
             "no_tokenizer",
         ) from None
     tokenizer = Tokenizer()
-    ids = torch.full((len(prompts), context), PAD, dtype=torch.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        found = [START, *tokenizer.encode(clean(ftfy.fix_text(prompt))), END]
-        if len(found) > context:
-            found = [*found[: context - 1], END]
-        row[: len(found)] = torch.tensor(found)
-    return ids
+    return [[START, *tokenizer.encode(clean(ftfy.fix_text(prompt))), END] for prompt in prompts]
+
+
+def cut(words: list[int], context: int) -> list[int]:
+    """The ids that fit into the context, with the end id last."""
+    return words if len(words) <= context else [*words[: context - 1], END]

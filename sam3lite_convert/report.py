@@ -94,6 +94,21 @@ def byte_progress(
         yield lambda what: lambda n: bars.advance(tasks[what], n)
 
 
+@contextmanager
+def count_progress(label: str, total: int, quiet: bool) -> Iterator[Advance]:
+    """A bar over things that are counted, with the time left, on a terminal only."""
+    console = _err()
+    if quiet or not console.is_terminal:
+        yield lambda n: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda n: bars.advance(task, n)
+
+
 def quiet_hub(quiet: bool) -> None:
     """Have the Hub's library speak through this module: bars on a terminal only, notes on stderr."""
     notes.send_to(None if quiet else note)

@@ -1,0 +1,25 @@
+"""Figures and ids as people read them, the same in every table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+VERDICTS = {"exact": "bold green", "within_tolerance": "bold green", "differs": "bold red"}  # their styles
+
+
+def number(value: float | None) -> str:
+    """A figure of a table; None is infinite."""
+    if value is None:
+        return "inf"
+    return "0.0" if value == 0 else f"{value:.2e}"
+
+
+def ids_shown(ids: Sequence[int], valid: int | None = None) -> str:
+    """Ids with their padding counted; ``valid``: how many are none."""
+    valid = list(ids).index(max(ids)) + 1 if valid is None else valid
+    words, behind = list(map(str, ids[:valid])), ids[valid:]
+    for pad, run in itertools.groupby(behind):
+        n = len(list(run))
+        words.append(f"{pad} x{n}" if n > 1 else str(pad))
+    return " ".join(words)
