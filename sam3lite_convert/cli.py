@@ -275,30 +275,38 @@ def verify(
     repo_id: RepoId = DEFAULT_REPO,
     revision: Revision = DEFAULT_REVISION,
     cache_dir: CacheDir = None,
+    html: HtmlReport = None,
     json: Json = False,
 ) -> None:
     """Prove that a converted folder is its checkpoint, or say what is wrong with it."""
     from sam3lite_convert import report
     from sam3lite_convert.folder import read_folder
+    from sam3lite_convert.report_file import check_report_place
     from sam3lite_convert.tables import load_mappings
 
     _use_one_thread()
+    if html is not None:
+        check_report_place(html)
     # What is local comes first: a folder that is not there needs no download.
     read_folder(folder)
     source = _locate(checkpoint, repo_id, revision, cache_dir, json).whole()
-    record = _verify(folder, source, load_mappings(mapping), causal, json)
+    record = _verify(folder, source, load_mappings(mapping), causal, json, _typed() if html else None)
+    if html is not None:
+        _write_report(html, "verify_page", record)
     (report.as_json if json else report.verified)(record)
     if record["verdict"] != "proven":
         raise typer.Exit(1)
 
 
-def _verify(folder: Path, source: Any, mappings: Any, causal: bool, json: bool) -> dict[str, Any]:
+def _verify(
+    folder: Path, source: Any, mappings: Any, causal: bool, json: bool, report_of: str | None
+) -> dict[str, Any]:
     from sam3lite_convert import commands, report
 
     written = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder.is_dir() else 0
     totals = {"write": written, "hash": source.path.stat().st_size}
     with report.byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
-        return commands.verify_folder(folder, source, mappings, causal, progress)
+        return commands.verify_folder(folder, source, mappings, causal, progress, report_of)
 
 
 @app.command()
@@ -359,9 +367,11 @@ def parity(
         location = _locate(checkpoint or "s0", repo_id, revision, cache_dir, json)
         from sam3lite_convert.parity_setup import ParityOptions  # torch: not before the name is known to be good
 
+        original = _open_original(original_repo)
         options = ParityOptions(
             candidate.value if candidate else None, attention.value, dtype.value if dtype else None, tolerance, seed,
             batch, length, parity_commands.read_prompts(prompt or [], prompts_file), causal,
+            original,
         )  # fmt: skip
         looks = parity_commands.Looks(
             as_used or strict_behaviour, html is not None, _typed(),
@@ -375,12 +385,12 @@ def parity(
             _self_test(source, mappings, options, converted, json)
             return
         record = parity_commands.run_parity(source, mappings, options, converted, save_activations, looks)
+    if html is not None:
+        _write_report(html, "parity_page", record)
     if json:
         report.as_json(record)
     else:
         parity_report.paritied(record, debug_intermediates)
-    if html is not None:
-        _write_report(html, "parity_page", record)
     behaves = record.get("verdicts", {}).get("behaviour") != "differs"
     if record["verdict"] == "differs" or (strict_behaviour and not behaves):
         raise typer.Exit(1)
@@ -392,6 +402,16 @@ def _write_report(path: Path, kind: str, record: dict[str, Any]) -> None:
 
     write_report(path, getattr(html_report, kind)(record))
     report.note(f"Report: {path}")
+
+
+def _open_original(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from sam3lite_convert import report
+    from sam3lite_convert.original_repo import open_original
+
+    report.note(f"note: --original-repo runs Python code of {path}")
+    return open_original(path)
 
 
 def _parity_source(location: Any, partial: bool, mappings: Any, causal: bool, json: bool) -> Any:

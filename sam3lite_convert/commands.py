@@ -79,10 +79,17 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
 
 
 def verify_folder(
-    folder: Path, source: Source, mappings: Mappings, causal: bool = False, progress: Progress | None = None
+    folder: Path,
+    source: Source,
+    mappings: Mappings,
+    causal: bool = False,
+    progress: Progress | None = None,
+    report_of: str | None = None,
 ) -> Record:
-    """Prove a folder; the record's ``verdict`` says whether it is."""
+    """Prove a folder; the record's ``verdict`` says whether it is. ``report_of``: the command as it was typed,
+    where the record also has to hold what a report shows."""
     from sam3lite_convert.folder import read_folder
+    from sam3lite_convert.report_data import provenance
     from sam3lite_convert.verify import recognise, verify  # loads numpy; convert starts without
 
     found = read_folder(folder)
@@ -98,6 +105,7 @@ def verify_folder(
         "source": source.provenance(),
         "targets": plan.counts["target"],
         **record,
+        **(provenance(plan, found, report_of) if report_of is not None else {}),
     }
 
 

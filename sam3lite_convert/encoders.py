@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from original_ref import TextStudentEncoder, load_reference
 from sam3lite_convert.architecture import Architecture
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.original_repo import OriginalRepo
 from sam3lite_convert.packed_encoder import PackedTextConfig, PackedTextModel
 from sam3lite_convert.text_weights import cast, load_all
 
@@ -114,6 +115,33 @@ def wrap_reference(model: TextStudentEncoder) -> Encoder:
         return model.projector(tokens), inner.pool(tokens, input_ids)
 
     return Encoder("original TextStudentEncoder", model, tuple(inner.transformer), inner.final_layer_norm, run)
+
+
+def checkout_encoder(
+    repo: OriginalRepo, architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> Encoder:
+    """The encoder of the user's own checkout, with the weights that the reference gets.
+
+    Raises CannotRun where it cannot be built, or not be run as the original is.
+    """
+    state = cast(weights, dtype)
+    rows = state["encoder.positional_embedding.pos_embed.pos_embed"].shape[2]
+    cfg = reference_cfg(architecture, rows) | {
+        "norm_layer": "layer_norm_fp32", "embed_dropout": 0.0, "no_scale_embedding": False, "no_pos_embedding": False,
+    }  # fmt: skip
+    model: Any = repo.build(cfg, rows, architecture.sizes["output_dim"], state)
+    with repo.running():
+        if architecture.sizes["context"] < rows:
+            model.set_context_length(architecture.sizes["context"])
+        layers, inner = tuple(model.encoder.transformer), model.encoder
+
+    def run(input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        with repo.running():
+            tokens = inner(input_ids, return_all_tokens=True)
+            return model.projector(tokens), inner(input_ids)
+
+    at = f" at commit {repo.commit[:12]}" if repo.commit else ""
+    return Encoder(f"TextStudentEncoder of {repo.path}{at}", model, layers, inner.final_layer_norm, run)
 
 
 def packed_encoder(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sam3lite_convert.compare import number
 from sam3lite_convert.config_check import check_config
 from sam3lite_convert.encoders import Activations, Encoder, record
 from sam3lite_convert.floor import noise_floor
@@ -56,7 +57,8 @@ def _tensor_faults(setup: Setup, starts: tuple[str, ...]) -> dict[str, str]:
 
 def measured_floors(setup: Setup) -> dict[str, Floor]:
     """The reference's noise floors for the inputs of this run, by tap."""
-    return noise_floor(setup.evidence.model, setup.recorded, setup.inputs.ids)
+    # Of our own reference: a checkout that computes something else would have a floor as high as its fault.
+    return noise_floor(setup.evidence.model, setup.own, setup.inputs.ids)
 
 
 def compare_encoders(setup: Setup, candidate: Encoder) -> Outcome:
@@ -71,6 +73,19 @@ def compare_encoders(setup: Setup, candidate: Encoder) -> Outcome:
         floors = measured_floors(setup)
     judgement = judge(setup.recorded, propagated, isolated, floors, setup.inputs.padded, setup.tolerance)
     return Outcome(candidate, propagated, isolated, floors, judgement)
+
+
+def against_own_reference(setup: Setup) -> dict[str, Any]:
+    """How ``original_ref`` compares with the user's checkout, over the inputs that are looked at closely."""
+    floors = None
+    if not all(torch.equal(setup.own[name], value) for name, value in setup.recorded.items()):
+        floors = {name: floor.without_isolated() for name, floor in measured_floors(setup).items()}
+    judgement = judge(setup.recorded, setup.own, setup.own, floors, setup.inputs.padded, setup.tolerance)
+    return {
+        "verdict": judgement.verdict,
+        "max_abs_diff": number(judgement.max_abs),
+        "first_divergence": judgement.first_divergence,
+    }
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.plan import Plan, make_plan
 from sam3lite_convert.sources import Source
 from sam3lite_convert.tables import Mappings
 
@@ -115,6 +116,19 @@ def run_parity(
     record = _parity_record(about, outcome.judgement, inputs.ids, setup.recorded, outcome.propagated)
     rows = (swept.worst() if swept is not None else None) or range(len(inputs.prompts))
     tap = ranking_tap({t.name: t.difference.max_abs for t in outcome.judgement.taps})
+    repo = options.original
+    if repo is not None:
+        from sam3lite_convert.parity import against_own_reference
+
+        record["original_repo"] = {
+            "path": str(repo.path),
+            "commit": repo.commit,
+            "files": [str(file) for file in repo.files],
+            "stood_in": list(repo.stood_in),
+            "against_original_ref": against_own_reference(setup),
+        }
+    else:
+        record["original_repo"] = None
     record["inputs"]["shape"] = list(setup.every.ids.shape)
     said = notes(setup, outcome) + (used["notes"] if used else [])
     if swept is not None:
@@ -133,8 +147,17 @@ def run_parity(
         "fetched": source.fetched(),
     }
     if looks.report:
-        record |= provenance(setup.plan, setup.folder, looks.command) | {"heat_map": heat_map(setup, outcome)}
+        plan = setup.plan if converted else _whole_plan(setup.plan, mappings)
+        record |= provenance(plan, setup.folder, looks.command) | {"heat_map": heat_map(setup, outcome)}
     return record
+
+
+def _whole_plan(text: Plan, mappings: Mappings) -> Plan:
+    """The plan of the whole file, for the accounting; of its text encoder where there is no more to convert."""
+    try:
+        return make_plan(text.checkpoint, mappings, replace(text.options, component="all"))
+    except UnsoundPlan:
+        return text
 
 
 def _as_used(options: ParityOptions, converted: Path | None) -> ParityOptions:

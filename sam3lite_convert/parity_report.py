@@ -18,6 +18,8 @@ _LISTED = 20
 def paritied(r: Record, debug: bool) -> None:
     """Two encoders side by side; with ``debug`` a row for each tap."""
     say(f"reference  {r['reference']}, from {r['checkpoint']}")
+    if r.get("original_repo"):
+        _checkout(r["original_repo"])
     say(f"candidate  {r['candidate_encoder']}, from {r['converted'] or 'the plan, converted in memory'}")
     say(f"input      {r['inputs']['what']}; {r['dtype']}, compared in float64")
     shown = [] if r.get("behaviour") else list(zip(r["inputs"].get("prompts", ()), r["inputs"]["ids"], strict=False))
@@ -47,6 +49,21 @@ def paritied(r: Record, debug: bool) -> None:
         say(f"Saved {r['saved_activations']}. Next: sam3lite parity --judge {r['saved_activations']}")
     elif r["verdict"] == "differs" and not debug:
         say("Next: the same command with --debug-intermediates shows every layer")
+
+
+def _checkout(o: Record) -> None:
+    """What was run of the user's checkout, and whether our own reference agrees with it."""
+    say(f"           its code was run: {', '.join(o['files'])}")
+    if o["stood_in"]:
+        say(f"           not run, stood in for: {', '.join(o['stood_in'])}")
+    found, at = o["against_original_ref"], ""
+    if found["verdict"] == "differs":
+        at = f", first at {found['first_divergence']}; the causes below are looked for with original_ref"
+    verdict = found["verdict"].replace("_", " ")
+    say(
+        f"           beside it, original_ref: {verdict}, max abs diff {number(found['max_abs_diff'])}{at}",
+        VERDICTS[found["verdict"]],
+    )
 
 
 def _worst(r: Record) -> None:

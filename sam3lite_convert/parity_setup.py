@@ -14,13 +14,14 @@ from original_ref import TextStudentEncoder
 from sam3lite_convert.architecture import POSITION_TABLE, TEXT
 from sam3lite_convert.checkpoint import Checkpoint, open_file
 from sam3lite_convert.config import make_config
-from sam3lite_convert.encoders import CANDIDATES, Activations, Encoder, record, reference_encoder
+from sam3lite_convert.encoders import CANDIDATES, Activations, Encoder, checkout_encoder, record, reference_encoder
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
 from sam3lite_convert.evidence import Evidence
 from sam3lite_convert.folder import Folder, read_folder
 from sam3lite_convert.hashing import damaged_records
 from sam3lite_convert.inputs import BATCH, Inputs, make_inputs
 from sam3lite_convert.judgement import check_tolerance, require_finite
+from sam3lite_convert.original_repo import OriginalRepo
 from sam3lite_convert.packed_encoder import ATTENTION
 from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.streams import check_twins
@@ -34,7 +35,8 @@ _RUNS_IN = ("float16", "bfloat16", "float32")
 @dataclass(frozen=True)
 class ParityOptions:
     """What the user asks of a comparison. None: the folder's, or packed, float32, the measured
-    tolerance, the dummy input, the context."""
+    tolerance, the dummy input, the context. ``original``: the user's checkout, in the place of
+    ``original_ref``."""
 
     candidate: str | None = None
     attention: str = "eager"
@@ -45,6 +47,7 @@ class ParityOptions:
     length: int | None = None
     prompts: tuple[str, ...] = ()
     causal: bool = False
+    original: OriginalRepo | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Setup:
     folder: Folder | None
     tolerance: float | None
     every: Inputs
+    own: Activations  # of original_ref, where the reference is the user's checkout; else the recorded ones
     notes: tuple[str, ...] = ()
 
     def candidate(self, weights: Mapping[str, Tensor] | None = None, config: dict[str, Any] | None = None) -> Encoder:
@@ -133,10 +137,15 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
             f"the folder holds the first {sizes['context']} of {table.shape[2]} positions; the original is cut too"
         )
     reference = reference_encoder(plan.architecture, weights, dtype)
-    del weights
-    assert isinstance(reference.model, TextStudentEncoder)
-    recorded = record(reference, inputs.ids)
+    ours = reference.model
+    assert isinstance(ours, TextStudentEncoder)
+    own = recorded = record(reference, inputs.ids)
     require_finite(recorded)
+    if options.original is not None:
+        reference = checkout_encoder(options.original, plan.architecture, weights, dtype)
+        recorded = record(reference, inputs.ids)
+        require_finite(recorded)
+    del weights
     held = planned_weights(plan) if folder is None else folder_weights(folder, layout)
     _check_weights(pieces, held)
     return Setup(
@@ -147,12 +156,13 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         reference,
         inputs,
         recorded,
-        Evidence(reference.model, recorded, inputs.ids, table.to(dtype)),
+        Evidence(ours, recorded, inputs.ids, table.to(dtype)),
         _text_config(plan, folder),
         held,
         folder,
         options.tolerance,
         every,
+        own,
         tuple(notes),
     )
 

@@ -53,12 +53,12 @@ def _versions() -> Record:
 
 def heat_map(setup: Setup, outcome: Outcome) -> Record | None:
     """Where in the first tap that diverges, or else in the one that is furthest off, the differences are: max
-    abs diff by position and channel, for the worst row. None where nothing differs."""
+    abs diff by position and channel, for the worst row. None where the verdict is exact."""
     from sam3lite_convert.compare import absolute_difference, number
     from sam3lite_convert.encoders import POOLED
 
     judgement = outcome.judgement
-    if not judgement.max_abs:
+    if judgement.verdict == "exact":  # then at most the pooled output's last bits differ
         return None
     tap = judgement.first_divergence
     # Of a layer that is wrong by itself, what it makes of the right input.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert.compare import Running, compare, number
-from sam3lite_convert.encoders import PROJECTED, Activations, Encoder, record
+from sam3lite_convert.encoders import PROJECTED, Activations, Encoder, record, wrap_reference
 from sam3lite_convert.inputs import BATCH, Inputs
 from sam3lite_convert.judgement import Judgement, require_finite
 from sam3lite_convert.parity_setup import Setup
@@ -95,7 +95,10 @@ def focus(setup: Setup, swept: Sweep) -> Setup:
     inputs = swept.inputs.rows(rows)
     recorded = record(setup.reference, inputs.ids)
     evidence = replace(setup.evidence, recorded=recorded, ids=inputs.ids)
-    return replace(setup, inputs=inputs, recorded=recorded, evidence=evidence)
+    own = recorded
+    if setup.own is not setup.recorded:
+        own = record(wrap_reference(setup.evidence.model), inputs.ids)
+    return replace(setup, inputs=inputs, recorded=recorded, own=own, evidence=evidence)
 
 
 def over_all(judgement: Judgement, swept: Sweep) -> Judgement:

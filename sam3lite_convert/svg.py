@@ -1,0 +1,249 @@
+"""The charts of a report as plain SVG: errors by layer, a heat map, a bar. Colours come from the page's classes.
+
+Places across are percentages of the drawing's width and everything else is in pixels, so that a chart
+fills a phone and a wide screen alike and its words keep their size. What stands left of 0 is drawn in the
+padding that the style sheet gives the class.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+STEPS = 8  # colours of the heat map
+
+_ROW = 30
+_TOP = 24
+_BAND = 12.0  # percent of the width for what is not on a log scale
+_GAP = 6.0  # between that and the scale, or their labels touch on a phone
+_NAME = 18  # characters that fit beside the plot; the table has the whole name
+_LABELS = 4
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One tap. None: not measured; infinity: not finite. ``remark`` is said below the name, ``made_here``
+    tells an error that was made in the layer from one that was carried there."""
+
+    name: str
+    propagated: float | None
+    isolated: float | None
+    noise: float | None
+    remark: str = ""
+    made_here: bool = False
+
+
+@dataclass(frozen=True)
+class _Axis:
+    low: int  # decades
+    high: int
+    infinite: bool
+
+    @property
+    def end(self) -> float:
+        return 100 - _BAND - _GAP if self.infinite else 100.0
+
+    def at(self, value: float) -> float:
+        """Percent of the width."""
+        if value == 0:
+            return _BAND / 2
+        if math.isinf(value):
+            return 100 - _BAND / 2
+        return self.at_decade(math.log10(value))
+
+    def at_decade(self, decade: float) -> float:
+        """Percent of the width of a power of ten."""
+        share = (decade - self.low) / (self.high - self.low)
+        start = _BAND + _GAP
+        return start + share * (self.end - start)
+
+
+def _axis(rows: Sequence[LayerRow]) -> _Axis:
+    values = [v for row in rows for v in (row.propagated, row.isolated, row.noise) if v is not None]
+    logs = [math.log10(v) for v in values if v > 0 and math.isfinite(v)]
+    low, high = (math.floor(min(logs)), math.ceil(max(logs))) if logs else (-8, 0)
+    return _Axis(low, max(high, low + 2), any(math.isinf(v) for v in values))
+
+
+def _words(value: float) -> str:
+    return "infinite or not a number" if math.isinf(value) else "0.0" if value == 0 else f"{value:.2e}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else name[: _NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _label(x: str, y: float, words: str, css: str = "quiet", anchor: str = "middle") -> str:
+    return f'<text x="{x}" y="{y:g}" class="{css}" text-anchor="{anchor}">{html.escape(words)}</text>'
+
+
+def marker(kind: str, x: str, y: float) -> str:
+    """The mark of a series: a disc, a hollow square, an upright stroke."""
+    if kind == "propagated":
+        return f'<circle class="m-propagated" cx="{x}" cy="{y:g}" r="4.2"/>'
+    if kind == "isolated":
+        return f'<rect class="m-isolated" x="{x}" y="{y - 3.5:g}" width="7" height="7" transform="translate(-3.5 0)"/>'
+    return f'<line class="m-noise" x1="{x}" x2="{x}" y1="{y - 4.5:g}" y2="{y + 4.5:g}"/>'
+
+
+def legend_mark(kind: str) -> str:
+    """The mark of a series for a legend; the word stands beside it."""
+    return f'<svg aria-hidden="true">{marker(kind, "50%", 6)}</svg>'
+
+
+# Marks of one tap stand a little above each other, or equal errors would hide one another.
+_LANES = {"propagated": 6.5, "isolated": 15.5, "noise": 24.0}
+
+
+def layer_chart(rows: Sequence[LayerRow], title: str) -> str:
+    """A row for each tap from top to bottom, errors on a log scale from left to right. Zero has a band of its
+    own on the left, infinity one on the right where something is."""
+    axis = _axis(rows)
+    bottom = _TOP + _ROW * len(rows)
+    out = [
+        f'<svg class="chart layers" role="img" height="{bottom + 22}"><title>{html.escape(title)}</title>',
+        f'<rect class="band" x="0" y="{_TOP}" width="{_BAND:g}%" height="{bottom - _TOP}"/>',
+    ]
+    if axis.infinite:
+        out.append(f'<rect class="band" x="{100 - _BAND:g}%" y="{_TOP}" width="{_BAND:g}%" height="{bottom - _TOP}"/>')
+    out += _names(rows)
+    out += _scale(axis, bottom)
+    out += [_connection(rows, kind, axis) for kind in ("propagated", "noise")]
+    for i, row in enumerate(rows):
+        for kind, lane in _LANES.items():
+            value = getattr(row, kind)
+            if value is not None:
+                said = html.escape(f"{row.name}, {'noise floor' if kind == 'noise' else kind}: {_words(value)}")
+                mark = marker(kind, f"{axis.at(value):.2f}%", _TOP + _ROW * i + lane)
+                out.append(f"<g><title>{said}</title>{mark}</g>")
+    return "".join(out) + "</svg>"
+
+
+def _names(rows: Sequence[LayerRow]) -> list[str]:
+    out = []
+    for i, row in enumerate(rows):
+        y = _TOP + _ROW * i
+        if row.made_here:
+            out.append(f'<rect class="hit" x="0" y="{y}" width="100%" height="{_ROW}"/>')
+        out.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
+        out.append(_label("-10", y + (14 if row.remark else 19), _short(row.name), "name", "end"))
+        if row.remark:
+            out.append(_label("-10", y + 26, row.remark, "alarm" if row.made_here else "carried", "end"))
+    return out
+
+
+def _scale(axis: _Axis, bottom: int) -> list[str]:
+    decades = axis.high - axis.low
+    apart = max(1, math.ceil(decades / _LABELS))
+    out = []
+    for decade in range(axis.low, axis.high + 1):
+        x = f"{axis.at_decade(decade):.2f}%"
+        labelled = (decade - axis.low) % apart == 0
+        if labelled or decades <= 24:
+            out.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{bottom}"/>')
+        if labelled:
+            out += [_label(x, y, f"1e{decade}") for y in (_TOP - 8, bottom + 16)]
+    ends = [("0", _BAND / 2)] + [("inf", 100 - _BAND / 2)] * axis.infinite
+    out += [_label(f"{x:g}%", y, words, "name") for words, x in ends for y in (_TOP - 8, bottom + 16)]
+    out.append(f'<line class="edge" x1="0" x2="100%" y1="{bottom}" y2="{bottom}"/>')
+    return out
+
+
+def _connection(rows: Sequence[LayerRow], kind: str, axis: _Axis) -> str:
+    """Lines from tap to tap, where both ends are on the scale."""
+    out = []
+    for i in range(len(rows) - 1):
+        a, b = getattr(rows[i], kind), getattr(rows[i + 1], kind)
+        if a is None or b is None or not 0 < a < math.inf or not 0 < b < math.inf:
+            continue
+        y = _TOP + _ROW * i + _LANES[kind]
+        ends = f'x1="{axis.at(a):.2f}%" y1="{y:g}" x2="{axis.at(b):.2f}%" y2="{y + _ROW:g}"'
+        out.append(f'<line class="l-{kind}" {ends}/>')
+    return "".join(out)
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """Colours in equal steps of the logarithm between two numbers above 0."""
+
+    low: float
+    high: float
+
+    def css(self, value: float) -> str:
+        """The class of a value; 0 and infinity have their own."""
+        if math.isinf(value):
+            return "ci"
+        if value <= 0:
+            return "cz"
+        span = math.log(self.high) - math.log(self.low)
+        share = (math.log(value) - math.log(self.low)) / span if span else 1.0
+        return f"c{min(max(int(share * STEPS), 0), STEPS - 1)}"
+
+    def edge(self, i: int) -> float:
+        """The lower bound of a step."""
+        share = i / STEPS
+        return math.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)
+
+
+def colour_scale(values: Sequence[Sequence[float]]) -> ColourScale | None:
+    """The scale that a heat map needs; None where nothing is above 0 and finite."""
+    found = [v for row in values for v in row if 0 < v < math.inf]
+    return ColourScale(min(found), max(found)) if found else None
+
+
+def heat_map(values: Sequence[Sequence[float]], channels: int, title: str) -> str:
+    """A cell for each position (from top to bottom) and column of channels (from left to right)."""
+    scale = colour_scale(values) or ColourScale(1.0, 1.0)
+    rows, columns = len(values), max((len(row) for row in values), default=0)
+    side = max(6, min(18, 420 // max(rows, 1)))
+    height = side * rows
+    paths: dict[str, list[str]] = {}
+    for y, row in enumerate(values):
+        x = 0
+        while x < len(row):
+            css, start = scale.css(row[x]), x
+            # Neighbours of one colour are one piece: a page of thousands of cells stays small.
+            while x < len(row) and scale.css(row[x]) == css:
+                x += 1
+            paths.setdefault(css, []).append(f"M{start} {y}h{x - start}v1h{start - x}z")
+    cells = "".join(f'<path class="{css}" d="{"".join(d)}"/>' for css, d in sorted(paths.items()))
+    every = max(1, math.ceil(14 / side))
+    apart = every if every == 1 or every % 2 == 0 else every + 1
+    marks = [_label("-7", side * y + side / 2 + 4, str(y), anchor="end") for y in range(0, rows, apart)]
+    last = max(channels - 1, 0)
+    for share, anchor in ((0, "start"), (25, "middle"), (50, "middle"), (75, "middle"), (100, "end")):
+        marks.append(_label(f"{share}%", height + 16, f"{round(last * share / 100):,}", anchor=anchor))
+    return (
+        f'<svg class="chart heat" role="img" height="{height + 20}"><title>{html.escape(title)}</title>'
+        f'<svg width="100%" height="{height}" viewBox="0 0 {max(columns, 1)} {max(rows, 1)}" '
+        f'preserveAspectRatio="none" shape-rendering="crispEdges">{cells}</svg>'
+        f'<line class="edge" x1="0" x2="100%" y1="{height}" y2="{height}"/>{"".join(marks)}</svg>'
+    )
+
+
+def colour_legend(scale: ColourScale, title: str) -> str:
+    """The steps of a scale from left to right, with the numbers at every other edge."""
+    step = 100 / STEPS
+    boxes = [f'<rect class="c{i}" x="{step * i:g}%" y="0" width="{step:g}%" height="14"/>' for i in range(STEPS)]
+    marks = []
+    for i in range(0, STEPS + 1, 2):
+        anchor = "start" if i == 0 else "end" if i == STEPS else "middle"
+        marks.append(_label(f"{step * i:g}%", 29, f"{scale.edge(i):.1e}", anchor=anchor))
+    return (
+        f'<svg class="chart" role="img" height="34"><title>{html.escape(title)}</title>'
+        f'<g shape-rendering="crispEdges">{"".join(boxes)}</g>{"".join(marks)}</svg>'
+    )
+
+
+def bar(share: float, title: str, css: str = "") -> str:
+    """A bar that fills this share of its track; something is seen of whatever is not 0."""
+    percent = min(max(share, 0.0), 1.0) * 100
+    if 0 < percent < 0.6:
+        percent = 0.6
+    return (
+        f'<svg class="chart" role="img" height="12"><title>{html.escape(title)}</title>'
+        f'<rect class="track" x="0" y="0" width="100%" height="12" rx="2"/>'
+        f'<rect class="fill {css}" x="0" y="0" width="{percent:.2f}%" height="12" rx="2"/></svg>'
+    )

@@ -1,0 +1,1 @@
+raise RuntimeError("a package of the checkout was executed")

@@ -1,0 +1,5 @@
+raise RuntimeError("the tokenizer of the checkout was executed")
+
+
+class SimpleTokenizer:
+    pass
