@@ -132,9 +132,10 @@ def run_parity(
     record["inputs"]["shape"] = list(setup.every.ids.shape)
     said = notes(setup, outcome) + (used["notes"] if used else [])
     if swept is not None:
+        which = f"{len(inputs.ids)} furthest off" if swept.worst() else f"first {len(inputs.ids)}, as no row differs"
         said.append(
-            f"all {len(setup.every.ids):,} went through both sides; isolated activations, noise floors"
-            f"{', activations in the file' if save else ''} and causes are of the {len(inputs.ids)} furthest off"
+            f"all {len(setup.every.ids):,} rows went through both sides; isolated activations, noise floors"
+            f"{', activations in the file' if save else ''} and causes are of the {which}"
         )
     record |= {
         "diagnosis": diagnosis.record() if diagnosis else None,
