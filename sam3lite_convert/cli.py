@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sam3lite_convert import cli_options as o
 from sam3lite_convert import interrupts
 from sam3lite_convert.aliases import DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
@@ -35,52 +35,6 @@ _INTERRUPTED = 128 + 2  # as shells report SIGINT
 _typed_arguments: list[str] = []
 
 
-class Component(str, Enum):
-    all = "all"
-    text = "text"
-
-
-class Dtype(str, Enum):
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-class Candidate(str, Enum):
-    packed = "packed"
-    transformers = "transformers"
-
-
-class Attention(str, Enum):
-    eager = "eager"
-    sdpa = "sdpa"
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Mapping = Annotated[
-    Path | None, typer.Option("--mapping", help="Folder with mapping tables; a table there replaces ours of its name.")
-]
-Causal = Annotated[
-    bool, typer.Option("--causal", help="State that the text encoder masks causally (weights cannot tell).")
-]
-Layout = Annotated[str, typer.Option(help="packed, transformers, or one that --mapping adds.")]
-ComponentOption = Annotated[Component, typer.Option(help="The whole detector, or its text encoder alone.")]
-CheckpointArgument = Annotated[
-    str,
-    typer.Argument(metavar="CHECKPOINT", help="A local file, an alias (s0, s1, l, s0-32, ...) or a path on the Hub."),
-]
-CheckpointOption = Annotated[
-    str | None, typer.Option(help="A local file, an alias (s0, s1, l, ...) or a path on the Hub.")
-]
-RepoId = Annotated[str, typer.Option("--repo-id", help="Hub repository where names are looked up.")]
-Revision = Annotated[str, typer.Option(help="Branch, tag or commit of that repository.")]
-CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept; default the Hub library's cache.")]
-HtmlReport = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with charts, to be passed on.")
-]
-Partial = Annotated[bool, typer.Option("--partial", help="From the Hub, fetch the text tensors' bytes alone.")]
-
-
 @app.callback(invoke_without_command=True)
 def top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
@@ -95,13 +49,13 @@ def top(
 
 @app.command()
 def inspect(
-    checkpoint: CheckpointArgument,
-    causal: Causal = False,
-    mapping: Mapping = None,
-    repo_id: RepoId = DEFAULT_REPO,
-    revision: Revision = DEFAULT_REVISION,
-    cache_dir: CacheDir = None,
-    json: Json = False,
+    checkpoint: o.CheckpointArgument,
+    causal: o.Causal = False,
+    mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    json: o.Json = False,
 ) -> None:
     """Say what a checkpoint is, without reading tensor data."""
     from sam3lite_convert import commands, report
@@ -129,49 +83,34 @@ def _where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> 
 
 @app.command()
 def convert(
-    checkpoint: CheckpointOption = None,
-    all_: Annotated[
-        bool, typer.Option("--all", help="Every checkpoint of the Hub repository, one folder each.")
-    ] = False,
-    pattern: Annotated[str, typer.Option(help="Which ones --all takes.")] = DEFAULT_PATTERN,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder to write, default converted/<stem>-<layout>; with --all the folder of all folders."),
-    ] = None,
-    layout: Layout = "packed",
-    component: ComponentOption = Component.all,
-    dtype: Annotated[Dtype | None, typer.Option(help="Cast floating tensors; default: as stored.")] = None,
-    context: Annotated[int | None, typer.Option(help="Keep the first N rows of the text position table.")] = None,
-    causal: Causal = False,
-    max_shard_size: Annotated[str | None, typer.Option(help="Cut model.safetensors, for example 500MB.")] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR_OR_REPO", help="CLIP's tokenizer, for the transformers layout; default from the Hub."
-        ),
-    ] = None,
-    mapping: Mapping = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, show, write nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing converted folder.")] = False,
-    verify: Annotated[
-        bool | None,
-        typer.Option("--verify/--no-verify", help="Prove the folder before it counts; default when pushing."),
-    ] = None,
-    parity: Annotated[bool, typer.Option("--parity", help="Run parity on it, with a table in the model card.")] = False,
-    partial: Partial = False,
-    repo_id: RepoId = DEFAULT_REPO,
-    revision: Revision = DEFAULT_REVISION,
-    cache_dir: CacheDir = None,
-    push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Push what was converted and verified.")] = False,
-    hub_model_id: Annotated[str | None, typer.Option(help="Where to; default <your user name>/<stem>.")] = None,
-    hub_namespace: Annotated[str | None, typer.Option(help="Of --all: where to; default your user name.")] = None,
-    hub_overwrite: Annotated[
-        bool, typer.Option("--hub-overwrite", help="Also replace another conversion, or an edited card, there.")
-    ] = False,
-    private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Push as a pull request.")] = False,
-    commit_message: Annotated[str | None, typer.Option(help="Of the commit that pushes.")] = None,
-    json: Json = False,
+    checkpoint: o.CheckpointOption = None,
+    all_: o.All = False,
+    pattern: o.Pattern = DEFAULT_PATTERN,
+    output: o.OutputOption = None,
+    layout: o.Layout = "packed",
+    component: o.ComponentOption = o.Component.all,
+    dtype: o.CastTo = None,
+    context: o.ContextOption = None,
+    causal: o.Causal = False,
+    max_shard_size: o.MaxShardSize = None,
+    tokenizer: o.Tokenizer = None,
+    mapping: o.Mapping = None,
+    dry_run: o.DryRun = False,
+    overwrite: o.Overwrite = False,
+    verify: o.VerifyOption = None,
+    parity: o.ParityOption = False,
+    partial: o.Partial = False,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    push_to_hub: o.PushToHub = False,
+    hub_model_id: o.HubModelId = None,
+    hub_namespace: o.HubNamespace = None,
+    hub_overwrite: o.HubOverwrite = False,
+    private: o.Private = False,
+    create_pr: o.CreatePr = False,
+    commit_message: o.CommitMessage = None,
+    json: o.Json = False,
 ) -> None:
     """Convert a checkpoint to a safetensors folder with a receipt."""
     from sam3lite_convert.hashing import SourceHash
@@ -244,16 +183,16 @@ def _use_one_thread() -> None:
 
 @app.command()
 def explain(
-    checkpoint: CheckpointArgument,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="A source key or a target key.")],
-    layout: Layout = "packed",
-    component: ComponentOption = Component.all,
-    causal: Causal = False,
-    mapping: Mapping = None,
-    repo_id: RepoId = DEFAULT_REPO,
-    revision: Revision = DEFAULT_REVISION,
-    cache_dir: CacheDir = None,
-    json: Json = False,
+    checkpoint: o.CheckpointArgument,
+    key: o.KeyArgument,
+    layout: o.Layout = "packed",
+    component: o.ComponentOption = o.Component.all,
+    causal: o.Causal = False,
+    mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    json: o.Json = False,
 ) -> None:
     """Show what happens to one key: rule, operation, names and shapes, or why it is dropped."""
     from sam3lite_convert import commands, report
@@ -268,15 +207,15 @@ def explain(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A converted folder, also one of another tool.")],
-    checkpoint: Annotated[str, typer.Option(help="The checkpoint that it was converted from.")],
-    causal: Causal = False,
-    mapping: Mapping = None,
-    repo_id: RepoId = DEFAULT_REPO,
-    revision: Revision = DEFAULT_REVISION,
-    cache_dir: CacheDir = None,
-    html: HtmlReport = None,
-    json: Json = False,
+    folder: o.FolderArgument,
+    checkpoint: o.VerifiedCheckpoint,
+    causal: o.Causal = False,
+    mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    html: o.HtmlReport = None,
+    json: o.Json = False,
 ) -> None:
     """Prove that a converted folder is its checkpoint, or say what is wrong with it."""
     from sam3lite_convert import report
@@ -311,41 +250,32 @@ def _verify(
 
 @app.command()
 def parity(
-    checkpoint: Annotated[str | None, typer.Option(help="The original; default s0, from the Hub.")] = None,
-    converted: Annotated[Path | None, typer.Option(metavar="DIR", help="Compare what is in this folder.")] = None,
-    candidate: Annotated[Candidate | None, typer.Option(help="Encoder to compare; default packed, or DIR's.")] = None,
-    debug_intermediates: Annotated[bool, typer.Option("--debug-intermediates", help="A row for every layer.")] = False,
-    attention: Annotated[Attention, typer.Option(help="Of the candidate.")] = Attention.eager,
-    dtype: Annotated[Dtype | None, typer.Option(help="Both sides; default float32, or what DIR was cast to.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="In place of the measured noise floors.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random ids instead of the dummy input.")] = None,
-    batch: Annotated[int, typer.Option(help="Rows of ids.")] = 1,
-    length: Annotated[int | None, typer.Option(help="Sequence length; default the context.")] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeatable (extra: prompts).")] = None,
-    prompts_file: Annotated[Path | None, typer.Option(metavar="FILE", help="One prompt a line.")] = None,
-    self_test: Annotated[bool, typer.Option("--self-test", help="Make known faults, show that each is found.")] = False,
-    save_activations: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep both sides' activations.")] = None,
-    judge: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The verdict again, from saved activations.")
-    ] = None,
-    as_used: Annotated[
-        bool, typer.Option("--as-used", help="Also: does transformers, as it is called, do what the original does?")
-    ] = False,
-    strict_behaviour: Annotated[
-        bool, typer.Option("--strict-behaviour", help="--as-used, and exit 1 where that differs.")
-    ] = False,
-    original_repo: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Your checkout of EfficientSAM3 as the reference; runs its code."),
-    ] = None,
-    html: HtmlReport = None,
-    partial: Partial = False,
-    causal: Causal = False,
-    mapping: Mapping = None,
-    repo_id: RepoId = DEFAULT_REPO,
-    revision: Revision = DEFAULT_REVISION,
-    cache_dir: CacheDir = None,
-    json: Json = False,
+    checkpoint: o.ParityCheckpoint = None,
+    converted: o.Converted = None,
+    candidate: o.CandidateOption = None,
+    debug_intermediates: o.DebugIntermediates = False,
+    attention: o.AttentionOption = o.Attention.eager,
+    dtype: o.RunIn = None,
+    tolerance: o.Tolerance = None,
+    seed: o.Seed = None,
+    batch: o.Batch = 1,
+    length: o.Length = None,
+    prompt: o.Prompts = None,
+    prompts_file: o.PromptsFile = None,
+    self_test: o.SelfTest = False,
+    save_activations: o.SaveActivations = None,
+    judge: o.Judge = None,
+    as_used: o.AsUsed = False,
+    strict_behaviour: o.StrictBehaviour = False,
+    original_repo: o.OriginalRepo = None,
+    html: o.HtmlReport = None,
+    partial: o.Partial = False,
+    causal: o.Causal = False,
+    mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    json: o.Json = False,
 ) -> None:
     """Run original and converted text encoder side by side, layer by layer."""
     from sam3lite_convert import parity_commands, parity_report, report
@@ -358,7 +288,8 @@ def parity(
         given = [
             checkpoint, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
             self_test or None, partial or None, causal or None, batch if batch != 1 else None,
-            attention if attention is not Attention.eager else None, as_used or strict_behaviour or None, original_repo,
+            attention if attention is not o.Attention.eager else None, as_used or strict_behaviour or None,
+            original_repo,
         ]  # fmt: skip
         if any(value is not None for value in given):
             raise CannotRun("--judge reads saved activations; beside it go only --tolerance and --report", "usage")
@@ -436,8 +367,8 @@ def _self_test(source: Any, mappings: Any, options: Any, converted: Path | None,
 
 @app.command()
 def demo(
-    output: Annotated[Path | None, typer.Option(help="Keep the demo's files in this new folder.")] = None,
-    json: Json = False,
+    output: o.DemoOutput = None,
+    json: o.Json = False,
 ) -> None:
     """Run the main job on a small generated checkpoint, offline."""
     from sam3lite_convert import report

@@ -60,6 +60,17 @@ def reference(layout: str) -> dict[str, tuple[str, str, str]]:
     return {key: (dtype, shape, sha256) for key, dtype, shape, sha256 in (line.split("\t") for line in lines)}
 
 
+def test_the_two_verdicts_on_a_released_size_checkpoint(checkpoint):
+    record, _ = measured("parity", "--checkpoint", checkpoint, "--as-used")
+    assert record["verdicts"] == {"weights": "exact", "behaviour": "differs"}
+    used = record["behaviour"]
+    assert used["recipe"]["verdict"] == "exact" and used["recipe"]["max_abs_diff"] == 0.0
+    moved = {cause["name"]: cause["relative_l2"] for cause in used["causes"]}
+    # Measured by others on such weights: the layout notes, fact 5.
+    assert 0.5 <= moved["pad_id"] <= 0.85 and 0.5 <= moved["mask"] <= 0.85
+    assert set(moved) == {"text_cleaning", "truncation", "sequence_length", "pad_id", "mask", "attention"}
+
+
 def described(file: Path) -> dict[str, tuple[str, str, str]]:
     out = {}
     with safe_open(file, "np") as held:
