@@ -16,10 +16,10 @@ from harness import Results, Targets, benchmark, measure, take_turns
 
 COUNT = 10_000
 FORWARD, LOAD = "load, and one side's forward passes", "load alone"
-_WORDS = (
+WORDS = (
     "a the red green blue old small big wooden yellow dog cat bus car tree house bird boat chair lamp shoe cup hat "
     "book person woman child with on near behind holding running sitting parked street river table window umbrella"
-).split()
+)
 _PASSES = """
 import sys
 from pathlib import Path
@@ -38,7 +38,7 @@ for ids in setup.every.ids.split(BATCH) if sys.argv[3] == "run" else ():
 def prompts_file(work: Path) -> Path:
     """Ten thousand prompts of one to fourteen words, the same on every machine."""
     draw = random.Random(0)
-    lines = [" ".join(draw.choices(_WORDS, k=draw.randint(1, 14))) for _ in range(COUNT)]
+    lines = [" ".join(draw.choices(WORDS.split(), k=draw.randint(1, 14))) for _ in range(COUNT)]
     path = work / "prompts.txt"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
