@@ -83,7 +83,7 @@ class Prompts:
         return out
 
 
-class _Moved:
+class Moved:
     """How far text features are from others, at the valid tokens that both have."""
 
     def __init__(self) -> None:
@@ -153,8 +153,8 @@ def behaviour(
         for f in fields(Way)
         if getattr(original, f.name) != getattr(used, f.name)
     }
-    moved = {name: _Moved() for name in causes}
-    together, by_recipe, others = _Moved(), _Moved(), 0
+    moved = {name: Moved() for name in causes}
+    together, by_recipe, others = Moved(), Moved(), 0
     for first in range(0, len(texts), batch):
         rows = range(first, min(first + batch, len(texts)))
         calls = prompts.calls(original, rows)
@@ -224,7 +224,7 @@ def _features(model: StockModel, calls: Sequence[Call], attention: str) -> list[
 
 
 def _move(
-    moved: _Moved,
+    moved: Moved,
     model: StockModel,
     before: Sequence[Call],
     alone: Sequence[Tensor],
@@ -243,9 +243,9 @@ def _record(
     original: Way,
     used: Way,
     stock: Stock,
-    moved: dict[str, _Moved],
-    together: _Moved,
-    by_recipe: _Moved,
+    moved: dict[str, Moved],
+    together: Moved,
+    by_recipe: Moved,
     limit: float,
     code: str,
 ) -> Record:
@@ -255,7 +255,7 @@ def _record(
     worst = sorted(every, key=lambda n: -_badness(together.prompts[n]))[:_LISTED]
     longer = sum(len(words) > STOCK_LENGTH for words in prompts.words["stock"])
     return {
-        "verdict": _verdict(together, limit),
+        "verdict": verdict_of(together, limit),
         "notes": [],
         "tolerance": limit,
         "candidate": f"Sam3Processor's tokenizer call and Sam3LiteTextModel.get_text_features (transformers "
@@ -281,7 +281,7 @@ def _record(
         "together": together.record(),
         "recipe": {
             "code": code,
-            "verdict": _verdict(by_recipe, limit),
+            "verdict": verdict_of(by_recipe, limit),
             **by_recipe.record(),
         },
     }
@@ -291,7 +291,8 @@ def _badness(d: Difference) -> float:
     return d.relative_l2 if d.relative_l2 == d.relative_l2 else float("inf")
 
 
-def _verdict(moved: _Moved, limit: float) -> str:
+def verdict_of(moved: Moved, limit: float) -> str:
+    """``exact``: not a bit and not a token differs; ``limit``: of the max abs difference."""
     if moved.zero:
         return "exact"
     worst = moved.running.difference()

@@ -21,7 +21,7 @@ from hub_files import clip_files
 
 from original_ref import TextStudentEncoder, load_reference
 from sam3lite_convert import synthetic
-from sam3lite_convert.behaviour import PROMPTS
+from sam3lite_convert.behaviour import PROMPTS, Moved, verdict_of
 from sam3lite_convert.clip_vocabulary import clip_vocabulary
 from sam3lite_convert.recipe import recipe
 
@@ -128,6 +128,9 @@ def test_a_fault_in_the_weights_is_in_the_first_verdict_and_not_in_the_causes(s0
     assert record["first_divergence"] == "projected"
     assert record["behaviour"]["recipe"]["verdict"] == "differs"
     assert record["behaviour"]["recipe"]["max_abs_diff"] == pytest.approx(1, abs=1e-4)
+    # All together is held against the original, so the fault is in that.
+    far = good["behaviour"]["together"]["max_abs_diff"]
+    assert 1 < record["behaviour"]["together"]["max_abs_diff"] <= 1 + far + 1e-4
     for before, after in zip(good["behaviour"]["causes"], record["behaviour"]["causes"], strict=True):
         # Relative to features that are moved by 1 themselves, so only the absolute figure stays.
         if before["name"] != "attention":
@@ -270,6 +273,21 @@ def test_a_folder_with_a_tokenizer_is_used_with_that(s0, folder):
     assert [c["name"] for c in used["absent"]] == ["pad_id"] and "pad with id 0" in used["absent"][0]["words"]
     assert used["verdict"] == "differs" and used["recipe"]["verdict"] == "exact"
     assert all(p["as_used"][-1] in (0, END) for p in used["prompts"])
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(3, 5), (5, 3)])
+def test_tokens_that_one_side_lacks_are_a_difference_even_where_all_others_are_equal(ours, theirs):
+    tokens = torch.arange(20.0).reshape(5, 4)
+    moved = Moved()
+    moved.add(tokens[:ours], tokens[:theirs])
+    found = moved.record()
+    assert (found["prompts"], found["tokens_without_counterpart"], found["max_abs_diff"]) == (1, 2, 0.0)
+    assert not moved.zero and verdict_of(moved, 1.0) == "differs"
+    moved = Moved()
+    moved.add(tokens, tokens)
+    assert moved.zero and verdict_of(moved, 0.0) == "exact"
+    moved.add(tokens, tokens + 0.25)
+    assert (verdict_of(moved, 0.25), verdict_of(moved, 0.2)) == ("within_tolerance", "differs")
 
 
 # ---- the recipe -------------------------------------------------------------------------------------
