@@ -57,12 +57,16 @@ class Way:
 
 @dataclass(frozen=True)
 class Call:
-    """One prompt on its way: ``ids``, the first ``valid`` of them words; ``masked``: whether a mask hides the
-    others."""
+    """One prompt on its way: ``ids``, and for each 1 where it is a word and 0 where it is padding; ``masked``:
+    whether padding is hidden from attention."""
 
     ids: tuple[int, ...]
-    valid: int
+    words: tuple[int, ...]
     masked: bool
+
+    def valid(self, features: Tensor) -> Tensor:
+        """The rows of words, of (sequence, width)."""
+        return features[torch.tensor(self.words, dtype=torch.bool)]
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Prompts:
         for words in self.words[way.text_cleaning][rows.start : rows.stop]:
             words = cut(words, self.context) if way.truncation else words
             behind = max(way.sequence_length - len(words), 0)
-            out.append(Call((*words, *[way.pad_id] * behind), len(words), way.mask))
+            ids = (*words, *[way.pad_id] * behind)
+            out.append(Call(ids, (1,) * len(words) + (0,) * behind, way.mask))
         return out
 
 
@@ -155,6 +160,7 @@ def behaviour(
     }
     moved = {name: Moved() for name in causes}
     together, by_recipe, others = Moved(), Moved(), 0
+    as_used: list[Call] = []
     for first in range(0, len(texts), batch):
         rows = range(first, min(first + batch, len(texts)))
         calls = prompts.calls(original, rows)
@@ -162,9 +168,10 @@ def behaviour(
         alone = _features(stock.model, calls, original.attention)
         for name, way in causes.items():
             _move(moved[name], stock.model, calls, alone, prompts.calls(way, rows), way.attention)
-        as_used = [_as_used(stock.tokenizer, text) for text in texts[first : rows.stop]]
-        others += sum(a != b for a, b in zip(as_used, prompts.calls(used, rows), strict=True))
-        for ours, theirs in zip(reference, _features(stock.model, as_used, used.attention), strict=True):
+        now = [_as_used(stock.tokenizer, text) for text in texts[first : rows.stop]]
+        as_used += now
+        others += sum(a != b for a, b in zip(now, prompts.calls(used, rows), strict=True))
+        for ours, theirs in zip(reference, _features(stock.model, now, used.attention), strict=True):
             together.add(ours, theirs)
         stock.model.use(original.attention)
         ids, features = run_recipe(context, stock.tokenizer.made, stock.model.model, texts[first : rows.stop])
@@ -176,7 +183,7 @@ def behaviour(
     place = setup.folder.path if setup.folder and setup.plan.options.component == "all" else None
     code = recipe(context, str(place or "FOLDER"), place is not None and has_tokenizer(place))
     limit = 0.0 if zero else _limit(setup, floors)
-    record = _record(prompts, original, used, stock, moved, together, by_recipe, limit, code)
+    record = _record(prompts, original, used, as_used, stock, moved, together, by_recipe, limit, code)
     if others:
         record["notes"] = [f"{others} prompts get other ids from the processor than these causes add up to"]
     return record
@@ -192,7 +199,7 @@ def _limit(setup: Setup, floors: Mapping[str, Floor] | None) -> float:
 def _as_used(tokenizer: Tokenizer, text: str) -> Call:
     """The prompt as the processor has it made."""
     ids, mask = tokenizer.stock(text)
-    return Call(tuple(ids), sum(mask), True)
+    return Call(tuple(ids), tuple(mask), True)
 
 
 def _valid(ids: Tensor) -> int:
@@ -204,7 +211,7 @@ def _reference(setup: Setup, calls: Sequence[Call]) -> list[Tensor]:
     """The original's text features of each call's valid tokens, all in one batch."""
     with torch.inference_mode():
         out = setup.reference.run(torch.tensor([c.ids for c in calls]))[0]
-    return [row[: c.valid] for row, c in zip(out, calls, strict=True)]
+    return [c.valid(row) for row, c in zip(out, calls, strict=True)]
 
 
 def _features(model: StockModel, calls: Sequence[Call], attention: str) -> list[Tensor]:
@@ -214,12 +221,10 @@ def _features(model: StockModel, calls: Sequence[Call], attention: str) -> list[
     for _, rows in groupby(order, key=lambda n: len(calls[n].ids)):
         group = list(rows)
         ids = torch.tensor([calls[n].ids for n in group])
-        mask = None
-        if any(calls[n].masked for n in group):
-            lengths = torch.tensor([calls[n].valid if calls[n].masked else ids.shape[1] for n in group])
-            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        # All calls of one way have a mask or none has.
+        mask = torch.tensor([calls[n].words for n in group]) if calls[group[0]].masked else None
         for n, row in zip(group, model.features(ids, mask, attention), strict=True):
-            out[n] = row[: calls[n].valid]
+            out[n] = calls[n].valid(row)
     return [out[n] for n in range(len(calls))]
 
 
@@ -242,6 +247,7 @@ def _record(
     prompts: Prompts,
     original: Way,
     used: Way,
+    theirs: Sequence[Call],
     stock: Stock,
     moved: dict[str, Moved],
     together: Moved,
@@ -251,7 +257,7 @@ def _record(
 ) -> Record:
     context = prompts.context
     every = range(len(prompts.texts))
-    ours, theirs = prompts.calls(original, every), prompts.calls(used, every)
+    ours = prompts.calls(original, every)
     worst = sorted(every, key=lambda n: -_badness(together.prompts[n]))[:_LISTED]
     longer = sum(len(words) > STOCK_LENGTH for words in prompts.words["stock"])
     return {
@@ -269,7 +275,7 @@ def _record(
                 "prompt": prompts.texts[n],
                 "original": list(ours[n].ids),
                 "as_used": list(theirs[n].ids),
-                "valid": {"original": ours[n].valid, "as_used": theirs[n].valid},
+                "valid": {"original": sum(ours[n].words), "as_used": sum(theirs[n].words)},
                 **_numbers(together.prompts[n]),
             }
             for n in worst

@@ -110,6 +110,7 @@ def test_the_weights_are_exact_the_behaviour_differs_and_the_recipe_is_exact(kin
         assert cause["relative_l2"] > 1e-3 and cause["prompts"] > 0 and 0 < cause["cosine"] < 1, cause
     assert used["causes"][-1]["relative_l2"] < 1e-5
     assert used["tolerance"] < 1e-5
+    assert used["notes"] == []  # the causes add up to the stock call's own ids
 
 
 def test_the_exit_code_is_that_of_the_weights_unless_behaviour_is_to_count(s0):
@@ -412,3 +413,25 @@ def test_a_folder_of_the_text_encoder_alone_is_called_as_the_detector_calls_it(s
     used = as_used(s0, "--converted", text)["behaviour"]
     assert used["verdict"] == "differs" and used["recipe"]["verdict"] == "exact"
     assert 'Sam3LiteTextModel.from_pretrained("FOLDER"' in used["recipe"]["code"]
+
+
+def test_a_tokenizer_that_pads_on_the_left_is_compared_word_by_word(s0, folder, tmp_path):
+    left = tmp_path / "left"
+    shutil.copytree(folder, left)
+    path = left / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    used = as_used(s0, "--converted", left, "--prompt", "a dog")["behaviour"]
+    (prompt,) = used["prompts"]
+    assert prompt["as_used"] == [0] * 28 + DOG and prompt["valid"] == {"original": 4, "as_used": 4}
+    assert used["together"]["tokens_without_counterpart"] == 0
+    assert used["notes"] == ["1 prompts get other ids from the processor than these causes add up to"]
+    # Worked out by hand: the same words at the end of 32, with what stands before them masked.
+    model = reference("s0")
+    mask = torch.zeros(32)
+    mask[:28] = float("-inf")
+    model.encoder.causal_mask = lambda x: mask  # type: ignore[method-assign]
+    with torch.inference_mode():
+        theirs = model.projector(model.encoder(torch.tensor([prompt["as_used"]]), return_all_tokens=True))[0]
+    (ours,) = features("s0", [padded(DOG, 16, 0)])
+    expected = relative([ours], [theirs[28:].double().numpy()], [(4, 4)])
+    assert used["together"]["relative_l2"] == pytest.approx(expected, rel=1e-4)
