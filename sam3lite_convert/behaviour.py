@@ -21,10 +21,9 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.judgement import FLOORS, Floor
 from sam3lite_convert.parity import measured_floors
 from sam3lite_convert.parity_setup import Setup
-from sam3lite_convert.processor_files import has_tokenizer
 from sam3lite_convert.prompts import PAD, cut, words_of
 from sam3lite_convert.recipe import recipe, run_recipe
-from sam3lite_convert.stock import STOCK_LENGTH, StockModel, Tokenizer, stock_model, stock_tokenizer
+from sam3lite_convert.stock import STOCK_LENGTH, StockModel, Tokenizer, own_tokenizer, stock_model, stock_tokenizer
 
 # One for each cause, where nobody gives prompts.
 PROMPTS = (
@@ -149,8 +148,14 @@ def behaviour(
 ) -> Record:
     """The record of verdict 2 over these prompts, in batches. ``floors``: of this reference, where they are
     measured already; ``advance`` is told how many prompts are done."""
-    context = setup.plan.architecture.sizes["context"]
+    context, vocab = (setup.plan.architecture.sizes[name] for name in ("context", "vocab"))
     prompts = Prompts(tuple(texts), {"original": words_of(texts), "stock": stock.tokenizer.words(texts)}, context)
+    greatest = max(stock.tokenizer.pad, *(max(ids, default=0) for ids in prompts.words["stock"]))
+    if greatest >= vocab:
+        raise CannotRun(
+            f"{stock.tokenizer.name}: it makes the id {greatest:,}, and the model's vocabulary ends at {vocab - 1:,}",
+            "other_tokenizer",
+        )
     original = Way("original", True, context, PAD, False, "eager")
     used = Way("stock", False, STOCK_LENGTH, stock.tokenizer.pad, True, stock.model.default_attention)
     causes = {
@@ -161,6 +166,7 @@ def behaviour(
     moved = {name: Moved() for name in causes}
     together, by_recipe, others = Moved(), Moved(), 0
     as_used: list[Call] = []
+    elsewhere: list[str] = []
     for first in range(0, len(texts), batch):
         rows = range(first, min(first + batch, len(texts)))
         calls = prompts.calls(original, rows)
@@ -168,24 +174,34 @@ def behaviour(
         alone = _features(stock.model, calls, original.attention)
         for name, way in causes.items():
             _move(moved[name], stock.model, calls, alone, prompts.calls(way, rows), way.attention)
-        now = [_as_used(stock.tokenizer, text) for text in texts[first : rows.stop]]
+        now = [Call(tuple(i), tuple(m), True) for i, m in stock.tokenizer.stock(texts[first : rows.stop])]
         as_used += now
         others += sum(a != b for a, b in zip(now, prompts.calls(used, rows), strict=True))
         for ours, theirs in zip(reference, _features(stock.model, now, used.attention), strict=True):
             together.add(ours, theirs)
         stock.model.use(original.attention)
         ids, features = run_recipe(context, stock.tokenizer.made, stock.model.model, texts[first : rows.stop])
-        for ours, row, theirs in zip(reference, ids, features, strict=True):
+        for text, call, ours, row, theirs in zip(
+            texts[first : rows.stop], calls, reference, ids, features, strict=True
+        ):
             by_recipe.add(ours, theirs[: _valid(row)])
+            if tuple(row.tolist()) != call.ids:
+                elsewhere.append(text)
         advance(len(rows))
     zero = together.zero and by_recipe.zero
     # A folder of the text encoder alone holds no model that the recipe could load.
     place = setup.folder.path if setup.folder and setup.plan.options.component == "all" else None
-    code = recipe(context, str(place or "FOLDER"), place is not None and has_tokenizer(place))
+    code = recipe(context, str(place or "FOLDER"), place is not None and own_tokenizer(place))
     limit = 0.0 if zero else _limit(setup, floors)
     record = _record(prompts, original, used, as_used, stock, moved, together, by_recipe, limit, code)
+    if elsewhere:
+        record["notes"].append(
+            f"the recipe's ids are not the original's for {len(elsewhere)} prompts, as {elsewhere[0][:60]!r}: it "
+            "cannot be exact where a prompt spells out a special token, or with a tokenizer that is not CLIP's or that "
+            "pads elsewhere"
+        )
     if others:
-        record["notes"] = [f"{others} prompts get other ids from the processor than these causes add up to"]
+        record["notes"] += [f"{others} prompts get other ids from the processor than these causes add up to"]
     return record
 
 
@@ -194,12 +210,6 @@ def _limit(setup: Setup, floors: Mapping[str, Floor] | None) -> float:
     if setup.tolerance is not None:
         return setup.tolerance
     return FLOORS * (floors or measured_floors(setup))[PROJECTED].propagated
-
-
-def _as_used(tokenizer: Tokenizer, text: str) -> Call:
-    """The prompt as the processor has it made."""
-    ids, mask = tokenizer.stock(text)
-    return Call(tuple(ids), tuple(mask), True)
 
 
 def _valid(ids: Tensor) -> int:
@@ -313,10 +323,11 @@ def _words(name: str, original: Way, used: Way, longer: int) -> str:
         else ""
     )
     return {
-        "text_cleaning": "HTML entities, full-width letters and ligatures are tokenized as they stand",
+        "text_cleaning": "the library's tokenizer makes other ids of the text: HTML entities, full-width letters, "
+        "ligatures and the names of special tokens are taken otherwise",
         "truncation": f"a prompt longer than {original.sequence_length} tokens is not cut{beyond}",
         "sequence_length": f"padded to {used.sequence_length}, not {original.sequence_length}: the position table is "
-        "stretched",
+        "resized",
         "pad_id": f"padded with id {used.pad_id}, not {original.pad_id}, and padding is attended to",
         "mask": "padding is masked in the text encoder; the original attends to it",
         "attention": f"{used.attention} attention, not eager: other rounding",

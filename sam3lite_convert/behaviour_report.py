@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from sam3lite_convert.figures import VERDICTS, ids_shown, number
-from sam3lite_convert.report import say, show
+from sam3lite_convert.report import say, show, width
 
 Record = dict[str, Any]
 _LISTED = 10
@@ -55,14 +55,16 @@ def _causes(b: Record) -> None:
     """Each cause switched on alone, and all of them."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("cause, alone", no_wrap=True)
-    for name in ("rel. L2", "cosine", "max abs", "prompts"):
+    names = ["rel. L2", "cosine", "max abs", "prompts"]
+    shown = len(names) if width() >= 60 else 1
+    for name in names[:shown]:
         table.add_column(name, justify="right", no_wrap=True)
     for cause in b["causes"]:
-        table.add_row(cause["name"].replace("_", " "), *_figures(cause))
+        table.add_row(cause["name"].replace("_", " "), *_figures(cause)[:shown])
     for cause in b["absent"]:
-        table.add_row(cause["name"].replace("_", " "), "-", "-", "-", "0")
+        table.add_row(cause["name"].replace("_", " "), *["-", "-", "-", "0"][:shown])
     table.add_section()
-    table.add_row("all together", *_figures(b["together"]), style="bold")
+    table.add_row("all together", *_figures(b["together"])[:shown], style="bold")
     show(table)
     for cause in [*b["causes"], *b["absent"]]:
         say(f"  {cause['name'].replace('_', ' ')}: {cause['words']}")

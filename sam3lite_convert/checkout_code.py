@@ -135,10 +135,13 @@ class CheckoutCode:
                     return steps[min(1, len(parts))], last
         return None
 
-    def origin(self, at: Path, name: str, seen: frozenset[Path] = frozenset()) -> tuple[Path, ast.stmt] | None:
-        """File and statement that define what a module calls ``name``, re-exports followed."""
+    def origin(self, at: Path, name: str, seen: set[tuple[Path, str]] | None = None) -> tuple[Path, ast.stmt] | None:
+        """File and statement that define what a module calls ``name``, re-exports followed. ``seen``: where it
+        was looked for already."""
+        seen = set() if seen is None else seen
         file = at / INIT if at.is_dir() else at
-        tree = self.tree(file) if file.is_file() and file not in seen else None
+        tree = self.tree(file) if file.is_file() and (file, name) not in seen else None
+        seen.add((file, name))
         for node in top_level(tree.body if tree else []):
             for bound, imported in _bound(node):
                 if not isinstance(node, ast.ImportFrom):
@@ -146,7 +149,7 @@ class CheckoutCode:
                         return file, node
                 elif bound in (name, "*") and (to := self.locate(file, node.module or "", node.level)):
                     wanted = name if bound == "*" else imported
-                    if found := self.origin(to[1], wanted, seen | {file}):
+                    if found := self.origin(to[1], wanted, seen):
                         return found
         return None
 
@@ -273,5 +276,8 @@ class CheckoutCode:
 
 
 def said_by(fault: BaseException) -> str:
-    lines = str(fault).strip().splitlines()
+    try:
+        lines = str(fault).strip().splitlines()
+    except Exception:  # of an exception of theirs
+        lines = []
     return f"{type(fault).__name__}: {lines[0]}" if lines else type(fault).__name__

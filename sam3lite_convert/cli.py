@@ -230,11 +230,9 @@ def verify(
     read_folder(folder)
     source = _locate(checkpoint, repo_id, revision, cache_dir, json).whole()
     record = _verify(folder, source, load_mappings(mapping), causal, json, _typed() if html else None)
-    if html is not None:
-        _write_report(html, "verify_page", record)
+    written = _write_report(html, "verify_page", record)
     (report.as_json if json else report.verified)(record)
-    if record["verdict"] != "proven":
-        raise typer.Exit(1)
+    _leave(record["verdict"] != "proven", written)
 
 
 def _verify(
@@ -284,6 +282,8 @@ def parity(
 
     if html is not None:
         check_report_place(html)
+        if save_activations is not None and html.resolve() == save_activations.resolve():
+            raise CannotRun("--report and --save-activations name one file", "usage")
     if judge is not None:
         given = [
             checkpoint, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
@@ -316,23 +316,36 @@ def parity(
             _self_test(source, mappings, options, converted, json)
             return
         record = parity_commands.run_parity(source, mappings, options, converted, save_activations, looks)
-    if html is not None:
-        _write_report(html, "parity_page", record)
+    written = _write_report(html, "parity_page", record)
     if json:
         report.as_json(record)
     else:
         parity_report.paritied(record, debug_intermediates)
     behaves = record.get("verdicts", {}).get("behaviour") != "differs"
-    if record["verdict"] == "differs" or (strict_behaviour and not behaves):
-        raise typer.Exit(1)
+    _leave(record["verdict"] == "differs" or (strict_behaviour and not behaves), written)
 
 
-def _write_report(path: Path, kind: str, record: dict[str, Any]) -> None:
+def _write_report(path: Path | None, kind: str, record: dict[str, Any]) -> bool:
+    """Whether the report is where it should be; a fault in that is said and loses nothing of the record."""
+    if path is None:
+        return True
     from sam3lite_convert import html_report, report
     from sam3lite_convert.report_file import write_report
 
-    write_report(path, getattr(html_report, kind)(record))
+    try:
+        write_report(path, getattr(html_report, kind)(record))
+    except Sam3LiteError as fault:
+        record["report_error"] = fault.message
+        report.fault(fault.message)
+        return False
     report.note(f"Report: {path}")
+    return True
+
+
+def _leave(failed: bool, written: bool) -> None:
+    """With exit code 1 where a check failed, and 2 where it held and its report could not be written."""
+    if failed or not written:
+        raise typer.Exit(1 if failed else 2)
 
 
 def _open_original(path: Path | None) -> Any:

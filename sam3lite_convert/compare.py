@@ -15,6 +15,7 @@ from torch import Tensor
 class Difference:
     """How far a candidate's activation is from the reference's.
 
+    ``row_mean``: the greatest mean of a row (the first axis), which many good rows do not thin out.
     ``position``, ``reference`` and ``candidate``: where the greatest difference is, and both values
     there. Not-a-number on one side alone counts as an infinite difference.
     """
@@ -25,6 +26,7 @@ class Difference:
     reference: float
     candidate: float
     mean_abs: float
+    row_mean: float
     relative_l2: float
     cosine: float
     finite: bool
@@ -66,10 +68,16 @@ def max_abs(reference: Tensor, candidate: Tensor) -> float:
     return float(difference.max()) if difference.numel() else 0.0
 
 
-def greatest_and_mean(reference: Tensor, candidate: Tensor) -> tuple[float, float]:
-    """Max and mean absolute difference; 0.0 for empty tensors. Raises ValueError for different shapes."""
+def greatest_and_row_mean(reference: Tensor, candidate: Tensor) -> tuple[float, float]:
+    """The greatest absolute difference, and the greatest mean of a row (the first axis); 0.0 for empty tensors.
+    Raises ValueError for different shapes."""
     difference = absolute_difference(reference, candidate)
-    return (float(difference.max()), float(difference.mean())) if difference.numel() else (0.0, 0.0)
+    return (float(difference.max()), float(row_means(difference).max())) if difference.numel() else (0.0, 0.0)
+
+
+def row_means(difference: Tensor) -> Tensor:
+    """The mean of each row (the first axis)."""
+    return difference.reshape(len(difference), -1).mean(1)
 
 
 class Running:
@@ -80,6 +88,7 @@ class Running:
         self._shape: tuple[int, ...] = ()
         self._count = 0
         self._worst: tuple[float, tuple[int, ...], float, float] = (0.0, (), 0.0, 0.0)
+        self._row_mean = 0.0
         self._sum = self._error = self._ours = self._theirs = 0.0
         self._cosines: list[tuple[float, float, float]] = []
         self._finite = True
@@ -102,6 +111,7 @@ class Running:
             first, *rest = (int(i) for i in np.unravel_index(worst, reference.shape))
             self._worst = (float(flat[worst]), (rows + first, *rest), float(a[worst]), float(b[worst]))
         self._sum += float(flat.sum())
+        self._row_mean = max(self._row_mean, float(row_means(difference).max()))
         # Norms, not squares: those of the smallest numbers would vanish.
         ours, theirs = float(a.norm()), float(b.norm())
         if ours and theirs:
@@ -139,6 +149,7 @@ class Running:
             ours,
             theirs,
             self._sum / self._count if self._count else 0.0,
+            self._row_mean,
             0.0 if equal else self._error / self._ours if self._ours else math.inf,
             # Exactly equal activations have cosine 1 by definition; rounding must not say 0.9999999.
             1.0 if equal else cosine,

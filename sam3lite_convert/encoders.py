@@ -34,6 +34,7 @@ class Encoder:
     layers: tuple[nn.Module, ...]
     final_layer_norm: nn.Module
     run: Callable[[Tensor], tuple[Tensor, Tensor]]
+    in_place: bool = False  # its layers may write over what they or others made before
 
     def run_quietly(self, input_ids: Tensor) -> None:
         """One forward pass for its faults alone."""
@@ -55,11 +56,14 @@ def record(encoder: Encoder, input_ids: Tensor, fed: Mapping[str, Tensor] | None
     seen: Activations = {}
 
     def read(name: str, value: Tensor) -> Tensor:
-        seen[name] = value
+        seen[name] = value.clone() if encoder.in_place and isinstance(value, Tensor) else value
         return value if fed is None else fed[name].to(value.dtype)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return (read(EMBEDDINGS, args[0]), *args[1:]), kwargs
+        if args:
+            return (read(EMBEDDINGS, args[0]), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+        return args, kwargs | {name: read(EMBEDDINGS, kwargs[name])}
 
     def after(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         return lambda module, args, output: read(name, output)
@@ -124,7 +128,8 @@ def checkout_encoder(
 
     Raises CannotRun where it cannot be built, or not be run as the original is.
     """
-    state = cast(weights, dtype)
+    # Copies: what its code does to its weights or ids must not reach what it is compared with.
+    state = {name: tensor.clone() for name, tensor in cast(weights, dtype).items()}
     rows = state["encoder.positional_embedding.pos_embed.pos_embed"].shape[2]
     cfg = reference_cfg(architecture, rows) | {
         "norm_layer": "layer_norm_fp32", "embed_dropout": 0.0, "no_scale_embedding": False, "no_pos_embedding": False,
@@ -134,14 +139,41 @@ def checkout_encoder(
         if architecture.sizes["context"] < rows:
             model.set_context_length(architecture.sizes["context"])
         layers, inner = tuple(model.encoder.transformer), model.encoder
+        if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
+            raise CannotRun("encoder.transformer is no list of layers", "original_repo_failed")
 
     def run(input_ids: Tensor) -> tuple[Tensor, Tensor]:
         with repo.running():
-            tokens = inner(input_ids, return_all_tokens=True)
-            return model.projector(tokens), inner(input_ids)
+            projected = model.projector(inner(input_ids.clone(), return_all_tokens=True))
+            return projected, inner(input_ids.clone())
 
     at = f" at commit {repo.commit[:12]}" if repo.commit else ""
-    return Encoder(f"TextStudentEncoder of {repo.path}{at}", model, layers, inner.final_layer_norm, run)
+    name = f"TextStudentEncoder of {repo.path}{at}"
+    return Encoder(name, model, layers, inner.final_layer_norm, run, in_place=True)
+
+
+def record_checkout(encoder: Encoder, repo: OriginalRepo, input_ids: Tensor, like: Activations) -> Activations:
+    """What the checkout's encoder makes at every tap.
+
+    Raises CannotRun where that cannot be recorded, or is not what ``like``, our reference, makes in shape.
+    """
+    try:
+        found = record(encoder, input_ids)
+    except KeyError as fault:
+        raise CannotRun(
+            f"{repo.path}: nothing is seen at {fault.args[0]}: its code does not call that module",
+            "original_repo_failed",
+        ) from None
+    for tap, ours in like.items():
+        theirs: Any = found[tap]
+        if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
+            shape = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
+            raise CannotRun(
+                f"{repo.path}: at {tap} it makes {shape} where original_ref makes {tuple(ours.shape)}, so they cannot "
+                "be compared",
+                "original_repo_failed",
+            )
+    return found
 
 
 def packed_encoder(

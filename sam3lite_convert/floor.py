@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from original_ref import TextStudentEncoder
-from sam3lite_convert.compare import greatest_and_mean
+from sam3lite_convert.compare import greatest_and_row_mean
 from sam3lite_convert.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED, Activations
 from sam3lite_convert.judgement import Floor
 
@@ -47,7 +47,7 @@ def noise_floor(model: TextStudentEncoder, recorded: Activations, input_ids: Ten
 
 
 def _floor(recorded: Tensor, propagated: Tensor, isolated: Tensor) -> Floor:
-    (far, mean_far), (near, mean_near) = (greatest_and_mean(recorded, exact) for exact in (propagated, isolated))
+    (far, mean_far), (near, mean_near) = (greatest_and_row_mean(recorded, exact) for exact in (propagated, isolated))
     return Floor(far, near, mean_far, mean_near)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from original_ref.blocks import TransformerLayer
-from sam3lite_convert.compare import greatest_and_mean
+from sam3lite_convert.compare import absolute_difference
 from sam3lite_convert.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED
 from sam3lite_convert.end_faults import embeddings_faults, final_norm_faults, pooled_faults, projected_faults
 from sam3lite_convert.evidence import Evidence, Hypothesis
@@ -57,7 +57,10 @@ def explain(
 def distance(made: Tensor, candidate: Tensor) -> tuple[float, float]:
     """Max and mean abs diff over the elements that the hypothesis speaks of (it leaves others not-a-number)."""
     known = ~made.isnan()
-    return greatest_and_mean(made[known], candidate[known]) if bool(known.any()) else (math.inf, math.inf)
+    if not bool(known.any()):
+        return math.inf, math.inf
+    difference = absolute_difference(made[known], candidate[known])
+    return float(difference.max()), float(difference.mean())
 
 
 def hypotheses(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:

@@ -66,7 +66,7 @@ def make_inputs(
                 f"the tokenizer's ids reach {int(ids.max())}, and this encoder has {vocab} entries; use --seed N",
                 "vocabulary_too_small",
             )
-        return Inputs(ids, f"{len(prompts)} prompts", tuple(prompts))
+        return Inputs(ids, f"{len(prompts):,} prompt{'s' * (len(prompts) > 1)}", tuple(prompts))
     start, end = (START, END) if vocab > END else (vocab - 2, vocab - 1)
     if seed is None:
         words = [w for w in CLASSIC[1:-1] if w < start] or [1]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam3lite_convert.compare import Difference, absolute_difference, compare, greatest_and_mean, number
+from sam3lite_convert.compare import Difference, absolute_difference, compare, greatest_and_row_mean, number
 from sam3lite_convert.encoders import POOLED
 from sam3lite_convert.errors import CannotRun
 
@@ -24,8 +24,8 @@ FLOORS = 4.0
 
 @dataclass(frozen=True)
 class Floor:
-    """The noise floor of one tap, max abs and mean abs: rounding carried on from the first tap, and
-    made here alone. A mean that was not measured is infinite, so that it limits nothing."""
+    """The noise floor of one tap, max abs and the greatest mean abs of a row: rounding carried on from the
+    first tap, and made here alone. A mean that was not measured is infinite, so that it limits nothing."""
 
     propagated: float
     isolated: float
@@ -48,10 +48,10 @@ class Floor:
 
 @dataclass(frozen=True)
 class Tap:
-    """One tap. ``isolated`` and ``mean_isolated``: max and mean abs diff when the candidate's module reads
-    the reference's recorded input. ``valid`` and ``padded``: the propagated max abs diff by position, None
-    where there are none. The means are judged too where the floor is the limit: one great channel can
-    set a max abs floor under which all the others hide."""
+    """One tap. ``isolated`` and ``mean_isolated``: max abs diff and the greatest mean of a row when the
+    candidate's module reads the reference's recorded input. ``valid`` and ``padded``: the propagated max
+    abs diff by position, None where there are none. The means are judged too where the floor is the limit:
+    one great channel can set a max abs floor under which all the others hide."""
 
     name: str
     difference: Difference
@@ -85,7 +85,7 @@ class Tap:
             not self.diverges
             and math.isfinite(error.max_abs)
             and error.max_abs <= self.tolerance
-            and (error.mean_abs <= limit)
+            and (error.row_mean <= limit)
         )
 
     @property
@@ -107,7 +107,7 @@ class Tap:
             return 0.0
         f = self.floor
         pairs = [(self.difference.max_abs, f.propagated), (self.isolated, f.isolated)]
-        pairs += [(self.difference.mean_abs, f.mean_propagated), (self.mean_isolated, f.mean_isolated)]
+        pairs += [(self.difference.row_mean, f.mean_propagated), (self.mean_isolated, f.mean_isolated)]
         return max(error / floor if floor else math.inf if error else 0.0 for error, floor in pairs)
 
     def record(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def judge(
         if tolerance is None and floor is not None:
             propagated_limit, isolated_limit = FLOORS * floor.propagated, FLOORS * floor.isolated
         theirs = candidate[name]
-        alone, mean_alone = greatest_and_mean(ours, isolated[name])
+        alone, mean_alone = greatest_and_row_mean(ours, isolated[name])
         difference = absolute_difference(ours, theirs)
         valid = behind = None
         if difference.shape[:2] == padded.shape:

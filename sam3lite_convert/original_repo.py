@@ -156,15 +156,24 @@ def _python_files(path: Path, checkout: CheckoutCode) -> list[Path]:
 @contextlib.contextmanager
 def _foreseen(checkout: CheckoutCode, what: str) -> Iterator[None]:
     """Whatever the checkout's code raises as CannotRun; what it prints goes to stderr, and its random
-    numbers are not the caller's."""
+    numbers are not the caller's. Search path, environment and torch's default dtype are put back; what it
+    patches in other packages stays patched."""
+    path, variables, dtype = sys.path[:], dict(os.environ), torch.get_default_dtype()
     try:
         with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
-            yield
+            try:
+                yield
+            finally:
+                sys.path[:] = path
+                if os.environ != variables:
+                    os.environ.clear()
+                    os.environ.update(variables)
+                torch.set_default_dtype(dtype)
     except CannotRun as fault:
         if fault.message.startswith(f"{checkout.given}: "):
             raise
         raise CannotRun(f"{checkout.given}: {what}: {fault.message}", fault.code, fault.details) from None
-    except (Exception, SystemExit) as fault:
+    except (Exception, SystemExit, GeneratorExit) as fault:
         message, code = f"{what}: {said_by(fault)}", "original_repo_failed"
         top = (fault.name or "").partition(".")[0] if isinstance(fault, ModuleNotFoundError) else ""
         if isinstance(fault, NotHere):

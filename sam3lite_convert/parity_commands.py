@@ -41,7 +41,7 @@ def read_prompts(prompts: list[str], file: Path | None = None) -> tuple[str, ...
     if file is None:
         return tuple(prompts)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as fault:
         raise CannotRun(f"{file}: cannot be read as text ({fault})", "cannot_open") from fault
     found = [line for line in lines if line.strip()]

@@ -127,11 +127,13 @@ def _common(names: list[str]) -> str:
 
 
 def _tap_table(r: Record) -> None:
-    wide = width() >= 120
+    wide, narrow = width() >= 120, width() < 66
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tap", no_wrap=True)
     names = ["propagated", "isolated", "x floor", "rel. L2", "cosine"]
     names = ["shape", *names[:3], "mean abs", *names[3:], "at", "reference", "candidate"] if wide else names
+    if narrow:
+        names = names[:1]
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -145,6 +147,8 @@ def _tap_table(r: Record) -> None:
             cells += [str(t["position"]), _value(t["reference_value"]), _value(t["candidate_value"])]
         else:
             cells += rest
+        if narrow:
+            cells = cells[:1]
         status, style = _status(t)
         table.add_row(t["name"], *cells, status, style=style)
     show(table)

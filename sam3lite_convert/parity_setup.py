@@ -14,7 +14,15 @@ from original_ref import TextStudentEncoder
 from sam3lite_convert.architecture import POSITION_TABLE, TEXT
 from sam3lite_convert.checkpoint import Checkpoint, open_file
 from sam3lite_convert.config import make_config
-from sam3lite_convert.encoders import CANDIDATES, Activations, Encoder, checkout_encoder, record, reference_encoder
+from sam3lite_convert.encoders import (
+    CANDIDATES,
+    Activations,
+    Encoder,
+    checkout_encoder,
+    record,
+    record_checkout,
+    reference_encoder,
+)
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
 from sam3lite_convert.evidence import Evidence
 from sam3lite_convert.folder import Folder, read_folder
@@ -143,7 +151,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     require_finite(recorded)
     if options.original is not None:
         reference = checkout_encoder(options.original, plan.architecture, weights, dtype)
-        recorded = record(reference, inputs.ids)
+        recorded = record_checkout(reference, options.original, inputs.ids, own)
         require_finite(recorded)
     del weights
     held = planned_weights(plan) if folder is None else folder_weights(folder, layout)

@@ -22,13 +22,24 @@ Record = dict[str, Any]
 _LISTED = 20
 
 
+class _Console(Console):
+    """Goes on where its reader went away (for example head): the exit code is still that of the checks."""
+
+    def on_broken_pipe(self) -> None:
+        _into_nothing()
+
+
+def _into_nothing() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def _out() -> Console:
     # Made per call: the width and the stream are those of the moment.
-    return Console(highlight=False, markup=False)
+    return _Console(highlight=False, markup=False)
 
 
 def _err() -> Console:
-    return Console(stderr=True, highlight=False, markup=False)
+    return _Console(stderr=True, highlight=False, markup=False)
 
 
 def say(text: str = "", style: str | None = None) -> None:
@@ -53,7 +64,11 @@ def note(text: str) -> None:
 
 def as_json(record: Record) -> None:
     """The record as the one JSON document on stdout."""
-    sys.stdout.write(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+    try:
+        sys.stdout.write(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _into_nothing()
 
 
 def _finite(value: Any) -> Any:

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.folder import Folder
-from sam3lite_convert.processor_files import has_tokenizer
+from sam3lite_convert.processor_files import TOKENIZER_NAMES
 from sam3lite_convert.text_weights import COUNTER, cast, load_all
 
 # What Sam3Processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
@@ -35,15 +36,26 @@ class Tokenizer:
         return int(self.made.pad_token_id)
 
     def words(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The ids of each prompt, neither cut nor padded."""
-        with _silence():
-            return [list(map(int, self.made(prompt).input_ids)) for prompt in prompts]
+        """The ids of each prompt, neither cut nor padded. Raises CannotRun where it makes none of one."""
+        return [ids for ids, _ in self._made(prompts)]
 
-    def stock(self, prompt: str) -> tuple[list[int], list[int]]:
-        """Ids and attention mask as ``Sam3Processor`` has them made."""
+    def stock(self, prompts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Ids and attention mask of each as ``Sam3Processor`` has them made. Raises CannotRun where it makes
+        none of one."""
+        return self._made(prompts, padding="max_length", max_length=STOCK_LENGTH)
+
+    def _made(self, prompts: Sequence[str], **how: Any) -> list[tuple[list[int], list[int]]]:
+        out = []
         with _silence():
-            made = self.made(prompt, padding="max_length", max_length=STOCK_LENGTH)
-        return list(map(int, made.input_ids)), list(map(int, made.attention_mask))
+            for prompt in prompts:
+                made = _made(partial(self.made, prompt, **how), f"{self.name}: ids of {prompt[:60]!r}")
+                out.append((list(map(int, made.input_ids)), list(map(int, made.attention_mask))))
+        return out
+
+
+def own_tokenizer(folder: Path) -> bool:
+    """Whether somebody who loads the folder's tokenizer gets one of its own."""
+    return any((folder / name).is_file() for name in TOKENIZER_NAMES)
 
 
 def stock_tokenizer(folder: Folder | None = None) -> Tokenizer:
@@ -52,8 +64,12 @@ def stock_tokenizer(folder: Folder | None = None) -> Tokenizer:
     Raises CannotRun without transformers or the extra ``prompts``, and for tokenizer files that make none.
     """
     AutoTokenizer, CLIPTokenizer = _library("AutoTokenizer", "CLIPTokenizer")
-    if folder is not None and has_tokenizer(folder.path):
-        made = _made(lambda: AutoTokenizer.from_pretrained(folder.path), f"the tokenizer of {folder.path}")
+    if folder is not None and own_tokenizer(folder.path):
+        # Without the last argument the library asks on the terminal whether to run code of the folder.
+        made = _made(
+            lambda: AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False),
+            f"the tokenizer of {folder.path}",
+        )
         return _checked(Tokenizer(f"the tokenizer of {folder.path.name}, padding id {made.pad_token_id}", made))
     from sam3lite_convert.clip_vocabulary import clip_vocabulary
 
@@ -70,7 +86,7 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _made(make: Any, what: str) -> Any:
+def _made(make: Callable[[], Any], what: str) -> Any:
     try:
         with _silence():
             return make()

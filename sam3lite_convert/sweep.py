@@ -13,34 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam3lite_convert.compare import Running, compare, number
+from sam3lite_convert.compare import Running, compare, number, row_means
 from sam3lite_convert.encoders import PROJECTED, Activations, Encoder, record, wrap_reference
 from sam3lite_convert.inputs import BATCH, Inputs
 from sam3lite_convert.judgement import Judgement, require_finite
 from sam3lite_convert.parity_setup import Setup
 
 _LISTED = 10
-_EACH = 16  # prompts taken for each tap where they are the worst
+_FIRST = 16  # prompts looked at closely because they are the worst at the tap that ranks them
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """``totals``: by tap over all prompts; ``greatest``: tap -> max abs diff of each prompt, (prompts,);
-    ``valid`` and ``padded``: tap -> the greatest on words and on padding, None where there are none."""
+    """``totals``: by tap over all prompts; ``greatest`` and ``means``: tap -> max and mean abs diff of each prompt,
+    (prompts,); ``valid`` and ``padded``: tap -> the greatest on words and on padding, None where there are none."""
 
     inputs: Inputs
     totals: dict[str, Running]
     greatest: dict[str, Tensor]
+    means: dict[str, Tensor]
     valid: dict[str, float | None]
     padded: dict[str, float | None]
 
     def worst(self) -> list[int]:
-        """The prompts to look at closely, the worst first: the worst of every tap are among them."""
+        """The prompts to look at closely, the worst first: the worst of every tap, by max and by mean, are among
+        them."""
         chosen: dict[int, None] = {}
-        taps = [ranking_tap({tap: float(g.max()) for tap, g in self.greatest.items()}), *self.greatest]
-        for greatest in (self.greatest[tap] for tap in taps):
-            order = greatest.argsort(descending=True, stable=True)[:_EACH]
-            chosen |= dict.fromkeys(n for n in order.tolist() if greatest[n] > 0)
+        first = self.greatest[ranking_tap({tap: float(g.max()) for tap, g in self.greatest.items()})]
+        each = max(1, (BATCH - _FIRST) // (2 * len(self.greatest)))
+        for figures, many in [(first, _FIRST), *((f, each) for f in (*self.greatest.values(), *self.means.values()))]:
+            order = figures.argsort(descending=True, stable=True)[:many]
+            chosen |= dict.fromkeys(n for n in order.tolist() if figures[n] > 0)
         return list(chosen)[:BATCH]
 
 
@@ -60,6 +63,7 @@ def sweep(setup: Setup, candidate: Encoder, advance: Callable[[int], None] = lam
     taps = setup.reference.taps
     totals = {tap: Running() for tap in taps}
     greatest: dict[str, list[Tensor]] = {tap: [] for tap in taps}
+    means: dict[str, list[Tensor]] = {tap: [] for tap in taps}
     valid: dict[str, float | None] = dict.fromkeys(taps)
     behind: dict[str, float | None] = dict.fromkeys(taps)
     for first in range(0, len(inputs.ids), BATCH):
@@ -71,16 +75,19 @@ def sweep(setup: Setup, candidate: Encoder, advance: Callable[[int], None] = lam
             if torch.equal(reference, theirs[tap]):
                 totals[tap].add_equal(reference)
                 greatest[tap].append(torch.zeros(len(ids), dtype=torch.float64))
+                means[tap].append(greatest[tap][-1])
                 by_token = None
             else:
                 difference = totals[tap].add(reference, theirs[tap])
                 by_token = difference.amax(-1)
                 greatest[tap].append(by_token.reshape(len(ids), -1).amax(1))
+                means[tap].append(row_means(difference))
             if reference.shape[:2] == padded.shape:
                 valid[tap] = _greater(valid[tap], by_token, ~padded)
                 behind[tap] = _greater(behind[tap], by_token, padded)
         advance(len(ids))
-    return Sweep(inputs, totals, {tap: torch.cat(g) for tap, g in greatest.items()}, valid, behind)
+    most, mean = ({tap: torch.cat(found) for tap, found in kind.items()} for kind in (greatest, means))
+    return Sweep(inputs, totals, most, mean, valid, behind)
 
 
 def _greater(so_far: float | None, by_token: Tensor | None, where: Tensor) -> float | None:

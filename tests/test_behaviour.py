@@ -408,6 +408,62 @@ def test_a_tokenizer_that_is_none_is_a_clear_error(s0, folder, tmp_path):
     assert done.code == 2 and "the tokenizer of" in done.err and "Traceback" not in done.err
 
 
+@pytest.fixture
+def own(folder, tmp_path) -> Path:
+    """A folder of somebody else's: without the file that newer versions of the library no longer write."""
+    copy = tmp_path / "own"
+    shutil.copytree(folder, copy)
+    (copy / "special_tokens_map.json").unlink()
+    return copy
+
+
+def settings(folder: Path, **changed: Any) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+def test_a_folder_that_lacks_a_file_of_the_tokenizer_is_still_used_with_its_own(s0, own):
+    used = as_used(s0, "--converted", own, "--prompt", "a dog")["behaviour"]
+    assert "the tokenizer of own, padding id 0" in used["tokenizer"]
+    assert f"AutoTokenizer.from_pretrained({json.dumps(str(own))})" in used["recipe"]["code"]
+
+
+def test_a_folder_never_runs_code(s0, own, tmp_path, monkeypatch):
+    (own / "tk.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass T: pass\n")
+    settings(own, auto_map={"AutoTokenizer": ["tk.T", None]}, tokenizer_class="T")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\n"))
+    done = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", own, "--json")
+    assert not (tmp_path / "ran").exists()
+    assert done.code == 2 and "the tokenizer of" in done.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"pad_token": "[PAD]"}, "it makes the id 49,408, and the model's vocabulary ends at 49,407"),
+        ({"model_max_length": "x"}, "ids of 'dog' cannot be made: "),
+        ({"pad_token": None}, "it has no padding id"),
+    ],
+)
+def test_a_tokenizer_that_misbehaves_is_a_clear_error(changed, said, s0, own):
+    settings(own, **changed)
+    done = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", own, "--prompt", "dog", "--json")
+    assert done.code == 2 and said in done.json["error"]["message"] and "Traceback" not in done.err
+
+
+def test_a_prompt_that_is_no_text_is_a_clear_error(s0):
+    done = sam3lite("parity", "--checkpoint", s0, "--as-used", "--prompt", "a\udc80b", "--json")
+    assert done.code == 2 and done.json["error"]["code"] == "no_tokenizer"
+    assert "\\udc80" in done.json["error"]["message"]
+
+
+def test_where_the_recipe_cannot_be_exact_it_says_why(s0):
+    used = as_used(s0, "--prompt", "dog <end_of_text> cat", "--prompt", "a dog")["behaviour"]
+    (note,) = used["notes"]
+    assert "not the original's for 1 prompts, as 'dog <end_of_text> cat'" in note
+    assert used["recipe"]["verdict"] == "differs" and used["recipe"]["prompts"] == 1
+
+
 def test_a_folder_of_the_text_encoder_alone_is_called_as_the_detector_calls_it(s0, tmp_path):
     text = convert(s0, tmp_path / "text", *TF, "--component", "text")
     used = as_used(s0, "--converted", text)["behaviour"]
@@ -424,7 +480,8 @@ def test_a_tokenizer_that_pads_on_the_left_is_compared_word_by_word(s0, folder, 
     (prompt,) = used["prompts"]
     assert prompt["as_used"] == [0] * 28 + DOG and prompt["valid"] == {"original": 4, "as_used": 4}
     assert used["together"]["tokens_without_counterpart"] == 0
-    assert used["notes"] == ["1 prompts get other ids from the processor than these causes add up to"]
+    assert used["notes"][1:] == ["1 prompts get other ids from the processor than these causes add up to"]
+    assert "pads elsewhere" in used["notes"][0] and used["recipe"]["verdict"] == "differs"
     # Worked out by hand: the same words at the end of 32, with what stands before them masked.
     model = reference("s0")
     mask = torch.zeros(32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from folders import (
     TRUNK,
     convert,
     edit,
+    environment,
     flip_bit,
     overwrite_bytes,
     python,
@@ -259,6 +262,23 @@ def test_a_reader_that_goes_away_is_no_fault(tiny):
 
 
 # ---- help ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fault", "as_json"), [(False, False), (True, False), (True, True)])
+def test_a_reader_that_goes_away_leaves_the_exit_code_of_the_check(fault, as_json, tiny, tmp_path):
+    folder = convert(tiny, tmp_path / "out")
+    if fault:
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_config"]["backbone_config"]["layer_norm_eps"] = 1e-6
+        (folder / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "sam3lite_convert", "verify", str(folder), "--checkpoint", str(tiny)]
+    process = subprocess.Popen(
+        [*command, *(["--json"] if as_json else [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    said = process.stderr.read()
+    assert (process.wait(), said) == (int(fault), b"")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)], ids=" ".join)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from folders import convert, edit, sam3lite, tensors, tiny_architecture, write, write_safetensors
 
 from sam3lite_convert import synthetic
+from sam3lite_convert.errors import CannotRun
 
 SMALL = {"vocab": 49408, "text_hidden": 64, "text_heads": 1, "projection_dim": 64}
 
@@ -88,8 +90,59 @@ def test_only_a_report_of_ours_is_replaced(s0, tmp_path):
     assert done.code == 2 and "no report of ours" in done.err and page.read_text() == "<html>mine</html>"
 
 
+def test_a_file_that_speaks_of_reports_is_none(s0, tmp_path):
+    page = tmp_path / "notes.html"
+    page.write_text("see sam3lite-convert report, my notes")
+    assert sam3lite("parity", "--checkpoint", s0, "--report", page).code == 2
+    assert page.read_text() == "see sam3lite-convert report, my notes"
+
+
+def test_a_link_is_followed(s0, tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "r.html"
+    link.symlink_to(tmp_path / "there" / "real.html")
+    for _ in range(2):
+        assert sam3lite("parity", "--checkpoint", s0, "--report", link).code == 0
+    assert link.is_symlink() and "Exact" in seen(tmp_path / "there" / "real.html")
+
+
+def test_what_cannot_hold_a_report_is_refused_before_the_work(s0, tmp_path):
+    os.mkfifo(tmp_path / "fifo.html")
+    for place in (tmp_path / "fifo.html", "/dev/stdout", tmp_path / "r.txt"):
+        done = sam3lite("parity", "--checkpoint", "missing.pt", "--report", place)
+        assert done.code == 2 and "missing.pt" not in done.err, done
+    folder = convert(s0, tmp_path / "out")
+    done = sam3lite("verify", folder, "--checkpoint", s0, "--report", folder / "report.html")
+    assert done.code == 2 and "put the report beside it" in done.err and not (folder / "report.html").exists()
+    both = tmp_path / "a.html"
+    done = sam3lite("parity", "--checkpoint", s0, "--report", both, "--save-activations", both)
+    assert done.code == 2 and "name one file" in done.err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_report_that_cannot_be_written_loses_nothing_of_the_run(s0, tmp_path, as_json, monkeypatch):
+    def full(path, data):
+        raise CannotRun(f"{path}: No space left on device; nothing was written there", "cannot_write")
+
+    monkeypatch.setattr("sam3lite_convert.report_file.write_whole", full)
+    options = ["--report", tmp_path / "r.html", *(["--json"] if as_json else [])]
+    done = sam3lite("parity", "--checkpoint", s0, *options)
+    assert done.code == 2 and "No space left" in done.err
+    if as_json:
+        assert done.json["verdict"] == "exact" and "No space left" in done.json["report_error"]
+    else:
+        assert "verdict 1, weights: exact" in done.out
+    folder = convert(s0, tmp_path / "out")
+    key = "text_encoder.layers.2.attention.out_proj.bias"
+    edit(folder, {key: tensors(folder)[key] * 0})
+    assert sam3lite("verify", folder, "--checkpoint", s0, *options).code == 1
+
+
+PLACES = [("", "is a folder"), ("no/such/r.html", "no such folder"), ("r", "FILE.html")]
+
+
 @pytest.mark.parametrize("command", ["parity", "verify"])
-@pytest.mark.parametrize(("place", "said"), [("", "is a folder"), ("no/such/r.html", "no such folder")])
+@pytest.mark.parametrize(("place", "said"), PLACES)
 def test_a_place_where_none_can_go_is_said_before_the_work(command, place, said, tmp_path):
     arguments = [tmp_path] if command == "verify" else []
     done = sam3lite(command, *arguments, "--checkpoint", "missing.pt", "--report", tmp_path / place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from safetensors import safe_open
 
 from sam3lite_convert import inputs, synthetic
 from sam3lite_convert.compare import Running, compare
+from sam3lite_convert.judgement import Floor, judge
+from sam3lite_convert.sweep import Sweep
 
 SMALL = {"vocab": 49408, "text_hidden": 64, "text_heads": 1, "projection_dim": 64}
 COLOURS = ("red", "green", "blue", "black", "white", "grey", "brown", "orange", "pink")
@@ -143,6 +146,42 @@ def test_behaviour_over_many_prompts_is_that_of_each(s0, folder, file):
 def test_the_shape_of_many_prompts_survives_a_file_of_lines_that_are_none(s0, tmp_path):
     (tmp_path / "file").write_text("\n\n".join(["dog"] * 200) + "\n \n")
     assert parity(s0, "--prompts-file", tmp_path / "file")["inputs"]["shape"] == [200, 16]
+
+
+def test_the_worst_of_every_tap_are_looked_at_by_max_and_by_mean():
+    generator = torch.Generator().manual_seed(0)
+    taps = ["embeddings", *(f"layers.{n}" for n in range(12)), "final_layer_norm", "projected", "pooled"]
+    greatest = {tap: torch.rand(500, generator=generator) for tap in taps}
+    means = {tap: torch.rand(500, generator=generator) for tap in taps}
+    swept = Sweep(inputs.Inputs(torch.zeros(500, 3), ""), {}, greatest, means, {}, {})
+    worst = swept.worst()
+    assert len(worst) == len(set(worst)) <= inputs.BATCH
+    assert worst[0] == int(greatest["projected"].argmax())
+    for figures in (*greatest.values(), *means.values()):
+        assert int(figures.argmax()) in worst
+
+
+def test_one_bad_row_is_not_thinned_out_by_many_good_ones():
+    """A great channel sets the floor of the greatest element, so the row is found by its mean alone."""
+    generator = torch.Generator().manual_seed(0)
+    taps = ["embeddings", "layers.0", "final_layer_norm", "projected", "pooled"]
+    reference = {tap: torch.randn(200, 4, 8, generator=generator) for tap in taps}
+    candidate = {tap: value.clone() for tap, value in reference.items()}
+    candidate["embeddings"][150] += 1e-5
+    floors = {tap: Floor(1e-3, 1e-3, 1e-6, 1e-6) for tap in taps}
+    padded = torch.zeros(200, 4, dtype=torch.bool)
+    found = judge(reference, candidate, candidate, floors, padded)
+    assert (found.verdict, found.first_divergence) == ("differs", "embeddings")
+    assert found.taps[0].difference.row_mean == pytest.approx(1e-5, rel=0.1)
+    assert found.taps[0].difference.mean_abs < 1e-7
+    swept = replace(found.taps[0], isolated=0.0, mean_isolated=0.0)  # as where that was measured on other rows
+    assert not swept.within and not swept.diverges
+
+
+def test_a_byte_order_mark_and_odd_separators_are_no_prompts(s0, tmp_path):
+    (tmp_path / "file").write_bytes("\ufeffa dog\r\na\u2028cat\x0c\n".encode())
+    record = parity(s0, "--prompts-file", tmp_path / "file")
+    assert record["inputs"]["prompts"] == ["a dog", "a\u2028cat\x0c"]
 
 
 # ---- sums -------------------------------------------------------------------------------------------
