@@ -51,12 +51,14 @@ def run(checkpoint: Path, work: Path, runs: int) -> Results:
     convert = [*sam3lite, "convert", "--checkpoint", str(checkpoint), "--output", str(converted)]
     measure([*convert, "--layout", "transformers", "--component", "text"], work)
     parity = [*sam3lite, "parity", "--checkpoint", str(checkpoint), "--prompts-file", str(file)]
+    (work / "thousand.txt").write_text("\n".join(file.read_text().splitlines()[:1000]))
+    thousand = [*parity[:-1], str(work / "thousand.txt"), "--converted", str(converted), "--as-used"]
     commands = {
         FORWARD: [sys.executable, "-c", _PASSES, str(checkpoint), str(file), "run"],
         LOAD: [sys.executable, "-c", _PASSES, str(checkpoint), str(file), "load"],
         "parity, packed": parity,
         "parity, transformers": [*parity, "--converted", str(converted)],
-        "parity --as-used": [*parity, "--converted", str(converted), "--as-used"],
+        "parity --as-used, 1,000 prompts": thousand,
     }
     return take_turns(commands, work, runs)
 

@@ -696,7 +696,7 @@ def test_the_last_of_several_greatest_ids(layout, setups):
     ids = torch.tensor([[1, 5, 6, end, end, end, end, end], [1, 7, end, end, end, 0, 0, 0]])
     own = record(setup.reference, ids)
     evidence = dataclasses.replace(setup.evidence, recorded=own, ids=ids)
-    tied = dataclasses.replace(setup, inputs=Inputs(ids, "ties"), recorded=own, evidence=evidence)
+    tied = dataclasses.replace(setup, inputs=Inputs(ids, "ties"), recorded=own, own=own, evidence=evidence)
     assert compare_encoders(tied, tied.candidate()).judgement.verdict == "exact"
 
     def last(ids: Tensor, before: Tensor, tokens: Tensor) -> Tensor:
