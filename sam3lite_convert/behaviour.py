@@ -22,7 +22,7 @@ from sam3lite_convert.judgement import FLOORS, Floor
 from sam3lite_convert.parity import measured_floors
 from sam3lite_convert.parity_setup import Setup
 from sam3lite_convert.prompts import PAD, cut, words_of
-from sam3lite_convert.recipe import recipe, run_recipe
+from sam3lite_convert.recipe import PLACEHOLDER, recipe, run_recipe
 from sam3lite_convert.stock import STOCK_LENGTH, StockModel, Tokenizer, own_tokenizer, stock_model, stock_tokenizer
 
 # One for each cause, where nobody gives prompts.
@@ -130,9 +130,12 @@ class Stock:
 def load_stock(setup: Setup) -> Stock:
     """Raises CannotRun for another layout than transformers', and where its library is missing."""
     if setup.layout != "transformers":
+        instead = "Use --candidate transformers"
+        if setup.folder is not None:
+            instead = "Convert with --layout transformers and give that folder"
         raise CannotRun(
             f"--as-used asks how the released transformers model is called; nothing calls the layout {setup.layout} "
-            "that way. Use --candidate transformers, or a folder of that layout",
+            f"that way. {instead}, or leave --as-used out",
             "usage",
         )
     return Stock(stock_tokenizer(setup.folder), stock_model(setup.config, setup.weights, setup.dtype))
@@ -191,7 +194,7 @@ def behaviour(
     zero = together.zero and by_recipe.zero
     # A folder of the text encoder alone holds no model that the recipe could load.
     place = setup.folder.path if setup.folder and setup.plan.options.component == "all" else None
-    code = recipe(context, str(place or "FOLDER"), place is not None and own_tokenizer(place))
+    code = recipe(context, str(place or PLACEHOLDER), place is not None and own_tokenizer(place))
     limit = 0.0 if zero else _limit(setup, floors)
     record = _record(prompts, original, used, as_used, stock, moved, together, by_recipe, limit, code)
     if elsewhere:
@@ -279,6 +282,7 @@ def _record(
         "tokenizer": stock.tokenizer.name,
         "context": context,
         "prompts_total": len(prompts.texts),
+        "built_in": prompts.texts == PROMPTS,
         "longer_than_the_processor_pads": longer,
         "prompts": [
             {

@@ -14,8 +14,9 @@ _LISTED = 10
 _NAME = "verdict 2, behaviour: "
 
 
-def behaved(b: Record) -> None:
+def behaved(r: Record) -> None:
     """What the second verdict rests on."""
+    b = r["behaviour"]
     say()
     say(f"as used    {b['candidate']}")
     say(f"           {b['tokenizer']}")
@@ -23,32 +24,43 @@ def behaved(b: Record) -> None:
         say(f"  {p['prompt']!r}: rel. L2 {number(p['relative_l2'])}")
         say(f"    original  {ids_shown(p['original'], p['valid']['original'])}")
         say(f"    as used   {ids_shown(p['as_used'], p['valid']['as_used'])}")
+    if b["built_in"]:
+        say("  (built-in prompts, one for each cause; your own: --prompt TEXT or --prompts-file FILE)")
     if b["prompts_total"] > _LISTED:
         say(f"  ... these moved most, of {b['prompts_total']:,}")
     say()
     _causes(b)
     say()
-    say("The recipe, the shortest code that gives the original's text features:", "bold")
+    say("The recipe, the shortest code that calls it as the original is called:", "bold")
     for line in b["recipe"]["code"].splitlines():
         say(f"    {line}")
-    say(f"with the recipe: {_words(b['recipe'])}", VERDICTS[b["recipe"]["verdict"]])
+    say(f"with the recipe: {_words(b['recipe'], r['dtype'])}", VERDICTS[b["recipe"]["verdict"]])
 
 
-def verdict(b: Record | None) -> None:
-    """The second verdict in one line, also where nobody looked."""
+def verdict(r: Record) -> None:
+    """The second verdict in one line, also where nobody looked, and what to do about it."""
+    b = r.get("behaviour")
     if b is None:
         say(f"{_NAME}not looked at; --as-used calls the transformers model as people do")
         return
-    say(_NAME + _words(b["together"] | {"verdict": b["verdict"]}), VERDICTS[b["verdict"]])
+    say(_NAME + _words(b["together"] | {"verdict": b["verdict"]}, r["dtype"]), VERDICTS[b["verdict"]])
+    if b["verdict"] == "differs":
+        if r["verdict"] == "differs":
+            say("  settle verdict 1 first: with other weights no way of calling gives the original's features")
+        elif b["recipe"]["verdict"] != "differs":
+            say("  the weights are not the reason: call it by the recipe above")
 
 
-def _words(d: Record) -> str:
+def _words(d: Record, dtype: str) -> str:
+    run = "" if dtype == "float32" else f", run in {dtype} as well,"
     if d["verdict"] == "exact":
-        return "exact: the text features of every word are the original's to the bit"
+        return f"exact: the text features of every word are the original's{run} to the bit"
     missing = d["tokens_without_counterpart"]
-    lost = f"; {missing:,} tokens stand on one side alone" if missing else ""
+    lost = f"; {missing:,} tokens exist on one side only and are not compared" if missing else ""
     figures = f"relative L2 {number(d['relative_l2'])}, max abs diff {number(d['max_abs_diff'])}"
-    return f"{d['verdict'].replace('_', ' ')}: the text features of words are off by {figures}{lost}"
+    return (
+        f"{d['verdict'].replace('_', ' ')}: the text features of words are off the original's{run} by {figures}{lost}"
+    )
 
 
 def _causes(b: Record) -> None:
@@ -66,7 +78,7 @@ def _causes(b: Record) -> None:
     table.add_section()
     table.add_row("all together", *_figures(b["together"])[:shown], style="bold")
     show(table)
-    for cause in [*b["causes"], *b["absent"]]:
+    for cause in [*(c for c in b["causes"] if c["prompts"]), *b["absent"]]:
         say(f"  {cause['name'].replace('_', ' ')}: {cause['words']}")
 
 

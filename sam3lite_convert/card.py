@@ -18,7 +18,7 @@ Receipt = dict[str, Any]
 
 # Measured against the original code; the layout notes, fact 5.
 _AS_USED = """\
-The weights are the original's. Called through the stock `Sam3Processor` the model still does not do what the
+The weights are the original's{cast}. Called through the stock `Sam3Processor` the model still does not do what the
 original does, for reasons that no weight file can mend:
 
 - the processor pads every prompt to a length of 32, whatever the tokenizer's `model_max_length`{stretched};
@@ -30,7 +30,7 @@ original does, for reasons that no weight file can mend:
 
 Prompts are cleaned differently too: the original unescapes HTML and mends broken Unicode (ligatures, full-width
 letters) before it tokenizes, and it cuts what is longer than the context, which the processor does not.
-`sam3lite parity --as-used` measures how far each of these moves the text features."""
+`sam3lite parity --as-used` measures how far those that concern the text encoder move its features."""
 
 
 def model_card(receipt: Receipt) -> str:
@@ -73,7 +73,9 @@ def model_card(receipt: Receipt) -> str:
         context = a["context_length"]
         stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
         padded = "; the tokenizer here pads with 0" if receipt.get("tokenizer") else ""
-        lines += ["## As it is used", "", _AS_USED.format(stretched=stretched, padded=padded), "", *_recipe(receipt)]
+        cast = f", rounded to {receipt['dtype']}" if receipt["lost"].get("cast") else ""
+        said = _AS_USED.format(stretched=stretched, padded=padded, cast=cast)
+        lines += ["## As it is used", "", said, "", *_recipe(receipt)]
     lines += ["## Checking", "", "```", _check(source, model_id), "```", ""]
     return "\n".join(lines)
 
@@ -197,7 +199,8 @@ def _recipe(receipt: Receipt) -> Iterator[str]:
     a = receipt["architecture"]
     if a["vocab_size"] <= END:  # of a test: CLIP's tokenizer knows more ids than it has entries
         return
-    yield "This gives the original's text features to the bit (it needs `ftfy`):"
+    run = f" run in {receipt['dtype']}" if receipt["lost"].get("cast") else ""
+    yield f"This gives the text features of the original{run} to the bit (it needs `ftfy`):"
     yield ""
     yield "```python"
     yield recipe(a["context_length"], receipt.get("model_id") or ".", bool(receipt.get("tokenizer"))) + "```"
@@ -229,4 +232,4 @@ def _check(source: Receipt, model_id: str | None) -> str:
             f"sam3lite verify {folder} --checkpoint {source['file']} --repo-id {source['repo']} --revision "
             f"{source['commit']}"
         )
-    return f"sam3lite verify {folder} --checkpoint {source['name']}"
+    return f"sam3lite verify {folder} --checkpoint PATH/TO/{source['name']}"

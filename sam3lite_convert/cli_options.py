@@ -87,7 +87,9 @@ FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A converted
 VerifiedCheckpoint = Annotated[str, typer.Option(help="The checkpoint that it was converted from.")]
 ParityCheckpoint = Annotated[str | None, typer.Option(help="The original; default s0, from the Hub.")]
 Converted = Annotated[Path | None, typer.Option(metavar="DIR", help="Compare what is in this folder.")]
-CandidateOption = Annotated[Candidate | None, typer.Option(help="Encoder to compare; default packed, or DIR's.")]
+CandidateOption = Annotated[
+    Candidate | None, typer.Option(help="Encoder to compare; default packed, or DIR's, or what --as-used calls.")
+]
 DebugIntermediates = Annotated[bool, typer.Option("--debug-intermediates", help="A row for every layer.")]
 AttentionOption = Annotated[Attention, typer.Option(help="Of the candidate.")]
 RunIn = Annotated[Dtype | None, typer.Option(help="Both sides; default float32, or what DIR was cast to.")]
@@ -95,13 +97,17 @@ Tolerance = Annotated[float | None, typer.Option(help="In place of the measured 
 Seed = Annotated[int | None, typer.Option(help="Random ids instead of the dummy input.")]
 Batch = Annotated[int, typer.Option(help="Rows of ids.")]
 Length = Annotated[int | None, typer.Option(help="Sequence length; default the context.")]
-Prompts = Annotated[list[str] | None, typer.Option(help="A prompt; repeatable (extra: prompts).")]
+Prompts = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt; repeatable (extra: prompts).")]
 PromptsFile = Annotated[Path | None, typer.Option(metavar="FILE", help="One prompt a line.")]
 SelfTest = Annotated[bool, typer.Option("--self-test", help="Make known faults, show that each is found.")]
 SaveActivations = Annotated[Path | None, typer.Option(metavar="FILE", help="Keep both sides' activations.")]
 Judge = Annotated[Path | None, typer.Option(metavar="FILE", help="The verdict again, from saved activations.")]
 AsUsed = Annotated[
-    bool, typer.Option("--as-used", help="Also: does transformers, as it is called, do what the original does?")
+    bool,
+    typer.Option(
+        "--as-used",
+        help="Also: does transformers, as it is called, do what the original does? Over built-in prompts, or yours.",
+    ),
 ]
 StrictBehaviour = Annotated[bool, typer.Option("--strict-behaviour", help="--as-used, and exit 1 where that differs.")]
 OriginalRepo = Annotated[

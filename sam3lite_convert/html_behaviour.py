@@ -34,10 +34,11 @@ def behaviour_words(b: Record | None) -> str:
     if not b:
         return "This run compared the weights alone."
     together, total = b.get("together"), b.get("prompts_total")
-    over = f" over {plural(total, 'prompt')}" if isinstance(total, int) else ""
+    kind = "built-in prompt" if b.get("built_in") else "prompt"
+    over = f" over {plural(total, kind)}" if isinstance(total, int) else ""
     if b.get("verdict") == "exact":
         return f"The output is the original's{over}."
-    causes = b.get("causes") or []
+    causes = [c for c in b.get("causes") or [] if c.get("prompts") != 0]
     why = f", by {plural(len(causes), 'cause')} named below" if causes else ""
     return f"Relative L2 {shown(measure(together, 'relative_l2'))}, cosine {cosine(together)}{over}{why}."
 
@@ -71,7 +72,7 @@ def _figures(r: Record | None) -> str:
 
 
 def _causes(b: Record) -> str:
-    causes, together = b.get("causes") or [], b.get("together")
+    causes, together = [c for c in b.get("causes") or [] if c.get("prompts") != 0], b.get("together")
     if not causes:
         return paragraph("No cause of a difference was found.", "muted") if b.get("verdict") == "exact" else ""
     errors = [measure(r, "relative_l2") or 0.0 for r in [*causes, *([together] if together else [])]]

@@ -76,19 +76,32 @@ def _verdicts(r: Record) -> str:
     weights = card(
         "Weights",
         r.get("verdict"),
-        paragraph("The same ids go into both encoders, with no mask: is it converted right?"),
+        paragraph("The same ids go into both text encoders, with no mask: is it converted right?"),
         paragraph(_weights_words(r), "muted small"),
+        paragraph(_others(r), "muted small") if r.get("not_compared") else "",
     )
     called = card(
         "Behaviour",
         verdict,
         paragraph("The model as it is called: does it do what the original does?"),
         paragraph(behaviour_words(behaviour), "muted small"),
+        paragraph(_remedy(r, behaviour)) if verdict == "differs" else "",
     )
-    aside = "Two questions with an answer each: a right conversion can be called wrongly, and neither verdict says "
-    return f'<div class="cards">{weights}{called}</div>' + (
-        f'<p class="muted small" style="margin-top:1rem">{aside}anything about the other.</p>'
-    )
+    aside = "Two questions with an answer each: a right conversion can be called wrongly."
+    return f'<div class="cards">{weights}{called}</div><p class="muted small" style="margin-top:1rem">{aside}</p>'
+
+
+def _others(r: Record) -> str:
+    command = f"sam3lite verify {r.get('converted')} --checkpoint {r.get('checkpoint')}"
+    return f"The folder's other {count(r['not_compared'])} tensors were not looked at: {code(command)}"
+
+
+def _remedy(r: Record, behaviour: Record | None) -> str:
+    if r.get("verdict") == "differs":
+        return "Settle the weights first: with other weights no way of calling gives the original's features."
+    if ((behaviour or {}).get("recipe") or {}).get("verdict") in ("exact", "within_tolerance"):
+        return "The weights are not the reason: call it by the recipe below."
+    return "Called by the recipe below it still differs."
 
 
 def _weights_words(r: Record) -> str:

@@ -13,6 +13,7 @@ from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.plan import Plan, make_plan
 from sam3lite_convert.sources import Source
 from sam3lite_convert.tables import Mappings
+from sam3lite_convert.targets import TEXT_TARGETS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,6 +142,7 @@ def run_parity(
         "diagnosis": diagnosis.record() if diagnosis else None,
         "notes": said,
         "worst_prompts": worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
+        "not_compared": len(_beside_text(setup.plan)) if converted else 0,
         "verdicts": {"weights": record["verdict"], "behaviour": used["verdict"] if used else None},
         "behaviour": used,
         "saved_activations": str(save) if save else None,
@@ -151,6 +153,11 @@ def run_parity(
         plan = setup.plan if converted else _whole_plan(setup.plan, mappings)
         record |= provenance(plan, setup.folder, looks.command) | {"heat_map": heat_map(setup, outcome)}
     return record
+
+
+def _beside_text(plan: Plan) -> list[str]:
+    """The target keys that parity does not look at; verify does."""
+    return [m.target for m in plan.mapped.values() if not m.target.startswith(TEXT_TARGETS)]
 
 
 def _whole_plan(text: Plan, mappings: Mappings) -> Plan:

@@ -37,12 +37,15 @@ def paritied(r: Record, debug: bool) -> None:
         say(f"projected, max abs diff: {number(last['valid_max_abs_diff'])} on words, {padded} on padding")
         _worst(r)
     if r.get("behaviour"):
-        behaviour_report.behaved(r["behaviour"])
+        behaviour_report.behaved(r)
     say()
     _verdict(r)
     if r["diagnosis"]:
         _diagnosis(r["diagnosis"])
-    behaviour_report.verdict(r.get("behaviour"))
+    if r.get("not_compared"):
+        command = f"sam3lite verify {r['converted']} --checkpoint {r['checkpoint']}"
+        say(f"  this is of the text encoder; the folder's other {r['not_compared']:,} tensors: {command}")
+    behaviour_report.verdict(r)
     for text in r["notes"]:
         say(f"note: {text}")
     if r.get("saved_activations"):
@@ -79,9 +82,10 @@ def _worst(r: Record) -> None:
 def _verdict(r: Record) -> None:
     limit = f"tolerance {number(r['tolerance'])}, {r['tolerance_is']}"
     name = "verdict 1, weights: "
+    run = "" if r["dtype"] == "float32" else f", both sides in {r['dtype']}"
     words = {
-        "exact": "exact: 0.0 at every tap that the detector reads",
-        "within_tolerance": f"within tolerance: max abs diff {number(r['max_abs_diff'])} ({limit})",
+        "exact": f"exact: 0.0 at every tap that the detector reads{run}",
+        "within_tolerance": f"within tolerance: max abs diff {number(r['max_abs_diff'])}{run} ({limit})",
         "differs": f"differs: max abs diff {number(r['max_abs_diff'])} ({limit})",
     }
     say(name + words[r["verdict"]], VERDICTS[r["verdict"]])
@@ -89,7 +93,7 @@ def _verdict(r: Record) -> None:
     if r["verdict"] == "exact" and pooled["max_abs_diff"]:
         text = f"pooled, which it does not read: {number(pooled['max_abs_diff'])}"
         floor = pooled["floor"]
-        say(text + (f", {pooled['max_abs_diff'] / floor['propagated']:.1f} noise floors" if floor else ""))
+        say(text + (f", {pooled['floors']:.2g} noise floors" if floor and pooled["floors"] else ""))
     if r["max_abs_diff"] != 0:
         say(f"smallest tolerance that would have passed: {number(r['smallest_passing_tolerance'])}")
     if r["first_divergence"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,12 @@ def words_of(prompts: Sequence[str]) -> list[list[int]]:
         import ftfy
         from instant_clip_tokenizer import Tokenizer
     except ImportError:
+        if sys.version_info >= (3, 13):
+            raise CannotRun(
+                "prompts need the package instant-clip-tokenizer, which has no build for Python 3.13 and newer: use "
+                "Python 3.10 to 3.12. Here, the default input or --seed N compare the same encoders on ids.",
+                "no_tokenizer",
+            ) from None
         raise CannotRun(
             "prompts need the CLIP tokenizer: pip install 'sam3lite-convert[prompts]'. Without it, the default "
             "input or --seed N compare the same encoders on ids.",

@@ -28,12 +28,16 @@ cleaned = [html.unescape(html.unescape(ftfy.fix_text(prompt))) for prompt in pro
 text = tokenizer(cleaned, padding="max_length", truncation=True, max_length={context}, return_tensors="pt")
 input_ids = text.input_ids.masked_fill(text.attention_mask == 0, 0)  # the original pads with 0
 with torch.inference_mode():
-    features = model.get_text_features(input_ids=input_ids)  # no mask: the original attends to padding
+    text_embeds = model.get_text_features(input_ids=input_ids)  # no mask: the original attends to padding
+# text_embeds.pooler_output holds the features, (prompts, {context}, width)
 """
 _AFTER = """\
 # For the detector the mask stays:
-# model(pixel_values=pixel_values, text_embeds=features, attention_mask=input_ids.ne(0).long())
+# model(pixel_values=pixel_values, text_embeds=text_embeds, attention_mask=input_ids.ne(0).long())
 """
+
+
+PLACEHOLDER = "FOLDER-OF-THE-DETECTOR"  # in the layout transformers, where none was given
 
 
 def recipe(context: int, place: str, own_tokenizer: bool = True) -> str:
@@ -56,4 +60,4 @@ def run_recipe(context: int, tokenizer: Any, model: Any, prompts: Sequence[str])
         "html": html, "ftfy": ftfy, "torch": torch, "tokenizer": tokenizer, "model": model, "prompts": list(prompts),
     }  # fmt: skip
     exec(_USE.format(context=context), names)
-    return names["input_ids"], names["features"].pooler_output
+    return names["input_ids"], names["text_embeds"].pooler_output

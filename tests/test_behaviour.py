@@ -148,7 +148,8 @@ def test_both_verdicts_stand_on_lines_of_their_own(s0):
     assert re.search(r"^verdict 2, behaviour: differs: .*relative L2", out, re.M)
     assert f"original  {START} 320 1929 {END} 0 x12\n" in out
     assert f"as used   {START} 320 1929 {END} {END} x28\n" in out
-    assert "with the recipe: exact" in out and recipe(16, "FOLDER", False).splitlines()[-1] in out
+    assert "the weights are not the reason: call it by the recipe above" in out
+    assert "with the recipe: exact" in out and recipe(16, "FOLDER-OF-THE-DETECTOR", False).splitlines()[-1] in out
 
 
 # ---- the causes, against what is worked out here ------------------------------------------------------
@@ -276,6 +277,26 @@ def test_a_folder_with_a_tokenizer_is_used_with_that(s0, folder):
     assert all(p["as_used"][-1] in (0, END) for p in used["prompts"])
 
 
+def test_what_the_words_rest_on_is_said(s0, folder, tmp_path):
+    """Verdict 1 is of the text encoder; a cast is on both sides; a fault in the weights comes first."""
+    out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", folder).out
+    assert re.search(r"this is of the text encoder; the folder's other [\d,]+ tensors: sam3lite verify ", out)
+    assert "built-in prompts" in out and "both pad with id 0" in out
+    out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--prompt", "dog").out
+    assert "built-in" not in out and "HTML entities" not in out and "other tensors" not in out
+    half = convert(s0, tmp_path / "half", *TF, "--dtype", "float16")
+    out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", half).out
+    assert re.search("^verdict 1, weights: .*, both sides in float16", out, re.M)
+    assert re.search("^with the recipe: .* the original's, run in float16 as well,", out, re.M)
+    card = (half / "README.md").read_text()
+    assert "the original's, rounded to float16" in card and "of the original run in float16 to the bit" in card
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    edit(bad, {"text_projection.bias": tensors(bad)["text_projection.bias"] + 1})
+    out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", bad).out
+    assert "settle verdict 1 first" in out and "not the reason" not in out
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [(3, 5), (5, 3)])
 def test_tokens_that_one_side_lacks_are_a_difference_even_where_all_others_are_equal(ours, theirs):
     tokens = torch.arange(20.0).reshape(5, 4)
@@ -318,7 +339,7 @@ def test_the_recipe_as_printed_gives_the_originals_text_features(s0, folder):
     model = reference("s0")
     with torch.inference_mode():
         tokens = model.encoder(names["input_ids"], return_all_tokens=True)
-        assert torch.equal(names["features"].pooler_output, model.projector(tokens))
+        assert torch.equal(names["text_embeds"].pooler_output, model.projector(tokens))
     wanted = [ids for p, ids in zip(GOLDENS[0]["prompts"], GOLDENS[0]["input_ids"], strict=True) if p in golden]
     assert names["input_ids"][len(PROMPTS) :].tolist() == wanted
 
@@ -385,6 +406,7 @@ def test_a_packed_folder_is_not_called_by_the_library(s0, tmp_path):
     packed = convert(s0, tmp_path / "packed")
     done = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", packed)
     assert done.code == 2 and "nothing calls the layout packed that way" in done.err
+    assert "Convert with --layout transformers and give that folder" in done.err
 
 
 def test_without_transformers_the_extra_is_named(s0, monkeypatch):
@@ -468,7 +490,7 @@ def test_a_folder_of_the_text_encoder_alone_is_called_as_the_detector_calls_it(s
     text = convert(s0, tmp_path / "text", *TF, "--component", "text")
     used = as_used(s0, "--converted", text)["behaviour"]
     assert used["verdict"] == "differs" and used["recipe"]["verdict"] == "exact"
-    assert 'Sam3LiteTextModel.from_pretrained("FOLDER"' in used["recipe"]["code"]
+    assert 'Sam3LiteTextModel.from_pretrained("FOLDER-OF-THE-DETECTOR"' in used["recipe"]["code"]
 
 
 def test_a_tokenizer_that_pads_on_the_left_is_compared_word_by_word(s0, folder, tmp_path):
