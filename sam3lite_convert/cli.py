@@ -93,6 +93,8 @@ def convert(
     context: o.ContextOption = None,
     causal: o.Causal = False,
     max_shard_size: o.MaxShardSize = None,
+    fail_on_nonfinite: o.FailOnNonfinite = False,
+    allow_overflow: o.AllowOverflow = False,
     tokenizer: o.Tokenizer = None,
     mapping: o.Mapping = None,
     dry_run: o.DryRun = False,
@@ -121,6 +123,7 @@ def convert(
     from sam3lite_convert import commands, convert_command, hub_report, report
     from sam3lite_convert.conversions import Request, plan_conversion
     from sam3lite_convert.convert_command import Destination, check_together
+    from sam3lite_convert.nonfinite import Strict
     from sam3lite_convert.plan import Options
     from sam3lite_convert.processor_files import DEFAULT_TOKENIZER
     from sam3lite_convert.tables import load_mappings
@@ -148,6 +151,7 @@ def convert(
         cache_dir,
         partial=partial,
         command=_typed(),
+        strict=Strict(fail_on_nonfinite, not allow_overflow),
     )
     mappings = load_mappings(mapping)
     to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)

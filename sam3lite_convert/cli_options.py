@@ -61,6 +61,12 @@ OutputOption = Annotated[
 ]
 CastTo = Annotated[Dtype | None, typer.Option(help="Cast floating tensors; default: as stored.")]
 ContextOption = Annotated[int | None, typer.Option(help="Keep the first N rows of the text position table.")]
+FailOnNonfinite = Annotated[
+    bool, typer.Option("--fail-on-nonfinite", help="Refuse weights that hold infinities or not-a-numbers.")
+]
+AllowOverflow = Annotated[
+    bool, typer.Option("--allow-overflow", help="Convert although --dtype makes values infinite.")
+]
 MaxShardSize = Annotated[str | None, typer.Option(help="Cut model.safetensors, for example 500MB.")]
 Tokenizer = Annotated[
     str | None,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sam3lite_convert.card import CARD_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.folder import Folder
 from sam3lite_convert.hashing import SourceHash, sha256_of
+from sam3lite_convert.nonfinite import Strict, refuse
 from sam3lite_convert.output import check_destination, check_space, leftovers, same_disk
 from sam3lite_convert.plan import Options, Plan, make_plan
 from sam3lite_convert.receipt import RECEIPT_NAME
@@ -37,10 +38,10 @@ class NotProven(Sam3LiteError):
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked beside the plan. ``max_shard_size`` in bytes; ``verify`` and ``parity``: checks to
-    run on the folder; ``tokenizer``: folder or repository to take one from, None to leave it out, and
-    ``tokenizer_named`` where the user named it; ``model_id``: the repository that the card names;
-    ``partial``: fetch the text tensors alone; ``command``: what the user typed, to be typed again."""
+    """What is asked beside the plan. ``max_shard_size`` in bytes; ``verify`` and ``parity``: checks to run on the
+    folder; ``tokenizer``: folder or repository to take one from, None to leave it out, and ``tokenizer_named``
+    where the user named it; ``model_id``: the repository that the card names; ``partial``: fetch the text
+    tensors alone; ``strict``: which values are refused; ``command``: what the user typed, to be typed again."""
 
     options: Options
     output: Path | None = None
@@ -54,6 +55,7 @@ class Request:
     model_id: str | None = None
     partial: bool = False
     command: str | None = None
+    strict: Strict = field(default_factory=Strict)
 
     def folder(self, location: Location) -> Path:
         """Where the conversion goes."""
@@ -190,7 +192,15 @@ def convert_checkpoint(
                 record["verification"] = _verified(work, source, mappings, request, folder)
 
         done = conversion.convert(
-            plan, hashing, folder, request.overwrite, request.max_shard_size, progress, finish, request.model_id
+            plan,
+            hashing,
+            folder,
+            request.overwrite,
+            request.max_shard_size,
+            progress,
+            finish,
+            request.model_id,
+            request.strict,
         )
         if request.parity:
             record["parity"] = _add_parity(folder, done.receipt, source, mappings, request)
@@ -215,6 +225,8 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Fo
     unknown = request.tokenizer is not None and not receipt.get("tokenizer")
     wants_tokenizer = request.tokenizer_named or unknown or not processor_files.TOKENIZER_NAMES.isdisjoint(gone)
     wants_files = (wants_tokenizer or bool(gone)) and receipt.get("library") == "transformers"
+    if request.strict.nonfinite and (special := receipt.get("nonfinite")):
+        refuse(special, ", ".join(list(special)[:5]))
     changed = extras.edited(folder, receipt)
     if changed and request.model_id:
         raise CannotRun(

@@ -12,6 +12,7 @@ from sam3lite_convert.card import CARD_NAME, card_of
 from sam3lite_convert.checkpoint import open_file
 from sam3lite_convert.config import make_config
 from sam3lite_convert.hashing import SourceHash
+from sam3lite_convert.nonfinite import Strict, overflow_words, searching, words_of
 from sam3lite_convert.output import (
     check_destination,
     plan_shards,
@@ -67,6 +68,7 @@ def convert(
     progress: Callable[[str], Advance] | None = None,
     finish: Callable[[Path, dict[str, Any]], None] = lambda work, receipt: None,
     model_id: str | None = None,
+    strict: Strict | None = None,
 ) -> Converted:
     """Write the planned folder.
 
@@ -74,9 +76,9 @@ def convert(
     ``progress(what)`` gives a function that is told of every byte done,
     for ``what`` in ``"write"`` and ``"hash"``. ``finish`` is given the folder while it is not in its
     place yet, and the receipt, to add files and check; what it raises leaves everything as it was.
-    ``model_id``: the repository that the card is to name.
-    Raises CannotRun for a place that cannot be written, Untrusted for a source that turns out damaged
-    or contradicts itself; then nothing is written and an earlier folder is as it was.
+    ``model_id``: the repository that the card is to name. ``strict``: which values are refused.
+    Raises NotFinite for those, CannotRun for a place that cannot be written, Untrusted for a source that
+    turns out damaged or contradicts itself; then nothing is written and an earlier folder is as it was.
     """
     check_destination(folder, overwrite, plan.checkpoint.path, plan.out_nbytes + _HEADROOM)
     advance = progress or (lambda what: lambda n: None)
@@ -84,6 +86,7 @@ def convert(
     shards = plan_shards([p for p in pieces if p.file == MODEL], MODEL, max_shard_size)
     beside = plan_shards([p for p in pieces if p.file == TEXT_PROJECTION], TEXT_PROJECTION, None)
     beside = [s for s in beside if s.pieces]
+    strict = strict or Strict()
     loss = CastLoss()
     lock = threading.Lock()
 
@@ -96,7 +99,12 @@ def convert(
 
         return call
 
-    with open_file(plan.checkpoint.path) as source, whole_folder(folder, overwrite) as work:
+    sources = {p.source.key: p.source for p in pieces}
+    with (
+        open_file(plan.checkpoint.path) as source,
+        whole_folder(folder, overwrite) as work,
+        searching(plan.checkpoint.path, sources.values()) as search,
+    ):
         check_twins(source, plan.twins)
         hashing.follow(locked("hash"))
         written = locked("write")
@@ -104,11 +112,16 @@ def convert(
             write_shard(work, shard, source, written, loss)
         write_index(work, shards)
         sha256, more = hashing.result()
+        special = search.result()
+        strict.check(special, loss, plan.options.dtype)
         notes = plan_notes(plan) + more
+        if special:
+            notes.append(f"not finite in the checkpoint, and so here: {words_of(special)}")
         if loss.overflowed_values:
-            notes.append(f"{loss.overflowed_values} values do not fit into {plan.options.dtype} and became infinite")
+            notes.append(f"do not fit into {plan.options.dtype} and became infinite: {overflow_words(loss)}")
         files = [s.name for s in [*shards, *beside]]
         receipt = make_receipt(plan, sha256, loss, files, notes, max_shard_size) | {"model_id": model_id}
+        receipt["nonfinite"] = {key: counts.record() for key, counts in sorted(special.items())}
         write_json(work / "config.json", make_config(plan))
         write_json(work / RECEIPT_NAME, receipt)
         finish(work, receipt)

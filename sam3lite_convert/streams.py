@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 from sam3lite_convert import dtypes
 from sam3lite_convert.checkpoint import StoredTensor
@@ -59,24 +59,34 @@ def transposed(data: bytes, shape: tuple[int, ...], width: int) -> bytes:
 
 @dataclass
 class CastLoss:
-    """What casts lost, over all tensors that went through one."""
+    """What casts lost, over all tensors that went through one. ``overflows``: by target key, how many values
+    did not fit, and the greatest of them."""
 
     tensors: int = 0
     changed_values: int = 0
     overflowed_values: int = 0
     max_abs_error: float = 0.0
+    overflows: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def record(self) -> dict[str, int | float]:
+    def record(self) -> dict[str, Any]:
+        by_key = {k: {"values": n, "largest": most} for k, (n, most) in sorted(self.overflows.items())}
         return {
             "tensors": self.tensors,
             "changed_values": self.changed_values,
             "overflowed_values": self.overflowed_values,
             "max_abs_error": self.max_abs_error,
+            **({"overflows": by_key} if by_key else {}),
         }
 
+    def overflowed(self, key: str, count: int, greatest: float) -> None:
+        """Note values of one tensor that did not fit."""
+        before, most = self.overflows.get(key, (0, 0.0))
+        self.overflows[key] = before + count, max(most, greatest)
+        self.overflowed_values += count
 
-def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None) -> bytes:
-    """Elements cast as torch casts them; ``loss`` collects what that lost (in float64)."""
+
+def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None, key: str = "") -> bytes:
+    """Elements cast as torch casts them; ``loss`` collects what that lost (in float64), of the tensor ``key``."""
     import torch
 
     if not data:
@@ -88,7 +98,8 @@ def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None) ->
         overflow = after.isinf() & before.isfinite()
         finite = error[before.isfinite() & ~overflow]
         loss.changed_values += int((finite != 0).sum()) + int(overflow.sum())
-        loss.overflowed_values += int(overflow.sum())
+        if bool(overflow.any()):
+            loss.overflowed(key, int(overflow.sum()), float(before[overflow].double().abs().max()))
         if finite.numel():
             loss.max_abs_error = max(loss.max_abs_error, float(finite.max()))
     return after.view(torch.uint8).numpy().tobytes()
@@ -109,10 +120,10 @@ def target_chunks(file: BinaryIO, piece: Mapped, loss: CastLoss | None = None) -
     source = piece.source
     if piece.transposed:
         data = transposed(read_tensor(file, source), source.shape, dtypes.itemsize(source.dtype))
-        yield cast(data, source.dtype, piece.dtype, loss) if piece.casts else data
+        yield cast(data, source.dtype, piece.dtype, loss, piece.key) if piece.casts else data
         return
     for chunk in source_chunks(file, piece):
-        yield cast(chunk, source.dtype, piece.dtype, loss) if piece.casts else chunk
+        yield cast(chunk, source.dtype, piece.dtype, loss, piece.key) if piece.casts else chunk
 
 
 def write_piece(source: BinaryIO, piece: Mapped, out: BinaryIO, advance: Advance, loss: CastLoss | None) -> None:

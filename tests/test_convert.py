@@ -324,7 +324,11 @@ def test_what_a_cast_loses_is_counted(tmp_path):
     state = tiny_state()
     key = ENCODER + "final_layer_norm.weight"
     state[key] = torch.cat([odd_values(), torch.ones(128 - 11)])
-    folder = convert(write(tmp_path, state), tmp_path / "out", "--dtype", "float16")
+    path = write(tmp_path, state)
+    refused = sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out", "--dtype", "float16")
+    assert refused.code == 1 and "text_encoder.final_layer_norm.weight: 3, the greatest 1e+06" in refused.err
+    assert "--allow-overflow" in refused.err and not (tmp_path / "out").exists()
+    folder = convert(path, tmp_path / "out", "--dtype", "float16", "--allow-overflow")
     lost = receipt(folder)["lost"]["cast"]
     floats = {k: t for k, t in oracle("packed", state).items() if t.is_floating_point()}
     back = {k: t.half().float() for k, t in floats.items()}
@@ -333,7 +337,8 @@ def test_what_a_cast_loses_is_counted(tmp_path):
     assert lost["overflowed_values"] == 3
     error = max(float((t - back[k])[back[k].isfinite()].double().abs().max()) for k, t in floats.items())
     assert lost["max_abs_error"] == error
-    assert any("3 values do not fit into float16" in n for n in receipt(folder)["notes"])
+    assert lost["overflows"] == {"text_encoder.final_layer_norm.weight": {"values": 3, "largest": 1e6}}
+    assert any("do not fit into float16" in n and "final_layer_norm.weight: 3," in n for n in receipt(folder)["notes"])
 
 
 def test_infinity_and_nan_survive_a_cast_and_are_not_counted_as_changed(tmp_path):
