@@ -134,7 +134,7 @@ def convert(
         "--hub-model-id": hub_model_id, "--hub-namespace": hub_namespace, "--private": private,
         "--create-pr": create_pr, "--commit-message": commit_message, "--hub-overwrite": hub_overwrite,
         "--partial": partial, "--parity": parity,
-        "--verify": verify,
+        "--verify": verify, "--fail-on-nonfinite": fail_on_nonfinite, "--allow-overflow": allow_overflow,
     }  # fmt: skip
     check_together({name for name, value in asked.items() if value}, checkpoint, component.value, verify)
     if push_to_hub:

@@ -22,7 +22,7 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
     for one, other in (
         ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
         ("--partial", "--push-to-hub"), ("--dry-run", "--push-to-hub"), ("--dry-run", "--parity"),
-        ("--dry-run", "--verify"),
+        ("--dry-run", "--verify"), ("--dry-run", "--fail-on-nonfinite"),
     ):  # fmt: skip
         if {one, other} <= asked | ({"--checkpoint"} if checkpoint is not None else set()):
             raise CannotRun(f"{one} and {other} do not go together", "usage")

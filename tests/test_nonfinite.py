@@ -55,6 +55,12 @@ def test_they_are_refused_if_asked_and_nothing_is_written(tmp_path):
     assert snapshot(tmp_path / "out") == before
 
 
+def test_a_dry_run_reads_no_values_so_it_cannot_say(tmp_path):
+    path = write(tmp_path, tiny_state())
+    done = sam3lite("convert", "--checkpoint", path, "--dry-run", "--fail-on-nonfinite")
+    assert done.code == 2 and "--dry-run and --fail-on-nonfinite do not go together" in done.err
+
+
 def test_finite_weights_pass_and_dropped_tensors_do_not_count(tmp_path):
     state = tiny_state()
     dropped = next(k for k in state if k.startswith("tracker.") and state[k].is_floating_point())
