@@ -12,7 +12,7 @@ from sam3lite_convert.card import CARD_NAME, card_of
 from sam3lite_convert.checkpoint import open_file
 from sam3lite_convert.config import make_config
 from sam3lite_convert.hashing import SourceHash
-from sam3lite_convert.nonfinite import Strict, overflow_words, searching, words_of
+from sam3lite_convert.nonfinite import Strict, not_finite, overflow_words, searching, words_of
 from sam3lite_convert.output import (
     check_destination,
     plan_shards,
@@ -103,7 +103,7 @@ def convert(
     with (
         open_file(plan.checkpoint.path) as source,
         whole_folder(folder, overwrite) as work,
-        searching(plan.checkpoint.path, sources.values()) as search,
+        searching(plan.checkpoint, sources.values()) as search,
     ):
         check_twins(source, plan.twins)
         hashing.follow(locked("hash"))
@@ -112,7 +112,7 @@ def convert(
             write_shard(work, shard, source, written, loss)
         write_index(work, shards)
         sha256, more = hashing.result()
-        special = search.result()
+        special = search.result() | not_finite(plan.checkpoint.path, hashing.suspects(sources.values()))
         strict.check(special, loss, plan.options.dtype)
         notes = plan_notes(plan) + more
         if special:

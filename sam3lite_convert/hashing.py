@@ -15,7 +15,8 @@ from sam3lite_convert.errors import Untrusted
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
-    from sam3lite_convert.checkpoint import Checkpoint, Record
+    from sam3lite_convert.checkpoint import Checkpoint, Record, StoredTensor
+    from sam3lite_convert.nonfinite import Watch
 
 _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
@@ -29,8 +30,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def damaged_records(path: Path, records: Iterable[Record], stop: Callable[[], bool] = lambda: False) -> list[str]:
-    """The names of those records of a zip that do not match the CRC-32 that its directory states."""
+def damaged_records(
+    path: Path,
+    records: Iterable[Record],
+    stop: Callable[[], bool] = lambda: False,
+    look: Callable[[Record, memoryview], None] = lambda record, data: None,
+) -> list[str]:
+    """The names of those records of a zip that do not match the CRC-32 that its directory states. ``look`` is
+    shown every piece on the way."""
     damaged: list[str] = []
     view = memoryview(bytearray(_CHUNK))
     with open(path, "rb", buffering=0) as file:
@@ -39,6 +46,7 @@ def damaged_records(path: Path, records: Iterable[Record], stop: Callable[[], bo
             file.seek(record.offset)
             while left and not stop() and (count := file.readinto(view[:left])):
                 crc = zlib.crc32(view[:count], crc)
+                look(record, view[:count])
                 left -= count
             if stop():
                 return damaged
@@ -60,6 +68,7 @@ class SourceHash:
         self._path = path
         self._checkpoint: Checkpoint | None = None
         self._damaged: Worker | None = None
+        self._watch: Watch | None = None
         self._done = 0
         self._advance: Callable[[int], None] = lambda n: None
         self._stop = False
@@ -68,7 +77,12 @@ class SourceHash:
     def check(self, checkpoint: Checkpoint) -> None:
         """Begin with the checksums of the file's records. ``checkpoint`` is the index of the same file."""
         self._checkpoint = checkpoint
-        self._damaged = Worker(lambda: damaged_records(checkpoint.path, checkpoint.records, lambda: self._stop))
+        from sam3lite_convert.nonfinite import Watch
+
+        self._watch = watch = Watch(checkpoint)
+        self._damaged = Worker(
+            lambda: damaged_records(checkpoint.path, checkpoint.records, lambda: self._stop, watch.look)
+        )
 
     def follow(self, advance: Callable[[int], None]) -> None:
         """Tell ``advance`` of every byte hashed, those before the call included."""
@@ -100,6 +114,12 @@ class SourceHash:
     def digest(self) -> str:
         """The hex digest alone, of whatever file it is; waits for it."""
         return str(self._sha256.result()[0])
+
+    def suspects(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
+        """Those that may hold values that are not finite, after ``result``; none of a file without records."""
+        if self._watch is None or self._checkpoint is None or not self._checkpoint.records:
+            return []
+        return self._watch.suspects(tensors)
 
     def result(self) -> tuple[str | None, list[str]]:
         """The hex digest, None for a copy with holes, and notes on what could not be checked.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sam3lite_convert.checkpoint import StoredTensor, open_file
+from sam3lite_convert.checkpoint import Checkpoint, Record, StoredTensor, open_file
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.streams import CastLoss, read_tensor
 from sam3lite_convert.workers import Worker
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_CHUNK = 1 << 20
+_WIDTH = 8  # bytes; pieces of a record that is no multiple are looked at again
+_CHUNK = 256 << 10  # stays in the processor's cache between reading and looking
 # Formats that numpy lacks, as words: (word, mask of the exponent, mask of the mantissa).
 _WORDS = {
     "bfloat16": ("uint16", 0x7F80, 0x007F),
@@ -55,6 +57,7 @@ def not_finite(
     """Key -> counts, for those of the tensors that hold such values. Reads all of them, piece by piece."""
     found: dict[str, Counts] = {}
     seen: dict[tuple[int, int, str], Counts] = {}
+    view = memoryview(bytearray(_CHUNK))  # one buffer: a new one each time costs more than the reading
     with open_file(path) as file:
         for tensor in tensors:
             if stop():
@@ -70,9 +73,9 @@ def not_finite(
                     seen[place] = counts
                     file.seek(tensor.offset)
                     left = tensor.nbytes
-                    while left and (data := file.read(min(left, _CHUNK))):
-                        _count(data, tensor.dtype, counts)
-                        left -= len(data)
+                    while left and (size := file.readinto(view[:left])):  # type: ignore[attr-defined]
+                        _count(view[:size], tensor.dtype, counts)
+                        left -= size
                 else:
                     _count(read_tensor(file, tensor), tensor.dtype, counts)
             if counts.nan or counts.infinite:
@@ -80,7 +83,45 @@ def not_finite(
     return found
 
 
-def _count(data: bytes, dtype: str, counts: Counts) -> None:
+class Watch:
+    """Sees the records of a zip go by while their checksums are computed, and keeps those that are to be looked at
+    again: that costs next to nothing, where reading everything once more would cost as much as a copy."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._records = sorted(checkpoint.records, key=lambda r: r.offset)
+        self._begins = [r.offset for r in self._records]
+        self._dtypes: dict[int, set[str]] = {}
+        for tensor in checkpoint.tensors.values():
+            if (begin := self._begin(tensor)) is not None:
+                self._dtypes.setdefault(begin, set()).add(tensor.dtype)
+        self._suspects: set[int] = set()
+
+    def _begin(self, tensor: StoredTensor) -> int | None:
+        """Where the record that holds a tensor begins; None where none does."""
+        at = bisect.bisect_right(self._begins, tensor.offset) - 1
+        inside = at >= 0 and tensor.offset < self._begins[at] + max(self._records[at].nbytes, 1)
+        return self._begins[at] if inside else None
+
+    def look(self, record: Record, data: memoryview) -> None:
+        """At a piece of a record, in its order."""
+        kinds = self._dtypes.get(record.offset, set()) & (_NUMPY.keys() | _WORDS.keys())
+        if not kinds or record.offset in self._suspects:
+            return
+        counts = Counts()
+        if len(self._dtypes[record.offset]) == 1 and len(data) % _WIDTH == 0:
+            _count(data, kinds.pop(), counts)
+        else:
+            counts.nan += 1  # several kinds in one record: each tensor is looked at by itself
+        if counts.nan or counts.infinite:
+            self._suspects.add(record.offset)
+
+    def suspects(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
+        """Those that may hold such values: all others do not."""
+        begins = ((tensor, self._begin(tensor)) for tensor in tensors)
+        return [tensor for tensor, begin in begins if begin is None or begin in self._suspects]
+
+
+def _count(data: bytes | memoryview, dtype: str, counts: Counts) -> None:
     import numpy as np  # here, so that a conversion is hashing before numpy is loaded
 
     if dtype in _NUMPY:
@@ -99,10 +140,12 @@ def _count(data: bytes, dtype: str, counts: Counts) -> None:
 
 
 @contextmanager
-def searching(path: Path, tensors: Iterable[StoredTensor]) -> Iterator[Worker]:
-    """``not_finite`` in a thread beside whatever else is done; leaving the context stops it."""
+def searching(checkpoint: Checkpoint, tensors: Iterable[StoredTensor]) -> Iterator[Worker]:
+    """``not_finite`` in a thread beside whatever else is done; leaving the context stops it. Of a zip there is
+    nothing to read, as its records are watched."""
     stopped = threading.Event()
-    worker = Worker(lambda: not_finite(path, tensors, stopped.is_set))
+    tensors = () if checkpoint.records else tuple(tensors)
+    worker = Worker(lambda: not_finite(checkpoint.path, tensors, stopped.is_set))
     try:
         yield worker
     finally:
