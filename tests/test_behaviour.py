@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import html
+import importlib.util
 import io
 import json
 import re
@@ -24,6 +26,7 @@ from sam3lite_convert import synthetic
 from sam3lite_convert.behaviour import PROMPTS, Moved, verdict_of
 from sam3lite_convert.clip_vocabulary import clip_vocabulary
 from sam3lite_convert.recipe import recipe
+from sam3lite_convert.stock import STOCK_LENGTH
 
 pytest.importorskip("instant_clip_tokenizer")
 pytest.importorskip("ftfy")
@@ -243,6 +246,17 @@ def test_the_ids_as_used_are_those_of_the_processors_own_tokenizer_call(s0, clip
         stock = tokenizer(prompt["prompt"], padding="max_length", max_length=32)
         assert prompt["as_used"] == stock.input_ids
         assert prompt["valid"]["as_used"] == sum(stock.attention_mask)
+
+
+def test_the_processor_calls_its_tokenizer_as_is_assumed_here():
+    """Sam3Processor needs torchvision, so its own source is what the assumption is held against."""
+    spec = importlib.util.find_spec("transformers.models.sam3.processing_sam3")
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text())
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "self.tokenizer"]
+    (call,) = [c for c in calls if any(k.arg == "padding" for k in c.keywords)]
+    given = {k.arg: ast.unparse(k.value) for k in call.keywords}
+    assert given == {"return_tensors": "return_tensors", "padding": "'max_length'", "max_length": str(STOCK_LENGTH)}
 
 
 def test_prompts_that_the_processor_does_not_cut_are_counted(s0):
