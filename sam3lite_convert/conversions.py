@@ -18,7 +18,7 @@ from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.folder import Folder
 from sam3lite_convert.hashing import SourceHash, sha256_of
 from sam3lite_convert.nonfinite import Strict, refuse
-from sam3lite_convert.output import check_destination, check_space, leftovers, same_disk
+from sam3lite_convert.output import check_destination, check_space, clear_leftovers, leftovers, same_disk
 from sam3lite_convert.plan import Options, Plan, make_plan
 from sam3lite_convert.receipt import RECEIPT_NAME
 from sam3lite_convert.sources import Location, Source
@@ -99,7 +99,10 @@ def plan_conversion(location: Location, mappings: Mappings, request: Request) ->
 
 def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> Record:
     record = plan_record(source, plan) | {"output": str(folder), "dry_run": False}
-    record["notes"] += [f"left over from an interrupted run, delete it: {p}" for p in leftovers(folder)]
+    record["notes"] += [
+        f"left over from an interrupted run; the next conversion to this place removes it: {p}"
+        for p in leftovers(folder)
+    ]
     if folder.exists() and not request.overwrite:
         record["notes"].append(f"{folder} exists; without --overwrite it is kept")
     return record
@@ -114,6 +117,7 @@ def find_current(
     nothing is read: its etag says what it is. ``hashing``: under way over a local file.
     """
     folder = request.folder(location)
+    clear_leftovers(folder)
     if request.overwrite or not current.present(folder):
         return None
     found = current.earlier(folder)

@@ -210,8 +210,7 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     final = folder.resolve()
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        # Unique also among containers, where every process has the same number.
-        work = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+        work, held = _working_folder(final)
         old = work.with_name(work.name.replace(".partial-", ".old-"))
         work.chmod(0o777 & ~_umask())
         try:
@@ -222,6 +221,8 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
             _swap(work, final, old)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            if held is not None:
+                os.close(held)
     except OSError as fault:
         raise CannotRun(f"{folder}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
 
@@ -237,6 +238,62 @@ def _swap(work: Path, final: Path, old: Path) -> None:
         raise
     _sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _working_folder(final: Path) -> tuple[Path, int | None]:
+    """A new folder beside ``final``, and the lock on it."""
+    for last in (False, False, True):
+        # Unique also among containers, where every process has the same number.
+        work = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+        held = _hold(work)
+        if last or (held is not None and work.exists()):
+            break
+        # Another run has taken it for one that was left behind, or there are no locks here.
+        shutil.rmtree(work, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+    return work, held
+
+
+def _hold(work: Path) -> int | None:
+    """A lock on a working folder, which goes with the process however it ends: it tells the folder of a run that
+    is under way from one that was left behind. None where somebody else has it, or there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = None
+    try:
+        handle = os.open(work, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if handle is not None:
+            os.close(handle)
+        return None
+    return handle
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what runs that were killed left beside ``folder``; one that was killed while it put a new folder in
+    the place of an old one gets the old one back. Folders of runs that are under way stay."""
+    final = folder.resolve()
+    for work in (p for p in leftovers(folder) if ".partial-" in p.name):
+        held = _hold(work)
+        if held is None:
+            continue
+        old = work.with_name(work.name.replace(".partial-", ".old-"))
+        try:
+            if old.exists() and not final.exists():
+                os.rename(old, final)
+            shutil.rmtree(work, ignore_errors=True)
+        except OSError:
+            continue  # it is named among the notes of the plan
+        finally:
+            os.close(held)
+    for old in (p for p in leftovers(folder) if ".old-" in p.name):
+        work = old.with_name(old.name.replace(".old-", ".partial-"))
+        if final.exists() and not work.exists():  # it has become the final one
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -792,11 +792,13 @@ def test_an_interrupted_run_says_so(option, tiny, tmp_path, monkeypatch):
     assert "interrupted" in said
 
 
-def test_leftovers_of_a_killed_run_are_pointed_out(tiny, tmp_path):
+def test_leftovers_of_a_killed_run_go_with_the_next_and_are_pointed_out_by_a_dry_one(tiny, tmp_path):
     (tmp_path / ".out.partial-12345").mkdir()
+    done = sam3lite("convert", "--checkpoint", tiny, "--output", tmp_path / "out", "--dry-run")
+    assert done.code == 0 and ".out.partial-12345" in done.out + done.err
+    assert (tmp_path / ".out.partial-12345").exists()
     done = sam3lite("convert", "--checkpoint", tiny, "--output", tmp_path / "out")
-    assert done.code == 0
-    assert ".out.partial-12345" in done.out + done.err
+    assert done.code == 0 and not (tmp_path / ".out.partial-12345").exists()
 
 
 # ---- dry run ----------------------------------------------------------------------------------
