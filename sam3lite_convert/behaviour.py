@@ -18,6 +18,7 @@ from torch import Tensor
 from sam3lite_convert.compare import Difference, Running, number
 from sam3lite_convert.encoders import PROJECTED
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.inputs import BATCH
 from sam3lite_convert.judgement import FLOORS, Floor
 from sam3lite_convert.parity import measured_floors
 from sam3lite_convert.parity_setup import Setup
@@ -43,8 +44,10 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Way:
-    """How a prompt reaches the text encoder. ``words``: whose ids; ``cut``: to the context, with the end id
-    last; ``length``: that it is padded to at least; ``pad``: with what; ``mask``: whether padding is masked."""
+    """How a prompt reaches the text encoder; a field that differs between two ways is a cause. ``text_cleaning``:
+    whose ids, a key of ``Prompts.words``; ``truncation``: whether they are cut to the context, with the end id
+    last; ``sequence_length``: what they are padded to at least; ``pad_id``: with what; ``mask``: whether padding
+    is masked; ``attention``: the implementation."""
 
     text_cleaning: str
     truncation: bool
@@ -146,7 +149,7 @@ def behaviour(
     stock: Stock,
     texts: Sequence[str],
     floors: Mapping[str, Floor] | None = None,
-    batch: int = 128,
+    batch: int = BATCH,
     advance: Advance = lambda n: None,
 ) -> Record:
     """The record of verdict 2 over these prompts, in batches. ``floors``: of this reference, where they are

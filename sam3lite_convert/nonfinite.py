@@ -108,11 +108,11 @@ class Watch:
         if not kinds or record.offset in self._suspects:
             return
         counts = Counts()
-        if len(self._dtypes[record.offset]) == 1 and len(data) % _WIDTH == 0:
+        # Of several kinds in one record each tensor is looked at by itself, afterwards.
+        alike = len(self._dtypes[record.offset]) == 1 and len(data) % _WIDTH == 0
+        if alike:
             _count(data, kinds.pop(), counts)
-        else:
-            counts.nan += 1  # several kinds in one record: each tensor is looked at by itself
-        if counts.nan or counts.infinite:
+        if not alike or counts.nan or counts.infinite:
             self._suspects.add(record.offset)
 
     def suspects(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:

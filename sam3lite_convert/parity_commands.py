@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sam3lite_convert.judgement import Judgement
-    from sam3lite_convert.parity_setup import ParityOptions
+    from sam3lite_convert.original_repo import OriginalRepo
+    from sam3lite_convert.parity_setup import ParityOptions, Setup
 
 Record = dict[str, Any]
 
@@ -87,7 +88,8 @@ def run_parity(
             with looks.progress("comparing weights", len(setup.every.ids)) as advance:
                 swept = sweep(setup, candidate, advance)
             setup = focus(setup, swept)
-        outcome = compare_encoders(setup, candidate)
+        # The last bits follow from how many rows run at once: what differed among all may be equal among these.
+        outcome = compare_encoders(setup, candidate, closely=swept is not None and bool(swept.worst()))
         if swept is not None:
             outcome = replace(outcome, judgement=over_all(outcome.judgement, swept))
         diagnosis = diagnose(setup, outcome)
@@ -117,19 +119,6 @@ def run_parity(
     record = _parity_record(about, outcome.judgement, inputs.ids, setup.recorded, outcome.propagated)
     rows = (swept.worst() if swept is not None else None) or range(len(inputs.prompts))
     tap = ranking_tap({t.name: t.difference.max_abs for t in outcome.judgement.taps})
-    repo = options.original
-    if repo is not None:
-        from sam3lite_convert.parity import against_own_reference
-
-        record["original_repo"] = {
-            "path": str(repo.path),
-            "commit": repo.commit,
-            "files": [str(file) for file in repo.files],
-            "stood_in": list(repo.stood_in),
-            "against_original_ref": against_own_reference(setup),
-        }
-    else:
-        record["original_repo"] = None
     record["inputs"]["shape"] = list(setup.every.ids.shape)
     said = notes(setup, outcome) + (used["notes"] if used else [])
     if swept is not None:
@@ -145,6 +134,7 @@ def run_parity(
         "not_compared": len(_beside_text(setup.plan)) if converted else 0,
         "verdicts": {"weights": record["verdict"], "behaviour": used["verdict"] if used else None},
         "behaviour": used,
+        "original_repo": _checkout(options.original, setup) if options.original else None,
         "saved_activations": str(save) if save else None,
         "source": source.provenance(),
         "fetched": source.fetched(),
@@ -153,6 +143,19 @@ def run_parity(
         plan = setup.plan if converted else _whole_plan(setup.plan, mappings)
         record |= provenance(plan, setup.folder, looks.command) | {"heat_map": heat_map(setup, outcome)}
     return record
+
+
+def _checkout(repo: OriginalRepo, setup: Setup) -> Record:
+    """What was run of the user's checkout, and how our own reference compares with it."""
+    from sam3lite_convert.parity import against_own_reference
+
+    return {
+        "path": str(repo.path),
+        "commit": repo.commit,
+        "files": [str(file) for file in repo.files],
+        "stood_in": list(repo.stood_in),
+        "against_original_ref": against_own_reference(setup),
+    }
 
 
 def _beside_text(plan: Plan) -> list[str]:

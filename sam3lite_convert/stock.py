@@ -18,7 +18,7 @@ from torch import Tensor
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.folder import Folder
 from sam3lite_convert.processor_files import TOKENIZER_NAMES
-from sam3lite_convert.text_weights import COUNTER, cast, load_all
+from sam3lite_convert.text_weights import cast, load_all
 
 # What Sam3Processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
 STOCK_LENGTH = 32
@@ -46,10 +46,9 @@ class Tokenizer:
 
     def _made(self, prompts: Sequence[str], **how: Any) -> list[tuple[list[int], list[int]]]:
         out = []
-        with _silence():
-            for prompt in prompts:
-                made = _made(partial(self.made, prompt, **how), f"{self.name}: ids of {prompt[:60]!r}")
-                out.append((list(map(int, made.input_ids)), list(map(int, made.attention_mask))))
+        for prompt in prompts:
+            made = _made(partial(self.made, prompt, **how), f"{self.name}: ids of {prompt[:60]!r}")
+            out.append((list(map(int, made.input_ids)), list(map(int, made.attention_mask))))
         return out
 
 
@@ -156,8 +155,6 @@ def stock_model(config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype:
         part = getattr(model, name)
         own = {k.removeprefix(f"{name}."): t for k, t in state.items() if k.startswith(f"{name}.")}
         load_all(part, own, f"Sam3LiteTextModel.{name}")
-        left = [k for k, t in part.state_dict().items() if t.is_meta and not k.endswith(COUNTER)]
-        assert not left, left
     model.requires_grad_(False)
     model.train(False)
     return StockModel(model)

@@ -17,7 +17,10 @@ from sam3lite_convert.html_report import parity_page, verify_page
 
 pytest.importorskip("selenium")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not BROWSER or not DRIVER, reason="needs chromium and chromedriver")
+pytestmark = pytest.mark.skipif(
+    not BROWSER or not DRIVER,
+    reason="a real browser is what this tests: chromium and chromedriver (.ci/run installs them)",
+)
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",

@@ -28,7 +28,8 @@ LIBRARIES = ("timm.models.layers.DropPath", "timm.models.layers.trunc_normal_", 
 TOKENIZED = "sam3.model.tokenizer_ve.SimpleTokenizer"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ABSENT = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) for name in ("timm", "torchvision")), reason="the real ones are installed"
+    any(importlib.util.find_spec(name) for name in ("timm", "torchvision")),
+    reason="what stands in where timm and torchvision are absent does not show beside the real ones",
 )
 
 
