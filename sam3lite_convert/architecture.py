@@ -166,6 +166,9 @@ def relatives(shapes: Iterable[str]) -> list[Relative]:
     return found
 
 
+_MOST_LAYERS = 1000  # in one stack; a released model has 32
+
+
 class _Votes:
     """Sizes by majority over all keys that show them; a tensor of the wrong rank has no vote."""
 
@@ -187,9 +190,11 @@ class _Votes:
         return self._shapes
 
     def indices(self, pattern: str) -> tuple[int, ...]:
-        """The layer numbers 0..n-1 that the keys speak of; a gap is filled, to be reported missing."""
-        compiled = re.compile(pattern)
-        seen = {int(m.group(1)) for m in map(compiled.match, self._shapes) if m}
+        """The layer numbers 0..n-1 that the keys speak of; a gap is filled, to be reported missing.
+
+        A number that no stack of layers reaches is none: its key has no target.
+        """
+        seen = [n for n in self.showing(pattern) if n < _MOST_LAYERS]
         return tuple(range(max(seen) + 1)) if seen else ()
 
     def showing(self, pattern: str) -> set[int]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam3lite_convert.checkpoint import StoredTensor, read_checkpoint
+from sam3lite_convert.checkpoint import read_checkpoint
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.output import INDEX_NAME
 from sam3lite_convert.receipt import RECEIPT_NAME
+from sam3lite_convert.stored import StoredTensor
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from sam3lite_convert.errors import Untrusted
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
-    from sam3lite_convert.checkpoint import Checkpoint, Record, StoredTensor
     from sam3lite_convert.nonfinite import Watch
+    from sam3lite_convert.stored import Checkpoint, Record, StoredTensor
 
 _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from sam3lite_convert.checkpoint import Checkpoint
+from sam3lite_convert.stored import Checkpoint
 from sam3lite_convert.tables import Rule
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sam3lite_convert.checkpoint import Checkpoint, Record, StoredTensor, open_file
+from sam3lite_convert.checkpoint import open_file
 from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.stored import Checkpoint, Record, StoredTensor
 from sam3lite_convert.streams import CastLoss, read_tensor
 from sam3lite_convert.workers import Worker
 

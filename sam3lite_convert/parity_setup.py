@@ -12,7 +12,7 @@ from torch import Tensor
 
 from original_ref import TextStudentEncoder
 from sam3lite_convert.architecture import POSITION_TABLE, TEXT
-from sam3lite_convert.checkpoint import Checkpoint, open_file
+from sam3lite_convert.checkpoint import open_file
 from sam3lite_convert.config import make_config
 from sam3lite_convert.encoders import (
     CANDIDATES,
@@ -32,6 +32,7 @@ from sam3lite_convert.judgement import check_tolerance, require_finite
 from sam3lite_convert.original_repo import OriginalRepo
 from sam3lite_convert.packed_encoder import ATTENTION
 from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
+from sam3lite_convert.stored import Checkpoint
 from sam3lite_convert.streams import check_twins
 from sam3lite_convert.tables import Mappings
 from sam3lite_convert.targets import TEXT_TARGETS

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sam3lite_convert import dtypes
+from sam3lite_convert import dtypes, opcodes
 from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan, Untrusted
+from sam3lite_convert.stored import check_names
 
 # Named tuples: a pickle's BUILD cannot change one, so no file can leave a mark on the next.
 
@@ -63,7 +62,15 @@ class Opaque:
 
 
 class StateDict(OrderedDict):  # type: ignore[type-arg]
-    """An OrderedDict that drops attributes a pickle hangs on it (torch's ``_metadata``)."""
+    """An OrderedDict that drops attributes a pickle hangs on it (torch's ``_metadata``).
+
+    Raises Untrusted for pairs that name a key twice.
+    """
+
+    def __init__(self, pairs: Any = ()) -> None:
+        super().__init__(pairs)
+        if len(self) != len(pairs):
+            raise Untrusted("the pickle gives a dict the same key twice, so one would be lost", "repeated_key")
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -185,6 +192,7 @@ class _Reader(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
+            check_names([module, name])
             raise Untrusted(
                 f"the pickle asks for {module}.{name}, which is not part of a checkpoint of tensors. Nothing was "
                 "run. If you trust the file, load it where it was made and save its state dict alone.",
@@ -205,69 +213,6 @@ class _Reader(pickle.Unpickler):
         return StorageRecord(kind.dtype, key, count, start)
 
 
-_MOST_HUGE_INTEGERS = 1000  # from 2**61 - 1 on; a random generator's state holds a few
-_MOST_IN_A_TUPLE = 4096  # elements of a tuple and of the tuples in it, each as often as it stands there
-
-
-def _check_opcodes(data: io.BytesIO, size: int) -> None:
-    """Walk one pickle without running it; raises Untrusted for what only costs memory or time.
-
-    A memo index beyond the pickle's own length would make the unpickler allocate. Tuples nested
-    within tuples, each twice, would take hours to hash, and so would a dict of huge integers chosen to
-    collide (Python's hash of an integer is known to everybody, that of a string is not).
-    Raises ValueError for a malformed pickle.
-    """
-    start = data.tell()
-    mark = object()
-    stack: list[Any] = []  # what hashing each item would walk through, or the mark
-    memo: dict[int, int] = {}
-    huge = 0
-    for opcode, argument, _ in pickletools.genops(data):
-        name = opcode.name
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            index = len(memo) if name == "MEMOIZE" else int(argument or 0)
-            if index > size:
-                raise Untrusted("the pickle asks for more memory than its own size explains", "hostile_pickle")
-            memo[index] = stack[-1] if stack and stack[-1] is not mark else 0
-            continue
-        if type(argument) is int and abs(argument) >= sys.hash_info.modulus:
-            huge += 1
-            if huge > _MOST_HUGE_INTEGERS:
-                raise Untrusted("the pickle is full of integers that no checkpoint needs", "hostile_pickle")
-        if name in ("EXT1", "EXT2", "EXT4"):
-            raise Untrusted("the pickle uses an extension code; a checkpoint does not", "hostile_pickle")
-        if name == "MARK":
-            stack.append(mark)
-            continue
-        if name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo.get(int(argument or 0), 0))
-            continue
-        popped = _pop(stack, opcode, mark)
-        hashed = name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
-        weight = sum(popped) + len(popped) if hashed else max(popped, default=0)
-        if weight > _MOST_IN_A_TUPLE:
-            raise Untrusted("the pickle nests tuples as no checkpoint does", "hostile_pickle")
-        stack += [weight] * len(opcode.stack_after)
-    data.seek(start)
-
-
-def _pop(stack: list[Any], opcode: pickletools.OpcodeInfo, mark: object) -> list[int]:
-    """Take off the stack what the opcode takes off, a mark and all above it included."""
-    popped: list[int] = []
-    before = list(opcode.stack_before)
-    if pickletools.markobject in before:
-        while stack and (item := stack.pop()) is not mark:
-            popped.append(item)
-        before = before[: before.index(pickletools.markobject)]
-    elif opcode.name == "POP" and stack and stack[-1] is mark:
-        stack.pop()
-        return popped
-    for _ in before:
-        if stack and stack[-1] is not mark:
-            popped.append(stack.pop())
-    return popped
-
-
 def load(data: io.BytesIO) -> Any:
     """The next pickle of ``data`` as plain containers, TensorRecords and inert stand-ins.
 
@@ -275,7 +220,7 @@ def load(data: io.BytesIO) -> Any:
     names anything outside the closed table; UnsoundPlan for a tensor whose bytes are not its values.
     """
     try:
-        _check_opcodes(data, len(data.getbuffer()))
+        opcodes.check(data)
         return _Reader(data, encoding="utf-8").load()
     except Sam3LiteError:
         raise

@@ -22,10 +22,10 @@ from sam3lite_convert.architecture import (
     infer_architecture,
     relatives,
 )
-from sam3lite_convert.checkpoint import Checkpoint, StoredTensor
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.faults import Expected, Fault, shape_text, unsound
 from sam3lite_convert.names import Names, canonical_names
+from sam3lite_convert.stored import Checkpoint, StoredTensor
 from sam3lite_convert.tables import Layout, Mappings, Rule
 from sam3lite_convert.targets import MODEL, empty_lists, expected_targets, written_name
 

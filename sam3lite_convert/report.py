@@ -20,6 +20,7 @@ from sam3lite_convert.summary import human_bytes, human_count
 
 Record = dict[str, Any]
 _LISTED = 20
+_LONGEST_LINE = 2000  # characters; a name in a file may have a million
 
 
 class _Console(Console):
@@ -86,8 +87,16 @@ def fault(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Names come out of files: what would steer the terminal is shown, not sent."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    """Names come out of files: what would steer the terminal is shown, not sent, and no line is endless."""
+    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    if len(shown) <= _LONGEST_LINE:
+        return shown
+    return "\n".join(
+        line
+        if len(line) <= _LONGEST_LINE
+        else f"{line[: _LONGEST_LINE // 2]} [... {len(line):,} characters] {line[-200:]}"
+        for line in shown.split("\n")
+    )
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert import dtypes
 from sam3lite_convert.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION
-from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, read_checkpoint
+from sam3lite_convert.checkpoint import read_checkpoint
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hashing import SourceHash, sha256_of
 from sam3lite_convert.plan import Options, make_plan
+from sam3lite_convert.stored import Checkpoint, StoredTensor
 from sam3lite_convert.tables import Mappings
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from sam3lite_convert import dtypes
-from sam3lite_convert.checkpoint import StoredTensor
 from sam3lite_convert.errors import Untrusted
 from sam3lite_convert.plan import Mapped, Twin
+from sam3lite_convert.stored import StoredTensor
 
 CHUNK = 4 << 20
 _COPY_CHUNK = 32 << 20

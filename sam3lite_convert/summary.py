@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sam3lite_convert.architecture import TEXT, component_of
-from sam3lite_convert.checkpoint import Checkpoint, StoredTensor
 from sam3lite_convert.names import Names
 from sam3lite_convert.plan import Plan
+from sam3lite_convert.stored import Checkpoint, StoredTensor
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "freqs_cis", "positional_encoding_gaussian_matrix")
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sam3lite_convert.architecture import TEXT
-from sam3lite_convert.checkpoint import StoredTensor, open_file
+from sam3lite_convert.checkpoint import open_file
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
 from sam3lite_convert.folder import Folder
 from sam3lite_convert.plan import Plan
+from sam3lite_convert.stored import StoredTensor
 from sam3lite_convert.streams import read_tensor, target_chunks
 from sam3lite_convert.targets import TEXT_TARGETS
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from sam3lite_convert import dtypes
 from sam3lite_convert.architecture import POSITION_TABLE, infer_architecture
-from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, open_file
+from sam3lite_convert.checkpoint import open_file
 from sam3lite_convert.config_check import check_config
 from sam3lite_convert.diagnose import Diagnoser, explain_shape
 from sam3lite_convert.errors import CannotRun
@@ -24,6 +24,7 @@ from sam3lite_convert.hashing import SourceHash
 from sam3lite_convert.names import canonical_names
 from sam3lite_convert.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.receipt import RECEIPT_NAME, losses
+from sam3lite_convert.stored import Checkpoint, StoredTensor
 from sam3lite_convert.streams import (
     CHUNK,
     Advance,

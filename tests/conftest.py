@@ -16,9 +16,9 @@ import torch
 from hub_server import TOKEN, HubServer
 
 from sam3lite_convert import synthetic
-from sam3lite_convert.checkpoint import Checkpoint, StoredTensor, contiguous_stride
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.plan import Options, Plan, make_plan
+from sam3lite_convert.stored import Checkpoint, StoredTensor, contiguous_stride
 from sam3lite_convert.tables import Mappings, builtin_directory, load_mappings
 
 # The client reads its surroundings when it is imported: no test, and no process that a test starts,
