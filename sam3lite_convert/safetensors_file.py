@@ -21,7 +21,7 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
     if length > INDEX_LIMIT:
         raise Untrusted(f"the safetensors header takes {length:,} bytes; that is no checkpoint of this kind")
     try:
-        header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_duplicates)
         check_names(header)
         metadata = dict(header.pop("__metadata__", None) or {})
         tensors, extents = {}, []

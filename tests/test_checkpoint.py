@@ -650,6 +650,7 @@ BROKEN_HEADERS = {
     "a number": (b"3", b""),
     "no JSON": (b"{nope}", b""),
     "no text": (b"{\xff\xfe}", b""),
+    "UTF-16": (json.dumps(entry()).encode("utf-16-le"), bytes(16)),
     "deep": (b'{"a":' * 5000 + b"}" * 5000, b""),
     "metadata is text": ({"__metadata__": "abc"} | entry(), bytes(16)),
     "metadata is a list": ({"__metadata__": [1]} | entry(), bytes(16)),

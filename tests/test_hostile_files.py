@@ -362,7 +362,7 @@ def test_a_strange_key_is_named_and_refused(name, tmp_path):
     done = run(tmp_path, "convert", "--checkpoint", path, "--output", tmp_path / "out")
     assert_refused(done, tmp_path, before, 4 if name in NO_NAMES else 3)
     for command in (["inspect", path], ["convert", "--checkpoint", path, "--dry-run"]):
-        done = run(tmp_path, *command)
+        done = sam3lite(*command)
         assert "Traceback" not in done.err and len(done.err) + len(done.out) < MOST_TEXT
         assert all(c.isprintable() or c == "\n" for c in done.out + done.err)
 
@@ -375,7 +375,7 @@ def test_a_strange_key_that_is_dropped_goes_no_further_than_the_receipt(name, tm
     assert done.code == 0, done
     assert len(done.out) < MOST_TEXT and all(c.isprintable() or c == "\n" for c in done.out)
     assert {p.name for p in tmp_path.iterdir()} == {path.name, "out"}
-    assert run(tmp_path, "verify", tmp_path / "out", "--checkpoint", path).code == 0
+    assert sam3lite("verify", tmp_path / "out", "--checkpoint", path).code == 0
     if name != "no character":
         assert key in json.loads((tmp_path / "out" / "conversion.json").read_text())["dropped"]
 
