@@ -18,6 +18,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from sam3lite_convert.aliases import ALIASES, DEFAULT_REVISION, alias_of
 from sam3lite_convert.errors import CannotRun, Untrusted
@@ -195,13 +196,14 @@ class Repository:
         Raises CannotRun, also where the disk has no room for it, and Untrusted where another file came.
         """
         if file.cached is not None:
+            self._clear_unfinished(file)
             return file.cached
         # What another commit shares with this one is there already.
         check_space(
             self.place, beside + (0 if file.here else file.size), f"{file.path} is to be downloaded into {self.place}"
         )
         with hub_faults(self.repo):
-            # The library resumes a broken download by itself, and gives up on some faults at once.
+            # The library goes on after a broken request by itself, and gives up on some faults at once.
             path = Path(
                 retried(lambda: hf_hub_download(file.repo, file.path, revision=file.commit, cache_dir=self.cache))
             )
@@ -224,7 +226,23 @@ class Repository:
             # Copies beside them may be in use.
             with contextlib.suppress(OSError):
                 piece.unlink()
+        self._clear_unfinished(file)
         return path
+
+    def _clear_unfinished(self, file: HubFile) -> None:
+        """Remove what killed downloads of a file that is there now have left: the library never looks at it again.
+
+        A download that is under way holds the lock, as the library has it.
+        """
+        if not file.etag or not _ETAG.fullmatch(file.etag):
+            return
+        left = list((self.folder() / "blobs").glob(f"{file.etag}*.incomplete"))
+        if not left:
+            return
+        lock = self.place / ".locks" / self.folder().name / f"{file.etag}.lock"
+        with contextlib.suppress(OSError), WeakFileLock(lock, timeout=0.5):
+            for path in left:
+                path.unlink(missing_ok=True)
 
     def partial(self, file: HubFile) -> Path:
         """The folder for a copy with holes; it is in the cache, so it goes when the repository goes."""

@@ -21,6 +21,7 @@ from folders import Outcome, environment, sam3lite
 from hub_files import NEW, OLD, REPO, publish
 from hub_server import HubServer
 from huggingface_hub import constants
+from huggingface_hub.utils import WeakFileLock
 
 S0 = OLD["s0"]
 STEM = "efficient_sam3_image_encoder_mobileclip_s0_ctx16"
@@ -460,3 +461,26 @@ def test_odd_tokens_are_not_shown(s0, tmp_path, monkeypatch):
         (tmp_path / "token").write_bytes(content)
         done = apart("inspect", "s0", HF_TOKEN_PATH=str(tmp_path / "token"))
         assert "secret" not in one_line(done, 2) and "token" in done.err
+
+
+def test_what_a_killed_download_left_goes_once_the_file_is_there(s0, hub):
+    folder = Path(constants.HF_HUB_CACHE) / ("models--" + REPO.replace("/", "--")) / "blobs"
+    folder.mkdir(parents=True)
+    etag = hashlib.sha256(s0.read_bytes()).hexdigest()
+    left, other = folder / f"{etag}.0badcafe.incomplete", folder / f"{'0' * 64}.0badcafe.incomplete"
+    for round in range(2):  # fetched, and in the cache
+        left.write_bytes(b"half of it")
+        other.write_bytes(b"half of another")
+        sam3lite("convert", "--checkpoint", "s0", "--overwrite", "--output", f"out{round}")
+        assert not left.exists() and other.exists()
+
+
+def test_a_download_that_is_under_way_keeps_its_file(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0")
+    cache = Path(constants.HF_HUB_CACHE)
+    name, etag = "models--" + REPO.replace("/", "--"), hashlib.sha256(s0.read_bytes()).hexdigest()
+    begun = cache / name / "blobs" / f"{etag}.0badcafe.incomplete"
+    begun.write_bytes(b"half of it")
+    with WeakFileLock(cache / ".locks" / name / f"{etag}.lock"):
+        assert sam3lite("convert", "--checkpoint", "s0", "--output", "out").code == 0
+        assert begun.exists()
