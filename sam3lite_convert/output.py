@@ -19,6 +19,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan import Mapped
 from sam3lite_convert.receipt import RECEIPT_NAME
 from sam3lite_convert.streams import Advance, CastLoss, write_piece
+from sam3lite_convert.summary import human_bytes
 
 INDEX_NAME = "model.safetensors.index.json"
 # What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else.
@@ -185,7 +186,8 @@ def check_space(place: Path, nbytes: int, what: str) -> None:
     """Raises CannotRun where the disk that ``place`` (which need not exist) is on has less room."""
     free = shutil.disk_usage(_existing(place)).free
     if free < nbytes:
-        raise CannotRun(f"no space: {what}, {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there", "no_space")
+        needed = human_bytes(nbytes)
+        raise CannotRun(f"no space: {what}, {needed}, and {human_bytes(free)} are free there", "no_space")
 
 
 def same_disk(one: Path, other: Path) -> bool:
