@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from sam3lite_convert import safetensors_file, torch_legacy, torch_zip
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
-from sam3lite_convert.stored import Checkpoint
+from sam3lite_convert.stored import Checkpoint, check_unchanged, stamp_of
 
 if TYPE_CHECKING:
     from sam3lite_convert.partial import PartialCopy
@@ -41,6 +41,19 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
         raise CannotRun(f"{path}: {fault.strerror}", "cannot_open") from None
 
 
+@contextmanager
+def open_source(checkpoint: Checkpoint) -> Iterator[BinaryIO]:
+    """The file of an index, opened for reading.
+
+    Raises Untrusted where it is not the file that was indexed, or is changed before it is closed.
+    """
+    with open_file(checkpoint.path) as file:
+        check_unchanged(checkpoint, file)
+        yield file
+        check_unchanged(checkpoint, file)
+        check_unchanged(checkpoint, checkpoint.path)
+
+
 def read_checkpoint(path: Path, copy: PartialCopy | None = None) -> Checkpoint:
     """Index a ``.pt`` or ``.safetensors`` file. ``copy``: the file, where it is one with holes.
 
@@ -49,16 +62,19 @@ def read_checkpoint(path: Path, copy: PartialCopy | None = None) -> Checkpoint:
     """
     with open_file(path) if copy is None else nullcontext(cast(BinaryIO, copy)) as file:
         size = os.fstat(file.fileno()).st_size
+        stamp = stamp_of(file) if copy is None else None
         file.seek(0)
         head = file.read(512)
         file.seek(0)
         try:
             if head.startswith(b"PK\x03\x04"):
-                return torch_zip.read_zip(path, file, size, copy)
+                return replace(torch_zip.read_zip(path, file, size, copy), stamp=stamp)
             if head.startswith(torch_legacy.LEGACY_MAGIC):
-                return torch_legacy.read_legacy(path, file, size)
+                return replace(torch_legacy.read_legacy(path, file, size), stamp=stamp)
             if head[8:9] == b"{":
-                return replace(safetensors_file.read_safetensors(path, file, size), partial=copy is not None)
+                return replace(
+                    safetensors_file.read_safetensors(path, file, size), partial=copy is not None, stamp=stamp
+                )
         except (Untrusted, UnsoundPlan) as fault:
             fault.message = f"{path.name}: {fault.message}"
             raise

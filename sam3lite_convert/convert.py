@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3lite_convert.card import CARD_NAME, card_of
-from sam3lite_convert.checkpoint import open_file
+from sam3lite_convert.checkpoint import open_source
 from sam3lite_convert.config import make_config
 from sam3lite_convert.hashing import SourceHash
 from sam3lite_convert.nonfinite import Strict, not_finite, overflow_words, searching, words_of
@@ -101,8 +101,8 @@ def convert(
 
     sources = {p.source.key: p.source for p in pieces}
     with (
-        open_file(plan.checkpoint.path) as source,
         whole_folder(folder, overwrite) as work,
+        open_source(plan.checkpoint) as source,
         searching(plan.checkpoint, sources.values()) as search,
     ):
         check_twins(source, plan.twins)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.stored import check_unchanged, stamp_of
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
@@ -98,18 +99,19 @@ class SourceHash:
         if self._damaged is not None:
             self._damaged.join()
 
-    def _hash(self) -> tuple[str, int]:
+    def _hash(self) -> tuple[str, int, tuple[int, ...]]:
         if self._path is None or not self._path.is_file():
-            return "", 0  # a pipe would never end; reading the index says what is wrong
+            return "", 0, ()  # a pipe would never end; reading the index says what is wrong
         digest, position = hashlib.sha256(), 0
         view = memoryview(bytearray(_CHUNK))
         with open(self._path, "rb", buffering=0) as file:
+            stamp = stamp_of(file)
             while not self._stop and (count := file.readinto(view)):
                 digest.update(view[:count])
                 position += count
                 self._done = position
                 self._advance(count)
-        return digest.hexdigest(), position
+        return digest.hexdigest(), position, stamp
 
     def digest(self) -> str:
         """The hex digest alone, of whatever file it is; waits for it."""
@@ -156,9 +158,10 @@ class SourceHash:
         return digest, notes
 
     def _whole(self, checkpoint: Checkpoint) -> str:
-        sha256, size = self._sha256.result()
-        if size != checkpoint.size:
+        sha256, size, stamp = self._sha256.result()
+        if size != checkpoint.size or stamp != checkpoint.stamp:
             raise Untrusted(f"{checkpoint.path.name}: the file changed while it was read", "changed_file")
+        check_unchanged(checkpoint, checkpoint.path)
         stated = checkpoint.hub.sha256 if checkpoint.hub else None
         if stated not in (None, sha256):
             raise Untrusted(

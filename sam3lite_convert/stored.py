@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from sam3lite_convert import dtypes
 from sam3lite_convert.errors import Untrusted
@@ -68,7 +70,8 @@ class Checkpoint:
     ``hub``: where the file came from, None for a local one. ``partial``: the file has holes; then
     ``records`` are those that have been fetched, ``extents`` gives by key of a tensor the bytes of the
     file (start, end) that its zip record lies in, and the offset of a tensor whose record has not been
-    fetched is only a lower bound.
+    fetched is only a lower bound. ``stamp``: which file it was, and when it was last changed; None for one
+    with holes.
     """
 
     path: Path
@@ -83,6 +86,23 @@ class Checkpoint:
     extents: dict[str, tuple[int, int]] = field(default_factory=dict)
     hub: HubFile | None = None
     partial: bool = False
+    stamp: tuple[int, ...] | None = None
+
+
+def stamp_of(file: BinaryIO | Path) -> tuple[int, ...]:
+    """What changes where a file is written to, or another takes its name."""
+    found = os.stat(file) if isinstance(file, Path) else os.fstat(file.fileno())
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def check_unchanged(checkpoint: Checkpoint, file: BinaryIO | Path) -> None:
+    """Raises Untrusted where this is not the file that was indexed, as it was then."""
+    if checkpoint.stamp is None:
+        return
+    with suppress(FileNotFoundError):
+        if stamp_of(file) == checkpoint.stamp:
+            return
+    raise Untrusted(f"{checkpoint.path.name}: the file changed while it was read", "changed_file")
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sam3lite_convert.architecture import TEXT
-from sam3lite_convert.checkpoint import open_file
+from sam3lite_convert.checkpoint import open_file, open_source
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
 from sam3lite_convert.folder import Folder
 from sam3lite_convert.plan import Plan
@@ -27,14 +27,14 @@ COUNTER = "num_batches_tracked"  # of a BatchNorm; evaluation does not read it
 def source_weights(plan: Plan) -> dict[str, Tensor]:
     """The original's state dict (``encoder.*``, ``projector.*``), as stored and uncut."""
     sources = {m.canonical: m.source for m in plan.mapped.values() if m.canonical.startswith(TEXT)}
-    with open_file(plan.checkpoint.path) as file:
+    with open_source(plan.checkpoint) as file:
         return {name.removeprefix(TEXT): _stored(file, source) for name, source in sources.items()}
 
 
 def planned_weights(plan: Plan) -> dict[str, Tensor]:
     """The candidate's state dict, made in memory by the code that writes the folder."""
     out = {}
-    with open_file(plan.checkpoint.path) as file:
+    with open_source(plan.checkpoint) as file:
         for piece in plan.mapped.values():
             if piece.target.startswith(TEXT_TARGETS):
                 chunks = target_chunks(file, piece)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from sam3lite_convert import dtypes
 from sam3lite_convert.architecture import POSITION_TABLE, infer_architecture
-from sam3lite_convert.checkpoint import open_file
+from sam3lite_convert.checkpoint import open_file, open_source
 from sam3lite_convert.config_check import check_config
 from sam3lite_convert.diagnose import Diagnoser, explain_shape
 from sam3lite_convert.errors import CannotRun
@@ -140,7 +140,7 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     out.mismatched += folder.faults
     wrong: dict[str, bytes] = {}
     with ExitStack() as stack:
-        source = stack.enter_context(open_file(plan.checkpoint.path))
+        source = stack.enter_context(open_source(plan.checkpoint))
         hashing = stack.enter_context(SourceHash(None if plan.checkpoint.partial else plan.checkpoint.path))
         hashing.check(plan.checkpoint)
         hashing.follow(advance("hash"))
@@ -179,7 +179,7 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
 def tensor_faults(folder: Folder, plan: Plan, keys: Iterable[str]) -> dict[str, str]:
     """What is wrong with these tensors of the folder, by key; those that are right are left out."""
     faults: dict[str, str] = {}
-    with open_file(plan.checkpoint.path) as source:
+    with open_source(plan.checkpoint) as source:
         diagnoser = Diagnoser(plan, source)
         for key in keys:
             if key not in folder.tensors or plan.mapped[key].canonical.endswith(COUNTER):

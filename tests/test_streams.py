@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,11 +26,13 @@ from folders import (
     tiny_state,
     verify,
     write,
+    write_safetensors,
 )  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam3lite_convert import streams
+from sam3lite_convert import convert as conversion
+from sam3lite_convert import sources, streams
 from sam3lite_convert import verify as verification
 from sam3lite_convert.streams import CastLoss, cast, ranges, transposed
 
@@ -141,6 +144,70 @@ def test_a_source_that_shrinks_while_it_is_read_is_not_trusted(tiny, tmp_path, m
     monkeypatch.setattr("sam3lite_convert.convert.check_twins", cut)
     assert sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out").code == 4
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.pt"]
+
+
+def overwritten(path: Path) -> None:
+    """The same size, other weights."""
+    with open(path, "r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(100_000))
+
+
+def overwritten_with_its_time(path: Path) -> None:
+    before = path.stat()
+    overwritten(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def exchanged(path: Path) -> None:
+    shutil.copyfile(path, path.with_name("other"))
+    os.replace(path.with_name("other"), path)
+
+
+def exchanged_and_back(path: Path) -> None:
+    shutil.copyfile(path, path.with_name("other"))
+    os.rename(path, path.with_name("kept"))
+    os.rename(path.with_name("other"), path)
+    os.replace(path.with_name("kept"), path)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("change", [overwritten, overwritten_with_its_time, exchanged, exchanged_and_back, gone])
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+@pytest.mark.parametrize("moment", ["read_checkpoint", "check_twins", "write_index"])
+def test_a_source_that_changes_while_it_is_read_is_not_trusted(moment, kind, change, tiny, tmp_path, monkeypatch):
+    path = shutil.copyfile(tiny, tmp_path / "tiny.pt") if kind == "zip" else write_safetensors(tmp_path, tiny_state())
+    module = sources if moment == "read_checkpoint" else conversion
+    real = getattr(module, moment)
+
+    def meanwhile(*arguments):
+        result = real(*arguments)
+        change(path)
+        return result
+
+    monkeypatch.setattr(module, moment, meanwhile)
+    done = sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out")
+    assert done.code == (2 if change is gone and moment == "read_checkpoint" else 4), done
+    assert [p.name for p in tmp_path.iterdir()] == ([] if change is gone else [path.name])
+
+
+@pytest.mark.parametrize("command", ["verify", "parity"])
+def test_a_source_that_changes_while_it_is_compared_is_not_trusted(command, tiny, tmp_path, monkeypatch):
+    path = shutil.copyfile(tiny, tmp_path / "tiny.pt")
+    folder = convert(path, tmp_path / "out")
+    real = sources.read_checkpoint
+
+    def meanwhile(*arguments):
+        result = real(*arguments)
+        overwritten(path)
+        return result
+
+    monkeypatch.setattr(sources, "read_checkpoint", meanwhile)
+    arguments = ["verify", folder, "--checkpoint", path] if command == "verify" else ["parity", "--checkpoint", path]
+    assert sam3lite(*arguments).code == 4
 
 
 def test_the_hash_in_the_receipt_is_that_of_the_whole_file(tiny, tmp_path, small_chunks):
