@@ -43,11 +43,12 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
 
 
-def measure(command: list[str], cwd: Path) -> Sample:
-    """Run one process to its end."""
+def measure(command: list[str], cwd: Path, **variables: str) -> Sample:
+    """Run one process to its end; ``variables`` are added to its environment."""
     os.sync()
     start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    surroundings = environment() | variables
+    process = subprocess.Popen(command, cwd=cwd, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     errors = process.stderr.read() if process.stderr else b""
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
@@ -89,11 +90,16 @@ def take_turns(commands: dict[str, list[str]], work: Path, runs: int) -> Results
 
 
 def benchmark(
-    about: str | None, run: Callable[[Path, Path, int], Results], judge: Callable[[Results], Targets]
+    about: str | None,
+    run: Callable[[Path, Path, int], Results],
+    judge: Callable[[Results], Targets],
+    more: Callable[[Path, Path, int], dict[str, Any]] | None = None,
+    more_table: Callable[[dict[str, Any]], Table] | None = None,
 ) -> None:
     """The command line of a benchmark: generate what is missing, measure, print, exit 0.
 
-    ``run(checkpoint, work, runs)`` measures in the folder ``work``; ``judge`` holds that against the targets.
+    ``run(checkpoint, work, runs)`` measures in the folder ``work``; ``judge`` holds that against the targets;
+    ``more`` measures something of another form, which ``more_table`` shows.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path)
@@ -107,12 +113,15 @@ def benchmark(
             checkpoint = work / "full.pt"
             generate(checkpoint, S0)
         results = run(checkpoint.resolve(), work, max(arguments.runs, 1))
+        beside = more(checkpoint.resolve(), work, max(arguments.runs, 1)) if more else {}
     target = judge(results)
     if arguments.json:
         samples = {name: [s._asdict() for s in found] for name, found in results.items()}
-        print(json.dumps({"samples": samples, "targets": target.rows}, indent=2))
+        print(json.dumps({"samples": samples, "targets": target.rows} | ({"more": beside} if beside else {}), indent=2))
     else:
         show(results, target.rows)
+        if more_table:
+            Console().print(more_table(beside))
 
 
 class Targets:

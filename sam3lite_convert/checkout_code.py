@@ -62,6 +62,7 @@ def _last(node: ast.expr) -> str:
 
 
 def installed(top: str) -> bool:
+    """Whether a package of that name can be imported here."""
     try:
         return top in sys.stdlib_module_names or importlib.util.find_spec(top) is not None
     except (ImportError, ValueError):
@@ -276,6 +277,7 @@ class CheckoutCode:
 
 
 def said_by(fault: BaseException) -> str:
+    """The first line of what an exception says, and its kind."""
     try:
         lines = str(fault).strip().splitlines()
     except Exception:  # of an exception of theirs

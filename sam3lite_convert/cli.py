@@ -6,16 +6,16 @@ Nothing heavy is imported before a command needs it; ``--help`` never imports to
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from sam3lite_convert import cli_compare, interrupts
 from sam3lite_convert import cli_options as o
-from sam3lite_convert import interrupts
 from sam3lite_convert.aliases import DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.cli_shared import locate, typed, typed_arguments, use_one_thread, where
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 
 app = typer.Typer(
@@ -28,11 +28,7 @@ app = typer.Typer(
 )
 
 
-# Casts are done in small pieces beside the thread that hashes; more threads only get in its way.
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
 _INTERRUPTED = 128 + 2  # as shells report SIGINT
-_typed_arguments: list[str] = []
 
 
 @app.callback(invoke_without_command=True)
@@ -61,24 +57,9 @@ def inspect(
     from sam3lite_convert import commands, report
     from sam3lite_convert.tables import load_mappings
 
-    source = _locate(checkpoint, repo_id, revision, cache_dir, json).index()
+    source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
     record = commands.inspect_checkpoint(source, load_mappings(mapping), causal)
     (report.as_json if json else report.inspected)(record)
-
-
-def _locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Any:
-    """Where CHECKPOINT is; one on the Hub is looked up."""
-    from sam3lite_convert.sources import locate
-
-    return locate(name, _where(repo_id, revision, cache_dir, quiet))
-
-
-def _where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Any:
-    from sam3lite_convert import report
-    from sam3lite_convert.sources import Where
-
-    report.quiet_hub(quiet)
-    return Where(repo_id, revision, cache_dir)
 
 
 @app.command()
@@ -128,7 +109,7 @@ def convert(
     from sam3lite_convert.processor_files import DEFAULT_TOKENIZER
     from sam3lite_convert.tables import load_mappings
 
-    _use_one_thread()
+    use_one_thread()
     asked = {
         "--all": all_, "--dry-run": dry_run, "--pattern": pattern != DEFAULT_PATTERN, "--push-to-hub": push_to_hub,
         "--hub-model-id": hub_model_id, "--hub-namespace": hub_namespace, "--private": private,
@@ -150,17 +131,17 @@ def convert(
         tokenizer is not None,
         cache_dir,
         partial=partial,
-        command=_typed(),
+        command=typed(),
         strict=Strict(fail_on_nonfinite, not allow_overflow),
     )
     mappings = load_mappings(mapping)
     to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)
     if all_:
         record = convert_command.convert_all(
-            _where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json
+            where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json
         )
     else:
-        location = _locate(str(checkpoint), repo_id, revision, cache_dir, json)
+        location = locate(str(checkpoint), repo_id, revision, cache_dir, json)
         if dry_run:
             record = plan_conversion(location, mappings, request)
             if not json:
@@ -178,11 +159,6 @@ def convert(
     refused = (record.get("push") or {}).get("state") == "not pushed"
     if refused or record.get("verdict") == "failed" or (record.get("parity") or {}).get("verdict") == "differs":
         raise typer.Exit(1)
-
-
-def _use_one_thread() -> None:
-    for name, value in _ONE_THREAD.items():
-        os.environ.setdefault(name, value)
 
 
 @app.command()
@@ -204,182 +180,13 @@ def explain(
     from sam3lite_convert.tables import load_mappings
 
     options = Options(layout, component.value, causal=causal)
-    source = _locate(checkpoint, repo_id, revision, cache_dir, json).index()
+    source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
     record = commands.explain_key(source, key, load_mappings(mapping), options)
     (report.as_json if json else report.explained)(record)
 
 
-@app.command()
-def verify(
-    folder: o.FolderArgument,
-    checkpoint: o.VerifiedCheckpoint,
-    causal: o.Causal = False,
-    mapping: o.Mapping = None,
-    repo_id: o.RepoId = DEFAULT_REPO,
-    revision: o.Revision = DEFAULT_REVISION,
-    cache_dir: o.CacheDir = None,
-    html: o.HtmlReport = None,
-    json: o.Json = False,
-) -> None:
-    """Prove that a converted folder is its checkpoint, or say what is wrong with it."""
-    from sam3lite_convert import report
-    from sam3lite_convert.folder import read_folder
-    from sam3lite_convert.report_file import check_report_place
-    from sam3lite_convert.tables import load_mappings
-
-    _use_one_thread()
-    if html is not None:
-        check_report_place(html)
-    # What is local comes first: a folder that is not there needs no download.
-    read_folder(folder)
-    source = _locate(checkpoint, repo_id, revision, cache_dir, json).whole()
-    record = _verify(folder, source, load_mappings(mapping), causal, json, _typed() if html else None)
-    written = _write_report(html, "verify_page", record)
-    (report.as_json if json else report.verified)(record)
-    _leave(record["verdict"] != "proven", written)
-
-
-def _verify(
-    folder: Path, source: Any, mappings: Any, causal: bool, json: bool, report_of: str | None
-) -> dict[str, Any]:
-    from sam3lite_convert import commands, report
-
-    written = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder.is_dir() else 0
-    totals = {"write": written, "hash": source.path.stat().st_size}
-    with report.byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
-        return commands.verify_folder(folder, source, mappings, causal, progress, report_of)
-
-
-@app.command()
-def parity(
-    checkpoint: o.ParityCheckpoint = None,
-    converted: o.Converted = None,
-    candidate: o.CandidateOption = None,
-    debug_intermediates: o.DebugIntermediates = False,
-    attention: o.AttentionOption = o.Attention.eager,
-    dtype: o.RunIn = None,
-    tolerance: o.Tolerance = None,
-    seed: o.Seed = None,
-    batch: o.Batch = 1,
-    length: o.Length = None,
-    prompt: o.Prompts = None,
-    prompts_file: o.PromptsFile = None,
-    self_test: o.SelfTest = False,
-    save_activations: o.SaveActivations = None,
-    judge: o.Judge = None,
-    as_used: o.AsUsed = False,
-    strict_behaviour: o.StrictBehaviour = False,
-    original_repo: o.OriginalRepo = None,
-    html: o.HtmlReport = None,
-    partial: o.Partial = False,
-    causal: o.Causal = False,
-    mapping: o.Mapping = None,
-    repo_id: o.RepoId = DEFAULT_REPO,
-    revision: o.Revision = DEFAULT_REVISION,
-    cache_dir: o.CacheDir = None,
-    json: o.Json = False,
-) -> None:
-    """Run original and converted text encoder side by side, layer by layer."""
-    from sam3lite_convert import parity_commands, parity_report, report
-    from sam3lite_convert.report_file import check_report_place
-    from sam3lite_convert.tables import load_mappings
-
-    if html is not None:
-        check_report_place(html)
-        if save_activations is not None and html.resolve() == save_activations.resolve():
-            raise CannotRun("--report and --save-activations name one file", "usage")
-    if judge is not None:
-        given = [
-            checkpoint, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
-            self_test or None, partial or None, causal or None, batch if batch != 1 else None,
-            attention if attention is not o.Attention.eager else None, as_used or strict_behaviour or None,
-            original_repo,
-        ]  # fmt: skip
-        if any(value is not None for value in given):
-            raise CannotRun("--judge reads saved activations; beside it go only --tolerance and --report", "usage")
-        record = parity_commands.judge_activations(judge, tolerance)
-    else:
-        location = _locate(checkpoint or "s0", repo_id, revision, cache_dir, json)
-        from sam3lite_convert.parity_setup import ParityOptions  # torch: not before the name is known to be good
-
-        original = _open_original(original_repo)
-        options = ParityOptions(
-            candidate.value if candidate else None, attention.value, dtype.value if dtype else None, tolerance, seed,
-            batch, length, parity_commands.read_prompts(prompt or [], prompts_file), causal,
-            original,
-        )  # fmt: skip
-        looks = parity_commands.Looks(
-            as_used or strict_behaviour, html is not None, _typed(),
-            lambda label, total: report.count_progress(label, total, json),
-        )  # fmt: skip
-        if self_test and (save_activations or looks.as_used or html):
-            raise CannotRun("--self-test makes many runs; what is kept or shown of one run goes without it", "usage")
-        mappings = load_mappings(mapping)
-        source = _parity_source(location, partial, mappings, causal, json)
-        if self_test:
-            _self_test(source, mappings, options, converted, json)
-            return
-        record = parity_commands.run_parity(source, mappings, options, converted, save_activations, looks)
-    written = _write_report(html, "parity_page", record)
-    if json:
-        report.as_json(record)
-    else:
-        parity_report.paritied(record, debug_intermediates)
-    behaves = record.get("verdicts", {}).get("behaviour") != "differs"
-    _leave(record["verdict"] == "differs" or (strict_behaviour and not behaves), written)
-
-
-def _write_report(path: Path | None, kind: str, record: dict[str, Any]) -> bool:
-    """Whether the report is where it should be; a fault in that is said and loses nothing of the record."""
-    if path is None:
-        return True
-    from sam3lite_convert import html_report, report
-    from sam3lite_convert.report_file import write_report
-
-    try:
-        write_report(path, getattr(html_report, kind)(record))
-    except Sam3LiteError as fault:
-        record["report_error"] = fault.message
-        report.fault(fault.message)
-        return False
-    report.note(f"Report: {path}")
-    return True
-
-
-def _leave(failed: bool, written: bool) -> None:
-    """With exit code 1 where a check failed, and 2 where it held and its report could not be written."""
-    if failed or not written:
-        raise typer.Exit(1 if failed else 2)
-
-
-def _open_original(path: Path | None) -> Any:
-    if path is None:
-        return None
-    from sam3lite_convert import report
-    from sam3lite_convert.original_repo import open_original
-
-    report.note(f"note: --original-repo runs Python code of {path}")
-    return open_original(path)
-
-
-def _parity_source(location: Any, partial: bool, mappings: Any, causal: bool, json: bool) -> Any:
-    from sam3lite_convert import report
-
-    if not partial:
-        return location.whole()
-    totals = {"fetch": None}
-    with report.byte_progress(totals, {"fetch": "fetching the text tensors"}, json) as progress:
-        return location.text(mappings, causal, progress("fetch"))
-
-
-def _self_test(source: Any, mappings: Any, options: Any, converted: Path | None, json: bool) -> None:
-    from sam3lite_convert import parity_commands, parity_report, report
-
-    quiet = (lambda record: None) if json else parity_report.tried
-    record = parity_commands.self_test_parity(source, mappings, options, converted, quiet)
-    (report.as_json if json else parity_report.self_tested)(record)
-    if record["verdict"] != "passed":
-        raise typer.Exit(1)
+app.command()(cli_compare.verify)
+app.command()(cli_compare.parity)
 
 
 @app.command()
@@ -407,7 +214,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run with these arguments (the process's own by default) and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
-    _typed_arguments[:] = arguments
+    typed_arguments[:] = arguments
     interrupts.catch()
     try:
         code = app(args=arguments, standalone_mode=False)
@@ -422,6 +229,8 @@ def run(arguments: list[str] | None = None) -> int:
         # The reader went away (for example head); nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except MemoryError:
+        return _fail(CannotRun("this machine has not enough memory for that", "no_memory"), as_json)
     except OSError as fault:
         return _fail(CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}".lstrip(": "), "os_error"), as_json)
     except Exception as fault:
@@ -431,12 +240,6 @@ def run(arguments: list[str] | None = None) -> int:
             usage = f"\n{context.get_usage()}" if context is not None else ""
             return _fail(CannotRun(f"{fault.format_message()}{usage}", "usage"), as_json)
         raise
-
-
-def _typed() -> str:
-    """The command as it was typed, to be typed again: without what would make the folder anew."""
-    kept = [a for a in _typed_arguments if a not in ("--json", "--overwrite")]
-    return shlex.join(["sam3lite", *kept])
 
 
 def _interrupted(as_json: bool) -> int:

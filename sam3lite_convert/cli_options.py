@@ -10,22 +10,30 @@ import typer
 
 
 class Component(str, Enum):
+    """What of a checkpoint is converted."""
+
     all = "all"
     text = "text"
 
 
 class Dtype(str, Enum):
+    """Floating types of an output or a run."""
+
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
 
 
 class Candidate(str, Enum):
+    """The encoder that the original is compared with."""
+
     packed = "packed"
     transformers = "transformers"
 
 
 class Attention(str, Enum):
+    """How the transformers library computes attention."""
+
     eager = "eager"
     sdpa = "sdpa"
 

@@ -73,6 +73,7 @@ class Destination:
 
 
 def convert_one(location: Any, mappings: Any, request: Any, to: Destination, hashing: Any, json: bool) -> Any:
+    """Convert one checkpoint, telling the terminal; returns its record."""
     from sam3lite_convert.batch import Told, publish
     from sam3lite_convert.conversions import find_current
 
@@ -96,6 +97,7 @@ def convert_one(location: Any, mappings: Any, request: Any, to: Destination, has
 
 
 def convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: Destination, json: bool) -> Any:
+    """Convert every checkpoint that fits, telling the terminal; returns the record of all."""
     from sam3lite_convert import batch
     from sam3lite_convert.batch import Told
 

@@ -13,6 +13,7 @@ from sam3lite_convert.evidence import Evidence, Hypothesis, Run
 
 
 def embeddings_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Faults in what the first layer reads: tokens and positions."""
     encoder, ids = evidence.model.encoder, evidence.ids
     tokens = encoder.embedding_layer(ids)
     dim, length = tokens.shape[2], ids.shape[1]
@@ -87,6 +88,7 @@ def _resized(table: Tensor, length: int, align_corners: bool = False) -> Tensor:
 
 
 def final_norm_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Faults of the LayerNorm behind the last layer."""
     run = Run(evidence, FINAL, evidence.model.encoder.final_layer_norm)
     yield from run.eps(nn.LayerNorm, "LayerNorm")
     yield from run.biases()
@@ -97,6 +99,7 @@ def final_norm_faults(evidence: Evidence) -> Iterator[Hypothesis]:
 
 
 def projected_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Faults of the projector, which the detector reads."""
     run = Run(evidence, PROJECTED, evidence.model.projector)
     yield from run.biases()
     before = evidence.read_by(FINAL)
@@ -108,6 +111,7 @@ def projected_faults(evidence: Evidence) -> Iterator[Hypothesis]:
 
 
 def pooled_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Faults of the pooled output: which token, which matrix, which way round."""
     tokens, ids = evidence.read_by(POOLED), evidence.ids
     matrix = evidence.model.encoder.projection_layer
     rows = torch.arange(ids.shape[0])

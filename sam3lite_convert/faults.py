@@ -66,4 +66,5 @@ def unsound(faults: Sequence[Fault], file: str, known: Iterable[str], way: str) 
 
 
 def shape_text(shape: Expected) -> str:
+    """``3x4``; ``?`` for a side that is not known."""
     return "x".join("?" if n is None else str(n) for n in shape) or "scalar"

@@ -16,6 +16,7 @@ from sam3lite_convert.evidence import Evidence, Hypothesis, Run
 
 
 def transformer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterator[Hypothesis]:
+    """Faults of a transformer layer: q, k and v, heads, mask, norms, the feed-forward part."""
     run = Run(evidence, tap, block)
     attention = next(m for m in block.modules() if isinstance(m, MultiHeadAttention))
     names = {leaf: f"pre_norm_mha.1.qkv_proj.{leaf}" for leaf in ("weight", "bias")}
@@ -134,6 +135,7 @@ def _other_wiring(run: Run, block: Any) -> Iterator[Hypothesis]:
 
 
 def repmixer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterator[Hypothesis]:
+    """Faults of a RepMixer block: layer scales, branches, BatchNorms, kernels."""
     run = Run(evidence, tap, block)
     scales = ("layer_scale", "token_mixer.layer_scale")
     for chosen in (scales, *((s,) for s in scales)):

@@ -61,6 +61,7 @@ class _Inert(metaclass=_InertType):
 
 
 def inert(of: str, name: str) -> Any:
+    """A class that stands for the attribute ``name`` of a module that is not here, and does nothing."""
     if name.startswith("__"):
         raise AttributeError(name)  # nothing that Python itself looks for
     return _InertType(name, (_Inert,), {"of": of})
