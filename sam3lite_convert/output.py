@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,18 +100,19 @@ def _reserve(out: BinaryIO, nbytes: int) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write one file outside a converted folder: it appears whole, or what was there stays.
+    """Write one file outside a converted folder, or into one that is there: it appears whole, or what was there
+    stays. What a run that was killed left of it goes.
 
     Raises CannotRun where it cannot be written.
     """
-    work = None
+    work, held = None, None
     try:
         if path.is_dir():
             raise CannotRun(f"{path} is a folder; name a file", "cannot_write")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
-        work = Path(name)
-        with open(handle, "wb") as out:
+        clear_leftovers(path)
+        work, held = _working_place(path, _new_file)
+        with open(work, "wb") as out:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
@@ -121,6 +123,14 @@ def write_whole(path: Path, data: bytes) -> None:
     finally:
         if work is not None:
             work.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+def _new_file(prefix: str, dir: Path) -> str:
+    handle, name = tempfile.mkstemp(prefix=prefix, dir=dir)
+    os.close(handle)
+    return name
 
 
 def write_text(path: Path, text: str) -> None:
@@ -167,7 +177,7 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
             "old one, which is not possible there. Name a folder in it with --output.",
             "output_not_replaceable",
         )
-    foreign = [p.name for p in present if not (OWN_FILES.fullmatch(p.name) and p.is_file())]
+    foreign = [p.name for p in present if not (OWN_FILES.fullmatch(_finished_name(p.name)) and p.is_file())]
     if not any(p.name == RECEIPT_NAME for p in present):
         foreign = [p.name for p in present]  # without the receipt it is somebody else's model
     if foreign:
@@ -180,6 +190,11 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
         message = f"{checkpoint} lies in {folder}, which would be replaced; name another --output DIR"
         raise CannotRun(message, "output_holds_input")
     check_space(folder.parent, nbytes, f"{folder} is to be written")
+
+
+def _finished_name(name: str) -> str:
+    """Of a file that a killed run left half written, the name that it would have had."""
+    return re.sub(r"\.(.+)\.partial-\w+", r"\1", name)
 
 
 def check_space(place: Path, nbytes: int, what: str) -> None:
@@ -212,7 +227,7 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     final = folder.resolve()
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        work, held = _working_folder(final)
+        work, held = _working_place(final, tempfile.mkdtemp)
         old = work.with_name(work.name.replace(".partial-", ".old-"))
         work.chmod(0o777 & ~_umask())
         try:
@@ -242,23 +257,23 @@ def _swap(work: Path, final: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _working_folder(final: Path) -> tuple[Path, int | None]:
-    """A new folder beside ``final``, and the lock on it."""
+def _working_place(final: Path, make: Callable[..., str]) -> tuple[Path, int | None]:
+    """A new folder or file beside ``final``, and the lock on it."""
     for last in (False, False, True):
         # Unique also among containers, where every process has the same number.
-        work = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+        work = Path(make(prefix=f".{final.name}.partial-", dir=final.parent))
         held = _hold(work)
         if last or (held is not None and work.exists()):
             break
         # Another run has taken it for one that was left behind, or there are no locks here.
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
         if held is not None:
             os.close(held)
     return work, held
 
 
 def _hold(work: Path) -> int | None:
-    """A lock on a working folder, which goes with the process however it ends: it tells the folder of a run that
+    """A lock on a working folder or file, which goes with the process however it ends: it tells that of a run that
     is under way from one that was left behind. None where somebody else has it, or there are no such locks."""
     try:
         import fcntl
@@ -287,7 +302,7 @@ def clear_leftovers(folder: Path) -> None:
         try:
             if old.exists() and not final.exists():
                 os.rename(old, final)
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
         except OSError:
             continue  # it is named among the notes of the plan
         finally:
@@ -298,12 +313,19 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def _remove(work: Path) -> None:
+    if work.is_dir():
+        shutil.rmtree(work, ignore_errors=True)
+    else:
+        work.unlink(missing_ok=True)
+
+
 def leftovers(folder: Path) -> list[Path]:
-    """Working folders that an interrupted run left beside ``folder``."""
+    """Working folders, or files, that an interrupted run left beside ``folder``."""
     final = folder.resolve()
     if not final.parent.is_dir():
         return []
-    return sorted(p for kind in ("partial", "old") for p in final.parent.glob(f".{final.name}.{kind}-*"))
+    return sorted(p for kind in ("partial", "old") for p in final.parent.glob(f".{glob.escape(final.name)}.{kind}-*"))
 
 
 def _umask() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from folders import convert, environment, sam3lite, snapshot, tiny_state, write
 
-from sam3lite_convert.output import clear_leftovers, whole_folder
+from sam3lite_convert.output import clear_leftovers, whole_folder, write_whole
 
 # By hand, for as many as one likes: SAM3LITE_MOMENTS=50 pytest tests/test_interrupted*.py
 MOMENTS = int(os.environ.get("SAM3LITE_MOMENTS", "6"))  # of each kind
@@ -87,13 +87,14 @@ def test_a_run_that_was_killed_between_two_renames_gives_the_old_folder_back(tmp
     assert names(tmp_path) == ["out"] and (tmp_path / "out" / "old").read_text() == "a"
 
 
-def test_what_was_replaced_goes_and_what_is_there_stays(tmp_path):
-    (tmp_path / "out").mkdir()
-    left(tmp_path / "out", "a", "old")
-    left(tmp_path / "out", "b", "partial")
-    left(tmp_path / "other", "c", "partial")
-    clear_leftovers(tmp_path / "out")
-    assert names(tmp_path) == [".other.partial-c", "out"]
+@pytest.mark.parametrize("name", ["out", "out[1]", "o?t*"])
+def test_what_was_replaced_goes_and_what_is_there_stays(name, tmp_path):
+    (tmp_path / name).mkdir()
+    left(tmp_path / name, "a", "old")
+    left(tmp_path / name, "b", "partial")
+    left(tmp_path / "out2", "c", "partial")
+    clear_leftovers(tmp_path / name)
+    assert names(tmp_path) == [".out2.partial-c", name]
 
 
 def test_an_old_folder_without_a_new_one_is_never_deleted(tmp_path):
@@ -111,6 +112,37 @@ def test_a_run_that_is_under_way_keeps_its_folder(tmp_path):
         clear_leftovers(tmp_path / "out")
         assert (work / "x").read_text() == "mine"
     assert names(tmp_path) == ["out"] and (tmp_path / "out" / "x").exists()
+
+
+def test_what_was_left_of_a_file_goes_when_it_is_written_again(tmp_path):
+    (tmp_path / ".page.html.partial-dead").write_text("half of it")
+    (tmp_path / ".other.html.partial-dead").write_text("of another one")
+    write_whole(tmp_path / "page.html", b"all of it")
+    assert names(tmp_path) == [".other.html.partial-dead", "page.html"]
+    assert (tmp_path / "page.html").read_bytes() == b"all of it"
+
+
+def test_a_file_that_another_run_is_writing_stays(tmp_path):
+    code = "import sys, time; from pathlib import Path; from sam3lite_convert import output\n"
+    code += "output.os.fsync = lambda handle: (print('writing', flush=True), time.sleep(60))\n"
+    code += "output.write_whole(Path(sys.argv[1]), b'theirs')"
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
+    assert process.stdout and process.stdout.readline() == b"writing\n"
+    write_whole(tmp_path / "x", b"ours")
+    assert len(names(tmp_path)) == 2
+    process.kill()
+    process.communicate()
+    write_whole(tmp_path / "x", b"again")
+    assert names(tmp_path) == ["x"] and (tmp_path / "x").read_bytes() == b"again"
+
+
+def test_a_folder_that_was_being_added_to_can_be_made_anew(source, tmp_path):
+    folder = convert(source, tmp_path / "out")
+    (folder / ".vocab.json.partial-dead").write_text("half of it")
+    assert sam3lite("verify", folder, "--checkpoint", source).code == 0
+    convert(source, folder, "--overwrite", "--component", "text")
+    assert not [name for name in names(folder) if name.startswith(".")]
 
 
 def test_two_runs_at_once_one_wins_whole_and_the_other_says_so(source, tmp_path):
