@@ -13,6 +13,8 @@ from sam3lite_convert.output import INDEX_NAME
 from sam3lite_convert.receipt import RECEIPT_NAME
 from sam3lite_convert.stored import StoredTensor
 
+_JSON_LIMIT = 16 << 20  # bytes; the receipt of 1,300 tensors takes 0.4 MB
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -72,6 +74,8 @@ def read_folder(path: Path) -> Folder:
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
+    if path.stat().st_size > _JSON_LIMIT:
+        raise Untrusted(f"{path}: is too large to be what a conversion wrote", "corrupt_file")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as fault:

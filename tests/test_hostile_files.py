@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from folders import ENCODER, environment, sam3lite, tiny_state, write
+from folders import ENCODER, convert, environment, sam3lite, tiny_state, write
 
 MOST_MEMORY = 250 << 20
 MOST_SECONDS = 20
@@ -430,3 +431,36 @@ def test_a_file_cut_at_any_64_kib_is_refused(kind, tmp_path):
         assert done.out == "" and done.err.count("error: ") == 1 and "Traceback" not in done.err
         assert [p.name for p in tmp_path.iterdir()] == ["file.pt"], end
     assert time.monotonic() - started < 60
+
+
+# ---- folders --------------------------------------------------------------------------------------------
+
+FOLDERS: dict[str, tuple[str, bytes]] = {
+    "a config of 200 MB": ("config.json", b'{"a":[' + b"[]," * (70 << 20) + b"1]}"),
+    "a config 10,000 deep": ("config.json", b'{"a":' * DEEP + b"1" + b"}" * DEEP),
+    "a receipt 10,000 deep": ("conversion.json", b"[" * DEEP + b"]" * DEEP),
+    "a receipt that is a list": ("conversion.json", b"[]"),
+    "a receipt of other types": ("conversion.json", b'{"source": 1, "tensors": [1], "dropped": "x", "layout": {}}'),
+    "an index that leads out": ("model.safetensors.index.json", b'{"weight_map": {"w": "../../secret"}}'),
+    "an index with a null character": ("model.safetensors.index.json", b'{"weight_map": {"w": "a\\u0000b"}}'),
+    "a config that is no text": ("config.json", b"\xff\xfe\x00"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder_of_text(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folder")
+    source = write(root, tiny_state())
+    return source, convert(source, root / "out", "--component", "text")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_hostile_folder_is_not_proven(name, folder_of_text, tmp_path):
+    source, good = folder_of_text
+    folder = Path(shutil.copytree(good, tmp_path / "out"))
+    file, data = FOLDERS[name]
+    (folder / file).write_bytes(data)
+    done = run(tmp_path, "verify", folder, "--checkpoint", source)
+    assert done.code in (1, 2, 4), done
+    assert "Traceback" not in done.err and len(done.out) + len(done.err) < MOST_TEXT
+    assert done.peak < MOST_MEMORY, f"{done.peak / 2**20:.0f} MB"
