@@ -61,8 +61,8 @@ class Tap:
     floor: Floor | None
     valid: float | None
     padded: float | None
-    mean_isolated: float = 0.0
-    measured: bool = False  # the limits are floors, not what the user gave
+    mean_isolated: float
+    measured: bool  # the limits are floors, not what the user gave
 
     @property
     def mean_isolated_tolerance(self) -> float:

@@ -89,6 +89,28 @@ def test_a_cast_concerns_all_floating_tensors(small_rows):
     assert same.out_nbytes - plan.out_nbytes == floats // 2
 
 
+@pytest.mark.parametrize(("own", "asked", "casts"), [
+    ("float32", "bfloat16", True), ("float16", "float32", True), ("bfloat16", "float16", True),
+    ("float32", "float32", False), ("float16", None, False),
+])  # fmt: skip
+def test_a_tensor_is_cast_where_another_dtype_is_asked_for(small_rows, own, asked, casts):
+    rows = {k: (own if d == "float32" else d, s) for k, (d, s) in small_rows.items()}
+    weights = [m for m in plan_of(rows, dtype=asked).mapped.values() if m.source.dtype != "int64"]
+    assert {(m.casts, m.dtype) for m in weights} == {(casts, asked or own)}
+
+
+def test_the_receipt_tells_the_part_of_a_fused_tensor_and_of_no_other(small_rows):
+    mapped = plan_of(small_rows, dtype="float16").mapped
+    for part in "qkv":
+        assert mapped[f"vision_encoder.backbone.layers.3.attention.{part}_proj.weight"].record() == {
+            "source": VISION + "trunk.blocks.3.attn.qkv.weight", "operation": "split", "part": part,
+            "dtype": "float16", "shape": [128, 128],
+        }  # fmt: skip
+    assert mapped["text_projection.bias"].record() == {
+        "source": TEXT + "projector.bias", "operation": "keep", "dtype": "float16", "shape": [32],
+    }  # fmt: skip
+
+
 def test_each_source_byte_that_is_mapped_is_used_once(small_rows):
     plan = plan_of(small_rows, layout="transformers")
     used: dict[str, int] = {}
@@ -111,6 +133,26 @@ def test_a_misspelled_key_is_unmatched_and_the_nearest_known_name_is_offered(sma
     (near,) = (f["near"] for f in fault.details["faults"] if f["kind"] == "unmatched")
     assert [n.removeprefix("detector.") for n in near][:1] == ["transformer.encoder.layers.0.linear1.weight"]
     assert "transformer.encoder.layers.0.linear1.weight" in fault.message
+
+
+def test_near_names_are_offered_for_keys_without_a_rule_and_for_no_other_fault(small_rows):
+    key = "detector.geometry_encoder.norm.weight"
+    fault = unsound(reshaped(small_rows, key, (31,)) | {"detector.geometry_encoder.nrom.bias": ("float32", (32,))})
+    near = {f["kind"]: f["near"] for f in fault.details["faults"]}
+    assert near["wrong_shape"] == []
+    assert near["unmatched"][0] == "geometry_encoder.norm.bias"
+
+
+def test_a_message_lists_a_hundred_faults_of_a_kind_and_json_all_of_them(small_rows):
+    extra = {f"detector.quality_head.layers.{n}.weight": ("float32", (4,)) for n in range(103)}
+    fault = unsound(small_rows | extra)
+    assert "103 source keys that no rule matches" in fault.message
+    assert "... and 3 more; --json lists all of them" in fault.message
+    assert sum(line.strip() in extra for line in fault.message.splitlines()) == 100
+    assert faults_of(fault) == {("unmatched", key) for key in extra}
+    exactly = unsound(small_rows | dict(list(extra.items())[:100])).message
+    assert sum(line.strip() in extra for line in exactly.splitlines()) == 100
+    assert "more; --json" not in exactly
 
 
 def test_an_additional_key_is_unmatched(small_rows):
@@ -190,6 +232,11 @@ def test_a_component_without_any_of_its_layers_is_not_sound(small_rows, part):
 def test_a_text_encoder_alone_is_told_to_convert_with_component_text(small_rows):
     text = {k: v for k, v in small_rows.items() if k.startswith(TEXT)}
     assert "--component text" in unsound(text).message
+    # Not one who did that already, nor one whose file holds a detector too.
+    for rows, component in ((without(text, "projector.bias"), "text"), (without(small_rows, "hs_proj.bias"), "all")):
+        message = unsound(rows, component=component).message
+        assert "--component text" not in message
+        assert "--mapping DIR" in message
 
 
 def test_two_sources_for_one_target_collide(small_rows, edited_tables):
@@ -268,6 +315,9 @@ MISSHAPEN = [
     (VISION + "trunk.patch_embed.proj.weight", (128, 588)),
     (VISION + "trunk.pos_embed", (1, 17, 127)),
     (VISION + "trunk.pos_embed", (17, 128)),
+    (VISION + "trunk.pos_embed", (128, 17)),
+    (VISION + "trunk.pos_embed", (1, 17, 128, 1)),
+    (VISION + "trunk.pos_embed", (1, 15, 128)),
     (VISION + "trunk.blocks.0.norm1.weight", (127,)),
     (VISION + "trunk.blocks.0.attn.qkv.weight", (383, 128)),
     (VISION + "trunk.blocks.0.attn.qkv.weight", (381, 128)),
@@ -278,6 +328,7 @@ MISSHAPEN = [
     ("detector.geometry_encoder.cls_embed.weight", (1, 31)),
     ("detector.geometry_encoder.cls_embed.weight", (2, 32)),
     ("detector.geometry_encoder.norm.weight", (31,)),
+    ("detector.geometry_encoder.norm.weight", (32, 1)),
     ("detector.geometry_encoder.encode.0.linear1.weight", (63, 32)),
     ("detector.transformer.decoder.query_embed.weight", (10, 31)),
     ("detector.transformer.decoder.query_embed.weight", (32,)),
@@ -378,6 +429,10 @@ def test_a_file_of_february_holds_every_text_tensor_twice(small_rows, layout):
     assert outline(plan) == outline(plan_of(small_rows, layout=layout))
     assert len(plan.twins) == len(text) == plan.dropped_by_label["twin"]
     assert plan.counts["mapped"] + plan.counts["dropped"] == plan.counts["source"] == len(small_rows) + len(text)
+    # The first spelling is what is converted, and the second what is accounted for as dropped.
+    seconds = {k for k in plan.checkpoint.tensors if ".tensor_runner." in k}
+    assert {k for k, d in plan.dropped.items() if d.label == "twin"} == seconds
+    assert seconds.isdisjoint(m.source.key for m in plan.mapped.values())
     for twin in plan.twins:
         assert twin.second.key == twin.first.key.replace("language_backbone.", "language_backbone.tensor_runner.")
 
@@ -482,6 +537,11 @@ def test_the_context_is_never_stretched(small_rows, context):
     assert "16 rows" in fault.value.message
 
 
+def test_a_single_position_is_left_of_a_context_of_one(small_rows):
+    plan = plan_of(small_rows, context=1)
+    assert plan.mapped["text_encoder.position_embedding.position_embedding"].shape == (1, 1, 1, 64)
+
+
 def test_the_whole_context_is_no_cut(small_rows):
     assert outline(plan_of(small_rows, context=16)) == outline(plan_of(small_rows))
 
@@ -550,7 +610,12 @@ def test_another_model_altogether_has_no_text_encoder():
 
 
 @pytest.mark.parametrize(
-    "arch", [synthetic.small_architecture("base", 2, 3), synthetic.small_architecture("mct", 1, 9, hidden=64)]
+    "arch",
+    [
+        synthetic.small_architecture("base", 2, 3),
+        synthetic.small_architecture("mct", 1, 9, hidden=64),
+        synthetic.small_architecture("base", 1, 2, hidden=33),
+    ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_models_of_other_depths_and_widths_have_sound_plans(arch, layout):

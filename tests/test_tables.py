@@ -109,7 +109,9 @@ def test_rows_are_split_in_the_order_q_k_v(model):
 
 
 def test_the_pooled_projection_is_transposed_in_the_transformers_layout_only():
-    assert plan_of(source_rows("s0"), layout="transformers").mapped["text_encoder.projection.weight"].transposed
+    turned = plan_of(source_rows("s0"), layout="transformers").mapped["text_encoder.projection.weight"]
+    assert turned.transposed
+    assert (turned.begin, turned.nbytes, turned.shape) == (0, 512 * 512 * 4, (512, 512))
     assert not plan_of(source_rows("s0"), layout="packed").mapped["text_encoder.projection"].transposed
 
 
