@@ -132,7 +132,16 @@ def test_a_misspelled_key_is_unmatched_and_the_nearest_known_name_is_offered(sma
     }
     (near,) = (f["near"] for f in fault.details["faults"] if f["kind"] == "unmatched")
     assert [n.removeprefix("detector.") for n in near][:1] == ["transformer.encoder.layers.0.linear1.weight"]
+    assert len(near) == 2  # layers 1 to 5 are as near, and of no more help
     assert "transformer.encoder.layers.0.linear1.weight" in fault.message
+
+
+def test_names_are_guessed_at_for_the_first_hundred_faults(small_rows):
+    fault = unsound(respelled(small_rows, ".mlp.fc", ".mpl.fc"))
+    unmatched = [f for f in fault.details["faults"] if f["kind"] == "unmatched"]
+    assert len(unmatched) == 32 * 4
+    # A guess looks through all known names, and a message ends after a hundred.
+    assert [bool(f["near"]) for f in unmatched] == [True] * 100 + [False] * 28
 
 
 def test_near_names_are_offered_for_keys_without_a_rule_and_for_no_other_fault(small_rows):
@@ -302,6 +311,8 @@ MISSHAPEN = [
     (TEXT + "encoder.positional_embedding.pos_embed.pos_embed", (16, 64)),
     (TEXT + "encoder.positional_embedding.pos_embed.pos_embed", (1, 1, 16, 63)),
     (TEXT + "encoder.projection_layer", (63, 64)),
+    (TEXT + "encoder.projection_layer", (64,)),
+    (TEXT + "encoder.projection_layer", (64, 64, 1)),
     (TEXT + "encoder.transformer.0.layer_scale", (64,)),
     (TEXT + "encoder.transformer.0.token_mixer.mixer.rbr_conv.0.conv.weight", (64, 1, 1, 9)),
     (TEXT + "encoder.transformer.0.convffn.fc1.weight", (256, 64)),
@@ -364,6 +375,21 @@ def test_misshapen_tensors_of_several_components_are_all_named(small_rows):
         ("wrong_shape", TEXT + "encoder.embedding_layer.weight"),
         ("wrong_shape", VISION + "trunk.ln_pre.bias"),
     }
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "complex64"])
+def test_weights_that_are_no_floating_point_numbers_are_named(small_rows, dtype):
+    key = "detector.geometry_encoder.cls_embed.weight"
+    fault = unsound(small_rows | {key: (dtype, small_rows[key][1])})
+    assert faults_of(fault) == {("wrong_dtype", key)}
+    assert f"is {dtype}" in fault.message
+
+
+def test_a_dtype_that_safetensors_has_no_name_for_is_a_fault_of_its_tensor_alone(small_rows):
+    key = "detector.geometry_encoder.cls_embed.weight"
+    fault = unsound(small_rows | {key: ("complex128", small_rows[key][1])})
+    assert [f["key"] for f in fault.details["faults"]] == [key]
+    assert "complex128 has no place in a safetensors file" in fault.message
 
 
 def test_the_class_row_of_the_position_table_goes(small_rows):
@@ -433,6 +459,11 @@ def test_a_file_of_february_holds_every_text_tensor_twice(small_rows, layout):
     seconds = {k for k in plan.checkpoint.tensors if ".tensor_runner." in k}
     assert {k for k, d in plan.dropped.items() if d.label == "twin"} == seconds
     assert seconds.isdisjoint(m.source.key for m in plan.mapped.values())
+    for key in seconds:
+        name = key.removeprefix("detector.").replace("tensor_runner.", "")
+        name = name.replace("1.attn.in_proj_", "1.qkv_proj.").replace("1.attn.out_proj.", "1.out_proj.")
+        assert plan.dropped[key].canonical == name
+        assert plan.dropped[key].reason.split()[3] == key.replace("tensor_runner.", "") + ","
     for twin in plan.twins:
         assert twin.second.key == twin.first.key.replace("language_backbone.", "language_backbone.tensor_runner.")
 
@@ -615,6 +646,7 @@ def test_another_model_altogether_has_no_text_encoder():
         synthetic.small_architecture("base", 2, 3),
         synthetic.small_architecture("mct", 1, 9, hidden=64),
         synthetic.small_architecture("base", 1, 2, hidden=33),
+        synthetic.small_architecture("base", 1, 2, projection_dim=96),
     ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)

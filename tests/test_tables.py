@@ -163,6 +163,7 @@ def broken(tmp_path, name, text):
         ("target = spare.{p}", "target = spare.{p", "rule [my rule]"),
         ("target = spare.{p}", "target = spare.{p.x}", "rule [my rule]"),
         ("target = spare.{p}", "target = spare.weight", "rule [my rule]"),
+        ("source = spare", "source = (?:spare|extra)", "does not lead back to the example"),
         ("op = keep\n", "op = drop\n", "0 targets, not 1"),
         ("op = keep", "op = keep\nnote = hello", "note"),
         ("[my rule]", RULE + "\n[my rule]", "my rule"),
