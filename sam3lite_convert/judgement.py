@@ -206,7 +206,7 @@ def judge(
         alone, mean_alone = greatest_and_row_mean(ours, isolated[name])
         difference = absolute_difference(ours, theirs)
         valid = behind = None
-        if difference.shape[:2] == padded.shape:
+        if difference.shape[:-1] == padded.shape:
             valid, behind = _greatest(difference[~padded]), _greatest(difference[padded])
         taps.append(
             Tap(

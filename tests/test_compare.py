@@ -407,6 +407,10 @@ def test_words_and_padding_are_reported_apart():
     taps = judge(ours, theirs, theirs, None, padded, 10.0).taps
     assert (taps[0].valid, taps[0].padded) == (2.0, 7.0)
     assert (taps[1].valid, taps[1].padded) == (None, None)  # pooled has no positions
+    for width in (1, 3, 5):  # also where it is as wide as the sequence is long
+        both = {"pooled": torch.zeros(2, width)}, {"pooled": torch.ones(2, width)}
+        (pooled,) = judge(*both, both[1], None, padded, 10.0).taps
+        assert (pooled.valid, pooled.padded) == (None, None)
     taps = judge(ours, theirs, theirs, None, torch.zeros(2, 3, dtype=torch.bool), 10.0).taps
     assert (taps[0].valid, taps[0].padded) == (7.0, None)
 
