@@ -116,6 +116,7 @@ def test_each_source_byte_that_is_mapped_is_used_once(small_rows):
     used: dict[str, int] = {}
     for m in plan.mapped.values():
         used[m.source.key] = used.get(m.source.key, 0) + m.nbytes
+        assert {type(n) for n in (m.begin, m.nbytes, *m.shape)} == {int}
     for key, nbytes in used.items():
         first_row = 128 * 4 if key.endswith("trunk.pos_embed") else 0
         assert nbytes == plan.checkpoint.tensors[key].nbytes - first_row
@@ -293,12 +294,24 @@ def test_a_renamed_target_is_unknown_and_leaves_its_place_unfilled(small_rows, e
 def test_faults_of_all_kinds_are_listed_at_once(small_rows):
     rows = without(small_rows, "hs_proj.bias", "segmentation_head.")
     rows = reshaped(rows, "detector.geometry_encoder.cls_embed.weight", (1, 31)) | {"detector.extra": ("float32", (1,))}
-    assert faults_of(unsound(rows)) == {
+    fault = unsound(rows)
+    assert faults_of(fault) == {
         ("unfilled", "dot_product_scoring.query_proj.bias"),
         ("missing_component", "mask_decoder"),
         ("wrong_shape", "detector.geometry_encoder.cls_embed.weight"),
         ("unmatched", "detector.extra"),
     }
+    # Each once, under its own heading.
+    assert [line.strip() for line in fault.message.splitlines() if not line.startswith("      ")][1:-1] == [
+        "1 source keys that no rule matches:",
+        "detector.extra",
+        "1 tensors of the wrong shape:",
+        "detector.geometry_encoder.cls_embed.weight",
+        "1 components that the file does not hold:",
+        "mask_decoder",
+        "1 targets that nothing fills:",
+        "dot_product_scoring.query_proj.bias",
+    ]
 
 
 # ---- faults of shapes -------------------------------------------------------------------
@@ -579,7 +592,8 @@ def test_the_whole_context_is_no_cut(small_rows):
 
 def test_a_misshapen_position_table_is_a_fault_of_its_own_when_the_context_is_cut(small_rows):
     key = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
-    assert faults_of(unsound(reshaped(small_rows, key, (16, 64)), context=8)) == {("wrong_shape", key)}
+    for shape in ((16, 64), (1, 1, 16, 64, 1)):
+        assert faults_of(unsound(reshaped(small_rows, key, shape), context=8)) == {("wrong_shape", key)}
 
 
 def test_causal_is_refused_where_the_layout_cannot_say_it():
@@ -632,6 +646,16 @@ def test_a_relative_in_two_ways_is_closed_when_one_is(small_rows):
     rows = small_rows | {RELATIVES[0][0]: ("float32", (4,)), RELATIVES[5][0]: ("float32", (4,))}
     assert unsound(rows).details["component_text"] is False
     assert unsound(rows, component="text").details["component_text"] is False
+    # It is called what closes it, wherever that stands among its kinds.
+    kinds = ["SAM3 with its CLIP teacher", "EfficientSAM3 with an image student"]
+    assert (unsound(rows).details["kind"], unsound(rows).details["kinds"]) == (kinds[0], kinds)
+
+
+def test_a_relative_in_two_open_ways_is_called_by_the_first(small_rows):
+    fault = unsound(small_rows | {RELATIVES[5][0]: ("float32", (4,)), RELATIVES[6][0]: ("float32", (4,))})
+    assert fault.details["kinds"] == ["EfficientSAM3 with an image student", "SAM3.1"]
+    assert fault.details["kind"] == "EfficientSAM3 with an image student"
+    assert fault.details["component_text"] is True
 
 
 def test_another_model_altogether_has_no_text_encoder():
