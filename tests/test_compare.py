@@ -396,7 +396,7 @@ def test_where_no_floor_was_measured_none_is_recorded():
 def test_an_error_where_the_floor_is_0_is_infinitely_many_floors():
     layer = judged(side(layers_0=2.5), measured=floors(0.0, 0.0)).record()["layers"][1]
     assert (layer["floors"], layer["within"]) == (None, False)
-    assert judged(side(), measured=floors(0.0, 0.0)).taps[1].floors == 0.0
+    assert judged(side(), measured=floors(0.0, 0.0, 0.0, 0.0)).taps[1].floors == 0.0
 
 
 def test_words_and_padding_are_reported_apart():
