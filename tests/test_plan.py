@@ -151,6 +151,8 @@ def test_near_names_are_offered_for_keys_without_a_rule_and_for_no_other_fault(s
     near = {f["kind"]: f["near"] for f in fault.details["faults"]}
     assert near["wrong_shape"] == []
     assert near["unmatched"][0] == "geometry_encoder.norm.bias"
+    assert fault.message.count("nearest known") == 1
+    assert f"nearest known: {', '.join(near['unmatched'])}" in fault.message
 
 
 def test_a_message_lists_a_hundred_faults_of_a_kind_and_json_all_of_them(small_rows):
@@ -232,6 +234,15 @@ def test_a_missing_component_is_named(small_rows, part, target):
     assert ("missing_component", target) in faults_of(fault)
 
 
+def test_a_missing_component_hides_no_other_fault(small_rows):
+    # The vision encoder is the first that a model must hold.
+    fault = unsound(without(small_rows, "vision_backbone.", "dot_prod_scoring.hs_proj.bias"))
+    assert faults_of(fault) == {
+        ("missing_component", "vision_encoder"),
+        ("unfilled", "dot_product_scoring.query_proj.bias"),
+    }
+
+
 @pytest.mark.parametrize(
     "part", ["trunk.blocks.", "geometry_encoder.encode.", "transformer.decoder.layers.", "pixel_decoder."]
 )
@@ -289,6 +300,7 @@ def test_a_renamed_target_is_unknown_and_leaves_its_place_unfilled(small_rows, e
     }
     near = [f["near"] for f in fault.details["faults"] if f["key"] == "dot_product_scoring.qurey_proj.weight"]
     assert near[0][0] == "dot_product_scoring.query_proj.weight"
+    assert len(near[0]) == 2
 
 
 def test_faults_of_all_kinds_are_listed_at_once(small_rows):

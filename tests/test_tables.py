@@ -177,6 +177,12 @@ def test_a_broken_rule_is_named(tmp_path, old, new, says):
     assert says in message
 
 
+@pytest.mark.parametrize("table", ["detector.ini", "dropped.ini", "text-packed.ini"])
+def test_a_rule_of_any_table_has_to_lead_back(tmp_path, table):
+    message = broken(tmp_path, table, RULE.replace("source = spare", "source = (?:spare|extra)")).message
+    assert f"{table}, rule [my rule]: the target does not lead back" in message
+
+
 def test_a_drop_needs_a_reason(tmp_path):
     message = broken(tmp_path, "dropped.ini", "[gone]\nop = drop\nsource = spare\nexample = spare\n").message
     assert "reason" in message
