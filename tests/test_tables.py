@@ -138,6 +138,15 @@ def test_a_user_can_add_a_layout(edited_tables):
     assert set(load_mappings(folder).layouts) == {"packed", "transformers", "mine"}
 
 
+def test_a_layout_of_two_entries_keeps_the_names_and_may_be_causal(tmp_path, mappings):
+    text = "[layout]\nrules = detector.ini text-packed.ini dropped.ini\n"
+    (tmp_path / "layout-mine.ini").write_text(text + "targets = targets-detector.ini targets-text-packed.ini\n")
+    mine = load_mappings(tmp_path).layout("mine")
+    assert (mine.config, mine.strip_text_prefix, mine.causal, mine.about) == ("own", False, True, "")
+    assert (mine.rules, mine.shapes) == (mappings.layout("packed").rules, mappings.layout("packed").shapes)
+    assert mappings.layout("transformers").strip_text_prefix
+
+
 def broken(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(CannotRun) as fault:
@@ -164,6 +173,7 @@ def broken(tmp_path, name, text):
         ("target = spare.{p}", "target = spare.{p.x}", "rule [my rule]"),
         ("target = spare.{p}", "target = spare.weight", "rule [my rule]"),
         ("source = spare", "source = (?:spare|extra)", "does not lead back to the example"),
+        ("source = spare", "source = sparee?", "does not lead back to the example"),
         ("op = keep\n", "op = drop\n", "0 targets, not 1"),
         ("op = keep", "op = keep\nnote = hello", "note"),
         ("[my rule]", RULE + "\n[my rule]", "my rule"),
