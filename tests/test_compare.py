@@ -227,6 +227,14 @@ def test_batches_without_values_add_nothing_but_their_rows():
     assert (found.reference, found.candidate, found.cosine, found.finite) == (0.0, 0.0, 1.0, True)
 
 
+def test_equal_batches_of_zeros_have_no_direction_and_spoil_no_cosine():
+    running = Running()
+    running.add_equal(torch.zeros(2, 2))
+    assert (running.difference().relative_l2, running.difference().cosine) == (0.0, 1.0)
+    running.add(torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]]))
+    assert running.difference().cosine == pytest.approx(24 / 25, rel=1e-15)
+
+
 def test_equal_batches_that_are_not_finite_are_marked():
     running = Running()
     running.add_equal(torch.tensor([[1.0, INF]]))
