@@ -393,6 +393,25 @@ def test_a_wrong_shape_is_told_with_both_shapes(small_rows):
     assert "1x32" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "shape", "says"),
+    [
+        (TEXT + "encoder.projection_layer", (64, 64, 1), "only a matrix can be transposed"),
+        (TEXT + "encoder.projection_layer", (64,), "only a matrix can be transposed"),
+        (VISION + "trunk.blocks.0.attn.qkv.weight", (383, 128), "no multiple of three"),
+        (VISION + "trunk.blocks.0.attn.qkv.weight", (), "no multiple of three"),
+        (VISION + "trunk.pos_embed", (17, 128), "has three dimensions"),
+        (VISION + "trunk.pos_embed", (1, 17, 128, 1), "has three dimensions"),
+        (VISION + "trunk.pos_embed", (1, 15, 128), "no square grid"),
+        (TEXT + "encoder.positional_embedding.pos_embed.pos_embed", (16, 64), "has four dimensions"),
+    ],
+)
+def test_why_a_shape_does_not_allow_the_operation_is_told(small_rows, key, shape, says):
+    message = unsound(reshaped(small_rows, key, shape), layout="transformers", context=8).message
+    assert f"is {'x'.join(map(str, shape)) or 'scalar'}; " in message
+    assert says in message
+
+
 def test_misshapen_tensors_of_several_components_are_all_named(small_rows):
     rows = reshaped(small_rows, TEXT + "encoder.embedding_layer.weight", (49408, 65))
     rows = reshaped(rows, VISION + "trunk.ln_pre.bias", (129,))
