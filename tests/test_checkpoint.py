@@ -218,6 +218,7 @@ LEFTOVERS = {
     "args": argparse.Namespace(lr=1e-4, data="x"),
     "path": pathlib.Path("runs/1"),
     "numpy": {"loss": np.float64(0.5), "step": np.int64(3), "curve": np.arange(3.0)},
+    "defaults": collections.defaultdict(list, {"lr": [0.1], "step": [1, 2]}),
     "queues": [collections.deque([1]), collections.deque([1, 2], maxlen=3)],
     "containers": [{"a", "b"}, (1, 2.5, None, True), b"bytes", torch.Size([2, 3]), torch.float16, torch.device("cpu")],
 }
