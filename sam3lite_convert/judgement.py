@@ -61,8 +61,8 @@ class Tap:
     floor: Floor | None
     valid: float | None
     padded: float | None
-    mean_isolated: float = 0.0
-    measured: bool = False  # the limits are floors, not what the user gave
+    mean_isolated: float
+    measured: bool  # the limits are floors, not what the user gave
 
     @property
     def mean_isolated_tolerance(self) -> float:
@@ -206,7 +206,7 @@ def judge(
         alone, mean_alone = greatest_and_row_mean(ours, isolated[name])
         difference = absolute_difference(ours, theirs)
         valid = behind = None
-        if difference.shape[:2] == padded.shape:
+        if difference.shape[:-1] == padded.shape:
             valid, behind = _greatest(difference[~padded]), _greatest(difference[padded])
         taps.append(
             Tap(

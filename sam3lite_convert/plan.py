@@ -200,12 +200,10 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
             else "The tables can be copied, edited and passed with --mapping DIR."
         )
         raise unsound(faults, checkpoint.path.name, [c[2] for c in candidates], way)
-    for keys in names.twins.values():
+    for canonical, keys in names.twins.items():
         for key in keys[1:]:
-            first = checkpoint.tensors[keys[0]]
-            dropped[key] = Dropped(
-                checkpoint.tensors[key], keys[0], "twin", f"second spelling of {first.key}, equal to the bit"
-            )
+            reason = f"second spelling of {keys[0]}, equal to the bit"
+            dropped[key] = Dropped(checkpoint.tensors[key], canonical, "twin", reason)
     final = {}
     for piece in mapped.values():
         file, key = written_name(piece.target, layout, options.component)

@@ -58,12 +58,10 @@ def components(checkpoint: Checkpoint, names: Names, plan: Plan | None) -> dict[
         entry.keys += len(keys)
         entry.parameters += parameters([checkpoint.tensors[keys[0]]])
     if plan is not None:
-        # A twin's ``canonical`` is the key of its other spelling, so look the component up by source.
-        home = {key: component_of(canonical) for canonical, keys in names.sources.items() for key in keys}
-        for key in {m.source.key for m in plan.mapped.values()}:
-            out[home[key]].mapped += 1
-        for key, dropped in plan.dropped.items():
-            out[home[key]].dropped[dropped.label] += 1
+        for canonical in {m.source.key: m.canonical for m in plan.mapped.values()}.values():
+            out[component_of(canonical)].mapped += 1
+        for dropped in plan.dropped.values():
+            out[component_of(dropped.canonical)].dropped[dropped.label] += 1
     return out
 
 

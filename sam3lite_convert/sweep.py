@@ -82,7 +82,7 @@ def sweep(setup: Setup, candidate: Encoder, advance: Callable[[int], None] = lam
                 by_token = difference.amax(-1)
                 greatest[tap].append(by_token.reshape(len(ids), -1).amax(1))
                 means[tap].append(row_means(difference))
-            if reference.shape[:2] == padded.shape:
+            if reference.shape[:-1] == padded.shape:
                 valid[tap] = _greater(valid[tap], by_token, ~padded)
                 behind[tap] = _greater(behind[tap], by_token, padded)
         advance(len(ids))

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -133,6 +134,13 @@ def test_parameters_with_attributes_are_read(tmp_path, legacy):
 
 
 @either_format
+def test_tensors_with_attributes_are_read(tmp_path, legacy):
+    weight = torch.ones(2, 3)
+    weight.note = "frozen"
+    assert_reads_as_torch(saved(tmp_path, {"model": {"w": weight}}, legacy), "model")
+
+
+@either_format
 def test_tensors_that_are_not_contiguous_keep_their_stride(tmp_path, legacy):
     base = torch.arange(24.0).reshape(2, 3, 4)
     odd = {"t": base[0].T, "permuted": base.permute(2, 0, 1), "step": base[:, ::2, 1:], "column": base[:, 1, 2]}
@@ -210,6 +218,8 @@ LEFTOVERS = {
     "args": argparse.Namespace(lr=1e-4, data="x"),
     "path": pathlib.Path("runs/1"),
     "numpy": {"loss": np.float64(0.5), "step": np.int64(3), "curve": np.arange(3.0)},
+    "defaults": collections.defaultdict(list, {"lr": [0.1], "step": [1, 2]}),
+    "queues": [collections.deque([1]), collections.deque([1, 2], maxlen=3)],
     "containers": [{"a", "b"}, (1, 2.5, None, True), b"bytes", torch.Size([2, 3]), torch.float16, torch.device("cpu")],
 }
 
@@ -476,6 +486,13 @@ def test_the_hand_made_pickle_is_a_good_one(tmp_path):
     assert_reads_as_torch(with_pickle(tmp_path, one_tensor()))
 
 
+def test_a_mark_that_is_taken_back_changes_nothing(tmp_path):
+    odd = one_tensor().replace(b"\x80\x02", b"\x80\x02(0", 1)
+    assert list(pickle.loads(b"\x80\x02(0}X\x01\x00\x00\x00wK\x01s.")) == ["w"]  # as Python has it
+    (tensor,) = read_checkpoint(with_pickle(tmp_path, odd)).tensors.values()
+    assert (tensor.key, tensor.dtype, tensor.shape) == ("w", "float32", (3, 4))
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -527,6 +544,31 @@ def test_a_storage_that_is_missing_is_not_trusted(tmp_path):
 
 def test_a_big_endian_file_is_not_trusted(tmp_path):
     refused(rewrite_zip(saved(tmp_path, {"model": tensors()}), {"byteorder": b"big"}))
+
+
+def test_a_big_endian_file_of_the_old_format_is_not_trusted(tmp_path):
+    path = saved(tmp_path, {"model": tensors()}, legacy=True)
+    whole = path.read_bytes()
+    at = whole.index(b"\x88", whole.index(b"little_endian"))  # True, the value behind that key
+    path.write_bytes(whole[:at] + b"\x89" + whole[at + 1 :])
+    assert refused(path).code == "big_endian"
+
+
+def test_an_archive_that_holds_a_name_twice_is_not_trusted(tmp_path):
+    # Which of the two is read is up to the reader, so it says nothing about another one's.
+    path = saved(tmp_path, {"model": tensors()})
+    with zipfile.ZipFile(path, "a") as archive:
+        name = next(n for n in archive.namelist() if n.endswith("/data/0"))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(name, bytes(48))
+    assert "twice" in refused(path).message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_cannot_run_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "file.pt")
+    with pytest.raises(CannotRun, match="no regular file"):
+        read_checkpoint(tmp_path / "file.pt")
 
 
 @pytest.mark.parametrize(
@@ -664,6 +706,11 @@ def test_a_broken_safetensors_header_is_not_trusted(tmp_path, kind):
     with pytest.raises(SafetensorError), safe_open(path, "np"):
         pass
     refused(path)
+
+
+def test_a_safetensors_header_that_holds_a_name_twice_is_not_trusted(tmp_path):
+    one = json.dumps(entry()["w"])
+    assert "twice" in refused(safetensors(tmp_path, f'{{"w":{one},"w":{one}}}'.encode())).message
 
 
 # ---- damage of any kind ----------------------------------------------------------------------------

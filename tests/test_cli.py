@@ -501,6 +501,9 @@ def test_explain_follows_a_twin_to_the_tensor_that_counts(tmp_path):
     record = sam3lite("explain", path, twin, "--json").json
     assert record["outcome"] == "dropped"
     assert QKV in record["reason"]
+    # Both spellings have one canonical name, that of a released file without its prefix.
+    of_both = [sam3lite("explain", path, key, "--json").json["source"]["canonical"] for key in (QKV, twin)]
+    assert of_both == [QKV.removeprefix("detector.")] * 2
 
 
 def test_explain_of_the_text_encoder_alone_uses_its_names(tiny):

@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sam3lite_convert.compare import absolute_difference, compare, max_abs
+from sam3lite_convert.compare import Running, absolute_difference, compare, greatest_and_row_mean, max_abs
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.judgement import FLOORS, Floor, check_tolerance, isolated_belongs, judge, require_finite
 
@@ -135,13 +135,111 @@ def test_empty_activations_do_not_differ(shape):
     found = compare(torch.zeros(shape), torch.zeros(shape))
     assert (found.shape, found.max_abs, found.mean_abs, found.cosine) == (shape, 0.0, 0.0, 1.0)
     assert max_abs(torch.zeros(shape), torch.zeros(shape)) == 0.0
+    assert greatest_and_row_mean(torch.zeros(shape), torch.zeros(shape)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(("a", "b"), [((2, 3), (3, 2)), ((2,), (1, 2)), ((1, 3), (2, 3)), ((0,), (1,))])
 def test_other_shapes_are_refused_and_not_broadcast(a, b):
-    for function in (compare, max_abs, absolute_difference):
+    for function in (compare, max_abs, absolute_difference, greatest_and_row_mean):
         with pytest.raises(ValueError, match="shapes differ"):
             function(torch.zeros(a), torch.zeros(b))
+
+
+def test_the_mean_is_that_of_the_worst_row_and_not_of_a_column():
+    ours = torch.zeros(2, 2, 2)
+    theirs = torch.tensor([[[0.0, 3.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    # The rows' means are 3/4 and 4/4; of the columns, one has a mean of 4/2.
+    assert greatest_and_row_mean(ours, theirs) == (3.0, 1.0)
+    assert compare(ours, theirs).row_mean == 1.0
+
+
+# ---- added up batch by batch --------------------------------------------------------------------
+
+
+def test_batches_are_added_up_as_a_person_would():
+    running = Running()
+    for ours, theirs in (
+        ([[3.0, 0.0]], [[3.0, 1.0]]),
+        ([[0.0, 4.0], [0.0, 0.0]], [[0.0, 4.0], [2.0, 0.0]]),
+        ([[0.0, 0.0]], [[1.0, 1.0]]),
+    ):
+        difference = running.add(torch.tensor(ours), torch.tensor(theirs))
+        assert difference.tolist() == np.abs(np.array(ours) - np.array(theirs)).tolist()
+    found = running.difference()
+    assert (found.shape, found.max_abs, found.position) == ((4, 2), 2.0, (2, 0))
+    assert (found.reference, found.candidate) == (0.0, 2.0)
+    assert found.mean_abs == (1 + 2 + 1 + 1) / 8
+    assert found.row_mean == 1.0  # of the rows 1/2, 0, 1 and 1
+    assert found.relative_l2 == pytest.approx(math.sqrt(1 + 4 + 1 + 1) / 5, rel=1e-15)
+    assert found.cosine == pytest.approx((9 + 16) / (5 * math.sqrt(9 + 1 + 16 + 4 + 1 + 1)), rel=1e-15)
+
+
+def test_the_greatest_mean_of_a_row_may_stand_in_any_batch():
+    batches = [torch.tensor([[1.0, 5.0]]), torch.tensor([[4.0, 4.0]]), torch.tensor([[0.0, 2.0]])]
+    running = Running()
+    for theirs in batches:
+        running.add(torch.zeros(1, 2), theirs)
+    assert (running.difference().max_abs, running.difference().row_mean) == (5.0, 4.0)
+
+
+@pytest.mark.parametrize("sizes", [(6,), (2, 4), (3, 3), (1, 1, 4)])
+def test_of_equal_differences_the_first_is_told_however_many_batches_there_are(sizes):
+    ours, theirs = torch.arange(12.0).reshape(6, 2), torch.arange(12.0).reshape(6, 2)
+    theirs[1, 1] += 0.5
+    theirs[4, 0] -= 0.5
+    running = Running()
+    for a, b in zip(ours.split(sizes), theirs.split(sizes), strict=True):
+        running.add(a, b)
+    found = running.difference()
+    assert (found.position, found.reference, found.candidate) == ((1, 1), 3.0, 3.5)
+
+
+def test_equal_batches_tell_their_first_value_and_count_in_the_mean_and_the_norms():
+    running = Running()
+    running.add_equal(torch.tensor([[3.0, 4.0]]))
+    only = running.difference()
+    assert (only.shape, only.max_abs, only.position, only.row_mean) == ((1, 2), 0.0, (0, 0), 0.0)
+    assert (only.reference, only.candidate, only.relative_l2, only.cosine, only.finite) == (3.0, 3.0, 0.0, 1.0, True)
+    running.add_equal(torch.tensor([[7.0, 0.0], [0.0, 0.0]]))
+    assert (running.difference().reference, running.difference().position) == (3.0, (0, 0))
+    running.add(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    found = running.difference()
+    assert (found.shape, found.max_abs, found.position) == ((4, 2), 2.0, (3, 1))
+    assert found.mean_abs == 2 / 8
+    assert found.relative_l2 == pytest.approx(2 / math.sqrt(9 + 16 + 49), rel=1e-15)
+    assert found.cosine == pytest.approx(74 / math.sqrt(74 * 78), rel=1e-15)
+
+
+def test_an_equal_batch_behind_a_different_one_hides_nothing():
+    running = Running()
+    running.add(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 3.0]]))
+    running.add_equal(torch.tensor([[9.0, 9.0]]))
+    found = running.difference()
+    assert (found.max_abs, found.position, found.reference, found.candidate) == (2.0, (0, 1), 1.0, 3.0)
+
+
+def test_batches_without_values_add_nothing_but_their_rows():
+    running = Running()
+    running.add(torch.zeros(2, 0), torch.zeros(2, 0))
+    running.add_equal(torch.zeros(1, 0))
+    found = running.difference()
+    assert (found.shape, found.max_abs, found.position, found.mean_abs) == ((3, 0), 0.0, (), 0.0)
+    assert (found.reference, found.candidate, found.cosine, found.finite) == (0.0, 0.0, 1.0, True)
+
+
+def test_equal_batches_of_zeros_have_no_direction_and_spoil_no_cosine():
+    running = Running()
+    running.add_equal(torch.zeros(2, 2))
+    assert (running.difference().relative_l2, running.difference().cosine) == (0.0, 1.0)
+    running.add(torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]]))
+    assert running.difference().cosine == pytest.approx(24 / 25, rel=1e-15)
+
+
+def test_equal_batches_that_are_not_finite_are_marked():
+    running = Running()
+    running.add_equal(torch.tensor([[1.0, INF]]))
+    running.add_equal(torch.tensor([[1.0, 1.0]]))
+    assert not running.difference().finite
 
 
 # ---- all taps -----------------------------------------------------------------------------------
@@ -202,6 +300,17 @@ def test_exact_holds_pooled_to_its_floor_whatever_tolerance_is_given():
     assert judged(side(pooled=9.0), side(pooled=9.0), floors(), tolerance=10.0).verdict == "within_tolerance"
     assert judged(side(pooled=2.0), side(pooled=2.0), floors(), tolerance=10.0).verdict == "exact"
     assert judged(side(pooled=2.0), side(pooled=9.0), floors(), tolerance=10.0).verdict == "within_tolerance"
+    # Each of the two columns is held to its own floor: 4 x 1 and 4 x 0.5 here.
+    assert judged(side(pooled=9.0), side(), floors(), tolerance=10.0).verdict == "within_tolerance"
+    assert judged(side(), side(pooled=2.5), floors(), tolerance=10.0).verdict == "within_tolerance"
+    assert judged(side(), side(pooled=1.5), floors(), tolerance=10.0).verdict == "exact"
+    small = floors(0.25, 0.25)
+    assert judged(side(pooled=1.0), side(pooled=1.0), small, tolerance=10.0).verdict == "exact"
+    assert judged(side(pooled=1.5), side(), small, tolerance=10.0).verdict == "within_tolerance"
+    assert judged(side(), side(pooled=1.5), small, tolerance=10.0).verdict == "within_tolerance"
+    # Nothing was measured, so a difference has no floor to be within.
+    assert judged(side(pooled=1.0), side(), None, tolerance=10.0).verdict == "within_tolerance"
+    assert judged(side(), side(pooled=1.0), None, tolerance=10.0).verdict == "within_tolerance"
 
 
 def test_each_tap_is_held_to_its_own_floor():
@@ -278,6 +387,24 @@ def test_the_record_has_both_columns_and_what_they_were_held_to():
     assert (layer["tolerance"], layer["isolated_tolerance"]) == (FLOORS, FLOORS / 2)
     assert layer["floor"] == {"propagated": 1.0, "isolated": 0.5, "mean_propagated": None, "mean_isolated": None}
     assert (layer["diverges"], layer["within"], layer["floors"]) == (False, True, 2.5)
+    assert (record["tolerance"], record["tolerance_is"]) == (FLOORS, "measured: 4 noise floors at each tap")
+
+
+def test_the_record_says_that_a_tolerance_was_given_also_where_it_is_0():
+    for tolerance in (3.0, 0.0):
+        record = judged(side(layers_0=2.5), measured=floors(), tolerance=tolerance).record()
+        assert (record["tolerance"], record["tolerance_is"]) == (tolerance, "given")
+
+
+def test_where_no_floor_was_measured_none_is_recorded():
+    layer = judged(side(layers_0=2.5), tolerance=3.0).record()["layers"][1]
+    assert (layer["floor"], layer["floors"]) == (None, 0.0)
+
+
+def test_an_error_where_the_floor_is_0_is_infinitely_many_floors():
+    layer = judged(side(layers_0=2.5), measured=floors(0.0, 0.0)).record()["layers"][1]
+    assert (layer["floors"], layer["within"]) == (None, False)
+    assert judged(side(), measured=floors(0.0, 0.0, 0.0, 0.0)).taps[1].floors == 0.0
 
 
 def test_words_and_padding_are_reported_apart():
@@ -288,6 +415,10 @@ def test_words_and_padding_are_reported_apart():
     taps = judge(ours, theirs, theirs, None, padded, 10.0).taps
     assert (taps[0].valid, taps[0].padded) == (2.0, 7.0)
     assert (taps[1].valid, taps[1].padded) == (None, None)  # pooled has no positions
+    for width in (1, 3, 5):  # also where it is as wide as the sequence is long
+        both = {"pooled": torch.zeros(2, width)}, {"pooled": torch.ones(2, width)}
+        (pooled,) = judge(*both, both[1], None, padded, 10.0).taps
+        assert (pooled.valid, pooled.padded) == (None, None)
     taps = judge(ours, theirs, theirs, None, torch.zeros(2, 3, dtype=torch.bool), 10.0).taps
     assert (taps[0].valid, taps[0].padded) == (7.0, None)
 

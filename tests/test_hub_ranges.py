@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from huggingface_hub import constants
 from test_hub import one_line
 
 from sam3lite_convert.checkpoint import read_checkpoint
-from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.partial import PartialCopy, _merged
 from sam3lite_convert.sources import Where, locate
 from sam3lite_convert.tables import load_mappings
@@ -384,6 +385,47 @@ def test_no_space_for_the_ranges(s0, hub, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5))
     assert "no space" in one_line(sam3lite("parity", "--checkpoint", "s0", "--partial"), 2)
     assert hub.sent("/cdn/") == 0
+
+
+def test_a_copy_that_cannot_be_made_is_said_in_a_line(s0, hub):
+    sam3lite("inspect", "s0")
+    (folder,) = {p.parent for p in copies()}
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    assert str(folder) in one_line(sam3lite("inspect", "s0"), 2)
+    assert folder.read_text() == "in the way"
+
+
+def test_a_piece_that_cannot_be_kept_is_said_in_a_line(s0, hub, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("sam3lite_convert.partial.write_whole", full)
+    assert "No space left on device" in one_line(sam3lite("inspect", "s0"), 2)
+
+
+def test_an_answer_that_is_shorter_than_the_range_it_states_is_not_taken(s0, hub, monkeypatch):
+    # Its headers are right, and so was the body by its own length.
+    copy = copy_of()
+    middle = s0.stat().st_size // 2
+    monkeypatch.setattr("sam3lite_convert.partial.retried", lambda get: get()[:-1])
+    with pytest.raises(CannotRun, match=r"the Hub gave 9 bytes of .* for 10"):
+        copy.fetch([(middle, middle + 10)])
+    assert not copy.present(middle, 1)
+
+
+def test_a_copy_is_read_as_a_file_is(s0, hub):
+    data, copy = s0.read_bytes(), copy_of()
+    assert copy.readable() and copy.seekable()
+    for offset, whence, at in ((7, os.SEEK_SET, 7), (5, os.SEEK_CUR, 12), (-9, os.SEEK_END, len(data) - 9)):
+        assert copy.seek(offset, whence) == copy.tell() == at
+    assert (copy.read(4), copy.tell()) == (data[-9:-5], len(data) - 5)
+    with pytest.raises(OSError, match="before the start"):
+        copy.seek(-1)
+    assert copy.tell() == len(data) - 5
+    copy.close()
+    copy.close()  # as a file may be closed twice
+    assert not copy.path.exists()
 
 
 def test_a_server_that_serves_no_ranges(s0, hub):

@@ -89,11 +89,34 @@ def test_a_cast_concerns_all_floating_tensors(small_rows):
     assert same.out_nbytes - plan.out_nbytes == floats // 2
 
 
+@pytest.mark.parametrize(("own", "asked", "casts"), [
+    ("float32", "bfloat16", True), ("float16", "float32", True), ("bfloat16", "float16", True),
+    ("float32", "float32", False), ("float16", None, False),
+])  # fmt: skip
+def test_a_tensor_is_cast_where_another_dtype_is_asked_for(small_rows, own, asked, casts):
+    rows = {k: (own if d == "float32" else d, s) for k, (d, s) in small_rows.items()}
+    weights = [m for m in plan_of(rows, dtype=asked).mapped.values() if m.source.dtype != "int64"]
+    assert {(m.casts, m.dtype) for m in weights} == {(casts, asked or own)}
+
+
+def test_the_receipt_tells_the_part_of_a_fused_tensor_and_of_no_other(small_rows):
+    mapped = plan_of(small_rows, dtype="float16").mapped
+    for part in "qkv":
+        assert mapped[f"vision_encoder.backbone.layers.3.attention.{part}_proj.weight"].record() == {
+            "source": VISION + "trunk.blocks.3.attn.qkv.weight", "operation": "split", "part": part,
+            "dtype": "float16", "shape": [128, 128],
+        }  # fmt: skip
+    assert mapped["text_projection.bias"].record() == {
+        "source": TEXT + "projector.bias", "operation": "keep", "dtype": "float16", "shape": [32],
+    }  # fmt: skip
+
+
 def test_each_source_byte_that_is_mapped_is_used_once(small_rows):
     plan = plan_of(small_rows, layout="transformers")
     used: dict[str, int] = {}
     for m in plan.mapped.values():
         used[m.source.key] = used.get(m.source.key, 0) + m.nbytes
+        assert {type(n) for n in (m.begin, m.nbytes, *m.shape)} == {int}
     for key, nbytes in used.items():
         first_row = 128 * 4 if key.endswith("trunk.pos_embed") else 0
         assert nbytes == plan.checkpoint.tensors[key].nbytes - first_row
@@ -110,7 +133,38 @@ def test_a_misspelled_key_is_unmatched_and_the_nearest_known_name_is_offered(sma
     }
     (near,) = (f["near"] for f in fault.details["faults"] if f["kind"] == "unmatched")
     assert [n.removeprefix("detector.") for n in near][:1] == ["transformer.encoder.layers.0.linear1.weight"]
+    assert len(near) == 2  # layers 1 to 5 are as near, and of no more help
     assert "transformer.encoder.layers.0.linear1.weight" in fault.message
+
+
+def test_names_are_guessed_at_for_the_first_hundred_faults(small_rows):
+    fault = unsound(respelled(small_rows, ".mlp.fc", ".mpl.fc"))
+    unmatched = [f for f in fault.details["faults"] if f["kind"] == "unmatched"]
+    assert len(unmatched) == 32 * 4
+    # A guess looks through all known names, and a message ends after a hundred.
+    assert [bool(f["near"]) for f in unmatched] == [True] * 100 + [False] * 28
+
+
+def test_near_names_are_offered_for_keys_without_a_rule_and_for_no_other_fault(small_rows):
+    key = "detector.geometry_encoder.norm.weight"
+    fault = unsound(reshaped(small_rows, key, (31,)) | {"detector.geometry_encoder.nrom.bias": ("float32", (32,))})
+    near = {f["kind"]: f["near"] for f in fault.details["faults"]}
+    assert near["wrong_shape"] == []
+    assert near["unmatched"][0] == "geometry_encoder.norm.bias"
+    assert fault.message.count("nearest known") == 1
+    assert f"nearest known: {', '.join(near['unmatched'])}" in fault.message
+
+
+def test_a_message_lists_a_hundred_faults_of_a_kind_and_json_all_of_them(small_rows):
+    extra = {f"detector.quality_head.layers.{n}.weight": ("float32", (4,)) for n in range(103)}
+    fault = unsound(small_rows | extra)
+    assert "103 source keys that no rule matches" in fault.message
+    assert "... and 3 more; --json lists all of them" in fault.message
+    assert sum(line.strip() in extra for line in fault.message.splitlines()) == 100
+    assert faults_of(fault) == {("unmatched", key) for key in extra}
+    exactly = unsound(small_rows | dict(list(extra.items())[:100])).message
+    assert sum(line.strip() in extra for line in exactly.splitlines()) == 100
+    assert "more; --json" not in exactly
 
 
 def test_an_additional_key_is_unmatched(small_rows):
@@ -180,6 +234,15 @@ def test_a_missing_component_is_named(small_rows, part, target):
     assert ("missing_component", target) in faults_of(fault)
 
 
+def test_a_missing_component_hides_no_other_fault(small_rows):
+    # The vision encoder is the first that a model must hold.
+    fault = unsound(without(small_rows, "vision_backbone.", "dot_prod_scoring.hs_proj.bias"))
+    assert faults_of(fault) == {
+        ("missing_component", "vision_encoder"),
+        ("unfilled", "dot_product_scoring.query_proj.bias"),
+    }
+
+
 @pytest.mark.parametrize(
     "part", ["trunk.blocks.", "geometry_encoder.encode.", "transformer.decoder.layers.", "pixel_decoder."]
 )
@@ -190,6 +253,11 @@ def test_a_component_without_any_of_its_layers_is_not_sound(small_rows, part):
 def test_a_text_encoder_alone_is_told_to_convert_with_component_text(small_rows):
     text = {k: v for k, v in small_rows.items() if k.startswith(TEXT)}
     assert "--component text" in unsound(text).message
+    # Not one who did that already, nor one whose file holds a detector too.
+    for rows, component in ((without(text, "projector.bias"), "text"), (without(small_rows, "hs_proj.bias"), "all")):
+        message = unsound(rows, component=component).message
+        assert "--component text" not in message
+        assert "--mapping DIR" in message
 
 
 def test_two_sources_for_one_target_collide(small_rows, edited_tables):
@@ -232,17 +300,30 @@ def test_a_renamed_target_is_unknown_and_leaves_its_place_unfilled(small_rows, e
     }
     near = [f["near"] for f in fault.details["faults"] if f["key"] == "dot_product_scoring.qurey_proj.weight"]
     assert near[0][0] == "dot_product_scoring.query_proj.weight"
+    assert len(near[0]) == 2
 
 
 def test_faults_of_all_kinds_are_listed_at_once(small_rows):
     rows = without(small_rows, "hs_proj.bias", "segmentation_head.")
     rows = reshaped(rows, "detector.geometry_encoder.cls_embed.weight", (1, 31)) | {"detector.extra": ("float32", (1,))}
-    assert faults_of(unsound(rows)) == {
+    fault = unsound(rows)
+    assert faults_of(fault) == {
         ("unfilled", "dot_product_scoring.query_proj.bias"),
         ("missing_component", "mask_decoder"),
         ("wrong_shape", "detector.geometry_encoder.cls_embed.weight"),
         ("unmatched", "detector.extra"),
     }
+    # Each once, under its own heading.
+    assert [line.strip() for line in fault.message.splitlines() if not line.startswith("      ")][1:-1] == [
+        "1 source keys that no rule matches:",
+        "detector.extra",
+        "1 tensors of the wrong shape:",
+        "detector.geometry_encoder.cls_embed.weight",
+        "1 components that the file does not hold:",
+        "mask_decoder",
+        "1 targets that nothing fills:",
+        "dot_product_scoring.query_proj.bias",
+    ]
 
 
 # ---- faults of shapes -------------------------------------------------------------------
@@ -255,6 +336,8 @@ MISSHAPEN = [
     (TEXT + "encoder.positional_embedding.pos_embed.pos_embed", (16, 64)),
     (TEXT + "encoder.positional_embedding.pos_embed.pos_embed", (1, 1, 16, 63)),
     (TEXT + "encoder.projection_layer", (63, 64)),
+    (TEXT + "encoder.projection_layer", (64,)),
+    (TEXT + "encoder.projection_layer", (64, 64, 1)),
     (TEXT + "encoder.transformer.0.layer_scale", (64,)),
     (TEXT + "encoder.transformer.0.token_mixer.mixer.rbr_conv.0.conv.weight", (64, 1, 1, 9)),
     (TEXT + "encoder.transformer.0.convffn.fc1.weight", (256, 64)),
@@ -268,6 +351,9 @@ MISSHAPEN = [
     (VISION + "trunk.patch_embed.proj.weight", (128, 588)),
     (VISION + "trunk.pos_embed", (1, 17, 127)),
     (VISION + "trunk.pos_embed", (17, 128)),
+    (VISION + "trunk.pos_embed", (128, 17)),
+    (VISION + "trunk.pos_embed", (1, 17, 128, 1)),
+    (VISION + "trunk.pos_embed", (1, 15, 128)),
     (VISION + "trunk.blocks.0.norm1.weight", (127,)),
     (VISION + "trunk.blocks.0.attn.qkv.weight", (383, 128)),
     (VISION + "trunk.blocks.0.attn.qkv.weight", (381, 128)),
@@ -278,6 +364,7 @@ MISSHAPEN = [
     ("detector.geometry_encoder.cls_embed.weight", (1, 31)),
     ("detector.geometry_encoder.cls_embed.weight", (2, 32)),
     ("detector.geometry_encoder.norm.weight", (31,)),
+    ("detector.geometry_encoder.norm.weight", (32, 1)),
     ("detector.geometry_encoder.encode.0.linear1.weight", (63, 32)),
     ("detector.transformer.decoder.query_embed.weight", (10, 31)),
     ("detector.transformer.decoder.query_embed.weight", (32,)),
@@ -306,6 +393,25 @@ def test_a_wrong_shape_is_told_with_both_shapes(small_rows):
     assert "1x32" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "shape", "says"),
+    [
+        (TEXT + "encoder.projection_layer", (64, 64, 1), "only a matrix can be transposed"),
+        (TEXT + "encoder.projection_layer", (64,), "only a matrix can be transposed"),
+        (VISION + "trunk.blocks.0.attn.qkv.weight", (383, 128), "no multiple of three"),
+        (VISION + "trunk.blocks.0.attn.qkv.weight", (), "no multiple of three"),
+        (VISION + "trunk.pos_embed", (17, 128), "has three dimensions"),
+        (VISION + "trunk.pos_embed", (1, 17, 128, 1), "has three dimensions"),
+        (VISION + "trunk.pos_embed", (1, 15, 128), "no square grid"),
+        (TEXT + "encoder.positional_embedding.pos_embed.pos_embed", (16, 64), "has four dimensions"),
+    ],
+)
+def test_why_a_shape_does_not_allow_the_operation_is_told(small_rows, key, shape, says):
+    message = unsound(reshaped(small_rows, key, shape), layout="transformers", context=8).message
+    assert f"is {'x'.join(map(str, shape)) or 'scalar'}; " in message
+    assert says in message
+
+
 def test_misshapen_tensors_of_several_components_are_all_named(small_rows):
     rows = reshaped(small_rows, TEXT + "encoder.embedding_layer.weight", (49408, 65))
     rows = reshaped(rows, VISION + "trunk.ln_pre.bias", (129,))
@@ -313,6 +419,21 @@ def test_misshapen_tensors_of_several_components_are_all_named(small_rows):
         ("wrong_shape", TEXT + "encoder.embedding_layer.weight"),
         ("wrong_shape", VISION + "trunk.ln_pre.bias"),
     }
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "complex64"])
+def test_weights_that_are_no_floating_point_numbers_are_named(small_rows, dtype):
+    key = "detector.geometry_encoder.cls_embed.weight"
+    fault = unsound(small_rows | {key: (dtype, small_rows[key][1])})
+    assert faults_of(fault) == {("wrong_dtype", key)}
+    assert f"is {dtype}" in fault.message
+
+
+def test_a_dtype_that_safetensors_has_no_name_for_is_a_fault_of_its_tensor_alone(small_rows):
+    key = "detector.geometry_encoder.cls_embed.weight"
+    fault = unsound(small_rows | {key: ("complex128", small_rows[key][1])})
+    assert [f["key"] for f in fault.details["faults"]] == [key]
+    assert "complex128 has no place in a safetensors file" in fault.message
 
 
 def test_the_class_row_of_the_position_table_goes(small_rows):
@@ -378,6 +499,15 @@ def test_a_file_of_february_holds_every_text_tensor_twice(small_rows, layout):
     assert outline(plan) == outline(plan_of(small_rows, layout=layout))
     assert len(plan.twins) == len(text) == plan.dropped_by_label["twin"]
     assert plan.counts["mapped"] + plan.counts["dropped"] == plan.counts["source"] == len(small_rows) + len(text)
+    # The first spelling is what is converted, and the second what is accounted for as dropped.
+    seconds = {k for k in plan.checkpoint.tensors if ".tensor_runner." in k}
+    assert {k for k, d in plan.dropped.items() if d.label == "twin"} == seconds
+    assert seconds.isdisjoint(m.source.key for m in plan.mapped.values())
+    for key in seconds:
+        name = key.removeprefix("detector.").replace("tensor_runner.", "")
+        name = name.replace("1.attn.in_proj_", "1.qkv_proj.").replace("1.attn.out_proj.", "1.out_proj.")
+        assert plan.dropped[key].canonical == name
+        assert plan.dropped[key].reason.split()[3] == key.replace("tensor_runner.", "") + ","
     for twin in plan.twins:
         assert twin.second.key == twin.first.key.replace("language_backbone.", "language_backbone.tensor_runner.")
 
@@ -482,13 +612,19 @@ def test_the_context_is_never_stretched(small_rows, context):
     assert "16 rows" in fault.value.message
 
 
+def test_a_single_position_is_left_of_a_context_of_one(small_rows):
+    plan = plan_of(small_rows, context=1)
+    assert plan.mapped["text_encoder.position_embedding.position_embedding"].shape == (1, 1, 1, 64)
+
+
 def test_the_whole_context_is_no_cut(small_rows):
     assert outline(plan_of(small_rows, context=16)) == outline(plan_of(small_rows))
 
 
 def test_a_misshapen_position_table_is_a_fault_of_its_own_when_the_context_is_cut(small_rows):
     key = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
-    assert faults_of(unsound(reshaped(small_rows, key, (16, 64)), context=8)) == {("wrong_shape", key)}
+    for shape in ((16, 64), (1, 1, 16, 64, 1)):
+        assert faults_of(unsound(reshaped(small_rows, key, shape), context=8)) == {("wrong_shape", key)}
 
 
 def test_causal_is_refused_where_the_layout_cannot_say_it():
@@ -541,6 +677,16 @@ def test_a_relative_in_two_ways_is_closed_when_one_is(small_rows):
     rows = small_rows | {RELATIVES[0][0]: ("float32", (4,)), RELATIVES[5][0]: ("float32", (4,))}
     assert unsound(rows).details["component_text"] is False
     assert unsound(rows, component="text").details["component_text"] is False
+    # It is called what closes it, wherever that stands among its kinds.
+    kinds = ["SAM3 with its CLIP teacher", "EfficientSAM3 with an image student"]
+    assert (unsound(rows).details["kind"], unsound(rows).details["kinds"]) == (kinds[0], kinds)
+
+
+def test_a_relative_in_two_open_ways_is_called_by_the_first(small_rows):
+    fault = unsound(small_rows | {RELATIVES[5][0]: ("float32", (4,)), RELATIVES[6][0]: ("float32", (4,))})
+    assert fault.details["kinds"] == ["EfficientSAM3 with an image student", "SAM3.1"]
+    assert fault.details["kind"] == "EfficientSAM3 with an image student"
+    assert fault.details["component_text"] is True
 
 
 def test_another_model_altogether_has_no_text_encoder():
@@ -550,7 +696,13 @@ def test_another_model_altogether_has_no_text_encoder():
 
 
 @pytest.mark.parametrize(
-    "arch", [synthetic.small_architecture("base", 2, 3), synthetic.small_architecture("mct", 1, 9, hidden=64)]
+    "arch",
+    [
+        synthetic.small_architecture("base", 2, 3),
+        synthetic.small_architecture("mct", 1, 9, hidden=64),
+        synthetic.small_architecture("base", 1, 2, hidden=33),
+        synthetic.small_architecture("base", 1, 2, projection_dim=96),
+    ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_models_of_other_depths_and_widths_have_sound_plans(arch, layout):

@@ -109,7 +109,9 @@ def test_rows_are_split_in_the_order_q_k_v(model):
 
 
 def test_the_pooled_projection_is_transposed_in_the_transformers_layout_only():
-    assert plan_of(source_rows("s0"), layout="transformers").mapped["text_encoder.projection.weight"].transposed
+    turned = plan_of(source_rows("s0"), layout="transformers").mapped["text_encoder.projection.weight"]
+    assert turned.transposed
+    assert (turned.begin, turned.nbytes, turned.shape) == (0, 512 * 512 * 4, (512, 512))
     assert not plan_of(source_rows("s0"), layout="packed").mapped["text_encoder.projection"].transposed
 
 
@@ -134,6 +136,15 @@ def test_a_user_can_add_a_layout(edited_tables):
     folder = edited_tables("layout-packed.ini")
     (folder / "layout-packed.ini").rename(folder / "layout-mine.ini")
     assert set(load_mappings(folder).layouts) == {"packed", "transformers", "mine"}
+
+
+def test_a_layout_of_two_entries_keeps_the_names_and_may_be_causal(tmp_path, mappings):
+    text = "[layout]\nrules = detector.ini text-packed.ini dropped.ini\n"
+    (tmp_path / "layout-mine.ini").write_text(text + "targets = targets-detector.ini targets-text-packed.ini\n")
+    mine = load_mappings(tmp_path).layout("mine")
+    assert (mine.config, mine.strip_text_prefix, mine.causal, mine.about) == ("own", False, True, "")
+    assert (mine.rules, mine.shapes) == (mappings.layout("packed").rules, mappings.layout("packed").shapes)
+    assert mappings.layout("transformers").strip_text_prefix
 
 
 def broken(tmp_path, name, text):
@@ -161,6 +172,8 @@ def broken(tmp_path, name, text):
         ("target = spare.{p}", "target = spare.{p", "rule [my rule]"),
         ("target = spare.{p}", "target = spare.{p.x}", "rule [my rule]"),
         ("target = spare.{p}", "target = spare.weight", "rule [my rule]"),
+        ("source = spare", "source = (?:spare|extra)", "does not lead back to the example"),
+        ("source = spare", "source = sparee?", "does not lead back to the example"),
         ("op = keep\n", "op = drop\n", "0 targets, not 1"),
         ("op = keep", "op = keep\nnote = hello", "note"),
         ("[my rule]", RULE + "\n[my rule]", "my rule"),
@@ -172,6 +185,12 @@ def test_a_broken_rule_is_named(tmp_path, old, new, says):
     message = broken(tmp_path, "dropped.ini", RULE.replace(old, new)).message
     assert "dropped.ini" in message
     assert says in message
+
+
+@pytest.mark.parametrize("table", ["detector.ini", "dropped.ini", "text-packed.ini"])
+def test_a_rule_of_any_table_has_to_lead_back(tmp_path, table):
+    message = broken(tmp_path, table, RULE.replace("source = spare", "source = (?:spare|extra)")).message
+    assert f"{table}, rule [my rule]: the target does not lead back" in message
 
 
 def test_a_drop_needs_a_reason(tmp_path):
