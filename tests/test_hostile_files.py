@@ -23,6 +23,9 @@ import pytest
 import torch
 from folders import ENCODER, convert, environment, sam3lite, tiny_state, write
 
+from sam3lite_convert.checkpoint import read_checkpoint
+from sam3lite_convert.errors import Untrusted
+
 MOST_MEMORY = 250 << 20
 MOST_SECONDS = 20
 MOST_TEXT = 20_000
@@ -246,6 +249,18 @@ UNTRUSTED: dict[str, Any] = {
     "a negative stride": lambda p: pickled(p, state(text("w"), tensor(stride=(-4, 1)))),
     "repeats a key": lambda p: pickled(p, state(text("w"), tensor(), text("w"), tensor())),
     "repeats a key later": lambda p: pickled(p, state(text("w"), tensor())[:-1] + text("w") + tensor() + b"s."),
+    "repeats a key through the memo": lambda p: pickled(
+        p, b"\x80\x02}q\0" + text("w") + tensor() + b"s0h\0" + text("w") + tensor() + b"s."
+    ),
+    "repeats a key of a copy on the stack": lambda p: pickled(
+        p, b"\x80\x02}2" + text("w") + tensor() + b"s0" + text("w") + tensor() + b"s."
+    ),
+    "repeats a key behind attributes": lambda p: pickled(
+        p,
+        b"\x80\x02ccollections\nOrderedDict\n)R" + text("w") + tensor() + b"s}b" + text("w") + tensor() + b"s.",
+    ),
+    "repeats a key at once": lambda p: pickled(p, b"\x80\x02(" + text("w") + tensor() + text("w") + tensor() + b"d."),
+    "repeats a key in Python 2's way": lambda p: pickled(p, b"\x80\x02(U\1w" + tensor() + text("w") + tensor() + b"d."),
     "repeats a key in pairs": lambda p: pickled(
         p, b"\x80\x02ccollections\nOrderedDict\n]((" + text("w") + b"K\1l(" + text("w") + b"K\2le\x85R."
     ),
@@ -261,6 +276,10 @@ UNTRUSTED: dict[str, Any] = {
     "a long tuple as a key, often": lambda p: pickled(
         p, b"\x80\x02}(" + b"K\1" * 4000 + b"tq\0(" + b"h\0N" * 200_000 + b"u."
     ),
+    "a long tuple in sets, often": lambda p: pickled(
+        p, b"\x80\x04(" + b"K\1" * 4000 + b"tq\x00" + b"\x8f(h\x00\x90" * 20_000 + b"."
+    ),
+    "tuples that may collide": lambda p: pickled(p, b"\x80\x02}(" + b"K\1K\2\x86N" * 20_000 + b"u."),
     "integers that collide": lambda p: pickled(
         p, state(*(part for n in range(1, 60_000) for part in (integer(n * HUGE), b"K\1")))
     ),
@@ -314,6 +333,17 @@ def assert_refused(done: Ended, folder: Path, before: set[str], code: int) -> No
     assert not any(line.startswith("error: ") for line in done.err.split("\n")[1:])
     assert {p.name for p in folder.iterdir()} == before
     assert done.peak < MOST_MEMORY, f"{done.peak / 2**20:.0f} MB"
+
+
+REPEATS = [name for name in UNTRUSTED if name.startswith("repeats")]
+
+
+@pytest.mark.parametrize("name", REPEATS)
+def test_a_key_that_is_set_twice_is_what_is_refused(name, tmp_path):
+    UNTRUSTED[name](tmp_path / "file.pt")
+    with pytest.raises(Untrusted) as refusal:
+        read_checkpoint(tmp_path / "file.pt")
+    assert refusal.value.code == "repeated_key"
 
 
 @pytest.mark.parametrize("name", UNTRUSTED)
