@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it; ``--help`` never imports to
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -409,6 +410,7 @@ def run(arguments: list[str] | None = None) -> int:
     as_json = "--json" in arguments
     _typed_arguments[:] = arguments
     interrupts.catch()
+    _open_streams()
     try:
         code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -420,7 +422,13 @@ def run(arguments: list[str] | None = None) -> int:
         return _interrupted(as_json)
     except BrokenPipeError:
         # The reader went away (for example head); nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _stdout_into_nothing()
+        return 0
+    except SystemExit as end:
+        # The command-line library's answer to a reader of --help that went away.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        _stdout_into_nothing()
         return 0
     except OSError as fault:
         return _fail(CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}".lstrip(": "), "os_error"), as_json)
@@ -431,6 +439,21 @@ def run(arguments: list[str] | None = None) -> int:
             usage = f"\n{context.get_usage()}" if context is not None else ""
             return _fail(CannotRun(f"{fault.format_message()}{usage}", "usage"), as_json)
         raise
+
+
+def _open_streams() -> None:
+    """A closed stdout or stderr becomes the null device; what their encoding lacks is shown as an escape."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _stdout_into_nothing() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _typed() -> str:
@@ -451,7 +474,10 @@ def _fail(fault: Sam3LiteError, as_json: bool) -> int:
     from sam3lite_convert import report
 
     if as_json:
-        report.as_json({"error": {"code": fault.code, "message": fault.message, "details": fault.details}})
-    else:
-        report.fault(fault.message)
+        try:
+            report.as_json({"error": {"code": fault.code, "message": fault.message, "details": fault.details}})
+            return fault.exit_code
+        except OSError:
+            _stdout_into_nothing()  # stdout cannot be written to: it is said on stderr
+    report.fault(fault.message)
     return fault.exit_code

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from sam3lite_convert import notes
@@ -48,8 +48,15 @@ def say(text: str = "", style: str | None = None) -> None:
 
 
 def show(table: Table) -> None:
-    """A table of results."""
-    _out().print(table)
+    """A table of results. Where no column of it wraps it keeps its width: a narrow place cuts no number."""
+    console = _out()
+    if all(column.no_wrap for column in table.columns):
+        console.width = max(console.width, console.measure(table, options=_unbounded(console)).maximum)
+    console.print(table)
+
+
+def _unbounded(console: Console) -> ConsoleOptions:
+    return console.options.update(width=10_000)
 
 
 def width() -> int:
@@ -177,7 +184,7 @@ def _component_table(r: Record) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("component", no_wrap=True)
     for name in ("keys", "mapped", "dropped", "parameters"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     total = [0, 0, 0, 0]
     for name, c in r["components"].items():
         row = [c["keys"], c["mapped"], sum(c["dropped"].values()), c["parameters"]]
