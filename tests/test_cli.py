@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -542,10 +542,12 @@ def test_a_mapping_folder_takes_the_place_of_a_table(tiny, tmp_path, edited_tabl
 def test_the_demo_proves_both_layouts_quickly_and_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    start = time.monotonic()
+    before = os.times()
     done = python("-m", "sam3lite_convert", "demo", cwd=tmp_path)
+    after = os.times()
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 20
+    # Of the processor: the clock on the wall also counts what else the machine does.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 20
     assert [p.name for p in tmp_path.iterdir()] == ["tmp"]
     # Importing transformers' models makes torch create its compiler's cache folder.
     assert [p for p in (tmp_path / "tmp").iterdir() if not p.name.startswith("torchinductor_")] == []
