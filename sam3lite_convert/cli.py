@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it; ``--help`` never imports to
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -216,6 +217,7 @@ def run(arguments: list[str] | None = None) -> int:
     as_json = "--json" in arguments
     typed_arguments[:] = arguments
     interrupts.catch()
+    _open_streams()
     try:
         code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -227,7 +229,13 @@ def run(arguments: list[str] | None = None) -> int:
         return _interrupted(as_json)
     except BrokenPipeError:
         # The reader went away (for example head); nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _say_no_more()
+        return 0
+    except SystemExit as end:
+        # The command-line library's answer to a reader of --help that went away.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        _say_no_more()
         return 0
     except MemoryError:
         return _fail(CannotRun("this machine has not enough memory for that", "no_memory"), as_json)
@@ -242,6 +250,23 @@ def run(arguments: list[str] | None = None) -> int:
         raise
 
 
+def _open_streams() -> None:
+    """A closed stdout or stderr becomes the null device; what their encoding lacks is shown as an escape."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _say_no_more() -> None:
+    from sam3lite_convert import report
+
+    report.into_nothing()
+
+
 def _interrupted(as_json: bool) -> int:
     _fail(
         Sam3LiteError("interrupted; nothing half-written is left, what was finished before stays", "interrupted"),
@@ -254,7 +279,10 @@ def _fail(fault: Sam3LiteError, as_json: bool) -> int:
     from sam3lite_convert import report
 
     if as_json:
-        report.as_json({"error": {"code": fault.code, "message": fault.message, "details": fault.details}})
-    else:
-        report.fault(fault.message)
+        try:
+            report.as_json({"error": {"code": fault.code, "message": fault.message, "details": fault.details}})
+            return fault.exit_code
+        except OSError:
+            _say_no_more()  # stdout cannot be written to: it is said on stderr
+    report.fault(fault.message)
     return fault.exit_code

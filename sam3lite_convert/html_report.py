@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,7 +93,7 @@ def _verdicts(r: Record) -> str:
 
 
 def _others(r: Record) -> str:
-    command = f"sam3lite verify {r.get('converted')} --checkpoint {r.get('checkpoint')}"
+    command = shlex.join(["sam3lite", "verify", str(r.get("converted")), "--checkpoint", str(r.get("checkpoint"))])
     return f"The folder's other {count(r['not_compared'])} tensors were not looked at: {code(command)}"
 
 

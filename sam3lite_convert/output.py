@@ -162,6 +162,7 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
 
 def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: int) -> None:
     """Raises CannotRun where the output may not or cannot go there, before anything is written."""
+    final = resolved(folder)
     if folder.exists() and not folder.is_dir():
         raise CannotRun(f"{folder} is a file; --output names a folder", "output_is_a_file")
     present = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -171,7 +172,7 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
             "--output DIR.",
             "output_exists",
         )
-    if folder.is_dir() and (folder.resolve() == Path.cwd() or os.path.ismount(folder)):
+    if folder.is_dir() and (final == Path.cwd() or os.path.ismount(folder)):
         raise CannotRun(
             f"{folder} is the working directory or a mount point; a conversion puts a new folder in the place of the "
             "old one, which is not possible there. Name a folder in it with --output.",
@@ -186,7 +187,7 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
             "alone. Move them, or name another folder with --output DIR.",
             "output_not_ours",
         )
-    if folder.resolve() in checkpoint.resolve().parents and present:
+    if final in checkpoint.resolve().parents and present:
         message = f"{checkpoint} lies in {folder}, which would be replaced; name another --output DIR"
         raise CannotRun(message, "output_holds_input")
     check_space(folder.parent, nbytes, f"{folder} is to be written")
@@ -210,8 +211,19 @@ def same_disk(one: Path, other: Path) -> bool:
     return _existing(one).stat().st_dev == _existing(other).stat().st_dev
 
 
+def resolved(path: Path) -> Path:
+    """The place that a path leads to, links followed. Raises CannotRun for links that lead in a circle."""
+    try:
+        found = path.resolve()
+    except RuntimeError:  # Python before 3.13
+        found = path
+    if found.is_symlink():
+        raise CannotRun(f"{path}: its links lead in a circle", "links_in_a_circle")
+    return found
+
+
 def _existing(place: Path) -> Path:
-    place = place.resolve()
+    place = resolved(place)
     while not place.exists():
         place = place.parent
     return place
@@ -224,7 +236,7 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     With ``overwrite`` a folder of that name is replaced; on a fault it is there as before. Raises
     CannotRun for faults of the file system, and for a folder that came there in the meantime.
     """
-    final = folder.resolve()
+    final = resolved(folder)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         work, held = _working_place(final, tempfile.mkdtemp)
@@ -293,7 +305,7 @@ def _hold(work: Path) -> int | None:
 def clear_leftovers(folder: Path) -> None:
     """Remove what runs that were killed left beside ``folder``; one that was killed while it put a new folder in
     the place of an old one gets the old one back. Folders of runs that are under way stay."""
-    final = folder.resolve()
+    final = resolved(folder)
     for work in (p for p in leftovers(folder) if ".partial-" in p.name):
         held = _hold(work)
         if held is None:
@@ -322,10 +334,11 @@ def _remove(work: Path) -> None:
 
 def leftovers(folder: Path) -> list[Path]:
     """Working folders, or files, that an interrupted run left beside ``folder``."""
-    final = folder.resolve()
+    final = resolved(folder)
     if not final.parent.is_dir():
         return []
-    return sorted(p for kind in ("partial", "old") for p in final.parent.glob(f".{glob.escape(final.name)}.{kind}-*"))
+    name = glob.escape(final.name)
+    return sorted(p for kind in ("partial", "old") for p in final.parent.glob(f".{name}.{kind}-*"))
 
 
 def _umask() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import Any
 
 from rich.table import Table
@@ -43,13 +44,13 @@ def paritied(r: Record, debug: bool) -> None:
     if r["diagnosis"]:
         _diagnosis(r["diagnosis"])
     if r.get("not_compared"):
-        command = f"sam3lite verify {r['converted']} --checkpoint {r['checkpoint']}"
+        command = shlex.join(["sam3lite", "verify", r["converted"], "--checkpoint", r["checkpoint"]])
         say(f"  this is of the text encoder; the folder's other {r['not_compared']:,} tensors: {command}")
     behaviour_report.verdict(r)
     for text in r["notes"]:
         say(f"note: {text}")
     if r.get("saved_activations"):
-        say(f"Saved {r['saved_activations']}. Next: sam3lite parity --judge {r['saved_activations']}")
+        say(f"Saved {r['saved_activations']}. Next: sam3lite parity --judge {shlex.quote(r['saved_activations'])}")
     elif r["verdict"] == "differs" and not debug:
         say("Next: the same command with --debug-intermediates shows every layer")
 

@@ -34,6 +34,7 @@ with torch.inference_mode():
 _AFTER = """\
 # For the detector the mask stays:
 # model(pixel_values=pixel_values, text_embeds=text_embeds, attention_mask=input_ids.ne(0).long())
+# Before transformers 5.9: text_embeds=text_embeds.pooler_output
 """
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from sam3lite_convert import notes
@@ -27,10 +27,11 @@ class _Console(Console):
     """Goes on where its reader went away (for example head): the exit code is still that of the checks."""
 
     def on_broken_pipe(self) -> None:
-        _into_nothing()
+        into_nothing()
 
 
-def _into_nothing() -> None:
+def into_nothing() -> None:
+    """What is still said on stdout goes nowhere: its reader went away, or it cannot be written to."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -49,8 +50,15 @@ def say(text: str = "", style: str | None = None) -> None:
 
 
 def show(table: Table) -> None:
-    """A table of results."""
-    _out().print(table)
+    """A table of results. Where no column of it wraps it keeps its width: a narrow place cuts no number."""
+    console = _out()
+    if all(column.no_wrap for column in table.columns):
+        console.width = max(console.width, console.measure(table, options=_unbounded(console)).maximum)
+    console.print(table)
+
+
+def _unbounded(console: Console) -> ConsoleOptions:
+    return console.options.update(width=10_000)
 
 
 def width() -> int:
@@ -69,7 +77,7 @@ def as_json(record: Record) -> None:
         sys.stdout.write(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        _into_nothing()
+        into_nothing()
 
 
 def _finite(value: Any) -> Any:
@@ -186,7 +194,7 @@ def _component_table(r: Record) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("component", no_wrap=True)
     for name in ("keys", "mapped", "dropped", "parameters"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     total = [0, 0, 0, 0]
     for name, c in r["components"].items():
         row = [c["keys"], c["mapped"], sum(c["dropped"].values()), c["parameters"]]

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.output import write_whole
+from sam3lite_convert.output import resolved, write_whole
 from sam3lite_convert.receipt import RECEIPT_NAME
 
 GENERATOR = "sam3lite-convert report"  # stands in every report's head
@@ -19,7 +19,7 @@ def check_report_place(path: Path) -> None:
         raise CannotRun(f"{path} is a folder; name the report's file, for example {path / 'report.html'}", "usage")
     if path.suffix.lower() not in (".html", ".htm"):
         raise CannotRun(f"--report {path}: the report is a page, so name it FILE.html", "usage")
-    folder = path.resolve().parent
+    folder = resolved(path).parent
     if not folder.is_dir():
         raise CannotRun(f"{path.parent}: no such folder for the report", "no_such_folder")
     if (folder / RECEIPT_NAME).exists():
@@ -44,4 +44,4 @@ def write_report(path: Path, page: str) -> None:
     """Write it whole or not at all. Raises CannotRun as ``check_report_place`` does."""
     check_report_place(path)
     # Through a link, to the file that it names.
-    write_whole(path.resolve(), page.encode("utf-8", "backslashreplace"))
+    write_whole(resolved(path), page.encode("utf-8", "backslashreplace"))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from sam3lite_convert import cli, synthetic, tables
 
@@ -158,7 +158,7 @@ def tensors(folder: Path) -> State:
 
 def edit(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
     """Replace, add or (with None) take away tensors of model.safetensors."""
-    state = load_file(folder / "model.safetensors")
+    state = load((folder / "model.safetensors").read_bytes())  # no view of the file that is written over
     for key, tensor in changes.items():
         if tensor is None:
             del state[key]

@@ -199,11 +199,11 @@ def test_an_interruption_stops_all_of_it(three, hub, monkeypatch):
             raise KeyboardInterrupt
         return inner(plan, *arguments)
 
-    monkeypatch.setattr(conversions.conversion, "convert", interrupted)
-    done = sam3lite("convert", "--all")
+    with monkeypatch.context() as patch:  # undone alone: the working directory stays the test's own
+        patch.setattr(conversions.conversion, "convert", interrupted)
+        done = sam3lite("convert", "--all")
     assert done.code == 130 and "interrupted" in done.err
     assert folder("l").exists() and not folder("s0").exists() and not folder("s1").exists()
-    monkeypatch.undo()
     assert sam3lite("convert", "--all", "--json").code == 0
 
 

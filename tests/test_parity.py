@@ -44,7 +44,7 @@ from folders import (
 )
 from safetensors import safe_open
 from safetensors.numpy import load_file as load_numpy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from test_original_ref import activations
 
 from original_ref import load_reference
@@ -709,7 +709,7 @@ def test_a_folder_that_lost_a_tensor_is_not_compared(layout, key, s0, bad):
 def test_a_text_projection_that_is_not_whole_is_not_compared(what, s0, bad):
     folder = bad("transformers")
     file = folder / "text_projection.safetensors"
-    state = load_file(file)
+    state = load(file.read_bytes())  # no view of the file that is written over
     del state[f"text_projection.{what}"]
     save_file(state, file)
     assert what in errors(sam3lite("parity", "--checkpoint", s0, "--converted", folder), 3)
