@@ -70,8 +70,8 @@ def by_size(sizes: list[float], work: Path, runs: int) -> dict[str, dict[str, fl
             "layers": layers(size),
             "cp s": median("cp"),
             "convert s": median("convert"),
-            "s per GB beyond start-up": (median("convert") - median("dry run")) / nbytes * 1e9,
-            "beyond start-up, against cp": statistics.median(beyond),
+            "s/GB *": (median("convert") - median("dry run")) / nbytes * 1e9,
+            "x cp *": statistics.median(beyond),
             "verify s": median("verify"),
             "convert MB": max(s.peak for s in results["convert"]),
             "verify MB": max(s.peak for s in results["verify"]),
@@ -131,12 +131,12 @@ def main() -> None:
     if asked.json:
         print(json.dumps({"sizes": rows, "all": {k: s._asdict() for k, s in all_of_them.items()}}, indent=2))
         return
-    console = Console()
+    console = Console(width=110)
     if rows:
         table = Table("file", *next(iter(rows.values())))
         for file, row in rows.items():
             table.add_row(file, *[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()])
-        console.print(table)
+        console.print(table, "* without start-up, which is the time of --dry-run")
     if all_of_them:
         table = Table("convert from the Hub", "wall s", "user+sys s", "peak MB")
         for what, sample in all_of_them.items():
