@@ -94,10 +94,9 @@ def check(data: io.BytesIO) -> None:
                 weight = _weight(popped, name in _TUPLES)
                 if type(argument) is int:
                     weight = argument.bit_length() // 64
-                # Dicts are told apart, to know what was set in each.
-                stack += [_Item(weight) if weight or name in ("EMPTY_DICT", "REDUCE", "DICT") else _PLAIN] * len(
-                    opcode.stack_after
-                )
+                # What may become a dict is told apart, to know what was set in each.
+                made = _Item(weight) if weight or opcode.stack_before or name == "EMPTY_DICT" else _PLAIN
+                stack += [made] * len(opcode.stack_after)
                 if name == "DICT" and stack:
                     _set(stack[-1], popped)
     data.seek(start)

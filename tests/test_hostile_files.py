@@ -259,6 +259,13 @@ UNTRUSTED: dict[str, Any] = {
         p,
         b"\x80\x02ccollections\nOrderedDict\n)R" + text("w") + tensor() + b"s}b" + text("w") + tensor() + b"s.",
     ),
+    "repeats a key of a dict made in another way": lambda p: pickled(
+        p,
+        b"\x80\x02ccollections\nOrderedDict\n)\x81q\0" + (text("w") + tensor() + b"s0h\0") * 2 + b".",
+    ),
+    "repeats a key of a dict made in an old way": lambda p: pickled(
+        p, b"\x80\x02(icollections\nOrderedDict\nq\0" + (text("w") + tensor() + b"s0h\0") * 2 + b"."
+    ),
     "repeats a key at once": lambda p: pickled(p, b"\x80\x02(" + text("w") + tensor() + text("w") + tensor() + b"d."),
     "repeats a key in Python 2's way": lambda p: pickled(p, b"\x80\x02(U\1w" + tensor() + text("w") + tensor() + b"d."),
     "repeats a key in pairs": lambda p: pickled(
