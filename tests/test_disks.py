@@ -59,7 +59,7 @@ def test_too_small_a_disk_is_noticed_before_the_first_byte(source, disk, monkeyp
     assert list(place.iterdir()) == []
 
 
-@pytest.mark.parametrize("room", [0, 10_000, 1 * MB, 5 * MB, 6.45 * MB])
+@pytest.mark.parametrize("room", [0, 10_000, 5 * MB])
 @pytest.mark.parametrize("layout", ["packed", "transformers"])
 def test_a_disk_that_fills_up_meanwhile_loses_nothing(room, layout, source, disk, monkeypatch):
     # Room for the earlier folder and so much more; another program takes the rest after the first look.

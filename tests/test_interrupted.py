@@ -16,7 +16,7 @@ from folders import convert, environment, sam3lite, snapshot, tiny_state, write
 from sam3lite_convert.output import clear_leftovers, whole_folder, write_whole
 
 # By hand, for as many as one likes: SAM3LITE_MOMENTS=50 pytest tests/test_interrupted*.py
-MOMENTS = int(os.environ.get("SAM3LITE_MOMENTS", "6"))  # of each kind
+MOMENTS = int(os.environ.get("SAM3LITE_MOMENTS", "4"))  # of each kind
 
 
 @pytest.fixture(scope="module")

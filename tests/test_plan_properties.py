@@ -18,7 +18,7 @@ from sam3lite_convert.names import canonical_names
 from sam3lite_convert.plan import Plan
 from sam3lite_convert.tables import Rule
 
-SLOWLY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+SLOWLY = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @functools.cache
@@ -114,7 +114,7 @@ def test_a_tensor_that_is_missing_is_never_missed(data, layout):
     assert targets <= faults or key in refusal.value.message
 
 
-@SLOWLY
+@settings(SLOWLY, max_examples=10)
 @given(st.permutations(sorted(rows())), st.sampled_from(LAYOUTS))
 def test_the_order_of_a_file_does_not_matter(order, layout):
     plan = plan_of({key: rows()[key] for key in order}, layout=layout)
@@ -148,7 +148,7 @@ def keys_of(rule: Rule) -> st.SearchStrategy[str]:
     return st.from_regex(rule.pattern, fullmatch=True)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(SLOWLY, max_examples=10)
 @pytest.mark.parametrize(("layout", "rule"), RULES, ids=lambda x: getattr(x, "name", x))
 @given(data=st.data())
 def test_a_rule_can_be_read_in_both_directions(layout, rule, data):

@@ -145,7 +145,6 @@ def test_a_name_with_stars_and_brackets_is_no_pattern(places, tmp_path):
 
 LOCALES = {
     "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    "ascii": {"PYTHONIOENCODING": "ascii"},
     "latin-1, narrow": {"PYTHONIOENCODING": "latin-1", "COLUMNS": "20"},
 }
 
