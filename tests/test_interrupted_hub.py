@@ -96,7 +96,8 @@ def test_a_run_that_ends_at_any_request_is_finished_by_the_next(name, hub, tmp_p
         before = snapshot(ROOT)
         again = sam3lite(*ALL, "--json")
         assert {r["push"]["state"] for r in again.json["results"]} == {"current"} and snapshot(ROOT) == before
-    assert ended <= {0, 130, 143, -signal.SIGKILL} and ended != {0}
+    # While Python is ending, when all is done, SIGTERM has its usual effect again.
+    assert ended <= {0, 130, -signal.SIGTERM, -signal.SIGKILL} and ended != {0}
 
 
 def start_over(hub: HubServer, tmp_path: Path) -> None:
