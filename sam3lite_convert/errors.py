@@ -20,6 +20,12 @@ class Sam3LiteError(Exception):
         self.details = details
 
 
+def in_short(fault: BaseException) -> str:
+    """What a library says of a fault, in one line of at most 200 characters: some quote the whole file."""
+    text = " ".join(str(fault).split()) or type(fault).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 class CannotRun(Sam3LiteError):
     """Exit 2: usage, a missing file, a missing package, no space."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3lite_convert.checkpoint import read_checkpoint
-from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.errors import CannotRun, Untrusted, in_short
 from sam3lite_convert.output import INDEX_NAME
 from sam3lite_convert.receipt import RECEIPT_NAME
 from sam3lite_convert.stored import StoredTensor
@@ -79,7 +79,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as fault:
-        raise Untrusted(f"{path}: cannot be read as JSON ({fault})", "corrupt_file") from fault
+        raise Untrusted(f"{path}: cannot be read as JSON ({in_short(fault)})", "corrupt_file") from fault
     if not isinstance(data, dict):
         raise Untrusted(f"{path}: holds no JSON object", "corrupt_file")
     return data

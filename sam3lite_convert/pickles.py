@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sam3lite_convert import dtypes, opcodes
-from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan, Untrusted
+from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan, Untrusted, in_short
 from sam3lite_convert.stored import check_names
 
 # Named tuples: a pickle's BUILD cannot change one, so no file can leave a mark on the next.
@@ -225,4 +225,4 @@ def load(data: io.BytesIO) -> Any:
     except Sam3LiteError:
         raise
     except Exception as fault:  # a hostile or broken pickle can raise nearly anything
-        raise Untrusted(f"the file's pickle cannot be read: {fault or type(fault).__name__}", "corrupt_file") from fault
+        raise Untrusted(f"the file's pickle cannot be read: {in_short(fault)}", "corrupt_file") from fault

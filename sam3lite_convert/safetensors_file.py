@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sam3lite_convert import dtypes
-from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.errors import Untrusted, in_short
 from sam3lite_convert.stored import INDEX_LIMIT, Checkpoint, StoredTensor, check_names, contiguous_stride
 
 
@@ -39,7 +39,7 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
             tensors[key] = tensor
             extents.append((begin, end))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        raise Untrusted(f"the safetensors header cannot be read: {fault}", "corrupt_file") from fault
+        raise Untrusted(f"the safetensors header cannot be read: {in_short(fault)}", "corrupt_file") from fault
     position = 0
     for begin, end in sorted(extents):
         if begin != position:

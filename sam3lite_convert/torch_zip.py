@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from sam3lite_convert import pickles
-from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.errors import Untrusted, in_short
 from sam3lite_convert.state_dict import find_state_dict, locate, read_at
 from sam3lite_convert.stored import INDEX_LIMIT, Checkpoint, Record, check_names
 
@@ -40,7 +40,7 @@ def read_zip(path: Path, file: BinaryIO, size: int, copy: PartialCopy | None) ->
         archive = zipfile.ZipFile(cast(BinaryIO, _Sparing(file)))
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as fault:
         raise Untrusted(
-            f"the zip archive has no readable directory at its end: the file is truncated or damaged ({fault}). "
+            f"the zip archive has no readable directory at its end: the file is truncated or damaged ({in_short(fault)}). "
             f"It has {size:,} bytes; compare that with the original and fetch it again.",
             "truncated_file",
         ) from fault
