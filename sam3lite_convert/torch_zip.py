@@ -40,8 +40,8 @@ def read_zip(path: Path, file: BinaryIO, size: int, copy: PartialCopy | None) ->
         archive = zipfile.ZipFile(cast(BinaryIO, _Sparing(file)))
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as fault:
         raise Untrusted(
-            f"the zip archive has no readable directory at its end: the file is truncated or damaged ({in_short(fault)}). "
-            f"It has {size:,} bytes; compare that with the original and fetch it again.",
+            "the zip archive has no readable directory at its end: the file is truncated or damaged "
+            f"({in_short(fault)}). It has {size:,} bytes; compare that with the original and fetch it again.",
             "truncated_file",
         ) from fault
     check_names(archive.namelist())
