@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import HERE, S0, Results, Sample, clear, environment, generate, measure
+from harness import HERE, S0, Results, Sample, clear, environment, generate, measure, take_turns
 from rich.console import Console
 from rich.table import Table
 
@@ -32,21 +32,17 @@ def layers(gigabytes: float) -> int:
 
 
 def measured(checkpoint: Path, work: Path, runs: int) -> Results:
-    """Each command on one file, in turn, after one turn that is not counted."""
+    """Each command on one file."""
+    reference = work / "reference"
+    measure([*SAM3LITE, "convert", "--checkpoint", str(checkpoint), "--output", str(reference)], work)
     commands = {
-        "cp": ["cp", str(checkpoint), "copy"],
+        "cp": ["cp", str(checkpoint), "out"],
         "convert": [*SAM3LITE, "convert", "--checkpoint", str(checkpoint), "--output", "out"],
-        "verify": [*SAM3LITE, "verify", "out", "--checkpoint", str(checkpoint)],
-        "dry run": [*SAM3LITE, "convert", "--checkpoint", str(checkpoint), "--output", "new", "--dry-run"],
+        "verify": [*SAM3LITE, "verify", str(reference), "--checkpoint", str(checkpoint)],
+        "dry run": [*SAM3LITE, "convert", "--checkpoint", str(checkpoint), "--output", "out", "--dry-run"],
     }
-    results: Results = {}
-    for turn in range(runs + 1):
-        for name, command in commands.items():
-            found = measure(command, work)
-            clear(work / "copy")
-            if turn:
-                results.setdefault(name, []).append(found)
-        clear(work / "out")
+    results = take_turns(commands, work, runs)
+    clear(reference)
     return results
 
 

@@ -195,7 +195,7 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
 
 def _finished_name(name: str) -> str:
     """Of a file that a killed run left half written, the name that it would have had."""
-    return re.sub(r"\.(.+)\.partial-\w+", r"\1", name)
+    return re.sub(r"^\.(.+)\.partial-\w+$", r"\1", name)
 
 
 def check_space(place: Path, nbytes: int, what: str) -> None:
@@ -240,7 +240,7 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         work, held = _working_place(final, tempfile.mkdtemp)
-        old = work.with_name(work.name.replace(".partial-", ".old-"))
+        old = _beside(work, "old")
         work.chmod(0o777 & ~_umask())
         try:
             yield work
@@ -306,11 +306,11 @@ def clear_leftovers(folder: Path) -> None:
     """Remove what runs that were killed left beside ``folder``; one that was killed while it put a new folder in
     the place of an old one gets the old one back. Folders of runs that are under way stay."""
     final = resolved(folder)
-    for work in (p for p in leftovers(folder) if ".partial-" in p.name):
+    for work in _left(final, "partial"):
         held = _hold(work)
         if held is None:
             continue
-        old = work.with_name(work.name.replace(".partial-", ".old-"))
+        old = _beside(work, "old")
         try:
             if old.exists() and not final.exists():
                 os.rename(old, final)
@@ -319,8 +319,8 @@ def clear_leftovers(folder: Path) -> None:
             continue  # it is named among the notes of the plan
         finally:
             os.close(held)
-    for old in (p for p in leftovers(folder) if ".old-" in p.name):
-        work = old.with_name(old.name.replace(".old-", ".partial-"))
+    for old in _left(final, "old"):
+        work = _beside(old, "partial")
         if final.exists() and not work.exists():  # it has become the final one
             shutil.rmtree(old, ignore_errors=True)
 
@@ -335,10 +335,16 @@ def _remove(work: Path) -> None:
 def leftovers(folder: Path) -> list[Path]:
     """Working folders, or files, that an interrupted run left beside ``folder``."""
     final = resolved(folder)
-    if not final.parent.is_dir():
-        return []
-    name = glob.escape(final.name)
-    return sorted(p for kind in ("partial", "old") for p in final.parent.glob(f".{name}.{kind}-*"))
+    return sorted([*_left(final, "partial"), *_left(final, "old")])
+
+
+def _left(final: Path, kind: str) -> list[Path]:
+    return sorted(final.parent.glob(f".{glob.escape(final.name)}.{kind}-*"))
+
+
+def _beside(place: Path, kind: str) -> Path:
+    """Of a working folder, the place of the old one that it replaces, and the other way round."""
+    return place.with_name(re.sub(r"\.(?:partial|old)-(\w+)$", rf".{kind}-\1", place.name))
 
 
 def _umask() -> int:

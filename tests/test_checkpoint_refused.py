@@ -312,7 +312,7 @@ def test_an_archive_that_holds_a_name_twice_is_not_trusted(tmp_path):
     assert "twice" in refused(path).message
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes among its files")
 def test_a_named_pipe_cannot_run_and_nobody_waits_for_it(tmp_path):
     os.mkfifo(tmp_path / "file.pt")
     with pytest.raises(CannotRun, match="no regular file"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from folders import convert, environment, sam3lite, snapshot, tiny_state, write
 
+from sam3lite_convert import output
 from sam3lite_convert.output import clear_leftovers, whole_folder, write_whole
 
 # By hand, for as many as one likes: SAM3LITE_MOMENTS=50 pytest tests/test_interrupted*.py
@@ -81,10 +82,27 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_a_run_that_was_killed_between_two_renames_gives_the_old_folder_back(tmp_path):
-    left(tmp_path / "out", "a", "partial", "old")
-    clear_leftovers(tmp_path / "out")
-    assert names(tmp_path) == ["out"] and (tmp_path / "out" / "old").read_text() == "a"
+@pytest.mark.parametrize("name", ["out", "out.partial-1", "out.old-1"])
+def test_a_run_that_was_killed_between_two_renames_gives_the_old_folder_back(name, tmp_path, monkeypatch):
+    left(tmp_path / name, "a", "partial", "old")
+    clear_leftovers(tmp_path / name)
+    assert names(tmp_path) == [name] and (tmp_path / name / "old").read_text() == "a"
+    # The same with the names that a run gives.
+    rename, process = output.os.rename, []
+
+    def killed(source, target):
+        if process:
+            raise SystemExit
+        process.append(rename(source, target))
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(output.os, "rename", killed)
+        patched.setattr(output.shutil, "rmtree", lambda *_, **__: None)
+        with whole_folder(tmp_path / name, overwrite=True) as work:
+            (work / "new").write_text("b")
+    assert not (tmp_path / name).exists() and len(names(tmp_path)) == 2
+    clear_leftovers(tmp_path / name)
+    assert names(tmp_path) == [name] and (tmp_path / name / "old").read_text() == "a"
 
 
 @pytest.mark.parametrize("name", ["out", "out[1]", "o?t*"])

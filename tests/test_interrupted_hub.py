@@ -18,7 +18,7 @@ from hub_files import OLD, publish
 from hub_server import HubServer
 from huggingface_hub import constants
 
-# By hand, for as many as one likes: SAM3LITE_MOMENTS=50 pytest tests/test_interrupted*.py
+# By hand, for as many as one likes, and at most every request: SAM3LITE_MOMENTS=50 pytest tests/test_interrupted*.py
 MOMENTS = int(os.environ.get("SAM3LITE_MOMENTS", "2"))  # of each kind
 ALL = ["convert", "--all", "--push-to-hub"]
 ROOT = Path("converted")
@@ -81,9 +81,9 @@ def test_a_run_that_ends_at_any_request_is_finished_by_the_next(name, hub, tmp_p
     written = {p.name: {f.name for f in p.iterdir()} for p in ROOT.iterdir()}
     content = {repo: hub.files(repo)["model.safetensors"] for repo in REPOS}
     draw, ended = random.Random(name), set()
-    for _ in range(MOMENTS):
+    for request in draw.sample(range(1, requests + 1), min(MOMENTS, requests)):
         start_over(hub, tmp_path)
-        ended.add(run_until(hub, draw.randint(1, requests), draw.uniform(0, takes / requests), name))
+        ended.add(run_until(hub, request, draw.uniform(0, takes / requests), name))
         assert_whole(hub, written)
         done = sam3lite(*ALL, "--json")
         assert done.code == 0, done

@@ -250,7 +250,7 @@ def test_a_closed_stderr_keeps_the_exit_code(tmp_path):
     assert run(["inspect", "nowhere.pt"], tmp_path, before=["sh", "-c", 'exec "$@" 2>&-', "sh"]).returncode == 2
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full, which is always full, is of Linux alone")
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_a_full_disk_behind_stdout_is_said_on_stderr(as_json, places, tmp_path):
     with open("/dev/full", "wb") as full:
