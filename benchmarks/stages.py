@@ -105,7 +105,13 @@ def child(report: Path, arguments: list[str]) -> None:
     clock.seconds["Python starts"] = begun - float(os.environ[_STARTED])
     with clock.stage("everything else"):
         builtins.__import__ = _imports(clock)
-        from sam3lite_convert import cli, conversions, convert, hashing, output, sources, tables
+        from sam3lite_convert.checkpoint import hashing
+        from sam3lite_convert.cli import app
+        from sam3lite_convert.commands import convert as conversions
+        from sam3lite_convert.commands import sources
+        from sam3lite_convert.convert import safetensors_writer
+        from sam3lite_convert.convert import write as convert
+        from sam3lite_convert.plan import tables
 
         for owner, function, name in (
             (tables, "load_mappings", "tables"),
@@ -114,13 +120,13 @@ def child(report: Path, arguments: list[str]) -> None:
             (convert, "write_shard", "writing"),
             (hashing.SourceHash, "result", "waiting for both"),
             (convert, "not_finite", "finite"),
-            (output.os, "fsync", "sync"),
-            (output.os, "rename", "rename"),
+            (safetensors_writer.os, "fsync", "sync"),
+            (safetensors_writer.os, "rename", "rename"),
         ):
             clock.around(owner, function, name)
         _threaded(beside, hashing.SourceHash, "_hash", _BESIDE[0])
         _threaded(beside, hashing, "damaged_records", _BESIDE[1])
-        code = cli.run(arguments)
+        code = app.run(arguments)
     report.write_text(json.dumps({"code": code, "stages": clock.seconds | beside, "ended": time.time()}))
     sys.exit(code)
 

@@ -23,3 +23,17 @@ def ids_shown(ids: Sequence[int], valid: int | None = None) -> str:
         n = len(list(run))
         words.append(f"{pad} x{n}" if n > 1 else str(pad))
     return " ".join(words)
+
+
+def human_bytes(n: float) -> str:
+    """2,205,231,568 -> 2.21 GB (decimal units)."""
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.2f} GB"
+
+
+def human_count(n: int) -> str:
+    """42,540,000 -> 42.54 M."""
+    return f"{n / 1e6:.2f} M" if n >= 100_000 else f"{n:,}"

@@ -248,8 +248,8 @@ class PackedTextModel(nn.Module):
         In evaluation mode, in the dtype of the file. Raises CannotRun for a folder that is not there
         or of another layout, UnsoundPlan where a weight is missing, Untrusted for damaged files.
         """
-        from sam3lite_convert.folder import read_folder
-        from sam3lite_convert.text_weights import folder_weights
+        from sam3lite_convert.convert.folder import read_folder
+        from sam3lite_convert.convert.text_weights import folder_weights
 
         found = read_folder(Path(folder))
         config = found.config or {}
@@ -263,7 +263,7 @@ class PackedTextModel(nn.Module):
         cls, config: PackedTextConfig, weights: Mapping[str, Tensor], attention: str = "eager"
     ) -> PackedTextModel:
         """A model that takes over these tensors (key -> tensor) without copying them."""
-        from sam3lite_convert.text_weights import load_all
+        from sam3lite_convert.convert.text_weights import load_all
 
         with torch.device("meta"):
             model = cls(config, attention)

@@ -28,3 +28,6 @@ class Worker(threading.Thread):
         if self._fault is not None:
             raise self._fault
         return self._result
+
+
+Advance = Callable[[int], None]

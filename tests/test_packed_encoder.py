@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import (
+from support.folders import (
     LAYOUTS,
     TEXT_POSITIONS,
     config,
@@ -20,14 +20,15 @@ from folders import (
     tiny_state,
     write_safetensors,
 )
-from test_original_ref import ATOL, TINY, golden
+from support.goldens import ATOL, TINY, golden
 
-from sam3lite_convert import synthetic
-from sam3lite_convert.encoders import CANDIDATES, record
+from sam3lite_convert.convert.folder import read_folder
+from sam3lite_convert.convert.text_weights import folder_weights
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
-from sam3lite_convert.folder import read_folder
 from sam3lite_convert.packed_encoder import PackedTextConfig, PackedTextModel
-from sam3lite_convert.text_weights import folder_weights
+from sam3lite_convert.parity.candidates import CANDIDATES
+from sam3lite_convert.parity.encoders import record
+from sam3lite_convert.plan import synthetic
 
 SIZES = {"text_hidden": 128, "projection_dim": 96, "output_dim": 48}
 TABLE = TEXT_POSITIONS["packed"]

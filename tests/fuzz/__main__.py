@@ -15,8 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import atheris
 
 with atheris.instrument_imports(include=["sam3lite_convert", "pickletools", "zipfile", "json"]):
-    from sam3lite_convert import opcodes, pickles  # noqa: F401
-
     import reader  # isort: skip
 
 

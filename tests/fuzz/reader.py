@@ -12,10 +12,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from sam3lite_convert import dtypes
-from sam3lite_convert.checkpoint import read_checkpoint
+from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.checkpoint.torch_legacy import LEGACY_MAGIC
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
-from sam3lite_convert.torch_legacy import LEGACY_MAGIC
 
 KINDS = ("whole", "zip", "legacy", "safetensors")
 STORAGE = bytes(range(64))

@@ -1,0 +1,173 @@
+"""The source's SHA-256 and the checksums inside it, computed beside whatever else is done.
+
+Imports nothing heavy: a conversion is hashing before the rest of it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.checkpoint.index import check_unchanged, stamp_of
+from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.workers import Worker
+
+if TYPE_CHECKING:
+    from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, ZipEntry
+    from sam3lite_convert.checkpoint.nonfinite import Watch
+
+_CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
+
+
+def sha256_of(path: Path) -> str:
+    """The hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def damaged_records(
+    path: Path,
+    records: Iterable[ZipEntry],
+    stop: Callable[[], bool] = lambda: False,
+    look: Callable[[ZipEntry, memoryview], None] = lambda record, data: None,
+) -> list[str]:
+    """The names of those records of a zip that do not match the CRC-32 that its directory states. ``look`` is
+    shown every piece on the way."""
+    damaged: list[str] = []
+    view = memoryview(bytearray(_CHUNK))
+    with open(path, "rb", buffering=0) as file:
+        for record in records:
+            crc, left = 0, record.nbytes
+            file.seek(record.offset)
+            while left and not stop() and (count := file.readinto(view[:left])):
+                crc = zlib.crc32(view[:count], crc)
+                look(record, view[:count])
+                left -= count
+            if stop():
+                return damaged
+            if crc != record.crc32:
+                damaged.append(record.name)
+    return damaged
+
+
+class SourceHash:
+    """SHA-256 of a file, and its zip records held against their CRC-32, beside whatever else is done.
+
+    Hashing is what a conversion waits for in the end, so it starts as soon as this is made, knowing
+    the file's name alone; the checksums follow in a second thread once ``check`` has been told where
+    the records lie. Leaving the context stops both.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """``path`` None: a file of which only ranges are here, so that its SHA-256 cannot be computed."""
+        self._path = path
+        self._checkpoint: Checkpoint | None = None
+        self._damaged: Worker | None = None
+        self._watch: Watch | None = None
+        self._done = 0
+        self._advance: Callable[[int], None] = lambda n: None
+        self._stop = False
+        self._sha256 = Worker(self._hash)
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Begin with the checksums of the file's records. ``checkpoint`` is the index of the same file."""
+        self._checkpoint = checkpoint
+        from sam3lite_convert.checkpoint.nonfinite import Watch
+
+        self._watch = watch = Watch(checkpoint)
+        self._damaged = Worker(
+            lambda: damaged_records(checkpoint.path, checkpoint.records, lambda: self._stop, watch.look)
+        )
+
+    def follow(self, advance: Callable[[int], None]) -> None:
+        """Tell ``advance`` of every byte hashed, those before the call included."""
+        advance(self._done)
+        self._advance = advance
+
+    def __enter__(self) -> SourceHash:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop = True
+        self._sha256.join()
+        if self._damaged is not None:
+            self._damaged.join()
+
+    def _hash(self) -> tuple[str, int, tuple[int, ...]]:
+        if self._path is None or not self._path.is_file():
+            return "", 0, ()  # a pipe would never end; reading the index says what is wrong
+        digest, position = hashlib.sha256(), 0
+        view = memoryview(bytearray(_CHUNK))
+        with open(self._path, "rb", buffering=0) as file:
+            stamp = stamp_of(file)
+            while not self._stop and (count := file.readinto(view)):
+                digest.update(view[:count])
+                position += count
+                self._done = position
+                self._advance(count)
+        return digest.hexdigest(), position, stamp
+
+    def digest(self) -> str:
+        """The hex digest alone, of whatever file it is; waits for it."""
+        return str(self._sha256.result()[0])
+
+    def suspects(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
+        """Those that may hold values that are not finite, after ``result``; none of a file without records."""
+        if self._watch is None or self._checkpoint is None or not self._checkpoint.records:
+            return []
+        return self._watch.suspects(tensors)
+
+    def result(self) -> tuple[str | None, list[str]]:
+        """The hex digest, None for a copy with holes, and notes on what could not be checked.
+
+        Waits for both threads. Raises Untrusted where the file is not as long as its index found it,
+        where it is not what the Hub states, and where records do not match the CRC-32 that the archive
+        states for them.
+        """
+        checkpoint = self._checkpoint
+        if checkpoint is None or self._damaged is None:
+            raise RuntimeError("check() comes before result()")
+        damaged = self._damaged.result()
+        digest, notes = (None, []) if checkpoint.partial else (self._whole(checkpoint), [])
+        if checkpoint.partial:
+            checked = (
+                f"each matched its CRC-32 ({len(checkpoint.records)} records)" if checkpoint.records else "no more"
+            )
+            notes.append(
+                "only the text tensors were fetched, so the file's SHA-256 is the one that the Hub states and was not "
+                f"computed; of what was fetched, the etag was compared and {checked}"
+            )
+        names = [r.name for r in checkpoint.records if r.nbytes]
+        if damaged and set(damaged) >= set(names):
+            # torch.serialization.set_crc32_options(False) writes no checksums.
+            notes.append("the archive was written without checksums, so damage inside it would not show")
+        elif damaged:
+            shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+            raise Untrusted(
+                f"{checkpoint.path.name} is damaged: {len(damaged)} of {len(names)} records do not match the "
+                f"checksum that the archive states for them ({shown}). Fetch it again.",
+                "corrupt_file",
+                {"records": damaged},
+            )
+        return digest, notes
+
+    def _whole(self, checkpoint: Checkpoint) -> str:
+        sha256, size, stamp = self._sha256.result()
+        if size != checkpoint.size or stamp != checkpoint.stamp:
+            raise Untrusted(f"{checkpoint.path.name}: the file changed while it was read", "changed_file")
+        check_unchanged(checkpoint, checkpoint.path)
+        stated = checkpoint.hub.sha256 if checkpoint.hub else None
+        if stated not in (None, sha256):
+            raise Untrusted(
+                f"{checkpoint.path.name} is not the file that the Hub states: its SHA-256 is {sha256}, the etag is "
+                f"{stated}. The download was damaged, or tampered with; it was deleted from the cache. Run the command "
+                "again to fetch it anew.",
+                "etag_mismatch",
+            )
+        return str(sha256)

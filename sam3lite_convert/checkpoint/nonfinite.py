@@ -1,0 +1,154 @@
+"""Values of a checkpoint that are infinite or not a number: which tensors hold them, and how many."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, ZipEntry
+from sam3lite_convert.checkpoint.reader import open_file
+from sam3lite_convert.checkpoint.tensor_reader import read_tensor
+from sam3lite_convert.workers import Worker
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_WIDTH = 8  # bytes; pieces of a record that is no multiple are looked at again
+_CHUNK = 256 << 10  # stays in the processor's cache between reading and looking
+# Formats that numpy lacks, as words: (word, mask of the exponent, mask of the mantissa).
+_WORDS = {
+    "bfloat16": ("uint16", 0x7F80, 0x007F),
+    "float8_e5m2": ("uint8", 0x7C, 0x03),
+    "float8_e4m3fn": ("uint8", 0x7F, 0x00),  # all ones is not a number; it has no infinity
+}
+_NUMPY = {"float64": "f8", "float32": "f4", "float16": "f2", "complex128": "f8", "complex64": "f4"}
+
+
+@dataclass
+class Counts:
+    """Of one tensor."""
+
+    nan: int = 0
+    infinite: int = 0
+
+    def record(self) -> dict[str, int]:
+        return {"nan": self.nan, "infinite": self.infinite}
+
+    def __str__(self) -> str:
+        parts = [f"{self.nan:,} not a number"] * bool(self.nan) + [f"{self.infinite:,} infinite"] * bool(self.infinite)
+        return " and ".join(parts)
+
+
+def not_finite(
+    path: Path, tensors: Iterable[StoredTensor], stop: Callable[[], bool] = lambda: False
+) -> dict[str, Counts]:
+    """Key -> counts, for those of the tensors that hold such values. Reads all of them, piece by piece."""
+    found: dict[str, Counts] = {}
+    seen: dict[tuple[int, int, str], Counts] = {}
+    view = memoryview(bytearray(_CHUNK))  # one buffer: a new one each time costs more than the reading
+    with open_file(path) as file:
+        for tensor in tensors:
+            if stop():
+                break
+            if tensor.dtype not in _WORDS and tensor.dtype not in _NUMPY:
+                continue
+            place = (tensor.offset, tensor.nbytes, tensor.dtype)
+            if tensor.contiguous and place in seen:
+                counts = seen[place]
+            else:
+                counts = Counts()
+                if tensor.contiguous:
+                    seen[place] = counts
+                    file.seek(tensor.offset)
+                    left = tensor.nbytes
+                    while left and (size := file.readinto(view[:left])):  # type: ignore[attr-defined]
+                        _count(view[:size], tensor.dtype, counts)
+                        left -= size
+                else:
+                    _count(read_tensor(file, tensor), tensor.dtype, counts)
+            if counts.nan or counts.infinite:
+                found[tensor.key] = counts
+    return found
+
+
+class Watch:
+    """Sees the records of a zip go by while their checksums are computed, and keeps those that are to be looked at
+    again: that costs next to nothing, where reading everything once more would cost as much as a copy."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._records = sorted(checkpoint.records, key=lambda r: r.offset)
+        self._begins = [r.offset for r in self._records]
+        self._dtypes: dict[int, set[str]] = {}
+        for tensor in checkpoint.tensors.values():
+            if (begin := self._begin(tensor)) is not None:
+                self._dtypes.setdefault(begin, set()).add(tensor.dtype)
+        self._suspects: set[int] = set()
+
+    def _begin(self, tensor: StoredTensor) -> int | None:
+        """Where the record that holds a tensor begins; None where none does."""
+        at = bisect.bisect_right(self._begins, tensor.offset) - 1
+        inside = at >= 0 and tensor.offset < self._begins[at] + max(self._records[at].nbytes, 1)
+        return self._begins[at] if inside else None
+
+    def look(self, record: ZipEntry, data: memoryview) -> None:
+        """At a piece of a record, in its order."""
+        kinds = self._dtypes.get(record.offset, set()) & (_NUMPY.keys() | _WORDS.keys())
+        if not kinds or record.offset in self._suspects:
+            return
+        counts = Counts()
+        # Of several kinds in one record each tensor is looked at by itself, afterwards.
+        alike = len(self._dtypes[record.offset]) == 1 and len(data) % _WIDTH == 0
+        if alike:
+            _count(data, kinds.pop(), counts)
+        if not alike or counts.nan or counts.infinite:
+            self._suspects.add(record.offset)
+
+    def suspects(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
+        """Those that may hold such values: all others do not."""
+        begins = ((tensor, self._begin(tensor)) for tensor in tensors)
+        return [tensor for tensor, begin in begins if begin is None or begin in self._suspects]
+
+
+def _count(data: bytes | memoryview, dtype: str, counts: Counts) -> None:
+    import numpy as np  # here, so that a conversion is hashing before numpy is loaded
+
+    if dtype in _NUMPY:
+        values: NDArray[np.floating[Any]] = np.frombuffer(data, _NUMPY[dtype])
+        if not np.isfinite(values).all():
+            counts.nan += int(np.isnan(values).sum())
+            counts.infinite += int(np.isinf(values).sum())
+        return
+    word, exponent, mantissa = _WORDS[dtype]
+    words = np.frombuffer(data, word)
+    special = words[(words & exponent) == exponent]
+    if special.size:
+        nan = special.size if not mantissa else int(np.count_nonzero(special & mantissa))
+        counts.nan += nan
+        counts.infinite += special.size - nan
+
+
+@contextmanager
+def searching(checkpoint: Checkpoint, tensors: Iterable[StoredTensor]) -> Iterator[Worker]:
+    """``not_finite`` in a thread beside whatever else is done; leaving the context stops it. Of a zip there is
+    nothing to read, as its records are watched."""
+    stopped = threading.Event()
+    tensors = () if checkpoint.records else tuple(tensors)
+    worker = Worker(lambda: not_finite(checkpoint.path, tensors, stopped.is_set))
+    try:
+        yield worker
+    finally:
+        stopped.set()
+        worker.join()
+
+
+def words_of(found: dict[str, Counts], shown: int = 5) -> str:
+    """The tensors by name, the worst first."""
+    worst = sorted(found, key=lambda key: -(found[key].nan + found[key].infinite))
+    more = f"; and {len(found) - shown:,} more tensors" if len(found) > shown else ""
+    return "; ".join(f"{key}: {found[key]}" for key in worst[:shown]) + more

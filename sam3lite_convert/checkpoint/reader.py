@@ -1,0 +1,94 @@
+"""Opens a file, tells what it is, and has its index read. No tensor data is read.
+
+Three formats come to one record: the zip that ``torch.save`` writes since 1.6, the stream of
+pickles that it wrote before, and safetensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from sam3lite_convert.checkpoint import safetensors_file, torch_legacy, torch_zip
+from sam3lite_convert.checkpoint.index import Checkpoint, FetchedRanges, check_unchanged, stamp_of
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """The file opened for reading; raises CannotRun where that is not possible."""
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CannotRun(f"{path} is no regular file", "not_a_file")
+        with open(path, "rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise CannotRun(f"{path}: no such file", "no_such_file") from None
+    except IsADirectoryError:
+        raise CannotRun(f"{path} is a folder; a checkpoint is one file", "not_a_file") from None
+    except PermissionError:
+        raise CannotRun(f"{path}: no permission to read it", "no_permission") from None
+    except (NotADirectoryError, OSError) as fault:
+        if fault.filename is None:
+            raise
+        raise CannotRun(f"{path}: {fault.strerror}", "cannot_open") from None
+
+
+@contextmanager
+def open_source(checkpoint: Checkpoint) -> Iterator[BinaryIO]:
+    """The file of an index, opened for reading.
+
+    Raises Untrusted where it is not the file that was indexed, or is changed before it is closed.
+    """
+    with open_file(checkpoint.path) as file:
+        check_unchanged(checkpoint, file)
+        yield file
+        check_unchanged(checkpoint, file)
+        check_unchanged(checkpoint, checkpoint.path)
+
+
+def read_checkpoint(path: Path, copy: FetchedRanges | None = None) -> Checkpoint:
+    """Index a ``.pt`` or ``.safetensors`` file. ``copy``: the file, where it is one with holes.
+
+    Raises CannotRun for a file that cannot be opened, Untrusted for one that is empty, truncated,
+    corrupt, hostile or no checkpoint at all, UnsoundPlan for one without a state dict.
+    """
+    with open_file(path) if copy is None else nullcontext(cast(BinaryIO, copy)) as file:
+        size = os.fstat(file.fileno()).st_size
+        stamp = stamp_of(file) if copy is None else None
+        file.seek(0)
+        head = file.read(512)
+        file.seek(0)
+        try:
+            if head.startswith(b"PK\x03\x04"):
+                return replace(torch_zip.read_zip(path, file, size, copy), stamp=stamp)
+            if head.startswith(torch_legacy.LEGACY_MAGIC):
+                return replace(torch_legacy.read_legacy(path, file, size), stamp=stamp)
+            if head[8:9] == b"{":
+                return replace(
+                    safetensors_file.read_safetensors(path, file, size), partial=copy is not None, stamp=stamp
+                )
+        except (Untrusted, UnsoundPlan) as fault:
+            fault.message = f"{path.name}: {fault.message}"
+            raise
+    raise Untrusted(f"{path.name}: {_not_a_checkpoint(head, size)}", "not_a_checkpoint")
+
+
+def _not_a_checkpoint(head: bytes, size: int) -> str:
+    if size == 0:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not the weights; fetch them with 'git lfs pull'"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "this is a web page, not a checkpoint; the download went to a page about the file"
+    if not any(head):
+        return "the file starts with zeros; the download did not finish"
+    if all(32 <= b < 127 or b in b"\t\r\n" or b >= 0xC2 for b in head):
+        return "this is a text file, not a checkpoint"
+    if head[:1] == b"\x80":
+        return "this is a pickle, but not one that torch.save wrote; it was not opened"
+    return "this is neither a torch checkpoint (zip or the older stream) nor safetensors"

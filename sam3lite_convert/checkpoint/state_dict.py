@@ -1,0 +1,115 @@
+"""The state dict in what a pickle holds, and where in the file its tensors lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+from sam3lite_convert.checkpoint import dtypes, unpickle
+from sam3lite_convert.checkpoint.index import StoredTensor, check_names
+from sam3lite_convert.errors import UnsoundPlan, Untrusted
+
+WRAPPERS = ("model", "state_dict")
+_MOST_ELEMENTS = 1 << 40  # no tensor has more, however often it repeats one value
+
+
+def all_tensors(tree: Any) -> Iterator[unpickle.TensorRecord]:
+    """Every tensor that what a pickle holds leads to."""
+    stack, seen = [tree], set()
+    while stack:
+        item = stack.pop()
+        if isinstance(item, unpickle.TensorRecord):
+            yield item
+        elif isinstance(item, Mapping | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            stack.extend(item.values() if isinstance(item, Mapping) else item)
+
+
+def read_at(file: BinaryIO, offset: int, nbytes: int) -> bytes:
+    """Bytes of the file, fewer at its end; raises Untrusted for an offset that no file has."""
+    if not 0 <= offset < 1 << 63:
+        raise Untrusted("the archive's directory points outside the file", "corrupt_file")
+    file.seek(offset)
+    return file.read(nbytes)
+
+
+class Found(NamedTuple):
+    """The wrapper's name, the tensors by key, notes on what else the file holds, and the keys of
+    what is no tensor."""
+
+    wrapper: str | None
+    tensors: dict[str, unpickle.TensorRecord]
+    notes: tuple[str, ...]
+    others: list[str]
+
+
+def find_state_dict(tree: Any) -> Found:
+    """The state dict of a checkpoint, wrapped or bare. Raises UnsoundPlan where there is none, or two."""
+    if not isinstance(tree, Mapping):
+        raise UnsoundPlan(f"the file holds a {type(tree).__name__}, not a state dict", "no_state_dict")
+    holders = [w for w in WRAPPERS if isinstance(tree.get(w), Mapping)]
+    if len(holders) > 1:
+        raise UnsoundPlan("the file holds both 'model' and 'state_dict'; save the one that counts", "two_state_dicts")
+    check_names(key for each in (tree, *(tree[w] for w in holders)) for key in each if isinstance(key, str))
+    wrapper = holders[0] if holders else None
+    inner = tree[wrapper] if wrapper else tree
+    notes = []
+    if wrapper and len(tree) > 1:
+        notes.append("left unread beside the state dict: " + ", ".join(sorted(_named(k) for k in tree if k != wrapper)))
+    tensors, others = {}, []
+    for key, value in inner.items():
+        if isinstance(value, unpickle.TensorRecord) and isinstance(key, str):
+            tensors[key] = value
+        else:
+            others.append(_named(key))
+    if not tensors:
+        raise UnsoundPlan(
+            "the file holds no tensors under names, so there is no state dict in it" + _hidden_state_dicts(inner),
+            "no_state_dict",
+        )
+    if others:
+        notes.append(
+            f"{len(others)} entries of the state dict are no tensors and were left out: " + ", ".join(others[:5])
+        )
+    return Found(wrapper, tensors, tuple(notes), others)
+
+
+def _named(key: Any) -> str:
+    """A key that may be anything, in few characters: no integer is too long to be written."""
+    if isinstance(key, str):
+        return key
+    short = isinstance(key, float | bool | None) or (isinstance(key, int) and abs(key) < 1 << 64)
+    return str(key) if short else type(key).__name__
+
+
+def _hidden_state_dicts(tree: Mapping[Any, Any]) -> str:
+    """Where tensors lie one level below, in words; wrappers other than the known ones are not guessed."""
+    counts = {
+        k: n
+        for k, v in tree.items()
+        if isinstance(k, str) and isinstance(v, Mapping)
+        if (n := sum(isinstance(t, unpickle.TensorRecord) for t in v.values()))
+    }
+    if not counts:
+        return ""
+    held = ", ".join(f"{name!r} holds {n} tensors" for name, n in counts.items())
+    return f". The entry {held}; save the one that counts alone, or under 'model' or 'state_dict'"
+
+
+def locate(found: dict[str, unpickle.TensorRecord], storages: dict[str, tuple[int, int]]) -> dict[str, StoredTensor]:
+    """Byte positions of the tensors; raises Untrusted where one points outside its storage."""
+    out = {}
+    for key, tensor in found.items():
+        if tensor.storage.key not in storages:
+            raise Untrusted(f"{key}: its data is missing from the file", "truncated_file")
+        base, available = storages[tensor.storage.key]
+        width = dtypes.itemsize(tensor.dtype)
+        unit = dtypes.itemsize(tensor.storage.dtype) if tensor.storage.dtype else width
+        start = tensor.storage.start * unit + tensor.offset * width
+        stored = StoredTensor(key, tensor.dtype, tensor.shape, base + start, tensor.stride)
+        if start + stored.span * width > available or stored.numel > _MOST_ELEMENTS:
+            raise Untrusted(f"{key}: its shape {tensor.shape} points outside the data that is stored", "corrupt_file")
+        if stored.numel > stored.span:
+            raise UnsoundPlan(f"{key}: is an overlapping view; save it again after .contiguous()", "overlapping_view")
+        out[key] = stored
+    return out

@@ -1,0 +1,40 @@
+"""Reads tensor bytes by range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.index import StoredTensor
+from sam3lite_convert.errors import Untrusted
+
+CHUNK = 4 << 20
+
+
+def read_exactly(file: BinaryIO, offset: int, nbytes: int) -> bytes:
+    """``nbytes`` bytes at ``offset``; raises Untrusted where the file is shorter."""
+    file.seek(offset)
+    data = file.read(nbytes)
+    if len(data) != nbytes:
+        raise Untrusted(f"{file.name}: the file ended while it was read; was it changed?", "truncated_file")
+    return data
+
+
+def ranges(offset: int, nbytes: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """The range cut into pieces of at most ``step`` bytes: (offset, length)."""
+    for start in range(offset, offset + nbytes, step):
+        yield start, min(step, offset + nbytes - start)
+
+
+def read_tensor(file: BinaryIO, tensor: StoredTensor) -> bytes:
+    """All bytes of a tensor in C order, whatever its stride."""
+    width = dtypes.itemsize(tensor.dtype)
+    raw = read_exactly(file, tensor.offset, tensor.span * width)
+    if tensor.contiguous:
+        return raw
+    import numpy as np
+
+    steps = tuple(s * width for s in tensor.stride)
+    flat = np.frombuffer(raw, dtype=f"V{width}")
+    return np.lib.stride_tricks.as_strided(flat, tensor.shape, steps).tobytes()

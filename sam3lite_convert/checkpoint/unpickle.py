@@ -1,0 +1,228 @@
+"""The pickle of a torch checkpoint, read into inert records: nothing in the file is executed.
+
+Python's unpickler runs only what ``find_class`` hands to it. Here that is a closed table of
+record types that hold names and numbers; every other name in the file is a refusal that says
+which name it was. Tensor data is not touched, and torch is not imported.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sam3lite_convert.checkpoint import dtypes, pickle_limits
+from sam3lite_convert.checkpoint.index import check_names
+from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan, Untrusted, in_short
+
+# Named tuples: a pickle's BUILD cannot change one, so no file can leave a mark on the next.
+
+
+class StorageRecord(NamedTuple):
+    """A storage named by a pickle: ``dtype`` is None for untyped (byte) storages.
+
+    ``start`` counts elements from the beginning of the storage ``key`` (old views only).
+    """
+
+    dtype: str | None
+    key: str
+    numel: int
+    start: int = 0
+
+
+class TensorRecord(NamedTuple):
+    """A tensor named by a pickle; ``offset`` and ``stride`` count elements of the storage."""
+
+    storage: StorageRecord
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class Opaque:
+    """Stands for a harmless object beside the tensors (a config, a path, a numpy scalar)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+
+class StateDict(OrderedDict):  # type: ignore[type-arg]
+    """An OrderedDict that drops attributes a pickle hangs on it (torch's ``_metadata``).
+
+    Raises Untrusted for pairs that name a key twice.
+    """
+
+    def __init__(self, pairs: Any = ()) -> None:
+        super().__init__(pairs)
+        if len(self) != len(pairs):
+            raise Untrusted("the pickle gives a dict the same key twice, so one would be lost", "repeated_key")
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Dtype(NamedTuple):
+    name: str
+
+
+class _StorageClass(NamedTuple):
+    dtype: str | None
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    numbers: tuple[int, ...] = tuple(values)
+    if not all(type(v) is int and v >= 0 for v in numbers):
+        raise Untrusted("the file gives a tensor sizes that are no whole numbers, or negative ones")
+    return numbers
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None) -> TensorRecord:
+    if not isinstance(storage, StorageRecord):
+        raise Untrusted("the file builds a tensor from something that is not a storage")
+    shape, steps = _integers(size), _integers(stride)
+    (start,) = _integers([offset])
+    name = dtype or storage.dtype
+    if name is None or len(shape) != len(steps):
+        raise Untrusted("the file builds a tensor without a dtype, or with strides that do not fit its shape")
+    return TensorRecord(storage, name, start, shape, steps)
+
+
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *ignored: Any) -> TensorRecord:
+    # Behind them: requires_grad, hooks, and marks of a view whose bytes do not hold its values.
+    marks = ignored[2] if len(ignored) > 2 else None
+    if isinstance(marks, dict) and any(marks.values()):
+        raise UnsoundPlan(
+            "the file holds a lazily negated or conjugated tensor; save it again after .resolve_neg().resolve_conj()",
+            "lazy_view",
+        )
+    return _tensor(storage, offset, size, stride, None)
+
+
+def _rebuild_tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorRecord:
+    named = [r.name for r in rest if isinstance(r, _Dtype)]
+    return _tensor(storage, offset, size, stride, named[0] if named else None)
+
+
+def _rebuild_parameter(data: Any, *ignored: Any) -> Any:
+    return data
+
+
+def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    # A tensor with Python attributes; the function came out of the closed table like any other.
+    return function(*arguments)
+
+
+def _as_tuple(*args: Any) -> tuple[Any, ...]:
+    return tuple(args[0]) if args else ()
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any] | Any] = {
+    ("collections", "OrderedDict"): StateDict,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
+    ("torch._tensor", "_rebuild_from_type"): _rebuild_from_type,
+    ("torch", "Tensor"): Opaque,
+    ("torch.nn.parameter", "Parameter"): Opaque,
+    ("torch", "Size"): _as_tuple,
+    ("torch", "device"): Opaque,
+    ("torch.storage", "UntypedStorage"): _StorageClass(None),
+    ("torch", "UntypedStorage"): _StorageClass(None),
+    # What training scripts leave beside the weights.
+    ("argparse", "Namespace"): Opaque,
+    ("yacs.config", "CfgNode"): Opaque,
+    ("pathlib", "PosixPath"): Opaque,
+    ("pathlib", "WindowsPath"): Opaque,
+    ("pathlib._local", "PosixPath"): Opaque,
+    ("pathlib._local", "WindowsPath"): Opaque,
+    ("collections", "Counter"): Opaque,
+    ("collections", "defaultdict"): Opaque,
+    ("collections", "deque"): Opaque,
+    ("torch.torch_version", "TorchVersion"): Opaque,
+    ("uuid", "UUID"): Opaque,
+    ("decimal", "Decimal"): Opaque,
+    ("fractions", "Fraction"): Opaque,
+    ("numpy", "dtype"): Opaque,
+    ("numpy", "ndarray"): Opaque,
+    ("numpy.core.multiarray", "scalar"): Opaque,
+    ("numpy._core.multiarray", "scalar"): Opaque,
+    ("numpy.core.multiarray", "_reconstruct"): Opaque,
+    ("numpy._core.multiarray", "_reconstruct"): Opaque,
+    ("_codecs", "encode"): Opaque,
+    ("__builtin__", "set"): Opaque,
+    ("builtins", "set"): Opaque,
+    ("copy_reg", "_reconstructor"): Opaque,
+    ("copyreg", "_reconstructor"): Opaque,
+    ("__builtin__", "object"): Opaque,
+    ("builtins", "object"): Opaque,
+}
+for _name in ("datetime", "date", "time", "timedelta", "timezone"):
+    _ALLOWED["datetime", _name] = Opaque
+for _name in (
+    "dict", "list", "tuple", "int", "float", "complex", "bytearray", "frozenset", "slice", "range", "long", "unicode",
+    "str", "bytes", "bool",
+):  # fmt: skip
+    _ALLOWED["builtins", _name] = _ALLOWED["__builtin__", _name] = Opaque
+for _name, _dtype in dtypes.STORAGE_CLASSES.items():
+    _ALLOWED["torch", _name] = _ALLOWED["torch.cuda", _name] = _StorageClass(_dtype)
+for _dtype in dtypes.NAMES:
+    _ALLOWED["torch", _dtype] = _Dtype(_dtype)
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            check_names([module, name])
+            raise Untrusted(
+                f"the pickle asks for {module}.{name}, which is not part of a checkpoint of tensors. Nothing was "
+                "run. If you trust the file, load it where it was made and save its state dict alone.",
+                "hostile_pickle",
+                {"global": f"{module}.{name}"},
+            ) from None
+
+    def persistent_load(self, pid: Any) -> StorageRecord:
+        # ("storage", class, key, location, numel), and a view (key, offset, numel) in old files.
+        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+            raise Untrusted("the pickle names its storages in a way that torch does not")
+        _, kind, key, _, numel = pid[:5]
+        if not isinstance(kind, _StorageClass) or not isinstance(key, str):
+            raise Untrusted("the pickle names a storage of an unknown kind")
+        (count,) = _integers([numel])
+        view = pid[5] if len(pid) == 6 else None
+        start = _integers([view[1]])[0] if isinstance(view, tuple) and len(view) == 3 else 0
+        return StorageRecord(kind.dtype, key, count, start)
+
+
+def load(data: io.BytesIO) -> Any:
+    """The next pickle of ``data`` as plain containers, TensorRecords and inert stand-ins.
+
+    Leaves ``data`` behind the pickle. Raises Untrusted for a malformed pickle and for one that
+    names anything outside the closed table; UnsoundPlan for a tensor whose bytes are not its values.
+    """
+    try:
+        pickle_limits.check(data)
+        return _Reader(data, encoding="utf-8").load()
+    except Sam3LiteError:
+        raise
+    except Exception as fault:  # a hostile or broken pickle can raise nearly anything
+        raise Untrusted(f"the file's pickle cannot be read: {in_short(fault)}", "corrupt_file") from fault

@@ -1,0 +1,279 @@
+"""What the options of ``convert`` say together: which do not go together, where a push goes, and what is
+shown while it runs.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sam3lite_convert.cli import interrupts
+from sam3lite_convert.cli import options as o
+from sam3lite_convert.cli.shared import locate, typed, use_one_thread, where
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
+
+
+def check_together(asked: set[str], checkpoint: str | None, component: str, verify: bool | None) -> None:
+    """Raises CannotRun for options that do not go together."""
+    if checkpoint is None and "--all" not in asked:
+        raise CannotRun(
+            f"convert needs --checkpoint: a file, an alias ({', '.join(ALIASES)}) or a path on the Hub; or --all",
+            "usage",
+        )
+    for one, other in (
+        ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
+        ("--partial", "--push-to-hub"), ("--dry-run", "--push-to-hub"), ("--dry-run", "--parity"),
+        ("--dry-run", "--verify"), ("--dry-run", "--fail-on-nonfinite"),
+    ):  # fmt: skip
+        if {one, other} <= asked | ({"--checkpoint"} if checkpoint is not None else set()):
+            raise CannotRun(f"{one} and {other} do not go together", "usage")
+    for one, needed in (
+        ("--pattern", "--all"), ("--hub-namespace", "--all"), ("--hub-model-id", "--push-to-hub"),
+        ("--hub-namespace", "--push-to-hub"), ("--private", "--push-to-hub"), ("--create-pr", "--push-to-hub"),
+        ("--commit-message", "--push-to-hub"), ("--hub-overwrite", "--push-to-hub"),
+    ):  # fmt: skip
+        if one in asked and needed not in asked:
+            raise CannotRun(f"{one} says something about {needed}, which was not given", "usage")
+    if "--push-to-hub" in asked and verify is False:
+        raise CannotRun("nothing is pushed that was not verified: leave --no-verify out", "usage")
+    if "--partial" in asked and component != "text":
+        raise CannotRun("--partial fetches the text tensors alone, so it goes with --component text", "usage")
+
+
+class Destination:
+    """Where a folder is pushed to, if it is: what the options say about it."""
+
+    def __init__(
+        self,
+        asked: bool,
+        repo: str | None,
+        namespace: str | None,
+        private: bool,
+        pr: bool,
+        message: str | None,
+        replace: bool,
+    ) -> None:
+        self.asked, self._repo, self._namespace = asked, repo, namespace
+        self._how = (private, pr, message, replace)
+
+    def check(self) -> None:
+        """Raises CannotRun where there is no token that the Hub accepts."""
+        from sam3lite_convert.commands.push import user_name
+
+        user = user_name()
+        self._namespace = self._namespace or user
+        if self._repo is not None and "/" not in self._repo:
+            self._repo = f"{user}/{self._repo}"
+
+    def target(self, location: Any) -> Any:
+        from sam3lite_convert.commands.push import Target, check_name
+
+        repo = self._repo or f"{self._namespace}/{location.path.stem}"
+        check_name(repo)
+        return Target(repo, *self._how)
+
+
+def convert_one(location: Any, mappings: Any, request: Any, to: Destination, hashing: Any, json: bool) -> Any:
+    """Convert one checkpoint, telling the terminal; returns its record."""
+    from sam3lite_convert.commands.convert_all import Told, publish
+    from sam3lite_convert.commands.reuse import find_current
+    from sam3lite_convert.report import push
+
+    if to.asked:
+        to.check()
+    target = to.target(location) if to.asked else None
+    bars = _Bars(json)
+    quiet = (lambda record: None) if json else None
+    told = Told(
+        planned=quiet or bars.planned,
+        written=quiet or bars.written,
+        pushes=quiet or push.push_planned,
+        progress=bars.progress,
+    )
+    try:
+        with hashing or nullcontext():
+            found = find_current(location, mappings, request, hashing)
+            return publish(location, mappings, request, found, target, told, hashing)
+    finally:
+        bars.close()
+
+
+def convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: Destination, json: bool) -> Any:
+    """Convert every checkpoint that fits, telling the terminal; returns the record of all."""
+    from sam3lite_convert.commands import convert_all
+    from sam3lite_convert.commands.convert_all import Told
+
+    target = None
+    if to.asked:
+        to.check()  # a missing token shows before the first download
+        target = to.target
+    from sam3lite_convert.report import push
+
+    bars = _Bars(json)
+    if json:
+        told = Told()
+    else:
+        told = Told(
+            planned=bars.remember,
+            pushes=push.push_planned,
+            begins=push.batch_begins,
+            ends=push.batch_ends,
+            progress=bars.progress,
+        )
+    try:
+        return convert_all.convert_all(where, pattern, mappings, request, target, told)
+    finally:
+        bars.close()
+
+
+class _Bars:
+    """Bars that appear with the first byte, when the plan has been printed and the totals are known."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._totals = {"write": 0, "hash": 0}
+        self._context: Any = None
+        self._inner: Any = None
+
+    def planned(self, record: dict[str, Any]) -> None:
+
+        from sam3lite_convert.report.convert import planned
+
+        self.remember(record)
+        planned(record)
+
+    def remember(self, record: dict[str, Any]) -> None:
+        self.close()
+        self._totals = {"write": record["bytes"], "hash": record["size"]}
+
+    def written(self, record: dict[str, Any]) -> None:
+
+        from sam3lite_convert.report.convert import converted
+
+        self.close()
+        converted(record)
+
+    def progress(self, location: Any) -> Any:
+        return self._advance
+
+    def _advance(self, what: str) -> Any:
+        if self._context is None:
+            labels = {"write": "writing", "hash": "hashing the source"}
+            from sam3lite_convert.report.terminal import byte_progress
+
+            self._context = byte_progress(self._totals, labels, self._quiet)
+            self._inner = self._context.__enter__()
+        advance = self._inner(what)
+
+        def checked(n: int) -> None:
+            interrupts.check()
+            advance(n)
+
+        return checked
+
+    def close(self) -> None:
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = None
+
+
+def convert(
+    checkpoint: o.CheckpointOption = None,
+    all_: o.All = False,
+    pattern: o.Pattern = DEFAULT_PATTERN,
+    output: o.OutputOption = None,
+    layout: o.Layout = "packed",
+    component: o.ComponentOption = o.Component.all,
+    dtype: o.CastTo = None,
+    context: o.ContextOption = None,
+    causal: o.Causal = False,
+    max_shard_size: o.MaxShardSize = None,
+    fail_on_nonfinite: o.FailOnNonfinite = False,
+    allow_overflow: o.AllowOverflow = False,
+    tokenizer: o.Tokenizer = None,
+    mapping: o.Mapping = None,
+    dry_run: o.DryRun = False,
+    overwrite: o.Overwrite = False,
+    verify: o.VerifyOption = None,
+    parity: o.ParityOption = False,
+    partial: o.Partial = False,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    push_to_hub: o.PushToHub = False,
+    hub_model_id: o.HubModelId = None,
+    hub_namespace: o.HubNamespace = None,
+    hub_overwrite: o.HubOverwrite = False,
+    private: o.Private = False,
+    create_pr: o.CreatePr = False,
+    commit_message: o.CommitMessage = None,
+    json: o.Json = False,
+) -> None:
+    """Convert a checkpoint to a safetensors folder with a receipt."""
+    from sam3lite_convert.checkpoint.hashing import SourceHash
+
+    # Hashing takes longest: it begins before the rest is even imported.
+    local = checkpoint is not None and not all_ and not dry_run and os.path.exists(checkpoint)
+    hashing = SourceHash(Path(str(checkpoint))) if local else None
+    from sam3lite_convert.commands.convert import Request, plan_conversion
+    from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
+    from sam3lite_convert.convert.strict import Strict
+    from sam3lite_convert.plan.plan import Options
+    from sam3lite_convert.plan.tables import load_mappings
+    from sam3lite_convert.report import convert as shown
+    from sam3lite_convert.report.push import converted_all, converted_end
+    from sam3lite_convert.report.terminal import as_json
+
+    use_one_thread()
+    asked = {
+        "--all": all_, "--dry-run": dry_run, "--pattern": pattern != DEFAULT_PATTERN, "--push-to-hub": push_to_hub,
+        "--hub-model-id": hub_model_id, "--hub-namespace": hub_namespace, "--private": private,
+        "--create-pr": create_pr, "--commit-message": commit_message, "--hub-overwrite": hub_overwrite,
+        "--partial": partial, "--parity": parity,
+        "--verify": verify, "--fail-on-nonfinite": fail_on_nonfinite, "--allow-overflow": allow_overflow,
+    }  # fmt: skip
+    check_together({name for name, value in asked.items() if value}, checkpoint, component.value, verify)
+    if push_to_hub:
+        verify = True
+    request = Request(
+        Options(layout, component.value, dtype.value if dtype else None, context, causal),
+        output,
+        overwrite,
+        o.parse_size(max_shard_size) if max_shard_size is not None else None,
+        bool(verify),
+        parity,
+        tokenizer or DEFAULT_TOKENIZER,
+        tokenizer is not None,
+        cache_dir,
+        partial=partial,
+        command=typed(),
+        strict=Strict(fail_on_nonfinite, not allow_overflow),
+    )
+    mappings = load_mappings(mapping)
+    to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)
+    if all_:
+        record = convert_all(where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json)
+    else:
+        location = locate(str(checkpoint), repo_id, revision, cache_dir, json)
+        if dry_run:
+            record = plan_conversion(location, mappings, request)
+            if not json:
+                shown.planned(record)
+                shown.planned_alone(record)
+        else:
+            record = convert_one(location, mappings, request, to, hashing, json)
+        record["mapping"] = str(mapping) if mapping else None
+    if json:
+        as_json(record)
+    elif all_:
+        converted_all(record)
+    elif not dry_run:
+        converted_end(record)
+    refused = (record.get("push") or {}).get("state") == "not pushed"
+    if refused or record.get("verdict") == "failed" or (record.get("parity") or {}).get("verdict") == "differs":
+        raise typer.Exit(1)

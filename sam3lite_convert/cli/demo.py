@@ -1,0 +1,22 @@
+"""``sam3lite demo``."""
+
+from __future__ import annotations
+
+import typer
+
+from sam3lite_convert.cli import options as o
+
+
+def demo(output: o.DemoOutput = None, json: o.Json = False) -> None:
+    """Run the main job on a small generated checkpoint, offline."""
+    from sam3lite_convert.commands.demo import run_demo
+    from sam3lite_convert.report.demo import demo_end, demo_step
+    from sam3lite_convert.report.terminal import as_json
+
+    record = run_demo(output) if json else run_demo(output, demo_step)
+    if json:
+        as_json(record)
+    else:
+        demo_end(record, output)
+    if record["verdict"] != "proven":
+        raise typer.Exit(1)

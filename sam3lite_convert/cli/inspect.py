@@ -1,0 +1,27 @@
+"""``sam3lite inspect``."""
+
+from __future__ import annotations
+
+from sam3lite_convert.cli import options as o
+from sam3lite_convert.cli.shared import locate
+from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+
+
+def inspect(
+    checkpoint: o.CheckpointArgument,
+    causal: o.Causal = False,
+    mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    json: o.Json = False,
+) -> None:
+    """Say what a checkpoint is, without reading tensor data."""
+    from sam3lite_convert.commands.inspect import inspect_checkpoint
+    from sam3lite_convert.plan.tables import load_mappings
+    from sam3lite_convert.report.inspect import inspected
+    from sam3lite_convert.report.terminal import as_json
+
+    source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
+    record = inspect_checkpoint(source, load_mappings(mapping), causal)
+    (as_json if json else inspected)(record)

@@ -1,0 +1,125 @@
+"""``verify`` and ``parity`` on the command line: options in, the record to ``report`` and to a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sam3lite_convert.cli import options as o
+from sam3lite_convert.cli.shared import leave, locate, typed, write_report
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+
+
+def parity(
+    checkpoint: o.ParityCheckpoint = None,
+    converted: o.Converted = None,
+    candidate: o.CandidateOption = None,
+    debug_intermediates: o.DebugIntermediates = False,
+    attention: o.AttentionOption = o.Attention.eager,
+    dtype: o.RunIn = None,
+    tolerance: o.Tolerance = None,
+    seed: o.Seed = None,
+    batch: o.Batch = 1,
+    length: o.Length = None,
+    prompt: o.Prompts = None,
+    prompts_file: o.PromptsFile = None,
+    self_test: o.SelfTest = False,
+    save_activations: o.SaveActivations = None,
+    judge: o.Judge = None,
+    as_used: o.AsUsed = False,
+    strict_behaviour: o.StrictBehaviour = False,
+    original_repo: o.OriginalRepo = None,
+    html: o.HtmlReport = None,
+    partial: o.Partial = False,
+    causal: o.Causal = False,
+    mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    json: o.Json = False,
+) -> None:
+    """Run original and converted text encoder side by side, layer by layer."""
+    from sam3lite_convert.cli.report_place import check_report_place
+    from sam3lite_convert.commands import parity as parity_commands
+    from sam3lite_convert.plan.tables import load_mappings
+    from sam3lite_convert.report import parity as parity_report
+    from sam3lite_convert.report import terminal
+
+    if html is not None:
+        check_report_place(html)
+        if save_activations is not None and html.resolve() == save_activations.resolve():
+            raise CannotRun("--report and --save-activations name one file", "usage")
+    if judge is not None:
+        given = [
+            checkpoint, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
+            self_test or None, partial or None, causal or None, batch if batch != 1 else None,
+            attention if attention is not o.Attention.eager else None, as_used or strict_behaviour or None,
+            original_repo,
+        ]  # fmt: skip
+        if any(value is not None for value in given):
+            raise CannotRun("--judge reads saved activations; beside it go only --tolerance and --report", "usage")
+        record = parity_commands.judge_activations(judge, tolerance)
+    else:
+        location = locate(checkpoint or "s0", repo_id, revision, cache_dir, json)
+        from sam3lite_convert.parity.setup import ParityOptions  # torch: not before the name is known to be good
+
+        original = _open_original(original_repo)
+        options = ParityOptions(
+            candidate.value if candidate else None, attention.value, dtype.value if dtype else None, tolerance, seed,
+            batch, length, parity_commands.read_prompts(prompt or [], prompts_file), causal,
+            original,
+        )  # fmt: skip
+        looks = parity_commands.Looks(
+            as_used or strict_behaviour, html is not None, typed(),
+            lambda label, total: terminal.count_progress(label, total, json),
+        )  # fmt: skip
+        if self_test and (save_activations or looks.as_used or html):
+            raise CannotRun("--self-test makes many runs; what is kept or shown of one run goes without it", "usage")
+        mappings = load_mappings(mapping)
+        source = _parity_source(location, partial, mappings, causal, json)
+        if self_test:
+            _self_test(source, mappings, options, converted, json)
+            return
+        record = parity_commands.run_parity(source, mappings, options, converted, save_activations, looks)
+    written = write_report(html, "parity_page", record)
+    if json:
+        terminal.as_json(record)
+    else:
+        parity_report.paritied(record, debug_intermediates)
+    behaves = record.get("verdicts", {}).get("behaviour") != "differs"
+    leave(record["verdict"] == "differs" or (strict_behaviour and not behaves), written)
+
+
+def _open_original(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from sam3lite_convert.parity.checkout.original_repo import open_original
+    from sam3lite_convert.report import terminal
+
+    terminal.note(f"note: --original-repo runs Python code of {path}")
+    return open_original(path)
+
+
+def _parity_source(location: Any, partial: bool, mappings: Any, causal: bool, json: bool) -> Any:
+    from sam3lite_convert.report import terminal
+
+    if not partial:
+        return location.whole()
+    totals = {"fetch": None}
+    with terminal.byte_progress(totals, {"fetch": "fetching the text tensors"}, json) as progress:
+        return location.text(mappings, causal, progress("fetch"))
+
+
+def _self_test(source: Any, mappings: Any, options: Any, converted: Path | None, json: bool) -> None:
+    from sam3lite_convert.commands import parity as parity_commands
+    from sam3lite_convert.report import parity as parity_report
+    from sam3lite_convert.report import terminal
+
+    quiet = (lambda record: None) if json else parity_report.tried
+    record = parity_commands.self_test_parity(source, mappings, options, converted, quiet)
+    (terminal.as_json if json else parity_report.self_tested)(record)
+    if record["verdict"] != "passed":
+        raise typer.Exit(1)

@@ -1,0 +1,52 @@
+"""``sam3lite verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sam3lite_convert.cli import options as o
+from sam3lite_convert.cli.shared import leave, locate, typed, use_one_thread, write_report
+from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+
+
+def verify(
+    folder: o.FolderArgument,
+    checkpoint: o.VerifiedCheckpoint,
+    causal: o.Causal = False,
+    mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    html: o.HtmlReport = None,
+    json: o.Json = False,
+) -> None:
+    """Prove that a converted folder is its checkpoint, or say what is wrong with it."""
+    from sam3lite_convert.cli.report_place import check_report_place
+    from sam3lite_convert.convert.folder import read_folder
+    from sam3lite_convert.plan.tables import load_mappings
+    from sam3lite_convert.report.terminal import as_json
+    from sam3lite_convert.report.verify import verified
+
+    use_one_thread()
+    if html is not None:
+        check_report_place(html)
+    # What is local comes first: a folder that is not there needs no download.
+    read_folder(folder)
+    source = locate(checkpoint, repo_id, revision, cache_dir, json).whole()
+    record = _verify(folder, source, load_mappings(mapping), causal, json, typed() if html else None)
+    written = write_report(html, "verify_page", record)
+    (as_json if json else verified)(record)
+    leave(record["verdict"] != "proven", written)
+
+
+def _verify(
+    folder: Path, source: Any, mappings: Any, causal: bool, json: bool, report_of: str | None
+) -> dict[str, Any]:
+    from sam3lite_convert.commands.verify import verify_folder
+    from sam3lite_convert.report.terminal import byte_progress
+
+    written = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    totals = {"write": written, "hash": source.path.stat().st_size}
+    with byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
+        return verify_folder(folder, source, mappings, causal, progress, report_of)

@@ -1,0 +1,1 @@
+"""One module a command: does it, returns a typed record, prints nothing."""

@@ -1,0 +1,172 @@
+"""Conversions that may end on the Hub, one or all of a repository: each with its own verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3lite_convert.checkpoint.hashing import SourceHash
+from sam3lite_convert.commands.convert import Progress, Record, Request, convert_checkpoint, fetch
+from sam3lite_convert.commands.reuse import complete, find_current, has_all
+from sam3lite_convert.commands.sources import Location, Source, Where
+from sam3lite_convert.convert import write as conversion
+from sam3lite_convert.convert.folder import Folder
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.workers import Worker
+
+if TYPE_CHECKING:
+    from sam3lite_convert.commands.push import Target
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who is told what while it happens: a plan before its first byte, the folder when it is there, a
+    push before it goes, and of several files which one it is about and how it ended."""
+
+    planned: Callable[[Record], None] = lambda record: None
+    written: Callable[[Record], None] = lambda record: None
+    pushes: Callable[[Record], None] = lambda record: None
+    begins: Callable[[int, int, Location, str], None] = lambda number, total, location, what: None
+    ends: Callable[[Record], None] = lambda record: None
+    progress: Callable[[Location], Progress | None] = lambda location: None
+
+
+def publish(
+    location: Location,
+    mappings: Mappings,
+    request: Request,
+    found: Folder | None,
+    target: Target | None,
+    told: Told,
+    hashing: SourceHash | None = None,
+) -> Record:
+    """Convert, and push where there is a ``target``. What is converted and pushed already is not read again.
+
+    ``found``: the folder of an earlier run that is current (``find_current``). Raises as the conversion
+    and the push do; after a failed push the folder is there.
+    """
+
+    def made(request: Request) -> Record:
+        if found is not None:
+            record = complete(location, mappings, request, found)
+        else:
+            progress = told.progress(location)
+            record = convert_checkpoint(location, mappings, request, told.planned, progress, hashing)
+        told.written(record)
+        return record
+
+    if target is None:
+        return made(request) | {"push": None}
+    from sam3lite_convert.commands.push import plan_push, push
+
+    if found is not None and has_all(found, request) and (plan := plan_push(found.path, target)).nothing:
+        record = made(replace(request, verify=False, parity=False))
+        record["parity"] = (found.receipt or {}).get("parity") if request.parity else None
+        return record | {"push": push(found.path, plan, None)}
+    record = made(replace(request, verify=True, model_id=target.repo))
+    if differs(record):
+        # What does not do as the original does is not for others.
+        return record | {"push": {"repo": target.repo, "state": "not pushed"}}
+    plan = plan_push(Path(record["output"]), target)
+    told.pushes(plan.record())
+    return record | {"push": push(Path(record["output"]), plan, record["verification"])}
+
+
+def convert_all(
+    where: Where,
+    pattern: str,
+    mappings: Mappings,
+    request: Request,
+    target: Callable[[Location], Target] | None = None,
+    told: Told | None = None,
+) -> Record:
+    """Every checkpoint of the repository that fits ``pattern``, each into a folder of its own under
+    ``request.output``. While one is converted the next one is downloaded, and no more than that.
+
+    One that fails does not stop the rest: its record holds the fault. Raises CannotRun where nothing
+    fits, and where two files would go into one folder.
+    """
+    told = told or Told()
+    repository = where.repository()
+    files = repository.matching(pattern)
+    locations = [Location(f.path, Path(f.path), repository, f) for f in files]
+    root = request.output or Path("converted")
+    requests = [
+        replace(request, output=root / conversion.default_output(x.path, request.options).name) for x in locations
+    ]
+    _check_distinct(locations, requests)
+    found: list[Folder | Sam3LiteError | None] = []
+    targets: list[Target | None] = []
+    for location, own in zip(locations, requests, strict=True):
+        try:
+            targets.append(None)
+            targets[-1] = target(location) if target else None
+            found.append(find_current(location, mappings, own))
+        except Sam3LiteError as fault:
+            found.append(fault)
+    waiting = [i for i, state in enumerate(found) if state is None]
+    ahead: dict[int, Worker] = {}
+    results = []
+    for i, (location, own) in enumerate(zip(locations, requests, strict=True)):
+        to_do = "convert" if found[i] is None else "look at"
+        told.begins(i + 1, len(locations), location, to_do)
+        result: Record = {"checkpoint": location.name, "output": str(own.output)}
+        try:
+            state = found[i]
+            if isinstance(state, Sam3LiteError):
+                raise state
+            if state is None:
+                source: Source = ahead.pop(i).result() if i in ahead else fetch(location, mappings, own)
+                location = replace(location, file=replace(source.hub, cached=source.path) if source.hub else None)
+                later = [n for n in waiting if n > i]
+                if later:
+                    # This one's output is still to be written when the next one's download begins.
+                    room = location.file.size if location.file else 0
+                    job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
+                    ahead[later[0]] = Worker(job)
+            result |= publish(location, mappings, own, state, targets[i], told)
+        except Sam3LiteError as fault:
+            result |= {"state": "failed", "error": _error(fault)}
+        except OSError as fault:
+            result |= {
+                "state": "failed",
+                "error": _error(CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}")),
+            }
+        told.ends(result)
+        results.append(result)
+    counts = Counter(r["state"] for r in results)
+    return {
+        "repo": where.repo,
+        "commit": files[0].commit,
+        "pattern": pattern,
+        "output": str(root),
+        "results": results,
+        "counts": {state: counts[state] for state in ("converted", "current", "failed")},
+        "verdict": "failed" if counts["failed"] or any(map(differs, results)) else "done",
+    }
+
+
+def differs(record: Record) -> bool:
+    """Whether parity failed, now or, where a push was refused for it, in an earlier run."""
+    return "differs" in ((record.get("parity") or {}).get("verdict"), record.get("parity_verdict"))
+
+
+def _error(fault: Sam3LiteError) -> dict[str, Any]:
+    return {"code": fault.code, "message": fault.message, "exit_code": fault.exit_code}
+
+
+def _check_distinct(locations: list[Location], requests: list[Request]) -> None:
+    taken: dict[Path | None, Location] = {}
+    for location, request in zip(locations, requests, strict=True):
+        other = taken.setdefault(request.output, location)
+        if other is not location:
+            raise CannotRun(
+                f"{other.name} and {location.name} would both go into {request.output}; narrow --pattern so that it "
+                "takes one of them",
+                "same_output",
+            )

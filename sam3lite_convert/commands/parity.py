@@ -1,0 +1,266 @@
+"""What ``parity`` does, as functions that return the record which text and JSON are made from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3lite_convert.commands.sources import Source
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.plan.plan import Plan, make_plan
+from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.plan.targets import TEXT_TARGETS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
+    from sam3lite_convert.parity.judgement import Judgement
+    from sam3lite_convert.parity.setup import ParityOptions, Setup
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What is looked at beside the weights. ``as_used``: the behaviour too; ``report``: also what a report
+    shows; ``command``: as it was typed; ``progress(label, total)``: a bar over prompts."""
+
+    as_used: bool = False
+    report: bool = False
+    command: str = ""
+    progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = lambda label, total: nullcontext(
+        lambda n: None
+    )
+
+
+def read_prompts(prompts: list[str], file: Path | None = None) -> tuple[str, ...]:
+    """The prompts given, and those of a text file, one a line; empty lines are none."""
+    if file is None:
+        return tuple(prompts)
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise CannotRun(f"{file}: cannot be read as text ({fault})", "cannot_open") from fault
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise CannotRun(f"{file} holds no prompt", "usage")
+    return (*prompts, *found)
+
+
+def run_parity(
+    source: Source,
+    mappings: Mappings,
+    options: ParityOptions,
+    converted: Path | None = None,
+    save: Path | None = None,
+    looks: Looks = Looks(),
+) -> Record:
+    """Original and candidate side by side; ``save``: a file for the activations of both. Many prompts run
+    in batches, and the worst of them are looked at closely."""
+    from sam3lite_convert.commands.provenance import heat_map, provenance
+    from sam3lite_convert.parity.activations import Saved, check_place, save_activations
+    from sam3lite_convert.parity.run import compare_encoders, diagnose, measured_floors, notes
+    from sam3lite_convert.parity.setup import set_up
+    from sam3lite_convert.parity.sweep import focus, over_all, ranking_tap, sweep, worst_prompts
+
+    if save is not None:
+        check_place(save)
+    if looks.as_used:
+        options = _as_used(options, converted)
+    with ExitStack() as stack:
+        stack.enter_context(source.trusted())
+        checkpoint = source.read()
+        # A file from the Hub is held against what the Hub states; a local one has no such word.
+        hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
+        setup = set_up(checkpoint, mappings, options, converted)
+        if looks.as_used:
+            from sam3lite_convert.parity.as_used.behaviour import behaviour, load_stock
+
+            stock = load_stock(setup)
+        candidate = setup.candidate()
+        swept = None
+        if len(setup.every.ids) > len(setup.inputs.ids):
+            with looks.progress("comparing weights", len(setup.every.ids)) as advance:
+                swept = sweep(setup, candidate, advance)
+            setup = focus(setup, swept)
+        # The last bits follow from how many rows run at once: what differed among all may be equal among these.
+        outcome = compare_encoders(setup, candidate, closely=swept is not None and bool(swept.worst()))
+        if swept is not None:
+            outcome = replace(outcome, judgement=over_all(outcome.judgement, swept))
+        diagnosis = diagnose(setup, outcome)
+        used = None
+        if looks.as_used:
+            with looks.progress("comparing behaviour", len(options.prompts)) as advance:
+                used = behaviour(setup, stock, options.prompts, outcome.floors, advance=advance)
+        if hashing is not None:
+            hashing.check(replace(checkpoint, records=()))
+            hashing.result()
+    inputs = setup.inputs
+    about: Record = {
+        "checkpoint": source.name,
+        "converted": str(converted) if converted else None,
+        "reference": setup.reference.name,
+        "candidate": setup.layout,
+        "candidate_encoder": outcome.candidate.name,
+        "attention": setup.attention,
+        "dtype": str(setup.dtype).removeprefix("torch."),
+        "inputs": {"what": inputs.what, "prompts": list(inputs.prompts), "prompts_total": len(options.prompts)},
+    }
+    if save is not None:
+        # The floors go with the file even where nothing differs: another candidate may be put into it.
+        floors = outcome.floors or measured_floors(setup)
+        saved = Saved(inputs.ids, setup.recorded, outcome.propagated, outcome.isolated, floors, about)
+        save_activations(save, saved)
+    record = _parity_record(about, outcome.judgement, inputs.ids, setup.recorded, outcome.propagated)
+    rows = (swept.worst() if swept is not None else None) or range(len(inputs.prompts))
+    tap = ranking_tap({t.name: t.difference.max_abs for t in outcome.judgement.taps})
+    record["inputs"]["shape"] = list(setup.every.ids.shape)
+    said = notes(setup, outcome) + (used["notes"] if used else [])
+    if swept is not None:
+        which = f"{len(inputs.ids)} furthest off" if swept.worst() else f"first {len(inputs.ids)}, as no row differs"
+        said.append(
+            f"all {len(setup.every.ids):,} rows went through both sides; isolated activations, noise floors"
+            f"{', activations in the file' if save else ''} and causes are of the {which}"
+        )
+    record |= {
+        "diagnosis": diagnosis.record() if diagnosis else None,
+        "notes": said,
+        "worst_prompts": worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
+        "not_compared": len(_beside_text(setup.plan)) if converted else 0,
+        "verdicts": {"weights": record["verdict"], "behaviour": used["verdict"] if used else None},
+        "behaviour": used,
+        "original_repo": _checkout(options.original, setup) if options.original else None,
+        "saved_activations": str(save) if save else None,
+        "source": source.provenance(),
+        "fetched": source.fetched(),
+    }
+    if looks.report:
+        plan = setup.plan if converted else _whole_plan(setup.plan, mappings)
+        record |= provenance(plan, setup.folder, looks.command) | {"heat_map": heat_map(setup, outcome)}
+    return record
+
+
+def _checkout(repo: OriginalRepo, setup: Setup) -> Record:
+    """What was run of the user's checkout, and how our own reference compares with it."""
+    from sam3lite_convert.parity.run import against_own_reference
+
+    return {
+        "path": str(repo.path),
+        "commit": repo.commit,
+        "files": [str(file) for file in repo.files],
+        "stood_in": list(repo.stood_in),
+        "against_original_ref": against_own_reference(setup),
+    }
+
+
+def _beside_text(plan: Plan) -> list[str]:
+    """The target keys that parity does not look at; verify does."""
+    return [m.target for m in plan.mapped.values() if not m.target.startswith(TEXT_TARGETS)]
+
+
+def _whole_plan(text: Plan, mappings: Mappings) -> Plan:
+    """The plan of the whole file, for the accounting; of its text encoder where there is no more to convert."""
+    try:
+        return make_plan(text.checkpoint, mappings, replace(text.options, component="all"))
+    except UnsoundPlan:
+        return text
+
+
+def _as_used(options: ParityOptions, converted: Path | None) -> ParityOptions:
+    """The options with what ``--as-used`` takes where nothing is said: prompts, and the layout that is called."""
+    from sam3lite_convert.parity.as_used.behaviour import PROMPTS
+
+    if options.seed is not None or options.batch != 1 or options.length is not None:
+        raise CannotRun(
+            "--as-used sends real prompts: leave --seed, --batch and --length out, and give --prompt or --prompts-file",
+            "usage",
+        )
+    candidate = options.candidate if converted or options.candidate else "transformers"
+    return replace(options, prompts=options.prompts or PROMPTS, candidate=candidate)
+
+
+def judge_activations(path: Path, tolerance: float | None = None) -> Record:
+    """The verdict of a parity run again, from its saved activations; no model is needed."""
+    from sam3lite_convert.parity.activations import load_activations
+    from sam3lite_convert.parity.inputs import Inputs
+    from sam3lite_convert.parity.judgement import check_tolerance, isolated_belongs, judge, require_finite
+
+    check_tolerance(tolerance)
+    saved = load_activations(path)
+    require_finite(saved.reference)
+    padded = Inputs(saved.input_ids, "").padded
+    isolated, floors, notes = saved.isolated, saved.floors, list[str]()
+    try:
+        if not isolated or not isolated_belongs(saved.reference, saved.candidate, isolated):
+            which = "are not this candidate's and were left out" if isolated else "are not in the file"
+            notes = [f"isolated activations {which}: an error that was carried to a layer counts as made there"]
+            isolated = saved.candidate
+            # What is carried to a layer is held to the floor of what is carried.
+            floors = floors and {tap: floor.without_isolated() for tap, floor in floors.items()}
+        judgement = judge(saved.reference, saved.candidate, isolated, floors, padded, tolerance)
+    except ValueError as fault:
+        raise Untrusted(f"{path}: {fault}", "corrupt_file") from fault
+    record = _parity_record(saved.about, judgement, saved.input_ids, saved.reference, saved.candidate)
+    return record | {"judged": str(path), "diagnosis": None, "notes": notes}
+
+
+def _parity_record(
+    about: Record,
+    judgement: Judgement,
+    input_ids: Tensor,
+    reference: Mapping[str, Tensor],
+    candidate: Mapping[str, Tensor],
+) -> Record:
+    values = {}
+    for name in ("projected", "pooled"):
+        # The first token of the first row; a few numbers say more than any statistic.
+        ours, theirs = (side[name][0].reshape(-1)[:5].double().tolist() for side in (reference, candidate))
+        values[name] = {"reference": ours, "candidate": theirs}
+    inputs = dict(about.get("inputs") or {}) | {"shape": list(input_ids.shape), "ids": input_ids.tolist()}
+    return about | {"inputs": inputs} | judgement.record() | {"values": values}
+
+
+def self_test_parity(
+    source: Source,
+    mappings: Mappings,
+    options: ParityOptions,
+    converted: Path | None = None,
+    tried: Callable[[Record], None] = lambda record: None,
+) -> Record:
+    """Every known fault made in a copy of the candidate; ``tried`` is told of each. ``verdict`` is
+    ``passed`` where each was found in its place, or is one that these inputs reveal to nobody.
+
+    Raises CannotRun where the candidate differs before any fault is made.
+    """
+    from sam3lite_convert.parity.run import compare_encoders
+    from sam3lite_convert.parity.self_test import run_self_test
+    from sam3lite_convert.parity.setup import set_up
+
+    with source.trusted():
+        setup = set_up(source.read(), mappings, options, converted)
+    before = compare_encoders(setup, setup.candidate()).judgement
+    if before.verdict == "differs":
+        raise CannotRun(
+            "the candidate differs from the original already, so faults made on purpose would hide behind that; run "
+            "parity without --self-test first",
+            "differs_already",
+        )
+    trials = []
+    for trial in run_self_test(setup):
+        trials.append(trial.record())
+        tried(trials[-1])
+    counts = Counter(trial["outcome"] for trial in trials)
+    return {
+        "checkpoint": source.name,
+        "converted": str(converted) if converted else None,
+        "candidate": setup.layout,
+        "inputs": {"what": setup.inputs.what, "shape": list(setup.inputs.ids.shape)},
+        "verdict": "failed" if counts["missed"] else "passed",
+        "counts": {name: counts[name] for name in ("found", "missed", "not revealed")},
+        "faults": trials,
+    }

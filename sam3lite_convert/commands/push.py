@@ -1,0 +1,326 @@
+"""Pushing a converted folder to the Hub: what would change there first, then one commit, then a look.
+
+Files go through ``huggingface_hub``, which resumes: content that arrived before is not sent again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import ModelInfo, RepoFile
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from sam3lite_convert.checkpoint.hashing import sha256_of
+from sam3lite_convert.convert.card import CARD_FIELD, CARD_NAME, EDITED_FIELD, blob_id
+from sam3lite_convert.convert.processor_files import TOKENIZER_NAMES
+from sam3lite_convert.convert.receipt import RECEIPT_NAME
+from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
+from sam3lite_convert.convert.side_files import FIELD
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.hub.aliases import DEFAULT_REVISION
+from sam3lite_convert.hub.requests import first_line, hub_faults, retried
+
+_LOGIN = "Log in with 'hf auth login', or set HF_TOKEN to a token that may write"
+_REQUESTS_LOOKED_AT = 10  # of the newest pull requests
+_SERVED = (".gitattributes", "README.md", "LICENSE")  # what a repository may hold before anything is pushed
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a folder goes: repository, and how. ``message``: the commit's, None for one made here;
+    ``replace``: also another conversion, and a card that somebody wrote."""
+
+    repo: str
+    private: bool = False
+    create_pr: bool = False
+    message: str | None = None
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push would do. ``files``: name -> (bytes, ``new``, ``changed``, ``same``, or ``kept`` where
+    somebody edited it there); ``left``: files of the folder that no conversion writes; ``deleted``:
+    files of an earlier conversion that this one does not have; ``head``: the commit that it is based
+    on, None for a repository that does not exist; ``revision``: what that is the head of."""
+
+    target: Target
+    files: dict[str, tuple[int, str]]
+    deleted: tuple[str, ...]
+    head: str | None
+    private: bool
+    left: tuple[str, ...] = ()
+    revision: str = DEFAULT_REVISION
+
+    @property
+    def nothing(self) -> bool:
+        """Whether everything is there already."""
+        unchanged = all(state in ("same", "kept") for _, state in self.files.values())
+        return self.head is not None and not self.deleted and unchanged
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "repo": self.target.repo,
+            "creates": self.head is None,
+            "private": self.private,
+            "pull_request": self.target.create_pr,
+            "revision": self.revision,
+            "files": {name: {"bytes": size, "state": state} for name, (size, state) in self.files.items()},
+            "deleted": list(self.deleted),
+            "left": list(self.left),
+        }
+
+
+def user_name() -> str:
+    """The user whose token the library finds. Raises CannotRun where there is none or it is refused."""
+    try:
+        with hub_faults("the account", "write"):
+            return str(retried(lambda: HfApi().whoami())["name"])
+    except CannotRun as fault:
+        if fault.code == "no_token":
+            raise CannotRun(f"pushing needs a token, and none is set. {_LOGIN}.", "no_token") from fault
+        if fault.code == "no_access":
+            raise CannotRun(f"the Hub does not accept the token that is set. {_LOGIN}.", "no_access") from fault
+        raise
+
+
+def check_name(repo: str) -> None:
+    """Raises CannotRun where this cannot be the name of a repository."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as fault:
+        raise CannotRun(f"{repo} is no name of a repository on the Hub: {first_line(fault)}", "usage") from fault
+    if repo.count("/") != 1:
+        raise CannotRun(f"{repo} is no name of a repository (NAMESPACE/NAME); see --hub-model-id", "usage")
+
+
+def plan_push(folder: Path, target: Target) -> PushPlan:
+    """Compare the folder with what the repository holds.
+
+    Raises CannotRun where that is not the result of a conversion, or of another one, or is public where
+    a private one was asked for.
+    """
+    with hub_faults(target.repo, "write"):
+        api = HfApi()
+        try:
+            info: ModelInfo = retried(lambda: api.model_info(target.repo, timeout=60))
+        except GatedRepoError:
+            raise
+        except RepositoryNotFoundError:
+            # A private one of somebody else looks the same; creating it will say so.
+            local = {p.name: (p.stat().st_size, "new") for p in _files(folder)}
+            return PushPlan(target, local, (), None, target.private, _left(folder))
+        head = str(info.sha)
+        there = _tree(api, target.repo, head)
+        if target.private and not info.private:
+            raise CannotRun(
+                f"{target.repo} exists and is public; --private does not change that. Make it private on its page, or "
+                "name another one with --hub-model-id.",
+                "repository_is_public",
+            )
+        earlier = _earlier(target, folder, there, head)
+        files, deleted = _compare(folder, there)
+        card = there.get(CARD_NAME)
+        written = {(earlier or {}).get(CARD_FIELD), (earlier or {}).get(EDITED_FIELD)}
+        changed = files.get(CARD_NAME, (0, ""))[1] == "changed"
+        if card and changed and card.blob_id not in written and not target.replace:
+            files[CARD_NAME] = (card.size, "kept")
+        # Only what that conversion wrote. That a tokenizer could not be had here is no reason to take it away.
+        listed = _listed(earlier) if earlier else frozenset()
+        tokenizer = TOKENIZER_NAMES if not _receipt(folder).get("tokenizer") else frozenset()
+        deleted = tuple(n for n in deleted if n in listed - tokenizer)
+        plan = PushPlan(target, files, deleted, head, bool(info.private), _left(folder))
+        return (_proposed(api, folder, plan) or plan) if target.create_pr and not plan.nothing else plan
+
+
+def _proposed(api: HfApi, folder: Path, plan: PushPlan) -> PushPlan | None:
+    """The plan against the newest pull request that holds exactly this folder; None where none does."""
+    refs = retried(lambda: api.list_repo_refs(plan.target.repo, include_pull_requests=True))
+    newest = sorted(refs.pull_requests or [], key=lambda r: int(r.ref.rpartition("/")[2]), reverse=True)
+    for ref in newest[:_REQUESTS_LOOKED_AT]:
+        files, deleted = _compare(folder, _tree(api, plan.target.repo, ref.target_commit))
+        if plan.files.get(CARD_NAME, (0, ""))[1] == "kept":
+            files[CARD_NAME] = plan.files[CARD_NAME]
+        found = replace(plan, files=files, deleted=deleted, head=ref.target_commit, revision=ref.ref)
+        if found.nothing:
+            return found
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    listed = _listed(_receipt(folder))
+    return sorted(p for p in folder.iterdir() if p.name in listed and p.is_file() and not p.is_symlink())
+
+
+def _left(folder: Path) -> tuple[str, ...]:
+    ours = {p.name for p in _files(folder)}
+    return tuple(sorted(p.name for p in folder.iterdir() if p.name not in ours))
+
+
+def _listed(receipt: dict[str, Any]) -> frozenset[str]:
+    """The files of a conversion, as its receipt lists them."""
+    return frozenset(
+        [*receipt["files"], INDEX_NAME, CARD_NAME, RECEIPT_NAME, "config.json", *(receipt.get(FIELD) or {})]
+    )
+
+
+def _receipt(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8")))
+
+
+def _earlier(target: Target, folder: Path, there: Iterable[str], head: str) -> dict[str, Any] | None:
+    """The receipt of the conversion that the repository holds, None where it holds nothing yet.
+
+    Raises CannotRun where it holds something that a push would spoil.
+    """
+    names = [n for n in there if n not in _SERVED]
+    if not names:
+        return None
+    other = "Name another repository with --hub-model-id"
+    if RECEIPT_NAME not in names:
+        listed = ", ".join(sorted(names)[:4])
+        raise CannotRun(
+            f"{target.repo} holds files that no conversion wrote ({listed}), so nothing is pushed there. {other}.",
+            "repository_not_ours",
+        )
+    path = retried(lambda: hf_hub_download(target.repo, RECEIPT_NAME, revision=head))
+    try:
+        old = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        _listed(old)
+        was, now = _what(old), _what(_receipt(folder))
+        if _content(old) == _content(_receipt(folder)):
+            was, now = was[1:], now[1:]  # one content under two names
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        message = f"the {RECEIPT_NAME} in {target.repo} cannot be read. {other}."
+        raise CannotRun(message, "repository_not_ours") from fault
+    if was != now and not target.replace:
+        raise CannotRun(
+            f"{target.repo} holds another conversion ({', '.join(was)}; this is {', '.join(now)}), which would be "
+            f"replaced. {other}, or replace it with --hub-overwrite.",
+            "repository_holds_other",
+        )
+    return old
+
+
+def _what(receipt: dict[str, Any]) -> tuple[str, ...]:
+    """What tells one conversion from another: a newer state of the same file is the same one."""
+    source, options = receipt["source"], receipt["options"]
+    told = ("context", options["context"]), ("causal", options["causal"])
+    return (
+        f"{source['repo']}: {source['file']}" if source.get("repo") else str(source["name"]),
+        f"layout {receipt['layout']}",
+        f"component {receipt['component']}",
+        str(receipt["dtype"]),
+        *(f"{name} {value}" for name, value in told if value),
+    )
+
+
+def _content(receipt: dict[str, Any]) -> str:
+    return str(receipt["source"].get("sha256") or receipt["source"].get("etag"))
+
+
+def _state(path: Path, there: RepoFile | None) -> str:
+    if there is None:
+        return "new"
+    if path.stat().st_size != there.size:
+        return "changed"
+    if there.lfs is not None:
+        return "same" if sha256_of(path) == there.lfs.sha256 else "changed"
+    return "same" if blob_id(path.read_bytes()) == there.blob_id else "changed"
+
+
+def push(folder: Path, plan: PushPlan, verification: dict[str, Any] | None) -> dict[str, Any]:
+    """Carry out a plan; returns where it went. Only for a folder whose verification succeeded.
+
+    Raises CannotRun where it does not arrive; the folder stays as it is.
+    """
+    if plan.nothing:
+        return plan.record() | {"state": "current", "commit": plan.head, "url": None}
+    if not verification or verification["verdict"] != "proven":
+        raise CannotRun(f"{folder} was not verified, so it is not pushed", "not_verified")
+    try:
+        return plan.record() | {"state": "pushed"} | _commit(folder, plan)
+    except Sam3LiteError as fault:
+        raise CannotRun(
+            f"the push to {plan.target.repo} did not succeed: {fault.message} The folder {folder} is complete and "
+            "stays as it is. Run the same command again to go on; what has arrived is not sent again.",
+            fault.code,
+        ) from fault
+
+
+def _commit(folder: Path, plan: PushPlan) -> dict[str, Any]:
+    target = plan.target
+    message = target.message or f"Convert with sam3lite-convert: {_said(folder)}"
+    sent = [n for n, (_, state) in plan.files.items() if state not in ("same", "kept")]
+    with hub_faults(target.repo, "write"):
+        api = HfApi()
+        head = plan.head
+        if head is None:
+            head = _create(api, target)
+
+        def commit() -> CommitInfo:
+            return api.create_commit(
+                target.repo,
+                [
+                    *(CommitOperationAdd(path_in_repo=n, path_or_fileobj=folder / n) for n in sent),
+                    *(CommitOperationDelete(path_in_repo=n) for n in plan.deleted),
+                ],
+                commit_message=message,
+                create_pr=target.create_pr,
+                # A commit that somebody else made in between is not overwritten.
+                parent_commit=None if target.create_pr else head,
+            )
+
+        # A pull request whose answer was lost is there all the same, and would be made twice.
+        done = commit() if target.create_pr else retried(commit)
+        files, _ = _compare(folder, _tree(api, target.repo, done.oid))
+    wrong = [n for n, (_, state) in files.items() if state != "same" and plan.files[n][1] != "kept"]
+    if wrong:
+        raise CannotRun(f"what arrived is not what was sent ({', '.join(wrong)}).", "push_incomplete")
+    return {"commit": done.oid, "url": done.pr_url or done.commit_url, "sent": sent}
+
+
+def _create(api: HfApi, target: Target) -> str:
+    """Make the repository; returns its head. Raises CannotRun where one came there in the meantime."""
+    try:
+        retried(lambda: api.create_repo(target.repo, private=target.private))
+    except HfHubHTTPError as fault:
+        if fault.response.status_code != 409:
+            raise
+        # It may be ours, made by a request whose answer was lost: then there is nothing in it.
+        info = retried(lambda: api.model_info(target.repo, timeout=60))
+        if bool(info.private) == target.private and set(_tree(api, target.repo, str(info.sha))) <= {".gitattributes"}:
+            return str(info.sha)
+        raise CannotRun(
+            f"{target.repo} came into being in the meantime; what it holds has to be looked at first.",
+            "repository_appeared",
+        ) from fault
+    return str(retried(lambda: api.model_info(target.repo, timeout=60)).sha)
+
+
+def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
+    entries = retried(lambda: list(api.list_repo_tree(repo, recursive=True, revision=revision)))
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _compare(folder: Path, there: dict[str, RepoFile]) -> tuple[dict[str, tuple[int, str]], tuple[str, ...]]:
+    """The folder's files with their states, and the files of an earlier conversion that it lacks."""
+    files = {p.name: (p.stat().st_size, _state(p, there.get(p.name))) for p in _files(folder)}
+    return files, tuple(sorted(n for n in there if n not in files and n != ".gitattributes"))
+
+
+def _said(folder: Path) -> str:
+    receipt = _receipt(folder)
+    return f"{receipt['source']['name']}, layout {receipt['layout']}"

@@ -1,0 +1,1 @@
+"""Carries out a plan: bytes, config, receipt, card, tokenizer; a whole folder or none."""

@@ -1,0 +1,64 @@
+"""The shortest code with the released library that gives the original's text features."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LOADING = """\
+import html
+
+import ftfy
+import torch
+from transformers import AutoTokenizer, Sam3LiteTextModel
+
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+model = Sam3LiteTextModel.from_pretrained({place}, attn_implementation="eager").eval()
+prompts = ["a dog"]
+"""
+# Run as it is printed, by ``run_recipe`` and by the tests.
+_USE = """\
+cleaned = [html.unescape(html.unescape(ftfy.fix_text(prompt))) for prompt in prompts]
+text = tokenizer(cleaned, padding="max_length", truncation=True, max_length={context}, return_tensors="pt")
+input_ids = text.input_ids.masked_fill(text.attention_mask == 0, 0)  # the original pads with 0
+with torch.inference_mode():
+    text_embeds = model.get_text_features(input_ids=input_ids)  # no mask: the original attends to padding
+# text_embeds.pooler_output holds the features, (prompts, {context}, width)
+"""
+_AFTER = """\
+# For the detector the mask stays:
+# model(pixel_values=pixel_values, text_embeds=text_embeds, attention_mask=input_ids.ne(0).long())
+# Before transformers 5.9: text_embeds=text_embeds.pooler_output
+"""
+
+
+PLACEHOLDER = "FOLDER-OF-THE-DETECTOR"  # in the layout transformers, where none was given
+
+
+def recipe(context: int, place: str, own_tokenizer: bool = True) -> str:
+    """The code for a checkpoint of this context; ``place``: the folder or repository of the model.
+    Without a tokenizer of its own, CLIP's is taken."""
+    tokenizer = json.dumps(place if own_tokenizer else DEFAULT_TOKENIZER)
+    loading = _LOADING.format(tokenizer=tokenizer, place=json.dumps(place))
+    return f"{loading}\n{_USE.format(context=context)}{_AFTER}"
+
+
+def run_recipe(context: int, tokenizer: Any, model: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Its ids and features, (batch, context) and (batch, context, output_dim), by the very lines that are
+    printed. ``model``: loaded, with eager attention."""
+    import html
+
+    import ftfy
+    import torch
+
+    names: dict[str, Any] = {
+        "html": html, "ftfy": ftfy, "torch": torch, "tokenizer": tokenizer, "model": model, "prompts": list(prompts),
+    }  # fmt: skip
+    exec(_USE.format(context=context), names)
+    return names["input_ids"], names["text_embeds"].pooler_output

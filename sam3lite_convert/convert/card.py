@@ -1,0 +1,235 @@
+"""The model card: README.md of a converted folder, made from its receipt alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from sam3lite_convert.convert.calling_recipe import recipe
+from sam3lite_convert.convert.clip_ids import END, PAD, START
+from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
+
+CARD_NAME = "README.md"
+CARD_FIELD = "card_blob_id"  # of the receipt: git's id of the card, to tell whether somebody edited it
+EDITED_FIELD = "edited_card_blob_id"  # the same of a card that somebody edited in the folder
+Receipt = dict[str, Any]
+
+# Measured against the original code; the layout notes, fact 5.
+_AS_USED = """\
+The weights are the original's{cast}. Called through the stock `Sam3Processor` the model still does not do what the
+original does, for reasons that no weight file can mend:
+
+- the processor pads every prompt to a length of 32, whatever the tokenizer's `model_max_length`{stretched};
+- CLIP's tokenizer pads with id 49407, the original with 0, and the original attends to padding{padded};
+- the attention mask reaches the text encoder, which then masks padding; the original masks nothing;
+- without a box prompt the geometry encoder is skipped, while the original always appends its class token (one
+  box labelled -10 brings it back);
+- the presence logit is clamped to +-10; the original's is not.
+
+Prompts are cleaned differently too: the original unescapes HTML and mends broken Unicode (ligatures, full-width
+letters) before it tokenizes, and it cuts what is longer than the context, which the processor does not.
+`sam3lite parity --as-used` measures how far those that concern the text encoder move its features."""
+
+
+def model_card(receipt: Receipt) -> str:
+    """README.md for somebody who finds the folder without having made it.
+
+    Where the receipt has a ``model_id``, the repository that it is pushed to, the examples name that.
+    """
+    model_id = receipt.get("model_id")
+    a, counts, source = receipt["architecture"], receipt["counts"], receipt["source"]
+    what = "text encoder" if receipt["component"] == "text" else "detector"
+    by_kind = receipt["lost"].get("dropped", {}).get("by_kind", {})
+    lines = [
+        *_metadata(receipt),
+        "",
+        f"# SAM3-LiteText {what}, {a['variant']}, layout `{receipt['layout']}`",
+        "",
+        *_provenance(receipt),
+        "",
+        "| | tensors |",
+        "|---|---|",
+        f"| in the checkpoint | {counts['source']} |",
+        f"| mapped | {counts['mapped']} |",
+        f"| dropped | {counts['dropped']} |",
+        f"| in this folder | {counts['target']} |",
+        "",
+        *(f"- dropped {n}: {label}" for label, n in by_kind.items()),
+        *(f"- {note}" for note in receipt["notes"]),
+        "",
+        f"Text encoder: {a['num_hidden_layers']} layers, {a['hidden_size']} wide, context {a['context_length']}, "
+        f"{receipt['text_parameters'] / 1e6:.2f} M parameters (SAM3's own: {SAM3_TEXT_PARAMETERS / 1e6:.2f} M). "
+        f"Tensors: {receipt['dtype']}.",
+        "",
+        "## Loading",
+        "",
+        *_loading(receipt, model_id),
+        "",
+        *_parity(receipt.get("parity")),
+    ]
+    if receipt["library"] == "transformers" and receipt["component"] == "all":
+        context = a["context_length"]
+        stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
+        padded = "; the tokenizer here pads with 0" if receipt.get("tokenizer") else ""
+        cast = f", rounded to {receipt['dtype']}" if receipt["lost"].get("cast") else ""
+        said = _AS_USED.format(stretched=stretched, padded=padded, cast=cast)
+        lines += ["## As it is used", "", said, "", *_recipe(receipt)]
+    lines += ["## Checking", "", "```", _check(source, model_id), "```", ""]
+    return "\n".join(lines)
+
+
+def _metadata(receipt: Receipt) -> Iterator[str]:
+    source = receipt["source"]
+    yield "---"
+    yield f"library_name: {receipt['library'] or 'sam3lite-convert'}"
+    for key, value in (source.get("licence") or {}).items():
+        if not isinstance(value, bool):  # "license: no" is one to YAML, and none to the Hub
+            yield f"{key}: {_yaml(value if isinstance(value, list) else str(value))}"
+    if source.get("repo"):
+        yield f"base_model: {_yaml(source['repo'])}"
+    yield "pipeline_tag: mask-generation" if receipt["component"] == "all" else "pipeline_tag: feature-extraction"
+    yield from ("tags:", "- sam3", "- sam3-litetext", "- mobileclip", "- safetensors", "---")
+
+
+def _yaml(value: Any) -> str:
+    """A value as JSON, which is YAML but for the characters that have to be escaped otherwise."""
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value) + '"'
+
+
+def card_of(receipt: Receipt) -> bytes:
+    """The card as it is written; notes in the receipt what it is."""
+    data = model_card(receipt).encode("utf-8", "backslashreplace")
+    receipt[CARD_FIELD] = blob_id(data)
+    return data
+
+
+def blob_id(data: bytes) -> str:
+    """Git's id of a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _provenance(receipt: Receipt) -> Iterator[str]:
+    tool, source = receipt["tool"], receipt["source"]
+    hashed = f"SHA-256 `{source['sha256']}`" if source["sha256"] else f"SHA-256 as the Hub states it `{source['etag']}`"
+    size = f"{source['size']:,} bytes, {hashed}"
+    if source.get("repo"):
+        yield (f"Converted from `{source['file']}` of `{source['repo']}` at commit `{source['commit']}` ({size}) by")
+    else:
+        yield f"Converted from `{source['name']}` ({size}) by"
+    yield (
+        f"{tool['name']} {tool['version']} (mapping tables `{tool['mappings_sha256'][:16]}`). `conversion.json` "
+        "accounts for every tensor."
+    )
+    licence = source.get("licence") or {}
+    yield ""
+    if licence:
+        named = licence.get("license_name") or licence.get("license")
+        named = ", ".join(map(str, named)) if isinstance(named, list) else str(named)
+        link = licence.get("license_link")
+        said = f"Licence, as the source names it: {named}" + (f" ({link})" if link else "") + "."
+        yield " ".join(said.split())
+    elif source.get("repo") and source.get("licence") is None:
+        yield "The source's card was not read, since the Hub was not reached; its licence holds."
+    elif source.get("repo"):
+        yield "The source's card names no licence; ask there before you use or publish this."
+    else:
+        yield "The checkpoint was a local file that names no licence; that of its origin holds."
+
+
+def _loading(receipt: Receipt, model_id: str | None) -> Iterator[str]:
+    place = json.dumps(model_id or ".")
+    yield "```python"
+    if receipt["library"] != "transformers":
+        context = receipt["architecture"]["context_length"]
+        yield "import torch"
+        if model_id:
+            yield "from huggingface_hub import snapshot_download"
+        yield "from sam3lite_convert.packed_encoder import PackedTextModel"
+        yield ""
+        yield f"folder = snapshot_download({place})" if model_id else f"folder = {place}"
+        yield "model = PackedTextModel.from_pretrained(folder)"
+        if receipt["architecture"]["vocab_size"] > END:
+            yield f"ids = torch.tensor([[{START}, 1929, {END}] + [{PAD}] * {context - 3}])  # dog"
+        else:
+            yield f"ids = torch.zeros(1, {context}, dtype=torch.int64)"
+        yield "print(model(ids).projected.shape)  # what the detector reads"
+        yield "```"
+        if receipt["component"] == "all":
+            yield ""
+            yield "No library reads the rest of the detector in this layout; names and shapes are in `conversion.json`."
+        return
+    text_only = receipt["component"] == "text"
+    model = "Sam3LiteTextTextModel" if text_only else "Sam3LiteTextModel"
+    tokenizer = bool(receipt.get("tokenizer"))
+    yield f"from transformers import {'AutoTokenizer, ' if tokenizer else ''}{model}"
+    yield ""
+    yield f"model = {model}.from_pretrained({place})"
+    if tokenizer:
+        yield f"tokenizer = AutoTokenizer.from_pretrained({place})"
+        yield 'ids = tokenizer(["a dog"], padding="max_length", truncation=True, return_tensors="pt").input_ids'
+    if text_only:
+        yield ""
+        yield "# The detector reads every token through this projection, not the pooled output:"
+        if model_id:
+            yield "from huggingface_hub import hf_hub_download"
+        yield "from safetensors.torch import load_file"
+        yield ""
+        path = (
+            f'hf_hub_download({place}, "text_projection.safetensors")' if model_id else '"text_projection.safetensors"'
+        )
+        yield f"projection = load_file({path})"
+    yield "```"
+    yield ""
+    if not tokenizer:
+        yield "There are no tokenizer files in this folder; `sam3lite convert` adds them when it is run again with"
+        yield "`--tokenizer DIR_OR_REPO`."
+    elif not text_only:
+        yield "`AutoProcessor.from_pretrained` gives the stock `Sam3Processor`; see below for what it does otherwise."
+        yield "It needs torchvision."
+
+
+def _recipe(receipt: Receipt) -> Iterator[str]:
+    """The code that does on the text side what the original does."""
+    a = receipt["architecture"]
+    if a["vocab_size"] <= END:  # of a test: CLIP's tokenizer knows more ids than it has entries
+        return
+    run = f" run in {receipt['dtype']}" if receipt["lost"].get("cast") else ""
+    yield f"This gives the text features of the original{run} to the bit (it needs `ftfy`):"
+    yield ""
+    yield "```python"
+    yield recipe(a["context_length"], receipt.get("model_id") or ".", bool(receipt.get("tokenizer"))) + "```"
+    yield ""
+
+
+def _parity(parity: dict[str, Any] | None) -> Iterator[str]:
+    if parity is None:
+        return
+    yield "## Parity with the original text encoder"
+    yield ""
+    yield (
+        f"`{parity['verdict']}`: {parity['reference']} beside {parity['candidate_encoder']}, {parity['dtype']}, "
+        f"{parity['inputs']}; compared in float64."
+    )
+    yield ""
+    yield "| tap | max abs diff | isolated | relative L2 |"
+    yield "|---|---|---|---|"
+    for tap in parity["layers"]:
+        shown = (f"{tap[k]:.3g}" for k in ("max_abs_diff", "isolated_max_abs_diff", "relative_l2"))
+        yield f"| `{tap['name']}` | {' | '.join(shown)} |"
+    yield ""
+
+
+def _check(source: Receipt, model_id: str | None) -> str:
+    folder = "DIR" if model_id else "."
+    if source.get("repo"):
+        return (
+            f"sam3lite verify {folder} --checkpoint {source['file']} --repo-id {source['repo']} --revision "
+            f"{source['commit']}"
+        )
+    return f"sam3lite verify {folder} --checkpoint PATH/TO/{source['name']}"

@@ -1,0 +1,120 @@
+"""config.json for a converted folder.
+
+Written without importing transformers. Field names are those of ``Sam3LiteTextConfig``; the ViT's
+``layer_norm_eps`` is the original's 1e-5 (layout notes, fact 1), not the library's default.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sam3lite_convert.plan.architecture import Architecture
+from sam3lite_convert.plan.plan import Plan
+
+EPS = 1e-5
+PACKED_MODEL_TYPE = "sam3lite_packed"
+
+
+def make_config(plan: Plan) -> dict[str, Any]:
+    """The config.json that fits the plan's output."""
+    architecture = plan.architecture
+    text = _text(architecture)
+    if plan.layout.config == "transformers":
+        if plan.options.component == "text":
+            model = "Sam3LiteTextTextModel"
+            return {"architectures": [model], "dtype": plan.floating_dtype, **text}
+        head = {"architectures": ["Sam3LiteTextModel"], "model_type": "sam3_lite_text", "dtype": plan.floating_dtype}
+        return head | {"text_config": text} | _detector(architecture)
+    text["model_type"] = f"{PACKED_MODEL_TYPE}_text"
+    text |= {
+        "variant": architecture.variant,
+        "model_name": architecture.model_name,
+        "output_dim": architecture.sizes["output_dim"],
+        "causal_masking": architecture.causal_masking,
+    }
+    own: dict[str, Any] = {
+        "model_type": PACKED_MODEL_TYPE if plan.layout.name == "packed" else f"sam3lite_{plan.layout.name}",
+        "layout": plan.layout.name,
+        "component": plan.options.component,
+        "dtype": plan.floating_dtype,
+        "text_config": text,
+    }
+    return own if plan.options.component == "text" else own | _detector(architecture)
+
+
+def _text(a: Architecture) -> dict[str, Any]:
+    s = a.sizes
+    return {
+        "model_type": "sam3_lite_text_text_model",
+        "vocab_size": s["vocab"],
+        "hidden_size": s["text_hidden"],
+        "intermediate_size": s["text_ffn"],
+        "projection_dim": s["projection_dim"],
+        "num_hidden_layers": a.num_hidden_layers,
+        "num_attention_heads": s["text_heads"],
+        "max_position_embeddings": s["context"],
+        "hidden_act": "gelu",
+        "layer_norm_eps": EPS,
+        "use_repmixer_blocks": bool(a.blocks["repmixer_blocks"]),
+        "repmixer_kernel_size": s.get("kernel", 11),
+    }
+
+
+def _detector(a: Architecture) -> dict[str, Any]:
+    s, v = a.sizes, a.vision
+    grid = v["image_size"] // s["patch"]
+    heads = s["detr_heads"]
+    scales = v["scale_factors"]
+    return {
+        "vision_config": {
+            "model_type": "sam3_vision_model",
+            "backbone_config": {
+                "model_type": "sam3_vit_model",
+                "hidden_size": s["vit_hidden"],
+                "intermediate_size": s["vit_ffn"],
+                "num_hidden_layers": len(a.blocks["vit_blocks"]),
+                "num_attention_heads": v["vit_heads"],
+                "num_channels": s["channels"],
+                "image_size": v["image_size"],
+                "patch_size": s["patch"],
+                "hidden_act": "gelu",
+                "layer_norm_eps": EPS,
+                "window_size": v["window_size"],
+                "global_attn_indexes": v["global_attn_indexes"],
+                "pretrain_image_size": v["pretrain_image_size"],
+            },
+            "fpn_hidden_size": s["fpn_hidden"],
+            # The coarsest level is made and not used by the detector.
+            "backbone_feature_sizes": [[int(grid * f)] * 2 for f in scales if f >= 1],
+            "scale_factors": scales,
+        },
+        "geometry_encoder_config": {
+            "model_type": "sam3_lite_text_geometry_encoder",
+            "hidden_size": s["hidden"],
+            "num_layers": len(a.blocks["geometry_layers"]),
+            "num_attention_heads": heads,
+            "intermediate_size": s["geometry_ffn"],
+            "roi_size": s["roi"],
+        },
+        "detr_encoder_config": {
+            "model_type": "sam3_lite_text_detr_encoder",
+            "hidden_size": s["hidden"],
+            "num_layers": len(a.blocks["detr_encoder_layers"]),
+            "num_attention_heads": heads,
+            "intermediate_size": s["detr_encoder_ffn"],
+        },
+        "detr_decoder_config": {
+            "model_type": "sam3_lite_text_detr_decoder",
+            "hidden_size": s["hidden"],
+            "num_layers": len(a.blocks["detr_decoder_layers"]),
+            "num_attention_heads": heads,
+            "intermediate_size": s["detr_decoder_ffn"],
+            "num_queries": s["queries"],
+        },
+        "mask_decoder_config": {
+            "model_type": "sam3_lite_text_mask_decoder",
+            "hidden_size": s["hidden"],
+            "num_upsampling_stages": len(a.blocks["upsampling_stages"]),
+            "num_attention_heads": heads,
+        },
+    }

@@ -1,0 +1,202 @@
+"""The tokenizer and processor files of a folder in the transformers layout.
+
+Written as JSON, without importing transformers. The vocabulary is CLIP's, taken from a folder or a
+repository; what is ours are the settings that make it the original's: the checkpoint's context, and
+padding with id 0 (the original specification). Field names are those of ``Sam3Processor``,
+``Sam3ImageProcessor`` and ``CLIPTokenizer``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam3lite_convert.convert.clip_ids import END, PAD, START
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import DEFAULT_REVISION
+from sam3lite_convert.plan.plan import Plan
+
+DEFAULT_TOKENIZER = "openai/clip-vit-base-patch32"
+# The repository's newest commit when this was written; a vocabulary does not change.
+_PINNED = {DEFAULT_TOKENIZER: "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"}
+# What a CLIPTokenizer is made from: the one file, or the two.
+_WHOLE, _PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
+# Ids that the original tokenizer gives (goldens): dog, a, yellow, bus.
+_WORDS = {"dog</w>": 1929, "a</w>": 320, "yellow</w>": 4481, "bus</w>": 2840}
+_MERGES = END + 1 - 2 * 256 - 2
+_START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "!"
+_SPECIAL = {_START: START, _END: END, _PAD: PAD}
+_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER = (*_CONFIGS, _WHOLE, *_PARTS)
+TOKENIZER_NAMES = frozenset(TOKENIZER)
+PROCESSOR = ("processor_config.json", "preprocessor_config.json")
+_MASK_STRIDE = 14 / 4  # image pixels a mask pixel, at the released sizes: 1008 and 288
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What was found: file name -> content, and where it came from (``commit`` None for a folder)."""
+
+    source: str
+    commit: str | None
+    files: dict[str, bytes]
+
+    def record(self) -> dict[str, Any]:
+        """For the receipt."""
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(self.files.items())}
+        return {"source": self.source, "commit": self.commit, "files": hashes}
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds what a tokenizer is loaded from."""
+    parts = (*_CONFIGS, _WHOLE) if (folder / _WHOLE).is_file() else (*_CONFIGS, *_PARTS)
+    return all((folder / name).is_file() for name in parts)
+
+
+def fetch_tokenizer(source: str, cache: Path | None = None) -> TokenizerFiles:
+    """A CLIP vocabulary from a folder or a repository on the Hub.
+
+    Raises CannotRun where it cannot be had, or is another vocabulary than CLIP's.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        found = TokenizerFiles(folder.resolve().name, None, _read(folder))
+    elif folder.exists():
+        raise CannotRun(f"--tokenizer {source} is a file; name a folder or a repository", "usage")
+    else:
+        found = _download(source, cache)
+    if not _complete(found.files):
+        raise CannotRun(
+            f"{source} holds no CLIP tokenizer: neither {_WHOLE} nor {' and '.join(_PARTS)}", "no_tokenizer"
+        )
+    _check_vocabulary(source, found.files)
+    return found
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    try:
+        return {name: (folder / name).read_bytes() for name in (_WHOLE, *_PARTS) if (folder / name).is_file()}
+    except OSError as fault:
+        raise CannotRun(f"{fault.filename}: {fault.strerror}", "cannot_open") from fault
+
+
+def _download(source: str, cache: Path | None) -> TokenizerFiles:
+    from sam3lite_convert.hub.repository import Repository
+
+    repository = Repository(source, _PINNED.get(source, DEFAULT_REVISION), cache)
+    listing = repository.listing()
+    files = {f.path: f for f in listing.files if f.path in (_WHOLE, *_PARTS)}
+    if listing.unreached is not None and not _complete(files):
+        raise listing.unreached  # the cache holds something else of the repository
+    data = {name: repository.download(file).read_bytes() for name, file in files.items()}
+    return TokenizerFiles(source, next((f.commit for f in files.values()), None), data)
+
+
+def _complete(names: Container[str]) -> bool:
+    return _WHOLE in names or all(name in names for name in _PARTS)
+
+
+def _check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
+    """Raises CannotRun where the ids are not CLIP's: every prompt would then mean something else.
+
+    CLIP's vocabulary is its 256 byte symbols, the same with an end of word, one token for each merge in
+    the order of the merges, and the two special tokens; so merges and ids have to agree.
+    """
+    try:
+        found = []
+        if _WHOLE in files:
+            whole = json.loads(files[_WHOLE])
+            for added in whole.get("added_tokens") or []:
+                if _SPECIAL.get(added["content"]) != added["id"]:
+                    raise ValueError(f"it gives {added['content']!r} the id {added['id']}")
+            merges = [m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]]
+            found.append((dict(whole["model"]["vocab"]), merges))
+        if all(name in files for name in _PARTS):
+            lines = files["merges.txt"].decode("utf-8").splitlines()
+            merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+            found.append((dict(json.loads(files["vocab.json"])), merges))
+        wrong = [what for vocabulary, merges in found if (what := _not_clips(vocabulary, merges))]
+        if not wrong and any(other != found[0] for other in found):
+            wrong = ["its two vocabularies differ"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        raise CannotRun(f"{source}: its tokenizer cannot be read ({fault})", "no_tokenizer") from fault
+    if wrong:
+        raise CannotRun(
+            f"{source}: this is not CLIP's vocabulary, which the checkpoint was trained with: {wrong[0]}",
+            "other_tokenizer",
+        )
+
+
+def _not_clips(vocabulary: Mapping[str, int], merges: Sequence[str]) -> str | None:
+    """Why ids and merges are not CLIP's; None where they are."""
+    if len(vocabulary) != END + 1 or len(merges) != _MERGES:
+        return f"{len(vocabulary):,} tokens and {len(merges):,} merges, in place of {END + 1:,} and {_MERGES:,}"
+    facts = {**_SPECIAL, **_WORDS}
+    for token, number in facts.items():
+        if vocabulary.get(token) != number:
+            return f"{token!r} has the id {vocabulary.get(token)}, in place of {number}"
+    for number, merge in enumerate(merges, 2 * 256):
+        token = "".join(merge.split())
+        if vocabulary.get(token) != number:
+            return f"{token!r} has the id {vocabulary.get(token)}, and its merge the place of {number}"
+    return None
+
+
+def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:
+    """The vocabulary with the settings that a checkpoint of this context was trained with."""
+    special = {"bos_token": _START, "eos_token": _END, "pad_token": _PAD, "unk_token": _END}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        **special,
+        "model_max_length": context,
+        "padding_side": "right",
+        "truncation_side": "right",
+        "clean_up_tokenization_spaces": False,
+        # Without it every "!" in a prompt would become the padding id, since that token is special
+        # now; the original gives no meaning to special tokens that a prompt spells out.
+        "split_special_tokens": True,
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+    }
+    files = dict(found.files)
+    if _WHOLE in files:
+        whole = json.loads(files[_WHOLE])
+        # Lengths are said by the caller; what an earlier owner used last stays out.
+        files[_WHOLE] = _json(whole | {"padding": None, "truncation": None})
+    return files | {"tokenizer_config.json": _json(config), "special_tokens_map.json": _json(special)}
+
+
+def processor_files(plan: Plan) -> dict[str, bytes]:
+    """What ``Sam3Processor`` is made from: the image size and its normalization to [-1, 1]."""
+    size = plan.architecture.vision["image_size"]
+    mask = int(size / _MASK_STRIDE)
+    image = {
+        "image_processor_type": "Sam3ImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "mask_size": {"height": mask, "width": mask},
+    }
+    processor = {
+        "processor_class": "Sam3Processor",
+        "image_processor": image,
+        "target_size": size,
+        "point_pad_value": -10,
+    }
+    contents = (processor, {**image, "processor_class": "Sam3Processor"})
+    return {name: _json(content) for name, content in zip(PROCESSOR, contents, strict=True)}
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()

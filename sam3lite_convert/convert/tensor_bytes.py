@@ -1,0 +1,122 @@
+"""Moving tensor bytes: ranges copied by the kernel, transposes and casts in small pieces.
+
+Only ``cast`` imports torch; everything else works on bytes of a known element width.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
+from sam3lite_convert.plan.operations import transposed
+from sam3lite_convert.plan.plan import Mapped
+from sam3lite_convert.workers import Advance
+
+_COPY_CHUNK = 32 << 20
+
+
+@dataclass
+class CastLoss:
+    """What casts lost, over all tensors that went through one. ``overflows``: by target key, how many values
+    did not fit, and the greatest of them."""
+
+    tensors: int = 0
+    changed_values: int = 0
+    overflowed_values: int = 0
+    max_abs_error: float = 0.0
+    overflows: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        by_key = {k: {"values": n, "largest": most} for k, (n, most) in sorted(self.overflows.items())}
+        return {
+            "tensors": self.tensors,
+            "changed_values": self.changed_values,
+            "overflowed_values": self.overflowed_values,
+            "max_abs_error": self.max_abs_error,
+            **({"overflows": by_key} if by_key else {}),
+        }
+
+    def overflowed(self, key: str, count: int, greatest: float) -> None:
+        """Note values of one tensor that did not fit."""
+        before, most = self.overflows.get(key, (0, 0.0))
+        self.overflows[key] = before + count, max(most, greatest)
+        self.overflowed_values += count
+
+
+def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None, key: str = "") -> bytes:
+    """Elements cast as torch casts them; ``loss`` collects what that lost (in float64), of the tensor ``key``."""
+    import torch
+
+    if not data:
+        return b""
+    before = torch.frombuffer(bytearray(data), dtype=getattr(torch, source))
+    after = before.to(getattr(torch, target))
+    if loss is not None:
+        error = (before.double() - after.double()).abs()
+        overflow = after.isinf() & before.isfinite()
+        finite = error[before.isfinite() & ~overflow]
+        loss.changed_values += int((finite != 0).sum()) + int(overflow.sum())
+        if bool(overflow.any()):
+            loss.overflowed(key, int(overflow.sum()), float(before[overflow].double().abs().max()))
+        if finite.numel():
+            loss.max_abs_error = max(loss.max_abs_error, float(finite.max()))
+    return after.view(torch.uint8).numpy().tobytes()
+
+
+def source_chunks(file: BinaryIO, piece: Mapped, step: int = CHUNK) -> Iterator[bytes]:
+    """The piece's bytes as the source holds them: its range of the tensor, in C order, not cast."""
+    source = piece.source
+    if source.contiguous:
+        for start, length in ranges(source.offset + piece.begin, piece.nbytes, step):
+            yield read_exactly(file, start, length)
+    else:
+        yield read_tensor(file, source)[piece.begin : piece.begin + piece.nbytes]
+
+
+def target_chunks(file: BinaryIO, piece: Mapped, loss: CastLoss | None = None) -> Iterator[bytes]:
+    """The bytes that the plan writes for one target."""
+    source = piece.source
+    if piece.transposed:
+        data = transposed(read_tensor(file, source), source.shape, dtypes.itemsize(source.dtype))
+        yield cast(data, source.dtype, piece.dtype, loss, piece.key) if piece.casts else data
+        return
+    for chunk in source_chunks(file, piece):
+        yield cast(chunk, source.dtype, piece.dtype, loss, piece.key) if piece.casts else chunk
+
+
+def write_piece(source: BinaryIO, piece: Mapped, out: BinaryIO, advance: Advance, loss: CastLoss | None) -> None:
+    """Append one target to ``out``, through the kernel where the bytes stay as they are."""
+    if piece.source.contiguous and not piece.transposed and not piece.casts:
+        _copy(source, piece.source.offset + piece.begin, piece.nbytes, out, advance)
+    else:
+        if loss is not None and piece.casts:
+            loss.tensors += 1
+        for chunk in target_chunks(source, piece, loss):
+            out.write(chunk)
+            advance(len(chunk))
+
+
+def _copy(source: BinaryIO, offset: int, nbytes: int, out: BinaryIO, advance: Advance) -> None:
+    copy_file_range = getattr(os, "copy_file_range", None)
+    if copy_file_range is not None and nbytes >= 1 << 16:
+        out.flush()
+        while nbytes:
+            try:
+                done = copy_file_range(source.fileno(), out.fileno(), min(nbytes, _COPY_CHUNK), offset, out.tell())
+            except OSError as fault:
+                if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                    raise
+                break  # this pair of file systems cannot do it
+            if not done:
+                break  # some file systems answer 0 instead of refusing
+            out.seek(done, os.SEEK_CUR)
+            offset, nbytes = offset + done, nbytes - done
+            advance(done)
+    for start, length in ranges(offset, nbytes):
+        out.write(read_exactly(source, start, length))
+        advance(length)

@@ -1,0 +1,100 @@
+"""A converted folder appears whole or not at all, in the place of an earlier one if asked."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sam3lite_convert.convert.receipt import RECEIPT_NAME
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.files import check_space, resolved, sibling_place, sync_folder, umask, working_place
+
+# What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else.
+OWN_FILES = re.compile(
+    r"(model(-\d{5}-of-\d{5})?|text_projection)\.safetensors|model\.safetensors\.index\.json|(?:config|conversion|"
+    r"generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map|vocab|"
+    r"added_tokens)\.json|merges\.txt|README\.md|\.gitattributes"
+)
+
+
+def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: int) -> None:
+    """Raises CannotRun where the output may not or cannot go there, before anything is written."""
+    final = resolved(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CannotRun(f"{folder} is a file; --output names a folder", "output_is_a_file")
+    present = sorted(folder.iterdir()) if folder.is_dir() else []
+    if present and not overwrite:
+        raise CannotRun(
+            f"{folder} exists and was kept as it is. Replace it with --overwrite, or name another folder with "
+            "--output DIR.",
+            "output_exists",
+        )
+    if folder.is_dir() and (final == Path.cwd() or os.path.ismount(folder)):
+        raise CannotRun(
+            f"{folder} is the working directory or a mount point; a conversion puts a new folder in the place of the "
+            "old one, which is not possible there. Name a folder in it with --output.",
+            "output_not_replaceable",
+        )
+    foreign = [p.name for p in present if not (OWN_FILES.fullmatch(_finished_name(p.name)) and p.is_file())]
+    if not any(p.name == RECEIPT_NAME for p in present):
+        foreign = [p.name for p in present]  # without the receipt it is somebody else's model
+    if foreign:
+        raise CannotRun(
+            f"{folder} holds files that no conversion writes ({', '.join(foreign[:4])}), so --overwrite leaves it "
+            "alone. Move them, or name another folder with --output DIR.",
+            "output_not_ours",
+        )
+    if final in checkpoint.resolve().parents and present:
+        message = f"{checkpoint} lies in {folder}, which would be replaced; name another --output DIR"
+        raise CannotRun(message, "output_holds_input")
+    check_space(folder.parent, nbytes, f"{folder} is to be written")
+
+
+def _finished_name(name: str) -> str:
+    """Of a file that a killed run left half written, the name that it would have had."""
+    return re.sub(r"^\.(.+)\.partial-\w+$", r"\1", name)
+
+
+@contextmanager
+def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A working folder beside ``folder`` that takes its name at the end, or vanishes on a fault.
+
+    With ``overwrite`` a folder of that name is replaced; on a fault it is there as before. Raises
+    CannotRun for faults of the file system, and for a folder that came there in the meantime.
+    """
+    final = resolved(folder)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        work, held = working_place(final, tempfile.mkdtemp)
+        old = sibling_place(work, "old")
+        work.chmod(0o777 & ~umask())
+        try:
+            yield work
+            sync_folder(work)
+            if not overwrite and final.is_dir() and any(final.iterdir()):
+                raise CannotRun(f"{folder} came into being during the conversion and was kept", "output_exists")
+            _swap(work, final, old)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            if held is not None:
+                os.close(held)
+    except OSError as fault:
+        raise CannotRun(f"{folder}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
+
+
+def _swap(work: Path, final: Path, old: Path) -> None:
+    try:
+        if final.exists():
+            os.rename(final, old)
+        os.rename(work, final)
+    except BaseException:
+        if old.exists() and not final.exists():
+            os.rename(old, final)
+        raise
+    sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)

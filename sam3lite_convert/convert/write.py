@@ -1,0 +1,128 @@
+"""Carry out a plan: stream the tensors, hash the source beside it, leave a whole folder or none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam3lite_convert.checkpoint.hashing import SourceHash
+from sam3lite_convert.checkpoint.nonfinite import not_finite, searching, words_of
+from sam3lite_convert.checkpoint.reader import open_source
+from sam3lite_convert.convert.card import CARD_NAME, card_of
+from sam3lite_convert.convert.config import make_config
+from sam3lite_convert.convert.receipt import RECEIPT_NAME, make_receipt
+from sam3lite_convert.convert.safetensors_writer import plan_shards, write_index, write_shard
+from sam3lite_convert.convert.strict import Strict, overflow_words
+from sam3lite_convert.convert.tensor_bytes import CastLoss
+from sam3lite_convert.convert.whole_folder import check_destination, whole_folder
+from sam3lite_convert.files import write_json, write_text
+from sam3lite_convert.plan.plan import Options, Plan
+from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
+from sam3lite_convert.plan.twins import check_twins
+from sam3lite_convert.workers import Advance
+
+_HEADROOM = 16 << 20  # headers, receipt, config
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A finished conversion: the folder, its files and the receipt that lies in it."""
+
+    folder: Path
+    files: tuple[str, ...]
+    receipt: dict[str, Any]
+
+
+def default_output(checkpoint: Path, options: Options) -> Path:
+    """``converted/<file stem>-<layout>``, with ``-text`` and the dtype where they are not the default."""
+    name = f"{checkpoint.stem}-{options.layout}"
+    if options.component == "text":
+        name += "-text"
+    if options.dtype not in (None, "float32"):
+        name += f"-{options.dtype}"
+    return Path("converted") / name
+
+
+def plan_notes(plan: Plan) -> list[str]:
+    """What a user should know about this conversion and cannot see from the counts."""
+    notes = list(plan.checkpoint.notes)
+    if plan.twins:
+        notes.append(f"{len(plan.twins)} tensors are in the file under two spellings; the second ones were compared")
+    notes += plan.architecture.doubts
+    notes += [f"assumed {name}: {what}" for name, what in plan.architecture.assumed.items()]
+    return notes
+
+
+def convert(
+    plan: Plan,
+    hashing: SourceHash,
+    folder: Path,
+    overwrite: bool = False,
+    max_shard_size: int | None = None,
+    progress: Callable[[str], Advance] | None = None,
+    finish: Callable[[Path, dict[str, Any]], None] = lambda work, receipt: None,
+    model_id: str | None = None,
+    strict: Strict | None = None,
+) -> Converted:
+    """Write the planned folder.
+
+    ``hashing`` runs already, over the plan's source. ``max_shard_size`` in bytes.
+    ``progress(what)`` gives a function that is told of every byte done,
+    for ``what`` in ``"write"`` and ``"hash"``. ``finish`` is given the folder while it is not in its
+    place yet, and the receipt, to add files and check; what it raises leaves everything as it was.
+    ``model_id``: the repository that the card is to name. ``strict``: which values are refused.
+    Raises NotFinite for those, CannotRun for a place that cannot be written, Untrusted for a source that
+    turns out damaged or contradicts itself; then nothing is written and an earlier folder is as it was.
+    """
+    check_destination(folder, overwrite, plan.checkpoint.path, plan.out_nbytes + _HEADROOM)
+    advance = progress or (lambda what: lambda n: None)
+    pieces = list(plan.mapped.values())
+    shards = plan_shards([p for p in pieces if p.file == MODEL], MODEL, max_shard_size)
+    beside = plan_shards([p for p in pieces if p.file == TEXT_PROJECTION], TEXT_PROJECTION, None)
+    beside = [s for s in beside if s.pieces]
+    strict = strict or Strict()
+    loss = CastLoss()
+    lock = threading.Lock()
+
+    def locked(what: str) -> Advance:
+        inner = advance(what)
+
+        def call(n: int) -> None:
+            with lock:
+                inner(n)
+
+        return call
+
+    sources = {p.source.key: p.source for p in pieces}
+    with (
+        whole_folder(folder, overwrite) as work,
+        open_source(plan.checkpoint) as source,
+        searching(plan.checkpoint, sources.values()) as search,
+    ):
+        check_twins(source, plan.twins)
+        hashing.follow(locked("hash"))
+        written = locked("write")
+        for shard in [*shards, *beside]:
+            write_shard(work, shard, source, written, loss)
+        write_index(work, shards)
+        sha256, more = hashing.result()
+        special = search.result() | not_finite(plan.checkpoint.path, hashing.suspects(sources.values()))
+        strict.check(special, loss, plan.options.dtype)
+        notes = plan_notes(plan) + more
+        if special:
+            notes.append(f"not finite in the checkpoint, and so here: {words_of(special)}")
+        if loss.overflowed_values:
+            notes.append(f"do not fit into {plan.options.dtype} and became infinite: {overflow_words(loss)}")
+        files = [s.name for s in [*shards, *beside]]
+        receipt = make_receipt(plan, sha256, loss, files, notes, max_shard_size) | {"model_id": model_id}
+        receipt["nonfinite"] = {key: counts.record() for key, counts in sorted(special.items())}
+        write_json(work / "config.json", make_config(plan))
+        write_json(work / RECEIPT_NAME, receipt)
+        finish(work, receipt)
+        write_text(work / CARD_NAME, card_of(receipt).decode())
+        write_json(work / RECEIPT_NAME, receipt)
+        names = tuple(sorted(p.name for p in work.iterdir()))
+    return Converted(folder, names, receipt)

@@ -1,0 +1,1 @@
+"""Names, downloads and ranges on the Hub, and its errors."""

@@ -1,0 +1,1 @@
+"""Original and candidate side by side: taps, noise floor, verdict."""

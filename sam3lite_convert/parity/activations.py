@@ -1,0 +1,148 @@
+"""Recorded activations on disk: both sides in one safetensors file, to be judged again without a model.
+
+Tensors: ``input_ids``, and ``reference.TAP``, ``candidate.TAP`` and ``isolated.TAP`` for every tap.
+What else a judgement needs stands as JSON under ``sam3lite_parity`` in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam3lite_convert import __version__
+from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
+from sam3lite_convert.files import write_whole
+from sam3lite_convert.parity.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED
+from sam3lite_convert.parity.judgement import Floor
+
+_METADATA = "sam3lite_parity"
+_SIDES = ("reference", "candidate", "isolated")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds. ``isolated`` is empty where its writer had none; ``about``: the names of both
+    sides, attention, dtype, and where the ids came from."""
+
+    input_ids: Tensor
+    reference: dict[str, Tensor]
+    candidate: dict[str, Tensor]
+    isolated: dict[str, Tensor]
+    floors: dict[str, Floor] | None
+    about: dict[str, Any]
+
+
+def save_activations(path: Path, saved: Saved) -> None:
+    """Write one file, whole or not at all.
+
+    Raises CannotRun where it cannot be written, and where something else stands there: only an
+    earlier file of activations is replaced.
+    """
+    from safetensors.torch import save
+
+    check_place(path)
+    tensors = {"input_ids": saved.input_ids}
+    for side in _SIDES:
+        found: Mapping[str, Tensor] = getattr(saved, side)
+        # Both columns may be one and the same tensor, which the format does not allow.
+        tensors |= {f"{side}.{tap}": tensor.contiguous().clone() for tap, tensor in found.items()}
+    floors = {tap: list(f.record().values()) for tap, f in (saved.floors or {}).items()} or None
+    about = {
+        "version": 1,
+        "tool": f"sam3lite-convert {__version__}",
+        "taps": list(saved.reference),
+        "floors": floors,
+        "about": saved.about,
+    }
+    write_whole(path, save(tensors, {"format": "pt", _METADATA: json.dumps(about)}))
+
+
+def check_place(path: Path) -> None:
+    """Raises CannotRun where something stands that is no file of activations."""
+    if path.exists() and not _holds_activations(path):
+        raise CannotRun(f"{path} exists and holds no activations, so it was kept; name another file", "output_exists")
+
+
+def _holds_activations(path: Path) -> bool:
+    try:
+        return path.is_file() and _METADATA in read_checkpoint(path).metadata
+    except Sam3LiteError:
+        return False
+
+
+def load_activations(path: Path) -> Saved:
+    """Raises CannotRun for a file that is not there or is no such file, Untrusted for a damaged one."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CannotRun(f"{path}: no such file", "no_such_file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as fault:
+        raise Untrusted(f"{path}: cannot be read as safetensors ({fault})", "corrupt_file") from fault
+    if _METADATA not in metadata:
+        raise CannotRun(
+            f"{path} holds no activations of a parity run (--save-activations writes them)", "no_activations"
+        )
+    try:
+        said = json.loads(metadata[_METADATA])
+        taps, about, floors = list(said["taps"]), said["about"], said["floors"]
+        if not _are_taps(taps) or not _describes(about):
+            raise ValueError("the names of its taps or of its sides")
+        ids = tensors["input_ids"]
+        if ids.dtype != torch.int64 or ids.dim() != 2 or not ids.numel():
+            raise ValueError("input_ids is no (batch, sequence) of int64")
+        sides = {
+            side: {tap: _activation(tensors[f"{side}.{tap}"], tap, ids.shape) for tap in taps}
+            for side in _SIDES
+            if side != "isolated" or any(key.startswith("isolated.") for key in tensors)
+        }
+        measured = None if floors is None else {tap: _read_floor(floors[tap]) for tap in taps}
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as fault:
+        raise Untrusted(f"{path}: its activations are not complete ({fault})", "corrupt_file") from fault
+    return Saved(ids, sides["reference"], sides["candidate"], sides.get("isolated", {}), measured, about)
+
+
+def _are_taps(taps: list[Any]) -> bool:
+    layers = [f"layers.{i}" for i in range(len(taps) - 4)]
+    return bool(layers) and taps == [EMBEDDINGS, *layers, FINAL, PROJECTED, POOLED]
+
+
+def _describes(about: Any) -> bool:
+    names = ("checkpoint", "reference", "candidate", "candidate_encoder", "attention", "dtype")
+    if not isinstance(about, dict) or not all(isinstance(about.get(name), str) for name in names):
+        return False
+    inputs = about.get("inputs")
+    prompts = inputs.get("prompts") if isinstance(inputs, dict) else None
+    return (
+        isinstance(inputs, dict)
+        and isinstance(inputs.get("what"), str)
+        and isinstance(prompts, list)
+        and all(isinstance(prompt, str) for prompt in prompts)
+        and (about.get("converted") is None or isinstance(about["converted"], str))
+    )
+
+
+def _activation(tensor: Tensor, tap: str, rows: torch.Size) -> Tensor:
+    wanted = rows[:1] if tap == POOLED else rows
+    if not tensor.is_floating_point() or tensor.shape[:-1] != wanted or not tensor.numel():
+        raise ValueError(f"{tap} is {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor
+
+
+def _read_floor(numbers: list[float | None]) -> Floor:
+    """Max abs propagated and isolated, and their means, which an older file does not have."""
+    floor = Floor(*(math.inf if n is None else float(n) for n in numbers))
+    if not all(n >= 0 for n in astuple(floor)) or not math.isfinite(floor.propagated + floor.isolated):
+        raise ValueError("a noise floor is no number")
+    return floor

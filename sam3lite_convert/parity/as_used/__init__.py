@@ -1,0 +1,1 @@
+"""The second verdict: the released model as people call it."""

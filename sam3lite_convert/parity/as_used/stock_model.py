@@ -1,0 +1,160 @@
+"""The text side of the released library as people call it: ``Sam3Processor``'s tokenizer call and
+``Sam3LiteTextModel.get_text_features``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam3lite_convert.convert.folder import Folder
+from sam3lite_convert.convert.processor_files import TOKENIZER_NAMES
+from sam3lite_convert.convert.text_weights import cast, load_all
+from sam3lite_convert.errors import CannotRun
+
+# What Sam3Processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
+STOCK_LENGTH = 32
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer of the library; ``name`` says in words which. ``pad`` is its padding id."""
+
+    name: str
+    made: Any
+
+    @property
+    def pad(self) -> int:
+        return int(self.made.pad_token_id)
+
+    def words(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The ids of each prompt, neither cut nor padded. Raises CannotRun where it makes none of one."""
+        return [ids for ids, _ in self._made(prompts)]
+
+    def stock(self, prompts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Ids and attention mask of each as ``Sam3Processor`` has them made. Raises CannotRun where it makes
+        none of one."""
+        return self._made(prompts, padding="max_length", max_length=STOCK_LENGTH)
+
+    def _made(self, prompts: Sequence[str], **how: Any) -> list[tuple[list[int], list[int]]]:
+        out = []
+        for prompt in prompts:
+            made = _made(partial(self.made, prompt, **how), f"{self.name}: ids of {prompt[:60]!r}")
+            out.append((list(map(int, made.input_ids)), list(map(int, made.attention_mask))))
+        return out
+
+
+def own_tokenizer(folder: Path) -> bool:
+    """Whether somebody who loads the folder's tokenizer gets one of its own."""
+    return any((folder / name).is_file() for name in TOKENIZER_NAMES)
+
+
+def stock_tokenizer(folder: Folder | None = None) -> Tokenizer:
+    """The folder's own tokenizer, or CLIP's as the library makes it.
+
+    Raises CannotRun without transformers or the extra ``prompts``, and for tokenizer files that make none.
+    """
+    AutoTokenizer, CLIPTokenizer = _library("AutoTokenizer", "CLIPTokenizer")
+    if folder is not None and own_tokenizer(folder.path):
+        # Without the last argument the library asks on the terminal whether to run code of the folder.
+        made = _made(
+            lambda: AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False),
+            f"the tokenizer of {folder.path}",
+        )
+        return _checked(Tokenizer(f"the tokenizer of {folder.path.name}, padding id {made.pad_token_id}", made))
+    from sam3lite_convert.parity.as_used.clip_vocabulary import clip_vocabulary
+
+    with tempfile.TemporaryDirectory() as place:
+        for name, data in clip_vocabulary().items():
+            (Path(place) / name).write_bytes(data)
+        made = _made(lambda: CLIPTokenizer.from_pretrained(place), "CLIP's tokenizer")
+    return _checked(Tokenizer(f"CLIP's tokenizer, padding id {made.pad_token_id}", made))
+
+
+def _checked(tokenizer: Tokenizer) -> Tokenizer:
+    if tokenizer.made.pad_token_id is None:
+        raise CannotRun(f"{tokenizer.name}: it has no padding id, so the processor cannot pad with it", "no_tokenizer")
+    return tokenizer
+
+
+def _made(make: Callable[[], Any], what: str) -> Any:
+    try:
+        with _silence():
+            return make()
+    except Exception as fault:  # files of strangers; the library raises as it likes
+        said = str(fault).strip().splitlines() or [type(fault).__name__]
+        raise CannotRun(f"{what} cannot be made: {said[0]}", "no_tokenizer") from fault
+
+
+def _library(*names: str) -> list[Any]:
+    try:
+        import transformers
+
+        return [getattr(transformers, name) for name in names]
+    except (ImportError, AttributeError):
+        raise CannotRun(
+            "--as-used calls the model as transformers releases it, and needs version 5.6 or later of it: "
+            "pip install 'sam3lite-convert[transformers,prompts]'. Without --as-used, parity compares weights alone.",
+            "no_transformers",
+        ) from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without the library's warnings on lengths: what they warn of is what is measured here."""
+    import logging as levels
+
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(levels.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+class StockModel:
+    """``Sam3LiteTextModel`` with the weights of its text side; the rest of it has none and is not run."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.default_attention = str(model.config._attn_implementation)
+
+    def use(self, attention: str) -> None:
+        """From now on with this attention."""
+        self.model.text_encoder.set_attn_implementation(attention)
+
+    @torch.inference_mode()
+    def features(self, ids: Tensor, mask: Tensor | None, attention: str) -> Tensor:
+        """What the detector reads, (batch, sequence, output_dim). ``ids``, ``mask``: (batch, sequence)."""
+        self.use(attention)
+        out: Tensor = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+        return out
+
+
+def stock_model(config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype) -> StockModel:
+    """``config``: ``text_config`` of the transformers layout; ``weights``: by target key, not copied.
+
+    Raises CannotRun without transformers, UnsoundPlan where the text side does not get all of its weights.
+    """
+    Config, Model = _library("Sam3LiteTextConfig", "Sam3LiteTextModel")
+    state = cast(weights, dtype)
+    detector = {"hidden_size": state["text_projection.weight"].shape[0]}
+    with _silence(), torch.device("meta"):
+        model = Model(Config(text_config=dict(config), detr_encoder_config=detector))
+    for name in ("text_encoder", "text_projection"):
+        part = getattr(model, name)
+        own = {k.removeprefix(f"{name}."): t for k, t in state.items() if k.startswith(f"{name}.")}
+        load_all(part, own, f"Sam3LiteTextModel.{name}")
+    model.requires_grad_(False)
+    model.train(False)
+    return StockModel(model)

@@ -1,0 +1,285 @@
+"""The Python files of a checkout: read without running them, and the few that are asked for run by file.
+
+Each file runs in a namespace with an ``__import__`` of its own, so imports in functions resolve the same way
+whenever they run, and ``sys.meta_path``, ``sys.path`` and the names of installed packages stay as they are.
+No bytecode is written. Of an import from the checkout, a file that holds an imported ``nn.Module`` class, or
+a base or decorator of a class, is run too; everything else is an inert placeholder.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from torch import nn
+
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.parity.checkout.stand_ins import STAND_INS, SUBMODULES, AskedModule, NotHere, inert
+
+INIT = "__init__.py"
+
+
+def _inside(path: Path, name: str) -> Path | None:
+    """The file or folder of the module ``name`` in a folder."""
+    file, folder = path / f"{name}.py", path / name
+    if (folder / INIT).is_file() or not file.is_file():
+        return folder if folder.is_dir() else None
+    return file
+
+
+def top_level(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module, also those in if and try."""
+    for node in body:
+        yield node
+        if isinstance(node, (ast.If, ast.Try)):
+            handlers = [s for h in node.handlers for s in h.body] if isinstance(node, ast.Try) else []
+            yield from top_level([*node.body, *handlers, *node.orelse])
+
+
+def _bound(node: ast.stmt) -> Iterator[tuple[str, str]]:
+    """(name bound, name imported or itself) of a statement."""
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        yield node.name, node.name
+    elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from ((t.id, t.id) for t in targets if isinstance(t, ast.Name))
+    elif isinstance(node, ast.ImportFrom):
+        yield from ((a.asname or a.name, a.name) for a in node.names)
+
+
+def _last(node: ast.expr) -> str:
+    node = node.func if isinstance(node, ast.Call) else node
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def installed(top: str) -> bool:
+    """Whether a package of that name can be imported here."""
+    try:
+        return top in sys.stdlib_module_names or importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+class CheckoutCode:
+    """Files of the checkout by what they say, and the modules that were run."""
+
+    def __init__(self, path: Path) -> None:
+        self.given = path  # for messages
+        self.path = self.root = path.resolve()
+        while (self.root / INIT).is_file() and self.root.parent != self.root:
+            self.root = self.root.parent  # a folder inside a package: the package's imports start above it
+        self.trees: dict[Path, ast.Module | None] = {}
+        self.modules: dict[Path, ModuleType] = {}
+        self.wanted: set[Path] = set()
+        self.stood_in: dict[str, None] = {}
+
+    def shown(self, file: Path) -> Path:
+        return Path(os.path.relpath(file, self.path))
+
+    def dotted(self, path: Path) -> str:
+        top = path.parent
+        while (top / INIT).is_file() and top != self.root:
+            top = top.parent
+        return ".".join(path.relative_to(top).with_suffix("").parts)
+
+    def parse(self, file: Path) -> ast.Module:
+        """Raises CannotRun where the file cannot be read or is no Python."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about their string literals
+                return ast.parse(file.read_bytes(), str(file))
+        except SyntaxError as fault:
+            where = f"{self.shown(file)}, line {fault.lineno}"
+            raise CannotRun(f"{self.given}: {where}: {fault.msg}", "original_repo_failed") from None
+        except (OSError, ValueError, RecursionError, MemoryError) as fault:
+            raise CannotRun(f"{self.given}: {self.shown(file)}: {said_by(fault)}", "original_repo_failed") from None
+
+    def tree(self, file: Path) -> ast.Module | None:
+        if file not in self.trees:
+            try:
+                self.trees[file] = self.parse(file)
+            except CannotRun:
+                self.trees[file] = None
+        return self.trees[file]
+
+    def locate(self, file: Path, name: str, level: int) -> tuple[Path, Path] | None:
+        """(first, last) of the files or folders that a dotted name of an import in ``file`` goes through, or
+        None where it is not in the checkout."""
+        parts = name.split(".") if name else []
+        above = [p for p in file.parents if p == self.root or self.root in p.parents]
+        if level:
+            starts = above[level - 1 : level]
+        elif parts[0] in sys.stdlib_module_names or parts[0] == "torch":
+            return None
+        else:
+            starts = [p for p in reversed(above) if not (p / INIT).is_file()]
+        for strict in (True, False):  # a folder without __init__.py only where there is nothing better
+            if not strict and not level and installed(parts[0]):
+                return None
+            for start in starts:
+                steps = [start]
+                for part in parts:
+                    if (step := _inside(steps[-1], part)) is None:
+                        break
+                    steps.append(step)
+                there, last = len(steps) == len(parts) + 1, steps[-1]
+                if there and (last.is_file() or any(last.glob(INIT if strict else "*.py"))):
+                    return steps[min(1, len(parts))], last
+        return None
+
+    def origin(self, at: Path, name: str, seen: set[tuple[Path, str]] | None = None) -> tuple[Path, ast.stmt] | None:
+        """File and statement that define what a module calls ``name``, re-exports followed. ``seen``: where it
+        was looked for already."""
+        seen = set() if seen is None else seen
+        file = at / INIT if at.is_dir() else at
+        tree = self.tree(file) if file.is_file() and (file, name) not in seen else None
+        seen.add((file, name))
+        for node in top_level(tree.body if tree else []):
+            for bound, imported in _bound(node):
+                if not isinstance(node, ast.ImportFrom):
+                    if bound == name:
+                        return file, node
+                elif bound in (name, "*") and (to := self.locate(file, node.module or "", node.level)):
+                    wanted = name if bound == "*" else imported
+                    if found := self.origin(to[1], wanted, seen):
+                        return found
+        return None
+
+    def is_layer(self, found: tuple[Path, ast.stmt] | None, depth: int = 0) -> bool:
+        """Whether it is a class that derives from nn.Module."""
+        if found is None or not isinstance(found[1], ast.ClassDef) or depth > 20:
+            return False
+        for base in map(_last, found[1].bases):
+            known = getattr(nn, base, None)
+            if base.endswith("Module") or (isinstance(known, type) and issubclass(known, nn.Module)):
+                return True
+            if self.is_layer(self.origin(found[0], base), depth + 1):
+                return True
+        return False
+
+    def has_layers(self, at: Path) -> bool:
+        return at.is_file() and any(self.is_layer((at, node)) for node in top_level(getattr(self.tree(at), "body", [])))
+
+    def needs(self, file: Path) -> set[Path]:
+        """The files of the checkout that hold layers, bases or decorators that ``file`` imports."""
+        tree, found = self.tree(file), set()
+        nodes = list(ast.walk(tree)) if tree else []
+        classes = [n for n in nodes if isinstance(n, ast.ClassDef)]
+        defined = classes + [n for n in nodes if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        used = {_last(e) for c in classes for e in c.bases} | {_last(e) for d in defined for e in d.decorator_list}
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                at = [self.locate(file, alias.name, 0) for alias in node.names]
+                found |= {to[1] for to in at if to and self.has_layers(to[1])}
+            elif isinstance(node, ast.ImportFrom) and (to := self.locate(file, node.module or "", node.level)):
+                for bound, imported in _bound(node):
+                    if imported == "*" and self.has_layers(to[1]):
+                        found.add(to[1])
+                    elif (there := self.origin(to[1], imported)) and (bound in used or self.is_layer(there)):
+                        found.add(there[0])
+        return found
+
+    def resolves(self, file: Path) -> bool:
+        """Whether all that it imports at the top can be had."""
+        imports = list(top_level(getattr(self.tree(file), "body", [])))
+        names = [(a.name, 0) for n in imports if isinstance(n, ast.Import) for a in n.names]
+        names += [(n.module or "", n.level) for n in imports if isinstance(n, ast.ImportFrom)]
+        tops = {name: name.partition(".")[0] for name, _ in names}
+        return all(
+            self.locate(file, name, level) or (not level and (tops[name] in STAND_INS or installed(tops[name])))
+            for name, level in names
+        )
+
+    # ---- running ---------------------------------------------------------------------------------
+
+    def run(self, file: Path) -> ModuleType:
+        """The module of a file, run once. Raises what it raises, and CannotRun where it is no Python."""
+        if file in self.modules:
+            return self.modules[file]
+        code = compile(self.parse(file), str(file), "exec", dont_inherit=True)
+        self.wanted |= self.needs(file)
+        module = ModuleType(f"original_repo:{self.dotted(file)}")
+        module.__file__ = str(file)
+        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": partial(self.serve, file)}
+        self.modules[file] = module
+        # A name that nothing imports: dataclasses looks its module up while a class is made.
+        sys.modules[module.__name__] = module
+        try:
+            exec(code, module.__dict__)
+        except BaseException:
+            del self.modules[file]
+            raise
+        finally:
+            sys.modules.pop(module.__name__, None)
+        return module
+
+    def serve(
+        self, file: Path, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
+    ) -> Any:
+        """What ``__import__`` gives to a file of the checkout."""
+        if to := self.locate(file, name, level):
+            if "*" in (fromlist or ()):
+                return self.run(to[1]) if to[1] in self.wanted else ModuleType(name)
+            return self.module(to[1] if fromlist else to[0])
+        top = name.partition(".")[0]
+        if level or self.locate(file, top, 0):
+            raise NotHere(f"{self.shown(file)} imports {'.' * level}{name}, which is not in the checkout")
+        try:
+            return builtins.__import__(name, globals, locals, fromlist or (), 0)
+        except (ImportError, RuntimeError, OSError):
+            if top not in STAND_INS:
+                raise
+        return self.stand_in(name if fromlist else top)
+
+    def stand_in(self, module: str) -> ModuleType:
+        top = module.partition(".")[0]
+
+        def get(name: str) -> Any:
+            if name in STAND_INS[top]:
+                self.stood_in[f"{module}.{name}"] = None
+                return STAND_INS[top][name]
+            return self.stand_in(f"{module}.{name}") if name in SUBMODULES else self.not_stood_in(module, name)
+
+        return AskedModule(module, get)
+
+    def not_stood_in(self, module: str, name: str) -> NoReturn:
+        top, known = module.partition(".")[0], " and ".join(STAND_INS[module.partition(".")[0]])
+        raise NotHere(f"it needs {name} of {module}; without {top} only {known} can be had: pip install {top}")
+
+    def module(self, at: Path) -> ModuleType:
+        """A module of the checkout, which is run when something of it is needed."""
+        return AskedModule(self.dotted(at), partial(self.attribute, at))
+
+    def attribute(self, at: Path, name: str) -> Any:
+        if at in self.wanted or at in self.modules:
+            return getattr(self.run(at), name)
+        found = self.origin(at, name)
+        # A package's own file pulls in the rest.
+        if found and found[0].name != INIT and (found[0] in self.wanted or self.is_layer(found)):
+            return getattr(self.run(found[0]), getattr(found[1], "name", name))
+        if found is None and at.is_dir() and (inside := _inside(at, name)):
+            return self.module(inside)
+        if found is None and at.is_file():
+            self.parse(at)  # what cannot be read may hold the layers
+        full = f"{self.dotted(at)}.{name}"
+        self.stood_in[full] = None
+        made = inert(full, name)
+        return made if found and isinstance(found[1], ast.ClassDef) else made()
+
+
+def said_by(fault: BaseException) -> str:
+    """The first line of what an exception says, and its kind."""
+    try:
+        lines = str(fault).strip().splitlines()
+    except Exception:  # of an exception of theirs
+        lines = []
+    return f"{type(fault).__name__}: {lines[0]}" if lines else type(fault).__name__

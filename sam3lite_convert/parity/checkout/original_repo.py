@@ -1,0 +1,232 @@
+"""The text encoder of the user's own checkout of EfficientSAM3, found in it and loaded with a checkpoint's weights."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sam3lite_convert.convert.text_weights import load_all
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.parity.checkout.loader import CheckoutCode, installed, said_by, top_level
+from sam3lite_convert.parity.checkout.stand_ins import NotHere
+
+STUDENT = "TextStudentEncoder"
+INTERFACE = ("encoder", "projector", "encoder.transformer", "encoder.final_layer_norm", "encoder.projection_layer")
+MAX_FILES = 20_000
+SKIPPED = {"node_modules", "site-packages", "__pycache__", "build", "venv", "env"}
+
+
+@dataclass(frozen=True)
+class OriginalRepo:
+    """A checkout whose text encoder was found and its modules run."""
+
+    path: Path
+    encoder_class: type[nn.Module]
+    commit: str | None  # that is checked out; None where it cannot be told. Files may differ from it.
+    _checkout: CheckoutCode
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What was run of the checkout, relative to ``path``; building may add to it."""
+        return tuple(map(self._checkout.shown, self._checkout.modules))
+
+    @property
+    def stood_in(self) -> tuple[str, ...]:
+        """What a placeholder was used for, by dotted name; building may add to it."""
+        return tuple(self._checkout.stood_in)
+
+    def build(
+        self, cfg: Mapping[str, Any], context_length: int, output_dim: int, state_dict: Mapping[str, Tensor]
+    ) -> nn.Module:
+        """Their TextStudentEncoder with exactly these weights, which it does not copy, for evaluation.
+
+        Raises CannotRun where it cannot be constructed, lacks what the comparison reads, or where a key
+        is missing, unexpected or of another shape; BatchNorm counters may be absent.
+        """
+        with _foreseen(self._checkout, f"{STUDENT} cannot be constructed"):
+            call = _arguments(self, {"cfg": dict(cfg), "context_length": context_length, "output_dim": output_dim})
+            model = self.encoder_class(*call.args, **call.kwargs)
+        for name in INTERFACE:
+            found: Any = model
+            for part in name.split("."):
+                found = getattr(found, part, None)
+            if not isinstance(found, Tensor if name.endswith("projection_layer") else nn.Module):
+                raise self._failed(f"its {STUDENT} has no {name}, which the comparison reads", {"missing": name})
+        dtype = {t.dtype for t in state_dict.values() if t.is_floating_point()}
+        with _foreseen(self._checkout, f"{STUDENT} does not take its weights"):
+            if len(dtype) == 1:
+                model.to(dtype.pop())  # also buffers that a state dict does not hold
+            try:
+                load_all(model, state_dict, STUDENT)
+            except UnsoundPlan as fault:
+                keys = [f"{kind} {key}" for kind, found in fault.details.items() for key in found]
+                some = "; ".join(keys[:5]).replace("shapes ", "") + (f"; and {len(keys) - 5} more" if keys[5:] else "")
+                raise self._failed(
+                    f"its {STUDENT} does not fit this checkpoint's weights: {some}", fault.details
+                ) from None
+            return model.requires_grad_(False).eval()
+
+    def running(self) -> AbstractContextManager[None]:
+        """While their code runs: what it raises is a CannotRun."""
+        return _foreseen(self._checkout, f"{STUDENT} does not run")
+
+    def _failed(self, message: str, details: Any = None) -> CannotRun:
+        return CannotRun(f"{self.path}: {message}", "original_repo_failed", details)
+
+
+def open_original(path: Path) -> OriginalRepo:
+    """Find the text encoder in a checkout and run its modules.
+
+    Raises CannotRun where the path is no folder, no file or more than one file in it defines
+    TextStudentEncoder, a package is missing, or a module does not run.
+    """
+    if not path.is_dir():
+        what = "is a file; give the folder of the checkout" if path.exists() else "does not exist"
+        raise CannotRun(f"{path} {what}", "no_original_repo")
+    checkout = CheckoutCode(path)
+    file = _student(path, checkout)
+    with _foreseen(checkout, f"{checkout.shown(file)} does not run"):
+        found = getattr(checkout.run(file), STUDENT, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise CannotRun(f"{path}: {checkout.shown(file)}: {STUDENT} is no nn.Module", "original_repo_failed")
+    return OriginalRepo(path, found, _commit(path), checkout)
+
+
+def _student(path: Path, checkout: CheckoutCode) -> Path:
+    """The file that defines the encoder."""
+    found, faults = [], []
+    for file in _python_files(path, checkout):
+        try:
+            if STUDENT.encode() in file.read_bytes():
+                body = checkout.parse(file).body
+                if any(isinstance(n, ast.ClassDef) and n.name == STUDENT for n in top_level(body)):
+                    found.append(file)
+        except OSError:
+            continue
+        except CannotRun as fault:
+            faults.append(fault)
+    if not found:
+        if faults:
+            raise faults[0]
+        raise CannotRun(
+            f"{path} is no checkout of EfficientSAM3: no file in it defines {STUDENT}. Its branches sam3_litetext "
+            "and main have it",
+            "no_original_repo",
+        )
+    # With several, the one that runs: with all its imports, and with an encoder of the checkout.
+    fit = [f for f in found if checkout.resolves(f)] or found
+    fit = [f for f in fit if checkout.needs(f)] or fit
+    if len({f.read_bytes() for f in fit}) > 1:
+        names = [str(checkout.shown(f)) for f in fit]
+        raise CannotRun(
+            f"{path}: {len(fit)} files define {STUDENT}: {', '.join(names)}. Give the folder that has only the one "
+            "that is meant",
+            "no_original_repo",
+            names,
+        )
+    return fit[0]
+
+
+def _python_files(path: Path, checkout: CheckoutCode) -> list[Path]:
+    """Those nearest to the top first. Links to folders are not followed, so there are no loops."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(checkout.path):
+        here = Path(folder)
+        folders[:] = [f for f in folders if f[0] != "." and f not in SKIPPED and not (here / f / "pyvenv.cfg").exists()]
+        found += [here / n for n in names if n.endswith(".py") and (here / n).is_file()]
+        if len(found) > MAX_FILES:
+            raise CannotRun(
+                f"{path} holds more than {MAX_FILES:,} Python files; give the checkout's own folder", "no_original_repo"
+            )
+    return sorted(found, key=lambda f: (len(f.parts), f.parts))
+
+
+@contextlib.contextmanager
+def _foreseen(checkout: CheckoutCode, what: str) -> Iterator[None]:
+    """Whatever the checkout's code raises as CannotRun; what it prints goes to stderr, and its random
+    numbers are not the caller's. Search path, environment and torch's default dtype are put back; what it
+    patches in other packages stays patched."""
+    path, variables, dtype = sys.path[:], dict(os.environ), torch.get_default_dtype()
+    try:
+        with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
+            try:
+                yield
+            finally:
+                sys.path[:] = path
+                if os.environ != variables:
+                    os.environ.clear()
+                    os.environ.update(variables)
+                torch.set_default_dtype(dtype)
+    except CannotRun as fault:
+        if fault.message.startswith(f"{checkout.given}: "):
+            raise
+        raise CannotRun(f"{checkout.given}: {what}: {fault.message}", fault.code, fault.details) from None
+    except (Exception, SystemExit, GeneratorExit) as fault:
+        message, code = f"{what}: {said_by(fault)}", "original_repo_failed"
+        top = (fault.name or "").partition(".")[0] if isinstance(fault, ModuleNotFoundError) else ""
+        if isinstance(fault, NotHere):
+            message, code = f"{what}: {fault}", "original_repo_import"
+        elif top and not installed(top):
+            message = f"{what}: it needs the package {top}, which is not installed: pip install {top}"
+            code = "original_repo_import"
+        else:
+            trace, where = fault.__traceback__, ""
+            while trace:
+                file = Path(trace.tb_frame.f_code.co_filename)
+                where = f" ({checkout.shown(file)}, line {trace.tb_lineno})" if file in checkout.trees else where
+                trace = trace.tb_next
+            message += where
+        raise CannotRun(f"{checkout.given}: {message}", code) from None
+
+
+def _arguments(repo: OriginalRepo, given: dict[str, Any]) -> inspect.BoundArguments:
+    """How the constructor takes what it is given: by name, or where a name is not its own, by position."""
+    signature = inspect.signature(repo.encoder_class)
+    call = inspect.BoundArguments(signature, {})
+    plain = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    at = list(given)
+    for i, parameter in enumerate(plain):
+        name, required = parameter.name, parameter.default is parameter.empty
+        if name in given:
+            call.arguments[name] = given[name]
+        elif required and i < len(at) and at[i] not in signature.parameters:
+            call.arguments[name] = given[at[i]]
+        elif required and (re.search("path|file|dir", name) or parameter.annotation in (str, "str", Path, "Path")):
+            call.arguments[name] = "not-read"  # of the tokenizer, which is stood in for
+        elif required:
+            raise repo._failed(f"the constructor of {STUDENT} wants {name}, which is not known here")
+    if given["cfg"] not in call.arguments.values():
+        raise repo._failed(f"the constructor of {STUDENT} takes no cfg: it is {STUDENT}{signature}")
+    return call
+
+
+def _commit(path: Path) -> str | None:
+    """The commit that is checked out, read from the files of .git."""
+    try:
+        git = path / ".git"
+        if git.is_file():  # a worktree or a submodule
+            git = path / git.read_text().removeprefix("gitdir:").strip()
+        common = git / (git / "commondir").read_text().strip() if (git / "commondir").is_file() else git
+        head = (git / "HEAD").read_text().strip()
+        if head.startswith("ref:"):
+            ref = head.removeprefix("ref:").strip()
+            if (common / ref).is_file() and ".." not in ref:
+                head = (common / ref).read_text().strip()
+            else:
+                lines = (common / "packed-refs").read_text().splitlines()
+                head = next((line.split()[0] for line in lines if line.split()[1:] == [ref]), "")
+    except (OSError, ValueError):
+        return None
+    return head if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", head) else None

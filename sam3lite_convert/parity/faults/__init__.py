@@ -1,0 +1,1 @@
+"""What ports get wrong, tried on the reference."""

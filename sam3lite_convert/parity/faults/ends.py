@@ -1,0 +1,135 @@
+"""Faults that a port can have before its layers and behind them: embeddings, final norm, the two outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sam3lite_convert.parity.encoders import FINAL, POOLED, PROJECTED
+from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, Run
+
+
+def embeddings_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Faults in what the first layer reads: tokens and positions."""
+    encoder, ids = evidence.model.encoder, evidence.ids
+    tokens = encoder.embedding_layer(ids)
+    dim, length = tokens.shape[2], ids.shape[1]
+    if encoder.positional_embedding is None:
+        return
+    positions = encoder.positional_embedding(length).to(tokens.dtype)
+    table = encoder.positional_embedding.pos_embed.pos_embed
+
+    def with_table(rows: Tensor, align_corners: bool = False) -> Callable[[], Tensor]:
+        return lambda: tokens + _resized(rows, length, align_corners).to(tokens.dtype)
+
+    def scaled(factor: float, both: bool) -> Callable[[], Tensor]:
+        return lambda: (tokens + positions) * factor if both else tokens * factor + positions
+
+    for key, factor, name in (("sqrt", dim**0.5, f"sqrt({dim})"), ("rsqrt", dim**-0.5, f"{dim}^-0.5")):
+        words = f"the token embedding is scaled by {name}; the original does not scale it"
+        yield Hypothesis(f"scaled:{key}", words, scaled(factor, False))
+        words = f"token and position embedding are scaled by {name}; the original does not scale them"
+        yield Hypothesis(f"scaled_sum:{key}", words, scaled(factor, True))
+    yield Hypothesis("no_positions", "the position table is not added", lambda: tokens)
+    for shift in (*range(1, table.shape[2]), *range(-1, -table.shape[2], -1)):
+        if 2 * abs(shift) <= table.shape[2]:  # more than half of the rows speak
+            rolled = table.roll(-shift, 2).clone()
+            # Which rows came in at the end is anybody's guess, so those are not judged.
+            if shift > 0:
+                rolled[:, :, -shift:] = torch.nan
+                words = f"the position table is shifted: position 0 reads row {shift}"
+            else:
+                rolled[:, :, :-shift] = torch.nan
+                words = f"the position table is shifted: row 0 stands at position {-shift}"
+            yield Hypothesis(f"positions_shifted:{shift:+d}", words, with_table(rolled))
+    words = "the position table is reversed: the last row stands first"
+    yield Hypothesis("positions_reversed", words, with_table(table.flip(2)))
+    start, end = ids[0, 0], ids[0].max()
+    others = {
+        "pad_zero": ("the embedding of the padding id 0 is zero", tokens * (ids != 0).unsqueeze(-1)),
+        "ends_swapped": (
+            "start and end id are exchanged",
+            encoder.embedding_layer(torch.where(ids == start, end, torch.where(ids == end, start, ids))),
+        ),
+        "vocabulary_shifted:+1": ("every id reads the row behind its own", _rows(encoder.embedding_layer, ids + 1)),
+        "vocabulary_shifted:-1": ("every id reads the row before its own", _rows(encoder.embedding_layer, ids - 1)),
+    }
+    for key, (words, embedded) in others.items():
+        yield Hypothesis(key, words, lambda e=embedded: e + positions)  # type: ignore[misc]
+    full, rows = evidence.full_table, table.shape[2]
+    if full is not None and full.shape[2] > rows:
+        words = f"the position table was not cut to {rows} rows: all {full.shape[2]} are squeezed into {length}"
+        yield Hypothesis("positions_not_cut", words, with_table(full))
+    if length < rows:
+        words = f"the first {length} rows of the position table are used; the original resizes the table"
+        yield Hypothesis("positions_cut", words, lambda: tokens + table[:, 0, :length].to(tokens.dtype))
+    if length != rows:
+        words = "the position table is resized with align_corners; the original resizes it without"
+        yield Hypothesis("align_corners", words, with_table(table, True))
+
+
+def _rows(embedding: nn.Module, ids: Tensor) -> Tensor:
+    """Rows of the table; those that it does not have say nothing."""
+    table = embedding.weight
+    assert isinstance(table, Tensor)
+    inside = (ids >= 0) & (ids < table.shape[0])
+    found: Tensor = embedding(ids.clamp(0, table.shape[0] - 1))
+    return found.masked_fill(~inside.unsqueeze(-1), torch.nan)
+
+
+def _resized(table: Tensor, length: int, align_corners: bool = False) -> Tensor:
+    if table.shape[2] != length:
+        size = (length, table.shape[3])
+        table = functional.interpolate(table, size, mode="bilinear", align_corners=align_corners)
+    return table[:, 0]
+
+
+def final_norm_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Faults of the LayerNorm behind the last layer."""
+    run = Run(evidence, FINAL, evidence.model.encoder.final_layer_norm)
+    yield from run.eps(nn.LayerNorm, "LayerNorm")
+    yield from run.biases()
+    ones = {"weight": torch.ones_like(run.tensors["weight"])}
+    yield Hypothesis("no_weight", "the weight of the final LayerNorm is missing (one)", run.having(ones))
+    read = evidence.read_by(FINAL)
+    yield Hypothesis("no_final_norm", "the final LayerNorm is left out", lambda: read)
+
+
+def projected_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Faults of the projector, which the detector reads."""
+    run = Run(evidence, PROJECTED, evidence.model.projector)
+    yield from run.biases()
+    before = evidence.read_by(FINAL)
+    projector = evidence.model.projector
+    yield Hypothesis("before_norm", "the tokens are projected before the final LayerNorm", lambda: projector(before))
+    weight = run.tensors["weight"]
+    if weight.shape[0] == weight.shape[1]:
+        yield Hypothesis("transposed:projector", "the projector is transposed", run.having({"weight": weight.T}))
+
+
+def pooled_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+    """Faults of the pooled output: which token, which matrix, which way round."""
+    tokens, ids = evidence.read_by(POOLED), evidence.ids
+    matrix = evidence.model.encoder.projection_layer
+    rows = torch.arange(ids.shape[0])
+    first = ids.argmax(-1)
+    picked = tokens[rows, first]
+    if matrix.shape[0] == matrix.shape[1]:
+        words = (
+            "the pooled output is x @ P.T where the original has x @ P: the projection is untransposed in a Linear, or "
+            "transposed in the packed layout"
+        )
+        yield Hypothesis("projection_untransposed", words, lambda: picked @ matrix.T)
+    last = ids.shape[1] - 1 - ids.flip(1).argmax(-1)
+    words = "the pooled token is the last of several greatest ids; argmax takes the first"
+    yield Hypothesis("argmax_last", words, lambda: tokens[rows, last] @ matrix)
+    yield Hypothesis("pool_last", "the last position is pooled, not the greatest id", lambda: tokens[:, -1] @ matrix)
+    yield Hypothesis("pool_first", "the first position is pooled, not the greatest id", lambda: tokens[:, 0] @ matrix)
+    yield Hypothesis("pool_mean", "the mean of all tokens is pooled", lambda: tokens.mean(1) @ matrix)
+    yield Hypothesis("not_projected", "the pooled token is not projected", lambda: picked)
+    before = evidence.read_by(FINAL)
+    words = "the token is pooled before the final LayerNorm"
+    yield Hypothesis("pool_before_norm", words, lambda: before[rows, first] @ matrix)

@@ -1,0 +1,117 @@
+"""What hypotheses are tried on: the reference, its recorded activations, and runs of one changed module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from original_ref import TextStudentEncoder
+from sam3lite_convert.parity.encoders import FINAL, POOLED, PROJECTED, Activations
+
+_EPS = {1e-6: "1e-06", 1e-4: "0.0001", 1e-3: "0.001", 1e-12: "1e-08 or less"}
+_ACTIVATIONS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "gelu_tanh": ("GELU is the tanh approximation; the original's is exact (erf)", lambda: nn.GELU("tanh")),
+    "quick_gelu": ("the activation is quick GELU (x * sigmoid(1.702 x)); the original's is exact", lambda: _Quick()),
+    "silu": ("the activation is a SiLU; the original's is an exact GELU", nn.SiLU),
+    "relu": ("the activation is a ReLU; the original's is an exact GELU", nn.ReLU),
+}
+
+
+class _Quick(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """``key`` is stable, ``words`` say the fault, ``output()`` is the reference's tap if it had it;
+    not-a-number stands where the hypothesis says nothing."""
+
+    key: str
+    words: str
+    output: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The reference, its recorded activations for ``ids``, and its position table before any cut."""
+
+    model: TextStudentEncoder
+    recorded: Activations
+    ids: Tensor
+    full_table: Tensor | None = None
+
+    def read_by(self, tap: str) -> Tensor:
+        """What the module behind a tap reads, as recorded."""
+        names = list(self.recorded)
+        return self.recorded[FINAL if tap in (PROJECTED, POOLED) else names[names.index(tap) - 1]]
+
+    def block(self, tap: str) -> nn.Module:
+        """The module behind ``layers.N``."""
+        return self.model.encoder.transformer[int(tap.removeprefix("layers."))]
+
+
+class Run:
+    """Runs a tap's module with tensors or attributes exchanged for the time of the run."""
+
+    def __init__(self, evidence: Evidence, tap: str, module: nn.Module) -> None:
+        self._module = module
+        self.read = evidence.read_by(tap)
+        self.tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self.mask = evidence.model.encoder.causal_mask(self.read)
+        self._args: tuple[Any, ...] = (self.mask,) if tap.startswith("layers.") else ()
+
+    def having(self, tensors: Mapping[str, Tensor], *args: Any) -> Callable[[], Tensor]:
+        call = args or self._args
+        return lambda: functional_call(self._module, dict(tensors), (self.read, *call))
+
+    def zero(self, *names: str) -> Callable[[], Tensor]:
+        return self.having({n: torch.zeros_like(self.tensors[n]) for n in names})
+
+    def setting(self, changes: Sequence[tuple[nn.Module, str, Any]]) -> Callable[[], Tensor]:
+        def output() -> Tensor:
+            with _set(changes):
+                out: Tensor = self._module(self.read, *self._args)
+                return out
+
+        return output
+
+    def eps(self, kind: type[nn.Module], name: str) -> Iterator[Hypothesis]:
+        """Another eps in all modules of a kind."""
+        norms = [m for m in self._module.modules() if isinstance(m, kind)]
+        for eps, said in _EPS.items():
+            words = f"{name} runs at eps {said}; the original's is {norms[0].eps:g}"
+            yield Hypothesis(f"{name}_eps_{eps:g}".lower(), words, self.setting([(m, "eps", eps) for m in norms]))
+
+    def biases(self) -> Iterator[Hypothesis]:
+        for name in self.tensors:
+            if name.endswith("bias"):
+                yield Hypothesis(f"no_bias:{name}", f"{name} is missing (zero)", self.zero(name))
+
+    def activations(self) -> Iterator[Hypothesis]:
+        places = [
+            (parent, name)
+            for parent in self._module.modules()
+            for name, child in parent.named_children()
+            if isinstance(child, nn.GELU)
+        ]
+        for key, (words, make) in _ACTIVATIONS.items():
+            yield Hypothesis(key, words, self.setting([(parent, name, make()) for parent, name in places]))
+
+
+@contextmanager
+def _set(changes: Sequence[tuple[nn.Module, str, Any]]) -> Iterator[None]:
+    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
+    try:
+        for module, name, value in changes:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)

@@ -1,0 +1,249 @@
+"""Faults that a port's transformer layers and RepMixer blocks can have, tried on the reference's."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from original_ref.blocks import MultiHeadAttention
+from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, Run
+
+# ---- transformer layers
+
+
+def transformer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterator[Hypothesis]:
+    """Faults of a transformer layer: q, k and v, heads, mask, norms, the feed-forward part."""
+    run = Run(evidence, tap, block)
+    attention = next(m for m in block.modules() if isinstance(m, MultiHeadAttention))
+    names = {leaf: f"pre_norm_mha.1.qkv_proj.{leaf}" for leaf in ("weight", "bias")}
+    fused = {name: run.tensors[name] for name in names.values()}
+    parts = {name: dict(zip("qkv", t.chunk(3), strict=True)) for name, t in fused.items()}
+    for order in itertools.permutations("qkv"):
+        if order != ("q", "k", "v"):
+            moved = [a for a, b in zip("qkv", order, strict=True) if a != b]
+            swap = (
+                f"{' and '.join(moved)} are swapped" if len(moved) == 2 else f"q, k, v were read as {', '.join(order)}"
+            )
+            rows = {name: torch.cat([p[part] for part in order]) for name, p in parts.items()}
+            yield Hypothesis(f"qkv_order:{''.join(order)}", swap, run.having(rows))
+            for leaf, name in names.items():
+                key, words = f"qkv_order:{''.join(order)}:{leaf}", f"{swap}, in the {leaf} alone"
+                yield Hypothesis(key, words, run.having({name: rows[name]}))
+    if attention.heads > 1:
+        rows = {
+            n: torch.cat([t.reshape(attention.heads, 3, -1)[:, i].reshape(t.shape[0] // 3, -1) for i in range(3)])
+            for n, t in fused.items()
+        }
+        rows = {n: t.reshape(fused[n].shape) for n, t in rows.items()}
+        yield Hypothesis("qkv_by_head", "the fused rows were read as q, k, v of each head in turn", run.having(rows))
+    weight = parts[names["weight"]]
+    for flipped in ("q", "k", "v", "qkv"):
+        rows = {names["weight"]: torch.cat([weight[p].T if p in flipped else weight[p] for p in "qkv"])}
+        which = "the projections of q, k and v are" if flipped == "qkv" else f"the projection of {flipped} is"
+        yield Hypothesis(f"transposed:{flipped}", f"{which} transposed", run.having(rows))
+    out = "pre_norm_mha.1.out_proj.weight"
+    yield Hypothesis("transposed:out_proj", "attention's out_proj is transposed", run.having({out: run.tensors[out].T}))
+    yield from run.biases()
+    for part in "qkv":
+        bias = {p: b.zero_() if p == part else b for p, b in ((p, b.clone()) for p, b in parts[names["bias"]].items())}
+        missing = {names["bias"]: torch.cat([bias[p] for p in "qkv"])}
+        yield Hypothesis(f"no_bias:{part}", f"the bias of {part} is missing", run.having(missing))
+    root = attention.head_dim**0.5
+    scale = {n: torch.cat([p["q"] * root, p["k"], p["v"]]) for n, p in parts.items()}
+    yield Hypothesis("no_query_scale", "the query is not scaled by head_dim^-0.5", run.having(scale))
+    twice = {n: torch.cat([p["q"] / root, p["k"], p["v"]]) for n, p in parts.items()}
+    yield Hypothesis("query_scaled_twice", "the query is scaled by head_dim^-0.5 twice", run.having(twice))
+    width = attention.heads**-0.5
+    by_width = {n: torch.cat([p["q"] * width, p["k"], p["v"]]) for n, p in parts.items()}
+    words = "the query is scaled by dim^-0.5; the original scales it by head_dim^-0.5"
+    yield Hypothesis("query_scaled_by_width", words, run.having(by_width))
+    matrix, heads, width = run.tensors[out], attention.heads, attention.head_dim
+    columns = {
+        "heads_interleaved": ("attention's heads are interleaved, not side by side, before out_proj", width, heads),
+        "out_proj_columns": ("out_proj's columns are those of heads that are interleaved", heads, width),
+    }
+    for key, (words, outer, inner) in columns.items():
+        permuted = matrix.reshape(-1, outer, inner).transpose(1, 2).reshape(matrix.shape)
+        yield Hypothesis(key, words, run.having({out: permuted}))
+    for heads in (1, 2, 4, 6, 8, 12, 16, 32):
+        width = attention.heads * attention.head_dim
+        if heads != attention.heads and width % heads == 0:
+            words = f"attention has {heads} heads; the original has {attention.heads}"
+            changes = [(attention, "heads", heads), (attention, "head_dim", width // heads)]
+            yield Hypothesis(f"heads:{heads}", words, run.setting(changes))
+    yield from run.eps(nn.LayerNorm, "LayerNorm")
+    first, second = "pre_norm_mha.0", "pre_norm_ffn.0"
+    both = ((first, second), (second, first))
+    exchanged = {f"{x}.{leaf}": run.tensors[f"{y}.{leaf}"] for x, y in both for leaf in ("weight", "bias")}
+    yield Hypothesis("norms_exchanged", "the layer's two LayerNorms are exchanged", run.having(exchanged))
+    for name in (first, second):
+        ones = {f"{name}.weight": torch.ones_like(run.tensors[f"{name}.weight"])}
+        yield Hypothesis(f"no_weight:{name}", f"the weight of {name} is missing (one)", run.having(ones))
+    yield from run.activations()
+    yield from _other_wiring(run, block)
+    read = evidence.read_by(tap)
+    length = read.shape[1]
+    upper = torch.full((length, length), -torch.inf, dtype=read.dtype).triu(1)
+    if evidence.model.encoder.causal_masking:
+        yield Hypothesis("not_causal", "there is no causal mask; the original has one", run.having({}, None))
+    else:
+        words = "attention is masked causally; the original masks nothing"
+        yield Hypothesis("causal", words, run.having({}, upper))
+        behind = torch.arange(length) > evidence.ids.argmax(-1, keepdim=True)
+        if behind.any():
+            padding = torch.zeros(behind.shape, dtype=read.dtype).masked_fill(behind, -torch.inf)
+            words = "padding is masked; the original attends to it"
+            yield Hypothesis("padding_masked", words, run.having({}, padding[:, None, None, :]))
+
+
+def _other_wiring(run: Run, block: Any) -> Iterator[Hypothesis]:
+    """A transformer layer whose parts are right and put together differently."""
+    norm, attention = block.pre_norm_mha
+    norm2, *rest = block.pre_norm_ffn
+    ffn = nn.Sequential(*rest)
+    x, mask = run.read, run.mask
+
+    def attended() -> Any:
+        return x + attention(norm(x), mask)
+
+    def without_first() -> Any:
+        y = attention(norm(x), mask)
+        return y + ffn(norm2(y))
+
+    def post_norm() -> Any:
+        y = norm(x + attention(x, mask))
+        return norm2(y + ffn(y))
+
+    wirings = {
+        "no_attention_residual": ("attention's residual connection is left out", without_first),
+        "no_ffn_residual": ("the feed-forward's residual connection is left out", lambda: ffn(norm2(attended()))),
+        "no_attention": ("attention is left out", lambda: x + ffn(norm2(x))),
+        "no_ffn": ("the feed-forward is left out", attended),
+        "parallel": ("attention and feed-forward both read the layer's input", lambda: attended() + ffn(norm2(x))),
+        "post_norm": ("the LayerNorms stand behind the additions; the original's before attention and FFN", post_norm),
+        "no_layer": ("the layer does nothing", lambda: x),
+    }
+    for key, (words, output) in wirings.items():
+        yield Hypothesis(key, words, output)
+
+
+# ---- RepMixer blocks
+
+
+def repmixer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterator[Hypothesis]:
+    """Faults of a RepMixer block: layer scales, branches, BatchNorms, kernels."""
+    run = Run(evidence, tap, block)
+    scales = ("layer_scale", "token_mixer.layer_scale")
+    for chosen in (scales, *((s,) for s in scales)):
+        which = " and ".join(chosen)
+        verb = "are" if len(chosen) > 1 else "is"
+        for value, words in (
+            (1.0, f"{which} {verb} left out"),
+            (1e-5, f"{which} {verb} still at 1e-05, an initial value"),
+        ):
+            filled = {name: torch.full_like(run.tensors[name], value) for name in chosen}
+            key = f"no_layer_scale:{','.join(chosen)}" if value == 1 else f"initial_layer_scale:{','.join(chosen)}"
+            yield Hypothesis(key, words, run.having(filled))
+    yield from run.eps(nn.BatchNorm2d, "BatchNorm")
+    norms = [n for n, m in block.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    fresh = {f"{n}.running_mean": torch.zeros_like(run.tensors[f"{n}.running_mean"]) for n in norms}
+    fresh |= {f"{n}.running_var": torch.ones_like(run.tensors[f"{n}.running_var"]) for n in norms}
+    words = "the running statistics of the BatchNorms were not loaded (mean 0, variance 1)"
+    yield Hypothesis("no_statistics", words, run.having(fresh))
+    batch_norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    # With momentum 0 and no counter the running statistics stay as they are.
+    training = {"training": True, "momentum": 0.0, "num_batches_tracked": None}
+    words = "the BatchNorms run in training mode, on the statistics of this batch (call eval())"
+    changes = [(m, name, value) for m in batch_norms for name, value in training.items()]
+    yield Hypothesis("batchnorm_training", words, run.setting(changes))
+    yield from _other_mixing(run, block)
+    a, b = "token_mixer.norm.rbr_skip", "token_mixer.mixer.rbr_skip"
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    exchanged = {f"{x}.{leaf}": run.tensors[f"{y}.{leaf}"] for x, y in ((a, b), (b, a)) for leaf in leaves}
+    words = "the mixer's skip BatchNorm and its reference BatchNorm are exchanged"
+    yield Hypothesis("norms_exchanged", words, run.having(exchanged))
+    for name in ("token_mixer.mixer.rbr_conv.0.conv.weight", "convffn.conv.conv.weight"):
+        yield Hypothesis(
+            f"flipped:{name}", f"the kernel of {name} is reversed", run.having({name: run.tensors[name].flip(-1)})
+        )
+    kernels = ("token_mixer.mixer.rbr_conv.0.conv.weight", "convffn.conv.conv.weight")
+    flipped = {name: run.tensors[name].flip(-1) for name in kernels}
+    yield Hypothesis("flipped:both", "the depthwise kernels are reversed", run.having(flipped))
+    for shift, words in ((1, "to the right"), (-1, "to the left")):
+        moved = {name: _shifted(run.tensors[name], shift) for name in kernels}
+        yield Hypothesis(f"kernels_shifted:{shift:+d}", f"the depthwise kernels are shifted {words}", run.having(moved))
+    squares = {name: run.tensors[name].square() for name in scales}
+    yield Hypothesis("layer_scale_twice", "the layer scales are applied twice", run.having(squares))
+    deviations = {f"{n}.running_var": run.tensors[f"{n}.running_var"].square() for n in norms}
+    words = "the BatchNorms read the running variance as a standard deviation"
+    yield Hypothesis("variance_as_deviation", words, run.having(deviations))
+    yield from run.biases()
+    yield from run.activations()
+
+
+def _shifted(kernel: Tensor, by: int) -> Tensor:
+    out = torch.zeros_like(kernel)
+    if by > 0:
+        out[..., by:] = kernel[..., :-by]
+    else:
+        out[..., :by] = kernel[..., -by:]
+    return out
+
+
+def _other_mixing(run: Run, block: Any) -> Iterator[Hypothesis]:
+    """A RepMixer block whose parts are right and put together differently."""
+    mixer = block.token_mixer
+    image = run.read.transpose(1, 2).unsqueeze(2)
+    skip, conv, norm = mixer.mixer.rbr_skip, mixer.mixer.rbr_conv[0], mixer.norm
+
+    def block_with(update: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def output() -> Any:
+            y = image + mixer.layer_scale * update()
+            y = y + block.layer_scale * block.convffn(y)
+            return y.squeeze(2).transpose(1, 2)
+
+        return output
+
+    updates = {
+        "no_reference_norm": ("the reference BatchNorm is not subtracted", lambda: skip(image) + conv(image)),
+        "norm_added": ("the reference BatchNorm is added, not subtracted", lambda: mixer.mixer(image) + norm(image)),
+        "no_skip": ("the mixer's skip BatchNorm is left out", lambda: conv(image) - norm(image)),
+        "no_conv": ("the mixer's convolution is left out", lambda: skip(image) - norm(image)),
+        "no_mixer": ("the token mixer is left out, or scaled to next to nothing", lambda: torch.zeros_like(image)),
+    }
+    for key, (words, update) in updates.items():
+        yield Hypothesis(key, words, block_with(update))
+
+    def without_ffn() -> Tensor:
+        out: Tensor = mixer(image).squeeze(2).transpose(1, 2)
+        return out
+
+    yield Hypothesis("no_convffn", "the block's feed-forward is left out, or scaled to next to nothing", without_ffn)
+    yield Hypothesis("no_layer", "the layer does nothing", lambda: run.read)
+
+
+def other_layers(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
+    """Tensors of another layer in the place of this one's: the whole layer, and one at a time."""
+    if not tap.startswith("layers."):
+        return
+    block = evidence.block(tap)
+    run = Run(evidence, tap, block)
+    for other, theirs in enumerate(evidence.model.encoder.transformer):
+        if theirs is block or type(theirs) is not type(block):
+            continue
+        tensors = {**dict(theirs.named_parameters()), **dict(theirs.named_buffers())}
+        tensors = {name: t for name, t in tensors.items() if t.is_floating_point()}  # no counters
+        yield Hypothesis(f"layer:{other}", f"it holds the tensors of layers.{other}", run.having(tensors))
+        modules: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            modules.setdefault(name.rpartition(".")[0], {})[name] = tensor
+            words = f"{name} is that of layers.{other}"
+            yield Hypothesis(f"layer:{other}:{name}", words, run.having({name: tensor}))
+        for module, mine in modules.items():
+            if len(mine) > 1:
+                words = f"{module} is that of layers.{other}"
+                yield Hypothesis(f"layer:{other}:{module}", words, run.having(mine))

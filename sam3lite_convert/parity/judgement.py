@@ -1,0 +1,262 @@
+"""From two encoders' activations to a verdict: pure functions over what was recorded.
+
+The tolerance of a tap is what the user gives, or a small multiple of the noise floor measured there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.parity.compare import Difference, absolute_difference, compare, greatest_and_row_mean, number
+from sam3lite_convert.parity.encoders import POOLED
+
+# Two ways to compute the same thing are each a floor away from the exact result, and the greatest of
+# a few thousand errors varies: with sdpa or in half precision up to 2 floors were seen.
+FLOORS = 4.0
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The noise floor of one tap, max abs and the greatest mean abs of a row: rounding carried on from the
+    first tap, and made here alone. A mean that was not measured is infinite, so that it limits nothing."""
+
+    propagated: float
+    isolated: float
+    mean_propagated: float = math.inf
+    mean_isolated: float = math.inf
+
+    def without_isolated(self) -> Floor:
+        """For a candidate whose isolated activations nobody recorded."""
+        return Floor(self.propagated, self.propagated, self.mean_propagated, self.mean_propagated)
+
+    def record(self) -> dict[str, float | None]:
+        """The JSON form."""
+        return {
+            "propagated": self.propagated,
+            "isolated": self.isolated,
+            "mean_propagated": number(self.mean_propagated),
+            "mean_isolated": number(self.mean_isolated),
+        }
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One tap. ``isolated`` and ``mean_isolated``: max abs diff and the greatest mean of a row when the
+    candidate's module reads the reference's recorded input. ``valid`` and ``padded``: the propagated max
+    abs diff by position, None where there are none. The means are judged too where the floor is the limit:
+    one great channel can set a max abs floor under which all the others hide."""
+
+    name: str
+    difference: Difference
+    isolated: float
+    tolerance: float
+    isolated_tolerance: float
+    floor: Floor | None
+    valid: float | None
+    padded: float | None
+    mean_isolated: float
+    measured: bool  # the limits are floors, not what the user gave
+
+    @property
+    def mean_isolated_tolerance(self) -> float:
+        """What ``mean_isolated`` is held to; infinite where the user gave a tolerance."""
+        return FLOORS * self.floor.mean_isolated if self.measured and self.floor else math.inf
+
+    @property
+    def diverges(self) -> bool:
+        """The candidate's module itself is wrong, whatever reached it."""
+        limit = self.mean_isolated_tolerance
+        finite = math.isfinite(self.isolated)
+        return not finite or self.isolated > self.isolated_tolerance or self.mean_isolated > limit
+
+    @property
+    def within(self) -> bool:
+        """Neither its own error nor what reached it is above the limits."""
+        limit = FLOORS * self.floor.mean_propagated if self.measured and self.floor else math.inf
+        error = self.difference
+        return (
+            not self.diverges
+            and math.isfinite(error.max_abs)
+            and error.max_abs <= self.tolerance
+            and (error.row_mean <= limit)
+        )
+
+    @property
+    def near_floor(self) -> bool:
+        """0.0, or within the floors, whatever tolerance was given."""
+        if self.difference.max_abs == 0 == self.isolated:
+            return True
+        floor = self.floor
+        return (
+            floor is not None
+            and self.difference.max_abs <= FLOORS * floor.propagated
+            and (self.isolated <= FLOORS * floor.isolated)
+        )
+
+    @property
+    def floors(self) -> float:
+        """The greatest of its errors over its own floor."""
+        if self.floor is None:
+            return 0.0
+        f = self.floor
+        pairs = [(self.difference.max_abs, f.propagated), (self.isolated, f.isolated)]
+        pairs += [(self.difference.row_mean, f.mean_propagated), (self.mean_isolated, f.mean_isolated)]
+        return max(error / floor if floor else math.inf if error else 0.0 for error, floor in pairs)
+
+    def record(self) -> dict[str, Any]:
+        """The tap's JSON."""
+        return {
+            "name": self.name,
+            **self.difference.record(),
+            "isolated_max_abs_diff": number(self.isolated),
+            "isolated_mean_abs_diff": number(self.mean_isolated),
+            "tolerance": self.tolerance,
+            "isolated_tolerance": self.isolated_tolerance,
+            "floor": self.floor.record() if self.floor else None,
+            "floors": number(self.floors),
+            "diverges": self.diverges,
+            "within": self.within,
+            "valid_max_abs_diff": None if self.valid is None else number(self.valid),
+            "padded_max_abs_diff": None if self.padded is None else number(self.padded),
+        }
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All taps in the order of execution. ``given``: the user's tolerance, None for the measured one."""
+
+    taps: tuple[Tap, ...]
+    given: float | None
+
+    @property
+    def verdict(self) -> str:
+        """``exact``: 0.0 wherever the detector reads, and pooled, which it does not, within its floor."""
+        if not all(t.within for t in self.taps):
+            return "differs"
+        zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.name != POOLED)
+        pooled = all(t.near_floor for t in self.taps if t.name == POOLED)
+        return "exact" if zero and pooled else "within_tolerance"
+
+    @property
+    def first_divergence(self) -> str | None:
+        """The first tap whose isolated error is above its tolerance."""
+        return next((t.name for t in self.taps if t.diverges), None)
+
+    @property
+    def also_diverging(self) -> list[str]:
+        """Taps behind the first divergence that are wrong by themselves, not by what reached them."""
+        return [t.name for t in self.taps if t.diverges][1:]
+
+    @property
+    def max_abs(self) -> float:
+        return max(t.difference.max_abs for t in self.taps)
+
+    @property
+    def tolerance(self) -> float:
+        """The given one, or the greatest of the measured ones."""
+        return self.given if self.given is not None else max(t.tolerance for t in self.taps)
+
+    @property
+    def smallest_passing(self) -> float:
+        """The smallest ``--tolerance`` that would have passed."""
+        return max(max(t.difference.max_abs, t.isolated) for t in self.taps)
+
+    def record(self) -> dict[str, Any]:
+        """The JSON fields that follow from the taps."""
+        return {
+            "verdict": self.verdict,
+            "tolerance": self.tolerance,
+            "tolerance_is": "given" if self.given is not None else f"measured: {FLOORS:g} noise floors at each tap",
+            "smallest_passing_tolerance": number(self.smallest_passing),
+            "max_abs_diff": number(self.max_abs),
+            "first_divergence": self.first_divergence,
+            "also_diverging": self.also_diverging,
+            "layers": [t.record() for t in self.taps],
+        }
+
+
+def judge(
+    reference: Mapping[str, Tensor],
+    candidate: Mapping[str, Tensor],
+    isolated: Mapping[str, Tensor],
+    floors: Mapping[str, Floor] | None,
+    padded: Tensor,
+    tolerance: float | None = None,
+) -> Judgement:
+    """``reference``, ``candidate``, ``isolated``: activations by tap, (batch, sequence, width), pooled
+    (batch, width). ``floors`` None: none was measured, because nothing differs. ``padded``: (batch,
+    sequence), bool. Raises ValueError for taps or shapes that do not match.
+    """
+    if list(reference) != list(candidate) or list(reference) != list(isolated):
+        raise ValueError("the two sides were not recorded at the same taps")
+    taps = []
+    for name, ours in reference.items():
+        floor = None if floors is None else floors[name]
+        propagated_limit = isolated_limit = tolerance if tolerance is not None else 0.0
+        if tolerance is None and floor is not None:
+            propagated_limit, isolated_limit = FLOORS * floor.propagated, FLOORS * floor.isolated
+        theirs = candidate[name]
+        alone, mean_alone = greatest_and_row_mean(ours, isolated[name])
+        difference = absolute_difference(ours, theirs)
+        valid = behind = None
+        if difference.shape[:-1] == padded.shape:
+            valid, behind = _greatest(difference[~padded]), _greatest(difference[padded])
+        taps.append(
+            Tap(
+                name,
+                compare(ours, theirs),
+                alone,
+                propagated_limit,
+                isolated_limit,
+                floor,
+                valid,
+                behind,
+                mean_alone,
+                tolerance is None,
+            )
+        )
+    return Judgement(tuple(taps), tolerance)
+
+
+def isolated_belongs(
+    reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor], isolated: Mapping[str, Tensor]
+) -> bool:
+    """Whether isolated activations can be the candidate's own: up to its first difference, its modules
+    read what the reference's read, so there both columns are the same."""
+    for name, ours in reference.items():
+        if not torch.equal(candidate[name], isolated[name]):
+            return False
+        if not torch.equal(ours, candidate[name]):
+            return True
+    return True
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Raises CannotRun for a tolerance that is none."""
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise CannotRun("--tolerance is a number from 0 on", "usage")
+
+
+def require_finite(reference: Mapping[str, Tensor]) -> None:
+    """Raises CannotRun where the reference itself is not finite: equal to that proves nothing."""
+    for name, value in reference.items():
+        if not bool(value.isfinite().all()):
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise CannotRun(
+                f"the original itself is not finite from {name} on (in {dtype}), so nothing can be compared with it. "
+                "In half precision that is an overflow: try --dtype float32. In float32 its weights hold infinities or "
+                "not-a-numbers.",
+                "not_finite",
+                {"tap": name},
+            )
+
+
+def _greatest(values: Tensor) -> float | None:
+    return float(values.max()) if values.numel() else None

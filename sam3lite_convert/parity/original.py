@@ -1,0 +1,112 @@
+"""The reference: the original encoder from original_ref, or from the user's own clone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from original_ref import TextStudentEncoder, load_reference
+from sam3lite_convert.convert.text_weights import cast
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
+from sam3lite_convert.parity.encoders import Activations, Encoder, record
+from sam3lite_convert.plan.architecture import Architecture
+
+
+def reference_cfg(architecture: Architecture, rows: int) -> dict[str, Any]:
+    """The original's cfg for an architecture, with ``rows`` rows in its position table."""
+    s = architecture.sizes
+    return {
+        "dim": s["text_hidden"],
+        "n_transformer_layers": len(architecture.blocks["transformer_blocks"]),
+        "n_heads_per_layer": s["text_heads"],
+        "ffn_multiplier_per_layer": s["text_ffn"] / s["text_hidden"],
+        "vocab_size": s["vocab"],
+        "context_length": rows,
+        "model_name": architecture.model_name,
+        "causal_masking": architecture.causal_masking,
+        "projection_dim": s["projection_dim"],
+        "kernel_size": s.get("kernel", 11),
+    }
+
+
+def reference_encoder(architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Encoder:
+    """The original, with its own weights (``source_weights``); a longer table is cut as the original cuts it."""
+    state = cast(weights, dtype)
+    rows = state["encoder.positional_embedding.pos_embed.pos_embed"].shape[2]
+    try:
+        model = load_reference(reference_cfg(architecture, rows), state)
+    except RuntimeError as fault:
+        raise UnsoundPlan(f"the reference did not get its weights: {fault}", "weights_not_loaded") from None
+    if architecture.sizes["context"] < rows:
+        model.set_context_length(architecture.sizes["context"])
+    return wrap_reference(model)
+
+
+def wrap_reference(model: TextStudentEncoder) -> Encoder:
+    """The interface over a loaded reference."""
+    inner = model.encoder
+
+    def run(input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = inner(input_ids, return_all_tokens=True)
+        return model.projector(tokens), inner.pool(tokens, input_ids)
+
+    return Encoder("original TextStudentEncoder", model, tuple(inner.transformer), inner.final_layer_norm, run)
+
+
+def checkout_encoder(
+    repo: OriginalRepo, architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> Encoder:
+    """The encoder of the user's own checkout, with the weights that the reference gets.
+
+    Raises CannotRun where it cannot be built, or not be run as the original is.
+    """
+    # Copies: what its code does to its weights or ids must not reach what it is compared with.
+    state = {name: tensor.clone() for name, tensor in cast(weights, dtype).items()}
+    rows = state["encoder.positional_embedding.pos_embed.pos_embed"].shape[2]
+    cfg = reference_cfg(architecture, rows) | {
+        "norm_layer": "layer_norm_fp32", "embed_dropout": 0.0, "no_scale_embedding": False, "no_pos_embedding": False,
+    }  # fmt: skip
+    model: Any = repo.build(cfg, rows, architecture.sizes["output_dim"], state)
+    with repo.running():
+        if architecture.sizes["context"] < rows:
+            model.set_context_length(architecture.sizes["context"])
+        layers, inner = tuple(model.encoder.transformer), model.encoder
+        if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
+            raise CannotRun("encoder.transformer is no list of layers", "original_repo_failed")
+
+    def run(input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        with repo.running():
+            projected = model.projector(inner(input_ids.clone(), return_all_tokens=True))
+            return projected, inner(input_ids.clone())
+
+    at = f" at commit {repo.commit[:12]}" if repo.commit else ""
+    name = f"TextStudentEncoder of {repo.path}{at}"
+    return Encoder(name, model, layers, inner.final_layer_norm, run, in_place=True)
+
+
+def record_checkout(encoder: Encoder, repo: OriginalRepo, input_ids: Tensor, like: Activations) -> Activations:
+    """What the checkout's encoder makes at every tap.
+
+    Raises CannotRun where that cannot be recorded, or is not what ``like``, our reference, makes in shape.
+    """
+    try:
+        found = record(encoder, input_ids)
+    except KeyError as fault:
+        raise CannotRun(
+            f"{repo.path}: nothing is seen at {fault.args[0]}: its code does not call that module",
+            "original_repo_failed",
+        ) from None
+    for tap, ours in like.items():
+        theirs: Any = found[tap]
+        if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
+            shape = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
+            raise CannotRun(
+                f"{repo.path}: at {tap} it makes {shape} where original_ref makes {tuple(ours.shape)}, so they cannot "
+                "be compared",
+                "original_repo_failed",
+            )
+    return found

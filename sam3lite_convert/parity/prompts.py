@@ -1,0 +1,70 @@
+"""Prompts to ids as the original's tokenizer makes them (extra ``prompts``).
+
+The text is cleaned as CLIP cleans it, then split by byte-level BPE: start 49406, end 49407, padded
+with 0; a prompt that is too long is cut to the context with the end id last.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.convert.clip_ids import END, PAD, START
+from sam3lite_convert.errors import CannotRun
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def clean(text: str) -> str:
+    """Html unescaped twice, whitespace runs to one space, stripped, lower-cased; ftfy went before."""
+    text = html.unescape(html.unescape(text))
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+def tokenize(prompts: Sequence[str], context: int) -> Tensor:
+    """Ids of shape (prompts, context), int64.
+
+    Raises CannotRun without the extra ``prompts``, and for a context that has no room for a word.
+    """
+    import torch
+
+    if context < 3:
+        raise CannotRun(f"a context of {context} holds no word between the start and the end id", "short_context")
+    ids = torch.full((len(prompts), context), PAD, dtype=torch.int64)
+    for row, words in zip(ids, words_of(prompts), strict=True):
+        found = cut(words, context)
+        row[: len(found)] = torch.tensor(found)
+    return ids
+
+
+def words_of(prompts: Sequence[str]) -> list[list[int]]:
+    """The ids of each prompt from the start id to the end id, neither cut nor padded.
+
+    Raises CannotRun without the extra ``prompts``.
+    """
+    try:
+        import ftfy
+        from instant_clip_tokenizer import Tokenizer
+    except ImportError:
+        if sys.version_info >= (3, 13):
+            raise CannotRun(
+                "prompts need the package instant-clip-tokenizer, which has no build for Python 3.13 and newer: use "
+                "Python 3.10 to 3.12. Here, the default input or --seed N compare the same encoders on ids.",
+                "no_tokenizer",
+            ) from None
+        raise CannotRun(
+            "prompts need the CLIP tokenizer: pip install 'sam3lite-convert[prompts]'. Without it, the default "
+            "input or --seed N compare the same encoders on ids.",
+            "no_tokenizer",
+        ) from None
+    tokenizer = Tokenizer()
+    return [[START, *tokenizer.encode(clean(ftfy.fix_text(prompt))), END] for prompt in prompts]
+
+
+def cut(words: list[int], context: int) -> list[int]:
+    """The ids that fit into the context, with the end id last."""
+    return words if len(words) <= context else [*words[: context - 1], END]

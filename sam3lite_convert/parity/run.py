@@ -1,0 +1,151 @@
+"""Original and candidate text encoder side by side: run, judge, and say why they differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sam3lite_convert.parity.compare import number
+from sam3lite_convert.parity.encoders import Activations, Encoder, record
+from sam3lite_convert.parity.faults.hypotheses import Fit, explain
+from sam3lite_convert.parity.judgement import Floor, Judgement, judge
+from sam3lite_convert.parity.noise_floor import noise_floor
+from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.plan.plan import Mapped
+from sam3lite_convert.plan.targets import TEXT_TARGETS
+from sam3lite_convert.verify.config_check import check_config
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One comparison: both columns' activations, the floors if any were measured, and the judgement."""
+
+    candidate: Encoder
+    propagated: Activations
+    isolated: Activations
+    floors: dict[str, Floor] | None
+    judgement: Judgement
+
+
+def notes(setup: Setup, outcome: Outcome) -> list[str]:
+    """What a reader of the verdict has to know: what the inputs or the dtype cannot show, and what
+    was taken from the folder's word."""
+    said = list(setup.notes)
+    if setup.folder is not None and setup.folder.config is not None:
+        faults = check_config(setup.plan, setup.folder.config).faults
+        text = [f for f in faults if not f.path.startswith(("vision", "geometry", "detr", "mask"))]
+        said += [f"config.json: {f.path} {f.why}" for f in text]
+    if outcome.judgement.verdict != "differs":
+        for key, why in _tensor_faults(setup, TEXT_TARGETS).items():
+            said.append(f"these inputs do not show that {key} {why}")
+        if setup.dtype in (torch.float16, torch.bfloat16) and outcome.judgement.max_abs:
+            said.append("in half precision, faults smaller than its rounding stay unseen: compare in float32 too")
+    return said
+
+
+def _tensor_faults(setup: Setup, starts: tuple[str, ...]) -> dict[str, str]:
+    """Tensors of the folder that are not the source's, by target key, and why."""
+    if setup.folder is None:
+        return {}
+    from sam3lite_convert.verify.verify import tensor_faults
+
+    targets = {m.key: m.target for m in setup.plan.mapped.values() if m.target.startswith(starts)}
+    return {targets[key]: why for key, why in tensor_faults(setup.folder, setup.plan, targets).items()}
+
+
+def measured_floors(setup: Setup) -> dict[str, Floor]:
+    """The reference's noise floors for the inputs of this run, by tap."""
+    # Of our own reference: a checkout that computes something else would have a floor as high as its fault.
+    return noise_floor(setup.evidence.model, setup.own, setup.inputs.ids)
+
+
+def compare_encoders(setup: Setup, candidate: Encoder, closely: bool = False) -> Outcome:
+    """Run the candidate, once where one run fills both columns, and judge it. ``closely``: with floors even
+    where nothing differs here, since something does in other batches."""
+    propagated = record(candidate, setup.inputs.ids)
+    same = all(torch.equal(propagated[name], value) for name, value in setup.recorded.items())
+    if same and not closely:
+        # Every module read what the reference's module read, so the columns are the same.
+        isolated, floors = propagated, None
+    else:
+        isolated = record(candidate, setup.inputs.ids, setup.recorded)
+        floors = measured_floors(setup)
+    judgement = judge(setup.recorded, propagated, isolated, floors, setup.inputs.padded, setup.tolerance)
+    return Outcome(candidate, propagated, isolated, floors, judgement)
+
+
+def against_own_reference(setup: Setup) -> dict[str, Any]:
+    """How ``original_ref`` compares with the user's checkout, over the inputs that are looked at closely."""
+    floors = None
+    if not all(torch.equal(setup.own[name], value) for name, value in setup.recorded.items()):
+        floors = {name: floor.without_isolated() for name, floor in measured_floors(setup).items()}
+    judgement = judge(setup.recorded, setup.own, setup.own, floors, setup.inputs.padded, setup.tolerance)
+    return {
+        "verdict": judgement.verdict,
+        "max_abs_diff": number(judgement.max_abs),
+        "first_divergence": judgement.first_divergence,
+    }
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why a tap diverges. ``fits``: hypotheses that explain it, the closest first; ``tensors``: those
+    behind the tap; ``faults``: target key -> what is wrong with it in the folder."""
+
+    tap: str
+    fits: tuple[Fit, ...]
+    tensors: tuple[Mapped, ...]
+    faults: dict[str, str]
+
+    @property
+    def words(self) -> str:
+        """The likely cause in one sentence."""
+        if self.fits:
+            return self.fits[0].words
+        if self.faults:
+            return "tensors behind it are not the source's: " + "; ".join(
+                f"{k} {why}" for k, why in self.faults.items()
+            )
+        return "no simple fault explains it; the tensors behind it are the place to look"
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "tap": self.tap,
+            "cause": self.words,
+            "fits": [{"key": f.key, "cause": f.words, "remaining_error": f.error} for f in self.fits],
+            "tensors": [
+                {
+                    "target": m.target,
+                    "source": m.source.key,
+                    "rule": m.rule.name,
+                    "table": m.rule.table,
+                    "operation": m.operation,
+                    "fault": self.faults.get(m.target),
+                }
+                for m in self.tensors
+            ],
+        }
+
+
+def diagnose(setup: Setup, outcome: Outcome) -> Diagnosis | None:
+    """The likely cause of the first divergence; None where nothing diverges."""
+    tap = outcome.judgement.first_divergence
+    if tap is None:
+        return None
+    found = next(t for t in outcome.judgement.taps if t.name == tap)
+    fits = explain(setup.evidence, tap, outcome.isolated[tap], found.isolated_tolerance, found.mean_isolated_tolerance)
+    tensors = tuple(m for m in setup.plan.mapped.values() if m.target.startswith(_behind(tap)))
+    faults = _tensor_faults(setup, _behind(tap))
+    return Diagnosis(tap, tuple(fits), tensors, faults)
+
+
+def _behind(tap: str) -> tuple[str, ...]:
+    """How the target keys of a tap's tensors start."""
+    return {
+        "embeddings": ("text_encoder.token_embedding.", "text_encoder.position_embedding.", "text_encoder.embeddings."),
+        "projected": ("text_projection.",),
+        "pooled": ("text_encoder.projection",),
+    }.get(tap, (f"text_encoder.{tap}.",))

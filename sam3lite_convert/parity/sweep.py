@@ -1,0 +1,133 @@
+"""Many prompts through both encoders, batch by batch: how far each is off, and which are the worst.
+
+What takes more than one pass of each side (isolated activations, noise floors, the likely cause) is
+then measured on the worst prompts alone, so thousands of prompts cost little more than their passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam3lite_convert.parity.compare import Running, compare, number, row_means
+from sam3lite_convert.parity.encoders import PROJECTED, Activations, Encoder, record
+from sam3lite_convert.parity.inputs import BATCH, Inputs
+from sam3lite_convert.parity.judgement import Judgement, require_finite
+from sam3lite_convert.parity.original import wrap_reference
+from sam3lite_convert.parity.setup import Setup
+
+_LISTED = 10
+_FIRST = 16  # prompts looked at closely because they are the worst at the tap that ranks them
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """``totals``: by tap over all prompts; ``greatest`` and ``means``: tap -> max and mean abs diff of each prompt,
+    (prompts,); ``valid`` and ``padded``: tap -> the greatest on words and on padding, None where there are none."""
+
+    inputs: Inputs
+    totals: dict[str, Running]
+    greatest: dict[str, Tensor]
+    means: dict[str, Tensor]
+    valid: dict[str, float | None]
+    padded: dict[str, float | None]
+
+    def worst(self) -> list[int]:
+        """The prompts to look at closely, the worst first: the worst of every tap, by max and by mean, are among
+        them."""
+        chosen: dict[int, None] = {}
+        first = self.greatest[ranking_tap({tap: float(g.max()) for tap, g in self.greatest.items()})]
+        each = max(1, (BATCH - _FIRST) // (2 * len(self.greatest)))
+        for figures, many in [(first, _FIRST), *((f, each) for f in (*self.greatest.values(), *self.means.values()))]:
+            order = figures.argsort(descending=True, stable=True)[:many]
+            chosen |= dict.fromkeys(n for n in order.tolist() if figures[n] > 0)
+        return list(chosen)[:BATCH]
+
+
+def ranking_tap(greatest: Mapping[str, float]) -> str:
+    """The tap that prompts are ranked by: what the detector reads, or the first that differs at all.
+    ``greatest``: max abs diff by tap."""
+    differing = [tap for tap, most in greatest.items() if most]
+    return PROJECTED if PROJECTED in differing or not differing else differing[0]
+
+
+def sweep(setup: Setup, candidate: Encoder, advance: Callable[[int], None] = lambda n: None) -> Sweep:
+    """One pass of each side over every input; ``advance`` is told how many are done.
+
+    Raises CannotRun where the reference is not finite for one of them.
+    """
+    inputs = setup.every
+    taps = setup.reference.taps
+    totals = {tap: Running() for tap in taps}
+    greatest: dict[str, list[Tensor]] = {tap: [] for tap in taps}
+    means: dict[str, list[Tensor]] = {tap: [] for tap in taps}
+    valid: dict[str, float | None] = dict.fromkeys(taps)
+    behind: dict[str, float | None] = dict.fromkeys(taps)
+    for first in range(0, len(inputs.ids), BATCH):
+        part = inputs.rows(range(first, min(first + BATCH, len(inputs.ids))))
+        ids, padded = part.ids, part.padded
+        ours, theirs = record(setup.reference, ids), record(candidate, ids)
+        require_finite(ours)
+        for tap, reference in ours.items():
+            if torch.equal(reference, theirs[tap]):
+                totals[tap].add_equal(reference)
+                greatest[tap].append(torch.zeros(len(ids), dtype=torch.float64))
+                means[tap].append(greatest[tap][-1])
+                by_token = None
+            else:
+                difference = totals[tap].add(reference, theirs[tap])
+                by_token = difference.amax(-1)
+                greatest[tap].append(by_token.reshape(len(ids), -1).amax(1))
+                means[tap].append(row_means(difference))
+            if reference.shape[:-1] == padded.shape:
+                valid[tap] = _greater(valid[tap], by_token, ~padded)
+                behind[tap] = _greater(behind[tap], by_token, padded)
+        advance(len(ids))
+    most, mean = ({tap: torch.cat(found) for tap, found in kind.items()} for kind in (greatest, means))
+    return Sweep(inputs, totals, most, mean, valid, behind)
+
+
+def _greater(so_far: float | None, by_token: Tensor | None, where: Tensor) -> float | None:
+    if not bool(where.any()):
+        return so_far
+    return max(so_far or 0.0, float(by_token[where].max()) if by_token is not None else 0.0)
+
+
+def focus(setup: Setup, swept: Sweep) -> Setup:
+    """The same comparison over the worst prompts; over the first ones where none is worse than another."""
+    rows = swept.worst() or list(range(min(BATCH, len(swept.inputs.ids))))
+    inputs = swept.inputs.rows(rows)
+    recorded = record(setup.reference, inputs.ids)
+    evidence = replace(setup.evidence, recorded=recorded, ids=inputs.ids)
+    own = recorded
+    if setup.own is not setup.recorded:
+        own = record(wrap_reference(setup.evidence.model), inputs.ids)
+    return replace(setup, inputs=inputs, recorded=recorded, own=own, evidence=evidence)
+
+
+def over_all(judgement: Judgement, swept: Sweep) -> Judgement:
+    """A judgement of the worst prompts, with what was carried through all of them."""
+    taps = [
+        replace(t, difference=swept.totals[t.name].difference(), valid=swept.valid[t.name], padded=swept.padded[t.name])
+        for t in judgement.taps
+    ]
+    return replace(judgement, taps=tuple(taps))
+
+
+def worst_prompts(
+    tap: str, rows: Sequence[int], inputs: Inputs, reference: Activations, candidate: Activations
+) -> list[dict[str, Any]]:
+    """The prompts that are furthest off at a tap, the worst first; none where ids were made without prompts.
+    ``rows``: the places of ``inputs`` among all."""
+    found: list[tuple[float, dict[str, Any]]] = []
+    for n, (row, prompt) in enumerate(zip(rows, inputs.prompts, strict=False)):
+        d = compare(reference[tap][n : n + 1], candidate[tap][n : n + 1])
+        if d.max_abs:
+            numbers = {"max_abs_diff": number(d.max_abs), "relative_l2": number(d.relative_l2)}
+            found.append((d.max_abs, {"index": row, "prompt": prompt, "tap": tap, **numbers}))
+    found.sort(key=lambda entry: -entry[0])
+    return [entry for _, entry in found[:_LISTED]]

@@ -1,0 +1,129 @@
+"""What the shapes say the model is.
+
+Every size is the majority vote of all tensors that show it, so that one misshapen tensor is
+reported as misshapen instead of bending the architecture. What weights cannot tell is listed in
+``assumed``, with the value taken and where it comes from; causal masking is stated, never guessed.
+
+Facts: ``heads = dim / 64``, the variants and their sizes, RepMixer blocks first and last (original
+encoder's specification); the class row of the position table and the eps (layout notes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TEXT = "backbone.language_backbone."
+VISION = "backbone.vision_backbone."
+POSITION_TABLE = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
+SAM3_TEXT_PARAMETERS = 353.72e6  # SAM3's own text encoder
+HEAD_DIM = 64
+
+# Every size and every list of layers that a target table may speak of.
+SIZES = frozenset(
+    {
+        "text_hidden", "text_ffn", "text_heads", "vocab", "context", "projection_dim", "output_dim", "kernel",
+        "vit_hidden", "vit_ffn", "channels", "patch", "vit_positions", "fpn_hidden", "hidden", "roi", "geometry_ffn",
+        "detr_encoder_ffn", "detr_decoder_ffn", "queries", "detr_heads",
+    }
+)  # fmt: skip
+# Lists that may be empty: the other kind of block, or a scale that a neck does not have.
+OPTIONAL_BLOCKS = frozenset({"repmixer_blocks", "transformer_blocks", "fpn_4x", "fpn_2x", "fpn_1x"})
+# Depths of the released detectors; a file of their width with fewer layers has probably lost some.
+_RELEASED_DEPTHS = {
+    "vit_blocks": ("vit_hidden", 1024, 32),
+    "geometry_layers": ("hidden", 256, 3),
+    "detr_encoder_layers": ("hidden", 256, 6),
+    "detr_decoder_layers": ("hidden", 256, 6),
+    "upsampling_stages": ("hidden", 256, 3),
+    "fpn_levels": ("fpn_hidden", 256, 4),
+}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+COMPONENTS = (  # name in reports, start of its canonical keys
+    ("text_encoder", TEXT),
+    ("vision_encoder", VISION),
+    ("geometry_encoder", "geometry_encoder."),
+    ("detr_encoder", "transformer.encoder."),
+    ("detr_decoder", "transformer.decoder."),
+    ("dot_product_scoring", "dot_prod_scoring."),
+    ("mask_decoder", "segmentation_head."),
+    ("tracker", "tracker."),
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes and block lists, as the target tables name them, and the facts for config.json.
+
+    ``sizes``: size name -> value; ``blocks``: list name -> layer indices. A size that the file
+    does not show is absent.
+    """
+
+    sizes: dict[str, int]
+    blocks: dict[str, tuple[int, ...]]
+    model_name: str
+    variant: str
+    causal_masking: bool
+    vision: dict[str, Any] = field(default_factory=dict)
+    assumed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """All text blocks, RepMixer blocks included."""
+        return len(self.blocks["transformer_blocks"]) + len(self.blocks["repmixer_blocks"])
+
+    @property
+    def doubts(self) -> list[str]:
+        """Where the depth is not that of the released detectors of this width: layers may be missing."""
+        out = []
+        for name, (width, value, depth) in _RELEASED_DEPTHS.items():
+            have = len(self.blocks.get(name, ()))
+            if have and have != depth and self.sizes.get(width) == value:
+                out.append(f"{name}: {have} in this file, {depth} in every released detector of this width; intended?")
+        if self.variant == "custom" and self.sizes["text_hidden"] in (512, 768):
+            out.append(f"text encoder: {self.num_hidden_layers} layers is no released depth at this width; intended?")
+        return out
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form: the text encoder's sizes by the names of the contract, the rest as they are."""
+        s = self.sizes
+        text = {
+            "variant": self.variant,
+            "model_name": self.model_name,
+            "hidden_size": s["text_hidden"],
+            "intermediate_size": s["text_ffn"],
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": s["text_heads"],
+            "context_length": s["context"],
+            "vocab_size": s["vocab"],
+            "projection_dim": s["projection_dim"],
+            "output_dim": s["output_dim"],
+            "causal_masking": self.causal_masking,
+        }
+        if "kernel" in s:
+            text["repmixer_kernel_size"] = s["kernel"]
+        text_sizes = ("text_", "context", "vocab", "projection_dim", "output_dim", "kernel")
+        rest: dict[str, Any] = {k: v for k, v in s.items() if not k.startswith(text_sizes)}
+        rest |= {k: len(v) for k, v in self.blocks.items() if not k.endswith(("transformer_blocks", "repmixer_blocks"))}
+        if rest.get("vit_blocks"):
+            text["detector"] = rest | self.vision
+        if self.assumed:
+            text["assumed"] = self.assumed
+        return text
+
+
+def component_of(name: str) -> str:
+    """The component of a canonical key, ``other`` for one that belongs to none."""
+    return next((label for label, start in COMPONENTS if name.startswith(start)), "other")
+
+
+def has_class_row(rows: int) -> bool:
+    """Whether a ViT position table of so many rows starts with a class position.
+
+    The grid is square: 576 = 24 x 24 rows hold none, 577 do.
+    """
+    return math.isqrt(rows) ** 2 != rows and math.isqrt(rows - 1) ** 2 == rows - 1

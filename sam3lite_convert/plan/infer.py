@@ -1,0 +1,233 @@
+"""Reads the architecture off canonical keys and shapes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from sam3lite_convert.errors import UnsoundPlan
+from sam3lite_convert.plan.architecture import (
+    HEAD_DIM,
+    POSITION_TABLE,
+    TEXT,
+    VISION,
+    Architecture,
+    Shapes,
+    has_class_row,
+)
+
+_MOST_LAYERS = 1000  # in one stack; a released model has 32
+
+
+class _Votes:
+    """Sizes by majority over all keys that show them; a tensor of the wrong rank has no vote."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
+
+    def __call__(self, *witnesses: tuple[str, int, int]) -> int | None:
+        """``witnesses``: pattern of the keys, axis that shows the size, rank (a bias always has one axis)."""
+        count: Counter[int] = Counter()
+        for pattern, axis, rank in witnesses:
+            compiled = re.compile(pattern)
+            for key, shape in self._shapes.items():
+                if len(shape) == (1 if key.endswith("bias") else rank) and compiled.fullmatch(key):
+                    count[shape[axis]] += 1
+        return count.most_common(1)[0][0] if count else None
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._shapes
+
+    def indices(self, pattern: str) -> tuple[int, ...]:
+        """The layer numbers 0..n-1 that the keys speak of; a gap is filled, to be reported missing.
+
+        A number that no stack of layers reaches is none: its key has no target.
+        """
+        seen = [n for n in self.showing(pattern) if n < _MOST_LAYERS]
+        return tuple(range(max(seen) + 1)) if seen else ()
+
+    def showing(self, pattern: str) -> set[int]:
+        """The layer numbers whose keys match."""
+        compiled = re.compile(pattern)
+        return {int(m.group(1)) for m in map(compiled.match, self._shapes) if m}
+
+
+def infer_architecture(shapes: Shapes, causal: bool = False) -> Architecture:
+    """The architecture that canonical keys and shapes show.
+
+    ``shapes``: canonical key -> shape. ``causal``: what ``--causal`` states.
+    Raises UnsoundPlan where there is no MobileCLIP text encoder in them, or one whose shape this
+    tool cannot read.
+    """
+    vote = _Votes(shapes)
+    sizes: dict[str, int | None] = {}
+    blocks: dict[str, tuple[int, ...]] = {}
+    assumed: dict[str, str] = {}
+    model_name = _text(vote, sizes, blocks, assumed)
+    vision = _detector(vote, shapes, sizes, blocks, assumed)
+    known = {k: v for k, v in sizes.items() if v is not None}
+    variant = _variant(model_name, known, len(blocks["transformer_blocks"]), causal)
+    if model_name == "base" and not causal:
+        assumed["causal_masking"] = "false; weights cannot tell MobileCLIP-B (causal): state it with --causal"
+    return Architecture(known, blocks, model_name, variant, causal, vision, assumed)
+
+
+def _text(
+    vote: _Votes, sizes: dict[str, int | None], blocks: dict[str, tuple[int, ...]], assumed: dict[str, str]
+) -> str:
+    enc = re.escape(TEXT) + r"encoder\."
+    layer = enc + r"transformer\.\d+\."
+    hidden = vote(
+        (enc + r"final_layer_norm\.(?:weight|bias)", 0, 1),
+        (layer + r"pre_norm_(?:mha|ffn)\.0\.(?:weight|bias)", 0, 1),
+        (layer + r"(?:token_mixer\.)?layer_scale", 0, 3),
+        (enc + r"embedding_layer\.weight", 1, 2),
+    )
+    layers = vote.indices(enc + r"transformer\.(\d+)\.")
+    if hidden is None or not layers:
+        first = ", ".join(list(vote.names)[:3])
+        raise UnsoundPlan(
+            f"there is no MobileCLIP text encoder under a name that is known. The first keys are {first}. If they only "
+            "have another prefix, add it to spellings.ini and pass that with --mapping DIR.",
+            "no_text_encoder",
+        )
+    mixers = vote.showing(enc + r"transformer\.(\d+)\.(?:token_mixer|convffn|layer_scale)")
+    ends = {0, len(layers) - 1}
+    # A block that lost some keys still counts as what the rest of them say it is.
+    attention = vote.showing(enc + r"transformer\.(\d+)\.pre_norm_")
+    repmixer = ends if mixers and mixers & ends else set()
+    if mixers - ends or (mixers & attention):
+        raise UnsoundPlan(
+            f"RepMixer blocks at layers {sorted(mixers)}; they are known at the first and the last only "
+            f"({len(layers)} layers here)",
+            "unknown_text_encoder",
+        )
+    blocks["repmixer_blocks"] = tuple(i for i in layers if i in repmixer)
+    blocks["transformer_blocks"] = tuple(i for i in layers if i not in repmixer)
+    sizes["text_hidden"] = hidden
+    sizes["text_ffn"] = vote(
+        (layer + r"pre_norm_ffn\.1\.(?:weight|bias)", 0, 2), (layer + r"convffn\.fc1\.(?:weight|bias)", 0, 4)
+    )
+    sizes["vocab"] = vote((enc + r"embedding_layer\.weight", 0, 2))
+    sizes["context"] = vote((re.escape(POSITION_TABLE), 2, 4))
+    sizes["projection_dim"] = vote((enc + r"projection_layer", 1, 2))
+    sizes["output_dim"] = vote((re.escape(TEXT) + r"projector\.(?:weight|bias)", 0, 2))
+    if repmixer:
+        sizes["kernel"] = vote((layer + r"(?:token_mixer\.mixer\.rbr_conv\.0|convffn\.conv)\.conv\.weight", 3, 4))
+    if hidden < HEAD_DIM:
+        assumed["num_attention_heads"] = f"1; heads are {HEAD_DIM} wide in every known model, and this one is {hidden}"
+    elif hidden % HEAD_DIM:
+        raise UnsoundPlan(
+            f"the text encoder is {hidden} wide; its heads are {HEAD_DIM} wide, so that is no whole number of them",
+            "unknown_text_encoder",
+        )
+    sizes["text_heads"] = max(hidden // HEAD_DIM, 1)
+    for name in ("text_ffn", "vocab", "context", "projection_dim", "output_dim"):
+        if sizes[name] is None:
+            sizes[name] = {"text_ffn": 4 * hidden, "vocab": 49408, "context": 16, "output_dim": 256}.get(name, hidden)
+            assumed[name] = f"{sizes[name]}; the tensor that shows it is missing"
+    return "mct" if repmixer else "base"
+
+
+def _variant(model_name: str, sizes: dict[str, int], transformer_layers: int, causal: bool) -> str:
+    shape = (model_name, sizes["text_hidden"], transformer_layers)
+    names = {
+        ("mct", 512, 4): "MobileCLIP-S0",
+        ("mct", 384, 2): "MobileCLIP-S0-Lite",
+        ("base", 512, 12): "MobileCLIP-B" if causal else "MobileCLIP-S1",
+        ("base", 768, 12): "MobileCLIP2-L",
+    }
+    return "custom" if causal and shape != ("base", 512, 12) else names.get(shape, "custom")
+
+
+def _detector(
+    vote: _Votes,
+    shapes: Shapes,
+    sizes: dict[str, int | None],
+    blocks: dict[str, tuple[int, ...]],
+    assumed: dict[str, str],
+) -> dict[str, Any]:
+    wb = r"(?:weight|bias)"
+    trunk = re.escape(VISION) + r"trunk\."
+    neck = re.escape(VISION) + r"convs\."
+    geometry, encoder, decoder = r"geometry_encoder\.", r"transformer\.encoder\.", r"transformer\.decoder\."
+    block = trunk + r"blocks\.\d+\."
+    sizes["vit_hidden"] = vote((block + r"norm[12]\." + wb, 0, 1), (trunk + r"ln_pre\." + wb, 0, 1))
+    sizes["vit_ffn"] = vote((block + r"mlp\.fc1\." + wb, 0, 2))
+    sizes["channels"] = vote((trunk + r"patch_embed\.proj\.weight", 1, 4))
+    sizes["patch"] = vote((trunk + r"patch_embed\.proj\.weight", 2, 4))
+    rows = vote((trunk + "pos_embed", 1, 3))
+    sizes["vit_positions"] = None if rows is None else rows - has_class_row(rows)
+    sizes["fpn_hidden"] = vote((neck + r"\d+\.conv_3x3\." + wb, 0, 4))
+    norms = r"(?:norm\d?|encode_norm|img_pre_norm|catext_norm|presence_token_out_norm)\." + wb
+    sizes["hidden"] = vote(
+        (geometry + r"(?:encode\.\d+\.)?" + norms, 0, 1),
+        (encoder + r"layers\.\d+\." + norms, 0, 1),
+        (decoder + r"(?:layers\.\d+\.)?" + norms, 0, 1),
+    )
+    sizes["roi"] = vote((geometry + r"boxes_pool_project\.weight", 2, 4))
+    sizes["geometry_ffn"] = vote((geometry + r"encode\.\d+\.linear1\." + wb, 0, 2))
+    sizes["detr_encoder_ffn"] = vote((encoder + r"layers\.\d+\.linear1\." + wb, 0, 2))
+    sizes["detr_decoder_ffn"] = vote((decoder + r"layers\.\d+\.linear1\." + wb, 0, 2))
+    sizes["queries"] = vote((decoder + r"(?:query_embed|reference_points)\.weight", 0, 2))
+    sizes["detr_heads"] = vote((decoder + r"boxRPB_embed_[xy]\.layers\.1\." + wb, 0, 2))
+    blocks["vit_blocks"] = vote.indices(trunk + r"blocks\.(\d+)\.")
+    blocks["geometry_layers"] = vote.indices(geometry + r"encode\.(\d+)\.")
+    blocks["detr_encoder_layers"] = vote.indices(encoder + r"layers\.(\d+)\.")
+    blocks["detr_decoder_layers"] = vote.indices(decoder + r"layers\.(\d+)\.")
+    blocks["upsampling_stages"] = vote.indices(r"segmentation_head\.pixel_decoder\.conv_layers\.(\d+)\.")
+    # The SAM 2 neck, which is dropped, has the same levels: a level that only it shows is missing.
+    either = re.escape(VISION) + r"(?:sam2_)?convs\."
+    levels = vote.indices(either + r"(\d+)\.")
+    by_four, by_two = vote.showing(either + r"(\d+)\.dconv_2x2_[01]\."), vote.showing(either + r"(\d+)\.dconv_2x2\.")
+    blocks["fpn_levels"] = levels
+    blocks["fpn_4x"] = tuple(i for i in levels if i in by_four)
+    blocks["fpn_2x"] = tuple(i for i in levels if i in by_two)
+    blocks["fpn_1x"] = tuple(i for i in levels if i not in by_four | by_two)
+    if not blocks["vit_blocks"] or sizes["vit_hidden"] is None:
+        return {}
+    return _vision_facts(vote, shapes, sizes, blocks, assumed)
+
+
+def _vision_facts(
+    vote: _Votes,
+    shapes: Shapes,
+    sizes: dict[str, int | None],
+    blocks: dict[str, tuple[int, ...]],
+    assumed: dict[str, str],
+) -> dict[str, Any]:
+    """What config.json needs beyond tensor sizes; the rotary tables tell most of it."""
+    trunk = re.escape(VISION) + r"trunk\."
+    hidden, patch = sizes["vit_hidden"] or 0, sizes["patch"] or 14
+    count = len(blocks["vit_blocks"])
+    rotary = {i: shapes.get(f"{VISION}trunk.blocks.{i}.attn.freqs_cis", ()) for i in blocks["vit_blocks"]}
+    tables = {i: s for i, s in rotary.items() if len(s) == 2}
+    grid = math.isqrt(sizes["vit_positions"] or 576)
+    facts: dict[str, Any] = {"pretrain_image_size": grid * patch}
+    if tables:
+        half = vote((trunk + r"blocks\.\d+\.attn\.freqs_cis", 1, 2)) or HEAD_DIM // 2
+        tokens = sorted({s[0] for s in tables.values()})
+        facts["vit_heads"] = hidden // (2 * half)
+        facts["window_size"] = math.isqrt(tokens[0])
+        facts["image_size"] = math.isqrt(tokens[-1]) * patch
+        facts["global_attn_indexes"] = [i for i, s in tables.items() if s[0] == tokens[-1] and len(tokens) > 1]
+    else:
+        # SAM3's own: windows of 24 patches, every eighth of the blocks global, 1008 pixels.
+        facts["vit_heads"] = max(hidden // HEAD_DIM, 1)
+        facts["window_size"], facts["image_size"] = 24, 72 * patch
+        facts["global_attn_indexes"] = [i for i in range(count) if i % 8 == 7]
+        assumed["vision"] = "heads, window, image size and global blocks as in SAM3; the file holds no rotary tables"
+    scales = dict.fromkeys(blocks["fpn_4x"], 4.0) | dict.fromkeys(blocks["fpn_2x"], 2.0)
+    plain = 1.0
+    for i in blocks["fpn_1x"]:
+        scales[i], plain = plain, plain / 2
+    facts["scale_factors"] = [scales[i] for i in blocks["fpn_levels"]]
+    if sizes["detr_heads"] is None:
+        sizes["detr_heads"] = 8
+        assumed["detr_heads"] = "8; the tensor that shows it is missing"
+    assumed["attention heads"] = "geometry, DETR encoder and mask attention have as many heads as the DETR decoder"
+    return facts

@@ -1,0 +1,355 @@
+"""The plan: every source key mapped, dropped with a reason, or a fault; every target filled once.
+
+Made from names and shapes alone. ``make_plan`` either returns a sound plan or raises with every
+fault that it found.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture, has_class_row
+from sam3lite_convert.plan.infer import infer_architecture
+from sam3lite_convert.plan.names import Names, canonical_names
+from sam3lite_convert.plan.relatives import relatives
+from sam3lite_convert.plan.tables import Layout, Mappings, Rule
+from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
+from sam3lite_convert.plan.twins import Twin, _twins
+from sam3lite_convert.plan.unsound import Expected, Fault, shape_text, unsound
+
+OUTSIDE_TEXT = "outside the text encoder, which alone was asked for (--component text)"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asks of a conversion. ``dtype`` None keeps each tensor's own."""
+
+    layout: str = "packed"
+    component: str = "all"
+    dtype: str | None = None
+    context: int | None = None
+    causal: bool = False
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """One target tensor and the source it comes from.
+
+    ``begin`` and ``nbytes``: the byte range of the (contiguous) source tensor that it holds;
+    ``part``: q, k or v of a split; ``key`` is the name in the written file, ``target`` the name
+    that the tables give it.
+    """
+
+    key: str
+    target: str
+    file: str
+    source: StoredTensor
+    canonical: str
+    rule: Rule
+    part: str | None
+    begin: int
+    nbytes: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def operation(self) -> str:
+        return self.rule.operation
+
+    @property
+    def transposed(self) -> bool:
+        return self.rule.operation == "transpose"
+
+    @property
+    def casts(self) -> bool:
+        return self.dtype != self.source.dtype
+
+    @property
+    def out_nbytes(self) -> int:
+        return math.prod(self.shape) * dtypes.itemsize(self.dtype)
+
+    def record(self) -> dict[str, Any]:
+        """The entry of ``tensors`` in the receipt."""
+        part = {"part": self.part} if self.part else {}
+        return {
+            "source": self.source.key,
+            "operation": self.operation,
+            **part,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+        }
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A source tensor without a target: ``label`` groups, ``reason`` explains."""
+
+    source: StoredTensor
+    canonical: str
+    label: str
+    reason: str
+    rule: Rule | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sound plan. ``mapped`` is by key of the written file, ``dropped`` by source key."""
+
+    checkpoint: Checkpoint
+    names: Names
+    architecture: Architecture
+    layout: Layout
+    options: Options
+    mappings_sha256: str
+    mapped: dict[str, Mapped]
+    dropped: dict[str, Dropped]
+    twins: tuple[Twin, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Source tensors in all, mapped and dropped (they add up), and target tensors."""
+        mapped = len({m.source.key for m in self.mapped.values()})
+        return {
+            "source": len(self.checkpoint.tensors),
+            "mapped": mapped,
+            "dropped": len(self.dropped),
+            "target": len(self.mapped),
+        }
+
+    @property
+    def dropped_by_label(self) -> dict[str, int]:
+        return dict(Counter(d.label for d in self.dropped.values()))
+
+    @property
+    def out_nbytes(self) -> int:
+        return sum(m.out_nbytes for m in self.mapped.values())
+
+    @property
+    def floating_dtype(self) -> str:
+        """The widest floating dtype of the output: what config.json states."""
+        present = {m.dtype for m in self.mapped.values()}
+        return next((d for d in dtypes.FLOATING if d in present), "float32")
+
+
+def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> Plan:
+    """Plan a conversion, reading no tensor data.
+
+    Raises UnsoundPlan with all faults in ``details``; CannotRun for options that the checkpoint
+    or the layout does not allow; Untrusted for twins whose shapes differ.
+    """
+    layout = mappings.layout(options.layout)
+    names = canonical_names(checkpoint, mappings.spellings)
+    twins = tuple(_twins(checkpoint, names))
+    shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
+    try:
+        _refuse_relatives(shapes, options)
+        architecture = infer_architecture(shapes, options.causal)
+    except UnsoundPlan as fault:
+        fault.message = f"{checkpoint.path.name}: {fault.message}"
+        raise
+    if options.causal and not layout.causal:
+        raise UnsoundPlan(
+            f"the layout {layout.name} cannot say that the text encoder masks causally, so what it loads would be "
+            "another model. Use --layout packed.",
+            "causal_not_expressible",
+        )
+    architecture = _cut_context(architecture, options)
+    expected = dict(expected_targets(layout, architecture, options.component))
+    candidates, dropped, faults = _match(checkpoint, names, layout, options)
+    mapped: dict[str, Mapped] = {}
+    for rule, source, canonical, targets in candidates:
+        try:
+            pieces = _pieces(rule, source, canonical, targets, options)
+        except ValueError as fault:
+            faults.append(Fault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
+            # What it should have filled is not a second fault.
+            pieces = []
+            for target in targets:
+                expected.pop(target, None)
+        for piece in pieces:
+            faults += _place(piece, mapped, expected)
+    faults += _unfilled(mapped, expected, layout, names, checkpoint.others)
+    reported = tuple(f.key + "." for f in faults if f.kind == "missing_component")
+    empty = empty_lists(layout, architecture, options.component)
+    faults += [f for f in empty if not f"{f.key}.".startswith(reported)]
+    if faults:
+        only_text = options.component == "all" and all(canonical.startswith(TEXT) for _, _, canonical, _ in candidates)
+        way = (
+            "If this is a text encoder alone, convert it with --component text."
+            if only_text
+            else "The tables can be copied, edited and passed with --mapping DIR."
+        )
+        raise unsound(faults, checkpoint.path.name, [c[2] for c in candidates], way)
+    for canonical, keys in names.twins.items():
+        for key in keys[1:]:
+            reason = f"second spelling of {keys[0]}, equal to the bit"
+            dropped[key] = Dropped(checkpoint.tensors[key], canonical, "twin", reason)
+    final = {}
+    for piece in mapped.values():
+        file, key = written_name(piece.target, layout, options.component)
+        final[key] = replace(piece, file=file, key=key)
+    return Plan(
+        checkpoint, names, architecture, layout, options, mappings.sha256, final,
+        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins,
+    )  # fmt: skip
+
+
+def _refuse_relatives(shapes: dict[str, tuple[int, ...]], options: Options) -> None:
+    found = relatives(shapes)
+    refused = [r for r in found if not (r.text_open and options.component == "text")]
+    if not refused:
+        return
+    closed = [r for r in refused if not r.text_open]
+    first = (closed or refused)[0]
+    way = (
+        "There is no way open for it with this tool."
+        if closed
+        else "Its text encoder is a SAM3-LiteText one: convert that with --component text."
+    )
+    raise UnsoundPlan(
+        f"this is {first.kind}, not a SAM3-LiteText detector: {first.why}. {way}",
+        "unsupported_checkpoint",
+        {"kind": first.kind, "kinds": [r.kind for r in found], "component_text": not closed},
+    )
+
+
+def _cut_context(architecture: Architecture, options: Options) -> Architecture:
+    if options.context is None:
+        return architecture
+    have = architecture.sizes["context"]
+    if not 1 <= options.context <= have:
+        raise CannotRun(
+            f"--context {options.context}: the position table has {have} rows. It can be cut to its first N rows, "
+            "never stretched: rows that were not trained do not exist.",
+            "context_too_long",
+        )
+    return replace(architecture, sizes=architecture.sizes | {"context": options.context})
+
+
+Candidate = tuple[Rule, StoredTensor, str, tuple[str, ...]]
+
+
+def _match(
+    checkpoint: Checkpoint, names: Names, layout: Layout, options: Options
+) -> tuple[list[Candidate], dict[str, Dropped], list[Fault]]:
+    candidates: list[Candidate] = []
+    dropped: dict[str, Dropped] = {}
+    faults: list[Fault] = []
+    for canonical, keys in names.sources.items():
+        source = checkpoint.tensors[keys[0]]
+        if options.component == "text" and not canonical.startswith(TEXT):
+            dropped[source.key] = Dropped(source, canonical, "outside text", OUTSIDE_TEXT)
+            continue
+        found = [(r, t) for r in layout.rules if (t := r.apply(canonical)) is not None]
+        if not found:
+            faults.append(Fault("unmatched", source.key, "no rule matches this key"))
+        elif len(found) > 1:
+            rules = " and ".join(f"[{r.name}] of {r.table}" for r, _ in found)
+            faults.append(Fault("overlap", source.key, f"more than one rule matches: {rules}"))
+        elif found[0][0].operation == "drop":
+            rule = found[0][0]
+            dropped[source.key] = Dropped(source, canonical, rule.name, rule.reason, rule)
+        else:
+            candidates.append((found[0][0], source, canonical, found[0][1]))
+    return candidates, dropped, faults
+
+
+def _pieces(
+    rule: Rule, source: StoredTensor, canonical: str, targets: tuple[str, ...], options: Options
+) -> list[Mapped]:
+    """The targets of one source; raises ValueError where its shape does not allow the operation."""
+    shape, width = source.shape, dtypes.itemsize(source.dtype)
+    dtype = options.dtype if options.dtype and dtypes.is_floating(source.dtype) else source.dtype
+    if dtypes.safetensors_code(dtype) is None:
+        raise ValueError(f"its dtype {dtype} has no place in a safetensors file")
+
+    def piece(target: str, part: str | None, begin: int, out: tuple[int, ...]) -> Mapped:
+        nbytes = math.prod(out) * width
+        return Mapped(target, target, MODEL, source, canonical, rule, part, begin, nbytes, out, dtype)
+
+    if rule.operation == "split":
+        if not shape or shape[0] % 3:
+            raise ValueError("q, k and v cannot be split from rows that are no multiple of three")
+        rows = (shape[0] // 3, *shape[1:])
+        step = math.prod(rows) * width
+        return [piece(t, "qkv"[n], n * step, rows) for n, t in enumerate(targets)]
+    if rule.operation == "transpose":
+        if len(shape) != 2:
+            raise ValueError("only a matrix can be transposed")
+        return [piece(targets[0], None, 0, shape[::-1])]
+    if rule.operation == "drop_class_row":
+        if len(shape) != 3:
+            raise ValueError("a position table has three dimensions")
+        if has_class_row(shape[1]):
+            return [piece(targets[0], None, shape[2] * width, (shape[0], shape[1] - 1, shape[2]))]
+        if math.isqrt(shape[1]) ** 2 != shape[1]:
+            raise ValueError("its rows are no square grid, with or without a class position")
+    if canonical == POSITION_TABLE and options.context is not None:
+        if len(shape) != 4:
+            raise ValueError("a text position table has four dimensions")
+        return [piece(targets[0], None, 0, (*shape[:2], options.context, shape[3]))]
+    return [piece(targets[0], None, 0, shape)]
+
+
+def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expected]) -> list[Fault]:
+    other = mapped.get(piece.target)
+    if other is not None:
+        return [
+            Fault(
+                "collision",
+                piece.target,
+                f"two sources for one target: {other.source.key} (rule [{other.rule.name}]) and "
+                f"{piece.source.key} (rule [{piece.rule.name}])",
+            )
+        ]
+    mapped[piece.target] = piece
+    if piece.target not in expected:
+        near = tuple(difflib.get_close_matches(piece.target, expected, 2))
+        detail = f"the target model has no such tensor; rule [{piece.rule.name}] leads there from {piece.source.key}"
+        return [Fault("unknown_target", piece.target, detail, near)]
+    want = expected[piece.target]
+    if len(want) != len(piece.shape) or any(w not in (None, n) for w, n in zip(want, piece.shape, strict=True)):
+        detail = (
+            f"is {shape_text(piece.source.shape)}; {piece.target} would become {shape_text(piece.shape)}, "
+            f"and the model has {shape_text(want)} there"
+        )
+        return [Fault("wrong_shape", piece.source.key, detail)]
+    if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith("num_batches_tracked"):
+        detail = f"is {piece.source.dtype}; weights are floating-point numbers (a quantised file has no counterpart)"
+        return [Fault("wrong_dtype", piece.source.key, detail)]
+    return []
+
+
+def _unfilled(
+    mapped: dict[str, Mapped],
+    expected: dict[str, Expected],
+    layout: Layout,
+    names: Names,
+    others: frozenset[str],
+) -> list[Fault]:
+    empty = [t for t in expected if t not in mapped]
+    by_module: dict[str, list[str]] = {}
+    for target in expected:
+        by_module.setdefault(target.split(".")[0], []).append(target)
+    whole = {m for m, targets in by_module.items() if not any(t in mapped for t in targets)}
+    faults = [
+        Fault("missing_component", m, f"the file has nothing for this component ({len(by_module[m])} tensors)")
+        for m in sorted(whole)
+    ]
+    for target in empty:
+        if target.split(".")[0] in whole:
+            continue
+        sources = [s for r in layout.rules if (s := r.reverse(target))]
+        absent = [names.prefix + s for s in sources if s not in names.sources]
+        detail = f"it comes from {' or '.join(absent)}, which is missing" if absent else "no rule leads there"
+        if strange := [key for key in absent if key in others]:
+            detail = f"it comes from {' or '.join(strange)}, which is in the file but is no tensor"
+        faults.append(Fault("unfilled", target, detail, sources=tuple(absent)))
+    return faults

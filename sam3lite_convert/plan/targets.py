@@ -1,0 +1,73 @@
+"""The tensors that a layout must hold: their keys, their shapes, and the file each is written in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.plan.architecture import OPTIONAL_BLOCKS, SIZES, Architecture
+from sam3lite_convert.plan.tables import Layout
+from sam3lite_convert.plan.unsound import Expected, Fault
+
+MODEL, TEXT_PROJECTION = "model", "text_projection"  # stems of the safetensors files
+TEXT_TARGETS = ("text_encoder.", "text_projection.")
+
+
+def expected_targets(layout: Layout, architecture: Architecture, component: str) -> Iterator[tuple[str, Expected]]:
+    """Every target key with its shape; None for a side that the file does not show.
+
+    Raises CannotRun for a target table that speaks of sizes or lists that no architecture has.
+    """
+    for template, each, sizes in layout.shapes:
+        if component == "text" and not template.startswith(TEXT_TARGETS):
+            continue
+        shape = tuple(_side(text, architecture.sizes, f"layout {layout.name}, {template}") for text in sizes)
+        for i in _indices(layout, architecture, each):
+            yield (template if i is None else template.replace("{i}", str(i))), shape
+
+
+def _indices(layout: Layout, architecture: Architecture, each: str | None) -> tuple[int | None, ...]:
+    if each is None:
+        return (None,)
+    if each not in architecture.blocks:
+        names = ", ".join(sorted(architecture.blocks))
+        raise CannotRun(f"target table of layout {layout.name}: no list {each!r}; there are: {names}", "bad_table")
+    return architecture.blocks[each]
+
+
+_SIDE = re.compile(r"(?:(\d+)\*)?(\w+)(?:/([1-9]\d*))?(?:\+(\d+))?")
+
+
+def _side(text: str, sizes: dict[str, int], where: str) -> int | None:
+    """``2*hidden``, ``vit_hidden/4``, ``hidden+2``, ``hidden`` or ``16``, to a number."""
+    match = _SIDE.fullmatch(text)
+    if match is None or not (match[2].isdigit() or match[2] in SIZES):
+        known = ", ".join(sorted(SIZES))
+        raise CannotRun(f"target table, {where}: {text!r} is no size; there are numbers and {known}", "bad_table")
+    value = int(match[2]) if match[2].isdigit() else sizes.get(match[2])
+    if value is None:
+        return None
+    return int(match[1] or 1) * value // int(match[3] or 1) + int(match[4] or 0)
+
+
+def empty_lists(layout: Layout, architecture: Architecture, component: str) -> list[Fault]:
+    """Stacks of layers of which the file holds not one: without this, nothing would miss them."""
+    modules: dict[str, str] = {}
+    for template, each, _ in layout.shapes:
+        if each and each not in OPTIONAL_BLOCKS and (component == "all" or template.startswith(TEXT_TARGETS)):
+            modules.setdefault(each, template.split(".{i}")[0].removesuffix(".layers"))
+    return [
+        Fault("missing_component", modules[each], "the file has not one of its layers")
+        for each in modules
+        if not architecture.blocks.get(each)
+    ]
+
+
+def written_name(target: str, layout: Layout, component: str) -> tuple[str, str]:
+    """Stem of the file and key in it under which a target is written."""
+    if component != "text" or not layout.strip_text_prefix:
+        return MODEL, target
+    if target.startswith("text_projection."):
+        return TEXT_PROJECTION, target
+    return MODEL, target.removeprefix("text_encoder.")

@@ -1,0 +1,54 @@
+"""Two spellings of one tensor in one file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
+from sam3lite_convert.checkpoint.tensor_reader import read_tensor
+from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.plan.names import Names
+from sam3lite_convert.plan.unsound import shape_text
+
+
+def check_twins(file: BinaryIO, twins: tuple[Twin, ...]) -> None:
+    """Raises Untrusted, naming both keys, where two spellings of one tensor differ by a bit."""
+    for twin in twins:
+        first, second = twin.first, twin.second
+        if (first.offset, first.stride) == (second.offset, second.stride):
+            continue
+        if read_tensor(file, first) != read_tensor(file, second):
+            raise Untrusted(
+                f"{os.path.basename(str(file.name))} contradicts itself: {first.key} and {second.key} are two "
+                "spellings of one tensor, and they differ. One of them is not what was trained; find out which, "
+                "and save a file without the other.",
+                "twins_differ",
+                {"keys": [first.key, second.key]},
+            )
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A second spelling of a tensor that the plan takes from ``first``."""
+
+    first: StoredTensor
+    second: StoredTensor
+
+
+def _twins(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
+    for keys in names.twins.values():
+        first = checkpoint.tensors[keys[0]]
+        for key in keys[1:]:
+            second = checkpoint.tensors[key]
+            if (first.shape, first.dtype) != (second.shape, second.dtype):
+                one, other = (f"{t.dtype} {shape_text(t.shape)}" for t in (first, second))
+                raise Untrusted(
+                    f"{checkpoint.path.name} contradicts itself: {first.key} is {one}, and {second.key}, another "
+                    f"spelling of the same tensor, is {other}",
+                    "twins_differ",
+                    {"keys": [first.key, second.key]},
+                )
+            yield Twin(first, second)

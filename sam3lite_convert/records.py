@@ -1,0 +1,1 @@
+"""Typed records: what a command returns, and its JSON."""

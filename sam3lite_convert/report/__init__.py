@@ -1,0 +1,1 @@
+"""Shows records, on a terminal and as a page."""

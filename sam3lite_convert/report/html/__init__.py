@@ -1,0 +1,1 @@
+"""The page: one template, one style sheet, the SVG charts."""

@@ -1,0 +1,1 @@
+"""Turns a folder back, compares, names what is wrong."""

@@ -1,0 +1,167 @@
+"""Whether a config.json fits the weights that lie beside it.
+
+A field is judged where it changes what the model computes. Those that config.json does not need to
+hold count with the value that the library takes for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from sam3lite_convert.convert.config import make_config
+from sam3lite_convert.plan.plan import Plan
+
+# What transformers takes for a field that a config.json leaves out (released library, 5.23).
+_LIBRARY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "text_config": {
+        "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "projection_dim": 512,
+        "num_hidden_layers": 12, "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5, "use_repmixer_blocks": True, "repmixer_kernel_size": 11,
+    },
+    "backbone_config": {
+        "hidden_size": 1024, "intermediate_size": 4736, "num_hidden_layers": 32, "num_attention_heads": 16,
+        "num_channels": 3, "image_size": 1008, "patch_size": 14, "layer_norm_eps": 1e-6, "window_size": 24,
+        "global_attn_indexes": [7, 15, 23, 31], "pretrain_image_size": 336, "hidden_act": "gelu",
+    },
+    "vision_config": {
+        "fpn_hidden_size": 256, "backbone_feature_sizes": [[288, 288], [144, 144], [72, 72]],
+        "scale_factors": [4.0, 2.0, 1.0, 0.5],
+    },
+    "geometry_encoder_config": {
+        "hidden_size": 256, "num_layers": 3, "num_attention_heads": 8, "intermediate_size": 2048, "roi_size": 7,
+    },
+    "detr_encoder_config": {
+        "hidden_size": 256, "num_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048,
+    },
+    "detr_decoder_config": {
+        "hidden_size": 256, "num_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048, "num_queries": 200,
+    },
+    "mask_decoder_config": {"hidden_size": 256, "num_upsampling_stages": 3, "num_attention_heads": 8},
+}  # fmt: skip
+# Fields that we leave to the library's default, which is the original's value: the ViT's rotary
+# embedding has base 10000, and the feed-forward blocks of the DETR parts a ReLU (layout notes).
+_KEPT_AT_DEFAULT: dict[str, dict[str, Any]] = {
+    "": {"quantization_config": None},
+    "backbone_config": {
+        "rope_parameters": {"rope_type": "axial", "rope_theta": 10000.0}, "rope_theta": 10000.0,
+        "layer_scale_init_value": None,
+    },
+    "geometry_encoder_config": {"hidden_act": "relu"},
+    "detr_encoder_config": {"hidden_act": "relu"},
+    "detr_decoder_config": {"hidden_act": "relu"},
+}  # fmt: skip
+# Read in training only, when a model is made anew, by other tasks, or (the DETR parts' eps) not at all.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "_name_or_path", "transformers_version", "torch_dtype", "dtype", "model_type", "architectures", "return_dict",
+        "output_attentions", "output_hidden_states", "use_cache", "is_encoder_decoder", "chunk_size_feed_forward",
+        "id2label", "label2id", "problem_type", "initializer_range", "dropout", "attention_dropout", "hidden_dropout",
+        "layer_scale_init_value", "layer_norm_eps", "hidden_act", "tie_word_embeddings", "torchscript", "use_bfloat16",
+        "bos_token_id", "eos_token_id", "pad_token_id", "num_labels", "auto_map",
+    }
+)  # fmt: skip
+
+
+class ConfigFault(NamedTuple):
+    """One field: its path in config.json, and what is wrong with it in words."""
+
+    path: str
+    why: str
+
+
+class ConfigCheck(NamedTuple):
+    """``faults``: fields that do not fit. ``unjudged``: paths of fields that this tool does not know."""
+
+    faults: list[ConfigFault]
+    unjudged: list[str]
+
+
+def check_config(plan: Plan, actual: dict[str, Any]) -> ConfigCheck:
+    """Hold a config.json against the plan's weights.
+
+    A field that is left out counts with the value that transformers takes for it.
+    """
+    expected = make_config(plan)
+    library = plan.layout.config == "transformers"
+    if not library and actual.get("model_type") != expected["model_type"]:
+        if str(actual.get("model_type", "")).startswith("sam3_lite"):
+            why = (
+                f"is {actual['model_type']!r}: transformers would load these weights there and leave its split "
+                "attention at random values"
+            )
+            return ConfigCheck([ConfigFault("model_type", why)], [])
+        for name in ("model_type", "layout", "component"):
+            expected.pop(name)
+    section = "text_config" if plan.options.component == "text" and library else ""
+    faults = list(_architectures(expected.pop("architectures", None), actual))
+    faults += _compare(expected, actual, "", plan, section)
+    unjudged: list[str] = []
+    faults += _others(expected, actual, "", section, unjudged)
+    return ConfigCheck(faults, unjudged)
+
+
+def _architectures(expected: list[str] | None, actual: dict[str, Any]) -> Iterator[ConfigFault]:
+    # Loaders by model_type do not read it, others pick the class by it; left out it misleads nobody.
+    found = actual.get("architectures")
+    if expected and found and found != expected:
+        yield ConfigFault("architectures", f"is {found!r}; these tensors are those of {expected[0]}")
+
+
+def _others(
+    expected: dict[str, Any], actual: dict[str, Any], path: str, section: str, unjudged: list[str]
+) -> Iterator[ConfigFault]:
+    """Fields that we do not write: judged where we know that they matter, else collected."""
+    known = _KEPT_AT_DEFAULT.get(section, {})
+    for name, have in actual.items():
+        where = f"{path}{name}"
+        if isinstance(expected.get(name), dict) and isinstance(have, dict):
+            yield from _others(expected[name], have, f"{where}.", name, unjudged)
+        elif name in expected:
+            continue
+        elif name in known:
+            want = known[name]
+            parts = have.items() if isinstance(have, dict) and isinstance(want, dict) else [("", have)]
+            base = want if isinstance(have, dict) and isinstance(want, dict) else {"": want}
+            for part, value in parts:
+                if not _equal(value, base.get(part)):
+                    field = f"{where}.{part}" if part else where
+                    yield ConfigFault(field, f"is {value!r}; the original model has {base.get(part)!r}")
+        elif name not in _WITHOUT_EFFECT:
+            unjudged.append(where)
+
+
+def _compare(
+    expected: dict[str, Any], actual: dict[str, Any], path: str, plan: Plan, section: str
+) -> Iterator[ConfigFault]:
+    library = plan.layout.config == "transformers"
+    defaults = _LIBRARY_DEFAULTS.get(section, {}) if library else {}
+    unknown = {"num_attention_heads", "window_size", "image_size", "global_attn_indexes", "backbone_feature_sizes"}
+    guessed = unknown if "vision" in plan.architecture.assumed and "vision" in path else set()
+    for name, want in expected.items():
+        where = f"{path}{name}"
+        have = actual.get(name, defaults.get(name))
+        if name == "dtype":
+            have = actual.get("dtype", actual.get("torch_dtype", want))
+        if isinstance(want, dict):
+            if name not in actual and not library:
+                continue  # a config of another tool that does not speak of this part
+            yield from _compare(want, have if isinstance(have, dict) else {}, f"{where}.", plan, name)
+        elif (have is None and (name == "model_type" or not library)) or name in guessed or _equal(have, want):
+            continue
+        elif name == "layer_norm_eps":
+            left_out = "" if name in actual else " (left out, so the library's default holds)"
+            which = "the ViT's" if "backbone" in path else "the text encoder's"
+            yield ConfigFault(where, f"eps is {have!r}{left_out}; {which} LayerNorms run at {want:g} in the original")
+        else:
+            left_out = "" if name in actual else " (left out, so the library's default holds)"
+            yield ConfigFault(where, f"is {have!r}{left_out}; the weights say {want!r}")
+
+
+def _equal(have: Any, want: Any) -> bool:
+    if isinstance(want, float) and isinstance(have, int | float) and not isinstance(have, bool):
+        return math.isclose(have, want, rel_tol=1e-9)
+    if isinstance(want, int) and not isinstance(want, bool) and isinstance(have, list):
+        return bool(have) and all(h == want for h in have)  # image_size: [1008, 1008]
+    return bool(have == want)

@@ -1,0 +1,212 @@
+"""What is wrong with a converted tensor, in the words of somebody who ports the model.
+
+Pure functions: bytes in, one sentence out. The first hypothesis that reproduces the found bytes
+exactly is the diagnosis; only if none does are values compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from typing import BinaryIO
+
+import numpy as np
+
+from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.tensor_reader import read_tensor
+from sam3lite_convert.convert.tensor_bytes import cast, target_chunks
+from sam3lite_convert.plan.architecture import POSITION_TABLE, has_class_row
+from sam3lite_convert.plan.plan import Mapped, Plan
+from sam3lite_convert.plan.unsound import shape_text
+
+
+class Diagnoser:
+    """Knows the plan and the source; explains one wrong tensor at a time."""
+
+    def __init__(self, plan: Plan, source: BinaryIO) -> None:
+        self._plan = plan
+        self._source = source
+        self._by_size: dict[int, dict[bytes, list[str]]] = {}
+
+    def expected(self, piece: Mapped) -> bytes:
+        """The bytes that the target should hold."""
+        return b"".join(target_chunks(self._source, piece))
+
+    def explain(self, piece: Mapped, found: bytes) -> str:
+        """Why ``found``, of the right shape and dtype, is not what the plan says."""
+        expected = self.expected(piece)
+        for hypothesis in (self._arrangement, self._class_row, self._filled, self._other_tensor):
+            sentence = hypothesis(piece, expected, found)
+            if sentence:
+                return sentence
+        return _compare_values(piece, expected, found)
+
+    # ---- the same numbers, arranged differently
+
+    def _arrangement(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
+        width = dtypes.itemsize(piece.dtype)
+        if len(piece.shape) == 2:
+            rows, columns = piece.shape
+            matrix = np.frombuffer(expected, dtype=f"V{width}").reshape(rows, columns)
+            if rows == columns and matrix.T.tobytes() == found:
+                if piece.transposed:
+                    return (
+                        f"stored untransposed: it is {piece.source.key} as it stands. The original computes x @ P, a "
+                        "Linear computes x @ W.T, so the pooled output is unrelated to the original's"
+                    )
+                return "stored transposed: it is the transpose of the source, and square, so nothing complains"
+            if matrix.reshape(columns, rows).T.tobytes() == found:
+                return "its elements are the source's, reordered by a reshape and a transpose"
+        if piece.shape and piece.shape[0] % 3 == 0 and piece.part is None and _is_fused(piece):
+            step = len(expected) // 3
+            blocks = {name: expected[n * step : (n + 1) * step] for n, name in enumerate("qkv")}
+            for order in itertools.permutations("qkv"):
+                if b"".join(blocks[name] for name in order) == found:
+                    return f"its rows are in the order {', '.join(order)}; the original's are q, k, v"
+            if how := _interleaved(expected, found, piece):
+                return f"its rows are {how}; the original's are all of q, then all of k, then all of v"
+        if piece.part:
+            fused = self._cast(piece, read_tensor(self._source, piece.source))
+            if how := _interleaved(fused, found, piece, "qkv".index(piece.part)):
+                return (
+                    f"was taken as if the rows of {piece.source.key} were {how}; they are all of q, then all of k, "
+                    "then all of v"
+                )
+        return None
+
+    def _class_row(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
+        if piece.operation != "drop_class_row" or not has_class_row(piece.source.shape[1]):
+            return None
+        whole = self._cast(piece, read_tensor(self._source, piece.source))
+        if whole[: len(found)] == found:
+            return "the last row was dropped, and the class position kept as the first; every position is off by one"
+        return None
+
+    # ---- another tensor in its place
+
+    def _other_tensor(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
+        holders = [k for k in self._holders(found) if k != piece.key]
+        others = [k for k in holders if self._plan.mapped[k].source.key != piece.source.key]
+        same = [k for k in holders if k not in others]
+        if same and piece.part:
+            other = self._plan.mapped[same[0]]
+            return f"holds {other.part} where {piece.part} belongs (rows of {piece.source.key})"
+        if others:
+            other = self._plan.mapped[others[0]]
+            return f"holds the tensor of {other.key}, which comes from {other.source.key}"
+        for dropped in self._plan.dropped.values():
+            source = dropped.source
+            if (source.nbytes, source.dtype) != (piece.nbytes, piece.source.dtype):
+                continue
+            if self._cast(piece, read_tensor(self._source, source)) == found:
+                return f"holds {source.key}, a tensor that has no counterpart here ({dropped.reason})"
+        return None
+
+    def _holders(self, found: bytes) -> list[str]:
+        size = len(found)
+        if size not in self._by_size:
+            table: dict[bytes, list[str]] = {}
+            for key, piece in self._plan.mapped.items():
+                if piece.out_nbytes == size:
+                    table.setdefault(hashlib.sha256(self.expected(piece)).digest(), []).append(key)
+            self._by_size[size] = table
+        return self._by_size[size].get(hashlib.sha256(found).digest(), [])
+
+    # ---- other values
+
+    def _filled(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
+        values = as_float64(found, piece.dtype)
+        if values is None or values.size < 2:
+            return None
+        if np.isnan(values).all():
+            return "holds nothing but NaN"
+        if (values == values[0]).all():
+            return f"holds {values[0]:g} everywhere: it was never filled, or reset"
+        narrow = [d for d in ("float16", "bfloat16") if piece.dtype == "float32"]
+        for dtype in narrow:
+            if cast(cast(expected, piece.dtype, dtype), dtype, piece.dtype) == found:
+                return f"went through {dtype} on its way: rounded to it and widened again"
+        wanted = as_float64(expected, piece.dtype)
+        if wanted is None or wanted.size != values.size:
+            return None
+        usable = np.abs(wanted) > 1e-6
+        if usable.sum() < 2:
+            return None
+        ratio = values[usable] / wanted[usable]
+        factor = float(np.median(ratio))
+        if math.isfinite(factor) and abs(factor - 1) > 1e-3 and np.allclose(ratio, factor, rtol=1e-4):
+            width = piece.source.shape[-1] if piece.source.shape else 1
+            root = math.sqrt(width)
+            name = f" = sqrt({width})" if math.isclose(factor, root, rel_tol=1e-4) else ""
+            name = f" = 1/sqrt({width})" if math.isclose(factor, 1 / root, rel_tol=1e-4) else name
+            return f"holds the source times {factor:g}{name}; the original does not scale it"
+        return None
+
+    def _cast(self, piece: Mapped, data: bytes) -> bytes:
+        return cast(data, piece.source.dtype, piece.dtype) if piece.casts else data
+
+
+def _interleaved(fused: bytes, found: bytes, piece: Mapped, part: int | None = None) -> str | None:
+    """How q, k and v were taken to lie among each other if that gives ``found``, in words.
+
+    ``fused``: all rows of q, k and v. ``part`` None: ``found`` is a whole fused tensor in another
+    order; else it is that third of one which was read in another order.
+    """
+    if not piece.shape or not fused:
+        return None
+    count = piece.shape[0] if part is not None else piece.shape[0] // 3
+    data = np.frombuffer(fused, dtype=np.uint8)
+    for heads in (*range(2, 33), count):
+        if heads < 2 or count % heads:
+            continue
+        made = data.reshape(3, heads, -1).swapaxes(0, 1) if part is None else data.reshape(heads, 3, -1)[:, part]
+        if made.tobytes() == found:
+            return "interleaved row by row" if heads == count else f"interleaved by head, for {heads} heads"
+    return None
+
+
+def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> str:
+    """Why a target of this shape is not the planned one."""
+    found, wanted = shape_text(shape), shape_text(piece.shape)
+    if piece.canonical == POSITION_TABLE and len(shape) == 4 and shape[2] > piece.shape[2]:
+        return f"is {found}: the table was stretched; the original has {piece.shape[2]} rows that were trained"
+    if piece.operation == "drop_class_row" and shape == piece.source.shape:
+        return f"is {found}: the class position was kept; the model has {wanted} there"
+    if shape == piece.shape[::-1]:
+        return f"is {found}, stored transposed; the model has {wanted} there"
+    if shape == piece.source.shape and piece.part:
+        return f"is {found}: q, k and v were not split; the model has {wanted} there"
+    return f"is {found}; the model has {wanted} there"
+
+
+def as_float64(data: bytes, dtype: str) -> np.ndarray | None:
+    """The values as float64; None for dtypes that are not numbers."""
+    import torch
+
+    if not data or dtype.startswith("complex") or dtype == "bool":
+        return None
+    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).double().numpy()
+
+
+def _is_fused(piece: Mapped) -> bool:
+    return any(word in piece.canonical for word in ("qkv", "in_proj"))
+
+
+def _compare_values(piece: Mapped, expected: bytes, found: bytes) -> str:
+    width = dtypes.itemsize(piece.dtype)
+    a = np.frombuffer(expected, dtype=np.uint8).reshape(-1, width)
+    b = np.frombuffer(found, dtype=np.uint8).reshape(-1, width)
+    differing = np.flatnonzero((a != b).any(axis=1))
+    first = int(differing[0])
+    place = tuple(int(i) for i in np.unravel_index(first, piece.shape)) if piece.shape else ()
+    where = f"at {list(place)}" if place else "in its one element"
+    flipped = int(np.unpackbits(a[differing] ^ b[differing]).sum())
+    x, y = as_float64(expected, piece.dtype), as_float64(found, piece.dtype)
+    values = "" if x is None or y is None else f": {y[first]:.9g} where the source has {x[first]:.9g}"
+    if flipped == 1:
+        return f"one bit differs, {where}{values}"
+    worst = ""
+    if x is not None and y is not None:
+        worst = f", max abs diff {float(np.nanmax(np.abs(x - y))):.3g}"
+    return f"{len(differing):,} of {len(a):,} elements differ{worst}; the first {where}{values}"

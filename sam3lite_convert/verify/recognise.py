@@ -1,0 +1,70 @@
+"""Which conversion a folder claims to be, read off its keys and tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.index import Checkpoint
+from sam3lite_convert.convert.folder import Folder
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.plan.architecture import POSITION_TABLE
+from sam3lite_convert.plan.infer import infer_architecture
+from sam3lite_convert.plan.names import canonical_names
+from sam3lite_convert.plan.plan import Options, Plan, make_plan
+from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.plan.targets import expected_targets, written_name
+
+
+def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal: bool = False) -> Plan:
+    """The plan whose result the folder claims to be, read off its keys and tensors.
+
+    Raises CannotRun where its names are those of no layout, UnsoundPlan where no plan fits the
+    checkpoint.
+    """
+    names = canonical_names(checkpoint, mappings.spellings)
+    architecture = infer_architecture({n: checkpoint.tensors[k[0]].shape for n, k in names.sources.items()}, causal)
+    keys = set(folder.tensors) | folder.listed
+    # How much of the folder a layout explains comes first: a folder that lost tensors is still of its
+    # layout. How much of the layout it fills decides between those that explain it equally well.
+    scores: dict[tuple[str, str], tuple[float, float]] = {}
+    for layout in mappings.layouts.values():
+        for component in ("all", "text"):
+            targets = expected_targets(layout, architecture, component)
+            wanted = {written_name(target, layout, component)[1] for target, _ in targets}
+            common = len(keys & wanted)
+            scores[layout.name, component] = (common / len(keys), common / len(wanted))
+    best = max(scores, key=lambda k: scores[k])
+    if not any(scores[best]):
+        raise CannotRun(
+            f"{folder.path}: its keys are those of no layout ({', '.join(sorted(mappings.layouts))}); the first are "
+            + ", ".join(sorted(keys)[:3]),
+            "unknown_layout",
+        )
+    plan = make_plan(checkpoint, mappings, Options(*best, causal=causal))
+    options = Options(*best, _cast_to(folder, plan), _context(folder, plan), causal)
+    return plan if options == plan.options else make_plan(checkpoint, mappings, options)
+
+
+def _cast_to(folder: Folder, plan: Plan) -> str | None:
+    """The dtype that the folder's floating tensors were cast to, None where they are as in the source."""
+    pairs = [
+        (piece.source.dtype, folder.tensors[key][1].dtype)
+        for key, piece in plan.mapped.items()
+        if key in folder.tensors and dtypes.is_floating(piece.source.dtype)
+    ]
+    kept = sum(source == found for source, found in pairs)
+    common = Counter(found for _, found in pairs if dtypes.is_floating(found)).most_common(1)
+    if not common or kept == len(pairs) or kept > common[0][1]:
+        return None
+    # One wrong tensor does not make a cast: a single dtype holds the folder, or most of it did not keep its own.
+    return common[0][0] if common[0][1] == len(pairs) or kept < len(pairs) / 2 else None
+
+
+def _context(folder: Folder, plan: Plan) -> int | None:
+    for key, piece in plan.mapped.items():
+        if piece.canonical == POSITION_TABLE and key in folder.tensors:
+            shape = folder.tensors[key][1].shape
+            if len(shape) == 4 and 0 < shape[2] < piece.shape[2]:
+                return shape[2]
+    return None

@@ -1,0 +1,223 @@
+"""Proof that a converted folder is its source: every tensor turned back and compared bit for bit.
+
+Works on what this tool wrote and on what another tool wrote; layout, component, dtype and context
+are read off the folder's own keys and tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.hashing import SourceHash
+from sam3lite_convert.checkpoint.index import StoredTensor
+from sam3lite_convert.checkpoint.reader import open_file, open_source
+from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
+from sam3lite_convert.convert.folder import Folder
+from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
+from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_chunks
+from sam3lite_convert.plan.operations import transposed
+from sam3lite_convert.plan.plan import Mapped, Plan
+from sam3lite_convert.plan.twins import check_twins
+from sam3lite_convert.verify.config_check import check_config
+from sam3lite_convert.verify.diagnose import Diagnoser, explain_shape
+from sam3lite_convert.workers import Advance
+
+COUNTER = "num_batches_tracked"
+
+
+@dataclass
+class Verification:
+    """The outcome. ``mismatched`` holds (key, why); ``checked`` counts tensors proven equal or not."""
+
+    plan: Plan
+    checked: int = 0
+    mismatched: list[tuple[str, str]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    loss: CastLoss = field(default_factory=CastLoss)
+
+    @property
+    def proven(self) -> bool:
+        return not (self.mismatched or self.missing or self.unexpected)
+
+    def record(self) -> dict[str, Any]:
+        """The JSON report."""
+        return {
+            "verdict": "proven" if self.proven else "mismatch",
+            "up_to": f"the cast to {self.plan.options.dtype}" if self.loss.tensors else None,
+            "layout": self.plan.layout.name,
+            "component": self.plan.options.component,
+            "dtype": self.plan.floating_dtype,
+            "checked": self.checked,
+            "mismatched": [{"key": key, "why": why} for key, why in self.mismatched],
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "lost": losses(self.plan, self.loss),
+            "notes": self.notes,
+        }
+
+
+def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None = None) -> Verification:
+    """Compare every tensor of the folder with the plan's source, and config.json with its sizes.
+
+    Raises Untrusted where the source is damaged or its twins differ.
+    """
+    advance = progress or (lambda what: lambda n: None)
+    out = Verification(plan)
+    out.mismatched += folder.faults
+    wrong: dict[str, bytes] = {}
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(plan.checkpoint))
+        hashing = stack.enter_context(SourceHash(None if plan.checkpoint.partial else plan.checkpoint.path))
+        hashing.check(plan.checkpoint)
+        hashing.follow(advance("hash"))
+        check_twins(source, plan.twins)
+        opened: dict[Path, BinaryIO] = {}
+        done = advance("write")
+        diagnoser = Diagnoser(plan, source)
+        for key, piece in plan.mapped.items():
+            if key not in folder.tensors:
+                if piece.canonical.endswith(COUNTER):
+                    out.notes.append(f"{key} is absent; BatchNorm does not read it in evaluation")
+                else:
+                    out.missing.append(key)
+                continue
+            path, found = folder.tensors[key]
+            if path not in opened:
+                opened[path] = stack.enter_context(open_file(path))
+            out.checked += 1
+            if piece.canonical.endswith(COUNTER):
+                if not _same(source, piece, opened[path], found, None):
+                    out.notes.append(f"{key} differs; BatchNorm does not read it in evaluation")
+            elif why := _fault(source, piece, opened[path], found, diagnoser, out.loss):
+                out.mismatched.append((key, why))
+                if found.nbytes <= CHUNK:
+                    wrong[key] = read_tensor(opened[path], found)
+            done(found.nbytes)
+        out.unexpected = sorted(set(folder.tensors) - set(plan.mapped))
+        out.mismatched = _name_swaps(out.mismatched, wrong, plan, diagnoser)
+        sha256, notes = hashing.result()
+    out.notes += notes
+    _check_config(folder, plan, out)
+    _check_receipt(folder, sha256, out)
+    return out
+
+
+def tensor_faults(folder: Folder, plan: Plan, keys: Iterable[str]) -> dict[str, str]:
+    """What is wrong with these tensors of the folder, by key; those that are right are left out."""
+    faults: dict[str, str] = {}
+    with open_source(plan.checkpoint) as source:
+        diagnoser = Diagnoser(plan, source)
+        for key in keys:
+            if key not in folder.tensors or plan.mapped[key].canonical.endswith(COUNTER):
+                continue
+            path, found = folder.tensors[key]
+            with open_file(path) as file:
+                if why := _fault(source, plan.mapped[key], file, found, diagnoser, None):
+                    faults[key] = why
+    return faults
+
+
+def _fault(
+    source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, diagnoser: Diagnoser, loss: CastLoss | None
+) -> str | None:
+    """Why a found tensor is not what the plan writes; None where it is."""
+    if found.shape != piece.shape:
+        return explain_shape(piece, found.shape)
+    if found.dtype != piece.dtype:
+        return f"is {found.dtype}; the rest of the folder is {piece.dtype}"
+    if _same(source, piece, file, found, loss):
+        return None
+    return diagnoser.explain(piece, read_tensor(file, found))
+
+
+def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, loss: CastLoss | None) -> bool:
+    """Whether the inverse of the operation turns the found tensor back into the source's bytes."""
+    if found.shape != piece.shape or found.dtype != piece.dtype:
+        return False
+    if loss is not None and piece.casts:
+        loss.tensors += 1
+    if piece.transposed or not piece.source.contiguous:
+        data = read_tensor(file, found)
+        if piece.transposed:
+            data = transposed(data, found.shape, dtypes.itemsize(found.dtype))
+        original = read_tensor(source, piece.source)
+        if not piece.transposed:
+            original = original[piece.begin : piece.begin + piece.nbytes]
+        return data == (cast(original, piece.source.dtype, piece.dtype, loss) if piece.casts else original)
+    width, wide = dtypes.itemsize(found.dtype), dtypes.itemsize(piece.source.dtype)
+    # The same number of elements a step on both sides.
+    step = CHUNK // wide
+    theirs = ranges(found.offset, found.nbytes, step * width)
+    for original, (start, length) in zip(source_chunks(source, piece, step * wide), theirs, strict=True):
+        if piece.casts:
+            original = cast(original, piece.source.dtype, piece.dtype, loss)
+        if original != read_exactly(file, start, length):
+            return False
+    return True
+
+
+def _name_swaps(
+    mismatched: list[tuple[str, str]], wrong: dict[str, bytes], plan: Plan, diagnoser: Diagnoser
+) -> list[tuple[str, str]]:
+    """Where two wrong tensors hold each other's bytes, say so at both."""
+    sizes: dict[int, list[str]] = {}
+    for key, data in wrong.items():
+        sizes.setdefault(len(data), []).append(key)
+    swapped: dict[str, str] = {}
+    for keys in sizes.values():
+        if len(keys) < 2:
+            continue
+        expected = {diagnoser.expected(plan.mapped[k]): k for k in keys}
+        for key in keys:
+            other = expected.get(wrong[key])
+            if other and other != key and expected.get(wrong[other]) == key:
+                swapped[key] = other
+    out = []
+    for key, why in mismatched:
+        if key in swapped:
+            a, b = plan.mapped[key], plan.mapped[swapped[key]]
+            parts = f"{a.part} and {b.part} are swapped; " if a.part and b.part and a.source == b.source else ""
+            why = f"{parts}swapped with {swapped[key]}: {why}"
+        out.append((key, why))
+    return out
+
+
+def _check_config(folder: Folder, plan: Plan, out: Verification) -> None:
+    if folder.config is None:
+        out.mismatched.append(("config.json", "is missing; no library knows what these weights are"))
+        return
+    checked = check_config(plan, folder.config)
+    out.mismatched += [(f"config.json: {path}", why) for path, why in checked.faults]
+    if checked.unjudged:
+        out.notes.append("config.json: not known to this tool, and not judged: " + ", ".join(checked.unjudged))
+
+
+def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> None:
+    if folder.receipt is None:
+        out.notes.append(f"no {RECEIPT_NAME}; another tool wrote this folder")
+        return
+    source = folder.receipt.get("source")
+    # A conversion that read ranges alone has the Hub's word for it.
+    stated = (source.get("sha256") or source.get("etag")) if isinstance(source, dict) else None
+    if stated != (sha256 or (out.plan.checkpoint.hub and out.plan.checkpoint.hub.etag)):
+        out.notes.append(f"{RECEIPT_NAME} speaks of another source file (SHA-256 {str(stated)[:16]}...)")
+    plan = out.plan
+    true = {
+        "layout": plan.layout.name,
+        "component": plan.options.component,
+        "dtype": plan.floating_dtype,
+        "counts": plan.counts,
+        "architecture": plan.architecture.record(),
+        "tensors": {key: piece.record() for key, piece in plan.mapped.items()},
+        "dropped": {key: dropped.reason for key, dropped in plan.dropped.items()},
+    }
+    for name, value in true.items():
+        if folder.receipt.get(name) != value:
+            out.mismatched.append((f"{RECEIPT_NAME}: {name}", "is not what this conversion of this source does"))

@@ -1,0 +1,237 @@
+"""Every checkpoint of a repository: one folder each, one download ahead, one verdict each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from support.folders import sam3lite, snapshot
+from support.hub_files import NEW, OLD, REPO, blobs, checkpoint, downloads, one_line, publish
+from support.hub_server import HubServer
+
+ROOT = Path("converted")
+
+
+@pytest.fixture
+def three(hub: HubServer, tmp_path: Path) -> dict[str, Path]:
+    return publish(hub, tmp_path, OLD, **{"sam3_litetext/notes.txt": b"no checkpoint\n"})
+
+
+def folder(alias: str, names: dict[str, str] = OLD) -> Path:
+    return ROOT / f"{Path(names[alias]).stem}-packed"
+
+
+def states(record: dict) -> dict[str, str]:
+    return {r["checkpoint"]: r["state"] for r in record["results"]}
+
+
+@pytest.mark.parametrize("names", [OLD, NEW], ids=["three old names", "six new names"])
+def test_one_folder_each_and_nothing_the_second_time(names, hub, tmp_path):
+    files = publish(hub, tmp_path, names)
+    done = sam3lite("convert", "--all", "--json")
+    assert done.code == 0, done
+    assert states(done.json) == dict.fromkeys(sorted(names.values()), "converted")
+    assert sorted(p.name for p in ROOT.iterdir()) == sorted(folder(a, names).name for a in names)
+    for alias in names:
+        assert sam3lite("verify", folder(alias, names), "--checkpoint", files[alias]).code == 0
+    before, _ = snapshot(ROOT), hub.clear_log()
+    again = sam3lite("convert", "--all", "--json")
+    assert again.code == 0 and set(states(again.json).values()) == {"current"}
+    assert snapshot(ROOT) == before and downloads(hub) == 0
+
+
+def test_the_table_says_what_happened(three, hub):
+    hub.commit(REPO, {OLD["l"]: b"not a checkpoint\n" * 9})
+    sam3lite("convert", "--checkpoint", "s0")
+    done = sam3lite("convert", "--all", "--verify")
+    assert done.code == 1
+    rows = {line.split()[0]: line for line in done.out.splitlines() if line.startswith("efficient")}
+    assert "complete, current" in rows[Path(OLD["s0"]).name] and "proven" in rows[Path(OLD["s0"]).name]
+    assert "converted" in rows[Path(OLD["s1"]).name] and "FAILED" in rows[Path(OLD["l"]).name]
+    assert "1 converted, 1 current, 1 failed" in done.out
+    assert Path(OLD["l"]).name in done.err
+
+
+def test_one_that_fails_does_not_stop_the_rest(three, hub):
+    # In the order of their paths l comes first, so two come behind it.
+    hub.fail("wrong_bytes", match="/cdn/.*mobileclip2_l", at=5_000_000)
+    done = sam3lite("convert", "--all", "--json")
+    assert done.code == 1
+    assert states(done.json) == {OLD["l"]: "failed", OLD["s0"]: "converted", OLD["s1"]: "converted"}
+    error = done.json["results"][0]["error"]
+    assert error["exit_code"] == 4 and error["code"] == "etag_mismatch"
+    assert not folder("l").exists() and len(blobs()) == 2
+    again = sam3lite("convert", "--all", "--json")
+    assert again.code == 0
+    assert states(again.json) == {OLD["l"]: "converted", OLD["s0"]: "current", OLD["s1"]: "current"}
+
+
+def test_a_download_that_fails_is_the_failure_of_its_file_alone(three, hub):
+    hub.fail("status", match="/cdn/.*_s0_", status=404, times=None)
+    done = sam3lite("convert", "--all", "--json")
+    assert states(done.json) == {OLD["l"]: "converted", OLD["s0"]: "failed", OLD["s1"]: "converted"}
+
+
+def test_at_most_one_is_downloaded_ahead(three, hub):
+    # When the download of a file begins, all but the one before it have their folders.
+    seen: list[tuple[str, int]] = []
+    lock = threading.Lock()
+
+    def look(request):
+        if "/cdn/" in request.path and request.method == "GET":
+            with lock:
+                seen.append((Path(request.path).stem, len(list(ROOT.glob("*-packed")))))
+
+    hub.on_request = look
+    try:
+        assert sam3lite("convert", "--all").code == 0
+    finally:
+        hub.on_request = None
+    order = [Path(OLD[a]).stem for a in ("l", "s0", "s1")]
+    assert [name for name, _ in seen] == order
+    assert all(finished >= n - 1 for n, (_, finished) in enumerate(seen))
+
+
+def test_the_next_one_is_downloaded_while_one_is_converted(three, hub, monkeypatch):
+    from sam3lite_convert.commands import convert as conversions
+
+    inner, arrived = conversions.conversion.convert, threading.Event()
+
+    def watch(request):
+        if "/cdn/" in request.path and "_s0_" in request.path:
+            arrived.set()
+
+    def slow(plan, *arguments):
+        if "mobileclip2_l" in plan.checkpoint.path.name:
+            assert arrived.wait(20), "the next download did not begin"
+        return inner(plan, *arguments)
+
+    monkeypatch.setattr(conversions.conversion, "convert", slow)
+    hub.on_request = watch
+    try:
+        assert sam3lite("convert", "--all").code == 0
+    finally:
+        hub.on_request = None
+
+
+def test_another_pattern_and_output(hub, tmp_path):
+    publish(hub, tmp_path, {"s0": OLD["s0"], "p1": "sam3p1_litetext/some_ctx16.pt", "deep": "sam3p1_litetext/a/b.pt"})
+    done = sam3lite("convert", "--all", "--pattern", "sam3p1_litetext/*", "--output", "there", "--json")
+    assert states(done.json) == {"sam3p1_litetext/some_ctx16.pt": "converted"}
+    assert [p.name for p in Path("there").iterdir()] == ["some_ctx16-packed"]
+
+
+def test_a_pattern_that_fits_nothing(three):
+    assert "sam4/*" in one_line(sam3lite("convert", "--all", "--pattern", "sam4/*"), 2)
+
+
+def test_two_files_for_one_folder(hub, tmp_path):
+    publish(hub, tmp_path, {"a": "one/x.pt", "b": "two/x.pt"})
+    done = sam3lite("convert", "--all", "--pattern", "*/x.pt")
+    assert "one/x.pt and two/x.pt" in one_line(done, 2)
+    assert downloads(hub) == 0 and not ROOT.exists()
+
+
+def test_a_folder_that_is_in_the_way_is_kept(three):
+    folder("s0").mkdir(parents=True)
+    (folder("s0") / "mine.txt").write_text("mine")
+    done = sam3lite("convert", "--all", "--json")
+    assert done.code == 1 and states(done.json)[OLD["s0"]] == "failed"
+    assert [p.name for p in folder("s0").iterdir()] == ["mine.txt"]
+    # Not even --overwrite takes what no conversion wrote.
+    assert states(sam3lite("convert", "--all", "--overwrite", "--json").json)[OLD["s0"]] == "failed"
+    assert [p.name for p in folder("s0").iterdir()] == ["mine.txt"]
+
+
+def test_a_new_file_upstream_is_converted_with_overwrite(three, hub, tmp_path):
+    sam3lite("convert", "--all")
+    hub.commit(REPO, {OLD["s0"]: checkpoint(tmp_path, "newer")})
+    before = snapshot(folder("s0"))
+    done = sam3lite("convert", "--all", "--json")
+    assert done.code == 1 and "another file" in done.json["results"][1]["error"]["message"]
+    assert snapshot(folder("s0")) == before
+    assert sam3lite("convert", "--all", "--overwrite").code == 0
+    source = json.loads((folder("s0") / "conversion.json").read_text())["source"]
+    assert source["commit"] == hub.head(REPO)
+
+
+def test_no_space_is_the_failure_of_each(three, hub, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    done = sam3lite("convert", "--all", "--json")
+    assert done.code == 1 and {r["error"]["code"] for r in done.json["results"]} == {"no_space"}
+    assert downloads(hub) == 0
+
+
+def test_space_is_reckoned_with_the_output(three, hub, monkeypatch):
+    # Room for the download alone is not enough.
+    room = int(1.5 * three["l"].stat().st_size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9 - room, room))
+    assert "no space" in one_line(sam3lite("convert", "--checkpoint", "l"), 2)
+    assert downloads(hub) == 0
+
+
+def test_space_is_looked_for_on_both_disks(three, hub, monkeypatch, tmp_path):
+    from sam3lite_convert import files
+    from sam3lite_convert.commands import convert as conversions
+
+    def usage(place):
+        free = 10**6 if tmp_path in (place, *Path(place).parents) else 10**12
+        return shutil._ntuple_diskusage(10**12, 10**12 - free, free)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(conversions, "same_disk", lambda one, other: False)
+    assert "no space" in one_line(sam3lite("convert", "--checkpoint", "l"), 2)
+    assert downloads(hub) == 0
+    assert files.same_disk(tmp_path, tmp_path / "not" / "there")
+
+
+def test_an_interruption_stops_all_of_it(three, hub, monkeypatch):
+    from sam3lite_convert.commands import convert as conversions
+
+    inner = conversions.conversion.convert
+
+    def interrupted(plan, *arguments):
+        if "_s0_" in plan.checkpoint.path.name:
+            raise KeyboardInterrupt
+        return inner(plan, *arguments)
+
+    with monkeypatch.context() as patch:  # undone alone: the working directory stays the test's own
+        patch.setattr(conversions.conversion, "convert", interrupted)
+        done = sam3lite("convert", "--all")
+    assert done.code == 130 and "interrupted" in done.err
+    assert folder("l").exists() and not folder("s0").exists() and not folder("s1").exists()
+    assert sam3lite("convert", "--all", "--json").code == 0
+
+
+def test_every_option_reaches_every_file(three):
+    done = sam3lite("convert", "--all", "--layout", "transformers", "--component", "text", "--parity", "--json")
+    assert done.code == 0, done
+    for result in done.json["results"]:
+        assert result["output"].endswith("-transformers-text")
+        assert result["parity"]["verdict"] == "exact"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--all", "--checkpoint", "s0"],
+        ["--all", "--dry-run"],
+        ["--all", "--hub-model-id", "a/b", "--push-to-hub"],
+        ["--checkpoint", "s0", "--pattern", "*"],
+        ["--checkpoint", "s0", "--hub-namespace", "a", "--push-to-hub"],
+        ["--checkpoint", "s0", "--private"],
+        ["--checkpoint", "s0", "--create-pr"],
+        ["--checkpoint", "s0", "--hub-model-id", "a/b"],
+        ["--checkpoint", "s0", "--commit-message", "x"],
+        ["--checkpoint", "s0", "--push-to-hub", "--no-verify"],
+        ["--checkpoint", "s0", "--push-to-hub", "--dry-run"],
+        [],
+    ],
+)
+def test_options_that_do_not_go_together(options, hub):
+    one_line(sam3lite("convert", *options), 2)
+    assert hub.log == [] and not Path(constants.HF_HUB_CACHE).exists()

@@ -1,0 +1,126 @@
+"""A disk that is full and one that may only be read: real ones, in memory, where this machine lets us mount them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.folders import convert, sam3lite, snapshot, tiny_state, write
+from support.hub_files import OLD, publish
+
+from sam3lite_convert.convert import safetensors_writer
+
+MB = 1_000_000
+Mount = Callable[[int], Path]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("source"), tiny_state())
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Mount]:
+    mounted = []
+
+    def mount(nbytes: int) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(place)]
+        if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("only root may mount a file system; CI runs these as root")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def read_only(place: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+
+
+def refused(*arguments: object) -> str:
+    done = sam3lite(*arguments)
+    assert done.code == 2, done
+    assert done.err.count("error: ") == 1 and "Traceback" not in done.err
+    return done.err
+
+
+def test_too_small_a_disk_is_noticed_before_the_first_byte(source, disk, monkeypatch):
+    place = disk(4 * MB)
+    monkeypatch.setattr(safetensors_writer, "write_piece", lambda *_: pytest.fail("it began to write"))
+    message = refused("convert", "--checkpoint", source, "--output", place / "out")
+    assert "no space" in message and "4.0 MB are free" in message
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("room", [0, 10_000, 5 * MB])
+@pytest.mark.parametrize("layout", ["packed", "transformers"])
+def test_a_disk_that_fills_up_meanwhile_loses_nothing(room, layout, source, disk, monkeypatch):
+    # Room for the earlier folder and so much more; another program takes the rest after the first look.
+    place = disk(64 * MB)
+    earlier = convert(source, place / "out", "--component", "text")
+    before = snapshot(place)
+    free = os.statvfs(place)
+    with open(place / "another program", "wb") as file:
+        file.write(bytes(max(0, int(free.f_bavail * free.f_frsize - room))))
+    from sam3lite_convert import files
+    from sam3lite_convert.commands import convert as conversions
+    from sam3lite_convert.convert import whole_folder
+
+    for module in (whole_folder, conversions, files):
+        if hasattr(module, "check_space"):
+            monkeypatch.setattr(module, "check_space", lambda *_: None)
+    message = refused("convert", "--checkpoint", source, "--output", earlier, "--overwrite", "--layout", layout)
+    assert "No space left on device" in message
+    (place / "another program").unlink()
+    assert snapshot(place) == before and [p.name for p in place.iterdir()] == ["out"]
+    monkeypatch.undo()
+    assert sam3lite("convert", "--checkpoint", source, "--output", earlier, "--overwrite").code == 0
+
+
+def test_a_read_only_disk(source, disk):
+    place = disk(64 * MB)
+    earlier = convert(source, place / "out")
+    before = snapshot(place)
+    read_only(place)
+    assert "Read-only file system" in refused("convert", "--checkpoint", source, "--output", place / "new")
+    assert "Read-only file system" in refused("convert", "--checkpoint", source, "--output", earlier, "--overwrite")
+    assert snapshot(place) == before
+    assert sam3lite("verify", earlier, "--checkpoint", source).code == 0
+    assert sam3lite("inspect", source).code == 0
+
+
+@pytest.mark.parametrize("command", ["report", "save"])
+def test_a_report_that_has_no_room_leaves_none(command, source, disk, tmp_path):
+    place = disk(1 * MB)
+    with open(place / "another program", "wb") as file:
+        file.write(bytes(1 * MB - 20_000))
+    option = {"report": ["--report", place / "r.html"], "save": ["--save-activations", place / "a"]}[command]
+    message = refused("parity", "--checkpoint", source, *option)
+    assert "No space left on device" in message
+    assert [p.name for p in place.iterdir()] == ["another program"]
+
+
+def test_a_cache_without_room_is_noticed_before_the_download(hub, disk, tmp_path):
+    publish(hub, tmp_path, {"s0": OLD["s0"]})
+    place = disk(4 * MB)
+    message = refused("convert", "--checkpoint", "s0", "--cache-dir", place, "--output", tmp_path / "out")
+    assert "is to be downloaded into" in message
+    assert hub.sent("/cdn/") == 0 and not (tmp_path / "out").exists()
+
+
+def test_a_cache_that_may_only_be_read_serves_what_it_has(hub, disk, tmp_path):
+    publish(hub, tmp_path, OLD)
+    place = disk(40 * MB)
+    convert_s0 = ["convert", "--checkpoint", "s0", "--cache-dir", place, "--output"]
+    assert sam3lite(*convert_s0, tmp_path / "out").code == 0
+    read_only(place)
+    assert sam3lite(*convert_s0, tmp_path / "again").code == 0
+    message = refused("convert", "--checkpoint", "s1", "--cache-dir", place, "--output", tmp_path / "s1")
+    assert "Read-only file system" in message or "cannot be written" in message

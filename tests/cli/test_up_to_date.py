@@ -1,0 +1,129 @@
+"""Running a conversion again: what is complete and current, what is not, and what stands in the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from support.folders import sam3lite, snapshot
+from support.hub_files import FOLDER, REPO, S0, checkpoint, downloads, one_line, publish
+from support.hub_server import HubServer
+
+
+@pytest.fixture
+def s0(hub: HubServer, tmp_path: Path) -> Path:
+    """The hub with one checkpoint, s0 under its old name; the file."""
+    return publish(hub, tmp_path, {"s0": S0})["s0"]
+
+
+def test_a_second_run_does_nothing(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0")
+    before, _ = snapshot(FOLDER), hub.clear_log()
+    done = sam3lite("convert", "--checkpoint", "s0")
+    assert done.code == 0 and "complete and current" in done.out
+    assert snapshot(FOLDER) == before
+    assert downloads(hub) == 0
+
+
+def test_a_second_run_needs_no_checkpoint(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0")
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    hub.clear_log()
+    assert sam3lite("convert", "--checkpoint", "s0", "--json").json["state"] == "current"
+    assert downloads(hub) == 0
+
+
+def test_a_new_file_upstream_needs_overwrite(s0, hub, tmp_path):
+    sam3lite("convert", "--checkpoint", "s0")
+    before = snapshot(FOLDER)
+    hub.commit(REPO, {S0: checkpoint(tmp_path, "another")})
+    assert "another file" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+    assert snapshot(FOLDER) == before
+    assert sam3lite("convert", "--checkpoint", "s0", "--overwrite").code == 0
+    assert snapshot(FOLDER) != before
+
+
+def test_a_new_commit_with_the_same_file_is_current(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0")
+    hub.commit(REPO, {"README.md": b"# other\n"})
+    assert sam3lite("convert", "--checkpoint", "s0", "--json").json["state"] == "current"
+
+
+@pytest.mark.parametrize("options", [["--context", "8"], ["--max-shard-size", "1MB"], ["--causal"]])
+def test_other_options_are_not_current(options, s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    before = snapshot(FOLDER)
+    assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0", *options), 2)
+    assert snapshot(FOLDER) == before
+
+
+# ---- what an earlier run left -----------------------------------------------------------------------
+
+DAMAGED = {
+    "no library": lambda r: r.pop("library"),
+    "no counts": lambda r: r.pop("counts"),
+    "no size": lambda r: r["source"].pop("size"),
+    "no losses": lambda r: r.update(lost=None),
+    "architecture": lambda r: r.update(architecture="x"),
+    "notes": lambda r: r.update(notes=5),
+    "licence": lambda r: r["source"].update(licence="mit"),
+    "parity": lambda r: r.update(parity=[1]),
+    "parameters": lambda r: r.update(text_parameters="a"),
+    "tool": lambda r: r.update(tool=[]),
+    "tensors": lambda r: r.update(tensors=[]),
+    "source": lambda r: r.update(source=None),
+    "processor files": lambda r: r.update(beside=3),
+    "options": lambda r: r.update(options=3),
+    "pairs": lambda r: r.update(beside=[["a", "b"]]),
+    "another library": lambda r: r.update(library=5),
+    "name": lambda r: r["source"].update(name={}),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_receipt_is_not_current(what, s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    path = FOLDER / "conversion.json"
+    receipt = json.loads(path.read_text())
+    DAMAGED[what](receipt)
+    path.write_text(json.dumps(receipt))
+    before = snapshot(FOLDER)
+    assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+    assert snapshot(FOLDER) == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_a_receipt_that_is_none(text, s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    (FOLDER / "conversion.json").write_text(text)
+    assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "conversion.json"])
+def test_a_folder_that_lost_a_file_is_not_current(name, s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    (FOLDER / name).unlink()
+    one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+
+
+def test_a_folder_whose_tensors_are_others_is_not_current(s0):
+    from safetensors.torch import load, save_file
+
+    sam3lite("convert", "--checkpoint", "s0")
+    tensors = load((FOLDER / "model.safetensors").read_bytes())  # no view of the file that is written over
+    key = "text_encoder.projection"
+    for wrong in ({k: t for k, t in tensors.items() if k != key}, tensors | {key: tensors[key].half()}):
+        save_file(wrong, FOLDER / "model.safetensors")
+        assert "its tensors" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+
+
+def test_what_stands_in_the_way_is_said_before_the_download(s0, hub):
+    Path("file").write_text("x")
+    Path("theirs").mkdir()
+    Path("theirs/x").write_text("x")
+    for output, more in (("file", []), ("theirs", ["--overwrite"]), ("theirs", [])):
+        one_line(sam3lite("convert", "--checkpoint", "s0", "--output", output, *more), 2)
+    assert downloads(hub) == 0

@@ -1,0 +1,202 @@
+"""The model card: metadata that the hub takes, what it says, and examples that run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, get_session
+from huggingface_hub.utils import hf_raise_for_status
+from support.folders import sam3lite, tiny_state, write
+from support.hub_files import OLD, REPO, publish
+from support.hub_server import HubServer
+
+from sam3lite_convert.convert.card import model_card
+
+S0 = OLD["s0"]
+ODD = {"license": "other", "license_name": "a\n---\n\U0001f984\x85b"}
+LAYOUTS = {
+    "packed": ["--layout", "packed"],
+    "packed text": ["--layout", "packed", "--component", "text"],
+    "transformers": ["--layout", "transformers"],
+    "transformers text": ["--layout", "transformers", "--component", "text"],
+}
+
+
+@pytest.fixture
+def s0(hub: HubServer, tmp_path: Path) -> Path:
+    return publish(hub, tmp_path, {"s0": S0})["s0"]
+
+
+def card_of(folder: Path | str) -> str:
+    return (Path(folder) / "README.md").read_text()
+
+
+def metadata(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def examples(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+
+
+# ---- metadata ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_the_metadata_is_what_the_hub_takes(kind, s0, hub):
+    done = sam3lite("convert", "--checkpoint", "s0", "--output", "out", *LAYOUTS[kind])
+    assert done.code == 0, done
+    card = ModelCard(card_of("out"))
+    # As card.validate() asks; that of old clients knows one hub only.
+    asked = {"repoType": "model", "content": str(card)}
+    hf_raise_for_status(get_session().post(f"{hub.url}/api/validate-yaml", json=asked))
+    found = card.data.to_dict()
+    assert found["base_model"] == REPO
+    assert (found["license"], found["license_name"], found["license_link"]) == ("other", "some-license", "LICENSE")
+    assert found["library_name"] == ("transformers" if "transformers" in kind else "sam3lite-convert")
+    assert found["pipeline_tag"] == ("feature-extraction" if "text" in kind else "mask-generation")
+    assert {"sam3", "sam3-litetext", "mobileclip"} <= set(found["tags"])
+
+
+@pytest.mark.parametrize(
+    ("front", "licence"),
+    [
+        ("license: apache-2.0", {"license": "apache-2.0"}),
+        ("license: other\nlicense_name: 'a: b # c'", {"license": "other", "license_name": "a: b # c"}),
+        ("license: [mit, other]", {"license": ["mit", "other"]}),
+        ("license: 1.0", {"license": "1.0"}),
+        ('license: other\nlicense_name: "a\\n---\\n\\U0001F984\\x85b"', ODD),
+        ("tags: [a]", {}),
+    ],
+)
+def test_the_licence_is_named_as_the_source_names_it(front, licence, s0, hub):
+    hub.commit(REPO, {"README.md": f"---\n{front}\n---\n# x\n".encode()})
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out")
+    card = card_of("out")
+    found = metadata(card)
+    assert card.count("\n---\n") == 1
+    assert {k: v for k, v in found.items() if k.startswith("license")} == licence
+    assert ("names no licence" in card) is (not licence)
+
+
+def test_a_local_file_names_no_repository(s0):
+    sam3lite("convert", "--checkpoint", s0, "--output", "out")
+    assert not {"base_model", "license"} & metadata(card_of("out")).keys()
+    assert f"`{s0.name}`" in card_of("out")
+
+
+# ---- what it says -----------------------------------------------------------------------------------
+
+
+def test_provenance_and_accounting(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out")
+    card, receipt = card_of("out"), json.loads(Path("out/conversion.json").read_text())
+    source = receipt["source"]
+    for said in (REPO, S0, hub.head(REPO), source["sha256"], f"{source['size']:,}", receipt["tool"]["version"]):
+        assert said in card
+    for name, count in receipt["counts"].items():
+        assert re.search(rf"\| {count} \|", card), name
+    assert f"sam3lite verify . --checkpoint {S0} --repo-id {REPO} --revision {hub.head(REPO)}" in card
+
+
+def test_the_check_that_it_names_succeeds(s0, monkeypatch):
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out")
+    command = re.search(r"```\nsam3lite (.*?)\n```", card_of("out"))
+    assert command
+    monkeypatch.chdir("out")
+    assert sam3lite(*command[1].split()).code == 0
+
+
+def test_how_the_stock_processor_uses_it(s0):
+    sam3lite("convert", "--checkpoint", "s0", "--output", "tf", "--layout", "transformers")
+    sam3lite("convert", "--checkpoint", "s0", "--output", "packed")
+    card = " ".join(card_of("tf").split())
+    for said in ("length of 32", "49407", "attention mask", "-10", "presence logit", "table of 16 positions"):
+        assert said in card
+    assert "presence logit" not in card_of("packed")
+
+
+def test_a_context_of_32_is_not_stretched(tmp_path):
+    from support.folders import tiny_architecture
+
+    from sam3lite_convert.plan import synthetic
+
+    path = write(tmp_path, synthetic.state_dict(tiny_architecture(context=32)))
+    sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "tf", "--layout", "transformers")
+    assert "stretched" not in card_of(tmp_path / "tf") and "length of 32" in card_of(tmp_path / "tf")
+
+
+def test_parity_stands_there_if_it_was_run(s0):
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out")
+    assert "Parity" not in card_of("out")
+    done = sam3lite("convert", "--checkpoint", "s0", "--output", "out", "--parity", "--json")
+    assert done.json["state"] == "current" and done.json["parity"]["verdict"] == "exact"
+    card = card_of("out")
+    for layer in done.json["parity"]["layers"]:
+        assert f"| `{layer['name']}` | 0 | 0 | 0 |" in card
+    assert "`exact`" in card
+    # It is kept, and a new conversion starts without it.
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out")
+    assert card_of("out") == card
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out", "--overwrite")
+    assert "Parity" not in card_of("out")
+
+
+def test_a_card_is_made_from_the_receipt_alone(s0):
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out", "--parity")
+    assert model_card(json.loads(Path("out/conversion.json").read_text())) == card_of("out")
+
+
+# ---- examples ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_the_loading_example_runs(kind, place, s0, clip, tmp_path, monkeypatch):
+    options = ["--checkpoint", "s0", "--output", "out", "--tokenizer", clip, *LAYOUTS[kind]]
+    push = ["--push-to-hub", "--hub-model-id", "porter/own"] if place == "hub" else []
+    done = sam3lite("convert", *options, *push)
+    assert done.code == 0, done
+    card = card_of("out")
+    (example,) = examples(card)
+    assert ('"porter/own"' in example) is (place == "hub")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("out" if place == "folder" else "elsewhere")
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert type(names["model"]).__name__.endswith("Model")
+    if "transformers" in kind:
+        assert names["ids"].tolist() == [[49406, 320, 1929, 49407] + [0] * 12]
+    if kind == "transformers text":
+        key = "detector.backbone.language_backbone.projector.weight"
+        assert set(names["projection"]) and tiny_state()[key].shape in {t.shape for t in names["projection"].values()}
+
+
+def test_without_a_tokenizer_it_says_how_to_add_one(s0):
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out", "--layout", "transformers")
+    card = card_of("out")
+    assert "--tokenizer" in card and "AutoTokenizer" not in card
+
+
+def test_a_licence_that_was_not_read_is_not_denied(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0", "--output", "first")
+    hub.fail("status", match="/api/models/", status=429, retry_after=3600, times=None)
+    assert sam3lite("convert", "--checkpoint", "s0", "--output", "out").code == 0
+    assert "names no licence" not in card_of("out") and "not read" in card_of("out")
+    hub.clear_faults()
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out")
+    assert "some-license" in card_of("out")
+
+
+def test_a_card_that_somebody_edited_stays(s0):
+    sam3lite("convert", "--checkpoint", "s0", "--output", "out")
+    path = Path("out/README.md")
+    path.write_text(path.read_text() + "my words\n")
+    done = sam3lite("convert", "--checkpoint", "s0", "--output", "out", "--parity")
+    assert "edited" in done.out and path.read_text().endswith("my words\n")
+    done = sam3lite("convert", "--checkpoint", "s0", "--output", "out", "--overwrite")
+    assert "my words" not in path.read_text()

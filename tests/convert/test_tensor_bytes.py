@@ -1,0 +1,255 @@
+"""Moving bytes: the same result whatever the file system can do and wherever a chunk ends."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.folders import (
+    LAYOUTS,
+    QKV,
+    assert_proven,
+    convert,
+    flip_bit,
+    oracle,
+    overwrite_bytes,
+    raw,
+    record_offset,
+    sam3lite,
+    snapshot,
+    tensors,
+    tiny_state,
+    verify,
+    write,
+    write_safetensors,
+)  # fmt: skip
+
+from sam3lite_convert.checkpoint import tensor_reader
+from sam3lite_convert.checkpoint.tensor_reader import ranges
+from sam3lite_convert.commands import sources
+from sam3lite_convert.convert import tensor_bytes
+from sam3lite_convert.convert import write as conversion
+from sam3lite_convert.convert.tensor_bytes import CastLoss, cast
+from sam3lite_convert.plan import twins
+from sam3lite_convert.plan.operations import transposed
+from sam3lite_convert.verify import verify as verification
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("tiny"), tiny_state())
+
+
+@pytest.fixture(scope="module")
+def plain(tiny, tmp_path_factory):
+    root = tmp_path_factory.mktemp("plain")
+    return {layout: convert(tiny, root / layout, "--layout", layout) for layout in LAYOUTS}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks that end inside of tensors and records, at a multiple of every element width."""
+    monkeypatch.setattr(tensor_reader, "CHUNK", 1008)
+    monkeypatch.setattr(verification, "CHUNK", 1008)
+    monkeypatch.setattr(tensor_bytes, "_COPY_CHUNK", 1001)
+    for function in (tensor_reader.ranges, tensor_bytes.source_chunks):
+        defaults = tuple(1008 if d == 4 << 20 else d for d in function.__defaults__)
+        monkeypatch.setattr(function, "__defaults__", defaults)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_small_chunks_make_the_same_folder(layout, tiny, plain, tmp_path, small_chunks):
+    folder = convert(tiny, tmp_path / "out", "--layout", layout)
+    assert snapshot(folder) == snapshot(plain[layout])
+    assert_proven(folder, tiny)
+
+
+def test_small_chunks_cast_the_same(tiny, tmp_path, small_chunks):
+    folder = convert(tiny, tmp_path / "out", "--component", "text", "--dtype", "float16")
+    wanted = {k: t.half() for k, t in oracle("packed", tiny_state()).items() if t.is_floating_point()}
+    found = {k: t for k, t in tensors(folder).items() if t.is_floating_point()}
+    assert all(torch.equal(t, wanted[k]) for k, t in found.items())
+    assert_proven(folder, tiny)
+
+
+def test_small_chunks_find_a_damaged_record(tiny, tmp_path, small_chunks):
+    path = shutil.copyfile(tiny, tmp_path / "bad.pt")
+    offset = record_offset(path, raw(tiny_state()[QKV])) + 150_000
+    overwrite_bytes(path, offset, bytes([path.read_bytes()[offset] ^ 128]))
+    assert sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out").code == 4
+
+
+def test_small_chunks_find_a_flipped_bit(tiny, plain, tmp_path, small_chunks):
+    from support.folders import edit
+
+    folder = shutil.copytree(plain["packed"], tmp_path / "out")
+    key = "text_encoder.layers.1.attention.in_proj_weight"
+    edit(folder, {key: flip_bit(tensors(folder)[key], 40_000)})
+    assert [m["key"] for m in verify(folder, tiny).json["mismatched"]] == [key]
+
+
+def refusing(*arguments):
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
+def half_way(real):
+    """A file system that copies a little, then no more."""
+
+    def copy(source, target, count, *offsets):
+        done.append(count)
+        return real(source, target, min(count, 4096), *offsets) if len(done) % 2 else 0
+
+    done: list[int] = []
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["absent", "refuses", "answers 0", "stops half way", "copies little"])
+def test_without_help_of_the_kernel_the_folder_is_the_same(kind, tiny, plain, tmp_path, monkeypatch):
+    real = os.copy_file_range
+    if kind == "absent":
+        monkeypatch.delattr(os, "copy_file_range")
+    else:
+        function = {
+            "refuses": refusing,
+            "answers 0": lambda *a: 0,
+            "stops half way": half_way(real),
+            "copies little": lambda s, t, n, *o: real(s, t, min(n, 5000), *o),
+        }[kind]
+        monkeypatch.setattr(os, "copy_file_range", function)
+    folder = convert(tiny, tmp_path / "out", "--layout", "transformers")
+    assert snapshot(folder) == snapshot(plain["transformers"])
+
+
+def test_a_full_disk_is_not_tried_again_another_way(tiny, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    done = sam3lite("convert", "--checkpoint", tiny, "--output", tmp_path / "out")
+    assert done.code == 2
+    assert "No space left" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_shrinks_while_it_is_read_is_not_trusted(tiny, tmp_path, monkeypatch):
+    path = shutil.copyfile(tiny, tmp_path / "tiny.pt")
+    real = twins.check_twins
+
+    def cut(*arguments):
+        os.truncate(path, path.stat().st_size // 2)
+        real(*arguments)
+
+    monkeypatch.setattr("sam3lite_convert.convert.write.check_twins", cut)
+    assert sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out").code == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.pt"]
+
+
+def overwritten(path: Path) -> None:
+    """The same size, other weights."""
+    with open(path, "r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(100_000))
+
+
+def overwritten_with_its_time(path: Path) -> None:
+    before = path.stat()
+    overwritten(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def exchanged(path: Path) -> None:
+    shutil.copyfile(path, path.with_name("other"))
+    os.replace(path.with_name("other"), path)
+
+
+def exchanged_and_back(path: Path) -> None:
+    shutil.copyfile(path, path.with_name("other"))
+    os.rename(path, path.with_name("kept"))
+    os.rename(path.with_name("other"), path)
+    os.replace(path.with_name("kept"), path)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("change", [overwritten, overwritten_with_its_time, exchanged, exchanged_and_back, gone])
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+@pytest.mark.parametrize("moment", ["read_checkpoint", "check_twins", "write_index"])
+def test_a_source_that_changes_while_it_is_read_is_not_trusted(moment, kind, change, tiny, tmp_path, monkeypatch):
+    path = shutil.copyfile(tiny, tmp_path / "tiny.pt") if kind == "zip" else write_safetensors(tmp_path, tiny_state())
+    module = sources if moment == "read_checkpoint" else conversion
+    real = getattr(module, moment)
+
+    def meanwhile(*arguments):
+        result = real(*arguments)
+        change(path)
+        return result
+
+    monkeypatch.setattr(module, moment, meanwhile)
+    done = sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out")
+    assert done.code == (2 if change is gone and moment == "read_checkpoint" else 4), done
+    assert [p.name for p in tmp_path.iterdir()] == ([] if change is gone else [path.name])
+
+
+@pytest.mark.parametrize("command", ["verify", "parity"])
+def test_a_source_that_changes_while_it_is_compared_is_not_trusted(command, tiny, tmp_path, monkeypatch):
+    path = shutil.copyfile(tiny, tmp_path / "tiny.pt")
+    folder = convert(path, tmp_path / "out")
+    real = sources.read_checkpoint
+
+    def meanwhile(*arguments):
+        result = real(*arguments)
+        overwritten(path)
+        return result
+
+    monkeypatch.setattr(sources, "read_checkpoint", meanwhile)
+    arguments = ["verify", folder, "--checkpoint", path] if command == "verify" else ["parity", "--checkpoint", path]
+    assert sam3lite(*arguments).code == 4
+
+
+def test_the_hash_in_the_receipt_is_that_of_the_whole_file(tiny, tmp_path, small_chunks):
+    from support.folders import receipt
+
+    folder = convert(tiny, tmp_path / "out")
+    assert receipt(folder)["source"]["sha256"] == hashlib.sha256(tiny.read_bytes()).hexdigest()
+
+
+# ---- small functions ------------------------------------------------------------------------
+
+
+@given(offset=st.integers(0, 99), nbytes=st.integers(0, 500), step=st.integers(1, 99))
+def test_ranges_cover_every_byte_once(offset, nbytes, step):
+    covered = [n for start, length in ranges(offset, nbytes, step) for n in range(start, start + length)]
+    assert covered == list(range(offset, offset + nbytes))
+
+
+@given(
+    rows=st.integers(1, 9), columns=st.integers(1, 9), dtype=st.sampled_from(["float64", "float32", "bfloat16", "int8"])
+)
+def test_transposed_is_torchs(rows, columns, dtype):
+    tensor = torch.arange(rows * columns).reshape(rows, columns).to(getattr(torch, dtype))
+    assert transposed(raw(tensor), (rows, columns), tensor.element_size()) == raw(tensor.T)
+
+
+FLOATS = ["float64", "float32", "float16", "bfloat16"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), source=st.sampled_from(FLOATS), target=st.sampled_from(FLOATS))
+def test_a_cast_of_any_bits_is_torchs(data, source, target):
+    width = torch.empty(0, dtype=getattr(torch, source)).element_size()
+    data = data.draw(st.binary(max_size=64).map(lambda b: b[: len(b) // width * width]))
+    wanted = (
+        raw(torch.frombuffer(bytearray(data), dtype=getattr(torch, source)).to(getattr(torch, target))) if data else b""
+    )
+    loss = CastLoss()
+    assert cast(data, source, target, loss) == wanted
+    assert loss.overflowed_values <= loss.changed_values <= len(data) // width

@@ -1,0 +1,246 @@
+"""The mapping tables against the key lists of real checkpoints and of real target models."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from support.rows import LAYOUTS, MODELS, plan_of, source_rows, target_rows
+
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.plan.tables import load_mappings
+
+# layouts.md: sources mapped, sources dropped, targets packed, targets transformers
+COUNTS = {"s0": (912, 369, 1188, 1204), "s1": (952, 369, 1228, 1276), "l": (952, 369, 1228, 1276)}
+DROPPED = {"tracker": 309, "freqs_cis": 32, "sam2_convs": 22, "points": 6}
+
+
+def canonical(model):
+    return [k.removeprefix("detector.") for k in source_rows(model)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_example_matches_its_own_rule_alone(mappings, layout):
+    rules = mappings.layouts[layout].rules
+    for rule in rules:
+        assert [r.name for r in rules if r.apply(rule.example) is not None] == [rule.name]
+
+
+def test_each_spelling_rule_matches_its_example_and_leaves_canonical_names_alone(mappings):
+    names = {k for model in MODELS for k in canonical(model)}
+    for rule in mappings.spellings:
+        assert rule.apply(rule.example) is not None
+        assert not [k for k in names if rule.apply(k)], rule.name
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_exactly_one_rule_matches_each_key_of_a_released_file(mappings, layout, model):
+    rules = mappings.layouts[layout].rules
+    for key in canonical(model):
+        assert len([r for r in rules if r.apply(key) is not None]) == 1, key
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_rule_is_without_a_key_in_the_released_s0(mappings, layout):
+    keys = canonical("s0")
+    assert [r.name for r in mappings.layouts[layout].rules if not any(r.apply(k) is not None for k in keys)] == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_target_leads_back_to_its_source(mappings, layout, model):
+    for key in canonical(model):
+        for rule in mappings.layouts[layout].rules:
+            for target in rule.apply(key) or ():
+                assert rule.reverse(target) == key
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_plan_of_a_released_file_is_exactly_the_target_list(layout, model):
+    plan = plan_of(source_rows(model), layout=layout)
+    assert {k: (m.dtype, m.shape) for k, m in plan.mapped.items()} == target_rows(layout, model)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_counts_are_those_of_the_layout_notes(layout, model):
+    mapped, dropped, packed, transformers = COUNTS[model]
+    plan = plan_of(source_rows(model), layout=layout)
+    target = packed if layout == "packed" else transformers
+    assert plan.counts == {"source": mapped + dropped, "mapped": mapped, "dropped": dropped, "target": target}
+    kinds = Counter(
+        word for d in plan.dropped.values() for word in DROPPED if word in d.source.key.split("detector.")[-1]
+    )
+    assert kinds == DROPPED
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [  # layouts.md, "not guessable"
+        ("transformer.decoder.layers.3.norm1.bias", "detr_decoder.layers.3.vision_cross_attn_layer_norm.bias"),
+        ("transformer.decoder.layers.3.catext_norm.bias", "detr_decoder.layers.3.text_cross_attn_layer_norm.bias"),
+        ("transformer.decoder.layers.3.norm2.bias", "detr_decoder.layers.3.self_attn_layer_norm.bias"),
+        ("transformer.decoder.layers.3.norm3.bias", "detr_decoder.layers.3.mlp_layer_norm.bias"),
+        ("transformer.decoder.bbox_embed.layers.2.bias", "detr_decoder.box_head.layer3.bias"),
+        ("segmentation_head.mask_predictor.mask_embed.layers.2.bias", "mask_decoder.mask_embedder.layers.2.bias"),
+        ("backbone.vision_backbone.convs.0.dconv_2x2_1.bias", "vision_encoder.neck.fpn_layers.0.scale_layers.2.bias"),
+    ],
+)
+def test_the_names_that_cannot_be_guessed(source, target):
+    mapped = plan_of(source_rows("s0")).mapped
+    assert mapped[target].canonical == source
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_rows_are_split_in_the_order_q_k_v(model):
+    mapped = plan_of(source_rows(model), layout="transformers").mapped
+    for fused in (
+        "vision_encoder.backbone.layers.7.attention",
+        "text_encoder.layers.2.self_attn",
+        "mask_decoder.prompt_cross_attn",
+    ):
+        q, k, v = (mapped[f"{fused}.{p}_proj.weight"] for p in "qkv")
+        rows, columns = q.shape
+        assert [p.part for p in (q, k, v)] == ["q", "k", "v"]
+        assert [p.begin for p in (q, k, v)] == [n * rows * columns * 4 for n in range(3)]
+        assert {p.nbytes for p in (q, k, v)} == {rows * columns * 4}
+
+
+def test_the_pooled_projection_is_transposed_in_the_transformers_layout_only():
+    turned = plan_of(source_rows("s0"), layout="transformers").mapped["text_encoder.projection.weight"]
+    assert turned.transposed
+    assert (turned.begin, turned.nbytes, turned.shape) == (0, 512 * 512 * 4, (512, 512))
+    assert not plan_of(source_rows("s0"), layout="packed").mapped["text_encoder.projection"].transposed
+
+
+# ---- reading tables -------------------------------------------------------------------
+
+RULE = "[my rule]\nop = keep\nsource = spare\\.(?P<p>weight|bias)\ntarget = spare.{p}\nexample = spare.weight\n"
+
+
+def test_a_table_of_the_users_folder_takes_the_place_of_the_shipped_one(edited_tables, mappings):
+    own = load_mappings(edited_tables("dropped.ini", ("has no counterpart", "is of no use here")))
+    reasons = [[r.reason for r in m.layouts["packed"].rules if r.reason] for m in (mappings, own)]
+    assert len(reasons[0]) == len(reasons[1]) == 4
+    assert sum(a != b for a, b in zip(*reasons, strict=True)) == 1
+    assert own.sha256 != mappings.sha256
+
+
+def test_the_hash_depends_on_the_content_and_not_on_the_place(edited_tables, mappings):
+    assert load_mappings(edited_tables("dropped.ini")).sha256 == mappings.sha256
+
+
+def test_a_user_can_add_a_layout(edited_tables):
+    folder = edited_tables("layout-packed.ini")
+    (folder / "layout-packed.ini").rename(folder / "layout-mine.ini")
+    assert set(load_mappings(folder).layouts) == {"packed", "transformers", "mine"}
+
+
+def test_a_layout_of_two_entries_keeps_the_names_and_may_be_causal(tmp_path, mappings):
+    text = "[layout]\nrules = detector.ini text-packed.ini dropped.ini\n"
+    (tmp_path / "layout-mine.ini").write_text(text + "targets = targets-detector.ini targets-text-packed.ini\n")
+    mine = load_mappings(tmp_path).layout("mine")
+    assert (mine.config, mine.strip_text_prefix, mine.causal, mine.about) == ("own", False, True, "")
+    assert (mine.rules, mine.shapes) == (mappings.layout("packed").rules, mappings.layout("packed").shapes)
+    assert mappings.layout("transformers").strip_text_prefix
+
+
+def broken(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CannotRun) as fault:
+        load_mappings(tmp_path)
+    assert fault.value.exit_code == 2
+    return fault.value
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("op = keep", "op = rename", "'rename'"),
+        ("op = keep\n", "", "op is one of"),
+        ("op = keep", "op = split", "3 targets, not 1"),
+        ("target = spare.{p}", "target = a.{p} b.{p}", "1 targets, not 2"),
+        ("target = spare.{p}\n", "", "1 targets, not 0"),
+        ("example = spare.weight\n", "", "example"),
+        ("example = spare.weight", "example = spare.running_mean", "example"),
+        ("example = spare.weight", "example = spare.weight.more", "example"),
+        ("spare\\.(?P<p>", "spare\\.((?P<p>", "rule [my rule]"),
+        ("target = spare.{p}", "target = spare.{q}", "rule [my rule]"),
+        ("target = spare.{p}", "target = spare.{}", "rule [my rule]"),
+        ("target = spare.{p}", "target = spare.{p", "rule [my rule]"),
+        ("target = spare.{p}", "target = spare.{p.x}", "rule [my rule]"),
+        ("target = spare.{p}", "target = spare.weight", "rule [my rule]"),
+        ("source = spare", "source = (?:spare|extra)", "does not lead back to the example"),
+        ("source = spare", "source = sparee?", "does not lead back to the example"),
+        ("op = keep\n", "op = drop\n", "0 targets, not 1"),
+        ("op = keep", "op = keep\nnote = hello", "note"),
+        ("[my rule]", RULE + "\n[my rule]", "my rule"),
+        ("[my rule]\n", "", "dropped.ini"),
+    ],
+)
+def test_a_broken_rule_is_named(tmp_path, old, new, says):
+    assert old in RULE
+    message = broken(tmp_path, "dropped.ini", RULE.replace(old, new)).message
+    assert "dropped.ini" in message
+    assert says in message
+
+
+@pytest.mark.parametrize("table", ["detector.ini", "dropped.ini", "text-packed.ini"])
+def test_a_rule_of_any_table_has_to_lead_back(tmp_path, table):
+    message = broken(tmp_path, table, RULE.replace("source = spare", "source = (?:spare|extra)")).message
+    assert f"{table}, rule [my rule]: the target does not lead back" in message
+
+
+def test_a_drop_needs_a_reason(tmp_path):
+    message = broken(tmp_path, "dropped.ini", "[gone]\nop = drop\nsource = spare\nexample = spare\n").message
+    assert "reason" in message
+    assert "[gone]" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[layout]\nrules = detector.ini\n",
+        "[layout]\ntargets = targets-detector.ini\n",
+        "[layout]\nrules = nowhere.ini\ntargets = targets-detector.ini\n",
+        "[layout]\nrules = detector.ini\ntargets = nowhere.ini\n",
+        "[layout]\nrules = detector.ini\ntargets = targets-detector.ini\ncausal = perhaps\n",
+    ],
+)
+def test_a_broken_layout_is_named(tmp_path, text):
+    assert "layout-mine.ini" in broken(tmp_path, "layout-mine.ini", text).message
+
+
+def test_a_table_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "dropped.ini").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CannotRun, match=r"dropped\.ini"):
+        load_mappings(tmp_path)
+
+
+@pytest.mark.parametrize("sizes", ["nonsense*hidden", "hidden/0", "hidden/x", "hidden+x", "hiden"])
+def test_a_broken_shape_in_a_target_table_is_a_fault_of_the_table(edited_tables, sizes):
+    folder = edited_tables(
+        "targets-detector.ini", ("cls_embed.weight             = 1, hidden", f"cls_embed.weight = 1, {sizes}")
+    )
+    with pytest.raises(CannotRun):
+        plan_of(source_rows("s0"), load_mappings(folder))
+
+
+def test_an_unknown_block_list_in_a_target_table_is_named(edited_tables):
+    folder = edited_tables("targets-detector.ini", ("each = vit_blocks", "each = vit_layers"))
+    with pytest.raises(CannotRun, match="vit_layers"):
+        plan_of(source_rows("s0"), load_mappings(folder))
+
+
+def test_an_unknown_layout_is_refused_with_the_known_ones(mappings):
+    with pytest.raises(CannotRun, match="packed, transformers"):
+        mappings.layout("mlx")
+
+
+def test_a_folder_without_tables_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(CannotRun, match="no mapping tables"):
+            load_mappings(folder)

@@ -1,0 +1,73 @@
+"""Small checkpoints of every format, and what torch reads in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "a.weight": torch.randn(3, 4),
+        "a.bias": torch.randn(4),
+        "b.weight": torch.randn(2, 3, 5),
+        "n": torch.tensor(7),
+    }
+
+
+def stored_bytes(path, tensor) -> bytes:
+    """The bytes of one indexed tensor, in C order, gathered by its offset and stride."""
+    dtype = getattr(torch, tensor.dtype)
+    raw = bytearray(tensor.span * dtype.itemsize)
+    with open(path, "rb") as file:
+        file.seek(tensor.offset)
+        assert file.readinto(raw) == len(raw)
+    if not raw:
+        return b""
+    return as_bytes(torch.frombuffer(raw, dtype=dtype).as_strided(tensor.shape, tensor.stride))
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def assert_index_is(path, truth) -> None:
+    index = read_checkpoint(path).tensors
+    assert list(index) == list(truth)
+    for key, tensor in truth.items():
+        entry = index[key]
+        assert (entry.key, entry.dtype, entry.shape) == (
+            key,
+            str(tensor.dtype).removeprefix("torch."),
+            tuple(tensor.shape),
+        )
+        assert entry.nbytes == tensor.numel() * tensor.element_size()
+        assert entry.contiguous == tensor.is_contiguous()
+        assert stored_bytes(path, entry) == as_bytes(tensor), key
+
+
+def assert_reads_as_torch(path, wrapper=None, weights_only=True) -> None:
+    truth = torch.load(path, weights_only=weights_only, map_location="cpu")
+    assert_index_is(path, truth[wrapper] if wrapper else truth)
+    assert read_checkpoint(path).wrapper == wrapper
+
+
+def saved(tmp_path, content, legacy=False, **kwargs):
+    path = tmp_path / "file.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy, **kwargs)
+    return path
+
+
+either_format = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+
+
+def refused(path, kind=Untrusted):
+    with pytest.raises(kind) as fault:
+        read_checkpoint(path)
+    assert fault.value.exit_code == {Untrusted: 4, UnsoundPlan: 3, CannotRun: 2}[kind]
+    assert path.name in fault.value.message
+    return fault.value
