@@ -1,1 +1,0 @@
-"""Typed records: what a command returns, and its JSON."""

@@ -1,0 +1,45 @@
+"""What ``explain`` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sam3lite_convert.records.record import Document, Record, optional
+from sam3lite_convert.records.shared import Fetched
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFacts(Record):
+    """One tensor. ``canonical``: its name without the spelling of the file. ``part``: q, k or v of a split."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    canonical: str | None = field(default=None, metadata=optional())
+    part: str | None = field(default=None, metadata=optional())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleFacts(Record):
+    """The rule of a table that matched: its section, its table, its pattern and the names of its targets."""
+
+    name: str
+    table: str
+    pattern: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainDocument(Document):
+    """What happens to one key. ``reason``: why it is dropped. ``rule``: null for a second spelling of a tensor."""
+
+    key: str
+    layout: str
+    fetched: Fetched | None
+    outcome: Literal["mapped", "dropped"]
+    source: TensorFacts
+    operation: str | None
+    reason: str | None
+    rule: RuleFacts | None
+    targets: tuple[TensorFacts, ...]

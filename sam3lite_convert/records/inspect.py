@@ -1,0 +1,29 @@
+"""What ``inspect`` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sam3lite_convert.records.record import Document, flat
+from sam3lite_convert.records.shared import Accounting, ArchitectureRecord, Counts, FileFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectDocument(Document):
+    """What a checkpoint is. Nothing but its index was read.
+
+    ``kind``: in words. ``prefixes`` and ``spellings``: number of keys by prefix and by spelling rule. ``twins``:
+    tensors that the file holds under two spellings. ``architecture``: null if there is no text encoder that is known.
+    ``convert``: by component, "yes" or why convert refuses it.
+    """
+
+    file: FileFacts = field(metadata=flat())
+    kind: str
+    prefixes: dict[str, int]
+    spellings: dict[str, int]
+    twins: int
+    architecture: ArchitectureRecord | None
+    accounting: Accounting = field(metadata=flat())
+    counts: Counts | None
+    convert: dict[str, str]
+    notes: tuple[str, ...]

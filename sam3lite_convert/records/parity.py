@@ -1,0 +1,335 @@
+"""What ``parity`` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sam3lite_convert.records.record import Document, Record, flat, optional
+from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts
+
+Verdict = Literal["exact", "within_tolerance", "differs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloorRecord(Record):
+    """The noise floor of a tap: of the max abs diff and of the largest mean abs diff of a row, with errors carried
+    from the taps before (``propagated``) and made here alone (``isolated``)."""
+
+    propagated: float
+    isolated: float
+    mean_propagated: float
+    mean_isolated: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TapRecord(Record):
+    """One tap of a comparison.
+
+    ``isolated_max_abs_diff``: of the candidate's module on the reference's recorded input. ``floors``: the largest
+    error divided by its noise floor. ``valid_max_abs_diff`` and ``padded_max_abs_diff``: on words and on padding, null if the
+    inputs have none. ``position``: where the largest difference is; ``reference_value`` and ``candidate_value``: both
+    values there. ``status``: carried means that the error was made at an earlier tap.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    max_abs_diff: float
+    mean_abs_diff: float
+    relative_l2: float
+    cosine: float
+    position: tuple[int, ...]
+    reference_value: float
+    candidate_value: float
+    isolated_max_abs_diff: float
+    isolated_mean_abs_diff: float
+    tolerance: float
+    isolated_tolerance: float
+    floor: FloorRecord | None
+    floors: float
+    diverges: bool
+    within: bool
+    status: Literal["equal", "within", "carried", "diverges"]
+    valid_max_abs_diff: float | None
+    padded_max_abs_diff: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgementRecord(Record):
+    """The verdict on the weights, and the taps that it follows from, in order of execution.
+
+    ``tolerance``: the largest that holds at a tap. ``smallest_passing_tolerance``: the smallest --tolerance that would
+    have passed. ``first_divergence``: the first tap whose isolated error is above its tolerance. ``summary``: the
+    verdict in words.
+    """
+
+    verdict: Verdict
+    tolerance: float
+    tolerance_is: str
+    smallest_passing_tolerance: float
+    max_abs_diff: float
+    first_divergence: str | None
+    also_diverging: tuple[str, ...]
+    layers: tuple[TapRecord, ...]
+    summary: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputsRecord(Record):
+    """What both sides were run on. ``what``: in words. ``shape`` and ``ids``: (batch, sequence); ``ids`` are those that
+    were compared closely, if there were many. ``prompts_total``: prompts that were given."""
+
+    what: str
+    prompts: tuple[str, ...]
+    prompts_total: int
+    shape: tuple[int, ...]
+    ids: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides(Record):
+    """A few values of both sides."""
+
+    reference: tuple[float, ...]
+    candidate: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRecord(Record):
+    """A known fault that explains a divergence. ``remaining_error``: max abs diff that it leaves unexplained."""
+
+    key: str
+    cause: str
+    remaining_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspectTensor(Record):
+    """A tensor behind a divergence: target and source key, the rule and operation that made it, and what is wrong with
+    it in the folder (null: nothing)."""
+
+    target: str
+    source: str
+    rule: str
+    table: str
+    operation: str
+    fault: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosisRecord(Record):
+    """Why the first diverging tap diverges. ``fits``: faults that explain it, the closest first."""
+
+    tap: str
+    cause: str
+    fits: tuple[FitRecord, ...]
+    tensors: tuple[SuspectTensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstPrompt(Record):
+    """A prompt that is far off. ``index``: its place among all, from 0."""
+
+    index: int
+    prompt: str
+    tap: str
+    max_abs_diff: float
+    relative_l2: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnReferenceRecord(Record):
+    """How our own reference compares with the user's clone of the original."""
+
+    verdict: Verdict
+    max_abs_diff: float
+    first_divergence: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckoutRecord(Record):
+    """The user's clone of the original: its commit, the files whose code was run, and what took the place of packages
+    that are not installed."""
+
+    path: str
+    commit: str | None
+    files: tuple[str, ...]
+    stood_in: tuple[str, ...]
+    against_original_ref: OwnReferenceRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureError(Record):
+    """How far text features are from the original's. ``prompts``: how many moved.
+    ``tokens_without_counterpart``: tokens that one side alone has; the numbers leave them out."""
+
+    relative_l2: float
+    cosine: float
+    max_abs_diff: float
+    prompts: int
+    tokens_without_counterpart: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause(Record):
+    """One difference of the two calls, switched on alone."""
+
+    name: str
+    words: str
+    error: FeatureError = field(metadata=flat())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoCause(Record):
+    """A possible cause in which both calls agree."""
+
+    name: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidTokens(Record):
+    """Number of ids before the padding, on both sides."""
+
+    original: int
+    as_used: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedPrompt(Record):
+    """One prompt: its ids on both sides, and how far its features are off."""
+
+    prompt: str
+    original: tuple[int, ...]
+    as_used: tuple[int, ...]
+    valid: ValidTokens
+    relative_l2: float
+    cosine: float
+    max_abs_diff: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeRecord(Record):
+    """The code that calls the model as the original is called, and how far its features are off."""
+
+    code: str
+    verdict: Verdict
+    summary: str
+    error: FeatureError = field(metadata=flat())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourRecord(Record):
+    """The verdict on the model as people call it. ``summary``: in words. ``remedy``: what to do, null if nothing.
+
+    ``built_in``: the prompts are the tool's own. ``longer_than_the_processor_pads``: prompts of more tokens than the
+    processor pads to. ``prompts``: those that moved most. ``absent``: causes in which both calls agree.
+    """
+
+    verdict: Verdict
+    summary: str
+    remedy: str | None
+    notes: tuple[str, ...]
+    tolerance: float
+    candidate: str
+    tokenizer: str
+    context: int
+    prompts_total: int
+    built_in: bool
+    longer_than_the_processor_pads: int
+    prompts: tuple[UsedPrompt, ...]
+    causes: tuple[Cause, ...]
+    absent: tuple[NoCause, ...]
+    together: FeatureError
+    recipe: RecipeRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts(Record):
+    """Both verdicts. ``behaviour``: null if it was not compared."""
+
+    weights: Verdict
+    behaviour: Verdict | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap(Record):
+    """Max abs diff by position and channel, of the worst row at one tap.
+
+    ``channels_per_column``: neighbouring channels that share a column of ``values``.
+    """
+
+    tap: str
+    isolated: bool
+    prompt: str | None
+    row: int
+    positions: int
+    channels: int
+    channels_per_column: int
+    values: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedSides(Record):
+    """What was compared. ``converted``: the folder, null for one that was converted in memory."""
+
+    checkpoint: str
+    converted: str | None
+    reference: str
+    candidate: str
+    candidate_encoder: str
+    attention: str
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityDocument(Document):
+    """Original and candidate side by side.
+
+    ``values``: the first values of projected and pooled. ``judged``: the file of activations that was judged.
+    ``not_compared``: tensors of the folder that are not the text encoder's. ``heat_map`` and ``page``: with --report.
+    """
+
+    sides: ComparedSides = field(metadata=flat())
+    inputs: InputsRecord
+    judgement: JudgementRecord = field(metadata=flat())
+    values: dict[str, Sides]
+    diagnosis: DiagnosisRecord | None
+    notes: tuple[str, ...]
+    verdicts: Verdicts
+    behaviour: BehaviourRecord | None
+    worst_prompts: tuple[WorstPrompt, ...]
+    not_compared: int
+    original_repo: CheckoutRecord | None
+    saved_activations: str | None
+    judged: str | None
+    source: HubOrigin | None
+    fetched: Fetched | None
+    heat_map: HeatMap | None = field(default=None, metadata=optional())
+    page: PageFacts | None = field(default=None, metadata=optional())
+    report_error: str | None = field(default=None, metadata=optional())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord(Record):
+    """One fault made on purpose. ``made_in``: its tap. ``cause``: what the diagnosis said."""
+
+    fault: str
+    made_in: str
+    outcome: Literal["found", "missed", "not revealed"]
+    first_divergence: str | None
+    cause: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTestDocument(Document):
+    """Known faults made one at a time: is each found in its layer and named? ``counts``: faults by outcome."""
+
+    checkpoint: str
+    converted: str | None
+    candidate: str
+    inputs: str
+    shape: tuple[int, ...]
+    verdict: Literal["passed", "failed"]
+    counts: dict[str, int]
+    faults: tuple[TrialRecord, ...]

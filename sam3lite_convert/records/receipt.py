@@ -1,0 +1,183 @@
+"""conversion.json, and what a conversion loses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sam3lite_convert.records.record import JsonValue, Record, optional
+from sam3lite_convert.records.shared import ArchitectureRecord, Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostTensors(Record):
+    """Dropped tensors: how many, their size in bytes, and how many of each kind."""
+
+    tensors: int
+    bytes: int
+    by_kind: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostRows(Record):
+    """Rows of one tensor that the target does not hold. ``bytes``: their size."""
+
+    tensor: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overflow(Record):
+    """Values of one tensor that do not fit into the dtype, and the largest of them."""
+
+    values: int
+    largest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostByCast(Record):
+    """What a cast lost. ``overflows``: by target key."""
+
+    dtype: str | None
+    tensors: int
+    changed_values: int
+    overflowed_values: int
+    max_abs_error: float
+    overflows: dict[str, Overflow] | None = field(default=None, metadata=optional())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses(Record):
+    """What cannot be turned back, by kind; a kind that does not occur is left out."""
+
+    dropped: LostTensors | None = field(default=None, metadata=optional())
+    class_row: LostRows | None = field(default=None, metadata=optional())
+    positions: LostRows | None = field(default=None, metadata=optional())
+    cast: LostByCast | None = field(default=None, metadata=optional())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonFinite(Record):
+    """NaN and infinite values of one tensor."""
+
+    nan: int
+    infinite: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord(Record):
+    """The file that was converted.
+
+    ``size`` in bytes. ``sha256``: null if only ranges of a file on the Hub were read. ``repo``, ``file``, ``commit``,
+    ``etag`` and ``licence`` (fields of the repository's card): of a file on the Hub alone.
+    """
+
+    name: str
+    size: int
+    sha256: str | None
+    format: str
+    wrapper: str | None
+    prefix: str
+    repo: str | None = field(default=None, metadata=optional())
+    file: str | None = field(default=None, metadata=optional())
+    commit: str | None = field(default=None, metadata=optional())
+    etag: str | None = field(default=None, metadata=optional())
+    licence: dict[str, JsonValue] | None = field(default=None, metadata=optional())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolRecord(Record):
+    """What converted: name, version, and the SHA-256 over the mapping tables."""
+
+    name: str
+    version: str
+    mappings_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionsRecord(Record):
+    """Options of a conversion that the receipt does not hold elsewhere. ``max_shard_size`` in bytes."""
+
+    dtype: str | None
+    context: int | None
+    causal: bool
+    max_shard_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappedTensor(Record):
+    """The source and the operation of one target tensor. ``part``: q, k or v of a split."""
+
+    source: str
+    operation: str
+    part: str | None = field(default=None, metadata=optional())
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecord(Record):
+    """Where the tokenizer came from: folder or repository, commit, and the SHA-256 of each file."""
+
+    source: str
+    commit: str | None
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TapSummary(Record):
+    """One row of the parity table of a model card."""
+
+    name: str
+    max_abs_diff: float
+    isolated_max_abs_diff: float
+    relative_l2: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParitySummary(Record):
+    """What the receipt keeps of a parity run. ``inputs``: in words."""
+
+    verdict: str
+    reference: str
+    candidate_encoder: str
+    attention: str
+    dtype: str
+    tolerance: float
+    max_abs_diff: float
+    inputs: str
+    layers: tuple[TapSummary, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt(Record):
+    """conversion.json: what was done, enough to redo it and to check it.
+
+    ``library``: what loads the folder, null for none but our own. ``files``: names of the tensor files. ``beside``:
+    SHA-256 by name of the other files. ``nonfinite``: by source key. ``tensors``: by target key. ``dropped``: source key ->
+    reason. ``model_id``: the repository that the card names. ``card_blob_id``: git's id of the card as it was written;
+    ``edited_card_blob_id``: of one that somebody edited in the folder.
+    """
+
+    tool: ToolRecord
+    source: SourceRecord
+    layout: str
+    library: str | None
+    component: str
+    dtype: str
+    options: OptionsRecord
+    architecture: ArchitectureRecord
+    text_parameters: int
+    counts: Counts
+    files: tuple[str, ...]
+    lost: Losses
+    notes: tuple[str, ...]
+    nonfinite: dict[str, NonFinite]
+    model_id: str | None
+    tokenizer: TokenizerRecord | None = field(default=None, metadata=optional())
+    parity: ParitySummary | None = field(default=None, metadata=optional())
+    beside: dict[str, str] | None = field(default=None, metadata=optional())
+    card_blob_id: str | None = field(default=None, metadata=optional())
+    edited_card_blob_id: str | None = field(default=None, metadata=optional())
+    tensors: dict[str, MappedTensor]
+    dropped: dict[str, str]

@@ -1,0 +1,149 @@
+"""What a record is: a frozen dataclass that turns itself into JSON and can be read back."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, fields
+from typing import Literal, TypeVar, Union
+
+SCHEMA_VERSION = 1
+
+JsonValue = Union[None, bool, int, float, str, "list[JsonValue]", "dict[str, JsonValue]"]
+Json = dict[str, JsonValue]
+R = TypeVar("R", bound="Record")
+
+_FLAT, _OPTIONAL = "flat", "optional"
+
+
+class AnyJson:
+    """Stands for JsonValue where the types of fields are looked up."""
+
+
+def flat() -> dict[str, bool]:
+    """Metadata of a field whose own fields stand directly in the JSON object that holds it; nothing if it is None."""
+    return {_FLAT: True}
+
+
+def optional() -> dict[str, bool]:
+    """Metadata of a field that is left out of the JSON if it is None."""
+    return {_OPTIONAL: True}
+
+
+class Record:
+    """Base of all records. Subclasses are dataclasses."""
+
+    def to_json(self) -> Json:
+        """The record as JSON values. NaN and infinity become null: JSON has neither."""
+        out: Json = {}
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if value is None and (is_optional(item) or is_flat(item)):
+                continue
+            if is_flat(item):
+                out |= value.to_json()
+            else:
+                out[item.name] = json_value(value)
+        return out
+
+    @classmethod
+    def from_json(cls: type[R], data: JsonValue) -> R:
+        """Read a record back. Fields that this version does not know are left out.
+
+        Raises ValueError, naming the place, if a field is missing or holds a value of another type.
+        """
+        return _read_record(cls, data, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document(Record):
+    """A record that is one JSON document on stdout."""
+
+    schema_version: int = SCHEMA_VERSION
+
+
+def json_value(value: object) -> JsonValue:
+    """Anything that a record holds as JSON values; NaN and infinity become null."""
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {str(k): json_value(v) for k, v in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Iterable):
+        return [json_value(v) for v in value]
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
+
+
+def is_flat(item: Field[object]) -> bool:
+    """Whether a field's own fields stand directly in the JSON object that holds it."""
+    return bool(item.metadata.get(_FLAT))
+
+
+def is_optional(item: Field[object]) -> bool:
+    """Whether a field is left out of the JSON if it is None."""
+    return bool(item.metadata.get(_OPTIONAL))
+
+
+def field_types(cls: type, names: Mapping[str, object] | None = None) -> dict[str, object]:
+    """The type of every field of a record. ``names``: classes that its module imports for type checkers alone."""
+    return typing.get_type_hints(cls, localns={"JsonValue": AnyJson, **(names or {})})
+
+
+# ---- reading back
+
+
+def _read_record(cls: type[R], data: JsonValue, where: str) -> R:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where or cls.__name__} is not an object")
+    hints, values = field_types(cls), {}
+    for item in fields(cls):  # type: ignore[arg-type]
+        name = item.name
+        place = f"{where}.{name}" if where else name
+        if is_flat(item):
+            values[name] = _read(hints[name], data, where)
+        elif name in data:
+            values[name] = _read(hints[name], data[name], place)
+        elif is_optional(item):
+            values[name] = None
+        else:
+            raise ValueError(f"{place} is missing")
+    return cls(**values)
+
+
+def _read(hint: object, value: JsonValue, where: str) -> object:
+    if hint is AnyJson:
+        return value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _read(option, value, where)
+            except ValueError as fault:
+                last = fault
+        raise last
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} is not one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read(arguments[0], item, f"{where}[{n}]") for n, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {name: _read(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
+    if hint is type(None) and value is None:
+        return None
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and value is None:
+        return math.inf
+    if hint in (str, bool, int) and type(value) is hint:
+        return value
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return _read_record(hint, value, where)
+    raise ValueError(f"{where} has a value of another type")
