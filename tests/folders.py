@@ -36,7 +36,8 @@ TEXT_POSITIONS = {
 
 State = dict[str, torch.Tensor]
 
-torch.set_num_threads(1)  # the tensors are tiny; a pool of threads only waits for itself
+# The tensors are tiny: a pool of threads only waits for itself, where it is not what is tested.
+torch.set_num_threads(int(os.environ.get("SAM3LITE_TEST_THREADS") or 1))
 
 
 def tiny_architecture(**sizes: Any) -> synthetic.Architecture:
