@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from folders import sam3lite, snapshot
+from folders import right, sam3lite, snapshot
 from hub_files import NEW, OLD, REPO, checkpoint, publish
 from hub_server import HubServer
 from huggingface_hub import constants
@@ -212,7 +212,7 @@ def test_every_option_reaches_every_file(three):
     assert done.code == 0, done
     for result in done.json["results"]:
         assert result["output"].endswith("-transformers-text")
-        assert result["parity"]["verdict"] == "exact"
+        assert result["parity"]["verdict"] in right(result["parity"])
 
 
 @pytest.mark.parametrize(
