@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from support.folders import sam3lite, snapshot
+from support.folders import right, sam3lite, snapshot
 from support.hub_files import NEW, OLD, REPO, blobs, checkpoint, downloads, one_line, publish
 from support.hub_server import HubServer
 
@@ -212,7 +212,7 @@ def test_every_option_reaches_every_file(three):
     assert done.code == 0, done
     for result in done.json["results"]:
         assert result["output"].endswith("-transformers-text")
-        assert result["parity"]["verdict"] == "exact"
+        assert result["parity"]["verdict"] in right(result["parity"])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import os
 import re
@@ -27,6 +29,7 @@ from support.folders import (
     POSITIONS,
     PROJECTION,
     QKV,
+    ROUNDING,
     TEXT_POSITIONS,
     TRUNK,
     convert,
@@ -37,6 +40,8 @@ from support.folders import (
     python,
     raw,
     record_offset,
+    right,
+    rounding,
     sam3lite,
     snapshot,
     tensors,
@@ -46,12 +51,14 @@ from support.folders import (
     write_safetensors,
 )
 from support.goldens import activations
+from torch.nn import functional
 
 from original_ref import load_reference
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.inputs import make_inputs
 from sam3lite_convert.parity.original import reference_cfg
 from sam3lite_convert.plan import synthetic
+from sam3lite_convert.report.parity import paritied
 
 TEXT = "detector.backbone.language_backbone."
 BIAS = "detector.backbone.language_backbone.projector.bias"
@@ -138,6 +145,14 @@ def parity(checkpoint: Path, *options: object, code: int = 0) -> Any:
     return strict(done.out)
 
 
+def printed(record: Any, *, debug: bool = False) -> list[str]:
+    """The lines that a run with this record prints. Another run's figures may differ in their last bits."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        paritied(record, debug)
+    return out.getvalue().splitlines()
+
+
 def taps(layers: int) -> list[str]:
     return ["embeddings", *(f"layers.{i}" for i in range(layers)), *OUTPUTS]
 
@@ -147,13 +162,15 @@ def column(record: Any, name: str) -> dict[str, float]:
 
 
 def assert_exact(record: Any, layout: str) -> None:
-    """0.0 in both columns at every tap; transformers may round its pooled output in another way."""
-    assert (record["verdict"], record["first_divergence"], record["candidate"]) == ("exact", None, layout)
+    """0.0 in both columns at every tap; transformers may round its pooled output in another way, and on some
+    processors its attention."""
+    assert record["verdict"] in right(record)
+    assert (record["first_divergence"], record["candidate"]) == (None, layout)
     for name in ("max_abs_diff", "isolated_max_abs_diff"):
         found = column(record, name)
         pooled = found.pop("pooled")
-        assert set(found.values()) == {0.0}
-        assert pooled == 0.0 if layout == "packed" else pooled < 4.1e-6  # what the issue has seen
+        assert max(found.values()) <= rounding(record)
+        assert pooled <= (0.0 if layout == "packed" else ROUNDING)
 
 
 def errors(done: Any, code: int) -> str:
@@ -238,16 +255,25 @@ def test_a_cast_folder_is_compared_in_its_dtype(layout, dtype, s0, tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [None, *HALVES])
-def test_sdpa_is_within_the_measured_tolerance(layout, dtype, s0):
+def test_sdpa_is_within_the_measured_tolerance(layout, dtype, s0, monkeypatch):
     options = ["--dtype", dtype] if dtype else []
+    calls, real = [], functional.scaled_dot_product_attention
+
+    def counted(*arguments, **named):
+        calls.append(arguments)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", counted)
+    parity(s0, "--candidate", layout, "--seed", 1, "--batch", 4, *options)
+    assert not calls
     record = parity(s0, "--attention", "sdpa", "--candidate", layout, "--seed", 1, "--batch", 4, *options)
-    assert (record["verdict"], record["first_divergence"]) == ("within_tolerance", None)
+    assert len(calls) >= 4  # of as many layers; whether it rounds otherwise is the processor's affair
+    assert record["verdict"] in ("exact", "within_tolerance") and record["first_divergence"] is None
     assert (record["attention"], record["dtype"]) == ("sdpa", dtype or "float32")
     above = {name for name, value in column(record, "isolated_max_abs_diff").items() if value}
-    assert above & {f"layers.{i}" for i in (1, 2, 3, 4)}
     if dtype is None:
         assert above <= {"layers.1", "layers.2", "layers.3", "layers.4", "pooled"}  # there is attention nowhere else
-        assert record["max_abs_diff"] < 7e-6  # what the issue has seen
+        assert record["max_abs_diff"] < 2 * ROUNDING  # 7e-6 is what the issue has seen
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -374,11 +400,11 @@ def test_a_given_tolerance_decides_and_the_smallest_one_that_passes_is_told(s0, 
     folder = bad("transformers")
     swap(folder)
     record = parity(s0, "--converted", folder, code=1)
-    smallest = record["smallest_passing_tolerance"]
-    passed = parity(s0, "--converted", folder, "--tolerance", smallest)
-    assert (passed["verdict"], passed["tolerance"], passed["first_divergence"]) == ("within_tolerance", smallest, None)
-    below = parity(s0, "--converted", folder, "--tolerance", float(np.nextafter(smallest, 0)), code=1)
-    assert below["verdict"] == "differs"
+    # To the last bit it is that of one run: test_another_tolerance_gives_another_verdict.
+    above, below = (record["smallest_passing_tolerance"] * factor for factor in (1.001, 0.999))
+    passed = parity(s0, "--converted", folder, "--tolerance", above)
+    assert (passed["verdict"], passed["tolerance"], passed["first_divergence"]) == ("within_tolerance", above, None)
+    assert parity(s0, "--converted", folder, "--tolerance", below, code=1)["verdict"] == "differs"
     assert_exact(parity(s0, "--tolerance", 0), "packed")
 
 
@@ -593,7 +619,7 @@ def test_the_json_has_every_field_of_the_contract(kind, swapped, sources, tmp_pa
         [1, 16, len(state_of(kind)[BIAS])],
         [1, width],
     ]
-    assert record["verdict"] == ("differs" if swapped else "exact")
+    assert record["verdict"] in ({"differs"} if swapped else right(record))
     assert record["first_divergence"] == (f"layers.{layer}" if swapped else None)
     assert (record["candidate"], record["attention"], record["dtype"]) == ("transformers", "eager", "float32")
     assert (record["diagnosis"] is not None) == swapped
@@ -635,19 +661,21 @@ def test_a_wide_terminal_shows_shape_position_and_both_values(s0, bad, monkeypat
     swap(folder, "packed")
     monkeypatch.setenv("COLUMNS", "200")
     record = parity(s0, "--converted", folder, code=1)
-    out = sam3lite("parity", "--checkpoint", s0, "--converted", folder, "--debug-intermediates").out
-    row = next(line for line in out.splitlines() if line.startswith("layers.3"))
+    row = next(line for line in printed(record, debug=True) if line.startswith("layers.3 "))
     tap = record["layers"][4]
-    assert "1x16x128" in row
-    assert str(tap["position"]) in row
-    for name in ("reference_value", "candidate_value"):
-        assert f"{tap[name]:.6g}"[:8] in row
+    cells = row.replace(str(tap["position"]), "AT").split()
+    assert cells[1] == "1x16x128"
+    values = [f"{tap[name]:.9g}" for name in ("reference_value", "candidate_value")]
+    assert cells[-4:] == ["AT", *values, "DIVERGES"]
+    out = sam3lite("parity", "--checkpoint", s0, "--converted", folder, "--debug-intermediates").out
+    assert re.search(r"^layers\.3 +1x16x128 .* \[0, \d+, \d+\] +-?[\d.e-]+ +-?[\d.e-]+ +DIVERGES$", out, re.M)
 
 
 def test_the_text_says_verdict_first_divergence_cause_and_tensors(s0, bad):
     folder = bad("transformers")
     swap(folder)
-    smallest = parity(s0, "--converted", folder, code=1)["smallest_passing_tolerance"]
+    record = parity(s0, "--converted", folder, code=1)
+    assert f"smallest tolerance that would have passed: {record['smallest_passing_tolerance']:.2e}" in printed(record)
     for options in ([], ["--debug-intermediates"]):
         done = sam3lite("parity", "--checkpoint", s0, "--converted", folder, *options)
         assert (done.code, done.err) == (1, "")
@@ -656,7 +684,7 @@ def test_the_text_says_verdict_first_divergence_cause_and_tensors(s0, bad):
         assert "differs" in done.out
         assert "self_attn.q_proj.weight" in done.out
         assert "text attention qkv" in done.out  # the rule
-        assert f"smallest tolerance that would have passed: {smallest:.2e}" in done.out
+        assert re.search(r"^smallest tolerance that would have passed: \d\.\d\de[+-]\d\d$", done.out, re.M)
         assert "\nlayers.3 " in done.out if options else "\nlayers.3 " not in done.out
 
 
@@ -665,9 +693,12 @@ def test_without_the_table_the_final_differences_and_a_few_values_are_shown(s0):
     out = sam3lite("parity", "--checkpoint", s0).out
     assert "projected: max abs diff 0.0" in out
     assert "pooled: max abs diff 0.0" in out
-    for name in ("projected", "pooled"):
-        for value in record["values"][name]["reference"]:
-            assert out.count(f"{value:.7f}") == 2  # of both sides
+    shown = printed(record)
+    for name, sides in record["values"].items():
+        start = next(n for n, line in enumerate(shown) if line.startswith(f"{name}: "))
+        for line, (side, values) in zip(shown[start + 1 :], sides.items(), strict=False):
+            assert line.split() == [side, *(f"{value:.7f}" for value in values), "..."]
+    assert [*record["values"]] == ["projected", "pooled"]
     assert "exact" in out
     assert "embeddings" not in out
 
@@ -839,9 +870,9 @@ def test_q_and_k_swapped_in_one_layer(layout, s0, bad):
     above = [t["name"] for t in record["layers"] if t["isolated_max_abs_diff"] > t["isolated_tolerance"]]
     assert above == ["layers.3"]
     isolated = column(record, "isolated_max_abs_diff")
-    assert all(isolated[tap] == 0 for tap in taps(6) if tap not in ("layers.3", "pooled"))
+    assert all(isolated[tap] <= rounding(record) for tap in taps(6) if tap not in ("layers.3", "pooled"))
     propagated = column(record, "max_abs_diff")
-    assert [propagated[tap] for tap in taps(6)[:4]] == [0.0] * 4
+    assert all(propagated[tap] <= rounding(record) for tap in taps(6)[:4])
     assert all(t["max_abs_diff"] > 10 * t["tolerance"] for t in record["layers"][4:])
     diagnosis = record["diagnosis"]
     assert diagnosis["tap"] == "layers.3"
@@ -867,7 +898,7 @@ def test_a_pooled_projection_that_is_untransposed(s0, bad):
     for name in ("max_abs_diff", "isolated_max_abs_diff"):
         found = column(record, name)
         assert found.pop("pooled") > 0.01
-        assert set(found.values()) == {0.0}
+        assert max(found.values()) <= rounding(record)
     assert record["diagnosis"]["fits"][0]["key"] == "projection_untransposed"
     assert "untransposed" in record["diagnosis"]["cause"]
     (tensor,) = record["diagnosis"]["tensors"]
@@ -899,7 +930,7 @@ def test_a_wrong_field_of_the_config_is_found_where_it_acts_first(layout, case, 
     assert all(t["fault"] is None for t in diagnosis["tensors"])  # the weights are right
     assert diagnosis["fits"][0]["key"] == cause
     isolated = column(record, "isolated_max_abs_diff")
-    assert all(isolated[t] == 0 for t in taps(6)[: taps(6).index(tap)])
+    assert all(isolated[t] <= rounding(record) for t in taps(6)[: taps(6).index(tap)])
 
 
 FLIPPED = {
@@ -1141,15 +1172,17 @@ def test_another_tolerance_gives_another_verdict(saved):
     assert (record["verdict"], record["tolerance"], record["first_divergence"]) == ("within_tolerance", smallest, None)
     judged(file, "--tolerance", float(np.nextafter(smallest, 0)), code=1)
     # A tolerance between the floor of an eager run and its pooled error: what is isolated decides.
-    assert judged(file, "--tolerance", 0, code=1)["first_divergence"] == "layers.3"
+    assert judged(file, "--tolerance", rounding(ran), code=1)["first_divergence"] == "layers.3"
 
 
 def test_a_right_port_from_elsewhere_is_within_the_floors_that_were_saved(s0, tmp_path):
     # An exact run measures no floors for itself; the file has them all the same.
     parity(s0, "--seed", 1, "--batch", 3, "--save-activations", tmp_path / "a.st")
-    parity(s0, "--seed", 1, "--batch", 3, "--attention", "sdpa", "--save-activations", tmp_path / "theirs.st")
-    theirs = load_file(tmp_path / "theirs.st")
-    changes = {k: t for k, t in theirs.items() if k.startswith("candidate.")}
+    # One that rounds once at every tap; sdpa may have the very bits of eager attention.
+    wide = {k.removeprefix(TEXT): t.double() if t.is_floating_point() else t for k, t in state_of().items()}
+    ids = load_file(tmp_path / "a.st")["input_ids"]
+    theirs = activations(load_reference(reference_cfg(tiny_architecture(), 16), wide), ids)
+    changes = {f"candidate.{tap}": tensor.float() for tap, tensor in theirs.items()}
     changes |= {f"isolated.{tap}": None for tap in taps(6)}
     file = rewrite(tmp_path / "a.st", tmp_path / "b.st", **{k.replace(".", "__"): t for k, t in changes.items()})
     record = judged(file)

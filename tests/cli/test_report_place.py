@@ -8,7 +8,17 @@ import re
 from pathlib import Path
 
 import pytest
-from support.folders import convert, edit, sam3lite, tensors, tiny_architecture, write, write_safetensors
+from support.folders import (
+    convert,
+    edit,
+    right,
+    right_verdicts,
+    sam3lite,
+    tensors,
+    tiny_architecture,
+    write,
+    write_safetensors,
+)
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan import synthetic
@@ -40,9 +50,11 @@ def test_a_parity_page_holds_what_the_run_found(s0, tmp_path, as_json):
     done = sam3lite("parity", "--checkpoint", s0, "--report", page, *options)
     assert done.code == 0 and f"Report: {page}" in done.err
     if as_json:
-        assert done.json["verdict"] == "exact"  # the page changes nothing of the one document
+        assert done.json["verdict"] in right(done.json)  # the page changes nothing of the one document
     said = seen(page)
-    for part in ("Exact", "Differs", "padded with id 49407, not 0", "Sam3LiteTextModel.from_pretrained", "49406"):
+    verdicts = right_verdicts("transformers", (1, 16, 64))
+    assert any(verdict.replace("_", " ").capitalize() in said for verdict in verdicts)
+    for part in ("Differs", "padded with id 49407, not 0", "Sam3LiteTextModel.from_pretrained", "49406"):
         assert part in said, part
     counts = sam3lite("convert", "--checkpoint", s0, "--dry-run", "--json").json["counts"]
     assert f"{counts['source']:,} source tensors = {counts['mapped']:,} mapped" in said

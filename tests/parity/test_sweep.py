@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from support.folders import convert, edit, sam3lite, tensors, tiny_architecture, write_safetensors
+from support.folders import ROUNDING, convert, edit, right, sam3lite, tensors, tiny_architecture, write_safetensors
 
 from sam3lite_convert.parity import inputs
 from sam3lite_convert.parity.compare import Running, compare
@@ -93,7 +93,8 @@ def test_the_figures_are_those_of_one_go(which, s0, file, request, monkeypatch):
         places = ["valid_max_abs_diff", "padded_max_abs_diff"] if ours["name"] != "pooled" else []
         for key in ["max_abs_diff", "mean_abs_diff", "relative_l2", *places]:
             # The last bits of a product follow from how many rows are multiplied at once.
-            assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-6), (ours["name"], key)
+            last_bits = ROUNDING if key.endswith("max_abs_diff") else 1e-6
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=last_bits), (ours["name"], key)
         assert ours["cosine"] == pytest.approx(theirs["cosine"], abs=1e-6)
         if which == "bad":
             assert ours["position"][0] == theirs["position"][0] == ZEBRA
@@ -133,7 +134,8 @@ def test_activations_are_kept_of_those_that_are_looked_at(s0, file, bad, tmp_pat
 
 
 def test_behaviour_over_many_prompts_is_that_of_each(s0, folder, file):
-    used = parity(s0, "--prompts-file", file, "--converted", folder, "--as-used")["behaviour"]
+    record = parity(s0, "--prompts-file", file, "--converted", folder, "--as-used")
+    used = record["behaviour"]
     assert used["prompts_total"] == 379 and len(used["prompts"]) == 20
     alone = [
         parity(s0, "--prompt", p["prompt"], "--converted", folder, "--as-used")["behaviour"]["together"]
@@ -142,7 +144,7 @@ def test_behaviour_over_many_prompts_is_that_of_each(s0, folder, file):
     for listed, single in zip(used["prompts"], alone, strict=False):
         assert listed["relative_l2"] == pytest.approx(single["relative_l2"], rel=1e-3)
     figures = [p["relative_l2"] for p in used["prompts"]]
-    assert figures == sorted(figures, reverse=True) and used["recipe"]["verdict"] == "exact"
+    assert figures == sorted(figures, reverse=True) and used["recipe"]["verdict"] in right(record)
 
 
 def test_the_shape_of_many_prompts_survives_a_file_of_lines_that_are_none(s0, tmp_path):

@@ -16,10 +16,11 @@ HUB = HubServer().start()
 atexit.register(HUB.stop)
 HOME = tempfile.mkdtemp(prefix="hub-home-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # There are as many workers as cores; more threads only get in their way.
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+# There are as many workers as cores; more threads only get in their way, unless they are what is tested.
+_threads = os.environ.get("SAM3LITE_TEST_THREADS") or ("1" if "PYTEST_XDIST_WORKER" in os.environ else None)
+if _threads:
+    torch.set_num_threads(int(_threads))
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = _threads
 os.environ |= {
     "HF_ENDPOINT": HUB.url,
     "HF_HOME": HOME,

@@ -20,7 +20,20 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from support.folders import DATA, ENCODER, convert, edit, sam3lite, tensors, tiny_architecture, write_safetensors
+from support.folders import (
+    DATA,
+    ENCODER,
+    ROUNDING,
+    convert,
+    edit,
+    right,
+    right_verdicts,
+    rounding,
+    sam3lite,
+    tensors,
+    tiny_architecture,
+    write_safetensors,
+)
 from support.hub_files import clip_files
 
 from original_ref import TextStudentEncoder, load_reference
@@ -104,10 +117,11 @@ def reference(kind: str) -> TextStudentEncoder:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_weights_are_exact_the_behaviour_differs_and_the_recipe_is_exact(kind, files):
     record = as_used(files[kind])
-    assert record["verdict"] == "exact" and record["candidate"] == "transformers"
+    assert record["verdict"] in right(record) and record["candidate"] == "transformers"
     used = record["behaviour"]
-    assert record["verdicts"] == {"weights": "exact", "behaviour": "differs"} and used["verdict"] == "differs"
-    assert (used["recipe"]["verdict"], used["recipe"]["max_abs_diff"], used["recipe"]["prompts"]) == ("exact", 0.0, 0)
+    assert record["verdicts"] == {"weights": record["verdict"], "behaviour": "differs"} and used["verdict"] == "differs"
+    assert used["recipe"]["verdict"] in right(record) and used["recipe"]["max_abs_diff"] <= rounding(record)
+    assert (used["recipe"]["verdict"] == "exact") == (used["recipe"]["prompts"] == 0)
     wanted = [c for c in CAUSES if not ("32" in kind and c == "sequence_length")]
     assert [c["name"] for c in used["causes"]] == wanted
     assert [c["name"] for c in used["absent"]] == [c for c in CAUSES if c not in wanted]
@@ -121,7 +135,8 @@ def test_the_weights_are_exact_the_behaviour_differs_and_the_recipe_is_exact(kin
 def test_the_exit_code_is_that_of_the_weights_unless_behaviour_is_to_count(s0):
     assert sam3lite("parity", "--checkpoint", s0, "--as-used").code == 0
     done = sam3lite("parity", "--checkpoint", s0, "--strict-behaviour", "--json")
-    assert (done.code, done.json["verdicts"]) == (1, {"weights": "exact", "behaviour": "differs"})
+    assert (done.code, done.json["verdicts"]["behaviour"]) == (1, "differs")
+    assert done.json["verdicts"]["weights"] in right(done.json)
 
 
 def test_a_fault_in_the_weights_is_in_the_first_verdict_and_not_in_the_causes(s0, folder, tmp_path):
@@ -149,12 +164,16 @@ def test_both_verdicts_stand_on_lines_of_their_own(s0):
     assert re.search(r"^verdict 2, behaviour: not looked at; --as-used", out, re.M)
     assert sam3lite("parity", "--checkpoint", s0, "--json").json["verdicts"] == {"weights": "exact", "behaviour": None}
     out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--prompt", "a dog").out
-    assert re.search(r"^verdict 1, weights: exact", out, re.M)
+    either = "|".join(right_verdicts("transformers", (1, 16, 64))).replace("_", " ")
+    assert re.search(rf"^verdict 1, weights: ({either})", out, re.M)
     assert re.search(r"^verdict 2, behaviour: differs: .*relative L2", out, re.M)
     assert f"original  {START} 320 1929 {END} 0 x12\n" in out
     assert f"as used   {START} 320 1929 {END} {END} x28\n" in out
     assert "the weights are not the reason: call it by the recipe above" in out
-    assert "with the recipe: exact" in out and recipe(16, "FOLDER-OF-THE-DETECTOR", False).splitlines()[-1] in out
+    assert (
+        re.search(f"^with the recipe: ({either})", out, re.M)
+        and recipe(16, "FOLDER-OF-THE-DETECTOR", False).splitlines()[-1] in out
+    )
 
 
 # ---- the causes, against what is worked out here ------------------------------------------------------
@@ -234,9 +253,9 @@ def test_each_cause_moves_the_features_as_far_as_worked_out_by_hand(kind, files)
     assert by_name["truncation"]["tokens_without_counterpart"] == len(LONG_IDS) - 16
     assert by_name["text_cleaning"]["tokens_without_counterpart"] == len(raw) - len(clean)
     moved = {name: c["prompts"] for name, c in by_name.items()}
+    assert moved.pop("attention") <= 3  # in how many of them a bit differs is the processor's affair
     assert moved == {
-        "text_cleaning": 1, "truncation": 1, "sequence_length": 3, "pad_id": 2, "mask": 2, "attention": 3,
-        "together": 3,
+        "text_cleaning": 1, "truncation": 1, "sequence_length": 3, "pad_id": 2, "mask": 2, "together": 3,
     }  # fmt: skip
 
 
@@ -271,7 +290,8 @@ def test_prompts_that_the_processor_does_not_cut_are_counted(s0):
 def test_the_prompts_for_want_of_others_have_every_cause(s0):
     """Otherwise a cause could be missing from the table without anybody seeing it."""
     causes = as_used(s0)["behaviour"]["causes"]
-    assert [c["name"] for c in causes] == CAUSES and all(c["prompts"] for c in causes)
+    # All but the last, sdpa, which may have the very bits of eager attention.
+    assert [c["name"] for c in causes] == CAUSES and all(c["prompts"] for c in causes[:-1])
     assert len(PROMPTS) == len(set(PROMPTS))
 
 
@@ -286,10 +306,11 @@ def test_the_originals_ids_are_those_of_its_tokenizer(case, files):
 
 
 def test_a_folder_with_a_tokenizer_is_used_with_that(s0, folder):
-    used = as_used(s0, "--converted", folder)["behaviour"]
+    record = as_used(s0, "--converted", folder)
+    used = record["behaviour"]
     assert "padding id 0" in used["tokenizer"]
     assert [c["name"] for c in used["absent"]] == ["pad_id"] and "pad with id 0" in used["absent"][0]["words"]
-    assert used["verdict"] == "differs" and used["recipe"]["verdict"] == "exact"
+    assert used["verdict"] == "differs" and used["recipe"]["verdict"] in right(record)
     assert all(p["as_used"][-1] in (0, END) for p in used["prompts"])
 
 
@@ -355,7 +376,9 @@ def test_the_recipe_as_printed_gives_the_originals_text_features(s0, folder):
     model = reference("s0")
     with torch.inference_mode():
         tokens = model.encoder(names["input_ids"], return_all_tokens=True)
-        assert torch.equal(names["text_embeds"].pooler_output, model.projector(tokens))
+        alike = right_verdicts("transformers", tokens.shape) == {"exact"}
+        off = 0.0 if alike else ROUNDING
+        torch.testing.assert_close(names["text_embeds"].pooler_output, model.projector(tokens), atol=off, rtol=0)
     wanted = [ids for p, ids in zip(GOLDENS[0]["prompts"], GOLDENS[0]["input_ids"], strict=True) if p in golden]
     assert names["input_ids"][len(PROMPTS) :].tolist() == wanted
 
@@ -500,16 +523,19 @@ def test_a_prompt_that_is_no_text_is_a_clear_error(s0):
 
 
 def test_where_the_recipe_cannot_be_exact_it_says_why(s0):
-    used = as_used(s0, "--prompt", "dog <end_of_text> cat", "--prompt", "a dog")["behaviour"]
+    record = as_used(s0, "--prompt", "dog <end_of_text> cat", "--prompt", "a dog")
+    used = record["behaviour"]
     (note,) = used["notes"]
     assert "not the original's for 1 prompts, as 'dog <end_of_text> cat'" in note
-    assert used["recipe"]["verdict"] == "differs" and used["recipe"]["prompts"] == 1
+    assert used["recipe"]["verdict"] == "differs"
+    assert used["recipe"]["prompts"] == 1 or (used["recipe"]["prompts"] == 2 and rounding(record))
 
 
 def test_a_folder_of_the_text_encoder_alone_is_called_as_the_detector_calls_it(s0, tmp_path):
     text = convert(s0, tmp_path / "text", *TF, "--component", "text")
-    used = as_used(s0, "--converted", text)["behaviour"]
-    assert used["verdict"] == "differs" and used["recipe"]["verdict"] == "exact"
+    record = as_used(s0, "--converted", text)
+    used = record["behaviour"]
+    assert used["verdict"] == "differs" and used["recipe"]["verdict"] in right(record)
     assert 'Sam3LiteTextModel.from_pretrained("FOLDER-OF-THE-DETECTOR"' in used["recipe"]["code"]
 
 

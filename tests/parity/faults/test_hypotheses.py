@@ -20,6 +20,7 @@ from support.folders import (
     TEXT_POSITIONS,
     convert,
     edit,
+    right_verdicts,
     sam3lite,
     tensors,
     tiny_architecture,
@@ -699,7 +700,7 @@ def test_the_last_of_several_greatest_ids(layout, setups):
     own = record(setup.reference, ids)
     evidence = dataclasses.replace(setup.evidence, recorded=own, ids=ids)
     tied = dataclasses.replace(setup, inputs=Inputs(ids, "ties"), recorded=own, own=own, evidence=evidence)
-    assert compare_encoders(tied, tied.candidate()).judgement.verdict == "exact"
+    assert compare_encoders(tied, tied.candidate()).judgement.verdict in right_verdicts(layout, (*ids.shape, WIDTH))
 
     def last(ids: Tensor, before: Tensor, tokens: Tensor) -> Tensor:
         return torch.stack([row[7 if n == 0 else 4] for n, row in enumerate(tokens)])
