@@ -28,8 +28,8 @@ class TapRecord(Record):
 
     ``isolated_max_abs_diff``: of the candidate's module on the reference's recorded input. ``floors``: the largest
     error divided by its noise floor. ``valid_max_abs_diff`` and ``padded_max_abs_diff``: on words and on padding, null
-    if the inputs have none. ``position``: where the largest difference is; ``reference_value`` and ``candidate_value``: both
-    values there. ``status``: carried means that the error was made at an earlier tap.
+    if the inputs have none. ``position``: where the largest difference is; ``reference_value`` and ``candidate_value``:
+    both values there. ``status``: carried means that the error was made at an earlier tap.
     """
 
     name: str

@@ -154,9 +154,9 @@ class Receipt(Record):
     """conversion.json: what was done, enough to redo it and to check it.
 
     ``library``: what loads the folder, null for none but our own. ``files``: names of the tensor files. ``beside``:
-    SHA-256 by name of the other files. ``nonfinite``: by source key. ``tensors``: by target key. ``dropped``: source key
-    -> reason. ``model_id``: the repository that the card names. ``card_blob_id``: git's id of the card as it was written;
-    ``edited_card_blob_id``: of one that somebody edited in the folder.
+    SHA-256 by name of the other files. ``nonfinite``: by source key. ``tensors``: by target key. ``dropped``: reason by
+    source key. ``model_id``: the repository that the card names. ``card_blob_id``: git's id of the card as it was
+    written; ``edited_card_blob_id``: of one that somebody edited in the folder.
     """
 
     tool: ToolRecord
