@@ -107,7 +107,7 @@ def _read_record(cls: type[R], data: JsonValue, where: str) -> R:
         name = item.name
         place = f"{where}.{name}" if where else name
         if is_flat(item):
-            values[name] = _read(hints[name], data, where)
+            values[name] = _read_flat(hints[name], data, where)
         elif name in data:
             values[name] = _read(hints[name], data[name], place)
         elif is_optional(item):
@@ -117,17 +117,29 @@ def _read_record(cls: type[R], data: JsonValue, where: str) -> R:
     return cls(**values)
 
 
+def _read_flat(hint: object, data: JsonValue, where: str) -> object:
+    if type(None) not in typing.get_args(hint):
+        return _read(hint, data, where)
+    try:
+        return _read(hint, data, where)
+    except ValueError:  # its fields are not there
+        return None
+
+
 def _read(hint: object, value: JsonValue, where: str) -> object:
     if hint is AnyJson:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        faults = []
         for option in arguments:
             try:
                 return _read(option, value, where)
             except ValueError as fault:
-                last = fault
-        raise last
+                faults.append(fault)
+        raise faults[0]
     if origin is Literal:
         if value not in arguments:
             raise ValueError(f"{where} is not one of {', '.join(map(str, arguments))}")
