@@ -26,10 +26,10 @@ def locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet
 
 def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Any:
     """The repository that names are looked up in."""
-    from sam3lite_convert.commands.sources import Where
+    from sam3lite_convert.commands.sources import HubLocation
 
     quiet_hub(quiet)
-    return Where(repo_id, revision, cache_dir)
+    return HubLocation(repo_id, revision, cache_dir)
 
 
 def use_one_thread() -> None:
