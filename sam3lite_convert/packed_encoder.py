@@ -248,15 +248,17 @@ class PackedTextModel(nn.Module):
         In evaluation mode, in the dtype of the file. Raises CannotRun for a folder that is not there
         or of another layout, UnsoundPlan where a weight is missing, Untrusted for damaged files.
         """
+        from sam3lite_convert.convert.config import PACKED_MODEL_TYPE
         from sam3lite_convert.convert.folder import read_folder
-        from sam3lite_convert.convert.text_weights import folder_weights
+        from sam3lite_convert.convert.text_weights import folder_tensors
 
         found = read_folder(Path(folder))
         config = found.config or {}
-        if config.get("layout") != "packed":
+        if config.get("model_type") != PACKED_MODEL_TYPE:
             raise CannotRun(f"{folder} is not a folder of the packed layout", "not_packed")
         parsed = PackedTextConfig.from_dict(config.get("text_config", {}))
-        return cls.from_weights(parsed, folder_weights(found, "packed"), attention)
+        keys = (key for key in found.tensors if key.startswith(("text_encoder.", "text_projection.")))
+        return cls.from_weights(parsed, dict(folder_tensors(found, keys)), attention)
 
     @classmethod
     def from_weights(

@@ -29,6 +29,7 @@ from sam3lite_convert.packed_encoder import PackedTextConfig, PackedTextModel
 from sam3lite_convert.parity.candidates import CANDIDATES
 from sam3lite_convert.parity.encoders import record
 from sam3lite_convert.plan import synthetic
+from sam3lite_convert.plan.tables import load_mappings
 
 SIZES = {"text_hidden": 128, "projection_dim": 96, "output_dim": 48}
 TABLE = TEXT_POSITIONS["packed"]
@@ -101,9 +102,12 @@ BY_LAYOUT = [
 @pytest.mark.parametrize(("layout", "name", "run"), BY_LAYOUT)
 def test_every_activation_is_that_of_the_real_original(layout, name, run, attention, golden_folder):
     of, folder = golden(name), golden_folder(name, layout)
-    weights = folder_weights(read_folder(folder), layout)
+    of_layout = load_mappings().layout(layout)
+    weights = folder_weights(read_folder(folder), of_layout)
     said = config(folder)
-    encoder = CANDIDATES[layout](said.get("text_config", said), weights, torch.float32, attention)
+    encoder = CANDIDATES[of_layout.loader.name](
+        of_layout.family, said.get("text_config", said), weights, torch.float32, attention
+    )
     found, wanted = record(encoder, of.ids(run)), of.activations(run)
     assert sorted(found) == sorted(wanted)
     assert len(wanted) == len(encoder.layers) + 4
@@ -124,8 +128,11 @@ def test_what_a_user_loads_gives_the_originals_outputs(name, run, golden_folder)
 def test_recording_leaves_no_hook_behind_and_changes_no_output(layout, golden_folder):
     folder = golden_folder("tiny_mct", layout)
     said = config(folder)
-    weights = folder_weights(read_folder(folder), layout)
-    encoder = CANDIDATES[layout](said.get("text_config", said), weights, torch.float32, "eager")
+    of_layout = load_mappings().layout(layout)
+    weights = folder_weights(read_folder(folder), of_layout)
+    encoder = CANDIDATES[of_layout.loader.name](
+        of_layout.family, said.get("text_config", said), weights, torch.float32, "eager"
+    )
     of = golden("tiny_mct")
     before = encoder.run(of.ids())
     own = record(encoder, of.ids())

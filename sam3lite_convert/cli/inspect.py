@@ -24,4 +24,5 @@ def inspect(
 
     source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
     record = inspect_checkpoint(source, load_mappings(mapping), causal)
+    record["mapping"] = str(mapping) if mapping else None
     (as_json if json else inspected)(record)

@@ -27,13 +27,6 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
-class Candidate(str, Enum):
-    """The encoder that the original is compared with."""
-
-    packed = "packed"
-    transformers = "transformers"
-
-
 class Attention(str, Enum):
     """How the transformers library computes attention."""
 
@@ -105,7 +98,8 @@ VerifiedCheckpoint = Annotated[str, typer.Option(help="The checkpoint that it wa
 ParityCheckpoint = Annotated[str | None, typer.Option(help="The original; default s0, from the Hub.")]
 Converted = Annotated[Path | None, typer.Option(metavar="DIR", help="Compare what is in this folder.")]
 CandidateOption = Annotated[
-    Candidate | None, typer.Option(help="Encoder to compare; default packed, or DIR's, or what --as-used calls.")
+    str | None,
+    typer.Option(metavar="LAYOUT", help="Encoder to compare; default packed, or DIR's, or what --as-used calls."),
 ]
 DebugIntermediates = Annotated[bool, typer.Option("--debug-intermediates", help="A row for every layer.")]
 AttentionOption = Annotated[Attention, typer.Option(help="Of the candidate.")]

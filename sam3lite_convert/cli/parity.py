@@ -68,7 +68,7 @@ def parity(
 
         original = _open_original(original_repo)
         options = ParityOptions(
-            candidate.value if candidate else None, attention.value, dtype.value if dtype else None, tolerance, seed,
+            candidate, attention.value, dtype.value if dtype else None, tolerance, seed,
             batch, length, parity_commands.read_prompts(prompt or [], prompts_file), causal,
             original,
         )  # fmt: skip

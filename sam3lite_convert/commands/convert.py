@@ -141,6 +141,10 @@ def convert_checkpoint(
         if hashing is not None:
             stack.enter_context(hashing)
         # What stands in the way is said before anything is downloaded.
+        if request.parity:
+            from sam3lite_convert.parity.candidates import check_candidate
+
+            check_candidate(mappings.layout(request.options.layout), mappings)
         check_destination(folder, request.overwrite, location.path, 0)
         source = fetch(location, mappings, request)
         hashing = hashing or stack.enter_context(source.hashing())
@@ -188,7 +192,7 @@ def _finished(
     late: list[str],
 ) -> Record:
     """The record with what is in the folder, and what is missing there and how to add it."""
-    if receipt.get("library") == "transformers" and request.tokenizer is not None:
+    if side_files.takes_processor_files(receipt) and request.tokenizer is not None:
         absent = side_files.missing(folder, receipt, True)
     else:
         absent = []

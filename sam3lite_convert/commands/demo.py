@@ -1,4 +1,5 @@
-"""The main job on a small generated checkpoint, offline: inspect, convert to both layouts, verify, parity."""
+"""The main job on a small generated checkpoint, offline: inspect, convert to the layouts that parity can run, verify,
+parity."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from sam3lite_convert.commands.parity import run_parity
 from sam3lite_convert.commands.sources import Location
 from sam3lite_convert.commands.verify import verify_folder
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.parity.candidates import CANDIDATES
 from sam3lite_convert.parity.setup import ParityOptions
 from sam3lite_convert.plan.plan import Options
 from sam3lite_convert.plan.tables import load_mappings
 
-LAYOUTS = ("packed", "transformers")
 _CHECKPOINT = Path("demo.pt")
 Step = Callable[[str, str, dict[str, Any] | None], None]
 
@@ -36,7 +37,7 @@ def _working_in(folder: Path) -> Iterator[None]:
 
 
 def run_demo(output: Path | None = None, step: Step = lambda kind, command, record: None) -> dict[str, Any]:
-    """Run the commands as a user would and return their records; ``verdict`` covers both layouts.
+    """Run the commands as a user would and return their records; ``verdict`` covers all layouts.
 
     ``output``: a folder to keep the files in; without one they are deleted at the end. ``step`` is told
     of each command when it is done: its name, what a user would type, and its record, None where it
@@ -52,8 +53,8 @@ def run_demo(output: Path | None = None, step: Step = lambda kind, command, reco
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sam3lite-demo-")))
         stack.enter_context(_working_in(place))
         records = _steps(step)
-    proven = all(records[f"verify {layout}"]["verdict"] == "proven" for layout in LAYOUTS)
-    compared = [records[f"parity {layout}"]["verdict"] for layout in LAYOUTS if f"parity {layout}" in records]
+    proven = all(record["verdict"] == "proven" for name, record in records.items() if name.startswith("verify "))
+    compared = [record["verdict"] for name, record in records.items() if name.startswith("parity ")]
     records["verdict"] = "proven" if proven and "differs" not in compared else "mismatch"
     return records
 
@@ -62,6 +63,7 @@ def _steps(step: Step) -> dict[str, Any]:
     from sam3lite_convert.plan.synthetic import write_checkpoint
 
     mappings = load_mappings()
+    layouts = [layout for layout in mappings.layouts.values() if layout.loader.name in CANDIDATES]
     records: dict[str, Any] = {}
     step("checkpoint", "", None)
     write_checkpoint(_CHECKPOINT)
@@ -69,17 +71,17 @@ def _steps(step: Step) -> dict[str, Any]:
     source = location.whole()
     records["inspect"] = inspect_checkpoint(source, mappings)
     step("inspect", "inspect demo.pt", records["inspect"])
-    for layout in LAYOUTS:
+    for layout in (x.name for x in layouts):
         record = convert_checkpoint(location, mappings, Request(Options(layout)))
         records[f"convert {layout}"] = record
         step("convert", f"convert --checkpoint demo.pt --layout {layout}", record)
         folder = Path(record["output"])
         records[f"verify {layout}"] = verify_folder(folder, source, mappings)
         step("verify", f"verify {folder} --checkpoint demo.pt", records[f"verify {layout}"])
-    for layout in LAYOUTS:
+    for layout, loader in ((x.name, x.loader) for x in layouts):
         folder = Path(records[f"convert {layout}"]["output"])
         command = f"parity --checkpoint demo.pt --converted {folder}"
-        if layout == "transformers" and importlib.util.find_spec("transformers") is None:
+        if loader.library and importlib.util.find_spec(loader.library) is None:
             step("parity", command, None)
             continue
         records[f"parity {layout}"] = run_parity(source, mappings, ParityOptions(), folder)

@@ -12,7 +12,6 @@ from sam3lite_convert.plan.counts import components, dtype_counts, parameters
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
-from sam3lite_convert.plan.relatives import relatives
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.workers import Advance
 
@@ -30,12 +29,13 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
         checkpoint = source.read()
     names = canonical_names(checkpoint, mappings.spellings)
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
-    found = relatives(shapes)
+    family = mappings.layout(Options().layout).family
+    found = family.relatives_in(shapes)
     plans: dict[str, Plan] = {}
     refusals: dict[str, UnsoundPlan] = {}
     for component in ("all", "text"):
         try:
-            plans[component] = make_plan(checkpoint, mappings, Options("packed", component, causal=causal))
+            plans[component] = make_plan(checkpoint, mappings, Options(component=component, causal=causal))
         except UnsoundPlan as fault:
             refusals[component] = fault
     plan = plans.get("all") or plans.get("text")
@@ -49,7 +49,7 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
     elif architecture is None:
         kind = "not a checkpoint of this family"
     else:
-        kind = "SAM3-LiteText text encoder alone" if only_text else "SAM3-LiteText detector"
+        kind = f"{family.name} {'text encoder alone' if only_text else 'detector'}"
     text = [checkpoint.tensors[keys[0]] for name, keys in names.sources.items() if name.startswith(TEXT)]
     return {
         "checkpoint": source.name,
@@ -73,6 +73,6 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
         "dropped": {d.label: d.reason for d in plan.dropped.values()} if plan else {},
         "convert": {c: "yes" if c in plans else refusals[c].message for c in ("all", "text")},
         "notes": list(checkpoint.notes)
-        + (architecture.doubts if architecture else [])
+        + (family.doubts(architecture) if architecture else [])
         + ([f"{len(names.twins)} tensors have two spellings; they are compared on conversion"] if names.twins else []),
     }

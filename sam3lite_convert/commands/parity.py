@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
-from sam3lite_convert.plan.targets import TEXT_TARGETS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ def run_parity(
     if save is not None:
         check_place(save)
     if looks.as_used:
-        options = _as_used(options, converted)
+        options = _as_used(options, converted, mappings)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         checkpoint = source.read()
@@ -160,7 +160,7 @@ def _checkout(repo: OriginalRepo, setup: Setup) -> Record:
 
 def _beside_text(plan: Plan) -> list[str]:
     """The target keys that parity does not look at; verify does."""
-    return [m.target for m in plan.mapped.values() if not m.target.startswith(TEXT_TARGETS)]
+    return [m.target for m in plan.mapped.values() if not m.canonical.startswith(TEXT)]
 
 
 def _whole_plan(text: Plan, mappings: Mappings) -> Plan:
@@ -171,7 +171,7 @@ def _whole_plan(text: Plan, mappings: Mappings) -> Plan:
         return text
 
 
-def _as_used(options: ParityOptions, converted: Path | None) -> ParityOptions:
+def _as_used(options: ParityOptions, converted: Path | None, mappings: Mappings) -> ParityOptions:
     """The options with what ``--as-used`` takes where nothing is said: prompts, and the layout that is called."""
     from sam3lite_convert.parity.as_used.behaviour import PROMPTS
 
@@ -180,7 +180,8 @@ def _as_used(options: ParityOptions, converted: Path | None) -> ParityOptions:
             "--as-used sends real prompts: leave --seed, --batch and --length out, and give --prompt or --prompts-file",
             "usage",
         )
-    candidate = options.candidate if converted or options.candidate else "transformers"
+    called = next(name for name, layout in mappings.layouts.items() if layout.loader.library)
+    candidate = options.candidate if converted or options.candidate else called
     return replace(options, prompts=options.prompts or PROMPTS, candidate=candidate)
 
 

@@ -64,7 +64,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Fo
     # A run that was cut off may have left files that the receipt does not know of.
     unknown = request.tokenizer is not None and not receipt.get("tokenizer")
     wants_tokenizer = request.tokenizer_named or unknown or not processor_files.TOKENIZER_NAMES.isdisjoint(gone)
-    wants_files = (wants_tokenizer or bool(gone)) and receipt.get("library") == "transformers"
+    wants_files = (wants_tokenizer or bool(gone)) and side_files.takes_processor_files(receipt)
     if request.strict.nonfinite and (special := receipt.get("nonfinite")):
         refuse(special, ", ".join(list(special)[:5]))
     changed = side_files.edited(folder, receipt)

@@ -172,7 +172,7 @@ class Location:
             return source
         with source.trusted():
             checkpoint = source.read()
-            plan = make_plan(checkpoint, mappings, Options("packed", "text", causal=causal))
+            plan = make_plan(checkpoint, mappings, Options(component="text", causal=causal))
             tensors = [m.source for m in plan.mapped.values()]
             tensors += [t for twin in plan.twins for t in (twin.first, twin.second)]
             # A zip's record begins somewhat before its tensor, with a header that says where exactly.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
+from sam3lite_convert.plan.families import Family
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,10 +17,10 @@ import html
 
 import ftfy
 import torch
-from transformers import AutoTokenizer, Sam3LiteTextModel
+from transformers import AutoTokenizer, {model}
 
 tokenizer = AutoTokenizer.from_pretrained({tokenizer})
-model = Sam3LiteTextModel.from_pretrained({place}, attn_implementation="eager").eval()
+model = {model}.from_pretrained({place}, attn_implementation="eager").eval()
 prompts = ["a dog"]
 """
 # Run as it is printed, by ``run_recipe`` and by the tests.
@@ -41,11 +42,11 @@ _AFTER = """\
 PLACEHOLDER = "FOLDER-OF-THE-DETECTOR"  # in the layout transformers, where none was given
 
 
-def recipe(context: int, place: str, own_tokenizer: bool = True) -> str:
-    """The code for a checkpoint of this context; ``place``: the folder or repository of the model.
+def recipe(family: Family, context: int, place: str, own_tokenizer: bool = True) -> str:
+    """The code for a checkpoint of this family and context; ``place``: the folder or repository of the model.
     Without a tokenizer of its own, CLIP's is taken."""
     tokenizer = json.dumps(place if own_tokenizer else DEFAULT_TOKENIZER)
-    loading = _LOADING.format(tokenizer=tokenizer, place=json.dumps(place))
+    loading = _LOADING.format(model=family.library.model, tokenizer=tokenizer, place=json.dumps(place))
     return f"{loading}\n{_USE.format(context=context)}{_AFTER}"
 
 

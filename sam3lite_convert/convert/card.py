@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sam3lite_convert.convert.calling_recipe import recipe
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
+from sam3lite_convert.plan.families import FAMILIES, Family
+from sam3lite_convert.plan.loaders import LOADERS
 
 CARD_NAME = "README.md"
 CARD_FIELD = "card_blob_id"  # of the receipt: git's id of the card, to tell whether somebody edited it
@@ -18,7 +20,7 @@ Receipt = dict[str, Any]
 
 # Measured against the original code; the layout notes, fact 5.
 _AS_USED = """\
-The weights are the original's{cast}. Called through the stock `Sam3Processor` the model still does not do what the
+The weights are the original's{cast}. Called through the stock `{processor}` the model still does not do what the
 original does, for reasons that no weight file can mend:
 
 - the processor pads every prompt to a length of 32, whatever the tokenizer's `model_max_length`{stretched};
@@ -39,13 +41,14 @@ def model_card(receipt: Receipt) -> str:
     Where the receipt has a ``model_id``, the repository that it is pushed to, the examples name that.
     """
     model_id = receipt.get("model_id")
-    a, counts, source = receipt["architecture"], receipt["counts"], receipt["source"]
+    family, loader = FAMILIES[receipt["family"]], LOADERS[receipt["loader"]]
+    a, counts = receipt["architecture"], receipt["counts"]
     what = "text encoder" if receipt["component"] == "text" else "detector"
     by_kind = receipt["lost"].get("dropped", {}).get("by_kind", {})
     lines = [
-        *_metadata(receipt),
+        *_metadata(receipt, family),
         "",
-        f"# SAM3-LiteText {what}, {a['variant']}, layout `{receipt['layout']}`",
+        f"# {family.name} {what}, {a['variant']}, layout `{receipt['layout']}`",
         "",
         *_provenance(receipt),
         "",
@@ -65,22 +68,23 @@ def model_card(receipt: Receipt) -> str:
         "",
         "## Loading",
         "",
-        *_loading(receipt, model_id),
+        *_EXAMPLES[loader.name](receipt, family, model_id),
         "",
         *_parity(receipt.get("parity")),
     ]
-    if receipt["library"] == "transformers" and receipt["component"] == "all":
+    if loader.processor and receipt["component"] == "all":
         context = a["context_length"]
         stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
         padded = "; the tokenizer here pads with 0" if receipt.get("tokenizer") else ""
         cast = f", rounded to {receipt['dtype']}" if receipt["lost"].get("cast") else ""
-        said = _AS_USED.format(stretched=stretched, padded=padded, cast=cast)
-        lines += ["## As it is used", "", said, "", *_recipe(receipt)]
-    lines += ["## Checking", "", "```", _check(source, model_id), "```", ""]
+        names = family.library
+        said = _AS_USED.format(processor=names.processor, stretched=stretched, padded=padded, cast=cast)
+        lines += ["## As it is used", "", said, "", *_recipe(receipt, family)]
+    lines += ["## Checking", "", "```", _check(receipt), "```", ""]
     return "\n".join(lines)
 
 
-def _metadata(receipt: Receipt) -> Iterator[str]:
+def _metadata(receipt: Receipt, family: Family) -> Iterator[str]:
     source = receipt["source"]
     yield "---"
     yield f"library_name: {receipt['library'] or 'sam3lite-convert'}"
@@ -90,7 +94,7 @@ def _metadata(receipt: Receipt) -> Iterator[str]:
     if source.get("repo"):
         yield f"base_model: {_yaml(source['repo'])}"
     yield "pipeline_tag: mask-generation" if receipt["component"] == "all" else "pipeline_tag: feature-extraction"
-    yield from ("tags:", "- sam3", "- sam3-litetext", "- mobileclip", "- safetensors", "---")
+    yield from ("tags:", *(f"- {tag}" for tag in (*family.tags, "safetensors")), "---")
 
 
 def _yaml(value: Any) -> str:
@@ -142,31 +146,13 @@ def _provenance(receipt: Receipt) -> Iterator[str]:
         yield "The checkpoint was a local file that names no licence; that of its origin holds."
 
 
-def _loading(receipt: Receipt, model_id: str | None) -> Iterator[str]:
+def _of_the_library(receipt: Receipt, family: Family, model_id: str | None) -> Iterator[str]:
+    """How the classes of transformers load the folder."""
     place = json.dumps(model_id or ".")
-    yield "```python"
-    if receipt["library"] != "transformers":
-        context = receipt["architecture"]["context_length"]
-        yield "import torch"
-        if model_id:
-            yield "from huggingface_hub import snapshot_download"
-        yield "from sam3lite_convert.packed_encoder import PackedTextModel"
-        yield ""
-        yield f"folder = snapshot_download({place})" if model_id else f"folder = {place}"
-        yield "model = PackedTextModel.from_pretrained(folder)"
-        if receipt["architecture"]["vocab_size"] > END:
-            yield f"ids = torch.tensor([[{START}, 1929, {END}] + [{PAD}] * {context - 3}])  # dog"
-        else:
-            yield f"ids = torch.zeros(1, {context}, dtype=torch.int64)"
-        yield "print(model(ids).projected.shape)  # what the detector reads"
-        yield "```"
-        if receipt["component"] == "all":
-            yield ""
-            yield "No library reads the rest of the detector in this layout; names and shapes are in `conversion.json`."
-        return
     text_only = receipt["component"] == "text"
-    model = "Sam3LiteTextTextModel" if text_only else "Sam3LiteTextModel"
+    model = family.library.text_model if text_only else family.library.model
     tokenizer = bool(receipt.get("tokenizer"))
+    yield "```python"
     yield f"from transformers import {'AutoTokenizer, ' if tokenizer else ''}{model}"
     yield ""
     yield f"model = {model}.from_pretrained({place})"
@@ -190,11 +176,67 @@ def _loading(receipt: Receipt, model_id: str | None) -> Iterator[str]:
         yield "There are no tokenizer files in this folder; `sam3lite convert` adds them when it is run again with"
         yield "`--tokenizer DIR_OR_REPO`."
     elif not text_only:
-        yield "`AutoProcessor.from_pretrained` gives the stock `Sam3Processor`; see below for what it does otherwise."
+        stock = family.library.processor
+        yield f"`AutoProcessor.from_pretrained` gives the stock `{stock}`; see below for what it does otherwise."
         yield "It needs torchvision."
 
 
-def _recipe(receipt: Receipt) -> Iterator[str]:
+def _folder(model_id: str | None) -> str:
+    """The line that says where the folder is."""
+    return f"folder = snapshot_download({json.dumps(model_id)})" if model_id else 'folder = "."'
+
+
+def _packed(receipt: Receipt, family: Family, model_id: str | None) -> Iterator[str]:
+    """How this project's own encoder loads the text encoder of the folder."""
+    context = receipt["architecture"]["context_length"]
+    yield "```python"
+    yield "import torch"
+    if model_id:
+        yield "from huggingface_hub import snapshot_download"
+    yield "from sam3lite_convert.packed_encoder import PackedTextModel"
+    yield ""
+    yield _folder(model_id)
+    yield "model = PackedTextModel.from_pretrained(folder)"
+    if receipt["architecture"]["vocab_size"] > END:
+        yield f"ids = torch.tensor([[{START}, 1929, {END}] + [{PAD}] * {context - 3}])  # dog"
+    else:
+        yield f"ids = torch.zeros(1, {context}, dtype=torch.int64)"
+    yield "print(model(ids).projected.shape)  # what the detector reads"
+    yield "```"
+    if receipt["component"] == "all":
+        yield ""
+        yield "No library reads the rest of the detector in this layout; names and shapes are in `conversion.json`."
+
+
+def _plain(receipt: Receipt, family: Family, model_id: str | None) -> Iterator[str]:
+    """How the tensors of a layout are had for which this project has no model."""
+    yield f"Layout `{receipt['layout']}`: {receipt['reader'] or 'no program is named that reads it'}. The tensors:"
+    yield ""
+    yield "```python"
+    yield "from pathlib import Path"
+    yield ""
+    if model_id:
+        yield "from huggingface_hub import snapshot_download"
+    yield "from safetensors.torch import load_file"
+    yield ""
+    yield _folder(model_id)
+    yield "tensors = {}"
+    yield 'for file in sorted(Path(folder).glob("*.safetensors")):'
+    yield "    tensors |= load_file(file)"
+    yield f"assert len(tensors) == {receipt['counts']['target']}"
+    yield "```"
+    yield ""
+    yield "Where each of them comes from is in `conversion.json`, the sizes of the model in `config.json`."
+
+
+_EXAMPLES: dict[str, Callable[[Receipt, Family, str | None], Iterator[str]]] = {
+    "transformers": _of_the_library,
+    "packed_encoder": _packed,
+    "none": _plain,
+}
+
+
+def _recipe(receipt: Receipt, family: Family) -> Iterator[str]:
     """The code that does on the text side what the original does."""
     a = receipt["architecture"]
     if a["vocab_size"] <= END:  # of a test: CLIP's tokenizer knows more ids than it has entries
@@ -203,7 +245,7 @@ def _recipe(receipt: Receipt) -> Iterator[str]:
     yield f"This gives the text features of the original{run} to the bit (it needs `ftfy`):"
     yield ""
     yield "```python"
-    yield recipe(a["context_length"], receipt.get("model_id") or ".", bool(receipt.get("tokenizer"))) + "```"
+    yield recipe(family, a["context_length"], receipt.get("model_id") or ".", bool(receipt.get("tokenizer"))) + "```"
     yield ""
 
 
@@ -225,11 +267,12 @@ def _parity(parity: dict[str, Any] | None) -> Iterator[str]:
     yield ""
 
 
-def _check(source: Receipt, model_id: str | None) -> str:
-    folder = "DIR" if model_id else "."
+def _check(receipt: Receipt) -> str:
+    """The command that proves the folder."""
+    source, model_id = receipt["source"], receipt.get("model_id")
+    command = f"sam3lite verify {'DIR' if model_id else '.'} --checkpoint "
     if source.get("repo"):
-        return (
-            f"sam3lite verify {folder} --checkpoint {source['file']} --repo-id {source['repo']} --revision "
-            f"{source['commit']}"
-        )
-    return f"sam3lite verify {folder} --checkpoint PATH/TO/{source['name']}"
+        command += f"{source['file']} --repo-id {source['repo']} --revision {source['commit']}"
+    else:
+        command += f"PATH/TO/{source['name']}"
+    return command + (" --mapping PATH/TO/MAPPINGS" if receipt["own_tables"] else "")

@@ -1,14 +1,16 @@
 """config.json for a converted folder.
 
-Written without importing transformers. Field names are those of ``Sam3LiteTextConfig``; the ViT's
+Written without importing transformers. Field names are those of the library's config classes; the ViT's
 ``layer_norm_eps`` is the original's 1e-5 (layout notes, fact 1), not the library's default.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sam3lite_convert.plan.architecture import Architecture
+from sam3lite_convert.plan.families import LibraryNames
 from sam3lite_convert.plan.plan import Plan
 
 EPS = 1e-5
@@ -17,35 +19,58 @@ PACKED_MODEL_TYPE = "sam3lite_packed"
 
 def make_config(plan: Plan) -> dict[str, Any]:
     """The config.json that fits the plan's output."""
-    architecture = plan.architecture
-    text = _text(architecture)
-    if plan.layout.config == "transformers":
-        if plan.options.component == "text":
-            model = "Sam3LiteTextTextModel"
-            return {"architectures": [model], "dtype": plan.floating_dtype, **text}
-        head = {"architectures": ["Sam3LiteTextModel"], "model_type": "sam3_lite_text", "dtype": plan.floating_dtype}
-        return head | {"text_config": text} | _detector(architecture)
-    text["model_type"] = f"{PACKED_MODEL_TYPE}_text"
-    text |= {
+    return _WRITERS[plan.layout.loader.name](plan)
+
+
+def _of_the_library(plan: Plan) -> dict[str, Any]:
+    """What transformers reads."""
+    names = plan.layout.family.library
+    text = _text(plan.architecture, names)
+    if plan.options.component == "text":
+        return {"architectures": [names.text_model], "dtype": plan.floating_dtype, **text}
+    head = {"architectures": [names.model], "model_type": names.model_type, "dtype": plan.floating_dtype}
+    return head | {"text_config": text} | _detector(plan.architecture, names)
+
+
+def _packed(plan: Plan) -> dict[str, Any]:
+    return _own(plan, PACKED_MODEL_TYPE)
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    return _own(plan, f"sam3lite_{plan.layout.name}")
+
+
+def _own(plan: Plan, model_type: str) -> dict[str, Any]:
+    """The same facts for a layout that no library loads, with what the library's config has no field for."""
+    names, architecture = plan.layout.family.library, plan.architecture
+    text = _text(architecture, names) | {
+        "model_type": f"{model_type}_text",
         "variant": architecture.variant,
         "model_name": architecture.model_name,
         "output_dim": architecture.sizes["output_dim"],
         "causal_masking": architecture.causal_masking,
     }
     own: dict[str, Any] = {
-        "model_type": PACKED_MODEL_TYPE if plan.layout.name == "packed" else f"sam3lite_{plan.layout.name}",
+        "model_type": model_type,
         "layout": plan.layout.name,
         "component": plan.options.component,
         "dtype": plan.floating_dtype,
         "text_config": text,
     }
-    return own if plan.options.component == "text" else own | _detector(architecture)
+    return own if plan.options.component == "text" else own | _detector(architecture, names)
 
 
-def _text(a: Architecture) -> dict[str, Any]:
+_WRITERS: dict[str, Callable[[Plan], dict[str, Any]]] = {
+    "transformers": _of_the_library,
+    "packed_encoder": _packed,
+    "none": _plain,
+}
+
+
+def _text(a: Architecture, names: LibraryNames) -> dict[str, Any]:
     s = a.sizes
     return {
-        "model_type": "sam3_lite_text_text_model",
+        "model_type": names.text_model_type,
         "vocab_size": s["vocab"],
         "hidden_size": s["text_hidden"],
         "intermediate_size": s["text_ffn"],
@@ -60,16 +85,16 @@ def _text(a: Architecture) -> dict[str, Any]:
     }
 
 
-def _detector(a: Architecture) -> dict[str, Any]:
+def _detector(a: Architecture, names: LibraryNames) -> dict[str, Any]:
     s, v = a.sizes, a.vision
     grid = v["image_size"] // s["patch"]
     heads = s["detr_heads"]
     scales = v["scale_factors"]
     return {
         "vision_config": {
-            "model_type": "sam3_vision_model",
+            "model_type": names.vision_model_type,
             "backbone_config": {
-                "model_type": "sam3_vit_model",
+                "model_type": names.vit_model_type,
                 "hidden_size": s["vit_hidden"],
                 "intermediate_size": s["vit_ffn"],
                 "num_hidden_layers": len(a.blocks["vit_blocks"]),
@@ -89,7 +114,7 @@ def _detector(a: Architecture) -> dict[str, Any]:
             "scale_factors": scales,
         },
         "geometry_encoder_config": {
-            "model_type": "sam3_lite_text_geometry_encoder",
+            "model_type": f"{names.model_type}_geometry_encoder",
             "hidden_size": s["hidden"],
             "num_layers": len(a.blocks["geometry_layers"]),
             "num_attention_heads": heads,
@@ -97,14 +122,14 @@ def _detector(a: Architecture) -> dict[str, Any]:
             "roi_size": s["roi"],
         },
         "detr_encoder_config": {
-            "model_type": "sam3_lite_text_detr_encoder",
+            "model_type": f"{names.model_type}_detr_encoder",
             "hidden_size": s["hidden"],
             "num_layers": len(a.blocks["detr_encoder_layers"]),
             "num_attention_heads": heads,
             "intermediate_size": s["detr_encoder_ffn"],
         },
         "detr_decoder_config": {
-            "model_type": "sam3_lite_text_detr_decoder",
+            "model_type": f"{names.model_type}_detr_decoder",
             "hidden_size": s["hidden"],
             "num_layers": len(a.blocks["detr_decoder_layers"]),
             "num_attention_heads": heads,
@@ -112,7 +137,7 @@ def _detector(a: Architecture) -> dict[str, Any]:
             "num_queries": s["queries"],
         },
         "mask_decoder_config": {
-            "model_type": "sam3_lite_text_mask_decoder",
+            "model_type": f"{names.model_type}_mask_decoder",
             "hidden_size": s["hidden"],
             "num_upsampling_stages": len(a.blocks["upsampling_stages"]),
             "num_attention_heads": heads,

@@ -1,9 +1,9 @@
-"""The tokenizer and processor files of a folder in the transformers layout.
+"""The tokenizer and processor files of a folder that transformers loads.
 
 Written as JSON, without importing transformers. The vocabulary is CLIP's, taken from a folder or a
 repository; what is ours are the settings that make it the original's: the checkpoint's context, and
-padding with id 0 (the original specification). Field names are those of ``Sam3Processor``,
-``Sam3ImageProcessor`` and ``CLIPTokenizer``.
+padding with id 0 (the original specification). Field names are those of the library's processor,
+image processor and ``CLIPTokenizer``.
 """
 
 from __future__ import annotations
@@ -172,11 +172,12 @@ def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:
 
 
 def processor_files(plan: Plan) -> dict[str, bytes]:
-    """What ``Sam3Processor`` is made from: the image size and its normalization to [-1, 1]."""
+    """What the library's processor is made from: the image size and its normalization to [-1, 1]."""
+    names = plan.layout.family.library
     size = plan.architecture.vision["image_size"]
     mask = int(size / _MASK_STRIDE)
     image = {
-        "image_processor_type": "Sam3ImageProcessor",
+        "image_processor_type": names.image_processor,
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": size, "width": size},
@@ -189,12 +190,12 @@ def processor_files(plan: Plan) -> dict[str, bytes]:
         "mask_size": {"height": mask, "width": mask},
     }
     processor = {
-        "processor_class": "Sam3Processor",
+        "processor_class": names.processor,
         "image_processor": image,
         "target_size": size,
         "point_pad_value": -10,
     }
-    contents = (processor, {**image, "processor_class": "Sam3Processor"})
+    contents = (processor, {**image, "processor_class": names.processor})
     return {name: _json(content) for name, content in zip(PROCESSOR, contents, strict=True)}
 
 

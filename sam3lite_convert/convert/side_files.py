@@ -16,6 +16,7 @@ from sam3lite_convert.convert.processor_files import TOKENIZER, TokenizerFiles
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import json_bytes, write_whole
+from sam3lite_convert.plan.loaders import LOADERS
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.workers import Worker
 
@@ -29,7 +30,7 @@ Receipt = dict[str, Any]
 
 def fetch_tokenizer(plan: Plan, source: str | None, cache: Path | None) -> Worker | None:
     """The tokenizer, on its way while tensors are written; None where none is wanted."""
-    if source is None or plan.layout.config != "transformers":
+    if source is None or not plan.layout.loader.processor:
         return None
     return Worker(lambda: processor_files.fetch_tokenizer(source, cache))
 
@@ -40,7 +41,7 @@ def add_processor_files(folder: Path, receipt: Receipt, plan: Plan, tokenizer: W
 
     Raises CannotRun where the tokenizer that was named is none, or not CLIP's.
     """
-    if plan.layout.config != "transformers":
+    if not plan.layout.loader.processor:
         return None
     files = processor_files.processor_files(plan) if plan.options.component == "all" else {}
     files = {name: data for name, data in files.items() if not (folder / name).exists()}
@@ -67,6 +68,11 @@ def add_processor_files(folder: Path, receipt: Receipt, plan: Plan, tokenizer: W
     return why
 
 
+def takes_processor_files(receipt: Receipt) -> bool:
+    """Whether what loads the folder reads processor and tokenizer files."""
+    return LOADERS[receipt["loader"]].processor
+
+
 def note_config(folder: Path, receipt: Receipt) -> None:
     """Keep the hash of config.json too."""
     _note(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
@@ -80,8 +86,7 @@ def _note(receipt: Receipt, files: dict[str, bytes]) -> None:
 def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]:
     """The names of files that should be there and are not."""
     names = [name for name in receipt.get(FIELD) or {} if not (folder / name).is_file()]
-    wanted = tokenizer_wanted and receipt.get("library") == "transformers"
-    if wanted and not processor_files.has_tokenizer(folder):
+    if tokenizer_wanted and takes_processor_files(receipt) and not processor_files.has_tokenizer(folder):
         names += [name for name in TOKENIZER if not (folder / name).exists() and name not in names]
     return names
 

@@ -1,12 +1,12 @@
 """The text encoder's tensors as torch tensors: from the source, through the plan, or from a folder.
 
-Only their byte ranges are read. Keys of a candidate are target keys (``text_encoder.*``,
-``text_projection.*``), whatever a folder of one component calls them.
+Only their byte ranges are read. Keys of a candidate are the target keys of its layout, whatever a folder of one
+component calls them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 import torch
@@ -20,7 +20,7 @@ from sam3lite_convert.convert.tensor_bytes import target_chunks
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Plan
-from sam3lite_convert.plan.targets import TEXT_TARGETS
+from sam3lite_convert.plan.tables import Layout
 
 COUNTER = "num_batches_tracked"  # of a BatchNorm; evaluation does not read it
 
@@ -37,22 +37,25 @@ def planned_weights(plan: Plan) -> dict[str, Tensor]:
     out = {}
     with open_source(plan.checkpoint) as file:
         for piece in plan.mapped.values():
-            if piece.target.startswith(TEXT_TARGETS):
+            if piece.canonical.startswith(TEXT):
                 chunks = target_chunks(file, piece)
                 out[piece.target] = _tensor(chunks, piece.out_nbytes, piece.dtype, piece.shape)
     return out
 
 
-def folder_weights(folder: Folder, layout: str) -> dict[str, Tensor]:
+def folder_weights(folder: Folder, layout: Layout) -> dict[str, Tensor]:
     """The candidate's state dict as it lies on disk; a text model's own keys get their prefix back."""
-    stripped = layout != "packed" and not any(k.startswith("text_encoder.") for k in folder.tensors)
-    out = {}
-    for key, (path, stored) in folder.tensors.items():
-        target = f"text_encoder.{key}" if stripped and not key.startswith(TEXT_TARGETS) else key
-        if target.startswith(TEXT_TARGETS):
-            with open_file(path) as file:
-                out[target] = _stored(file, stored)
-    return out
+    stripped = layout.strips_text and not any(k.startswith(layout.text_encoder) for k in folder.tensors)
+    own = {k: k if not stripped or layout.is_text(k) else f"{layout.text_encoder}{k}" for k in folder.tensors}
+    return {own[k]: tensor for k, tensor in folder_tensors(folder, (k for k in own if layout.is_text(own[k])))}
+
+
+def folder_tensors(folder: Folder, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """These tensors of a folder, by key, in the dtype of the file."""
+    for key in keys:
+        path, stored = folder.tensors[key]
+        with open_file(path) as file:
+            yield key, _stored(file, stored)
 
 
 def _stored(file: BinaryIO, stored: StoredTensor) -> Tensor:

@@ -9,6 +9,7 @@ from sam3lite_convert.convert.card import model_card
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, options_record, tool_record
 from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.plan.loaders import LOADERS
 from sam3lite_convert.plan.plan import Options
 from sam3lite_convert.plan.tables import Mappings
 
@@ -46,7 +47,7 @@ def earlier(folder: Path) -> Folder | str:
         beside = receipt.get("beside") or {}
         if not all(isinstance(v, str) for pair in dict(beside).items() for v in pair) or not isinstance(beside, dict):
             raise TypeError("beside")
-        if receipt["library"] not in (None, "transformers") or not isinstance(receipt["source"]["name"], str):
+        if receipt["library"] != LOADERS[receipt["loader"]].library or not isinstance(receipt["source"]["name"], str):
             raise ValueError("library or source")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return f"its {RECEIPT_NAME} is not one of this tool"

@@ -51,7 +51,7 @@ def plan_notes(plan: Plan) -> list[str]:
     notes = list(plan.checkpoint.notes)
     if plan.twins:
         notes.append(f"{len(plan.twins)} tensors are in the file under two spellings; the second ones were compared")
-    notes += plan.architecture.doubts
+    notes += plan.layout.family.doubts(plan.architecture)
     notes += [f"assumed {name}: {what}" for name, what in plan.architecture.assumed.items()]
     return notes
 

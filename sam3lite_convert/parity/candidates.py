@@ -12,10 +12,12 @@ from sam3lite_convert.convert.text_weights import cast, load_all
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.packed_encoder import PackedTextConfig, PackedTextModel
 from sam3lite_convert.parity.encoders import Encoder
+from sam3lite_convert.plan.families import Family
+from sam3lite_convert.plan.tables import Layout, Mappings
 
 
 def packed_encoder(
-    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
+    family: Family, config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
 ) -> Encoder:
     """The project's own encoder. ``config``: ``text_config`` of a packed config.json."""
     parsed = PackedTextConfig.from_dict(config)
@@ -31,30 +33,33 @@ def packed_encoder(
 
 
 def transformers_encoder(
-    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
+    family: Family, config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
 ) -> Encoder:
-    """``Sam3LiteTextTextModel`` with the text projection. ``config``: ``text_config`` of its config.json.
+    """The family's text model of transformers with the text projection. ``config``: ``text_config`` of its config.json.
 
     Raises CannotRun where transformers is missing or does not have the model.
     """
+    names = family.library
     try:
-        from transformers import Sam3LiteTextTextConfig, Sam3LiteTextTextModel, __version__
-    except ImportError:
+        import transformers
+
+        Config, Model = getattr(transformers, names.text_model_config), getattr(transformers, names.text_model)
+    except (ImportError, AttributeError):
         raise CannotRun(
-            "the transformers candidate needs transformers 5.6 or later: pip install 'sam3lite-convert[transformers]'. "
-            "--candidate packed runs without it.",
+            f"the transformers candidate needs transformers {names.since} or later: "
+            "pip install 'sam3lite-convert[transformers]'. --candidate packed runs without it.",
             "no_transformers",
         ) from None
-    parsed = Sam3LiteTextTextConfig(**{k: v for k, v in config.items() if k != "model_type"})
+    parsed = Config(**{k: v for k, v in config.items() if k != "model_type"})
     parsed._attn_implementation = attention
     state = cast(weights, dtype)
     own = {k.removeprefix("text_encoder."): t for k, t in state.items() if k.startswith("text_encoder.")}
     beside = {k.removeprefix("text_projection."): t for k, t in state.items() if k.startswith("text_projection.")}
     with torch.device("meta"):
-        model = Sam3LiteTextTextModel(parsed)
+        model = Model(parsed)
         output_dim, hidden = beside["weight"].shape if "weight" in beside else (256, parsed.hidden_size)
         projection = nn.Linear(hidden, output_dim)
-    load_all(model, own, "Sam3LiteTextTextModel")
+    load_all(model, own, names.text_model)
     load_all(projection, beside, "the text projection")
     for part in (model, projection):
         part.requires_grad_(False)
@@ -65,11 +70,24 @@ def transformers_encoder(
         return projection(out.last_hidden_state), out.pooler_output
 
     both = nn.ModuleDict({"text_encoder": model, "text_projection": projection})
-    name = f"Sam3LiteTextTextModel (transformers {__version__}), {attention} attention"
+    name = f"{names.text_model} (transformers {transformers.__version__}), {attention} attention"
     return Encoder(name, both, tuple(model.layers), model.final_layer_norm, run)
 
 
-CANDIDATES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor], torch.dtype, str], Encoder]] = {
-    "packed": packed_encoder,
+# By the name of a layout's loader.
+CANDIDATES: dict[str, Callable[[Family, Mapping[str, Any], Mapping[str, Tensor], torch.dtype, str], Encoder]] = {
+    "packed_encoder": packed_encoder,
     "transformers": transformers_encoder,
 }
+
+
+def check_candidate(layout: Layout, mappings: Mappings) -> None:
+    """Raises CannotRun if no encoder here loads the layout, so that there is nothing to run beside the original."""
+    if layout.loader.name not in CANDIDATES:
+        able = ", ".join(name for name, other in mappings.layouts.items() if other.loader.name in CANDIDATES)
+        raise CannotRun(
+            f"nothing here runs the layout {layout.name} (loader = {layout.loader.name}), so parity has no encoder to "
+            f"compare with the original; it has one for: {able}. sam3lite verify proves the tensors of a folder in any "
+            "layout.",
+            "no_candidate",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ from sam3lite_convert.parity.judgement import Floor, Judgement, judge
 from sam3lite_convert.parity.noise_floor import noise_floor
 from sam3lite_convert.parity.setup import Setup
 from sam3lite_convert.plan.plan import Mapped
-from sam3lite_convert.plan.targets import TEXT_TARGETS
 from sam3lite_convert.verify.config_check import check_config
 
 
@@ -38,20 +38,20 @@ def notes(setup: Setup, outcome: Outcome) -> list[str]:
         text = [f for f in faults if not f.path.startswith(("vision", "geometry", "detr", "mask"))]
         said += [f"config.json: {f.path} {f.why}" for f in text]
     if outcome.judgement.verdict != "differs":
-        for key, why in _tensor_faults(setup, TEXT_TARGETS).items():
+        for key, why in _tensor_faults(setup, setup.plan.layout.is_text).items():
             said.append(f"these inputs do not show that {key} {why}")
         if setup.dtype in (torch.float16, torch.bfloat16) and outcome.judgement.max_abs:
             said.append("in half precision, faults smaller than its rounding stay unseen: compare in float32 too")
     return said
 
 
-def _tensor_faults(setup: Setup, starts: tuple[str, ...]) -> dict[str, str]:
-    """Tensors of the folder that are not the source's, by target key, and why."""
+def _tensor_faults(setup: Setup, concerns: Callable[[str], bool]) -> dict[str, str]:
+    """Tensors of the folder that are not the source's, by target key, and why; of those that it ``concerns``."""
     if setup.folder is None:
         return {}
     from sam3lite_convert.verify.verify import tensor_faults
 
-    targets = {m.key: m.target for m in setup.plan.mapped.values() if m.target.startswith(starts)}
+    targets = {m.key: m.target for m in setup.plan.mapped.values() if concerns(m.target)}
     return {targets[key]: why for key, why in tensor_faults(setup.folder, setup.plan, targets).items()}
 
 
@@ -138,7 +138,7 @@ def diagnose(setup: Setup, outcome: Outcome) -> Diagnosis | None:
     found = next(t for t in outcome.judgement.taps if t.name == tap)
     fits = explain(setup.evidence, tap, outcome.isolated[tap], found.isolated_tolerance, found.mean_isolated_tolerance)
     tensors = tuple(m for m in setup.plan.mapped.values() if m.target.startswith(_behind(tap)))
-    faults = _tensor_faults(setup, _behind(tap))
+    faults = _tensor_faults(setup, lambda target: target.startswith(_behind(tap)))
     return Diagnosis(tap, tuple(fits), tensors, faults)
 
 

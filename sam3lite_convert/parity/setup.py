@@ -19,7 +19,7 @@ from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.text_weights import COUNTER, folder_weights, planned_weights, source_weights
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
 from sam3lite_convert.packed_encoder import ATTENTION
-from sam3lite_convert.parity.candidates import CANDIDATES
+from sam3lite_convert.parity.candidates import CANDIDATES, check_candidate
 from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
 from sam3lite_convert.parity.encoders import Activations, Encoder, record
 from sam3lite_convert.parity.faults.evidence import Evidence
@@ -29,7 +29,6 @@ from sam3lite_convert.parity.original import checkout_encoder, record_checkout, 
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
 from sam3lite_convert.plan.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
-from sam3lite_convert.plan.targets import TEXT_TARGETS
 from sam3lite_convert.plan.twins import check_twins
 
 _RUNS_IN = ("float16", "bfloat16", "float32")
@@ -84,7 +83,8 @@ class Setup:
         Raises UnsoundPlan where that makes no encoder, or not one that runs.
         """
         try:
-            made = CANDIDATES[self.layout](config or self.config, weights or self.weights, self.dtype, self.attention)
+            layout, given = self.plan.layout, (config or self.config, weights or self.weights)
+            made = CANDIDATES[layout.loader.name](layout.family, *given, self.dtype, self.attention)
             made.run_quietly(self.inputs.ids)
         except Sam3LiteError:
             raise
@@ -117,11 +117,11 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         folder = _whole(read_folder(converted))
         plan = _recognised(folder, source, mappings, options, notes)
     else:
-        plan = make_plan(source, mappings, Options(options.candidate or "packed", "text", causal=options.causal))
-    layout = plan.layout.name
-    if layout not in CANDIDATES:
-        raise CannotRun(f"no encoder reads the layout {layout}; there are: {', '.join(CANDIDATES)}", "no_candidate")
-    pieces = [m for m in plan.mapped.values() if m.target.startswith(TEXT_TARGETS)]
+        layout = mappings.layout(options.candidate or Options().layout)
+        check_candidate(layout, mappings)
+        plan = make_plan(source, mappings, Options(layout.name, "text", causal=options.causal))
+    check_candidate(plan.layout, mappings)
+    pieces = [m for m in plan.mapped.values() if m.canonical.startswith(TEXT)]
     _check_source(source, plan, pieces)
     name = options.dtype or (plan.options.dtype if plan.options.dtype in _RUNS_IN else None) or "float32"
     if plan.options.dtype not in (None, name) and plan.options.dtype in ("float16", "bfloat16"):
@@ -149,11 +149,11 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         recorded = record_checkout(reference, options.original, inputs.ids, own)
         require_finite(recorded)
     del weights
-    held = planned_weights(plan) if folder is None else folder_weights(folder, layout)
+    held = planned_weights(plan) if folder is None else folder_weights(folder, plan.layout)
     _check_weights(pieces, held)
     return Setup(
         plan,
-        layout,
+        plan.layout.name,
         options.attention,
         dtype,
         reference,

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+TEXT_ENCODER = "text_encoder"  # the component, in reports
 TEXT = "backbone.language_backbone."
 VISION = "backbone.vision_backbone."
 POSITION_TABLE = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
@@ -31,20 +32,11 @@ SIZES = frozenset(
 )  # fmt: skip
 # Lists that may be empty: the other kind of block, or a scale that a neck does not have.
 OPTIONAL_BLOCKS = frozenset({"repmixer_blocks", "transformer_blocks", "fpn_4x", "fpn_2x", "fpn_1x"})
-# Depths of the released detectors; a file of their width with fewer layers has probably lost some.
-_RELEASED_DEPTHS = {
-    "vit_blocks": ("vit_hidden", 1024, 32),
-    "geometry_layers": ("hidden", 256, 3),
-    "detr_encoder_layers": ("hidden", 256, 6),
-    "detr_decoder_layers": ("hidden", 256, 6),
-    "upsampling_stages": ("hidden", 256, 3),
-    "fpn_levels": ("fpn_hidden", 256, 4),
-}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 COMPONENTS = (  # name in reports, start of its canonical keys
-    ("text_encoder", TEXT),
+    (TEXT_ENCODER, TEXT),
     ("vision_encoder", VISION),
     ("geometry_encoder", "geometry_encoder."),
     ("detr_encoder", "transformer.encoder."),
@@ -75,18 +67,6 @@ class Architecture:
     def num_hidden_layers(self) -> int:
         """All text blocks, RepMixer blocks included."""
         return len(self.blocks["transformer_blocks"]) + len(self.blocks["repmixer_blocks"])
-
-    @property
-    def doubts(self) -> list[str]:
-        """Where the depth is not that of the released detectors of this width: layers may be missing."""
-        out = []
-        for name, (width, value, depth) in _RELEASED_DEPTHS.items():
-            have = len(self.blocks.get(name, ()))
-            if have and have != depth and self.sizes.get(width) == value:
-                out.append(f"{name}: {have} in this file, {depth} in every released detector of this width; intended?")
-        if self.variant == "custom" and self.sizes["text_hidden"] in (512, 768):
-            out.append(f"text encoder: {self.num_hidden_layers} layers is no released depth at this width; intended?")
-        return out
 
     def record(self) -> dict[str, Any]:
         """The JSON form: the text encoder's sizes by the names of the contract, the rest as they are."""

@@ -16,9 +16,9 @@ from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture, has_class_row
+from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import Names, canonical_names
-from sam3lite_convert.plan.relatives import relatives
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
 from sam3lite_convert.plan.twins import Twin, _twins
@@ -100,7 +100,8 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sound plan. ``mapped`` is by key of the written file, ``dropped`` by source key."""
+    """A sound plan. ``mapped`` is by key of the written file, ``dropped`` by source key. ``own_tables``: whether it was
+    made with tables of the user's."""
 
     checkpoint: Checkpoint
     names: Names
@@ -111,6 +112,7 @@ class Plan:
     mapped: dict[str, Mapped]
     dropped: dict[str, Dropped]
     twins: tuple[Twin, ...]
+    own_tables: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -149,15 +151,16 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     twins = tuple(_twins(checkpoint, names))
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
     try:
-        _refuse_relatives(shapes, options)
+        _refuse_relatives(layout.family, shapes, options)
         architecture = infer_architecture(shapes, options.causal)
     except UnsoundPlan as fault:
         fault.message = f"{checkpoint.path.name}: {fault.message}"
         raise
     if options.causal and not layout.causal:
+        able = " or ".join(f"--layout {name}" for name, other in mappings.layouts.items() if other.causal)
         raise UnsoundPlan(
             f"the layout {layout.name} cannot say that the text encoder masks causally, so what it loads would be "
-            "another model. Use --layout packed.",
+            f"another model. Use {able}.",
             "causal_not_expressible",
         )
     architecture = _cut_context(architecture, options)
@@ -197,12 +200,12 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         final[key] = replace(piece, file=file, key=key)
     return Plan(
         checkpoint, names, architecture, layout, options, mappings.sha256, final,
-        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins,
+        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins, mappings.own,
     )  # fmt: skip
 
 
-def _refuse_relatives(shapes: dict[str, tuple[int, ...]], options: Options) -> None:
-    found = relatives(shapes)
+def _refuse_relatives(family: Family, shapes: dict[str, tuple[int, ...]], options: Options) -> None:
+    found = family.relatives_in(shapes)
     refused = [r for r in found if not (r.text_open and options.component == "text")]
     if not refused:
         return
@@ -211,10 +214,10 @@ def _refuse_relatives(shapes: dict[str, tuple[int, ...]], options: Options) -> N
     way = (
         "There is no way open for it with this tool."
         if closed
-        else "Its text encoder is a SAM3-LiteText one: convert that with --component text."
+        else f"Its text encoder is a {family.name} one: convert that with --component text."
     )
     raise UnsoundPlan(
-        f"this is {first.kind}, not a SAM3-LiteText detector: {first.why}. {way}",
+        f"this is {first.kind}, not a {family.name} detector: {first.why}. {way}",
         "unsupported_checkpoint",
         {"kind": first.kind, "kinds": [r.kind for r in found], "component_text": not closed},
     )
@@ -337,14 +340,14 @@ def _unfilled(
     empty = [t for t in expected if t not in mapped]
     by_module: dict[str, list[str]] = {}
     for target in expected:
-        by_module.setdefault(target.split(".")[0], []).append(target)
+        by_module.setdefault(layout.module(target), []).append(target)
     whole = {m for m, targets in by_module.items() if not any(t in mapped for t in targets)}
     faults = [
         Fault("missing_component", m, f"the file has nothing for this component ({len(by_module[m])} tensors)")
         for m in sorted(whole)
     ]
     for target in empty:
-        if target.split(".")[0] in whole:
+        if layout.module(target) in whole:
             continue
         sources = [s for r in layout.rules if (s := r.reverse(target))]
         absent = [names.prefix + s for s in sources if s not in names.sources]

@@ -11,7 +11,6 @@ from sam3lite_convert.plan.tables import Layout
 from sam3lite_convert.plan.unsound import Expected, Fault
 
 MODEL, TEXT_PROJECTION = "model", "text_projection"  # stems of the safetensors files
-TEXT_TARGETS = ("text_encoder.", "text_projection.")
 
 
 def expected_targets(layout: Layout, architecture: Architecture, component: str) -> Iterator[tuple[str, Expected]]:
@@ -20,7 +19,7 @@ def expected_targets(layout: Layout, architecture: Architecture, component: str)
     Raises CannotRun for a target table that speaks of sizes or lists that no architecture has.
     """
     for template, each, sizes in layout.shapes:
-        if component == "text" and not template.startswith(TEXT_TARGETS):
+        if component == "text" and not layout.is_text(template):
             continue
         shape = tuple(_side(text, architecture.sizes, f"layout {layout.name}, {template}") for text in sizes)
         for i in _indices(layout, architecture, each):
@@ -55,7 +54,7 @@ def empty_lists(layout: Layout, architecture: Architecture, component: str) -> l
     """Stacks of layers of which the file holds not one: without this, nothing would miss them."""
     modules: dict[str, str] = {}
     for template, each, _ in layout.shapes:
-        if each and each not in OPTIONAL_BLOCKS and (component == "all" or template.startswith(TEXT_TARGETS)):
+        if each and each not in OPTIONAL_BLOCKS and (component == "all" or layout.is_text(template)):
             modules.setdefault(each, template.split(".{i}")[0].removesuffix(".layers"))
     return [
         Fault("missing_component", modules[each], "the file has not one of its layers")
@@ -66,8 +65,8 @@ def empty_lists(layout: Layout, architecture: Architecture, component: str) -> l
 
 def written_name(target: str, layout: Layout, component: str) -> tuple[str, str]:
     """Stem of the file and key in it under which a target is written."""
-    if component != "text" or not layout.strip_text_prefix:
+    if component != "text" or not layout.strips_text:
         return MODEL, target
-    if target.startswith("text_projection."):
+    if layout.text_projection and target.startswith(layout.text_projection):
         return TEXT_PROJECTION, target
-    return MODEL, target.removeprefix("text_encoder.")
+    return MODEL, target.removeprefix(layout.text_encoder)

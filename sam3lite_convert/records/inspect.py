@@ -14,7 +14,7 @@ class InspectDocument(Document):
 
     ``kind``: in words. ``prefixes`` and ``spellings``: number of keys by prefix and by spelling rule. ``twins``:
     tensors that the file holds under two spellings. ``architecture``: null if there is no text encoder that is known.
-    ``convert``: by component, "yes" or why convert refuses it.
+    ``convert``: by component, "yes" or why convert refuses it. ``mapping``: the folder of --mapping.
     """
 
     file: FileFacts = field(metadata=flat())
@@ -27,3 +27,4 @@ class InspectDocument(Document):
     counts: Counts | None
     convert: dict[str, str]
     notes: tuple[str, ...]
+    mapping: str | None

@@ -153,7 +153,9 @@ class ParitySummary(Record):
 class Receipt(Record):
     """conversion.json: what was done, enough to redo it and to check it.
 
-    ``library``: what loads the folder, null for none but our own. ``files``: names of the tensor files. ``beside``:
+    ``family``: of checkpoints, for people. ``reader``: what reads the layout, in words. ``loader``: what loads the
+    folder, as the layout's table names it; ``library``: the library that it belongs to, null for our own or none.
+    ``own_tables``: whether mapping tables of the user's took part. ``files``: names of the tensor files. ``beside``:
     SHA-256 by name of the other files. ``nonfinite``: by source key. ``tensors``: by target key. ``dropped``: reason by
     source key. ``model_id``: the repository that the card names. ``card_blob_id``: git's id of the card as it was
     written; ``edited_card_blob_id``: of one that somebody edited in the folder.
@@ -162,7 +164,11 @@ class Receipt(Record):
     tool: ToolRecord
     source: SourceRecord
     layout: str
+    family: str
+    reader: str
+    loader: str
     library: str | None
+    own_tables: bool
     component: str
     dtype: str
     options: OptionsRecord

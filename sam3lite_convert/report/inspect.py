@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from rich.table import Table
 
 from sam3lite_convert.figures import human_bytes, human_count
@@ -97,12 +99,13 @@ def inspected(r: Record) -> None:
     _notes(r)
     _fetched(r)
     say()
+    tables = f" --mapping {shlex.quote(r['mapping'])}" if r.get("mapping") else ""
     if r["convert"]["all"] == "yes":
-        say(f"Next: sam3lite convert --checkpoint {r['option']}")
+        say(f"Next: sam3lite convert --checkpoint {r['option']}{tables}")
     else:
         say("convert refuses the whole file: " + _short(r["convert"]["all"]))
         if r["convert"]["text"] == "yes":
-            say(f"Next: sam3lite convert --checkpoint {r['option']} --component text")
+            say(f"Next: sam3lite convert --checkpoint {r['option']} --component text{tables}")
 
 
 def _short(message: str) -> str:

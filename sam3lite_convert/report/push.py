@@ -19,7 +19,7 @@ def converted_end(r: Record) -> None:
     if r.get("push"):
         pushed(r["push"])
     elif not r["verification"]:
-        tables = f" --mapping {r['mapping']}" if r.get("mapping") else ""
+        tables = f" --mapping {shlex.quote(r['mapping'])}" if r.get("mapping") else ""
         say(f"Next: sam3lite verify {shlex.quote(r['output'])} --checkpoint {r['option']}{tables}")
 
 

@@ -84,12 +84,12 @@ def check_config(plan: Plan, actual: dict[str, Any]) -> ConfigCheck:
     A field that is left out counts with the value that transformers takes for it.
     """
     expected = make_config(plan)
-    library = plan.layout.config == "transformers"
+    library = plan.layout.loader.library is not None
     if not library and actual.get("model_type") != expected["model_type"]:
-        if str(actual.get("model_type", "")).startswith("sam3_lite"):
+        if str(actual.get("model_type", "")).startswith(plan.layout.family.library.model_type):
             why = (
-                f"is {actual['model_type']!r}: transformers would load these weights there and leave its split "
-                "attention at random values"
+                f"is {actual['model_type']!r}: transformers would load these weights there and leave at random values "
+                "what it does not find under its own names"
             )
             return ConfigCheck([ConfigFault("model_type", why)], [])
         for name in ("model_type", "layout", "component"):
@@ -135,7 +135,7 @@ def _others(
 def _compare(
     expected: dict[str, Any], actual: dict[str, Any], path: str, plan: Plan, section: str
 ) -> Iterator[ConfigFault]:
-    library = plan.layout.config == "transformers"
+    library = plan.layout.loader.library is not None
     defaults = _LIBRARY_DEFAULTS.get(section, {}) if library else {}
     unknown = {"num_attention_heads", "window_size", "image_size", "global_attn_indexes", "backbone_feature_sizes"}
     guessed = unknown if "vision" in plan.architecture.assumed and "vision" in path else set()

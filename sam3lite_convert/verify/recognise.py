@@ -19,28 +19,38 @@ from sam3lite_convert.plan.targets import expected_targets, written_name
 def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal: bool = False) -> Plan:
     """The plan whose result the folder claims to be, read off its keys and tensors.
 
-    Raises CannotRun where its names are those of no layout, UnsoundPlan where no plan fits the
-    checkpoint.
+    Raises CannotRun if its names are those of no layout, or of one whose tables are missing; UnsoundPlan if no plan
+    fits the checkpoint.
     """
+    receipt = folder.receipt or {}
+    said = receipt.get("layout")
+    if receipt.get("own_tables") is True and said not in list(mappings.layouts):
+        raise CannotRun(
+            f"{folder.path} was converted to the layout {said} with mapping tables that are not at hand: pass their "
+            "folder with --mapping DIR",
+            "unknown_layout",
+        )
     names = canonical_names(checkpoint, mappings.spellings)
     architecture = infer_architecture({n: checkpoint.tensors[k[0]].shape for n, k in names.sources.items()}, causal)
     keys = set(folder.tensors) | folder.listed
     # How much of the folder a layout explains comes first: a folder that lost tensors is still of its
     # layout. How much of the layout it fills decides between those that explain it equally well.
-    scores: dict[tuple[str, str], tuple[float, float]] = {}
+    # Where two layouts have the same keys, it is the one that the receipt names.
+    scores: dict[tuple[str, str], tuple[float, float, bool]] = {}
     for layout in mappings.layouts.values():
         for component in ("all", "text"):
             targets = expected_targets(layout, architecture, component)
             wanted = {written_name(target, layout, component)[1] for target, _ in targets}
             common = len(keys & wanted)
-            scores[layout.name, component] = (common / len(keys), common / len(wanted))
-    best = max(scores, key=lambda k: scores[k])
-    if not any(scores[best]):
+            if common:
+                scores[layout.name, component] = (common / len(keys), common / len(wanted), layout.name == said)
+    if not scores:
         raise CannotRun(
             f"{folder.path}: its keys are those of no layout ({', '.join(sorted(mappings.layouts))}); the first are "
             + ", ".join(sorted(keys)[:3]),
             "unknown_layout",
         )
+    best = max(scores, key=lambda k: scores[k])
     plan = make_plan(checkpoint, mappings, Options(*best, causal=causal))
     options = Options(*best, _cast_to(folder, plan), _context(folder, plan), causal)
     return plan if options == plan.options else make_plan(checkpoint, mappings, options)

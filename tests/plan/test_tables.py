@@ -142,9 +142,9 @@ def test_a_layout_of_two_entries_keeps_the_names_and_may_be_causal(tmp_path, map
     text = "[layout]\nrules = detector.ini text-packed.ini dropped.ini\n"
     (tmp_path / "layout-mine.ini").write_text(text + "targets = targets-detector.ini targets-text-packed.ini\n")
     mine = load_mappings(tmp_path).layout("mine")
-    assert (mine.config, mine.strip_text_prefix, mine.causal, mine.about) == ("own", False, True, "")
+    assert (mine.loader.name, mine.strips_text, mine.causal, mine.about) == ("none", False, True, "")
     assert (mine.rules, mine.shapes) == (mappings.layout("packed").rules, mappings.layout("packed").shapes)
-    assert mappings.layout("transformers").strip_text_prefix
+    assert mappings.layout("transformers").strips_text
 
 
 def broken(tmp_path, name, text):

@@ -140,7 +140,7 @@ class Stock:
 
 def load_stock(setup: Setup) -> Stock:
     """Raises CannotRun for another layout than transformers', and where its library is missing."""
-    if setup.layout != "transformers":
+    if setup.plan.layout.loader.library is None:
         instead = "Use --candidate transformers"
         if setup.folder is not None:
             instead = "Convert with --layout transformers and give that folder"
@@ -149,7 +149,8 @@ def load_stock(setup: Setup) -> Stock:
             f"that way. {instead}, or leave --as-used out",
             "usage",
         )
-    return Stock(stock_tokenizer(setup.folder), stock_model(setup.config, setup.weights, setup.dtype))
+    model = stock_model(setup.plan.layout.family, setup.config, setup.weights, setup.dtype)
+    return Stock(stock_tokenizer(setup.folder), model)
 
 
 def behaviour(
@@ -205,7 +206,9 @@ def behaviour(
     zero = together.zero and by_recipe.zero
     # A folder of the text encoder alone holds no model that the recipe could load.
     place = setup.folder.path if setup.folder and setup.plan.options.component == "all" else None
-    code = recipe(context, str(place or PLACEHOLDER), place is not None and own_tokenizer(place))
+    code = recipe(
+        setup.plan.layout.family, context, str(place or PLACEHOLDER), place is not None and own_tokenizer(place)
+    )
     limit = 0.0 if zero else _limit(setup, floors)
     record = _record(prompts, original, used, as_used, stock, moved, together, by_recipe, limit, code)
     if elsewhere:
@@ -288,8 +291,7 @@ def _record(
         "verdict": verdict_of(together, limit),
         "notes": [],
         "tolerance": limit,
-        "candidate": f"Sam3Processor's tokenizer call and Sam3LiteTextModel.get_text_features (transformers "
-        f"{_version()}), {used.attention} attention",
+        "candidate": f"{stock.model.name}, {used.attention} attention",
         "tokenizer": stock.tokenizer.name,
         "context": context,
         "prompts_total": len(prompts.texts),
@@ -355,9 +357,3 @@ def _same(name: str, original: Way) -> str:
         "pad_id": f"both pad with id {original.pad_id}",
         "attention": f"both use {original.attention} attention",
     }[name]
-
-
-def _version() -> str:
-    import transformers
-
-    return str(transformers.__version__)

@@ -1,5 +1,5 @@
-"""The text side of the released library as people call it: ``Sam3Processor``'s tokenizer call and
-``Sam3LiteTextModel.get_text_features``.
+"""The text side of the released library as people call it: its processor's tokenizer call and the model's
+``get_text_features``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.processor_files import TOKENIZER_NAMES
 from sam3lite_convert.convert.text_weights import cast, load_all
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.plan.families import Family
 
-# What Sam3Processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
+# What the library's processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
 STOCK_LENGTH = 32
 
 
@@ -40,7 +41,7 @@ class Tokenizer:
         return [ids for ids, _ in self._made(prompts)]
 
     def stock(self, prompts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Ids and attention mask of each as ``Sam3Processor`` has them made. Raises CannotRun where it makes
+        """Ids and attention mask of each as the library's processor has them made. Raises CannotRun where it makes
         none of one."""
         return self._made(prompts, padding="max_length", max_length=STOCK_LENGTH)
 
@@ -123,10 +124,12 @@ def _silence() -> Iterator[None]:
 
 
 class StockModel:
-    """``Sam3LiteTextModel`` with the weights of its text side; the rest of it has none and is not run."""
+    """The family's model with the weights of its text side; the rest of it has none and is not run. ``name``: in
+    words, what is called and of which version."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, name: str) -> None:
         self.model = model
+        self.name = name
         self.default_attention = str(model.config._attn_implementation)
 
     def use(self, attention: str) -> None:
@@ -141,12 +144,14 @@ class StockModel:
         return out
 
 
-def stock_model(config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype) -> StockModel:
+def stock_model(
+    family: Family, config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> StockModel:
     """``config``: ``text_config`` of the transformers layout; ``weights``: by target key, not copied.
 
     Raises CannotRun without transformers, UnsoundPlan where the text side does not get all of its weights.
     """
-    Config, Model = _library("Sam3LiteTextConfig", "Sam3LiteTextModel")
+    Config, Model = _library(family.library.model_config, family.library.model)
     state = cast(weights, dtype)
     detector = {"hidden_size": state["text_projection.weight"].shape[0]}
     with _silence(), torch.device("meta"):
@@ -154,7 +159,11 @@ def stock_model(config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype:
     for name in ("text_encoder", "text_projection"):
         part = getattr(model, name)
         own = {k.removeprefix(f"{name}."): t for k, t in state.items() if k.startswith(f"{name}.")}
-        load_all(part, own, f"Sam3LiteTextModel.{name}")
+        load_all(part, own, f"{family.library.model}.{name}")
     model.requires_grad_(False)
     model.train(False)
-    return StockModel(model)
+    import transformers
+
+    names = family.library
+    called = f"{names.processor}'s tokenizer call and {names.model}.get_text_features"
+    return StockModel(model, f"{called} (transformers {transformers.__version__})")

@@ -42,6 +42,7 @@ from sam3lite_convert.parity.as_used.behaviour import PROMPTS, Moved, verdict_of
 from sam3lite_convert.parity.as_used.clip_vocabulary import clip_vocabulary
 from sam3lite_convert.parity.as_used.stock_model import STOCK_LENGTH
 from sam3lite_convert.plan import synthetic
+from sam3lite_convert.plan.families import SAM3_LITETEXT
 
 pytest.importorskip("instant_clip_tokenizer")
 pytest.importorskip("ftfy")
@@ -172,7 +173,7 @@ def test_both_verdicts_stand_on_lines_of_their_own(s0):
     assert "the weights are not the reason: call it by the recipe above" in out
     assert (
         re.search(f"^with the recipe: ({either})", out, re.M)
-        and recipe(16, "FOLDER-OF-THE-DETECTOR", False).splitlines()[-1] in out
+        and recipe(SAM3_LITETEXT, 16, "FOLDER-OF-THE-DETECTOR", False).splitlines()[-1] in out
     )
 
 
@@ -386,7 +387,7 @@ def test_the_recipe_as_printed_gives_the_originals_text_features(s0, folder):
 def test_the_recipe_of_the_card_is_the_printed_one_and_its_features_suit_the_detector(s0, folder, monkeypatch):
     card = (folder / "README.md").read_text()
     _, code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert code == recipe(16, ".", own_tokenizer=True)
+    assert code == recipe(SAM3_LITETEXT, 16, ".", own_tokenizer=True)
     monkeypatch.chdir(folder)
     names = run(with_prompts(code, ["a dog"]))
     model, size = names["model"], names["model"].config.vision_config.backbone_config.image_size

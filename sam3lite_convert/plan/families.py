@@ -1,0 +1,161 @@
+"""Families of checkpoints: what one is called, which classes read it, what is known beside it and refused.
+
+A layout names its family. Another family is another record here, and tables in ``mappings/``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sam3lite_convert.plan.architecture import TEXT, VISION, Architecture
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A kind of checkpoint that is known and that ``convert`` refuses.
+
+    ``why``: what it has that the family does not; ``keys``: regular expression, matched at the start of canonical
+    keys, that tells it; ``text_open``: whether its text encoder converts with ``--component text``.
+    """
+
+    kind: str
+    why: str
+    keys: str
+    text_open: bool
+
+
+@dataclass(frozen=True)
+class LibraryNames:
+    """What the transformers library calls the classes of a family, and what they call themselves in config.json.
+
+    ``since``: the first version of the library that has them.
+    """
+
+    since: str
+    model: str
+    model_config: str
+    text_model: str
+    text_model_config: str
+    processor: str
+    image_processor: str
+    model_type: str
+    text_model_type: str
+    vision_model_type: str
+    vit_model_type: str
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many layers a list of the architecture has in every released model in which the size ``of`` is ``width``."""
+
+    of: str
+    width: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of checkpoints.
+
+    ``name``: for people; ``tags``: of its model cards; ``library``: names of its classes in transformers; ``depths``:
+    list of the architecture -> the released depth; ``text_widths``: widths of its released text encoders;
+    ``relatives``: the kinds that are taken for it and are not.
+    """
+
+    name: str
+    tags: tuple[str, ...]
+    library: LibraryNames
+    depths: dict[str, Depth]
+    text_widths: tuple[int, ...]
+    relatives: tuple[Relative, ...]
+
+    def relatives_in(self, keys: Iterable[str]) -> list[Relative]:
+        """The relatives that these canonical keys show, in the order of ``relatives``."""
+        names = list(keys)
+        return [r for r in self.relatives if any(map(re.compile(r.keys).match, names))]
+
+    def doubts(self, architecture: Architecture) -> list[str]:
+        """What is not as in the released models of the same width, in words: layers may be missing."""
+        out = []
+        for name, depth in self.depths.items():
+            have = len(architecture.blocks.get(name, ()))
+            if have and have != depth.layers and architecture.sizes.get(depth.of) == depth.width:
+                out.append(
+                    f"{name}: {have} in this file, {depth.layers} in every released detector of this width; intended?"
+                )
+        if architecture.variant == "custom" and architecture.sizes["text_hidden"] in self.text_widths:
+            out.append(
+                f"text encoder: {architecture.num_hidden_layers} layers is no released depth at this width; intended?"
+            )
+        return out
+
+
+_TEXT, _VISION = re.escape(TEXT), re.escape(VISION)
+
+SAM3_LITETEXT = Family(
+    name="SAM3-LiteText",
+    tags=("sam3", "sam3-litetext", "mobileclip"),
+    library=LibraryNames(
+        since="5.6",
+        model="Sam3LiteTextModel",
+        model_config="Sam3LiteTextConfig",
+        text_model="Sam3LiteTextTextModel",
+        text_model_config="Sam3LiteTextTextConfig",
+        processor="Sam3Processor",
+        image_processor="Sam3ImageProcessor",
+        model_type="sam3_lite_text",
+        text_model_type="sam3_lite_text_text_model",
+        vision_model_type="sam3_vision_model",
+        vit_model_type="sam3_vit_model",
+    ),
+    depths={
+        "vit_blocks": Depth("vit_hidden", 1024, 32),
+        "geometry_layers": Depth("hidden", 256, 3),
+        "detr_encoder_layers": Depth("hidden", 256, 6),
+        "detr_decoder_layers": Depth("hidden", 256, 6),
+        "upsampling_stages": Depth("hidden", 256, 3),
+        "fpn_levels": Depth("fpn_hidden", 256, 4),
+    },
+    text_widths=(512, 768),
+    relatives=(
+        Relative(
+            "SAM3 with its CLIP teacher",
+            "its text encoder is SAM3's own CLIP",
+            _TEXT + r"encoder\.transformer\.resblocks\.",
+            False,
+        ),
+        Relative(
+            "EfficientSAM3 with a CNN text encoder",
+            "its text encoder is not MobileCLIP's",
+            _TEXT + r"encoder\.(?:embedding\.|layers\.\d+\.[0145]\.)",
+            False,
+        ),
+        Relative(
+            "a student on teacher embeddings",
+            "its text encoder reads SAM3's embeddings (embed_proj)",
+            rf"(?:{_TEXT})?(?:[^.]+\.)*embed_proj\.",
+            False,
+        ),
+        Relative(
+            "fused RepMixer blocks",
+            "its branches were merged (reparam_conv) and cannot be told apart",
+            _TEXT + r"(?:[^.]+\.)*reparam_conv\.",
+            False,
+        ),
+        Relative(
+            "EfficientSAM3 with an image student",
+            "its image encoder is not SAM3's ViT",
+            _VISION + r"trunk\.model\.",
+            True,
+        ),
+        Relative(
+            "SAM3.1",
+            "its neck has interactive and propagation branches in place of convs.3",
+            _VISION + r"(?:interactive_convs|propagation_convs)\.",
+            True,
+        ),
+    ),
+)
+FAMILIES = {family.name: family for family in (SAM3_LITETEXT,)}
