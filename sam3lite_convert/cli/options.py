@@ -41,7 +41,7 @@ Mapping = Annotated[
 Causal = Annotated[
     bool, typer.Option("--causal", help="State that the text encoder masks causally (weights cannot tell).")
 ]
-Layout = Annotated[str, typer.Option(help="packed, transformers, or one that --mapping adds.")]
+Layout = Annotated[str, typer.Option(help="packed, transformers, original, or one that --mapping adds.")]
 ComponentOption = Annotated[Component, typer.Option(help="The whole detector, or its text encoder alone.")]
 CheckpointArgument = Annotated[
     str,

@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard, get_session
 from huggingface_hub.utils import hf_raise_for_status
-from support.folders import sam3lite, tiny_state, write
+from support.folders import raw, sam3lite, tiny_state, write
 from support.hub_files import OLD, REPO, publish
 from support.hub_server import HubServer
 
@@ -23,6 +24,8 @@ LAYOUTS = {
     "packed text": ["--layout", "packed", "--component", "text"],
     "transformers": ["--layout", "transformers"],
     "transformers text": ["--layout", "transformers", "--component", "text"],
+    "original": ["--layout", "original"],
+    "original text": ["--layout", "original", "--component", "text"],
 }
 
 
@@ -168,7 +171,11 @@ def test_the_loading_example_runs(kind, place, s0, clip, tmp_path, monkeypatch):
     monkeypatch.chdir("out" if place == "folder" else "elsewhere")
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
-    assert type(names["model"]).__name__.endswith("Model")
+    if "original" in kind:
+        source = torch.load(s0)["model"]
+        assert {k: raw(t) for k, t in names["tensors"].items()} == {k: raw(source[k]) for k in names["tensors"]}
+    else:
+        assert type(names["model"]).__name__.endswith("Model")
     if "transformers" in kind:
         assert names["ids"].tolist() == [[49406, 320, 1929, 49407] + [0] * 12]
     if kind == "transformers text":

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from support.rows import LAYOUTS, MODELS, plan_of, source_rows, target_rows
+from support.rows import LAYOUTS, MODELS, TEXT, VISION, faults_of, plan_of, reshaped, source_rows, target_rows, without
 
-from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.plan.tables import load_mappings
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.plan.tables import builtin_directory, load_mappings
 
 # layouts.md: sources mapped, sources dropped, targets packed, targets transformers
 COUNTS = {"s0": (912, 369, 1188, 1204), "s1": (952, 369, 1228, 1276), "l": (952, 369, 1228, 1276)}
+# README of the original's detector: these two are not needed where its image model is loaded strictly, or computed.
+NOT_IN_ORIGINAL = ("sam2_convs", "freqs_cis")
+ALL_LAYOUTS = (*LAYOUTS, "original")
 DROPPED = {"tracker": 309, "freqs_cis": 32, "sam2_convs": 22, "points": 6}
 
 
@@ -19,7 +22,7 @@ def canonical(model):
     return [k.removeprefix("detector.") for k in source_rows(model)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
 def test_each_example_matches_its_own_rule_alone(mappings, layout):
     rules = mappings.layouts[layout].rules
     for rule in rules:
@@ -34,21 +37,21 @@ def test_each_spelling_rule_matches_its_example_and_leaves_canonical_names_alone
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
 def test_exactly_one_rule_matches_each_key_of_a_released_file(mappings, layout, model):
     rules = mappings.layouts[layout].rules
     for key in canonical(model):
         assert len([r for r in rules if r.apply(key) is not None]) == 1, key
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
 def test_no_rule_is_without_a_key_in_the_released_s0(mappings, layout):
     keys = canonical("s0")
     assert [r.name for r in mappings.layouts[layout].rules if not any(r.apply(k) is not None for k in keys)] == []
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
 def test_each_target_leads_back_to_its_source(mappings, layout, model):
     for key in canonical(model):
         for rule in mappings.layouts[layout].rules:
@@ -61,6 +64,50 @@ def test_each_target_leads_back_to_its_source(mappings, layout, model):
 def test_the_plan_of_a_released_file_is_exactly_the_target_list(layout, model):
     plan = plan_of(source_rows(model), layout=layout)
     assert {k: (m.dtype, m.shape) for k, m in plan.mapped.items()} == target_rows(layout, model)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("component", ["all", "text"])
+def test_the_original_layout_is_the_originals_detector_key_for_key(model, component):
+    start = TEXT if component == "text" else "detector."
+    wanted = {k: v for k, v in source_rows(model).items() if k.startswith(start)}
+    wanted = without(wanted, *NOT_IN_ORIGINAL)
+    plan = plan_of(source_rows(model), layout="original", component=component)
+    assert {k: (m.dtype, m.shape) for k, m in plan.mapped.items()} == wanted
+    assert {k: m.source.key for k, m in plan.mapped.items()} == {k: k for k in wanted}
+    assert {m.operation for m in plan.mapped.values()} == {"keep"}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [  # its rules take whole modules in; the list of targets does not
+        (
+            lambda r: r | {"detector.geometry_encoder.lines_project.weight": ("float32", (4, 4))},
+            ("unknown_target", "detector.geometry_encoder.lines_project.weight"),
+        ),
+        (
+            lambda r: without(r, "points_pool_project.bias"),
+            ("unfilled", "detector.geometry_encoder.points_pool_project.bias"),
+        ),
+        (
+            lambda r: without(r, ".scoring", "dot_prod_scoring."),
+            ("missing_component", "detector.dot_prod_scoring"),
+        ),
+        (  # the original's table has a class row
+            lambda r: reshaped(r, VISION + "trunk.pos_embed", (1, 576, 1024)),
+            ("wrong_shape", VISION + "trunk.pos_embed"),
+        ),
+        (
+            lambda r: reshaped(r, "detector.geometry_encoder.points_direct_project.weight", (256, 4)),
+            ("wrong_shape", "detector.geometry_encoder.points_direct_project.weight"),
+        ),
+    ],
+    ids=["a key too many", "a key too few", "a module too few", "no class row", "another shape"],
+)
+def test_the_original_layout_is_strict(change, fault):
+    with pytest.raises(UnsoundPlan) as found:
+        plan_of(change(source_rows("s0")), layout="original")
+    assert faults_of(found.value) == {fault}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -135,7 +182,7 @@ def test_the_hash_depends_on_the_content_and_not_on_the_place(edited_tables, map
 def test_a_user_can_add_a_layout(edited_tables):
     folder = edited_tables("layout-packed.ini")
     (folder / "layout-packed.ini").rename(folder / "layout-mine.ini")
-    assert set(load_mappings(folder).layouts) == {"packed", "transformers", "mine"}
+    assert set(load_mappings(folder).layouts) == {*ALL_LAYOUTS, "mine"}
 
 
 def test_a_layout_of_two_entries_keeps_the_names_and_may_be_causal(tmp_path, mappings):
@@ -145,6 +192,48 @@ def test_a_layout_of_two_entries_keeps_the_names_and_may_be_causal(tmp_path, map
     assert (mine.loader.name, mine.strips_text, mine.causal, mine.about) == ("none", False, True, "")
     assert (mine.rules, mine.shapes) == (mappings.layout("packed").rules, mappings.layout("packed").shapes)
     assert mappings.layout("transformers").strips_text
+
+
+@pytest.mark.parametrize(
+    ("shipped", "entry", "other", "says"),
+    [
+        ("packed", "targets   = targets-detector.ini targets-text-packed.ini", "targets = targets-detector.ini",
+         "loads the tensors of targets-text-packed.ini"),
+        ("packed", "text_keys = keep", "text_keys = strip", "packed_encoder does not load text_keys = strip"),
+        ("transformers", "text_keys = strip", "text_keys = keep", "transformers does not load text_keys = keep"),
+        ("transformers", "causal    = no", "causal = yes", "transformers cannot do with causal = yes"),
+    ],
+)  # fmt: skip
+def test_a_loader_is_not_named_for_what_it_does_not_load(edited_tables, shipped, entry, other, says):
+    with pytest.raises(CannotRun, match=says):
+        load_mappings(edited_tables(f"layout-{shipped}.ini", (entry, other)))
+
+
+@pytest.mark.parametrize("shipped", LAYOUTS)
+def test_what_a_loader_needs_it_brings(edited_tables, mappings, shipped):
+    folder = edited_tables(f"layout-{shipped}.ini")
+    lines = (folder / f"layout-{shipped}.ini").read_text().splitlines()
+    kept = "\n".join(line for line in lines if not line.startswith(("text_keys", "causal")))
+    (folder / f"layout-{shipped}.ini").write_text(kept)
+    assert load_mappings(folder).layout(shipped) == mappings.layout(shipped)
+
+
+def test_text_encoder_and_detector_are_told_apart_by_where_the_rules_lead(edited_tables):
+    folder = edited_tables("layout-packed.ini")
+    text = (builtin_directory() / "text-packed.ini").read_text()
+    for old, new, wanted in (
+        ("text_encoder.", "model.text.", ("model.text.", "text_projection.")),
+        ("text_projection.{p}", "text_encoder.out.{p}", ("text_encoder.", "text_encoder.out.")),
+        ("text_projection.{p}", "text_out_{p}", ("text_encoder.", "text_out_")),
+    ):
+        (folder / "text-packed.ini").write_text(text.replace(f"target  = {old}", f"target  = {new}"))
+        layout = load_mappings(folder).layout("packed")
+        assert (layout.text_encoder, layout.text_projection) == wanted
+        text_targets = {t for r in layout.rules for t in r.targets if TEXT.removeprefix("detector.") in r.example}
+        assert {t for r in layout.rules for t in r.targets if layout.is_text(t)} == text_targets
+    (folder / "text-packed.ini").write_text(text.replace("text_encoder.", "mask_decoder."))
+    with pytest.raises(CannotRun, match="the text encoder need a prefix of their own"):
+        load_mappings(folder)
 
 
 def broken(tmp_path, name, text):
@@ -208,6 +297,10 @@ def test_a_drop_needs_a_reason(tmp_path):
         "[layout]\nrules = nowhere.ini\ntargets = targets-detector.ini\n",
         "[layout]\nrules = detector.ini\ntargets = nowhere.ini\n",
         "[layout]\nrules = detector.ini\ntargets = targets-detector.ini\ncausal = perhaps\n",
+        "[layout]\nrules = detector.ini\ntargets = targets-detector.ini\nconfig = own\n",
+        "[layout]\nrules = detector.ini\ntargets = targets-detector.ini\nloader = onnx\n",
+        "[layout]\nrules = detector.ini\ntargets = targets-detector.ini\nfamily = SAM2\n",
+        "[layout]\nrules = detector.ini\ntargets = targets-detector.ini\ntext_keys = drop\n",
     ],
 )
 def test_a_broken_layout_is_named(tmp_path, text):
@@ -236,7 +329,7 @@ def test_an_unknown_block_list_in_a_target_table_is_named(edited_tables):
 
 
 def test_an_unknown_layout_is_refused_with_the_known_ones(mappings):
-    with pytest.raises(CannotRun, match="packed, transformers"):
+    with pytest.raises(CannotRun, match="original, packed, transformers"):
         mappings.layout("mlx")
 
 
