@@ -19,7 +19,7 @@ from sam3lite_convert.convert.whole_folder import check_destination
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.files import check_space, leftovers, same_disk
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
-from sam3lite_convert.plan.counts import components, dtype_counts, text_parameters
+from sam3lite_convert.plan.counts import accounting, dtype_counts, text_parameters
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.workers import Advance
@@ -66,8 +66,8 @@ def plan_record(source: Source, plan: Plan) -> Record:
     return {
         "checkpoint": source.name,
         "option": source.option,
-        "source": source.provenance(),
-        "fetched": source.fetched(),
+        "source": origin.to_json() if (origin := source.provenance()) else None,
+        "fetched": fetched.to_json() if (fetched := source.fetched()) else None,
         "size": checkpoint.size,
         "format": checkpoint.format,
         "wrapper": checkpoint.wrapper,
@@ -76,12 +76,11 @@ def plan_record(source: Source, plan: Plan) -> Record:
         "layout": plan.layout.name,
         "component": plan.options.component,
         "dtype": plan.floating_dtype,
-        "architecture": plan.architecture.record(),
+        "architecture": plan.architecture.record().to_json(),
         "text_parameters": text_parameters(plan),
         "sam3_text_parameters": int(SAM3_TEXT_PARAMETERS),
-        "components": {k: c.record() for k, c in components(checkpoint, plan.names, plan).items()},
-        "counts": plan.counts,
-        "dropped": {d.label: d.reason for d in plan.dropped.values()},
+        **accounting(checkpoint, plan.names, plan).to_json(),
+        "counts": plan.counts.to_json(),
         "bytes": plan.out_nbytes,
         "notes": conversion.plan_notes(plan),
     }
@@ -235,10 +234,11 @@ def _add_parity(folder: Path, receipt: Record, source: Source, mappings: Mapping
     from sam3lite_convert.parity.setup import ParityOptions
 
     record = run_parity(source, mappings, ParityOptions(causal=request.options.causal), folder)
+    found = record.to_json()
     kept = ("verdict", "reference", "candidate_encoder", "attention", "dtype", "tolerance", "max_abs_diff")
     taps = ("name", "max_abs_diff", "isolated_max_abs_diff", "relative_l2")
-    receipt["parity"] = {key: record[key] for key in kept} | {
-        "inputs": record["inputs"]["what"],
-        "layers": [{key: layer[key] for key in taps} for layer in record["layers"]],
+    receipt["parity"] = {key: found[key] for key in kept} | {
+        "inputs": record.inputs.what,
+        "layers": [{key: layer[key] for key in taps} for layer in (t.to_json() for t in record.judgement.layers)],
     }
-    return record
+    return found

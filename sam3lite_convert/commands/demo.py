@@ -22,7 +22,7 @@ from sam3lite_convert.plan.tables import load_mappings
 
 LAYOUTS = ("packed", "transformers")
 _CHECKPOINT = Path("demo.pt")
-Step = Callable[[str, str, dict[str, Any] | None], None]
+Step = Callable[[str, str, Any], None]
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def run_demo(output: Path | None = None, step: Step = lambda kind, command, reco
         stack.enter_context(_working_in(place))
         records = _steps(step)
     proven = all(records[f"verify {layout}"]["verdict"] == "proven" for layout in LAYOUTS)
-    compared = [records[f"parity {layout}"]["verdict"] for layout in LAYOUTS if f"parity {layout}" in records]
+    compared = [records[f"parity {layout}"].judgement.verdict for layout in LAYOUTS if f"parity {layout}" in records]
     records["verdict"] = "proven" if proven and "differs" not in compared else "mismatch"
     return records
 

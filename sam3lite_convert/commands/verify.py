@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from sam3lite_convert.commands.inspect import Progress, Record
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.workers import Advance
+
+Record = dict[str, Any]
 
 
 def verify_folder(
@@ -14,7 +18,7 @@ def verify_folder(
     source: Source,
     mappings: Mappings,
     causal: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[str], Advance] | None = None,
     report_of: str | None = None,
 ) -> Record:
     """Prove a folder; the record's ``verdict`` says whether it is. ``report_of``: the command as it was typed,
@@ -34,8 +38,8 @@ def verify_folder(
         "folder": str(folder),
         "checkpoint": source.name,
         "option": source.option,
-        "source": source.provenance(),
-        "targets": plan.counts["target"],
+        "source": origin.to_json() if (origin := source.provenance()) else None,
+        "targets": plan.counts.target,
         **record,
-        **(provenance(plan, found, report_of) if report_of is not None else {}),
+        **(provenance(plan, found, report_of).to_json() if report_of is not None else {}),
     }

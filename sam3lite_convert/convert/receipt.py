@@ -56,7 +56,7 @@ def make_receipt(
         "prefix": plan.names.prefix,
     }
     if checkpoint.hub is not None:
-        source |= checkpoint.hub.record() | {"licence": checkpoint.hub.licence}
+        source |= checkpoint.hub.record().to_json() | {"licence": checkpoint.hub.licence}
     return {
         "tool": tool_record(plan.mappings_sha256),
         "source": source,
@@ -65,9 +65,9 @@ def make_receipt(
         "component": plan.options.component,
         "dtype": plan.floating_dtype,
         "options": options_record(plan.options, max_shard_size),
-        "architecture": plan.architecture.record(),
+        "architecture": plan.architecture.record().to_json(),
         "text_parameters": text_parameters(plan),
-        "counts": plan.counts,
+        "counts": plan.counts.to_json(),
         "files": files,
         "lost": losses(plan, loss),
         "notes": notes,

@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sam3lite_convert.records.record import Json
+from sam3lite_convert.records.shared import ArchitectureRecord
+
 TEXT = "backbone.language_backbone."
 VISION = "backbone.vision_backbone."
 POSITION_TABLE = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
@@ -88,32 +91,28 @@ class Architecture:
             out.append(f"text encoder: {self.num_hidden_layers} layers is no released depth at this width; intended?")
         return out
 
-    def record(self) -> dict[str, Any]:
-        """The JSON form: the text encoder's sizes by the names of the contract, the rest as they are."""
+    def record(self) -> ArchitectureRecord:
+        """The text encoder's sizes by the names of the contract, those of the detector as they are."""
         s = self.sizes
-        text = {
-            "variant": self.variant,
-            "model_name": self.model_name,
-            "hidden_size": s["text_hidden"],
-            "intermediate_size": s["text_ffn"],
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": s["text_heads"],
-            "context_length": s["context"],
-            "vocab_size": s["vocab"],
-            "projection_dim": s["projection_dim"],
-            "output_dim": s["output_dim"],
-            "causal_masking": self.causal_masking,
-        }
-        if "kernel" in s:
-            text["repmixer_kernel_size"] = s["kernel"]
         text_sizes = ("text_", "context", "vocab", "projection_dim", "output_dim", "kernel")
-        rest: dict[str, Any] = {k: v for k, v in s.items() if not k.startswith(text_sizes)}
+        rest: Json = {k: v for k, v in s.items() if not k.startswith(text_sizes)}
         rest |= {k: len(v) for k, v in self.blocks.items() if not k.endswith(("transformer_blocks", "repmixer_blocks"))}
-        if rest.get("vit_blocks"):
-            text["detector"] = rest | self.vision
-        if self.assumed:
-            text["assumed"] = self.assumed
-        return text
+        return ArchitectureRecord(
+            variant=self.variant,
+            model_name=self.model_name,
+            hidden_size=s["text_hidden"],
+            intermediate_size=s["text_ffn"],
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=s["text_heads"],
+            context_length=s["context"],
+            vocab_size=s["vocab"],
+            projection_dim=s["projection_dim"],
+            output_dim=s["output_dim"],
+            causal_masking=self.causal_masking,
+            repmixer_kernel_size=s.get("kernel"),
+            detector=rest | self.vision if rest.get("vit_blocks") else None,
+            assumed=self.assumed or None,
+        )
 
 
 def component_of(name: str) -> str:

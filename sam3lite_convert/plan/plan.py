@@ -23,6 +23,7 @@ from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
 from sam3lite_convert.plan.twins import Twin, _twins
 from sam3lite_convert.plan.unsound import Expected, Fault, shape_text, unsound
+from sam3lite_convert.records.shared import Counts
 
 OUTSIDE_TEXT = "outside the text encoder, which alone was asked for (--component text)"
 
@@ -113,15 +114,14 @@ class Plan:
     twins: tuple[Twin, ...]
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> Counts:
         """Source tensors in all, mapped and dropped (they add up), and target tensors."""
-        mapped = len({m.source.key for m in self.mapped.values()})
-        return {
-            "source": len(self.checkpoint.tensors),
-            "mapped": mapped,
-            "dropped": len(self.dropped),
-            "target": len(self.mapped),
-        }
+        return Counts(
+            source=len(self.checkpoint.tensors),
+            mapped=len({m.source.key for m in self.mapped.values()}),
+            dropped=len(self.dropped),
+            target=len(self.mapped),
+        )
 
     @property
     def dropped_by_label(self) -> dict[str, int]:

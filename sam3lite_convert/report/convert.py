@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from sam3lite_convert.figures import human_bytes
-from sam3lite_convert.report.inspect import _component_table, _fetched, _headline, _notes, _sum, _text_encoder
+from sam3lite_convert.records.shared import Accounting, ArchitectureRecord, Counts, FileFacts
+from sam3lite_convert.report.inspect import component_table, counts_line, fetched, headline, notes, text_encoder
 from sam3lite_convert.report.terminal import Record, say
 
 
 def planned(r: Record) -> None:
     """A conversion's plan."""
-    _headline(r)
-    _text_encoder(r)
+    file, architecture = FileFacts.from_json(r), ArchitectureRecord.from_json(r["architecture"])
+    headline(file)
+    text_encoder(architecture, file)
     say()
-    _component_table(r)
-    _sum(r)
-    _notes(r)
-    _fetched(r)
+    component_table(Accounting.from_json(r))
+    counts_line(Counts.from_json(r["counts"]))
+    notes(architecture, tuple(r["notes"]))
+    fetched(file.fetched)
     say(f"layout {r['layout']}, component {r['component']}, {r['dtype']}: {human_bytes(r['bytes'])} to write")
 
 

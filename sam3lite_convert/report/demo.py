@@ -9,11 +9,11 @@ from sam3lite_convert.report.convert import converted, planned
 from sam3lite_convert.report.inspect import inspected
 from sam3lite_convert.report.parity import paritied
 from sam3lite_convert.report.push import converted_end
-from sam3lite_convert.report.terminal import Record, say
+from sam3lite_convert.report.terminal import say
 from sam3lite_convert.report.verify import verified
 
 
-def demo_step(kind: str, command: str, record: Record | None) -> None:
+def demo_step(kind: str, command: str, record: Any) -> None:
     """One command that has run; ``record`` None: it was left out."""
     if kind == "checkpoint":
         say("A small checkpoint with the keys of a released one and random values: demo.pt")
@@ -36,7 +36,9 @@ def demo_step(kind: str, command: str, record: Record | None) -> None:
 
 def demo_end(records: dict[str, Any], output: Path | None) -> None:
     """The verdicts, and what to type next."""
-    compared = {name.removeprefix("parity "): r["verdict"] for name, r in records.items() if name.startswith("parity")}
+    compared = {
+        name.removeprefix("parity "): r.judgement.verdict for name, r in records.items() if name.startswith("parity")
+    }
     kept = f"The files are in {output}." if output else "The files were deleted; --output DIR keeps them."
     parity = ", ".join(f"{layout} {verdict.replace('_', ' ')}" for layout, verdict in compared.items())
     say()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
+from sam3lite_convert.records.record import Document, json_value
 from sam3lite_convert.workers import Advance
 
 Record = dict[str, Any]
@@ -74,22 +74,13 @@ def note(text: str) -> None:
     _err().print(printable(text), soft_wrap=True)
 
 
-def as_json(record: Record) -> None:
-    """The record as the one JSON document on stdout."""
+def as_json(document: Document | Record) -> None:
+    """The one JSON document on stdout."""
     try:
-        sys.stdout.write(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(json_value(document), indent=2, allow_nan=False) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         into_nothing()
-
-
-def _finite(value: Any) -> Any:
-    """The record with null in the place of infinities and not-a-numbers, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fault(message: str) -> None:

@@ -213,8 +213,8 @@ def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> Non
         "layout": plan.layout.name,
         "component": plan.options.component,
         "dtype": plan.floating_dtype,
-        "counts": plan.counts,
-        "architecture": plan.architecture.record(),
+        "counts": plan.counts.to_json(),
+        "architecture": plan.architecture.record().to_json(),
         "tensors": {key: piece.record() for key, piece in plan.mapped.items()},
         "dropped": {key: dropped.reason for key, dropped in plan.dropped.items()},
     }
