@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from sam3lite_convert.commands.inspect import Record
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Dropped, Mapped, Options, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.record import json_value
+
+Record = dict[str, Any]
 
 
 def explain_key(source: Source, key: str, mappings: Mappings, options: Options) -> Record:
@@ -31,7 +33,7 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
         hint = "\nThe nearest names:\n  " + "\n  ".join(near) if near else ""
         message = f"{key} is neither a source key nor a target key of this conversion.{hint}"
         raise CannotRun(message, "unknown_key", {"near": near})
-    record: Record = {"key": key, "layout": plan.layout.name, "fetched": source.fetched()}
+    record: Record = {"key": key, "layout": plan.layout.name, "fetched": json_value(source.fetched())}
     if found in plan.dropped:
         return record | _explain_dropped(plan.dropped[found])
     pieces = [m for m in plan.mapped.values() if m.source.key == found]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import UnsoundPlan
-from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS, TEXT
-from sam3lite_convert.plan.counts import components, dtype_counts, parameters
+from sam3lite_convert.plan.architecture import TEXT
+from sam3lite_convert.plan.counts import accounting, parameters
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.relatives import relatives
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.inspect import InspectDocument
 from sam3lite_convert.workers import Advance
 
-Record = dict[str, Any]
 Progress = Callable[[str], Advance]
 
 
-def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False) -> Record:
+def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False) -> InspectDocument:
     """What a file is. Reads no tensor data.
 
     Raises CannotRun and Untrusted for files that cannot be read; a file that can be read but not
@@ -51,28 +50,18 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
     else:
         kind = "SAM3-LiteText text encoder alone" if only_text else "SAM3-LiteText detector"
     text = [checkpoint.tensors[keys[0]] for name, keys in names.sources.items() if name.startswith(TEXT)]
-    return {
-        "checkpoint": source.name,
-        "option": source.option,
-        "source": source.provenance(),
-        "fetched": source.fetched(),
-        "kind": kind,
-        "size": checkpoint.size,
-        "format": checkpoint.format,
-        "wrapper": checkpoint.wrapper,
-        "prefix": names.prefix,
-        "prefixes": names.prefixes,
-        "spellings": names.spellings,
-        "twins": len(names.twins),
-        "dtypes": dtype_counts(checkpoint),
-        "architecture": architecture.record() if architecture else None,
-        "text_parameters": parameters(text),
-        "sam3_text_parameters": int(SAM3_TEXT_PARAMETERS),
-        "components": {k: c.record() for k, c in components(checkpoint, names, plan).items()},
-        "counts": plan.counts if plan else {"source": len(checkpoint.tensors)},
-        "dropped": {d.label: d.reason for d in plan.dropped.values()} if plan else {},
-        "convert": {c: "yes" if c in plans else refusals[c].message for c in ("all", "text")},
-        "notes": list(checkpoint.notes)
-        + (architecture.doubts if architecture else [])
-        + ([f"{len(names.twins)} tensors have two spellings; they are compared on conversion"] if names.twins else []),
-    }
+    notes = [*checkpoint.notes, *(architecture.doubts if architecture else [])]
+    if names.twins:
+        notes.append(f"{len(names.twins)} tensors have two spellings; they are compared on conversion")
+    return InspectDocument(
+        file=source.facts(checkpoint, names, parameters(text)),
+        kind=kind,
+        prefixes=names.prefixes,
+        spellings=names.spellings,
+        twins=len(names.twins),
+        architecture=architecture.record() if architecture else None,
+        accounting=accounting(checkpoint, names, plan),
+        counts=plan.counts if plan else None,
+        convert={c: "yes" if c in plans else refusals[c].message for c in ("all", "text")},
+        notes=tuple(notes),
+    )

@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert.convert.folder import Folder
-from sam3lite_convert.plan.counts import components
+from sam3lite_convert.plan.counts import accounting
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.records.shared import PageFacts
 
 if TYPE_CHECKING:
     from sam3lite_convert.parity.run import Outcome
@@ -21,28 +22,21 @@ _PER_TENSOR = ("tensors", "dropped")  # of a receipt: a line for each of more th
 _COLUMNS = 64  # of a heat map: a channel each, or the greatest of a few side by side
 
 
-def provenance(plan: Plan | None, folder: Folder | None, command: str) -> Record:
-    """Where the figures of a report come from."""
-    receipt = (folder.receipt if folder else None) or None
-    return {
-        "accounting": _accounting(plan) if plan else None,
-        "receipt": {k: v for k, v in receipt.items() if k not in _PER_TENSOR} if receipt else None,
-        "versions": _versions(),
-        "command": command,
-        "made": datetime.date.today().isoformat(),
-    }
+def provenance(plan: Plan | None, folder: Folder | None, command: str) -> PageFacts:
+    """Where the figures of a page come from. ``command``: as it was typed."""
+    receipt = folder.receipt if folder else None
+    return PageFacts(
+        accounting=accounting(plan.checkpoint, plan.names, plan) if plan else None,
+        counts=plan.counts if plan else None,
+        receipt={k: v for k, v in receipt.items() if k not in _PER_TENSOR} if receipt else None,
+        versions=_versions(),
+        command=command,
+        made=datetime.date.today().isoformat(),
+    )
 
 
-def _accounting(plan: Plan) -> Record:
-    return {
-        "counts": plan.counts,
-        "components": {k: c.record() for k, c in components(plan.checkpoint, plan.names, plan).items()},
-        "dropped": {d.label: d.reason for d in plan.dropped.values()},
-    }
-
-
-def _versions() -> Record:
-    found: Record = {"python": platform.python_version(), "platform": platform.platform()}
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from sam3lite_convert.report.inspect import _fetched, _tensor
+from sam3lite_convert.records.shared import Fetched
+from sam3lite_convert.report.inspect import fetched, tensor_words
 from sam3lite_convert.report.terminal import Record, say
 
 
 def explained(r: Record) -> None:
     """One key."""
     source = r["source"]
-    say(f"source  {source['key']}  {_tensor(source)}")
+    say(f"source  {source['key']}  {tensor_words(source)}")
     if source.get("canonical") != source["key"]:
         say(f"        canonical name {source['canonical']}")
     if r["outcome"] == "dropped":
@@ -17,8 +18,8 @@ def explained(r: Record) -> None:
     else:
         say(f"op      {r['operation']}")
     for target in r["targets"]:
-        say(f"target  {target['key']}  {_tensor(target)}" + (f"  ({target['part']})" if "part" in target else ""))
+        say(f"target  {target['key']}  {tensor_words(target)}" + (f"  ({target['part']})" if "part" in target else ""))
     if r["rule"]:
         say(f"rule    [{r['rule']['name']}] in {r['rule']['table']}")
         say(f"        {r['rule']['pattern']}")
-    _fetched(r)
+    fetched(Fetched.from_json(r["fetched"]) if r["fetched"] else None)
