@@ -255,7 +255,8 @@ class PackedTextModel(nn.Module):
         config = found.config or {}
         if config.get("layout") != "packed":
             raise CannotRun(f"{folder} is not a folder of the packed layout", "not_packed")
-        parsed = PackedTextConfig.from_dict(config.get("text_config", {}))
+        text = config.get("text_config")
+        parsed = PackedTextConfig.from_dict(text if isinstance(text, dict) else {})
         return cls.from_weights(parsed, folder_weights(found, "packed"), attention)
 
     @classmethod

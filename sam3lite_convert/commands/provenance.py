@@ -17,7 +17,7 @@ _PER_TENSOR = ("tensors", "dropped")  # of a receipt: a line for each of more th
 
 def provenance(plan: Plan | None, folder: Folder | None, command: str) -> PageFacts:
     """Where the figures of a page come from. ``command``: as it was typed."""
-    receipt = (folder.receipt if folder else None) or None
+    receipt = folder.receipt if folder else None
     return PageFacts(
         accounting=accounting(plan.checkpoint, plan.names, plan) if plan else None,
         counts=plan.counts if plan else None,

@@ -6,16 +6,15 @@ Written without importing transformers. Field names are those of ``Sam3LiteTextC
 
 from __future__ import annotations
 
-from typing import Any
-
 from sam3lite_convert.plan.architecture import Architecture
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.records.record import Json
 
 EPS = 1e-5
 PACKED_MODEL_TYPE = "sam3lite_packed"
 
 
-def make_config(plan: Plan) -> dict[str, Any]:
+def make_config(plan: Plan) -> Json:
     """The config.json that fits the plan's output."""
     architecture = plan.architecture
     text = _text(architecture)
@@ -23,7 +22,7 @@ def make_config(plan: Plan) -> dict[str, Any]:
         if plan.options.component == "text":
             model = "Sam3LiteTextTextModel"
             return {"architectures": [model], "dtype": plan.floating_dtype, **text}
-        head = {"architectures": ["Sam3LiteTextModel"], "model_type": "sam3_lite_text", "dtype": plan.floating_dtype}
+        head: Json = {"architectures": ["Sam3LiteTextModel"], "model_type": "sam3_lite_text", "dtype": plan.floating_dtype}
         return head | {"text_config": text} | _detector(architecture)
     text["model_type"] = f"{PACKED_MODEL_TYPE}_text"
     text |= {
@@ -32,7 +31,7 @@ def make_config(plan: Plan) -> dict[str, Any]:
         "output_dim": architecture.sizes["output_dim"],
         "causal_masking": architecture.causal_masking,
     }
-    own: dict[str, Any] = {
+    own: Json = {
         "model_type": PACKED_MODEL_TYPE if plan.layout.name == "packed" else f"sam3lite_{plan.layout.name}",
         "layout": plan.layout.name,
         "component": plan.options.component,
@@ -42,7 +41,7 @@ def make_config(plan: Plan) -> dict[str, Any]:
     return own if plan.options.component == "text" else own | _detector(architecture)
 
 
-def _text(a: Architecture) -> dict[str, Any]:
+def _text(a: Architecture) -> Json:
     s = a.sizes
     return {
         "model_type": "sam3_lite_text_text_model",
@@ -60,11 +59,12 @@ def _text(a: Architecture) -> dict[str, Any]:
     }
 
 
-def _detector(a: Architecture) -> dict[str, Any]:
+def _detector(a: Architecture) -> Json:
+    if a.vision is None:
+        raise ValueError("a text encoder alone has no config of a detector")
     s, v = a.sizes, a.vision
-    grid = v["image_size"] // s["patch"]
+    grid = v.image_size // s["patch"]
     heads = s["detr_heads"]
-    scales = v["scale_factors"]
     return {
         "vision_config": {
             "model_type": "sam3_vision_model",
@@ -73,20 +73,20 @@ def _detector(a: Architecture) -> dict[str, Any]:
                 "hidden_size": s["vit_hidden"],
                 "intermediate_size": s["vit_ffn"],
                 "num_hidden_layers": len(a.blocks["vit_blocks"]),
-                "num_attention_heads": v["vit_heads"],
+                "num_attention_heads": v.vit_heads,
                 "num_channels": s["channels"],
-                "image_size": v["image_size"],
+                "image_size": v.image_size,
                 "patch_size": s["patch"],
                 "hidden_act": "gelu",
                 "layer_norm_eps": EPS,
-                "window_size": v["window_size"],
-                "global_attn_indexes": v["global_attn_indexes"],
-                "pretrain_image_size": v["pretrain_image_size"],
+                "window_size": v.window_size,
+                "global_attn_indexes": [*v.global_attn_indexes],
+                "pretrain_image_size": v.pretrain_image_size,
             },
             "fpn_hidden_size": s["fpn_hidden"],
             # The coarsest level is made and not used by the detector.
-            "backbone_feature_sizes": [[int(grid * f)] * 2 for f in scales if f >= 1],
-            "scale_factors": scales,
+            "backbone_feature_sizes": [[int(grid * f)] * 2 for f in v.scale_factors if f >= 1],
+            "scale_factors": [*v.scale_factors],
         },
         "geometry_encoder_config": {
             "model_type": "sam3_lite_text_geometry_encoder",

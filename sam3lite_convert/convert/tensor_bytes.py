@@ -9,12 +9,13 @@ import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
 from sam3lite_convert.plan.operations import transposed
 from sam3lite_convert.plan.plan import Mapped
+from sam3lite_convert.records.receipt import LostByCast, Overflow
 from sam3lite_convert.workers import Advance
 
 _COPY_CHUNK = 32 << 20
@@ -31,15 +32,17 @@ class CastLoss:
     max_abs_error: float = 0.0
     overflows: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def record(self) -> dict[str, Any]:
-        by_key = {k: {"values": n, "largest": most} for k, (n, most) in sorted(self.overflows.items())}
-        return {
-            "tensors": self.tensors,
-            "changed_values": self.changed_values,
-            "overflowed_values": self.overflowed_values,
-            "max_abs_error": self.max_abs_error,
-            **({"overflows": by_key} if by_key else {}),
-        }
+    def record(self, dtype: str | None) -> LostByCast:
+        """The losses as they are now. ``dtype``: what was cast to."""
+        overflows = {k: Overflow(values=n, largest=most) for k, (n, most) in sorted(self.overflows.items())}
+        return LostByCast(
+            dtype=dtype,
+            tensors=self.tensors,
+            changed_values=self.changed_values,
+            overflowed_values=self.overflowed_values,
+            max_abs_error=self.max_abs_error,
+            overflows=overflows or None,
+        )
 
     def overflowed(self, key: str, count: int, greatest: float) -> None:
         """Note values of one tensor that did not fit."""

@@ -10,7 +10,6 @@ import difflib
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
@@ -22,7 +21,8 @@ from sam3lite_convert.plan.relatives import relatives
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
 from sam3lite_convert.plan.twins import Twin, _twins
-from sam3lite_convert.plan.unsound import Expected, Fault, shape_text, unsound
+from sam3lite_convert.plan.unsound import Expected, PlanFault, shape_text, unsound
+from sam3lite_convert.records.receipt import MappedTensor
 from sam3lite_convert.records.shared import Counts
 
 OUTSIDE_TEXT = "outside the text encoder, which alone was asked for (--component text)"
@@ -76,16 +76,11 @@ class Mapped:
     def out_nbytes(self) -> int:
         return math.prod(self.shape) * dtypes.itemsize(self.dtype)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> MappedTensor:
         """The entry of ``tensors`` in the receipt."""
-        part = {"part": self.part} if self.part else {}
-        return {
-            "source": self.source.key,
-            "operation": self.operation,
-            **part,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-        }
+        return MappedTensor(
+            source=self.source.key, operation=self.operation, part=self.part, dtype=self.dtype, shape=self.shape
+        )
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         try:
             pieces = _pieces(rule, source, canonical, targets, options)
         except ValueError as fault:
-            faults.append(Fault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
+            faults.append(PlanFault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
             # What it should have filled is not a second fault.
             pieces = []
             for target in targets:
@@ -238,10 +233,10 @@ Candidate = tuple[Rule, StoredTensor, str, tuple[str, ...]]
 
 def _match(
     checkpoint: Checkpoint, names: Names, layout: Layout, options: Options
-) -> tuple[list[Candidate], dict[str, Dropped], list[Fault]]:
+) -> tuple[list[Candidate], dict[str, Dropped], list[PlanFault]]:
     candidates: list[Candidate] = []
     dropped: dict[str, Dropped] = {}
-    faults: list[Fault] = []
+    faults: list[PlanFault] = []
     for canonical, keys in names.sources.items():
         source = checkpoint.tensors[keys[0]]
         if options.component == "text" and not canonical.startswith(TEXT):
@@ -249,10 +244,10 @@ def _match(
             continue
         found = [(r, t) for r in layout.rules if (t := r.apply(canonical)) is not None]
         if not found:
-            faults.append(Fault("unmatched", source.key, "no rule matches this key"))
+            faults.append(PlanFault("unmatched", source.key, "no rule matches this key"))
         elif len(found) > 1:
             rules = " and ".join(f"[{r.name}] of {r.table}" for r, _ in found)
-            faults.append(Fault("overlap", source.key, f"more than one rule matches: {rules}"))
+            faults.append(PlanFault("overlap", source.key, f"more than one rule matches: {rules}"))
         elif found[0][0].operation == "drop":
             rule = found[0][0]
             dropped[source.key] = Dropped(source, canonical, rule.name, rule.reason, rule)
@@ -298,11 +293,11 @@ def _pieces(
     return [piece(targets[0], None, 0, shape)]
 
 
-def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expected]) -> list[Fault]:
+def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expected]) -> list[PlanFault]:
     other = mapped.get(piece.target)
     if other is not None:
         return [
-            Fault(
+            PlanFault(
                 "collision",
                 piece.target,
                 f"two sources for one target: {other.source.key} (rule [{other.rule.name}]) and "
@@ -313,17 +308,17 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
     if piece.target not in expected:
         near = tuple(difflib.get_close_matches(piece.target, expected, 2))
         detail = f"the target model has no such tensor; rule [{piece.rule.name}] leads there from {piece.source.key}"
-        return [Fault("unknown_target", piece.target, detail, near)]
+        return [PlanFault("unknown_target", piece.target, detail, near)]
     want = expected[piece.target]
     if len(want) != len(piece.shape) or any(w not in (None, n) for w, n in zip(want, piece.shape, strict=True)):
         detail = (
             f"is {shape_text(piece.source.shape)}; {piece.target} would become {shape_text(piece.shape)}, "
             f"and the model has {shape_text(want)} there"
         )
-        return [Fault("wrong_shape", piece.source.key, detail)]
+        return [PlanFault("wrong_shape", piece.source.key, detail)]
     if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith("num_batches_tracked"):
         detail = f"is {piece.source.dtype}; weights are floating-point numbers (a quantised file has no counterpart)"
-        return [Fault("wrong_dtype", piece.source.key, detail)]
+        return [PlanFault("wrong_dtype", piece.source.key, detail)]
     return []
 
 
@@ -333,14 +328,14 @@ def _unfilled(
     layout: Layout,
     names: Names,
     others: frozenset[str],
-) -> list[Fault]:
+) -> list[PlanFault]:
     empty = [t for t in expected if t not in mapped]
     by_module: dict[str, list[str]] = {}
     for target in expected:
         by_module.setdefault(target.split(".")[0], []).append(target)
     whole = {m for m, targets in by_module.items() if not any(t in mapped for t in targets)}
     faults = [
-        Fault("missing_component", m, f"the file has nothing for this component ({len(by_module[m])} tensors)")
+        PlanFault("missing_component", m, f"the file has nothing for this component ({len(by_module[m])} tensors)")
         for m in sorted(whole)
     ]
     for target in empty:
@@ -351,5 +346,5 @@ def _unfilled(
         detail = f"it comes from {' or '.join(absent)}, which is missing" if absent else "no rule leads there"
         if strange := [key for key in absent if key in others]:
             detail = f"it comes from {' or '.join(strange)}, which is in the file but is no tensor"
-        faults.append(Fault("unfilled", target, detail, sources=tuple(absent)))
+        faults.append(PlanFault("unfilled", target, detail, sources=tuple(absent)))
     return faults

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from sam3lite_convert.records.record import JsonValue, Record, optional
+from sam3lite_convert.records.record import Document, JsonValue, Record, optional
 from sam3lite_convert.records.shared import ArchitectureRecord, Counts
 
 
@@ -150,7 +151,7 @@ class ParitySummary(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Receipt(Record):
+class Receipt(Document):
     """conversion.json: what was done, enough to redo it and to check it.
 
     ``library``: what loads the folder, null for none but our own. ``files``: names of the tensor files. ``beside``:
@@ -162,7 +163,7 @@ class Receipt(Record):
     tool: ToolRecord
     source: SourceRecord
     layout: str
-    library: str | None
+    library: Literal["transformers"] | None
     component: str
     dtype: str
     options: OptionsRecord
@@ -176,7 +177,7 @@ class Receipt(Record):
     model_id: str | None
     tokenizer: TokenizerRecord | None = field(default=None, metadata=optional())
     parity: ParitySummary | None = field(default=None, metadata=optional())
-    beside: dict[str, str] | None = field(default=None, metadata=optional())
+    beside: dict[str, str] = field(default_factory=dict)
     card_blob_id: str | None = field(default=None, metadata=optional())
     edited_card_blob_id: str | None = field(default=None, metadata=optional())
     tensors: dict[str, MappedTensor]

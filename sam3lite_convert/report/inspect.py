@@ -16,7 +16,7 @@ from sam3lite_convert.records.shared import (
 )
 from sam3lite_convert.report.terminal import say, show
 
-_LISTED = 20
+LISTED = 20
 
 
 def inspected(d: InspectDocument) -> None:
@@ -60,7 +60,7 @@ def text_encoder(architecture: ArchitectureRecord | None, file: FileFacts) -> No
     fewer = 100 * (1 - count / whole)
     say(
         f"text encoder: {a.variant}, {a.num_hidden_layers} layers, {a.hidden_size} wide, "
-        f"{_plural(a.num_attention_heads, 'head')}, context {a.context_length}"
+        f"{plural(a.num_attention_heads, 'head')}, context {a.context_length}"
         + (", causal" if a.causal_masking else "")
     )
     say(f"  {human_count(count)} parameters; SAM3's has {whole / 1e6:.2f} M, so {fewer:.0f} % fewer")
@@ -113,12 +113,13 @@ def fetched(fetched: Fetched | None) -> None:
         say(f"note: read by range requests from the Hub, not downloaded: {read}")
 
 
-def _plural(n: int, noun: str) -> str:
+def plural(n: int, noun: str) -> str:
+    """1 head, 2 heads."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def _short(message: str) -> str:
     lines = message.splitlines()
-    if len(lines) <= _LISTED:
+    if len(lines) <= LISTED:
         return message
-    return "\n".join([*lines[:_LISTED], f"... ({len(lines) - _LISTED} more lines)"])
+    return "\n".join([*lines[:LISTED], f"... ({len(lines) - LISTED} more lines)"])

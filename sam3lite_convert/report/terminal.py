@@ -7,16 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
-from sam3lite_convert.records.record import Document, json_value
+from sam3lite_convert.records.record import Document
 from sam3lite_convert.workers import Advance
-
-Record = dict[str, Any]
-
 
 _LONGEST_LINE = 2000  # characters; a name in a file may have a million
 
@@ -74,10 +70,10 @@ def note(text: str) -> None:
     _err().print(printable(text), soft_wrap=True)
 
 
-def as_json(document: Document | Record) -> None:
+def as_json(document: Document) -> None:
     """The one JSON document on stdout."""
     try:
-        sys.stdout.write(json.dumps(json_value(document), indent=2, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(document.to_json(), indent=2, allow_nan=False) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         into_nothing()
