@@ -70,7 +70,7 @@ def test_a_page_of_a_fault_shows_the_layer_the_cause_and_the_map(s0, tmp_path):
     done = sam3lite("parity", "--checkpoint", s0, "--converted", folder, "--report", page)
     assert done.code == 1
     said = seen(page)
-    for part in ("layers.2", "out_proj.bias is missing (zero)", "Where it differs", "Not looked at"):
+    for part in ("layers.2", "out_proj.bias is missing (zero)", "Where it differs", "Not compared"):
         assert part in said, part
     assert "conversion" in said.lower() and "mappings_sha256" in page.read_text()
 
