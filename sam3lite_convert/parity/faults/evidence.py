@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from original_ref import TextStudentEncoder
-from sam3lite_convert.parity.encoders import FINAL, POOLED, PROJECTED, Activations
+from sam3lite_convert.parity.encoders import Activations
+from sam3lite_convert.parity.taps import LAYER, layer_of, point_of, read_at
 
 _EPS = {1e-6: "1e-06", 1e-4: "0.0001", 1e-3: "0.001", 1e-12: "1e-08 or less"}
 _ACTIVATIONS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
@@ -49,12 +50,11 @@ class Evidence:
 
     def read_by(self, tap: str) -> Tensor:
         """What the module behind a tap reads, as recorded."""
-        names = list(self.recorded)
-        return self.recorded[FINAL if tap in (PROJECTED, POOLED) else names[names.index(tap) - 1]]
+        return self.recorded[read_at(tap, list(self.recorded))]
 
     def block(self, tap: str) -> nn.Module:
-        """The module behind ``layers.N``."""
-        return self.model.encoder.transformer[int(tap.removeprefix("layers."))]
+        """The layer behind a tap of a layer."""
+        return self.model.encoder.transformer[layer_of(tap)]
 
 
 class Run:
@@ -65,7 +65,7 @@ class Run:
         self.read = evidence.read_by(tap)
         self.tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self.mask = evidence.model.encoder.causal_mask(self.read)
-        self._args: tuple[Any, ...] = (self.mask,) if tap.startswith("layers.") else ()
+        self._args: tuple[Any, ...] = (self.mask,) if point_of(tap) is LAYER else ()
 
     def having(self, tensors: Mapping[str, Tensor], *args: Any) -> Callable[[], Tensor]:
         call = args or self._args
