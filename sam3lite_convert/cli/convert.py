@@ -71,16 +71,16 @@ class Destination:
             self._repo = f"{user}/{self._repo}"
 
     def target(self, location: Any) -> Any:
-        from sam3lite_convert.commands.push import Target, check_name
+        from sam3lite_convert.commands.push import PushTarget, check_name
 
         repo = self._repo or f"{self._namespace}/{location.path.stem}"
         check_name(repo)
-        return Target(repo, *self._how)
+        return PushTarget(repo, *self._how)
 
 
 def convert_one(location: Any, mappings: Any, request: Any, to: Destination, hashing: Any, json: bool) -> Any:
     """Convert one checkpoint, telling the terminal; returns its record."""
-    from sam3lite_convert.commands.convert_all import Told, publish
+    from sam3lite_convert.commands.convert_all import Callbacks, publish
     from sam3lite_convert.commands.reuse import find_current
     from sam3lite_convert.report import push
 
@@ -89,7 +89,7 @@ def convert_one(location: Any, mappings: Any, request: Any, to: Destination, has
     target = to.target(location) if to.asked else None
     bars = _Bars(json)
     quiet = (lambda record: None) if json else None
-    told = Told(
+    callbacks = Callbacks(
         planned=quiet or bars.planned,
         written=quiet or bars.written,
         pushes=quiet or push.push_planned,
@@ -98,7 +98,7 @@ def convert_one(location: Any, mappings: Any, request: Any, to: Destination, has
     try:
         with hashing or nullcontext():
             found = find_current(location, mappings, request, hashing)
-            return publish(location, mappings, request, found, target, told, hashing)
+            return publish(location, mappings, request, found, target, callbacks, hashing)
     finally:
         bars.close()
 
@@ -106,7 +106,7 @@ def convert_one(location: Any, mappings: Any, request: Any, to: Destination, has
 def convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: Destination, json: bool) -> Any:
     """Convert every checkpoint that fits, telling the terminal; returns the record of all."""
     from sam3lite_convert.commands import convert_all
-    from sam3lite_convert.commands.convert_all import Told
+    from sam3lite_convert.commands.convert_all import Callbacks
 
     target = None
     if to.asked:
@@ -116,9 +116,9 @@ def convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: Desti
 
     bars = _Bars(json)
     if json:
-        told = Told()
+        callbacks = Callbacks()
     else:
-        told = Told(
+        callbacks = Callbacks(
             planned=bars.remember,
             pushes=push.push_planned,
             begins=push.batch_begins,
@@ -126,7 +126,7 @@ def convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: Desti
             progress=bars.progress,
         )
     try:
-        return convert_all.convert_all(where, pattern, mappings, request, target, told)
+        return convert_all.convert_all(where, pattern, mappings, request, target, callbacks)
     finally:
         bars.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ def locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet
 
 def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Any:
     """The repository that names are looked up in."""
-    from sam3lite_convert.commands.sources import Where
+    from sam3lite_convert.commands.sources import HubLocation
 
     quiet_hub(quiet)
-    return Where(repo_id, revision, cache_dir)
+    return HubLocation(repo_id, revision, cache_dir)
 
 
 def use_one_thread() -> None:
@@ -49,6 +50,8 @@ def quiet_hub(quiet: bool) -> None:
     from sam3lite_convert.report.terminal import is_terminal, note
 
     log.send_to(None if quiet else note)
+    if client := sys.modules.get("sam3lite_convert.hub.requests"):
+        client.take_over_client()  # imported before, by a program that runs the command line in itself
     if quiet or not is_terminal():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 

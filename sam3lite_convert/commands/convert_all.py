@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sam3lite_convert.checkpoint.hashing import SourceHash
 from sam3lite_convert.commands.convert import Progress, Record, Request, convert_checkpoint, fetch
 from sam3lite_convert.commands.reuse import complete, find_current, has_all
-from sam3lite_convert.commands.sources import Location, Source, Where
+from sam3lite_convert.commands.sources import HubLocation, Location, Source
 from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
@@ -20,13 +20,20 @@ from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
-    from sam3lite_convert.commands.push import Target
+    from sam3lite_convert.commands.push import PushTarget
 
 
 @dataclass(frozen=True)
-class Told:
-    """Who is told what while it happens: a plan before its first byte, the folder when it is there, a
-    push before it goes, and of several files which one it is about and how it ended."""
+class Callbacks:
+    """Called while conversions run; each does nothing by default.
+
+    ``planned``: with a plan's record, before the first byte is written.
+    ``written``: with the record of a finished folder.
+    ``pushes``: with a push plan's record, before anything is sent.
+    ``begins``: with number, total, location and what is done, before each file of ``convert_all``.
+    ``ends``: with the record of each file of ``convert_all``.
+    ``progress``: returns the progress callback for a location, or None.
+    """
 
     planned: Callable[[Record], None] = lambda record: None
     written: Callable[[Record], None] = lambda record: None
@@ -41,8 +48,8 @@ def publish(
     mappings: Mappings,
     request: Request,
     found: Folder | None,
-    target: Target | None,
-    told: Told,
+    target: PushTarget | None,
+    callbacks: Callbacks,
     hashing: SourceHash | None = None,
 ) -> Record:
     """Convert, and push where there is a ``target``. What is converted and pushed already is not read again.
@@ -55,9 +62,9 @@ def publish(
         if found is not None:
             record = complete(location, mappings, request, found)
         else:
-            progress = told.progress(location)
-            record = convert_checkpoint(location, mappings, request, told.planned, progress, hashing)
-        told.written(record)
+            progress = callbacks.progress(location)
+            record = convert_checkpoint(location, mappings, request, callbacks.planned, progress, hashing)
+        callbacks.written(record)
         return record
 
     if target is None:
@@ -73,17 +80,17 @@ def publish(
         # What does not do as the original does is not for others.
         return record | {"push": {"repo": target.repo, "state": "not pushed"}}
     plan = plan_push(Path(record["output"]), target)
-    told.pushes(plan.record())
+    callbacks.pushes(plan.record())
     return record | {"push": push(Path(record["output"]), plan, record["verification"])}
 
 
 def convert_all(
-    where: Where,
+    where: HubLocation,
     pattern: str,
     mappings: Mappings,
     request: Request,
-    target: Callable[[Location], Target] | None = None,
-    told: Told | None = None,
+    target: Callable[[Location], PushTarget] | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Record:
     """Every checkpoint of the repository that fits ``pattern``, each into a folder of its own under
     ``request.output``. While one is converted the next one is downloaded, and no more than that.
@@ -91,7 +98,7 @@ def convert_all(
     One that fails does not stop the rest: its record holds the fault. Raises CannotRun where nothing
     fits, and where two files would go into one folder.
     """
-    told = told or Told()
+    callbacks = callbacks or Callbacks()
     repository = where.repository()
     files = repository.matching(pattern)
     locations = [Location(f.path, Path(f.path), repository, f) for f in files]
@@ -101,7 +108,7 @@ def convert_all(
     ]
     _check_distinct(locations, requests)
     found: list[Folder | Sam3LiteError | None] = []
-    targets: list[Target | None] = []
+    targets: list[PushTarget | None] = []
     for location, own in zip(locations, requests, strict=True):
         try:
             targets.append(None)
@@ -114,7 +121,7 @@ def convert_all(
     results = []
     for i, (location, own) in enumerate(zip(locations, requests, strict=True)):
         to_do = "convert" if found[i] is None else "look at"
-        told.begins(i + 1, len(locations), location, to_do)
+        callbacks.begins(i + 1, len(locations), location, to_do)
         result: Record = {"checkpoint": location.name, "output": str(own.output)}
         try:
             state = found[i]
@@ -129,7 +136,7 @@ def convert_all(
                     room = location.file.size if location.file else 0
                     job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
                     ahead[later[0]] = Worker(job)
-            result |= publish(location, mappings, own, state, targets[i], told)
+            result |= publish(location, mappings, own, state, targets[i], callbacks)
         except Sam3LiteError as fault:
             result |= {"state": "failed", "error": _error(fault)}
         except OSError as fault:
@@ -137,7 +144,7 @@ def convert_all(
                 "state": "failed",
                 "error": _error(CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}")),
             }
-        told.ends(result)
+        callbacks.ends(result)
         results.append(result)
     counts = Counter(r["state"] for r in results)
     return {

@@ -37,9 +37,15 @@ _SERVED = (".gitattributes", "README.md", "LICENSE")  # what a repository may ho
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where a folder goes: repository, and how. ``message``: the commit's, None for one made here;
-    ``replace``: also another conversion, and a card that somebody wrote."""
+class PushTarget:
+    """The repository that a folder is pushed to, and how.
+
+    ``repo``: NAMESPACE/NAME.
+    ``private``: make a new repository private.
+    ``create_pr``: open a pull request in place of a commit on the main branch.
+    ``message``: the commit message; None for a generated one.
+    ``replace``: overwrite another conversion, and a model card that was edited on the Hub.
+    """
 
     repo: str
     private: bool = False
@@ -55,7 +61,7 @@ class PushPlan:
     files of an earlier conversion that this one does not have; ``head``: the commit that it is based
     on, None for a repository that does not exist; ``revision``: what that is the head of."""
 
-    target: Target
+    target: PushTarget
     files: dict[str, tuple[int, str]]
     deleted: tuple[str, ...]
     head: str | None
@@ -106,7 +112,7 @@ def check_name(repo: str) -> None:
         raise CannotRun(f"{repo} is no name of a repository (NAMESPACE/NAME); see --hub-model-id", "usage")
 
 
-def plan_push(folder: Path, target: Target) -> PushPlan:
+def plan_push(folder: Path, target: PushTarget) -> PushPlan:
     """Compare the folder with what the repository holds.
 
     Raises CannotRun where that is not the result of a conversion, or of another one, or is public where
@@ -180,7 +186,7 @@ def _receipt(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8")))
 
 
-def _earlier(target: Target, folder: Path, there: Iterable[str], head: str) -> dict[str, Any] | None:
+def _earlier(target: PushTarget, folder: Path, there: Iterable[str], head: str) -> dict[str, Any] | None:
     """The receipt of the conversion that the repository holds, None where it holds nothing yet.
 
     Raises CannotRun where it holds something that a push would spoil.
@@ -292,7 +298,7 @@ def _commit(folder: Path, plan: PushPlan) -> dict[str, Any]:
     return {"commit": done.oid, "url": done.pr_url or done.commit_url, "sent": sent}
 
 
-def _create(api: HfApi, target: Target) -> str:
+def _create(api: HfApi, target: PushTarget) -> str:
     """Make the repository; returns its head. Raises CannotRun where one came there in the meantime."""
     try:
         retried(lambda: api.create_repo(target.repo, private=target.private))

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Where:
-    """Where names are looked up that are no local files: ``--repo-id``, ``--revision``, ``--cache-dir``."""
+class HubLocation:
+    """The Hub repository in which names are looked up: ``--repo-id``, ``--revision``, ``--cache-dir``."""
 
     repo: str = DEFAULT_REPO
     revision: str = DEFAULT_REVISION
     cache: Path | None = None
 
     def repository(self) -> Repository:
-        """Raises CannotRun for a revision that is none."""
+        """The repository. Raises CannotRun if the revision is empty."""
         if not self.revision.strip():
             raise CannotRun("--revision is empty", "usage")
         from sam3lite_convert.hub.repository import Repository
@@ -185,7 +185,7 @@ class Location:
         return source
 
 
-def locate(name: str, where: Where) -> Location:
+def locate(name: str, where: HubLocation) -> Location:
     """What CHECKPOINT names: a local path comes first, then an alias, then a path in the repository.
 
     Raises CannotRun for a name that is none of these.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sam3lite_convert import __version__
+from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.convert.tensor_bytes import CastLoss
-from sam3lite_convert.plan.architecture import POSITION_TABLE
 from sam3lite_convert.plan.counts import text_parameters
 from sam3lite_convert.plan.plan import Options, Plan
 
@@ -23,12 +23,10 @@ def losses(plan: Plan, loss: CastLoss) -> dict[str, Any]:
             "by_kind": plan.dropped_by_label,
         }
     for piece in plan.mapped.values():
-        missing = piece.source.nbytes - piece.nbytes
-        if piece.operation == "drop_class_row" and missing:
-            out["class_row"] = {"tensor": piece.source.key, "rows": 1, "bytes": missing}
-        if piece.canonical == POSITION_TABLE and missing:
-            rows = piece.source.shape[2] - piece.shape[2]
-            out["positions"] = {"tensor": piece.source.key, "rows": rows, "bytes": missing}
+        source = piece.source
+        if lost := piece.operation.lost(source.shape):
+            nbytes = lost.numel * dtypes.itemsize(source.dtype)
+            out[lost.kind] = {"tensor": source.key, "rows": lost.rows, "bytes": nbytes}
     if loss.tensors:
         out["cast"] = {"dtype": plan.options.dtype, **loss.record()}
     return out

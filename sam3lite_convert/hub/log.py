@@ -1,7 +1,7 @@
-"""What is to be said while the Hub is waited for: one channel, for this package and the Hub's library.
+"""Notes about the Hub, of this package and of the Hub's client: on the command line both go through one channel.
 
-The command line says where it goes (``send_to``) before anything of the Hub is imported; the library
-sets up its own output when it is imported, so that is taken over afterwards.
+The command line asks for that (``send_to``) before anything of the Hub is imported. In another program nothing of the
+client or of its logging is changed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable
+
+LOG = logging.getLogger("sam3lite_convert")
+taken_over = False  # whether the command line asked for the channel and for a client of our own
 
 
 class _Channel(logging.Handler):
@@ -37,14 +40,14 @@ def without_secrets(text: str) -> str:
 
 
 def send_to(say: Callable[[str], None] | None) -> None:
-    """Where notes go from now on; None for nowhere."""
+    """Where notes go from now on; None for nowhere. For the command line alone: it changes the whole process."""
+    global taken_over
     _channel.say = say
+    taken_over = True
 
 
-def take_over() -> logging.Logger:
-    """Have the Hub's library, which has been imported, speak through the channel; returns our logger."""
-    ours = logging.getLogger("sam3lite_convert")
-    for logger in (logging.getLogger("huggingface_hub"), ours):
+def take_over_logging() -> None:
+    """Send what the Hub's client, which has been imported, and this package log through the channel."""
+    for logger in (logging.getLogger("huggingface_hub"), LOG):
         logger.handlers = [_channel]
         logger.propagate = False
-    return ours

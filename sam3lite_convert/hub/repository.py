@@ -22,7 +22,8 @@ from sam3lite_convert.checkpoint.origin import HubFile
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.files import check_space
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REVISION, alias_of
-from sam3lite_convert.hub.requests import LOG, TIMEOUT, hub_faults, retried
+from sam3lite_convert.hub.log import LOG
+from sam3lite_convert.hub.requests import TIMEOUT, hub_faults, retried
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

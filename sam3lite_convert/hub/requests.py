@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
-from sam3lite_convert.hub import log as notes
+from sam3lite_convert.hub import log
 
 TIMEOUT = 60.0  # seconds without a byte; the library's client waits for ever
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -53,8 +53,14 @@ def _limit(request: Any) -> None:
     request.extensions["timeout"] = {p: TIMEOUT if stated.get(p) is None else stated[p] for p in phases}
 
 
-set_client_factory(_client)
-LOG = notes.take_over()
+def take_over_client() -> None:
+    """Give every request of the process a time limit, and the client's notes to the command line's channel."""
+    set_client_factory(_client)
+    log.take_over_logging()
+
+
+if log.taken_over:
+    take_over_client()
 
 
 def retried(call: Callable[[], T], tries: int = _TRIES) -> T:
@@ -67,7 +73,7 @@ def retried(call: Callable[[], T], tries: int = _TRIES) -> T:
             wait = _pause(fault, attempt)
             if wait is None or attempt == tries:
                 raise
-            LOG.warning(
+            log.LOG.warning(
                 "the Hub did not do as asked (%s); again in %d s", first_line(fault) or type(fault).__name__, wait
             )
         time.sleep(wait)
@@ -190,4 +196,4 @@ def first_line(said: object) -> str:
     """The first line of what an exception says, without secrets: neither the query of an address, which
     may be signed, nor a token."""
     lines = str(said).strip().splitlines()
-    return notes.without_secrets(lines[0]) if lines else ""
+    return log.without_secrets(lines[0]) if lines else ""

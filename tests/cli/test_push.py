@@ -13,7 +13,7 @@ from support.folders import sam3lite, snapshot
 from support.hub_files import OLD, clip_files, publish
 from support.hub_server import TOKEN, HubServer
 
-from sam3lite_convert.commands.push import Target, plan_push, push
+from sam3lite_convert.commands.push import PushTarget, plan_push, push
 from sam3lite_convert.convert import safetensors_writer
 
 STEM = "efficient_sam3_image_encoder_mobileclip_s0_ctx16"
@@ -321,7 +321,7 @@ def test_a_library_user_cannot_push_what_is_not_verified(s0, hub):
     from sam3lite_convert.errors import CannotRun
 
     sam3lite("convert", "--checkpoint", "s0")
-    plan = plan_push(FOLDER, Target("porter/own"))
+    plan = plan_push(FOLDER, PushTarget("porter/own"))
     for verification in (None, {}, {"verdict": "mismatch"}):
         with pytest.raises(CannotRun, match="not verified"):
             push(FOLDER, plan, verification)

@@ -17,7 +17,7 @@ from support.hub_files import OLD, REPO, checkpoint, one_line, publish
 from support.hub_server import HubServer
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
-from sam3lite_convert.commands.sources import Where, locate
+from sam3lite_convert.commands.sources import HubLocation, locate
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hub.ranges import PartialCopy, _merged
 from sam3lite_convert.plan.tables import load_mappings
@@ -93,7 +93,7 @@ def test_parity_of_the_text_tensors_alone(big, hub):
 
 def test_a_copy_takes_no_more_of_the_disk_than_it_holds(big, hub):
     hub.add_repo(REPO, {S0: big})
-    copy = locate("s0", Where()).text(load_mappings())
+    copy = locate("s0", HubLocation()).text(load_mappings())
     status = copy.path.stat()
     assert status.st_size == big.stat().st_size
     if status.st_blocks * 512 < status.st_size:  # where the file system has holes
@@ -179,7 +179,7 @@ def test_a_local_file_is_not_fetched(s0, hub):
 
 
 def copy_of(name: str = "s0") -> PartialCopy:
-    source = locate(name, Where()).index()
+    source = locate(name, HubLocation()).index()
     assert source.copy is not None
     return source.copy
 
@@ -291,7 +291,7 @@ def test_a_record_that_was_not_fetched_has_only_a_lower_bound(s0):
 
 
 def test_after_fetching_the_text_tensors_lie_where_they_are(s0):
-    source = locate("s0", Where()).text(load_mappings())
+    source = locate("s0", HubLocation()).text(load_mappings())
     partial, data = source.read(), s0.read_bytes()
     text = {k: t for k, t in read_checkpoint(s0).tensors.items() if k.startswith(TEXT)}
     content = source.path.read_bytes()
@@ -463,12 +463,12 @@ def test_an_unsound_file_is_refused_after_its_index_alone(hub, tmp_path):
 
 def test_a_copy_is_not_hashed(s0):
     # Its SHA-256 would be one of zeros; the receipt has the etag instead.
-    source = locate("s0", Where()).index()
+    source = locate("s0", HubLocation()).index()
     with source.hashing() as hashing:
         checkpoint = source.read()
         hashing.check(checkpoint)
         digest, notes = hashing.result()
     assert digest is None and notes
-    with pytest.raises(Untrusted), locate(str(s0), Where()).whole().hashing() as hashing:
+    with pytest.raises(Untrusted), locate(str(s0), HubLocation()).whole().hashing() as hashing:
         hashing.check(checkpoint.__class__(s0, 5, "zip", None, {}))
         hashing.result()

@@ -1,0 +1,43 @@
+"""The package as a library: what it exports, and that importing it changes nothing in the host program."""
+
+from __future__ import annotations
+
+import json
+
+from support.folders import ROOT, python
+
+MODULES = [
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for p in sorted((ROOT / "sam3lite_convert").rglob("*.py"))
+]
+UNTOUCHED = """
+import importlib, json, logging, os, signal, sys, warnings
+import huggingface_hub.utils._http as http, torch
+
+def state():
+    loggers = [logging.getLogger(n) for n in (None, "huggingface_hub", "sam3lite_convert", "transformers")]
+    return {
+        "client": repr(http._GLOBAL_CLIENT_FACTORY),
+        "loggers": [(l.level, l.propagate, list(map(repr, l.handlers))) for l in loggers],
+        "signals": [repr(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        "environment": dict(os.environ),
+        "threads": torch.get_num_threads(),
+        "hooks": [repr(sys.excepthook), list(map(repr, sys.meta_path)), list(sys.path)],
+        "warnings": list(map(repr, warnings.filters)),
+        "streams": [repr(sys.stdout), repr(sys.stderr)],
+        "directory": os.getcwd(),
+    }
+
+before = state()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+after = state()
+print(json.dumps({k: (before[k], after[k]) for k in before if before[k] != after[k]}))
+"""
+
+
+def test_importing_any_part_changes_nothing_in_the_host_program():
+    names = [name for name in MODULES if not name.endswith("__main__")]
+    done = python("-c", UNTOUCHED, *names)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {}
