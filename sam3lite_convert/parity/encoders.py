@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sam3lite_convert.parity.taps import FINAL_NORM, LAYER, OUTPUTS, point_of, points
 
@@ -69,6 +70,20 @@ def _has(model: nn.Module, path: str) -> bool:
     return True
 
 
+def hook_tap(tap: str, module: nn.Module, read: Callable[[str, Tensor], Tensor]) -> RemovableHandle:
+    """Call ``read(tap, activation)`` whenever the module runs; what it returns takes the activation's place."""
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (read(tap, args[0]), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+        return args, kwargs | {name: read(tap, kwargs[name])}
+
+    if point_of(tap).at_input:
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(lambda module, args, output: read(tap, output))
+
+
 def record(encoder: Encoder, input_ids: Tensor, fed: Mapping[str, Tensor] | None = None) -> Activations:
     """Every tap's activation in one forward pass.
 
@@ -81,24 +96,7 @@ def record(encoder: Encoder, input_ids: Tensor, fed: Mapping[str, Tensor] | None
         seen[tap] = value.clone() if encoder.in_place and isinstance(value, Tensor) else value
         return value if fed is None else fed[tap].to(value.dtype)
 
-    def before(tap: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                return (read(tap, args[0]), *args[1:]), kwargs
-            name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-            return args, kwargs | {name: read(tap, kwargs[name])}
-
-        return hook
-
-    def after(tap: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        return lambda module, args, output: read(tap, output)
-
-    handles = [
-        module.register_forward_pre_hook(before(tap), with_kwargs=True)
-        if point_of(tap).at_input
-        else module.register_forward_hook(after(tap))
-        for tap, module in encoder.modules.items()
-    ]
+    handles = [hook_tap(tap, module, read) for tap, module in encoder.modules.items()]
     try:
         with torch.inference_mode():
             seen |= zip((point.name for point in OUTPUTS), encoder.run(input_ids), strict=True)

@@ -2,7 +2,7 @@
 
 This table is all that is known of a tap. To add one, add a row where it comes in the order of execution: recording,
 isolated activations, noise floor, judgement, files of activations and the tensors behind it follow from the row.
-Causes that the diagnosis can name at a tap are registered in ``faults/hypotheses.py``.
+Causes that the diagnosis can name there and at no other tap are registered in ``faults/hypotheses.py``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class TapPoint:
     ``read_by_detector``: the detector's result follows from it.
     ``has_positions``: the shape is (batch, sequence, width), else (batch, width).
     ``optional``: it exists only where the original has the module (not every layer is of one type).
+    ``inside``: the row whose computation it is a step of: the causes known there are tried at this tap too.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TapPoint:
     read_by_detector: bool = True
     has_positions: bool = True
     optional: bool = False
+    inside: str = ""
 
     @property
     def per_layer(self) -> bool:
@@ -133,6 +135,12 @@ def tensors_behind(tap: str) -> tuple[str, ...]:
     """How the keys of a tap's tensors start in the original's text encoder."""
     point = point_of(tap)
     return tuple(_at(start, layer_of(tap)) if point.per_layer else start for start in point.tensors)
+
+
+def enclosing(tap: str) -> str | None:
+    """The tap whose computation this one is a step of; None if there is none."""
+    point = point_of(tap)
+    return _at(point.inside, layer_of(tap) if point.per_layer else 0) or None
 
 
 def text_features(taps: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.noise_floor import noise_floor
 from sam3lite_convert.parity.original import wrap_reference
 from sam3lite_convert.parity.run import compare_encoders, diagnose
+from sam3lite_convert.parity.self_test import run_self_test
 from sam3lite_convert.parity.setup import ParityOptions, Setup, set_up
 from sam3lite_convert.parity.taps import (
     EMBEDDINGS,
@@ -32,6 +33,7 @@ from sam3lite_convert.parity.taps import (
     TRANSFORMERS,
     TapPoint,
     are_complete,
+    enclosing,
     layer_of,
     point_of,
     points,
@@ -53,6 +55,7 @@ TOKENS = TapPoint(
         PACKED: "text_encoder.token_embedding",
         TRANSFORMERS: "text_encoder.embeddings.token_embedding",
     },
+    inside="embeddings",
 )
 ATTENTION = TapPoint(
     "layers.{i}.attention",
@@ -64,6 +67,7 @@ ATTENTION = TapPoint(
         TRANSFORMERS: "text_encoder.layers.{i}.self_attn.out_proj",
     },
     optional=True,
+    inside="layers.{i}",
 )
 
 
@@ -85,6 +89,11 @@ def compared(source: Any, layout: str, **options: Any) -> Setup:
     return set_up(source, shipped_tables(), ParityOptions(candidate=layout, seed=1, batch=3, **options))
 
 
+def target(setup: Setup, leaf: str) -> str:
+    """The candidate's key of a tensor of the original's transformer, by the end of its name."""
+    return next(m.target for m in setup.plan.mapped.values() if m.canonical.endswith(f"transformer.{leaf}"))
+
+
 # ---- the table ----------------------------------------------------------------------------------
 
 
@@ -104,6 +113,7 @@ def test_what_a_tap_reads_and_what_is_behind_it():
         "projected": "final_layer_norm",
         "pooled": "final_layer_norm",
     }
+    assert [enclosing(tap) for tap in THREE] == [None] * len(THREE)
     with pytest.raises(ValueError, match="embeddings reads the ids"):
         read_at("embeddings", THREE)
     assert tensors_behind("layers.12") == ("encoder.transformer.12.",)
@@ -199,9 +209,8 @@ def test_a_new_row_is_recorded_where_it_says(layout, source, more):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_fault_behind_a_new_row_is_found_there_and_nowhere_else(layout, source, more):
     setup = compared(source, layout)
-    key = next(m.target for m in setup.plan.mapped.values() if m.canonical.endswith("3.pre_norm_mha.1.out_proj.bias"))
-    candidate = setup.candidate(setup.weights | {key: setup.weights[key] + 0.1})
-    outcome = compare_encoders(setup, candidate)
+    key = target(setup, "3.pre_norm_mha.1.out_proj.bias")
+    outcome = compare_encoders(setup, setup.candidate(setup.weights | {key: setup.weights[key] + 0.1}))
     judged = {t.name: t for t in outcome.judgement.taps}
     assert [tap for tap, t in judged.items() if t.diverges] == ["layers.3.attention"]
     assert not judged["layers.3"].within  # it is carried on
@@ -210,6 +219,42 @@ def test_a_fault_behind_a_new_row_is_found_there_and_nowhere_else(layout, source
     behind = {m.canonical for m in found.tensors}
     start = "backbone.language_backbone.encoder.transformer.3.pre_norm_mha."
     assert behind == {m.canonical for m in setup.plan.mapped.values() if m.canonical.startswith(start)} != set()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("leaf", "tap", "cause"),
+    [
+        ("3.pre_norm_mha.1.out_proj.bias", "layers.3.attention", "no_bias:pre_norm_mha.1.out_proj.bias"),
+        ("3.pre_norm_mha.0.bias", "layers.3.attention", "no_bias:pre_norm_mha.0.bias"),
+        ("3.pre_norm_ffn.4.bias", "layers.3", "no_bias:pre_norm_ffn.4.bias"),
+    ],
+)
+def test_causes_known_for_a_layer_are_named_at_a_step_of_it_too(leaf, tap, cause, layout, source, more):
+    setup = compared(source, layout)
+    key = target(setup, leaf)
+    outcome = compare_encoders(setup, setup.candidate(setup.weights | {key: 0 * setup.weights[key]}))
+    found = diagnose(setup, outcome)
+    assert found is not None and (found.tap, [fit.key for fit in found.fits][:1]) == (tap, [cause])
+    assert not setup.evidence.model.encoder.transformer[3].pre_norm_mha[1].out_proj._forward_hooks
+
+
+def test_a_tensor_of_another_layer_is_named_at_a_step_too(source, more):
+    setup = compared(source, "packed")
+    here, there = (target(setup, f"{i}.pre_norm_mha.1.out_proj.weight") for i in (3, 1))
+    found = diagnose(setup, compare_encoders(setup, setup.candidate(setup.weights | {here: setup.weights[there]})))
+    assert found is not None and found.tap == "layers.3.attention"
+    assert found.fits[0].key == "layer:1:pre_norm_mha.1.out_proj.weight"
+
+
+def test_the_self_test_takes_a_step_for_the_place_of_its_layer(source, more):
+    trials = {trial.fault.cause: trial for trial in run_self_test(compared(source, "packed"))}
+    trial = trials["transposed:out_proj"]
+    assert (trial.fault.tap, trial.first_divergence, trial.outcome) == ("layers.3", "layers.3.attention", "found")
+    assert trials["no_bias:pre_norm_ffn.4.bias"].first_divergence == "layers.3"
+    # Scaled tokens do not come by the embedding of the reference, so nothing is said of them at its tap.
+    missed = {cause for cause, trial in trials.items() if trial.outcome == "missed"}
+    assert missed == {"scaled:sqrt", "scaled:rsqrt"}
 
 
 def test_a_new_row_has_a_noise_floor(source, more):
@@ -225,15 +270,6 @@ def test_a_new_row_has_a_noise_floor(source, more):
         exact = attention(norm(setup.recorded["layers.2"].double()))
     made = (setup.recorded["layers.3.attention"].double() - exact).abs().max()
     assert floor.isolated == pytest.approx(float(made), rel=1e-9)
-
-
-def test_layers_have_the_hypotheses_that_they_had(source, more):
-    """A row inside the layer does not stand between a layer and what it reads."""
-    setup = compared(source, "packed")
-    key = next(m.target for m in setup.plan.mapped.values() if m.canonical.endswith("3.pre_norm_ffn.4.bias"))
-    found = diagnose(setup, compare_encoders(setup, setup.candidate(setup.weights | {key: 0 * setup.weights[key]})))
-    assert found is not None and found.tap == "layers.3"
-    assert found.fits[0].key == "no_bias:pre_norm_ffn.4.bias"
 
 
 # ---- the noise floor ----------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from original_ref import TextStudentEncoder
-from sam3lite_convert.parity.encoders import Activations
-from sam3lite_convert.parity.taps import LAYER, layer_of, point_of, read_at
+from sam3lite_convert.parity.encoders import Activations, hook_tap
+from sam3lite_convert.parity.taps import LAYER, ORIGINAL, layer_of, point_of, read_at
 
 _EPS = {1e-6: "1e-06", 1e-4: "0.0001", 1e-3: "0.001", 1e-12: "1e-08 or less"}
 _ACTIVATIONS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
@@ -55,6 +56,28 @@ class Evidence:
     def block(self, tap: str) -> nn.Module:
         """The layer behind a tap of a layer."""
         return self.model.encoder.transformer[layer_of(tap)]
+
+    def seen_at(self, tap: str, hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
+        """Hypotheses of the tap around this one, by what the reference puts out here if it had the fault."""
+        point = point_of(tap)
+        module = self.model.get_submodule(point.module(ORIGINAL, layer_of(tap) if point.per_layer else 0))
+
+        def seen(hypothesis: Hypothesis) -> Tensor:
+            found: list[Tensor] = []
+
+            def read(tap: str, value: Tensor) -> Tensor:
+                found.append(value)
+                return value
+
+            handle = hook_tap(tap, module, read)
+            try:
+                hypothesis.output()
+            finally:
+                handle.remove()
+            return found[0] if found else torch.empty(0)  # its computation does not come by here
+
+        for hypothesis in hypotheses:
+            yield Hypothesis(hypothesis.key, hypothesis.words, partial(seen, hypothesis))
 
 
 class Run:

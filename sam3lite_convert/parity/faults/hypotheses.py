@@ -17,9 +17,9 @@ from sam3lite_convert.parity.compare import absolute_difference
 from sam3lite_convert.parity.faults.ends import embeddings_faults, final_norm_faults, pooled_faults, projected_faults
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis
 from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
-from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, TapPoint, point_of
+from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, TapPoint, enclosing, point_of
 
-# A row of the table of taps -> its hypotheses; at a tap without any, the diagnosis lists the tensors behind it.
+# A row of the table of taps -> its hypotheses. A tap inside one of these has the same ones, seen from there.
 _KNOWN: dict[TapPoint, Callable[[Evidence, str], Iterator[Hypothesis]]] = {
     EMBEDDINGS: embeddings_faults,
     LAYER: layer_faults,
@@ -73,5 +73,7 @@ def distance(made: Tensor, candidate: Tensor) -> tuple[float, float]:
 
 def hypotheses(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """All that are known for a tap, but for tensors of other layers."""
-    known = _KNOWN.get(point_of(tap))
-    return known(evidence, tap) if known else iter(())
+    if known := _KNOWN.get(point_of(tap)):
+        return known(evidence, tap)
+    around = enclosing(tap)
+    return evidence.seen_at(tap, hypotheses(evidence, around)) if around else iter(())

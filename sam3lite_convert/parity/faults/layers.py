@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from original_ref.blocks import MultiHeadAttention, TransformerLayer
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, Run
-from sam3lite_convert.parity.taps import LAYER, point_of
+from sam3lite_convert.parity.taps import LAYER, enclosing, point_of
 
 
 def layer_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
@@ -237,6 +237,8 @@ def _other_mixing(run: Run, block: Any) -> Iterator[Hypothesis]:
 def other_layers(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Tensors of another layer in the place of this one's: the whole layer, and one at a time."""
     if point_of(tap) is not LAYER:
+        if around := enclosing(tap):
+            yield from evidence.seen_at(tap, other_layers(evidence, around))
         return
     block = evidence.block(tap)
     run = Run(evidence, tap, block)
