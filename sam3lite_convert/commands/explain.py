@@ -44,7 +44,7 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
             shape=stored.shape,
             canonical=dropped.canonical if dropped else pieces[0].canonical,
         ),
-        operation=None if dropped else pieces[0].operation,
+        operation=None if dropped else pieces[0].operation.name,
         reason=dropped.reason if dropped else None,
         rule=_rule(rule) if rule else None,
         targets=tuple(TensorFacts(key=p.key, dtype=p.dtype, shape=p.shape, part=p.part) for p in pieces),

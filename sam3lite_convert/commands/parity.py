@@ -246,8 +246,10 @@ def judge_activations(path: Path, tolerance: float | None = None) -> ParityDocum
 
 def _values(reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> dict[str, Sides]:
     """A few values of both outputs: of the first token of the first row."""
+    from sam3lite_convert.parity.taps import OUTPUTS
+
     values = {}
-    for name in ("projected", "pooled"):
+    for name in (point.name for point in OUTPUTS):
         ours, theirs = (side[name][0].reshape(-1)[:5].double().tolist() for side in (reference, candidate))
         values[name] = Sides(reference=tuple(ours), candidate=tuple(theirs))
     return values

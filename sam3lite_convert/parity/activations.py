@@ -19,9 +19,9 @@ from sam3lite_convert import __version__
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.files import write_whole
-from sam3lite_convert.parity.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import Floor
+from sam3lite_convert.parity.taps import are_complete, point_of
 from sam3lite_convert.records.parity import ComparedSides
 from sam3lite_convert.records.record import Json, JsonValue
 
@@ -102,7 +102,7 @@ def load_activations(path: Path) -> SavedActivations:
     try:
         said = json.loads(metadata[_METADATA])
         taps, about, floors = list(said["taps"]), said["about"], said["floors"]
-        if not _are_taps(taps):
+        if not are_complete(taps):
             raise ValueError("the names of its taps")
         compared = ComparedSides.from_json({"converted": None, **about})
         ids = tensors["input_ids"]
@@ -121,11 +121,6 @@ def load_activations(path: Path) -> SavedActivations:
     return SavedActivations(compared, inputs, prompts_total, sides["reference"], sides["candidate"], isolated, measured)
 
 
-def _are_taps(taps: list[object]) -> bool:
-    layers = [f"layers.{i}" for i in range(len(taps) - 4)]
-    return bool(layers) and taps == [EMBEDDINGS, *layers, FINAL, PROJECTED, POOLED]
-
-
 def _read_inputs(inputs: dict[str, object], ids: Tensor) -> tuple[Inputs, int]:
     """What the ids are, and the number of prompts of the run, which a file from elsewhere need not state.
 
@@ -141,7 +136,7 @@ def _read_inputs(inputs: dict[str, object], ids: Tensor) -> tuple[Inputs, int]:
 
 
 def _activation(tensor: Tensor, tap: str, rows: torch.Size) -> Tensor:
-    wanted = rows[:1] if tap == POOLED else rows
+    wanted = rows if point_of(tap).has_positions else rows[:1]
     if not tensor.is_floating_point() or tensor.shape[:-1] != wanted or not tensor.numel():
         raise ValueError(f"{tap} is {tensor.dtype} {tuple(tensor.shape)}")
     return tensor

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sam3lite_convert.parity.compare import absolute_difference
-from sam3lite_convert.parity.encoders import POOLED
 from sam3lite_convert.parity.run import Outcome
 from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.parity.taps import point_of
 from sam3lite_convert.records.parity import HeatMap
 
 _COLUMNS = 64  # a channel each, or the largest of a few side by side
@@ -15,14 +15,14 @@ def heat_map(setup: Setup, outcome: Outcome) -> HeatMap | None:
     """Max abs diff by position and channel of the worst row, at the first tap that diverges or else at the one that
     is furthest off. None if the verdict is exact."""
     judgement = outcome.judgement
-    if judgement.verdict == "exact":  # then at most the pooled output's last bits differ
+    if judgement.verdict == "exact":  # then at most last bits of what the detector does not read differ
         return None
     tap = judgement.first_divergence
     # Of a layer that is wrong by itself, what it makes of the right input.
     candidate = outcome.isolated if tap else outcome.propagated
     if tap is None:
-        wide = [t for t in judgement.taps if t.name != POOLED and t.difference.max_abs] or list(judgement.taps)
-        tap = max(wide, key=lambda t: t.difference.max_abs).name
+        wide = [t for t in judgement.taps if point_of(t.name).has_positions and t.difference.max_abs]
+        tap = max(wide or judgement.taps, key=lambda t: t.difference.max_abs).name
     difference = absolute_difference(setup.recorded[tap], candidate[tap])
     row = int(difference.flatten(1).amax(1).argmax())
     picture = difference[row].reshape(-1, difference.shape[-1])

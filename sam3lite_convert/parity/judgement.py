@@ -15,7 +15,7 @@ from torch import Tensor
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import number
 from sam3lite_convert.parity.compare import Difference, absolute_difference, compare, greatest_and_row_mean
-from sam3lite_convert.parity.encoders import POOLED
+from sam3lite_convert.parity.taps import point_of
 from sam3lite_convert.records.parity import FloorRecord, JudgementRecord, TapRecord, TapStatus, Verdict
 
 # Two ways to compute the same thing are each a floor away from the exact result, and the greatest of
@@ -48,8 +48,8 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Tap:
-    """One tap. ``isolated`` and ``mean_isolated``: max abs diff and the greatest mean of a row when the
+class JudgedTap:
+    """A tap and its verdict. ``isolated`` and ``mean_isolated``: max abs diff and the greatest mean of a row when the
     candidate's module reads the reference's recorded input. ``valid`` and ``padded``: the propagated max
     abs diff by position, None where there are none. The means are judged too where the floor is the limit:
     one great channel can set a max abs floor under which all the others hide."""
@@ -64,6 +64,11 @@ class Tap:
     padded: float | None
     mean_isolated: float
     measured: bool  # the limits are floors, not what the user gave
+
+    @property
+    def read_by_detector(self) -> bool:
+        """Whether the detector's result follows from it."""
+        return point_of(self.name).read_by_detector
 
     @property
     def mean_isolated_tolerance(self) -> float:
@@ -125,6 +130,7 @@ class Tap:
         error = self.difference
         return TapRecord(
             name=self.name,
+            read_by_detector=self.read_by_detector,
             shape=error.shape,
             max_abs_diff=error.max_abs,
             mean_abs_diff=error.mean_abs,
@@ -151,17 +157,17 @@ class Tap:
 class Judgement:
     """All taps in the order of execution. ``given``: the user's tolerance, None for the measured one."""
 
-    taps: tuple[Tap, ...]
+    taps: tuple[JudgedTap, ...]
     given: float | None
 
     @property
     def verdict(self) -> Verdict:
-        """``exact``: 0.0 wherever the detector reads, and pooled, which it does not, within its floor."""
+        """``exact``: 0.0 wherever the detector reads, and what it does not read within its floor."""
         if not all(t.within for t in self.taps):
             return "differs"
-        zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.name != POOLED)
-        pooled = all(t.near_floor for t in self.taps if t.name == POOLED)
-        return "exact" if zero and pooled else "within_tolerance"
+        zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.read_by_detector)
+        near = all(t.near_floor for t in self.taps if not t.read_by_detector)
+        return "exact" if zero and near else "within_tolerance"
 
     @property
     def first_divergence(self) -> str | None:
@@ -197,11 +203,11 @@ class Judgement:
         run = "" if dtype == "float32" else f", both sides in {dtype}"
         limit = f"tolerance {number(self.tolerance)}, {self.tolerance_is}"
         if self.verdict == "exact":
-            pooled = next((t for t in self.taps if t.name == POOLED and t.difference.max_abs), None)
             beside = ""
-            if pooled is not None:
-                floors = f", {pooled.floors:.2g} noise floors" if pooled.floors else ""
-                beside = f"; pooled, which it does not read: {number(pooled.difference.max_abs)}{floors}"
+            for t in self.taps:
+                if t.difference.max_abs:  # then the detector does not read it
+                    floors = f", {t.floors:.2g} noise floors" if t.floors else ""
+                    beside += f"; {t.name}, which it does not read: {number(t.difference.max_abs)}{floors}"
             return f"0.0 at every tap that the detector reads{run}{beside}"
         if self.verdict == "within_tolerance":
             return f"max abs diff {number(self.max_abs)}{run} ({limit})"
@@ -254,7 +260,7 @@ def judge(
         if difference.shape[:-1] == padded.shape:
             valid, behind = _greatest(difference[~padded]), _greatest(difference[padded])
         taps.append(
-            Tap(
+            JudgedTap(
                 name,
                 compare(ours, theirs),
                 alone,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,6 +29,7 @@ class FloorRecord(Record):
 class TapRecord(Record):
     """One tap of a comparison.
 
+    ``read_by_detector``: the detector's result follows from it (all taps but pooled).
     ``isolated_max_abs_diff``: of the candidate's module on the reference's recorded input. ``floors``: the largest
     error divided by its noise floor. ``valid_max_abs_diff`` and ``padded_max_abs_diff``: on words and on padding, null
     if the inputs have none. ``position``: where the largest difference is; ``reference_value`` and ``candidate_value``:
@@ -35,6 +37,7 @@ class TapRecord(Record):
     """
 
     name: str
+    read_by_detector: bool
     shape: tuple[int, ...]
     max_abs_diff: float
     mean_abs_diff: float
@@ -286,6 +289,13 @@ class ComparedSides(Record):
     candidate_encoder: str
     attention: str
     dtype: str
+
+    @property
+    def verify_command(self) -> str | None:
+        """The command that compares the folder's other tensors; None without a folder."""
+        if self.converted is None:
+            return None
+        return shlex.join(["sam3lite", "verify", self.converted, "--checkpoint", self.checkpoint])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,9 @@ def paritied(d: ParityDocument, debug: bool) -> None:
     else:
         _outputs(d)
     if inputs.prompts:
-        last = next(t for t in judgement.layers if t.name == "projected")
+        last = [t for t in judgement.layers if t.read_by_detector][-1]
         padded = "none" if last.padded_max_abs_diff is None else number(last.padded_max_abs_diff)
-        say(f"projected, max abs diff: {number(last.valid_max_abs_diff)} on words, {padded} on padding")
+        say(f"{last.name}, max abs diff: {number(last.valid_max_abs_diff)} on words, {padded} on padding")
         _worst(d)
     if d.behaviour:
         as_used.behaved(d.behaviour)
@@ -52,9 +52,8 @@ def paritied(d: ParityDocument, debug: bool) -> None:
     _verdict(judgement)
     if d.diagnosis:
         _diagnosis(d.diagnosis)
-    if d.not_compared and sides.converted:
-        command = shlex.join(["sam3lite", "verify", sides.converted, "--checkpoint", sides.checkpoint])
-        say(f"  this is of the text encoder; the folder's other {d.not_compared:,} tensors: {command}")
+    if d.not_compared:
+        say(f"  this is of the text encoder; the folder's other {d.not_compared:,} tensors: {sides.verify_command}")
     as_used.verdict(d.behaviour)
     for text in d.notes:
         say(f"note: {text}")
