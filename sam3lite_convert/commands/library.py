@@ -250,8 +250,8 @@ def judge_activations(
 ) -> ParityDocument:
     """Judge what a port computed, in any framework, against the original on the same ids.
 
-    activations: by tap: ``embeddings``, ``layers.0`` ..., ``final_layer_norm``, ``projected`` of shape (batch, sequence,
-        width), ``pooled`` of shape (batch, width). Any of them may be missing.
+    activations: by tap: ``embeddings``, ``layers.0`` ..., ``final_layer_norm``, ``projected`` of shape (batch,
+        sequence, width), ``pooled`` of shape (batch, width). Any of them may be missing.
     ids: (batch, sequence), whole numbers.
     name: what the port is called in the result.
     tolerance: largest max abs diff that passes. Default: 4 times the noise floor measured at each tap.
