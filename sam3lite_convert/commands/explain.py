@@ -61,7 +61,7 @@ def _explain_mapped(pieces: list[Mapped]) -> Record:
     return {
         "outcome": "mapped",
         "source": _tensor(s.key, s.dtype, s.shape, canonical=first.canonical),
-        "operation": first.operation,
+        "operation": first.operation.name,
         "rule": {"name": rule.name, "table": rule.table, "pattern": rule.pattern, "targets": list(rule.targets)},
         "targets": [_tensor(p.key, p.dtype, p.shape, part=p.part) for p in pieces],
     }

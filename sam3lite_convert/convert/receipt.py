@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sam3lite_convert import __version__
+from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.convert.tensor_bytes import CastLoss
-from sam3lite_convert.plan.architecture import POSITION_TABLE
 from sam3lite_convert.plan.counts import text_parameters
 from sam3lite_convert.plan.plan import Options, Plan
 from sam3lite_convert.records.receipt import (
@@ -25,7 +25,7 @@ RECEIPT_NAME = "conversion.json"
 
 def losses(plan: Plan, loss: CastLoss) -> Losses:
     """What cannot be turned back, by kind: dropped tensors, the class row, cut positions, a cast."""
-    dropped = class_row = positions = None
+    dropped, rows = None, dict[str, LostRows]()
     if plan.dropped:
         dropped = LostTensors(
             tensors=len(plan.dropped),
@@ -33,14 +33,12 @@ def losses(plan: Plan, loss: CastLoss) -> Losses:
             by_kind=plan.dropped_by_label,
         )
     for piece in plan.mapped.values():
-        missing = piece.source.nbytes - piece.nbytes
-        if piece.operation == "drop_class_row" and missing:
-            class_row = LostRows(tensor=piece.source.key, rows=1, bytes=missing)
-        if piece.canonical == POSITION_TABLE and missing:
-            rows = piece.source.shape[2] - piece.shape[2]
-            positions = LostRows(tensor=piece.source.key, rows=rows, bytes=missing)
+        source = piece.source
+        if lost := piece.operation.lost(source.shape):
+            nbytes = lost.numel * dtypes.itemsize(source.dtype)
+            rows[lost.kind] = LostRows(tensor=source.key, rows=lost.rows, bytes=nbytes)
     cast = loss.record(plan.options.dtype) if loss.tensors else None
-    return Losses(dropped=dropped, class_row=class_row, positions=positions, cast=cast)
+    return Losses(dropped=dropped, cast=cast, **rows)
 
 
 def make_receipt(

@@ -122,7 +122,7 @@ class Diagnosis:
                     "source": m.source.key,
                     "rule": m.rule.name,
                     "table": m.rule.table,
-                    "operation": m.operation,
+                    "operation": m.operation.name,
                     "fault": self.faults.get(m.target),
                 }
                 for m in self.tensors

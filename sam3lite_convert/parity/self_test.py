@@ -183,8 +183,13 @@ def _source(setup: Setup, canonical: str, weights: dict[str, Tensor] | None = No
     """A source tensor, put together again from the candidate's state dict."""
     held = weights or setup.weights
     pieces = [m for m in setup.plan.mapped.values() if m.canonical == canonical]
-    whole = torch.cat([held[m.target] for m in pieces]) if len(pieces) > 1 else held[pieces[0].target]
-    return whole.T if pieces[0].transposed else whole
+    operation, tensors = pieces[0].operation, [held[m.target] for m in pieces]
+    shape = operation.source_shape([tuple(t.shape) for t in tensors])
+    whole = torch.empty(shape, dtype=tensors[0].dtype)
+    for tensor, part in zip(tensors, operation.slices(shape), strict=True):
+        data = operation.backward(_bytes(tensor), part, _name(tensor))
+        whole.view(-1)[part.begin : part.begin + part.numel] = _read(data, tensor.dtype)
+    return whole
 
 
 def _altered(
@@ -193,11 +198,25 @@ def _altered(
     """The candidate's state dict as the plan would make it of a source with this tensor changed."""
     held = dict(weights or setup.weights)
     pieces = [m for m in setup.plan.mapped.values() if m.canonical == canonical]
-    made = change(_source(setup, canonical, held))
-    made = made.T if pieces[0].transposed else made
-    for piece, part in zip(pieces, made.chunk(len(pieces)) if len(pieces) > 1 else [made], strict=True):
-        held[piece.target] = part.contiguous()
+    made = change(_source(setup, canonical, held)).contiguous()
+    operation = pieces[0].operation
+    for piece, part in zip(pieces, operation.slices(tuple(made.shape)), strict=True):
+        stretch = made.view(-1)[part.begin : part.begin + part.numel]
+        data = operation.forward(_bytes(stretch), part, _name(made))
+        held[piece.target] = _read(data, made.dtype).reshape(part.shape)
     return held
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _read(data: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype)
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _reordered(fused: Tensor, order: str) -> Tensor:

@@ -27,6 +27,7 @@ from sam3lite_convert.parity.inputs import BATCH, Inputs, make_inputs
 from sam3lite_convert.parity.judgement import check_tolerance, require_finite
 from sam3lite_convert.parity.original import checkout_encoder, record_checkout, reference_encoder
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
+from sam3lite_convert.plan.operations import positions, with_positions
 from sam3lite_convert.plan.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.targets import TEXT_TARGETS
@@ -226,8 +227,9 @@ def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor]) -> None:
         if key not in held or key.endswith(COUNTER):
             continue
         found, shape = held[key], piece.shape
-        if piece.canonical == POSITION_TABLE and found.dim() == 4:
-            shape = (*shape[:2], found.shape[2], shape[3])
+        rows = positions(tuple(found.shape))
+        if piece.position_table and rows is not None:
+            shape = with_positions(shape, rows)
         if tuple(found.shape) != shape or not found.numel():
             faults.append(f"{key} is {tuple(found.shape)} where the original's would be {shape}")
         elif found.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

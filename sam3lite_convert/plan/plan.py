@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
-from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture, has_class_row
+from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import Names, canonical_names
+from sam3lite_convert.plan.operations import Operation, Slice
 from sam3lite_convert.plan.relatives import relatives
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
@@ -43,9 +44,9 @@ class Options:
 class Mapped:
     """One target tensor and the source it comes from.
 
-    ``begin`` and ``nbytes``: the byte range of the (contiguous) source tensor that it holds;
-    ``part``: q, k or v of a split; ``key`` is the name in the written file, ``target`` the name
-    that the tables give it.
+    ``key`` is the name in the written file, ``target`` the name that the tables give it;
+    ``operation`` is the rule's, with the cut of the context where one was asked for; ``slice``: which
+    elements of the source it holds.
     """
 
     key: str
@@ -54,19 +55,33 @@ class Mapped:
     source: StoredTensor
     canonical: str
     rule: Rule
-    part: str | None
-    begin: int
-    nbytes: int
-    shape: tuple[int, ...]
+    operation: Operation
+    slice: Slice
     dtype: str
 
     @property
-    def operation(self) -> str:
-        return self.rule.operation
+    def part(self) -> str | None:
+        """q, k or v of a split."""
+        return self.slice.label
 
     @property
-    def transposed(self) -> bool:
-        return self.rule.operation == "transpose"
+    def shape(self) -> tuple[int, ...]:
+        return self.slice.shape
+
+    @property
+    def begin(self) -> int:
+        """Where the slice begins in the contiguous source tensor, in bytes."""
+        return self.slice.begin * dtypes.itemsize(self.source.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slice in the source."""
+        return self.slice.numel * dtypes.itemsize(self.source.dtype)
+
+    @property
+    def position_table(self) -> bool:
+        """Whether it is the text encoder's position table, whose rows ``--context`` cuts."""
+        return self.canonical == POSITION_TABLE
 
     @property
     def casts(self) -> bool:
@@ -79,7 +94,7 @@ class Mapped:
     def record(self) -> MappedTensor:
         """The entry of ``tensors`` in the receipt."""
         return MappedTensor(
-            source=self.source.key, operation=self.operation, part=self.part, dtype=self.dtype, shape=self.shape
+            source=self.source.key, operation=self.operation.name, part=self.part, dtype=self.dtype, shape=self.shape
         )
 
 
@@ -248,7 +263,7 @@ def _match(
         elif len(found) > 1:
             rules = " and ".join(f"[{r.name}] of {r.table}" for r, _ in found)
             faults.append(PlanFault("overlap", source.key, f"more than one rule matches: {rules}"))
-        elif found[0][0].operation == "drop":
+        elif not found[0][0].targets:
             rule = found[0][0]
             dropped[source.key] = Dropped(source, canonical, rule.name, rule.reason, rule)
         else:
@@ -260,37 +275,16 @@ def _pieces(
     rule: Rule, source: StoredTensor, canonical: str, targets: tuple[str, ...], options: Options
 ) -> list[Mapped]:
     """The targets of one source; raises ValueError where its shape does not allow the operation."""
-    shape, width = source.shape, dtypes.itemsize(source.dtype)
     dtype = options.dtype if options.dtype and dtypes.is_floating(source.dtype) else source.dtype
     if dtypes.safetensors_code(dtype) is None:
         raise ValueError(f"its dtype {dtype} has no place in a safetensors file")
-
-    def piece(target: str, part: str | None, begin: int, out: tuple[int, ...]) -> Mapped:
-        nbytes = math.prod(out) * width
-        return Mapped(target, target, MODEL, source, canonical, rule, part, begin, nbytes, out, dtype)
-
-    if rule.operation == "split":
-        if not shape or shape[0] % 3:
-            raise ValueError("q, k and v cannot be split from rows that are no multiple of three")
-        rows = (shape[0] // 3, *shape[1:])
-        step = math.prod(rows) * width
-        return [piece(t, "qkv"[n], n * step, rows) for n, t in enumerate(targets)]
-    if rule.operation == "transpose":
-        if len(shape) != 2:
-            raise ValueError("only a matrix can be transposed")
-        return [piece(targets[0], None, 0, shape[::-1])]
-    if rule.operation == "drop_class_row":
-        if len(shape) != 3:
-            raise ValueError("a position table has three dimensions")
-        if has_class_row(shape[1]):
-            return [piece(targets[0], None, shape[2] * width, (shape[0], shape[1] - 1, shape[2]))]
-        if math.isqrt(shape[1]) ** 2 != shape[1]:
-            raise ValueError("its rows are no square grid, with or without a class position")
+    operation = rule.operation
     if canonical == POSITION_TABLE and options.context is not None:
-        if len(shape) != 4:
-            raise ValueError("a text position table has four dimensions")
-        return [piece(targets[0], None, 0, (*shape[:2], options.context, shape[3]))]
-    return [piece(targets[0], None, 0, shape)]
+        operation = operation.cut(options.context)
+    return [
+        Mapped(target, target, MODEL, source, canonical, rule, operation, part, dtype)
+        for target, part in zip(targets, operation.slices(source.shape), strict=True)
+    ]
 
 
 def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expected]) -> list[PlanFault]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.plan.operations import OPERATIONS
+from sam3lite_convert.plan.operations import OPERATIONS, Operation
 
 SPELLINGS = "spellings.ini"
 _GROUP = re.compile(r"\(\?P<(\w+)>((?:[^()]|\(\?:[^()]*\))*)\)")
@@ -23,11 +23,11 @@ _GROUP = re.compile(r"\(\?P<(\w+)>((?:[^()]|\(\?:[^()]*\))*)\)")
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of a table. ``targets`` has one entry, three for a split (q, k, v), none for a drop."""
+    """One row of a table. ``targets`` has one entry for each label of the operation."""
 
     name: str
     table: str
-    operation: str
+    operation: Operation
     pattern: str
     targets: tuple[str, ...]
     example: str
@@ -172,20 +172,23 @@ def _layout(name: str, table: configparser.RawConfigParser, tables: dict[str, co
         raise CannotRun(f"mapping table layout-{name}.ini: missing or wrong entry {fault}", "bad_table") from fault
 
 
-def _rule(section: configparser.SectionProxy, operation: str | None, table: str) -> Rule:
+def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rule:
     where = f"mapping table {table}, rule [{section.name}]"
     unknown = set(section) - {"op", "source", "target", "reason", "example"}
     if unknown:
         raise CannotRun(f"{where}: unknown entry {', '.join(sorted(unknown))}", "bad_table")
-    operation = operation or section.get("op", "")
+    op = op or section.get("op", "")
     targets = tuple(section.get("target", "").split())
     source, example = section.get("source", ""), section.get("example", "")
-    if operation not in OPERATIONS:
-        raise CannotRun(f"{where}: op is one of {', '.join(OPERATIONS)}, not {operation!r}", "bad_table")
-    if len(targets) != OPERATIONS[operation]:
-        raise CannotRun(f"{where}: {operation} has {OPERATIONS[operation]} targets, not {len(targets)}", "bad_table")
-    if not example or (operation == "drop" and not section.get("reason")):
-        raise CannotRun(f"{where}: an example key is missing, or the reason of a drop", "bad_table")
+    if op not in OPERATIONS:
+        raise CannotRun(f"{where}: op is one of {', '.join(OPERATIONS)}, not {op!r}", "bad_table")
+    operation = OPERATIONS[op]
+    if len(targets) != len(operation.labels):
+        raise CannotRun(f"{where}: {op} has {len(operation.labels)} targets, not {len(targets)}", "bad_table")
+    if not example:
+        raise CannotRun(f"{where}: an example key is missing", "bad_table")
+    if operation.needs_reason and not section.get("reason"):
+        raise CannotRun(f"{where}: {op} needs a reason", "bad_table")
     rule = Rule(section.name, table, operation, source, targets, example, section.get("reason", ""))
     try:
         made = rule.apply(example)

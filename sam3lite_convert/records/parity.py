@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -280,6 +281,13 @@ class ComparedSides(Record):
     candidate_encoder: str
     attention: str
     dtype: str
+
+    @property
+    def verify_command(self) -> str | None:
+        """The command that compares the folder's other tensors; None without a folder."""
+        if self.converted is None:
+            return None
+        return shlex.join(["sam3lite", "verify", self.converted, "--checkpoint", self.checkpoint])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,7 @@ from sam3lite_convert.checkpoint.reader import open_file, open_source
 from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
-from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_chunks
-from sam3lite_convert.plan.operations import transposed
+from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
 from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Losses
@@ -139,13 +138,9 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
         return False
     if loss is not None and piece.casts:
         loss.tensors += 1
-    if piece.transposed or not piece.source.contiguous:
-        data = read_tensor(file, found)
-        if piece.transposed:
-            data = transposed(data, found.shape, dtypes.itemsize(found.dtype))
-        original = read_tensor(source, piece.source)
-        if not piece.transposed:
-            original = original[piece.begin : piece.begin + piece.nbytes]
+    if not (piece.operation.verbatim and piece.source.contiguous):
+        data = piece.operation.backward(read_tensor(file, found), piece.slice, found.dtype)
+        original = source_bytes(source, piece)
         return data == (cast(original, piece.source.dtype, piece.dtype, loss) if piece.casts else original)
     width, wide = dtypes.itemsize(found.dtype), dtypes.itemsize(piece.source.dtype)
     # The same number of elements a step on both sides.

@@ -8,6 +8,7 @@ import pytest
 from support.rows import LAYOUTS, MODELS, plan_of, source_rows, target_rows
 
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.plan.operations import Transpose
 from sam3lite_convert.plan.tables import load_mappings
 
 # layouts.md: sources mapped, sources dropped, targets packed, targets transformers
@@ -110,9 +111,10 @@ def test_rows_are_split_in_the_order_q_k_v(model):
 
 def test_the_pooled_projection_is_transposed_in_the_transformers_layout_only():
     turned = plan_of(source_rows("s0"), layout="transformers").mapped["text_encoder.projection.weight"]
-    assert turned.transposed
+    assert isinstance(turned.operation, Transpose)
     assert (turned.begin, turned.nbytes, turned.shape) == (0, 512 * 512 * 4, (512, 512))
-    assert not plan_of(source_rows("s0"), layout="packed").mapped["text_encoder.projection"].transposed
+    kept = plan_of(source_rows("s0"), layout="packed").mapped["text_encoder.projection"]
+    assert not isinstance(kept.operation, Transpose)
 
 
 # ---- reading tables -------------------------------------------------------------------

@@ -68,7 +68,7 @@ def _axis(rows: Sequence[LayerRow]) -> _Axis:
 
 
 def _words(value: float) -> str:
-    return "infinite or not a number" if math.isinf(value) else "0.0" if value == 0 else f"{value:.2e}"
+    return "infinite or NaN" if math.isinf(value) else "0.0" if value == 0 else f"{value:.2e}"
 
 
 def _short(name: str) -> str:
