@@ -216,8 +216,10 @@ def _parity_record(
     reference: Mapping[str, Tensor],
     candidate: Mapping[str, Tensor],
 ) -> Record:
+    from sam3lite_convert.parity.taps import OUTPUTS
+
     values = {}
-    for name in ("projected", "pooled"):
+    for name in (point.name for point in OUTPUTS):
         # The first token of the first row; a few numbers say more than any statistic.
         ours, theirs = (side[name][0].reshape(-1)[:5].double().tolist() for side in (reference, candidate))
         values[name] = {"reference": ours, "candidate": theirs}

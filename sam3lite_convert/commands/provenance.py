@@ -49,7 +49,7 @@ def heat_map(setup: Setup, outcome: Outcome) -> Record | None:
     """Where in the first tap that diverges, or else in the one that is furthest off, the differences are: max
     abs diff by position and channel, for the worst row. None where the verdict is exact."""
     from sam3lite_convert.parity.compare import absolute_difference, number
-    from sam3lite_convert.parity.encoders import POOLED
+    from sam3lite_convert.parity.taps import point_of
 
     judgement = outcome.judgement
     if judgement.verdict == "exact":  # then at most the pooled output's last bits differ
@@ -58,8 +58,8 @@ def heat_map(setup: Setup, outcome: Outcome) -> Record | None:
     # Of a layer that is wrong by itself, what it makes of the right input.
     candidate = outcome.isolated if tap else outcome.propagated
     if tap is None:
-        wide = [t for t in judgement.taps if t.name != POOLED and t.difference.max_abs] or list(judgement.taps)
-        tap = max(wide, key=lambda t: t.difference.max_abs).name
+        wide = [t for t in judgement.taps if point_of(t.name).has_positions and t.difference.max_abs]
+        tap = max(wide or judgement.taps, key=lambda t: t.difference.max_abs).name
     difference = absolute_difference(setup.recorded[tap], candidate[tap])
     row = int(difference.flatten(1).amax(1).argmax())
     picture = difference[row].reshape(-1, difference.shape[-1])

@@ -20,8 +20,8 @@ from sam3lite_convert import __version__
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.files import write_whole
-from sam3lite_convert.parity.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED
 from sam3lite_convert.parity.judgement import Floor
+from sam3lite_convert.parity.taps import are_complete, point_of
 
 _METADATA = "sam3lite_parity"
 _SIDES = ("reference", "candidate", "isolated")
@@ -97,7 +97,7 @@ def load_activations(path: Path) -> Saved:
     try:
         said = json.loads(metadata[_METADATA])
         taps, about, floors = list(said["taps"]), said["about"], said["floors"]
-        if not _are_taps(taps) or not _describes(about):
+        if not are_complete(taps) or not _describes(about):
             raise ValueError("the names of its taps or of its sides")
         ids = tensors["input_ids"]
         if ids.dtype != torch.int64 or ids.dim() != 2 or not ids.numel():
@@ -111,11 +111,6 @@ def load_activations(path: Path) -> Saved:
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as fault:
         raise Untrusted(f"{path}: its activations are not complete ({fault})", "corrupt_file") from fault
     return Saved(ids, sides["reference"], sides["candidate"], sides.get("isolated", {}), measured, about)
-
-
-def _are_taps(taps: list[Any]) -> bool:
-    layers = [f"layers.{i}" for i in range(len(taps) - 4)]
-    return bool(layers) and taps == [EMBEDDINGS, *layers, FINAL, PROJECTED, POOLED]
 
 
 def _describes(about: Any) -> bool:
@@ -134,7 +129,7 @@ def _describes(about: Any) -> bool:
 
 
 def _activation(tensor: Tensor, tap: str, rows: torch.Size) -> Tensor:
-    wanted = rows[:1] if tap == POOLED else rows
+    wanted = rows if point_of(tap).has_positions else rows[:1]
     if not tensor.is_floating_point() or tensor.shape[:-1] != wanted or not tensor.numel():
         raise ValueError(f"{tap} is {tensor.dtype} {tuple(tensor.shape)}")
     return tensor

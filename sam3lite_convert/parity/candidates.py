@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sam3lite_convert.convert.text_weights import cast, load_all
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.packed_encoder import PackedTextConfig, PackedTextModel
-from sam3lite_convert.parity.encoders import Encoder
+from sam3lite_convert.parity.encoders import Encoder, tapped_modules
+from sam3lite_convert.parity.taps import PACKED, TRANSFORMERS
 
 
 def packed_encoder(
@@ -20,12 +21,10 @@ def packed_encoder(
     """The project's own encoder. ``config``: ``text_config`` of a packed config.json."""
     parsed = PackedTextConfig.from_dict(config)
     model = PackedTextModel.from_weights(parsed, cast(weights, dtype), attention)
-    inner = model.text_encoder
     return Encoder(
         f"packed, {attention} attention",
         model,
-        tuple(inner.layers),
-        inner.final_layer_norm,
+        tapped_modules(model, PACKED),
         lambda ids: (lambda out: (out.projected, out.pooled))(model(ids)),
     )
 
@@ -66,7 +65,7 @@ def transformers_encoder(
 
     both = nn.ModuleDict({"text_encoder": model, "text_projection": projection})
     name = f"Sam3LiteTextTextModel (transformers {__version__}), {attention} attention"
-    return Encoder(name, both, tuple(model.layers), model.final_layer_norm, run)
+    return Encoder(name, both, tapped_modules(both, TRANSFORMERS), run)
 
 
 CANDIDATES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor], torch.dtype, str], Encoder]] = {

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.compare import Difference, absolute_difference, compare, greatest_and_row_mean, number
-from sam3lite_convert.parity.encoders import POOLED
+from sam3lite_convert.parity.taps import point_of
 
 # Two ways to compute the same thing are each a floor away from the exact result, and the greatest of
 # a few thousand errors varies: with sdpa or in half precision up to 2 floors were seen.
@@ -47,8 +47,8 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Tap:
-    """One tap. ``isolated`` and ``mean_isolated``: max abs diff and the greatest mean of a row when the
+class JudgedTap:
+    """A tap and its verdict. ``isolated`` and ``mean_isolated``: max abs diff and the greatest mean of a row when the
     candidate's module reads the reference's recorded input. ``valid`` and ``padded``: the propagated max
     abs diff by position, None where there are none. The means are judged too where the floor is the limit:
     one great channel can set a max abs floor under which all the others hide."""
@@ -63,6 +63,11 @@ class Tap:
     padded: float | None
     mean_isolated: float
     measured: bool  # the limits are floors, not what the user gave
+
+    @property
+    def read_by_detector(self) -> bool:
+        """Whether the detector's result follows from it."""
+        return point_of(self.name).read_by_detector
 
     @property
     def mean_isolated_tolerance(self) -> float:
@@ -114,6 +119,7 @@ class Tap:
         """The tap's JSON."""
         return {
             "name": self.name,
+            "read_by_detector": self.read_by_detector,
             **self.difference.record(),
             "isolated_max_abs_diff": number(self.isolated),
             "isolated_mean_abs_diff": number(self.mean_isolated),
@@ -132,17 +138,17 @@ class Tap:
 class Judgement:
     """All taps in the order of execution. ``given``: the user's tolerance, None for the measured one."""
 
-    taps: tuple[Tap, ...]
+    taps: tuple[JudgedTap, ...]
     given: float | None
 
     @property
     def verdict(self) -> str:
-        """``exact``: 0.0 wherever the detector reads, and pooled, which it does not, within its floor."""
+        """``exact``: 0.0 wherever the detector reads, and what it does not read within its floor."""
         if not all(t.within for t in self.taps):
             return "differs"
-        zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.name != POOLED)
-        pooled = all(t.near_floor for t in self.taps if t.name == POOLED)
-        return "exact" if zero and pooled else "within_tolerance"
+        zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.read_by_detector)
+        near = all(t.near_floor for t in self.taps if not t.read_by_detector)
+        return "exact" if zero and near else "within_tolerance"
 
     @property
     def first_divergence(self) -> str | None:
@@ -209,7 +215,7 @@ def judge(
         if difference.shape[:-1] == padded.shape:
             valid, behind = _greatest(difference[~padded]), _greatest(difference[padded])
         taps.append(
-            Tap(
+            JudgedTap(
                 name,
                 compare(ours, theirs),
                 alone,

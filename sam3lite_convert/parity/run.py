@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from sam3lite_convert.parity.faults.hypotheses import Fit, explain
 from sam3lite_convert.parity.judgement import Floor, Judgement, judge
 from sam3lite_convert.parity.noise_floor import noise_floor
 from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.parity.taps import tensors_behind
+from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Mapped
 from sam3lite_convert.plan.targets import TEXT_TARGETS
 from sam3lite_convert.verify.config_check import check_config
@@ -38,20 +41,21 @@ def notes(setup: Setup, outcome: Outcome) -> list[str]:
         text = [f for f in faults if not f.path.startswith(("vision", "geometry", "detr", "mask"))]
         said += [f"config.json: {f.path} {f.why}" for f in text]
     if outcome.judgement.verdict != "differs":
-        for key, why in _tensor_faults(setup, TEXT_TARGETS).items():
+        text_tensors = [m for m in setup.plan.mapped.values() if m.target.startswith(TEXT_TARGETS)]
+        for key, why in _tensor_faults(setup, text_tensors).items():
             said.append(f"these inputs do not show that {key} {why}")
         if setup.dtype in (torch.float16, torch.bfloat16) and outcome.judgement.max_abs:
             said.append("in half precision, faults smaller than its rounding stay unseen: compare in float32 too")
     return said
 
 
-def _tensor_faults(setup: Setup, starts: tuple[str, ...]) -> dict[str, str]:
-    """Tensors of the folder that are not the source's, by target key, and why."""
+def _tensor_faults(setup: Setup, tensors: Sequence[Mapped]) -> dict[str, str]:
+    """Which of these tensors are not the source's in the folder, by target key, and why."""
     if setup.folder is None:
         return {}
     from sam3lite_convert.verify.verify import tensor_faults
 
-    targets = {m.key: m.target for m in setup.plan.mapped.values() if m.target.startswith(starts)}
+    targets = {m.key: m.target for m in tensors}
     return {targets[key]: why for key, why in tensor_faults(setup.folder, setup.plan, targets).items()}
 
 
@@ -137,15 +141,6 @@ def diagnose(setup: Setup, outcome: Outcome) -> Diagnosis | None:
         return None
     found = next(t for t in outcome.judgement.taps if t.name == tap)
     fits = explain(setup.evidence, tap, outcome.isolated[tap], found.isolated_tolerance, found.mean_isolated_tolerance)
-    tensors = tuple(m for m in setup.plan.mapped.values() if m.target.startswith(_behind(tap)))
-    faults = _tensor_faults(setup, _behind(tap))
-    return Diagnosis(tap, tuple(fits), tensors, faults)
-
-
-def _behind(tap: str) -> tuple[str, ...]:
-    """How the target keys of a tap's tensors start."""
-    return {
-        "embeddings": ("text_encoder.token_embedding.", "text_encoder.position_embedding.", "text_encoder.embeddings."),
-        "projected": ("text_projection.",),
-        "pooled": ("text_encoder.projection",),
-    }.get(tap, (f"text_encoder.{tap}.",))
+    behind = tuple(TEXT + start for start in tensors_behind(tap))
+    tensors = tuple(m for m in setup.plan.mapped.values() if m.canonical.startswith(behind))
+    return Diagnosis(tap, tuple(fits), tensors, _tensor_faults(setup, tensors))

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert.parity.compare import Running, compare, number, row_means
-from sam3lite_convert.parity.encoders import PROJECTED, Activations, Encoder, record
+from sam3lite_convert.parity.encoders import Activations, Encoder, record
 from sam3lite_convert.parity.inputs import BATCH, Inputs
 from sam3lite_convert.parity.judgement import Judgement, require_finite
 from sam3lite_convert.parity.original import wrap_reference
 from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.parity.taps import text_features
 
 _LISTED = 10
 _FIRST = 16  # prompts looked at closely because they are the worst at the tap that ranks them
@@ -52,7 +53,8 @@ def ranking_tap(greatest: Mapping[str, float]) -> str:
     """The tap that prompts are ranked by: what the detector reads, or the first that differs at all.
     ``greatest``: max abs diff by tap."""
     differing = [tap for tap, most in greatest.items() if most]
-    return PROJECTED if PROJECTED in differing or not differing else differing[0]
+    features = text_features(list(greatest))
+    return features if features in differing or not differing else differing[0]
 
 
 def sweep(setup: Setup, candidate: Encoder, advance: Callable[[int], None] = lambda n: None) -> Sweep:

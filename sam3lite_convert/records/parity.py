@@ -27,6 +27,7 @@ class FloorRecord(Record):
 class TapRecord(Record):
     """One tap of a comparison.
 
+    ``read_by_detector``: the detector's result follows from it (all taps but pooled).
     ``isolated_max_abs_diff``: of the candidate's module on the reference's recorded input. ``floors``: the largest
     error divided by its noise floor. ``valid_max_abs_diff`` and ``padded_max_abs_diff``: on words and on padding, null
     if the inputs have none. ``position``: where the largest difference is; ``reference_value`` and ``candidate_value``:
@@ -34,6 +35,7 @@ class TapRecord(Record):
     """
 
     name: str
+    read_by_detector: bool
     shape: tuple[int, ...]
     max_abs_diff: float
     mean_abs_diff: float

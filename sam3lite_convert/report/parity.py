@@ -33,9 +33,9 @@ def paritied(r: Record, debug: bool) -> None:
     else:
         _outputs(r)
     if r["inputs"].get("prompts"):
-        last = next(t for t in r["layers"] if t["name"] == "projected")
+        last = [t for t in r["layers"] if t["read_by_detector"]][-1]
         padded = "none" if last["padded_max_abs_diff"] is None else number(last["padded_max_abs_diff"])
-        say(f"projected, max abs diff: {number(last['valid_max_abs_diff'])} on words, {padded} on padding")
+        say(f"{last['name']}, max abs diff: {number(last['valid_max_abs_diff'])} on words, {padded} on padding")
         _worst(r)
     if r.get("behaviour"):
         as_used.behaved(r)
@@ -90,11 +90,10 @@ def _verdict(r: Record) -> None:
         "differs": f"differs: max abs diff {number(r['max_abs_diff'])} ({limit})",
     }
     say(name + words[r["verdict"]], VERDICTS[r["verdict"]])
-    pooled = next(t for t in r["layers"] if t["name"] == "pooled")
-    if r["verdict"] == "exact" and pooled["max_abs_diff"]:
-        text = f"pooled, which it does not read: {number(pooled['max_abs_diff'])}"
-        floor = pooled["floor"]
-        say(text + (f", {pooled['floors']:.2g} noise floors" if floor and pooled["floors"] else ""))
+    for t in r["layers"] if r["verdict"] == "exact" else ():
+        if t["max_abs_diff"]:  # then the detector does not read it
+            floors = f", {t['floors']:.2g} noise floors" if t["floor"] and t["floors"] else ""
+            say(f"{t['name']}, which it does not read: {number(t['max_abs_diff'])}{floors}")
     if r["max_abs_diff"] != 0:
         say(f"smallest tolerance that would have passed: {number(r['smallest_passing_tolerance'])}")
     if r["first_divergence"]:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from support.rows import LAYOUTS, MODELS, plan_of, source_rows, target_rows
 
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.plan.operations import Transpose
 from sam3lite_convert.plan.tables import load_mappings
 
@@ -174,8 +174,13 @@ def broken(tmp_path, name, text):
         ("target = spare.{p}", "target = spare.{p", "rule [my rule]"),
         ("target = spare.{p}", "target = spare.{p.x}", "rule [my rule]"),
         ("target = spare.{p}", "target = spare.weight", "rule [my rule]"),
-        ("source = spare", "source = (?:spare|extra)", "does not lead back to the example"),
-        ("source = spare", "source = sparee?", "does not lead back to the example"),
+        ("source = spare", "source = (?:spare|extra)", "cannot be read backwards: what (?:spare|extra) matched"),
+        ("source = spare", "source = sparee?", "nothing in the target tells whether e? was there"),
+        ("source = spare", "source = (?:spare)?", "nothing in the target tells whether (?:spare)? was there"),
+        ("source = spare", "source = (spare)", "an unnamed group ((spare)"),
+        ("source = spare", "source = (?=s)spare", "a lookahead ((?=s)"),
+        ("source = spare", "source = (?P<a>s)(?P=a)?pare", "a backreference ((?P=a)"),
+        ("target = spare.{p}", "target = spare.{p}.{p", "a brace that is not part of {group}"),
         ("op = keep\n", "op = drop\n", "0 targets, not 1"),
         ("op = keep", "op = keep\nnote = hello", "note"),
         ("[my rule]", RULE + "\n[my rule]", "my rule"),
@@ -192,7 +197,31 @@ def test_a_broken_rule_is_named(tmp_path, old, new, says):
 @pytest.mark.parametrize("table", ["detector.ini", "dropped.ini", "text-packed.ini"])
 def test_a_rule_of_any_table_has_to_lead_back(tmp_path, table):
     message = broken(tmp_path, table, RULE.replace("source = spare", "source = (?:spare|extra)")).message
-    assert f"{table}, rule [my rule]: the target does not lead back" in message
+    assert f"{table}, rule [my rule]: the pattern cannot be read backwards: " in message
+
+
+def test_nested_and_optional_groups_of_a_table_are_read_in_both_directions(edited_tables):
+    """The same plan as with the shipped table, and a missing tensor is told by the key that it would come from."""
+    source = r"source  = backbone\.language_backbone\.encoder\.final_layer_norm\.(?P<p>weight|bias)"
+    nested = (
+        r"source  = backbone\.language_backbone\.(?P<all>encoder\.final_layer_norm\.(?:(?P<w>weight))?(?P<b>bias)?)"
+    )
+    folder = edited_tables(
+        "text-packed.ini",
+        (source, nested),
+        ("target  = text_encoder.final_layer_norm.{p}", "target  = text_encoder.final_layer_norm.{w}{b}"),
+    )
+    own = load_mappings(folder)
+    rows = source_rows("s0")
+    plan = plan_of(rows, own)
+    assert {k: m.source.key for k, m in plan.mapped.items()} == {
+        k: m.source.key for k, m in plan_of(rows).mapped.items()
+    }
+    gone = "detector.backbone.language_backbone.encoder.final_layer_norm.bias"
+    with pytest.raises(UnsoundPlan) as fault:
+        plan_of({k: v for k, v in rows.items() if k != gone}, own)
+    assert "text_encoder.final_layer_norm.bias" in fault.value.message
+    assert f"it comes from {gone}, which is missing" in fault.value.message
 
 
 def test_a_drop_needs_a_reason(tmp_path):

@@ -41,6 +41,7 @@ def tap(
     status = "diverges" if diverges else "carried" if bad else "equal" if error == alone == 0 else "within"
     return {
         "name": name,
+        "read_by_detector": name != "pooled",
         "shape": [4, 16, 512],
         "max_abs_diff": error,
         "mean_abs_diff": error and error / 20,

@@ -27,12 +27,12 @@ from sam3lite_convert.parity.as_used.stock_model import (
     stock_tokenizer,
 )
 from sam3lite_convert.parity.compare import Difference, Running, number
-from sam3lite_convert.parity.encoders import PROJECTED
 from sam3lite_convert.parity.inputs import BATCH
 from sam3lite_convert.parity.judgement import FLOORS, Floor
 from sam3lite_convert.parity.prompts import cut, words_of
 from sam3lite_convert.parity.run import measured_floors
 from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.parity.taps import PROJECTED
 
 # One for each cause, where nobody gives prompts.
 PROMPTS = (
@@ -223,7 +223,7 @@ def _limit(setup: Setup, floors: Mapping[str, Floor] | None) -> float:
     """Of the text features' max abs difference: the user's tolerance, or the noise floor's."""
     if setup.tolerance is not None:
         return setup.tolerance
-    return FLOORS * (floors or measured_floors(setup))[PROJECTED].propagated
+    return FLOORS * (floors or measured_floors(setup))[PROJECTED.name].propagated
 
 
 def _valid(ids: Tensor) -> int:

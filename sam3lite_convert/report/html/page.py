@@ -171,10 +171,14 @@ def _text_encoder(architecture: Json) -> str:
         _text(architecture.get(key))
         for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "context_length")
     )
-    shape = [f"{layers} layers" * bool(layers), f"{wide} wide" * bool(wide), f"{heads} heads" * bool(heads)]
+    shape = [f"{layers} layers" * bool(layers), f"{wide} wide" * bool(wide), _heads(heads) * bool(heads)]
     shape += [f"context {context}" * bool(context), "causal" * bool(architecture.get("causal_masking"))]
     said = ", ".join(filter(None, shape))
     return f"{_text(architecture.get('variant')) or 'custom'}: {said}" if said else ""
+
+
+def _heads(heads: str) -> str:
+    return f"{heads} head" if heads == "1" else f"{heads} heads"
 
 
 def _counted(counts: Json) -> str:

@@ -255,6 +255,18 @@ def test_a_receipt_may_hold_anything(name):
             assert "\u202e" not in source, (path, value)
 
 
+def test_a_receipt_says_what_was_converted():
+    whole = samples.exact()
+    text = Page(parity_page(whole)).text
+    for said in ("s0.pt, 2.21 GB", "MobileCLIP-S0: 6 layers, 512 wide, 8 heads, context 16", "sam3lite-convert 0.1.0",
+                 "1,281 source, 912 mapped, 369 dropped", '"size": 2205231568'):  # fmt: skip
+        assert said in text
+    small = changed(whole, ("page", "receipt", "architecture", "num_attention_heads"), 1)
+    small = changed(small, ("page", "receipt", "options", "causal"), True)
+    text = Page(parity_page(small)).text
+    assert "512 wide, 1 head, context 16" in text and "context 16, causal\n" in text
+
+
 def test_an_empty_receipt_is_said_to_be_empty_and_none_is_left_out():
     whole = samples.exact()
     pages = [Page(parity_page(changed(whole, ("page", "receipt"), receipt))).text for receipt in ({}, None)]
