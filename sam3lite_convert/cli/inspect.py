@@ -23,5 +23,5 @@ def inspect(
     from sam3lite_convert.report.terminal import as_json
 
     source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
-    record = inspect_checkpoint(source, load_mappings(mapping), causal)
-    (as_json if json else inspected)(record)
+    document = inspect_checkpoint(source, load_mappings(mapping), causal)
+    (as_json if json else inspected)(document)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +57,18 @@ def quiet_hub(quiet: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def write_report(path: Path | None, kind: str, record: dict[str, Any]) -> bool:
-    """Whether the report is where it should be; a fault in that is said and loses nothing of the record."""
-    if path is None:
-        return True
+def write_report(path: Path, page: Callable[[], str]) -> str | None:
+    """Write the page and say where it is. Returns what went wrong, which is said too: nothing of the result is lost."""
     from sam3lite_convert.cli import report_place
     from sam3lite_convert.report import terminal
-    from sam3lite_convert.report.html import page as html_report
 
     try:
-        report_place.write_report(path, getattr(html_report, kind)(record))
+        report_place.write_report(path, page())
     except Sam3LiteError as fault:
-        record["report_error"] = fault.message
         terminal.fault(fault.message)
-        return False
+        return fault.message
     terminal.note(f"Report: {path}")
-    return True
+    return None
 
 
 def leave(failed: bool, written: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import UnsoundPlan
 from sam3lite_convert.plan.architecture import TEXT
@@ -14,16 +12,15 @@ from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.relatives import relatives
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.inspect import InspectDocument
-from sam3lite_convert.workers import Advance
 
-Progress = Callable[[str], Advance]
+_COMPONENTS = ("all", "text")  # what convert can be asked for
 
 
 def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False) -> InspectDocument:
     """What a file is. Reads no tensor data.
 
-    Raises CannotRun and Untrusted for files that cannot be read; a file that can be read but not
-    converted is described all the same, with the reason under ``convert``.
+    Raises CannotRun and Untrusted if the file cannot be read. A file that can be read but not converted is described
+    all the same, with the reason under ``convert``.
     """
     with source.trusted():
         checkpoint = source.read()
@@ -32,7 +29,7 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
     found = relatives(shapes)
     plans: dict[str, Plan] = {}
     refusals: dict[str, UnsoundPlan] = {}
-    for component in ("all", "text"):
+    for component in _COMPONENTS:
         try:
             plans[component] = make_plan(checkpoint, mappings, Options("packed", component, causal=causal))
         except UnsoundPlan as fault:
@@ -50,7 +47,7 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
     else:
         kind = "SAM3-LiteText text encoder alone" if only_text else "SAM3-LiteText detector"
     text = [checkpoint.tensors[keys[0]] for name, keys in names.sources.items() if name.startswith(TEXT)]
-    notes = [*checkpoint.notes, *(architecture.doubts if architecture else [])]
+    notes = [*checkpoint.notes, *(architecture.doubts if architecture else ())]
     if names.twins:
         notes.append(f"{len(names.twins)} tensors have two spellings; they are compared on conversion")
     return InspectDocument(
@@ -62,6 +59,6 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
         architecture=architecture.record() if architecture else None,
         accounting=accounting(checkpoint, names, plan),
         counts=plan.counts if plan else None,
-        convert={c: "yes" if c in plans else refusals[c].message for c in ("all", "text")},
+        convert={c: "yes" if c in plans else refusals[c].message for c in _COMPONENTS},
         notes=tuple(notes),
     )

@@ -1,4 +1,4 @@
-"""What ``parity`` does, as functions that return the record which text and JSON are made from."""
+"""Original and candidate side by side, the same judged from a file, and the comparison tried on itself."""
 
 from __future__ import annotations
 
@@ -7,28 +7,36 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.plan.plan import Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.targets import TEXT_TARGETS
+from sam3lite_convert.records.parity import (
+    CheckoutRecord,
+    ComparedSides,
+    ParityDocument,
+    SelfTestDocument,
+    SelfTestInputs,
+    Sides,
+    TrialOutcome,
+    TrialRecord,
+    Verdicts,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
-    from sam3lite_convert.parity.judgement import Judgement
     from sam3lite_convert.parity.setup import ParityOptions, Setup
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What is looked at beside the weights. ``as_used``: the behaviour too; ``report``: also what a report
-    shows; ``command``: as it was typed; ``progress(label, total)``: a bar over prompts."""
+    """What is compared beside the weights. ``as_used``: the behaviour too; ``report``: also what a page shows;
+    ``command``: as it was typed; ``progress(label, total)``: a bar over prompts."""
 
     as_used: bool = False
     report: bool = False
@@ -59,11 +67,16 @@ def run_parity(
     converted: Path | None = None,
     save: Path | None = None,
     looks: Looks = Looks(),
-) -> Record:
+) -> ParityDocument:
     """Original and candidate side by side; ``save``: a file for the activations of both. Many prompts run
-    in batches, and the worst of them are looked at closely."""
-    from sam3lite_convert.commands.provenance import heat_map, provenance
-    from sam3lite_convert.parity.activations import Saved, check_place, save_activations
+    in batches, and the worst of them are compared closely.
+
+    Raises CannotRun if options do not go together or a package is missing, UnsoundPlan if an encoder does not get its
+    weights, Untrusted if the checkpoint or the folder contradicts itself.
+    """
+    from sam3lite_convert.commands.provenance import provenance
+    from sam3lite_convert.parity.activations import SavedActivations, check_place, save_activations
+    from sam3lite_convert.parity.heat_map import heat_map
     from sam3lite_convert.parity.run import compare_encoders, diagnose, measured_floors, notes
     from sam3lite_convert.parity.setup import set_up
     from sam3lite_convert.parity.sweep import focus, over_all, ranking_tap, sweep, worst_prompts
@@ -96,66 +109,71 @@ def run_parity(
         used = None
         if looks.as_used:
             with looks.progress("comparing behaviour", len(options.prompts)) as advance:
-                used = behaviour(setup, stock, options.prompts, outcome.floors, advance=advance)
+                verdict = outcome.judgement.verdict
+                used = behaviour(setup, stock, options.prompts, outcome.floors, advance=advance, weights=verdict)
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))
             hashing.result()
-    inputs = setup.inputs
-    about: Record = {
-        "checkpoint": source.name,
-        "converted": str(converted) if converted else None,
-        "reference": setup.reference.name,
-        "candidate": setup.layout,
-        "candidate_encoder": outcome.candidate.name,
-        "attention": setup.attention,
-        "dtype": str(setup.dtype).removeprefix("torch."),
-        "inputs": {"what": inputs.what, "prompts": list(inputs.prompts), "prompts_total": len(options.prompts)},
-    }
+    inputs, judgement = setup.inputs, outcome.judgement
+    sides = ComparedSides(
+        checkpoint=source.name,
+        converted=str(converted) if converted else None,
+        reference=setup.reference.name,
+        candidate=setup.layout,
+        candidate_encoder=outcome.candidate.name,
+        attention=setup.attention,
+        dtype=str(setup.dtype).removeprefix("torch."),
+    )
+    prompts_total = len(options.prompts)
     if save is not None:
         # The floors go with the file even where nothing differs: another candidate may be put into it.
         floors = outcome.floors or measured_floors(setup)
-        saved = Saved(inputs.ids, setup.recorded, outcome.propagated, outcome.isolated, floors, about)
-        save_activations(save, saved)
-    record = _parity_record(about, outcome.judgement, inputs.ids, setup.recorded, outcome.propagated)
+        columns = (setup.recorded, outcome.propagated, outcome.isolated)
+        save_activations(save, SavedActivations(sides, inputs, prompts_total, *columns, floors))
     rows = (swept.worst() if swept is not None else None) or range(len(inputs.prompts))
-    tap = ranking_tap({t.name: t.difference.max_abs for t in outcome.judgement.taps})
-    record["inputs"]["shape"] = list(setup.every.ids.shape)
-    said = notes(setup, outcome) + (used["notes"] if used else [])
+    tap = ranking_tap({t.name: t.difference.max_abs for t in judgement.taps})
+    said = notes(setup, outcome) + list(used.notes if used else ())
     if swept is not None:
         which = f"{len(inputs.ids)} furthest off" if swept.worst() else f"first {len(inputs.ids)}, as no row differs"
         said.append(
             f"all {len(setup.every.ids):,} rows went through both sides; isolated activations, noise floors"
             f"{', activations in the file' if save else ''} and causes are of the {which}"
         )
-    record |= {
-        "diagnosis": diagnosis.record() if diagnosis else None,
-        "notes": said,
-        "worst_prompts": worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
-        "not_compared": len(_beside_text(setup.plan)) if converted else 0,
-        "verdicts": {"weights": record["verdict"], "behaviour": used["verdict"] if used else None},
-        "behaviour": used,
-        "original_repo": _checkout(options.original, setup) if options.original else None,
-        "saved_activations": str(save) if save else None,
-        "source": source.provenance(),
-        "fetched": source.fetched(),
-    }
+    page = None
     if looks.report:
-        plan = setup.plan if converted else _whole_plan(setup.plan, mappings)
-        record |= provenance(plan, setup.folder, looks.command) | {"heat_map": heat_map(setup, outcome)}
-    return record
+        page = provenance(setup.plan if converted else _whole_plan(setup.plan, mappings), setup.folder, looks.command)
+    return ParityDocument(
+        sides=sides,
+        inputs=inputs.record(prompts_total, len(setup.every.ids)),
+        judgement=judgement.record(sides.dtype),
+        values=_values(setup.recorded, outcome.propagated),
+        diagnosis=diagnosis.record() if diagnosis else None,
+        notes=tuple(said),
+        verdicts=Verdicts(weights=judgement.verdict, behaviour=used.verdict if used else None),
+        behaviour=used,
+        worst_prompts=worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
+        not_compared=len(_beside_text(setup.plan)) if converted else 0,
+        original_repo=_checkout(options.original, setup) if options.original else None,
+        saved_activations=str(save) if save else None,
+        judged=None,
+        source=source.provenance(),
+        fetched=source.fetched(),
+        heat_map=heat_map(setup, outcome) if looks.report else None,
+        page=page,
+    )
 
 
-def _checkout(repo: OriginalRepo, setup: Setup) -> Record:
+def _checkout(repo: OriginalRepo, setup: Setup) -> CheckoutRecord:
     """What was run of the user's checkout, and how our own reference compares with it."""
     from sam3lite_convert.parity.run import against_own_reference
 
-    return {
-        "path": str(repo.path),
-        "commit": repo.commit,
-        "files": [str(file) for file in repo.files],
-        "stood_in": list(repo.stood_in),
-        "against_original_ref": against_own_reference(setup),
-    }
+    return CheckoutRecord(
+        path=str(repo.path),
+        commit=repo.commit,
+        files=tuple(str(file) for file in repo.files),
+        stood_in=repo.stood_in,
+        against_original_ref=against_own_reference(setup),
+    )
 
 
 def _beside_text(plan: Plan) -> list[str]:
@@ -184,16 +202,18 @@ def _as_used(options: ParityOptions, converted: Path | None) -> ParityOptions:
     return replace(options, prompts=options.prompts or PROMPTS, candidate=candidate)
 
 
-def judge_activations(path: Path, tolerance: float | None = None) -> Record:
-    """The verdict of a parity run again, from its saved activations; no model is needed."""
+def judge_activations(path: Path, tolerance: float | None = None) -> ParityDocument:
+    """The verdict of a parity run again, from its saved activations; no model is needed.
+
+    Raises CannotRun if there is no such file, it holds no activations or the tolerance is not a number from 0 on;
+    Untrusted if it is damaged or not complete.
+    """
     from sam3lite_convert.parity.activations import load_activations
-    from sam3lite_convert.parity.inputs import Inputs
     from sam3lite_convert.parity.judgement import check_tolerance, isolated_belongs, judge, require_finite
 
     check_tolerance(tolerance)
     saved = load_activations(path)
     require_finite(saved.reference)
-    padded = Inputs(saved.input_ids, "").padded
     isolated, floors, notes = saved.isolated, saved.floors, list[str]()
     try:
         if not isolated or not isolated_belongs(saved.reference, saved.candidate, isolated):
@@ -202,29 +222,37 @@ def judge_activations(path: Path, tolerance: float | None = None) -> Record:
             isolated = saved.candidate
             # What is carried to a layer is held to the floor of what is carried.
             floors = floors and {tap: floor.without_isolated() for tap, floor in floors.items()}
-        judgement = judge(saved.reference, saved.candidate, isolated, floors, padded, tolerance)
+        judgement = judge(saved.reference, saved.candidate, isolated, floors, saved.inputs.padded, tolerance)
     except ValueError as fault:
         raise Untrusted(f"{path}: {fault}", "corrupt_file") from fault
-    record = _parity_record(saved.about, judgement, saved.input_ids, saved.reference, saved.candidate)
-    return record | {"judged": str(path), "diagnosis": None, "notes": notes}
+    return ParityDocument(
+        sides=saved.sides,
+        inputs=saved.inputs.record(saved.prompts_total),
+        judgement=judgement.record(saved.sides.dtype),
+        values=_values(saved.reference, saved.candidate),
+        diagnosis=None,
+        notes=tuple(notes),
+        verdicts=Verdicts(weights=judgement.verdict, behaviour=None),
+        behaviour=None,
+        worst_prompts=(),
+        not_compared=0,
+        original_repo=None,
+        saved_activations=None,
+        judged=str(path),
+        source=None,
+        fetched=None,
+    )
 
 
-def _parity_record(
-    about: Record,
-    judgement: Judgement,
-    input_ids: Tensor,
-    reference: Mapping[str, Tensor],
-    candidate: Mapping[str, Tensor],
-) -> Record:
+def _values(reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> dict[str, Sides]:
+    """A few values of both outputs: of the first token of the first row."""
     from sam3lite_convert.parity.taps import OUTPUTS
 
     values = {}
     for name in (point.name for point in OUTPUTS):
-        # The first token of the first row; a few numbers say more than any statistic.
         ours, theirs = (side[name][0].reshape(-1)[:5].double().tolist() for side in (reference, candidate))
-        values[name] = {"reference": ours, "candidate": theirs}
-    inputs = dict(about.get("inputs") or {}) | {"shape": list(input_ids.shape), "ids": input_ids.tolist()}
-    return about | {"inputs": inputs} | judgement.record() | {"values": values}
+        values[name] = Sides(reference=tuple(ours), candidate=tuple(theirs))
+    return values
 
 
 def self_test_parity(
@@ -232,12 +260,12 @@ def self_test_parity(
     mappings: Mappings,
     options: ParityOptions,
     converted: Path | None = None,
-    tried: Callable[[Record], None] = lambda record: None,
-) -> Record:
+    tried: Callable[[TrialRecord], None] = lambda trial: None,
+) -> SelfTestDocument:
     """Every known fault made in a copy of the candidate; ``tried`` is told of each. ``verdict`` is
-    ``passed`` where each was found in its place, or is one that these inputs reveal to nobody.
+    ``passed`` if each was found in its place, or is one that these inputs reveal to nobody.
 
-    Raises CannotRun where the candidate differs before any fault is made.
+    Raises CannotRun if the candidate differs before any fault is made.
     """
     from sam3lite_convert.parity.run import compare_encoders
     from sam3lite_convert.parity.self_test import run_self_test
@@ -256,13 +284,13 @@ def self_test_parity(
     for trial in run_self_test(setup):
         trials.append(trial.record())
         tried(trials[-1])
-    counts = Counter(trial["outcome"] for trial in trials)
-    return {
-        "checkpoint": source.name,
-        "converted": str(converted) if converted else None,
-        "candidate": setup.layout,
-        "inputs": {"what": setup.inputs.what, "shape": list(setup.inputs.ids.shape)},
-        "verdict": "failed" if counts["missed"] else "passed",
-        "counts": {name: counts[name] for name in ("found", "missed", "not revealed")},
-        "faults": trials,
-    }
+    counts = Counter(trial.outcome for trial in trials)
+    return SelfTestDocument(
+        checkpoint=source.name,
+        converted=str(converted) if converted else None,
+        candidate=setup.layout,
+        inputs=SelfTestInputs(what=setup.inputs.what, shape=tuple(setup.inputs.ids.shape)),
+        verdict="failed" if counts["missed"] else "passed",
+        counts={name: counts[name] for name in get_args(TrialOutcome)},
+        faults=tuple(trials),
+    )

@@ -1,25 +1,18 @@
-"""What a report holds beside a command's own record: the accounting, the receipt, versions, a heat map."""
+"""What a report holds beside a command's own record: the accounting, the receipt, versions."""
 
 from __future__ import annotations
 
 import datetime
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.plan.counts import accounting
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.shared import PageFacts
 
-if TYPE_CHECKING:
-    from sam3lite_convert.parity.run import Outcome
-    from sam3lite_convert.parity.setup import Setup
-
-Record = dict[str, Any]
 _PACKAGES = ("sam3lite-convert", "torch", "transformers", "safetensors", "huggingface_hub", "numpy")
 _PER_TENSOR = ("tensors", "dropped")  # of a receipt: a line for each of more than a thousand keys
-_COLUMNS = 64  # of a heat map: a channel each, or the greatest of a few side by side
 
 
 def provenance(plan: Plan | None, folder: Folder | None, command: str) -> PageFacts:
@@ -43,36 +36,3 @@ def _versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
-
-
-def heat_map(setup: Setup, outcome: Outcome) -> Record | None:
-    """Where in the first tap that diverges, or else in the one that is furthest off, the differences are: max
-    abs diff by position and channel, for the worst row. None where the verdict is exact."""
-    from sam3lite_convert.parity.compare import absolute_difference, number
-    from sam3lite_convert.parity.taps import point_of
-
-    judgement = outcome.judgement
-    if judgement.verdict == "exact":  # then at most the pooled output's last bits differ
-        return None
-    tap = judgement.first_divergence
-    # Of a layer that is wrong by itself, what it makes of the right input.
-    candidate = outcome.isolated if tap else outcome.propagated
-    if tap is None:
-        wide = [t for t in judgement.taps if point_of(t.name).has_positions and t.difference.max_abs]
-        tap = max(wide or judgement.taps, key=lambda t: t.difference.max_abs).name
-    difference = absolute_difference(setup.recorded[tap], candidate[tap])
-    row = int(difference.flatten(1).amax(1).argmax())
-    picture = difference[row].reshape(-1, difference.shape[-1])
-    step = -(-picture.shape[1] // _COLUMNS)
-    values = [[number(float(piece.max())) for piece in line.split(step)] for line in picture]
-    prompts = setup.inputs.prompts
-    return {
-        "tap": tap,
-        "isolated": tap == judgement.first_divergence,
-        "prompt": prompts[row] if prompts else None,
-        "row": row,
-        "positions": picture.shape[0],
-        "channels": picture.shape[1],
-        "channels_per_column": step,
-        "values": values,
-    }

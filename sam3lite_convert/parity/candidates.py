@@ -13,10 +13,11 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.packed_encoder import PackedTextConfig, PackedTextModel
 from sam3lite_convert.parity.encoders import Encoder, tapped_modules
 from sam3lite_convert.parity.taps import PACKED, TRANSFORMERS
+from sam3lite_convert.records.record import JsonValue
 
 
 def packed_encoder(
-    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
+    config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
 ) -> Encoder:
     """The project's own encoder. ``config``: ``text_config`` of a packed config.json."""
     parsed = PackedTextConfig.from_dict(config)
@@ -30,7 +31,7 @@ def packed_encoder(
 
 
 def transformers_encoder(
-    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
+    config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
 ) -> Encoder:
     """``Sam3LiteTextTextModel`` with the text projection. ``config``: ``text_config`` of its config.json.
 
@@ -44,7 +45,8 @@ def transformers_encoder(
             "--candidate packed runs without it.",
             "no_transformers",
         ) from None
-    parsed = Sam3LiteTextTextConfig(**{k: v for k, v in config.items() if k != "model_type"})
+    stated: dict[str, Any] = {k: v for k, v in config.items() if k != "model_type"}  # the library checks the values
+    parsed = Sam3LiteTextTextConfig(**stated)
     parsed._attn_implementation = attention
     state = cast(weights, dtype)
     own = {k.removeprefix("text_encoder."): t for k, t in state.items() if k.startswith("text_encoder.")}
@@ -68,7 +70,7 @@ def transformers_encoder(
     return Encoder(name, both, tapped_modules(both, TRANSFORMERS), run)
 
 
-CANDIDATES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor], torch.dtype, str], Encoder]] = {
+CANDIDATES: dict[str, Callable[[Mapping[str, JsonValue], Mapping[str, Tensor], torch.dtype, str], Encoder]] = {
     "packed": packed_encoder,
     "transformers": transformers_encoder,
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.prompts import tokenize
+from sam3lite_convert.records.parity import InputsRecord
 
 CLASSIC = (START, 320, 1125, END)  # "a photo", the input that ports of CLIP are tried on
 BATCH = 128  # rows that run at once
@@ -34,6 +35,18 @@ class Inputs:
         """Some of the rows, in this order."""
         texts = tuple(self.prompts[n] for n in rows) if self.prompts else ()
         return Inputs(self.ids[list(rows)], self.what, texts)
+
+    def record(self, total: int, rows: int | None = None) -> InputsRecord:
+        """The inputs as they stand in the JSON. ``total``: prompts that were given; ``rows``: rows that were run, if
+        these are some of them."""
+        batch, length = self.ids.shape
+        return InputsRecord(
+            what=self.what,
+            prompts=self.prompts,
+            prompts_total=total,
+            shape=(batch if rows is None else rows, length),
+            ids=tuple(tuple(row) for row in self.ids.tolist()),
+        )
 
 
 def make_inputs(

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.parity.compare import Difference, absolute_difference, compare, greatest_and_row_mean, number
+from sam3lite_convert.figures import number
+from sam3lite_convert.parity.compare import Difference, absolute_difference, compare, greatest_and_row_mean
 from sam3lite_convert.parity.taps import point_of
+from sam3lite_convert.records.parity import FloorRecord, JudgementRecord, TapRecord, TapStatus, Verdict
 
 # Two ways to compute the same thing are each a floor away from the exact result, and the greatest of
 # a few thousand errors varies: with sdpa or in half precision up to 2 floors were seen.
@@ -36,14 +37,14 @@ class Floor:
         """For a candidate whose isolated activations nobody recorded."""
         return Floor(self.propagated, self.propagated, self.mean_propagated, self.mean_propagated)
 
-    def record(self) -> dict[str, float | None]:
-        """The JSON form."""
-        return {
-            "propagated": self.propagated,
-            "isolated": self.isolated,
-            "mean_propagated": number(self.mean_propagated),
-            "mean_isolated": number(self.mean_isolated),
-        }
+    def record(self) -> FloorRecord:
+        """The floor as it stands in the JSON."""
+        return FloorRecord(
+            propagated=self.propagated,
+            isolated=self.isolated,
+            mean_propagated=self.mean_propagated,
+            mean_isolated=self.mean_isolated,
+        )
 
 
 @dataclass(frozen=True)
@@ -115,23 +116,41 @@ class JudgedTap:
         pairs += [(self.difference.row_mean, f.mean_propagated), (self.mean_isolated, f.mean_isolated)]
         return max(error / floor if floor else math.inf if error else 0.0 for error, floor in pairs)
 
-    def record(self) -> dict[str, Any]:
-        """The tap's JSON."""
-        return {
-            "name": self.name,
-            "read_by_detector": self.read_by_detector,
-            **self.difference.record(),
-            "isolated_max_abs_diff": number(self.isolated),
-            "isolated_mean_abs_diff": number(self.mean_isolated),
-            "tolerance": self.tolerance,
-            "isolated_tolerance": self.isolated_tolerance,
-            "floor": self.floor.record() if self.floor else None,
-            "floors": number(self.floors),
-            "diverges": self.diverges,
-            "within": self.within,
-            "valid_max_abs_diff": None if self.valid is None else number(self.valid),
-            "padded_max_abs_diff": None if self.padded is None else number(self.padded),
-        }
+    @property
+    def status(self) -> TapStatus:
+        """What a reader of the tap has to know first."""
+        if self.diverges:
+            return "diverges"
+        if not self.within:
+            return "carried"
+        return "equal" if self.difference.max_abs == 0 == self.isolated else "within"
+
+    def record(self) -> TapRecord:
+        """The tap as it stands in the JSON."""
+        error = self.difference
+        return TapRecord(
+            name=self.name,
+            read_by_detector=self.read_by_detector,
+            shape=error.shape,
+            max_abs_diff=error.max_abs,
+            mean_abs_diff=error.mean_abs,
+            relative_l2=error.relative_l2,
+            cosine=error.cosine,
+            position=error.position,
+            reference_value=error.reference,
+            candidate_value=error.candidate,
+            isolated_max_abs_diff=self.isolated,
+            isolated_mean_abs_diff=self.mean_isolated,
+            tolerance=self.tolerance,
+            isolated_tolerance=self.isolated_tolerance,
+            floor=self.floor.record() if self.floor else None,
+            floors=self.floors,
+            diverges=self.diverges,
+            within=self.within,
+            status=self.status,
+            valid_max_abs_diff=self.valid,
+            padded_max_abs_diff=self.padded,
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +161,7 @@ class Judgement:
     given: float | None
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """``exact``: 0.0 wherever the detector reads, and what it does not read within its floor."""
         if not all(t.within for t in self.taps):
             return "differs"
@@ -174,18 +193,44 @@ class Judgement:
         """The smallest ``--tolerance`` that would have passed."""
         return max(max(t.difference.max_abs, t.isolated) for t in self.taps)
 
-    def record(self) -> dict[str, Any]:
-        """The JSON fields that follow from the taps."""
-        return {
-            "verdict": self.verdict,
-            "tolerance": self.tolerance,
-            "tolerance_is": "given" if self.given is not None else f"measured: {FLOORS:g} noise floors at each tap",
-            "smallest_passing_tolerance": number(self.smallest_passing),
-            "max_abs_diff": number(self.max_abs),
-            "first_divergence": self.first_divergence,
-            "also_diverging": self.also_diverging,
-            "layers": [t.record() for t in self.taps],
-        }
+    @property
+    def tolerance_is(self) -> str:
+        """Where the tolerance comes from."""
+        return "given" if self.given is not None else f"measured: {FLOORS:g} noise floors at each tap"
+
+    def summary(self, dtype: str) -> str:
+        """What the verdict says, in words. ``dtype``: both sides ran in it."""
+        run = "" if dtype == "float32" else f", both sides in {dtype}"
+        limit = f"tolerance {number(self.tolerance)}, {self.tolerance_is}"
+        if self.verdict == "exact":
+            beside = ""
+            for t in self.taps:
+                if t.difference.max_abs:  # then the detector does not read it
+                    floors = f", {t.floors:.2g} noise floors" if t.floors else ""
+                    beside += f"; {t.name}, which it does not read: {number(t.difference.max_abs)}{floors}"
+            return f"0.0 at every tap that the detector reads{run}{beside}"
+        if self.verdict == "within_tolerance":
+            return f"max abs diff {number(self.max_abs)}{run} ({limit})"
+        carried = (
+            ""
+            if self.first_divergence
+            else ("; no layer diverges by itself: small errors add up to more than the tolerance")
+        )
+        return f"max abs diff {number(self.max_abs)}{run} ({limit}){carried}"
+
+    def record(self, dtype: str = "float32") -> JudgementRecord:
+        """The verdict and its taps as they stand in the JSON. ``dtype``: both sides ran in it."""
+        return JudgementRecord(
+            verdict=self.verdict,
+            tolerance=self.tolerance,
+            tolerance_is=self.tolerance_is,
+            smallest_passing_tolerance=self.smallest_passing,
+            max_abs_diff=self.max_abs,
+            first_divergence=self.first_divergence,
+            also_diverging=tuple(self.also_diverging),
+            layers=tuple(t.record() for t in self.taps),
+            summary=self.summary(dtype),
+        )
 
 
 def judge(

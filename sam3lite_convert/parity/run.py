@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from sam3lite_convert.parity.compare import number
 from sam3lite_convert.parity.encoders import Activations, Encoder, record
 from sam3lite_convert.parity.faults.hypotheses import Fit, explain
 from sam3lite_convert.parity.judgement import Floor, Judgement, judge
@@ -18,6 +16,7 @@ from sam3lite_convert.parity.taps import tensors_behind
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Mapped
 from sam3lite_convert.plan.targets import TEXT_TARGETS
+from sam3lite_convert.records.parity import DiagnosisRecord, FitRecord, OwnReferenceRecord, SuspectTensor
 from sam3lite_convert.verify.config_check import check_config
 
 
@@ -80,17 +79,15 @@ def compare_encoders(setup: Setup, candidate: Encoder, closely: bool = False) ->
     return Outcome(candidate, propagated, isolated, floors, judgement)
 
 
-def against_own_reference(setup: Setup) -> dict[str, Any]:
+def against_own_reference(setup: Setup) -> OwnReferenceRecord:
     """How ``original_ref`` compares with the user's checkout, over the inputs that are looked at closely."""
     floors = None
     if not all(torch.equal(setup.own[name], value) for name, value in setup.recorded.items()):
         floors = {name: floor.without_isolated() for name, floor in measured_floors(setup).items()}
     judgement = judge(setup.recorded, setup.own, setup.own, floors, setup.inputs.padded, setup.tolerance)
-    return {
-        "verdict": judgement.verdict,
-        "max_abs_diff": number(judgement.max_abs),
-        "first_divergence": judgement.first_divergence,
-    }
+    return OwnReferenceRecord(
+        verdict=judgement.verdict, max_abs_diff=judgement.max_abs, first_divergence=judgement.first_divergence
+    )
 
 
 @dataclass(frozen=True)
@@ -114,24 +111,24 @@ class Diagnosis:
             )
         return "no simple fault explains it; the tensors behind it are the place to look"
 
-    def record(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {
-            "tap": self.tap,
-            "cause": self.words,
-            "fits": [{"key": f.key, "cause": f.words, "remaining_error": f.error} for f in self.fits],
-            "tensors": [
-                {
-                    "target": m.target,
-                    "source": m.source.key,
-                    "rule": m.rule.name,
-                    "table": m.rule.table,
-                    "operation": m.operation.name,
-                    "fault": self.faults.get(m.target),
-                }
+    def record(self) -> DiagnosisRecord:
+        """The diagnosis as it stands in the JSON."""
+        return DiagnosisRecord(
+            tap=self.tap,
+            cause=self.words,
+            fits=tuple(FitRecord(key=f.key, cause=f.words, remaining_error=f.error) for f in self.fits),
+            tensors=tuple(
+                SuspectTensor(
+                    target=m.target,
+                    source=m.source.key,
+                    rule=m.rule.name,
+                    table=m.rule.table,
+                    operation=m.operation.name,
+                    fault=self.faults.get(m.target),
+                )
                 for m in self.tensors
-            ],
-        }
+            ),
+        )
 
 
 def diagnose(setup: Setup, outcome: Outcome) -> Diagnosis | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ from sam3lite_convert.plan.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.targets import TEXT_TARGETS
 from sam3lite_convert.plan.twins import check_twins
+from sam3lite_convert.records.record import Json
 
 _RUNS_IN = ("float16", "bfloat16", "float32")
 
@@ -71,7 +71,7 @@ class Setup:
     inputs: Inputs
     recorded: Activations
     evidence: Evidence
-    config: dict[str, Any]
+    config: Json
     weights: dict[str, Tensor]
     folder: Folder | None
     tolerance: float | None
@@ -79,7 +79,7 @@ class Setup:
     own: Activations  # of original_ref, where the reference is the user's checkout; else the recorded ones
     notes: tuple[str, ...] = ()
 
-    def candidate(self, weights: Mapping[str, Tensor] | None = None, config: dict[str, Any] | None = None) -> Encoder:
+    def candidate(self, weights: Mapping[str, Tensor] | None = None, config: Json | None = None) -> Encoder:
         """The candidate with these weights and this config, its own by default; it has run once.
 
         Raises UnsoundPlan where that makes no encoder, or not one that runs.
@@ -244,7 +244,7 @@ def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor]) -> None:
         )
 
 
-def _text_config(plan: Plan, folder: Folder | None) -> dict[str, Any]:
+def _text_config(plan: Plan, folder: Folder | None) -> Json:
     """The candidate's text config: the folder's own where it has one, faults included."""
     config = make_config(plan) if folder is None else folder.config
     if config is None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sam3lite_convert.records.parity import ParityDocument
     from sam3lite_convert.records.verify import VerifyDocument
 
+    StepDocument = InspectDocument | ConvertDocument | VerifyDocument | ParityDocument  # of one command
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoDocument(Document):

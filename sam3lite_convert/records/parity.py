@@ -10,6 +10,8 @@ from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts
 
 Verdict = Literal["exact", "within_tolerance", "differs"]
+TapStatus = Literal["equal", "within", "carried", "diverges"]
+TrialOutcome = Literal["found", "missed", "not revealed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class TapRecord(Record):
     floors: float
     diverges: bool
     within: bool
-    status: Literal["equal", "within", "carried", "diverges"]
+    status: TapStatus
     valid_max_abs_diff: float | None
     padded_max_abs_diff: float | None
 
@@ -62,8 +64,8 @@ class JudgementRecord(Record):
     """The verdict on the weights, and the taps that it follows from, in order of execution.
 
     ``tolerance``: the largest that holds at a tap. ``smallest_passing_tolerance``: the smallest --tolerance that would
-    have passed. ``first_divergence``: the first tap whose isolated error is above its tolerance. ``summary``: the
-    verdict in words.
+    have passed. ``first_divergence``: the first tap whose isolated error is above its tolerance. ``summary``: what
+    stands behind the verdict's name, in words.
     """
 
     verdict: Verdict
@@ -213,7 +215,10 @@ class UsedPrompt(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeRecord(Record):
-    """The code that calls the model as the original is called, and how far its features are off."""
+    """The code that calls the model as the original is called, and how far its features are off.
+
+    ``summary``: what stands behind the verdict's name, in words.
+    """
 
     code: str
     verdict: Verdict
@@ -223,8 +228,9 @@ class RecipeRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourRecord(Record):
-    """The verdict on the model as people call it. ``summary``: in words. ``remedy``: what to do, null if nothing.
+    """The verdict on the model as people call it.
 
+    ``summary``: what stands behind the verdict's name, in words. ``remedy``: what to do, null if it does not differ.
     ``built_in``: the prompts are the tool's own. ``longer_than_the_processor_pads``: prompts of more tokens than the
     processor pads to. ``prompts``: those that moved most. ``absent``: causes in which both calls agree.
     """
@@ -326,9 +332,17 @@ class TrialRecord(Record):
 
     fault: str
     made_in: str
-    outcome: Literal["found", "missed", "not revealed"]
+    outcome: TrialOutcome
     first_divergence: str | None
     cause: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTestInputs(Record):
+    """What a self-test runs on. ``what``: in words. ``shape``: (batch, sequence)."""
+
+    what: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,8 +352,7 @@ class SelfTestDocument(Document):
     checkpoint: str
     converted: str | None
     candidate: str
-    inputs: str
-    shape: tuple[int, ...]
+    inputs: SelfTestInputs
     verdict: Literal["passed", "failed"]
     counts: dict[str, int]
     faults: tuple[TrialRecord, ...]

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.table import Table
 
 from sam3lite_convert.figures import human_bytes, human_count
 from sam3lite_convert.records.inspect import InspectDocument
-from sam3lite_convert.records.shared import Accounting, ArchitectureRecord, Counts, Fetched, FileFacts
+from sam3lite_convert.records.shared import (
+    Accounting,
+    ArchitectureRecord,
+    ComponentRecord,
+    Counts,
+    Fetched,
+    FileFacts,
+)
 from sam3lite_convert.report.terminal import say, show
 
 LISTED = 20
 
 
-def fetched(f: Fetched | None) -> None:
-    """How much of a file on the Hub was read."""
-    if f is not None:
-        read = f"{human_bytes(f.bytes)} of {human_bytes(f.of)}" if f.bytes else "nothing, it was fetched before"
-        say(f"note: read by range requests from the Hub, not downloaded: {read}")
+def inspected(d: InspectDocument) -> None:
+    """What a checkpoint is."""
+    headline(d.file)
+    say(f"kind: {d.kind}")
+    text_encoder(d.architecture, d.file)
+    for name, n in d.spellings.items():
+        say(f"spelling: {name} ({n} keys)")
+    say()
+    component_table(d.accounting)
+    counts_line(d.counts)
+    notes(d.architecture, d.notes)
+    fetched(d.file.fetched)
+    say()
+    if d.convert["all"] == "yes":
+        say(f"Next: sam3lite convert --checkpoint {d.file.option}")
+    else:
+        say("convert refuses the whole file: " + _short(d.convert["all"]))
+        if d.convert["text"] == "yes":
+            say(f"Next: sam3lite convert --checkpoint {d.file.option} --component text")
 
 
 def headline(file: FileFacts) -> None:
-    """The file, where it came from, and its dtypes."""
+    """The file: size, format, wrapper, prefix, where it came from, dtypes."""
     dtypes = ", ".join(f"{n} {d}" for d, n in file.dtypes.items())
     wrapper = f"wrapped in {file.wrapper!r}" if file.wrapper else "bare state dict"
     prefix = f"prefix {file.prefix!r}" if file.prefix else "no prefix"
@@ -32,17 +51,66 @@ def headline(file: FileFacts) -> None:
     say(f"tensors: {dtypes}")
 
 
-def text_encoder(a: ArchitectureRecord | None, file: FileFacts) -> None:
-    """The text encoder's sizes; nothing without one."""
+def text_encoder(architecture: ArchitectureRecord | None, file: FileFacts) -> None:
+    """The text encoder's sizes beside SAM3's; nothing if there is none that is known."""
+    a = architecture
     if a is None:
         return
     count, whole = file.text_parameters, file.sam3_text_parameters
+    fewer = 100 * (1 - count / whole)
     say(
         f"text encoder: {a.variant}, {a.num_hidden_layers} layers, {a.hidden_size} wide, "
-        f"{plural(a.num_attention_heads, 'head')}, context {a.context_length}" + (", causal" if a.causal_masking else "")
+        f"{plural(a.num_attention_heads, 'head')}, context {a.context_length}"
+        + (", causal" if a.causal_masking else "")
     )
-    fewer = 100 * (1 - count / whole)
     say(f"  {human_count(count)} parameters; SAM3's has {whole / 1e6:.2f} M, so {fewer:.0f} % fewer")
+
+
+def component_table(accounting: Accounting) -> None:
+    """What becomes of every tensor, by component, and why tensors are dropped."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("component", no_wrap=True)
+    for name in ("keys", "mapped", "dropped", "parameters"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, component in accounting.components.items():
+        table.add_row(name, *_cells(component))
+    table.add_section()
+    table.add_row("total", *_cells(accounting.total), style="bold")
+    show(table)
+    for kind in accounting.dropped_kinds:
+        say(f"  dropped {kind.tensors:>4}  {kind.reason}")
+
+
+def _cells(c: ComponentRecord) -> list[str]:
+    return [f"{c.keys:,}", f"{c.mapped:,}", f"{sum(c.dropped.values()):,}", human_count(c.parameters)]
+
+
+def counts_line(counts: Counts | None) -> None:
+    """The sum of the plan; nothing if there is no plan."""
+    if counts:
+        say(
+            f"{counts.source:,} source tensors = {counts.mapped:,} mapped + {counts.dropped:,} dropped; "
+            f"{counts.target:,} target tensors"
+        )
+
+
+def notes(architecture: ArchitectureRecord | None, notes: tuple[str, ...]) -> None:
+    """The notes, and what was assumed because weights cannot tell it."""
+    assumed = (architecture.assumed if architecture else None) or {}
+    said = [f"assumed {name}: {what}" for name, what in assumed.items()]
+    for text in [*notes, *(s for s in said if s not in notes)]:
+        say(f"note: {text}")
+
+
+def fetched(fetched: Fetched | None) -> None:
+    """How much of a file on the Hub was read; nothing if all of the file is here."""
+    if fetched:
+        read = (
+            f"{human_bytes(fetched.bytes)} of {human_bytes(fetched.of)}"
+            if fetched.bytes
+            else "nothing, it was fetched before"
+        )
+        say(f"note: read by range requests from the Hub, not downloaded: {read}")
 
 
 def plural(n: int, noun: str) -> str:
@@ -50,66 +118,8 @@ def plural(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def component_table(a: Accounting) -> None:
-    """What becomes of every tensor, by component, and why tensors are dropped."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("component", no_wrap=True)
-    for name in ("keys", "mapped", "dropped", "parameters"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, c in [*a.components.items(), ("total", a.total)]:
-        if c is a.total:
-            table.add_section()
-        counted = [f"{n:,}" for n in (c.keys, c.mapped, sum(c.dropped.values()))]
-        table.add_row(name, *counted, human_count(c.parameters), style="bold" if c is a.total else None)
-    show(table)
-    for kind in a.dropped_kinds:
-        say(f"  dropped {kind.tensors:>4}  {kind.reason}")
-
-
-def counts_line(c: Counts | None) -> None:
-    """How the source tensors add up; nothing without a plan."""
-    if c is not None:
-        say(
-            f"{c.source:,} source tensors = {c.mapped:,} mapped + {c.dropped:,} dropped; {c.target:,} target tensors"
-        )
-
-
-def inspected(r: InspectDocument) -> None:
-    """What a checkpoint is."""
-    headline(r.file)
-    say(f"kind: {r.kind}")
-    text_encoder(r.architecture, r.file)
-    for name, n in r.spellings.items():
-        say(f"spelling: {name} ({n} keys)")
-    say()
-    component_table(r.accounting)
-    counts_line(r.counts)
-    notes(r.architecture, r.notes)
-    fetched(r.file.fetched)
-    say()
-    if r.convert["all"] == "yes":
-        say(f"Next: sam3lite convert --checkpoint {r.file.option}")
-    else:
-        say("convert refuses the whole file: " + _short(r.convert["all"]))
-        if r.convert["text"] == "yes":
-            say(f"Next: sam3lite convert --checkpoint {r.file.option} --component text")
-
-
 def _short(message: str) -> str:
     lines = message.splitlines()
     if len(lines) <= LISTED:
         return message
     return "\n".join([*lines[:LISTED], f"... ({len(lines) - LISTED} more lines)"])
-
-
-def notes(a: ArchitectureRecord | None, said: tuple[str, ...]) -> None:
-    """Notes, and what was assumed about the architecture."""
-    assumed = (a.assumed if a else None) or {}
-    more = [f"assumed {name}: {what}" for name, what in assumed.items()]
-    for text in [*said, *(s for s in more if s not in said)]:
-        say(f"note: {text}")
-
-
-def tensor_words(t: dict[str, Any]) -> str:
-    """Dtype and shape of a tensor."""
-    return f"{t['dtype']} {'x'.join(map(str, t['shape'])) or 'scalar'}"

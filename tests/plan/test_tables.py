@@ -10,6 +10,7 @@ from support.rows import LAYOUTS, MODELS, plan_of, source_rows, target_rows
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.plan.operations import Transpose
 from sam3lite_convert.plan.tables import load_mappings
+from sam3lite_convert.records.shared import Counts
 
 # layouts.md: sources mapped, sources dropped, targets packed, targets transformers
 COUNTS = {"s0": (912, 369, 1188, 1204), "s1": (952, 369, 1228, 1276), "l": (952, 369, 1228, 1276)}
@@ -70,7 +71,7 @@ def test_counts_are_those_of_the_layout_notes(layout, model):
     mapped, dropped, packed, transformers = COUNTS[model]
     plan = plan_of(source_rows(model), layout=layout)
     target = packed if layout == "packed" else transformers
-    assert plan.counts == {"source": mapped + dropped, "mapped": mapped, "dropped": dropped, "target": target}
+    assert plan.counts == Counts(source=mapped + dropped, mapped=mapped, dropped=dropped, target=target)
     kinds = Counter(
         word for d in plan.dropped.values() for word in DROPPED if word in d.source.key.split("detector.")[-1]
     )
