@@ -7,25 +7,28 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from sam3lite_convert.errors import Sam3LiteError
+
+if TYPE_CHECKING:
+    from sam3lite_convert.commands.sources import HubLocation, Location
 
 # Casts are done in small pieces beside the thread that hashes; more threads only get in its way.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 typed_arguments: list[str] = []
 
 
-def locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Any:
+def locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Location:
     """Where CHECKPOINT is; one on the Hub is looked up."""
     from sam3lite_convert.commands.sources import locate
 
     return locate(name, where(repo_id, revision, cache_dir, quiet))
 
 
-def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Any:
+def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> HubLocation:
     """The repository that names are looked up in."""
     from sam3lite_convert.commands.sources import HubLocation
 

@@ -247,7 +247,7 @@ def add_parity(
     from sam3lite_convert.parity.setup import ParityOptions
 
     options = ParityOptions(causal=request.options.causal)
-    document: ParityDocument = run_parity(source, mappings, options, folder)  # type: ignore[assignment]
+    document = run_parity(source, mappings, options, folder)
     sides, judgement = document.sides, document.judgement
     summary = ParitySummary(
         verdict=judgement.verdict,

@@ -94,9 +94,7 @@ def publish(
     return _with_push(document, push(Path(document.output), plan, document.done.verification))
 
 
-def _with_push(
-    document: ConvertDocument, pushed: PushRecord, parity: ParitySummary | None = None
-) -> ConvertDocument:
+def _with_push(document: ConvertDocument, pushed: PushRecord, parity: ParitySummary | None = None) -> ConvertDocument:
     """``parity``: what an earlier run found, where this one did not run it."""
     return replace(document, written=replace(document.done, push=pushed, parity=parity or document.done.parity))
 

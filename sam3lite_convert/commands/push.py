@@ -333,9 +333,7 @@ def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
 
 def _compare(folder: Path, there: dict[str, RepoFile]) -> tuple[dict[str, PushedFile], tuple[str, ...]]:
     """The folder's files with their states, and the files of an earlier conversion that it lacks."""
-    files = {
-        p.name: PushedFile(bytes=p.stat().st_size, state=_state(p, there.get(p.name))) for p in _files(folder)
-    }
+    files = {p.name: PushedFile(bytes=p.stat().st_size, state=_state(p, there.get(p.name))) for p in _files(folder)}
     return files, tuple(sorted(n for n in there if n not in files and n != ".gitattributes"))
 
 

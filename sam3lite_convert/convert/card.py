@@ -229,8 +229,5 @@ def _parity(parity: ParitySummary | None) -> Iterator[str]:
 def _check(source: SourceRecord, model_id: str | None) -> str:
     folder = "DIR" if model_id else "."
     if source.repo:
-        return (
-            f"sam3lite verify {folder} --checkpoint {source.file} --repo-id {source.repo} --revision "
-            f"{source.commit}"
-        )
+        return f"sam3lite verify {folder} --checkpoint {source.file} --repo-id {source.repo} --revision {source.commit}"
     return f"sam3lite verify {folder} --checkpoint PATH/TO/{source.name}"

@@ -22,7 +22,11 @@ def make_config(plan: Plan) -> Json:
         if plan.options.component == "text":
             model = "Sam3LiteTextTextModel"
             return {"architectures": [model], "dtype": plan.floating_dtype, **text}
-        head: Json = {"architectures": ["Sam3LiteTextModel"], "model_type": "sam3_lite_text", "dtype": plan.floating_dtype}
+        head: Json = {
+            "architectures": ["Sam3LiteTextModel"],
+            "model_type": "sam3_lite_text",
+            "dtype": plan.floating_dtype,
+        }
         return head | {"text_config": text} | _detector(architecture)
     text["model_type"] = f"{PACKED_MODEL_TYPE}_text"
     text |= {

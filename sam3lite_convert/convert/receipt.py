@@ -25,7 +25,7 @@ RECEIPT_NAME = "conversion.json"
 
 def losses(plan: Plan, loss: CastLoss) -> Losses:
     """What cannot be turned back, by kind: dropped tensors, the class row, cut positions, a cast."""
-    dropped, by_rows = None, dict[str, LostRows]()
+    dropped, rows = None, dict[str, LostRows]()
     if plan.dropped:
         dropped = LostTensors(
             tensors=len(plan.dropped),
@@ -35,10 +35,10 @@ def losses(plan: Plan, loss: CastLoss) -> Losses:
     for piece in plan.mapped.values():
         source = piece.source
         if lost := piece.operation.lost(source.shape):
-            rows = LostRows(tensor=source.key, rows=lost.rows, bytes=lost.numel * dtypes.itemsize(source.dtype))
-            by_rows[lost.kind] = rows
+            nbytes = lost.numel * dtypes.itemsize(source.dtype)
+            rows[lost.kind] = LostRows(tensor=source.key, rows=lost.rows, bytes=nbytes)
     cast = loss.record(plan.options.dtype) if loss.tensors else None
-    return Losses(dropped=dropped, class_row=by_rows.get("class_row"), positions=by_rows.get("positions"), cast=cast)
+    return Losses(dropped=dropped, cast=cast, **rows)
 
 
 def make_receipt(

@@ -67,7 +67,9 @@ def accounting(checkpoint: Checkpoint, names: Names, plan: Plan | None) -> Accou
     """What becomes of every tensor, by component, with the sum and why tensors are dropped. Without a plan nothing is
     mapped or dropped."""
     parts = components(checkpoint, names, plan)
-    total = ComponentCount(*(sum(getattr(c, name) for c in parts.values()) for name in ("keys", "parameters", "mapped")))
+    total = ComponentCount(
+        *(sum(getattr(c, name) for c in parts.values()) for name in ("keys", "parameters", "mapped"))
+    )
     for part in parts.values():
         total.dropped += part.dropped
     reasons = {d.label: d.reason for d in plan.dropped.values()} if plan else {}

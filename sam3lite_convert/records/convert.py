@@ -95,6 +95,12 @@ class WrittenConversion(Record):
         return self.parity if self.parity is None or isinstance(self.parity, ParitySummary) else self.parity.judgement
 
     @property
+    def failed(self) -> bool:
+        """Whether parity differs in this run, or kept it from pushing."""
+        refused = self.push is not None and self.push.state == "not pushed"
+        return refused or (self.judgement is not None and self.judgement.verdict == "differs")
+
+    @property
     def differs(self) -> bool:
         """Whether parity failed, in this run or in an earlier one that the receipt tells of."""
         return "differs" in (self.judgement.verdict if self.judgement else None, self.parity_verdict)

@@ -110,9 +110,7 @@ def _architectures(expected: JsonValue, actual: Json) -> Iterator[ConfigFault]:
         yield ConfigFault("architectures", f"is {found!r}; these tensors are those of {expected[0]}")
 
 
-def _others(
-    expected: Json, actual: Json, path: str, section: str, unjudged: list[str]
-) -> Iterator[ConfigFault]:
+def _others(expected: Json, actual: Json, path: str, section: str, unjudged: list[str]) -> Iterator[ConfigFault]:
     """Fields that we do not write: judged where we know that they matter, else collected."""
     known = _KEPT_AT_DEFAULT.get(section, {})
     for name, have in actual.items():
@@ -123,7 +121,9 @@ def _others(
             continue
         elif name in known:
             want = known[name]
-            parts, base = (have, want) if isinstance(have, dict) and isinstance(want, dict) else ({"": have}, {"": want})
+            parts, base = (
+                (have, want) if isinstance(have, dict) and isinstance(want, dict) else ({"": have}, {"": want})
+            )
             for part, value in parts.items():
                 if not _equal(value, base.get(part)):
                     field = f"{where}.{part}" if part else where
@@ -132,9 +132,7 @@ def _others(
             unjudged.append(where)
 
 
-def _compare(
-    expected: Json, actual: Json, path: str, plan: Plan, section: str
-) -> Iterator[ConfigFault]:
+def _compare(expected: Json, actual: Json, path: str, plan: Plan, section: str) -> Iterator[ConfigFault]:
     library = plan.layout.config == "transformers"
     defaults = _LIBRARY_DEFAULTS.get(section, {}) if library else {}
     unknown = {"num_attention_heads", "window_size", "image_size", "global_attn_indexes", "backbone_feature_sizes"}

@@ -33,7 +33,8 @@ COUNTER = "num_batches_tracked"
 
 @dataclass
 class Verification:
-    """The outcome: ``commands.verify`` makes its record. ``mismatched`` holds (key, why); ``checked`` counts tensors proven equal or not."""
+    """The outcome, which ``commands.verify`` makes a document of. ``mismatched`` holds (key, why); ``checked`` counts
+    tensors proven equal or not."""
 
     plan: Plan
     checked: int = 0
