@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from sam3lite_convert.records.record import JsonValue, json_value
 
 
 class Sam3LiteError(Exception):
     """A foreseeable fault: what is wrong, where, and what to do next.
 
-    ``code`` is a short stable name for scripts, ``details`` goes into the JSON report.
+    ``code`` is a short stable name for scripts. ``details``: anything that JSON can hold, records included; it is
+    kept as JSON values.
     """
 
     exit_code = 2
 
-    def __init__(self, message: str, code: str = "cannot_run", details: Any = None) -> None:
+    def __init__(self, message: str, code: str = "cannot_run", details: object = None) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
-        self.details = details
+        self.details: JsonValue = json_value(details)
 
 
 def in_short(fault: BaseException) -> str:
@@ -41,5 +42,5 @@ class Untrusted(Sam3LiteError):
 
     exit_code = 4
 
-    def __init__(self, message: str, code: str = "untrusted_file", details: Any = None) -> None:
+    def __init__(self, message: str, code: str = "untrusted_file", details: object = None) -> None:
         super().__init__(message, code, details)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 VERDICTS = {"exact": "bold green", "within_tolerance": "bold green", "differs": "bold red"}  # their styles
 
 
 def number(value: float | None) -> str:
-    """A figure of a table; None is infinite."""
-    if value is None:
+    """A figure of a table: 0.0, 4.38e-01, or inf if it is not finite. None, as the JSON says it, is not finite."""
+    if value is None or not math.isfinite(value):
         return "inf"
     return "0.0" if value == 0 else f"{value:.2e}"
 

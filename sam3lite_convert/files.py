@@ -10,10 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import human_bytes
+
+if TYPE_CHECKING:
+    from sam3lite_convert.records.record import Json
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -58,12 +61,12 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(out.fileno())
 
 
-def json_bytes(data: Any) -> bytes:
+def json_bytes(data: Json) -> bytes:
     """JSON, readable by people; the same data gives the same bytes."""
     return (json.dumps(data, indent=2) + "\n").encode()
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Json) -> None:
     """Write and sync JSON."""
     write_text(path, json_bytes(data).decode())
 

@@ -256,7 +256,8 @@ class PackedTextModel(nn.Module):
         config = found.config or {}
         if config.get("model_type") != PACKED_MODEL_TYPE:
             raise CannotRun(f"{folder} is not a folder of the packed layout", "not_packed")
-        parsed = PackedTextConfig.from_dict(config.get("text_config", {}))
+        text = config.get("text_config")
+        parsed = PackedTextConfig.from_dict(text if isinstance(text, dict) else {})
         keys = (key for key in found.tensors if key.startswith(("text_encoder.", "text_projection.")))
         return cls.from_weights(parsed, dict(folder_tensors(found, keys)), attention)
 

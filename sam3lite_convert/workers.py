@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
-class Worker(threading.Thread):
+class Worker(threading.Thread, Generic[T]):
     """A thread that hands its result, or its exception, to the one that asks for it."""
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+    _result: T
+
+    def __init__(self, work: Callable[[], T]) -> None:
         super().__init__(daemon=True)
         self._work = work
-        self._result: Any = None
         self._fault: BaseException | None = None
         self.start()
 
@@ -23,7 +26,8 @@ class Worker(threading.Thread):
         except BaseException as fault:
             self._fault = fault
 
-    def result(self) -> Any:
+    def result(self) -> T:
+        """Wait for the work and return its result. Raises what the work raised."""
         self.join()
         if self._fault is not None:
             raise self._fault

@@ -68,7 +68,7 @@ class SourceHash:
         """``path`` None: a file of which only ranges are here, so that its SHA-256 cannot be computed."""
         self._path = path
         self._checkpoint: Checkpoint | None = None
-        self._damaged: Worker | None = None
+        self._damaged: Worker[list[str]] | None = None
         self._watch: Watch | None = None
         self._done = 0
         self._advance: Callable[[int], None] = lambda n: None

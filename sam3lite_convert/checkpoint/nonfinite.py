@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, ZipEntry
 from sam3lite_convert.checkpoint.reader import open_file
 from sam3lite_convert.checkpoint.tensor_reader import read_tensor
+from sam3lite_convert.records.receipt import NonFinite
 from sam3lite_convert.workers import Worker
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _WIDTH = 8  # bytes; pieces of a record that is no multiple are looked at again
 _CHUNK = 256 << 10  # stays in the processor's cache between reading and looking
@@ -30,27 +25,12 @@ _WORDS = {
 _NUMPY = {"float64": "f8", "float32": "f4", "float16": "f2", "complex128": "f8", "complex64": "f4"}
 
 
-@dataclass
-class Counts:
-    """Of one tensor."""
-
-    nan: int = 0
-    infinite: int = 0
-
-    def record(self) -> dict[str, int]:
-        return {"nan": self.nan, "infinite": self.infinite}
-
-    def __str__(self) -> str:
-        parts = [f"{self.nan:,} not a number"] * bool(self.nan) + [f"{self.infinite:,} infinite"] * bool(self.infinite)
-        return " and ".join(parts)
-
-
 def not_finite(
     path: Path, tensors: Iterable[StoredTensor], stop: Callable[[], bool] = lambda: False
-) -> dict[str, Counts]:
+) -> dict[str, NonFinite]:
     """Key -> counts, for those of the tensors that hold such values. Reads all of them, piece by piece."""
-    found: dict[str, Counts] = {}
-    seen: dict[tuple[int, int, str], Counts] = {}
+    found: dict[str, NonFinite] = {}
+    seen: dict[tuple[int, int, str], NonFinite] = {}
     view = memoryview(bytearray(_CHUNK))  # one buffer: a new one each time costs more than the reading
     with open_file(path) as file:
         for tensor in tensors:
@@ -61,17 +41,18 @@ def not_finite(
             place = (tensor.offset, tensor.nbytes, tensor.dtype)
             if tensor.contiguous and place in seen:
                 counts = seen[place]
+            elif tensor.contiguous:
+                nan = infinite = 0
+                file.seek(tensor.offset)
+                left = tensor.nbytes
+                while left and (size := file.readinto(view[:left])):  # type: ignore[attr-defined]
+                    more = _count(view[:size], tensor.dtype)
+                    nan, infinite = nan + more[0], infinite + more[1]
+                    left -= size
+                counts = seen[place] = NonFinite(nan=nan, infinite=infinite)
             else:
-                counts = Counts()
-                if tensor.contiguous:
-                    seen[place] = counts
-                    file.seek(tensor.offset)
-                    left = tensor.nbytes
-                    while left and (size := file.readinto(view[:left])):  # type: ignore[attr-defined]
-                        _count(view[:size], tensor.dtype, counts)
-                        left -= size
-                else:
-                    _count(read_tensor(file, tensor), tensor.dtype, counts)
+                nan, infinite = _count(read_tensor(file, tensor), tensor.dtype)
+                counts = NonFinite(nan=nan, infinite=infinite)
             if counts.nan or counts.infinite:
                 found[tensor.key] = counts
     return found
@@ -101,12 +82,9 @@ class Watch:
         kinds = self._dtypes.get(record.offset, set()) & (_NUMPY.keys() | _WORDS.keys())
         if not kinds or record.offset in self._suspects:
             return
-        counts = Counts()
         # Of several kinds in one record each tensor is looked at by itself, afterwards.
         alike = len(self._dtypes[record.offset]) == 1 and len(data) % _WIDTH == 0
-        if alike:
-            _count(data, kinds.pop(), counts)
-        if not alike or counts.nan or counts.infinite:
+        if not alike or any(_count(data, kinds.pop())):
             self._suspects.add(record.offset)
 
     def suspects(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
@@ -115,26 +93,24 @@ class Watch:
         return [tensor for tensor, begin in begins if begin is None or begin in self._suspects]
 
 
-def _count(data: bytes | memoryview, dtype: str, counts: Counts) -> None:
+def _count(data: bytes | memoryview, dtype: str) -> tuple[int, int]:
+    """How many values are NaN, and how many infinite."""
     import numpy as np  # here, so that a conversion is hashing before numpy is loaded
 
     if dtype in _NUMPY:
-        values: NDArray[np.floating[Any]] = np.frombuffer(data, _NUMPY[dtype])
-        if not np.isfinite(values).all():
-            counts.nan += int(np.isnan(values).sum())
-            counts.infinite += int(np.isinf(values).sum())
-        return
+        values = np.frombuffer(data, _NUMPY[dtype])
+        if np.isfinite(values).all():
+            return 0, 0
+        return int(np.isnan(values).sum()), int(np.isinf(values).sum())
     word, exponent, mantissa = _WORDS[dtype]
     words = np.frombuffer(data, word)
     special = words[(words & exponent) == exponent]
-    if special.size:
-        nan = special.size if not mantissa else int(np.count_nonzero(special & mantissa))
-        counts.nan += nan
-        counts.infinite += special.size - nan
+    nan = int(np.count_nonzero(special & mantissa)) if mantissa else special.size
+    return nan, special.size - nan
 
 
 @contextmanager
-def searching(checkpoint: Checkpoint, tensors: Iterable[StoredTensor]) -> Iterator[Worker]:
+def searching(checkpoint: Checkpoint, tensors: Iterable[StoredTensor]) -> Iterator[Worker[dict[str, NonFinite]]]:
     """``not_finite`` in a thread beside whatever else is done; leaving the context stops it. Of a zip there is
     nothing to read, as its records are watched."""
     stopped = threading.Event()
@@ -147,8 +123,15 @@ def searching(checkpoint: Checkpoint, tensors: Iterable[StoredTensor]) -> Iterat
         worker.join()
 
 
-def words_of(found: dict[str, Counts], shown: int = 5) -> str:
+def words_of(found: Mapping[str, NonFinite], shown: int = 5) -> str:
     """The tensors by name, the worst first."""
     worst = sorted(found, key=lambda key: -(found[key].nan + found[key].infinite))
     more = f"; and {len(found) - shown:,} more tensors" if len(found) > shown else ""
-    return "; ".join(f"{key}: {found[key]}" for key in worst[:shown]) + more
+    return "; ".join(f"{key}: {_words(found[key])}" for key in worst[:shown]) + more
+
+
+def _words(counts: NonFinite) -> str:
+    parts = [f"{counts.nan:,} not a number"] * bool(counts.nan) + [f"{counts.infinite:,} infinite"] * bool(
+        counts.infinite
+    )
+    return " and ".join(parts)

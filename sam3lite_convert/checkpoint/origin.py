@@ -6,7 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sam3lite_convert.records.record import JsonValue
+    from sam3lite_convert.records.shared import HubOrigin
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -25,13 +29,15 @@ class HubFile:
     etag: str | None
     cached: Path | None = None
     here: bool = False
-    licence: Mapping[str, Any] | None = None
+    licence: Mapping[str, JsonValue] | None = None
 
     @property
     def sha256(self) -> str | None:
         """What the Hub states; None for a small file, which has another kind of etag."""
         return self.etag if self.etag and _SHA256.fullmatch(self.etag) else None
 
-    def record(self) -> dict[str, str | int | None]:
-        """Where it came from, for the receipt."""
-        return {"repo": self.repo, "file": self.path, "commit": self.commit, "etag": self.etag, "size": self.size}
+    def record(self) -> HubOrigin:
+        """Where it came from, for documents."""
+        from sam3lite_convert.records.shared import HubOrigin  # here: a conversion is hashing before it is loaded
+
+        return HubOrigin(repo=self.repo, file=self.path, commit=self.commit, etag=self.etag, size=self.size)

@@ -121,11 +121,13 @@ def _interrupted(as_json: bool) -> int:
 
 
 def _fail(fault: Sam3LiteError, as_json: bool) -> int:
+    from sam3lite_convert.records.shared import ErrorDetails, ErrorDocument
     from sam3lite_convert.report import terminal
 
     if as_json:
+        error = ErrorDetails(code=fault.code, message=fault.message, details=fault.details)
         try:
-            terminal.as_json({"error": {"code": fault.code, "message": fault.message, "details": fault.details}})
+            terminal.as_json(ErrorDocument(error=error))
             return fault.exit_code
         except OSError:
             _say_no_more()  # stdout cannot be written to: it is said on stderr

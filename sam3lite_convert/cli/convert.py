@@ -5,9 +5,9 @@ shown while it runs.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,6 +16,15 @@ from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import locate, typed, use_one_thread, where
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
+
+if TYPE_CHECKING:
+    from sam3lite_convert.checkpoint.hashing import SourceHash
+    from sam3lite_convert.commands.convert import Progress, Request
+    from sam3lite_convert.commands.push import PushTarget
+    from sam3lite_convert.commands.sources import HubLocation, Location
+    from sam3lite_convert.plan.tables import Mappings
+    from sam3lite_convert.records.convert import ConvertAllDocument, ConvertDocument
+    from sam3lite_convert.workers import Advance
 
 
 def check_together(asked: set[str], checkpoint: str | None, component: str, verify: bool | None) -> None:
@@ -70,7 +79,7 @@ class Destination:
         if self._repo is not None and "/" not in self._repo:
             self._repo = f"{user}/{self._repo}"
 
-    def target(self, location: Any) -> Any:
+    def target(self, location: Location) -> PushTarget:
         from sam3lite_convert.commands.push import PushTarget, check_name
 
         repo = self._repo or f"{self._namespace}/{location.path.stem}"
@@ -78,8 +87,15 @@ class Destination:
         return PushTarget(repo, *self._how)
 
 
-def convert_one(location: Any, mappings: Any, request: Any, to: Destination, hashing: Any, json: bool) -> Any:
-    """Convert one checkpoint, telling the terminal; returns its record."""
+def convert_one(
+    location: Location,
+    mappings: Mappings,
+    request: Request,
+    to: Destination,
+    hashing: SourceHash | None,
+    json: bool,
+) -> ConvertDocument:
+    """Convert one checkpoint, telling the terminal; returns its document."""
     from sam3lite_convert.commands.convert_all import Callbacks, publish
     from sam3lite_convert.commands.reuse import find_current
     from sam3lite_convert.report import push
@@ -88,13 +104,12 @@ def convert_one(location: Any, mappings: Any, request: Any, to: Destination, has
         to.check()
     target = to.target(location) if to.asked else None
     bars = _Bars(json)
-    quiet = (lambda record: None) if json else None
-    callbacks = Callbacks(
-        planned=quiet or bars.planned,
-        written=quiet or bars.written,
-        pushes=quiet or push.push_planned,
-        progress=bars.progress,
-    )
+    if json:
+        callbacks = Callbacks(progress=bars.progress)
+    else:
+        callbacks = Callbacks(
+            planned=bars.planned, written=bars.written, pushes=push.push_planned, progress=bars.progress
+        )
     try:
         with hashing or nullcontext():
             found = find_current(location, mappings, request, hashing)
@@ -103,8 +118,10 @@ def convert_one(location: Any, mappings: Any, request: Any, to: Destination, has
         bars.close()
 
 
-def convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: Destination, json: bool) -> Any:
-    """Convert every checkpoint that fits, telling the terminal; returns the record of all."""
+def convert_all(
+    where: HubLocation, pattern: str, mappings: Mappings, request: Request, to: Destination, json: bool
+) -> ConvertAllDocument:
+    """Convert every checkpoint that fits, telling the terminal; returns the document of all."""
     from sam3lite_convert.commands import convert_all
     from sam3lite_convert.commands.convert_all import Callbacks
 
@@ -121,7 +138,7 @@ def convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: Desti
         callbacks = Callbacks(
             planned=bars.remember,
             pushes=push.push_planned,
-            begins=push.batch_begins,
+            begins=_begins,
             ends=push.batch_ends,
             progress=bars.progress,
         )
@@ -131,44 +148,49 @@ def convert_all(where: Any, pattern: str, mappings: Any, request: Any, to: Desti
         bars.close()
 
 
+def _begins(number: int, total: int, location: Location, what: str) -> None:
+    from sam3lite_convert.report.push import batch_begins
+
+    size = location.file.size if location.file is not None and what == "convert" else None
+    batch_begins(number, total, location.name, size)
+
+
 class _Bars:
     """Bars that appear with the first byte, when the plan has been printed and the totals are known."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._totals = {"write": 0, "hash": 0}
-        self._context: Any = None
-        self._inner: Any = None
+        self._shown = ExitStack()
+        self._bars: Progress | None = None
 
-    def planned(self, record: dict[str, Any]) -> None:
-
+    def planned(self, document: ConvertDocument) -> None:
         from sam3lite_convert.report.convert import planned
 
-        self.remember(record)
-        planned(record)
+        self.remember(document)
+        planned(document)
 
-    def remember(self, record: dict[str, Any]) -> None:
+    def remember(self, document: ConvertDocument) -> None:
         self.close()
-        self._totals = {"write": record["bytes"], "hash": record["size"]}
+        if document.plan is not None:
+            self._totals = {"write": document.plan.bytes, "hash": document.plan.file.size}
 
-    def written(self, record: dict[str, Any]) -> None:
-
+    def written(self, document: ConvertDocument) -> None:
         from sam3lite_convert.report.convert import converted
 
         self.close()
-        converted(record)
+        converted(document)
 
-    def progress(self, location: Any) -> Any:
+    def progress(self, location: Location) -> Progress:
         return self._advance
 
-    def _advance(self, what: str) -> Any:
-        if self._context is None:
+    def _advance(self, what: str) -> Advance:
+        if self._bars is None:
             labels = {"write": "writing", "hash": "hashing the source"}
             from sam3lite_convert.report.terminal import byte_progress
 
-            self._context = byte_progress(self._totals, labels, self._quiet)
-            self._inner = self._context.__enter__()
-        advance = self._inner(what)
+            self._bars = self._shown.enter_context(byte_progress(self._totals, labels, self._quiet))
+        advance = self._bars(what)
 
         def checked(n: int) -> None:
             interrupts.check()
@@ -177,9 +199,8 @@ class _Bars:
         return checked
 
     def close(self) -> None:
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = None
+        self._shown.close()
+        self._bars = None
 
 
 def convert(
@@ -253,27 +274,27 @@ def convert(
         partial=partial,
         command=typed(),
         strict=Strict(fail_on_nonfinite, not allow_overflow),
+        mapping=mapping,
     )
     mappings = load_mappings(mapping)
     to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)
     if all_:
-        record = convert_all(where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json)
+        every = convert_all(where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json)
+        (as_json if json else converted_all)(every)
+        if every.verdict == "failed":
+            raise typer.Exit(1)
+        return
+    location = locate(str(checkpoint), repo_id, revision, cache_dir, json)
+    if dry_run:
+        document = plan_conversion(location, mappings, request)
+        if not json:
+            shown.planned(document)
+            shown.planned_alone(document)
     else:
-        location = locate(str(checkpoint), repo_id, revision, cache_dir, json)
-        if dry_run:
-            record = plan_conversion(location, mappings, request)
-            if not json:
-                shown.planned(record)
-                shown.planned_alone(record)
-        else:
-            record = convert_one(location, mappings, request, to, hashing, json)
-        record["mapping"] = str(mapping) if mapping else None
+        document = convert_one(location, mappings, request, to, hashing, json)
+        if not json:
+            converted_end(document)
     if json:
-        as_json(record)
-    elif all_:
-        converted_all(record)
-    elif not dry_run:
-        converted_end(record)
-    refused = (record.get("push") or {}).get("state") == "not pushed"
-    if refused or record.get("verdict") == "failed" or (record.get("parity") or {}).get("verdict") == "differs":
+        as_json(document)
+    if document.written is not None and document.written.failed:
         raise typer.Exit(1)

@@ -10,13 +10,14 @@ from sam3lite_convert.cli import options as o
 def demo(output: o.DemoOutput = None, json: o.Json = False) -> None:
     """Run the main job on a small generated checkpoint, offline."""
     from sam3lite_convert.commands.demo import run_demo
-    from sam3lite_convert.report.demo import demo_end, demo_step
+    from sam3lite_convert.report.demo import demo_begins, demo_end, demo_step
     from sam3lite_convert.report.terminal import as_json
 
-    record = run_demo(output) if json else run_demo(output, demo_step)
     if json:
-        as_json(record)
+        document = run_demo(output)
+        as_json(document)
     else:
-        demo_end(record, output)
-    if record["verdict"] != "proven":
+        document = run_demo(output, demo_begins, demo_step)
+        demo_end(document, output)
+    if document.verdict != "proven":
         raise typer.Exit(1)

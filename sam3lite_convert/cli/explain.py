@@ -28,5 +28,5 @@ def explain(
 
     options = Options(layout, component.value, causal=causal)
     source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
-    record = explain_key(source, key, load_mappings(mapping), options)
-    (as_json if json else explained)(record)
+    document = explain_key(source, key, load_mappings(mapping), options)
+    (as_json if json else explained)(document)

@@ -23,6 +23,5 @@ def inspect(
     from sam3lite_convert.report.terminal import as_json
 
     source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
-    record = inspect_checkpoint(source, load_mappings(mapping), causal)
-    record["mapping"] = str(mapping) if mapping else None
-    (as_json if json else inspected)(record)
+    document = inspect_checkpoint(source, load_mappings(mapping), causal, mapping)
+    (as_json if json else inspected)(document)

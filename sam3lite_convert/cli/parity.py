@@ -1,9 +1,10 @@
-"""``verify`` and ``parity`` on the command line: options in, the record to ``report`` and to a page."""
+"""``sam3lite parity``."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,6 +12,13 @@ from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import leave, locate, typed, write_report
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+
+if TYPE_CHECKING:
+    from sam3lite_convert.commands.sources import Location, Source
+    from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
+    from sam3lite_convert.parity.setup import ParityOptions
+    from sam3lite_convert.plan.tables import Mappings
+    from sam3lite_convert.records.parity import TrialRecord
 
 
 def parity(
@@ -61,7 +69,7 @@ def parity(
         ]  # fmt: skip
         if any(value is not None for value in given):
             raise CannotRun("--judge reads saved activations; beside it go only --tolerance and --report", "usage")
-        record = parity_commands.judge_activations(judge, tolerance)
+        document = parity_commands.judge_activations(judge, tolerance)
     else:
         location = locate(checkpoint or "s0", repo_id, revision, cache_dir, json)
         from sam3lite_convert.parity.setup import ParityOptions  # torch: not before the name is known to be good
@@ -83,17 +91,21 @@ def parity(
         if self_test:
             _self_test(source, mappings, options, converted, json)
             return
-        record = parity_commands.run_parity(source, mappings, options, converted, save_activations, looks)
-    written = write_report(html, "parity_page", record)
+        document = parity_commands.run_parity(source, mappings, options, converted, save_activations, looks)
+    if html is not None:
+        from sam3lite_convert.report.html.page import parity_page
+
+        document = replace(document, report_error=write_report(html, lambda: parity_page(document)))
     if json:
-        terminal.as_json(record)
+        terminal.as_json(document)
     else:
-        parity_report.paritied(record, debug_intermediates)
-    behaves = record.get("verdicts", {}).get("behaviour") != "differs"
-    leave(record["verdict"] == "differs" or (strict_behaviour and not behaves), written)
+        parity_report.paritied(document, debug_intermediates)
+    verdicts = document.verdicts
+    failed = verdicts.weights == "differs" or (strict_behaviour and verdicts.behaviour == "differs")
+    leave(failed, document.report_error is None)
 
 
-def _open_original(path: Path | None) -> Any:
+def _open_original(path: Path | None) -> OriginalRepo | None:
     if path is None:
         return None
     from sam3lite_convert.parity.checkout.original_repo import open_original
@@ -103,7 +115,7 @@ def _open_original(path: Path | None) -> Any:
     return open_original(path)
 
 
-def _parity_source(location: Any, partial: bool, mappings: Any, causal: bool, json: bool) -> Any:
+def _parity_source(location: Location, partial: bool, mappings: Mappings, causal: bool, json: bool) -> Source:
     from sam3lite_convert.report import terminal
 
     if not partial:
@@ -113,13 +125,19 @@ def _parity_source(location: Any, partial: bool, mappings: Any, causal: bool, js
         return location.text(mappings, causal, progress("fetch"))
 
 
-def _self_test(source: Any, mappings: Any, options: Any, converted: Path | None, json: bool) -> None:
+def _self_test(source: Source, mappings: Mappings, options: ParityOptions, converted: Path | None, json: bool) -> None:
     from sam3lite_convert.commands import parity as parity_commands
     from sam3lite_convert.report import parity as parity_report
     from sam3lite_convert.report import terminal
 
-    quiet = (lambda record: None) if json else parity_report.tried
-    record = parity_commands.self_test_parity(source, mappings, options, converted, quiet)
-    (terminal.as_json if json else parity_report.self_tested)(record)
-    if record["verdict"] != "passed":
+    def tried(trial: TrialRecord) -> None:
+        if not json:
+            parity_report.tried(trial)
+
+    document = parity_commands.self_test_parity(source, mappings, options, converted, tried)
+    if json:
+        terminal.as_json(document)
+    else:
+        parity_report.self_tested(document)
+    if document.verdict != "passed":
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import resolved, write_whole
-from sam3lite_convert.report.html.parts import GENERATOR
+from sam3lite_convert.report.html import GENERATOR
 
 
 def check_report_place(path: Path) -> None:

@@ -5,26 +5,30 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from sam3lite_convert.errors import Sam3LiteError
+
+if TYPE_CHECKING:
+    from sam3lite_convert.commands.sources import HubLocation, Location
 
 # Casts are done in small pieces beside the thread that hashes; more threads only get in its way.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 typed_arguments: list[str] = []
 
 
-def locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Any:
+def locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Location:
     """Where CHECKPOINT is; one on the Hub is looked up."""
     from sam3lite_convert.commands.sources import locate
 
     return locate(name, where(repo_id, revision, cache_dir, quiet))
 
 
-def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Any:
+def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> HubLocation:
     """The repository that names are looked up in."""
     from sam3lite_convert.commands.sources import HubLocation
 
@@ -56,22 +60,18 @@ def quiet_hub(quiet: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def write_report(path: Path | None, kind: str, record: dict[str, Any]) -> bool:
-    """Whether the report is where it should be; a fault in that is said and loses nothing of the record."""
-    if path is None:
-        return True
+def write_report(path: Path, page: Callable[[], str]) -> str | None:
+    """Write the page and say where it is. Returns what went wrong, which is said too: nothing of the result is lost."""
     from sam3lite_convert.cli import report_place
     from sam3lite_convert.report import terminal
-    from sam3lite_convert.report.html import page as html_report
 
     try:
-        report_place.write_report(path, getattr(html_report, kind)(record))
+        report_place.write_report(path, page())
     except Sam3LiteError as fault:
-        record["report_error"] = fault.message
         terminal.fault(fault.message)
-        return False
+        return fault.message
     terminal.note(f"Report: {path}")
-    return True
+    return None
 
 
 def leave(failed: bool, written: bool) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import leave, locate, typed, use_one_thread, write_report
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+
+if TYPE_CHECKING:
+    from sam3lite_convert.commands.sources import Source
+    from sam3lite_convert.plan.tables import Mappings
+    from sam3lite_convert.records.verify import VerifyDocument
 
 
 def verify(
@@ -34,15 +40,18 @@ def verify(
     # What is local comes first: a folder that is not there needs no download.
     read_folder(folder)
     source = locate(checkpoint, repo_id, revision, cache_dir, json).whole()
-    record = _verify(folder, source, load_mappings(mapping), causal, json, typed() if html else None)
-    written = write_report(html, "verify_page", record)
-    (as_json if json else verified)(record)
-    leave(record["verdict"] != "proven", written)
+    document = _verify(folder, source, load_mappings(mapping), causal, json, typed() if html else None)
+    if html is not None:
+        from sam3lite_convert.report.html.page import verify_page
+
+        document = replace(document, report_error=write_report(html, lambda: verify_page(document)))
+    (as_json if json else verified)(document)
+    leave(document.verdict != "proven", document.report_error is None)
 
 
 def _verify(
-    folder: Path, source: Any, mappings: Any, causal: bool, json: bool, report_of: str | None
-) -> dict[str, Any]:
+    folder: Path, source: Source, mappings: Mappings, causal: bool, json: bool, report_of: str | None
+) -> VerifyDocument:
     from sam3lite_convert.commands.verify import verify_folder
     from sam3lite_convert.report.terminal import byte_progress
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import SourceHash
 from sam3lite_convert.commands.sources import Location, Source
@@ -18,13 +18,17 @@ from sam3lite_convert.convert.strict import Strict
 from sam3lite_convert.convert.whole_folder import check_destination
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.files import check_space, leftovers, same_disk
-from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
-from sam3lite_convert.plan.counts import components, dtype_counts, text_parameters
+from sam3lite_convert.plan.counts import accounting, text_parameters
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.convert import ConvertDocument, PlannedConversion, WrittenConversion
+from sam3lite_convert.records.receipt import ParitySummary, Receipt, TapSummary
 from sam3lite_convert.workers import Advance
 
-Record = dict[str, Any]
+if TYPE_CHECKING:
+    from sam3lite_convert.records.parity import ParityDocument
+    from sam3lite_convert.records.verify import VerifyDocument
+
 Progress = Callable[[str], Advance]
 
 
@@ -39,7 +43,8 @@ class Request:
     """What is asked beside the plan. ``max_shard_size`` in bytes; ``verify`` and ``parity``: checks to run on the
     folder; ``tokenizer``: folder or repository to take one from, None to leave it out, and ``tokenizer_named``
     where the user named it; ``model_id``: the repository that the card names; ``partial``: fetch the text
-    tensors alone; ``strict``: which values are refused; ``command``: what the user typed, to be typed again."""
+    tensors alone; ``strict``: which values are refused; ``command``: what the user typed, to be typed again;
+    ``mapping``: the folder of tables that the user named."""
 
     options: Options
     output: Path | None = None
@@ -54,56 +59,49 @@ class Request:
     partial: bool = False
     command: str | None = None
     strict: Strict = field(default_factory=Strict)
+    mapping: Path | None = None
 
     def folder(self, location: Location) -> Path:
         """Where the conversion goes."""
         return self.output or conversion.default_output(location.path, self.options)
 
 
-def plan_record(source: Source, plan: Plan) -> Record:
-    """The summary of a planned conversion, by component."""
-    checkpoint = plan.checkpoint
-    return {
-        "checkpoint": source.name,
-        "option": source.option,
-        "source": source.provenance(),
-        "fetched": source.fetched(),
-        "size": checkpoint.size,
-        "format": checkpoint.format,
-        "wrapper": checkpoint.wrapper,
-        "prefix": plan.names.prefix,
-        "dtypes": dtype_counts(checkpoint),
-        "layout": plan.layout.name,
-        "component": plan.options.component,
-        "dtype": plan.floating_dtype,
-        "architecture": plan.architecture.record(),
-        "text_parameters": text_parameters(plan),
-        "sam3_text_parameters": int(SAM3_TEXT_PARAMETERS),
-        "components": {k: c.record() for k, c in components(checkpoint, plan.names, plan).items()},
-        "counts": plan.counts,
-        "dropped": {d.label: d.reason for d in plan.dropped.values()},
-        "bytes": plan.out_nbytes,
-        "notes": conversion.plan_notes(plan),
-    }
-
-
-def plan_conversion(location: Location, mappings: Mappings, request: Request) -> Record:
-    """The record of a dry run: nothing is written, and of a file on the Hub only the index is read."""
+def plan_conversion(location: Location, mappings: Mappings, request: Request) -> ConvertDocument:
+    """The document of a dry run: nothing is written, and of a file on the Hub only the index is read."""
     source = location.index()
     with source.trusted():
         plan = make_plan(source.read(), mappings, request.options)
-    return _planned(source, plan, request, request.folder(location)) | {"state": "planned", "dry_run": True}
+    return replace(_planned(source, plan, request, request.folder(location)), dry_run=True)
 
 
-def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> Record:
-    record = plan_record(source, plan) | {"output": str(folder), "dry_run": False}
-    record["notes"] += [
+def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> ConvertDocument:
+    """The document of a plan before anything is written."""
+    notes = conversion.plan_notes(plan)
+    notes += [
         f"left over from an interrupted run; the next conversion to this place removes it: {p}"
         for p in leftovers(folder)
     ]
     if folder.exists() and not request.overwrite:
-        record["notes"].append(f"{folder} exists; without --overwrite it is kept")
-    return record
+        notes.append(f"{folder} exists; without --overwrite it is kept")
+    return ConvertDocument(
+        state="planned",
+        checkpoint=source.name,
+        option=source.option,
+        output=str(folder),
+        dry_run=False,
+        layout=plan.layout.name,
+        component=plan.options.component,
+        dtype=plan.floating_dtype,
+        architecture=plan.architecture.record(),
+        counts=plan.counts,
+        notes=tuple(notes),
+        mapping=str(request.mapping) if request.mapping else None,
+        plan=PlannedConversion(
+            file=source.facts(plan.checkpoint, plan.names, text_parameters(plan)),
+            accounting=accounting(plan.checkpoint, plan.names, plan),
+            bytes=plan.out_nbytes,
+        ),
+    )
 
 
 def fetch(location: Location, mappings: Mappings, request: Request, beside: int = 0) -> Source:
@@ -127,10 +125,10 @@ def convert_checkpoint(
     location: Location,
     mappings: Mappings,
     request: Request,
-    planned: Callable[[Record], None] = lambda record: None,
+    planned: Callable[[ConvertDocument], None] = lambda document: None,
     progress: Progress | None = None,
     hashing: SourceHash | None = None,
-) -> Record:
+) -> ConvertDocument:
     """Plan and write, and prove if asked to. For a place where nothing is, or ``overwrite``.
 
     ``planned`` is told the plan before the first byte moves. ``hashing``: one that has begun with this
@@ -152,17 +150,19 @@ def convert_checkpoint(
         checkpoint = source.read()
         hashing.check(checkpoint)
         plan = make_plan(checkpoint, mappings, request.options)
-        record = _planned(source, plan, request, folder)
-        planned(record)
-        record |= {"state": "converted", "verification": None, "parity": None}
+        document = _planned(source, plan, request, folder)
+        planned(document)
         tokenizer = side_files.fetch_tokenizer(plan, request.tokenizer, request.cache)
-        why: list[str | None] = []
+        why: str | None = None
+        verification: VerifyDocument | None = None
 
-        def finish(work: Path, receipt: Record) -> None:
-            side_files.note_config(work, receipt)
-            why.append(side_files.add_processor_files(work, receipt, plan, tokenizer))
+        def finish(work: Path, receipt: Receipt) -> Receipt:
+            nonlocal why, verification
+            receipt = side_files.with_config(work, receipt)
+            receipt, why = side_files.add_processor_files(work, receipt, plan, tokenizer)
             if request.verify:
-                record["verification"] = _verified(work, source, mappings, request, folder)
+                verification = verified(work, source, mappings, request, folder)
+            return receipt
 
         done = conversion.convert(
             plan,
@@ -175,74 +175,101 @@ def convert_checkpoint(
             request.model_id,
             request.strict,
         )
+        receipt, parity = done.receipt, None
         if request.parity:
-            record["parity"] = _add_parity(folder, done.receipt, source, mappings, request)
-            side_files.write_receipt(folder, done.receipt)
-    late = [n for n in done.receipt["notes"] if n not in record["notes"]]
-    return _finished(record, folder, done.receipt, location, request, why[0], late)
+            receipt, parity = add_parity(folder, receipt, source, mappings, request)
+            receipt, _ = side_files.write_receipt(folder, receipt)
+    late = [n for n in receipt.notes if n not in document.notes]
+    document = replace(document, state="converted")
+    return finished(document, folder, receipt, location, request, why, late, verification, parity)
 
 
-def _finished(
-    record: Record,
+def finished(
+    document: ConvertDocument,
     folder: Path,
-    receipt: Record,
+    receipt: Receipt,
     location: Location,
     request: Request,
     why: str | None,
     late: list[str],
-) -> Record:
-    """The record with what is in the folder, and what is missing there and how to add it."""
+    verification: VerifyDocument | None,
+    parity: ParityDocument | None,
+) -> ConvertDocument:
+    """The document with what is in the folder, and what is missing there and how to add it. ``why``: the reason why a
+    tokenizer cannot be had; ``late``: notes that the plan did not have yet."""
+    absent: list[str] = []
     if side_files.takes_processor_files(receipt) and request.tokenizer is not None:
         absent = side_files.missing(folder, receipt, True)
-    else:
-        absent = []
     if absent:
-        command = request.command or f"sam3lite convert --checkpoint {location.option} --layout {receipt['layout']}"
+        command = request.command or f"sam3lite convert --checkpoint {location.option} --layout {receipt.layout}"
         because = f" ({why})" if why else ""
         late = [
             *late,
             f"no tokenizer in the folder: {', '.join(absent)} missing{because}. To add them, run this where the Hub is "
             f"reached, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO",
         ]
-    record["notes"] += late
-    return record | {
-        "files": _sizes(folder),
-        "source": receipt["source"],
-        "lost": receipt["lost"],
-        "missing_files": absent,
-        "parity_verdict": (receipt.get("parity") or {}).get("verdict"),
-        "late_notes": late,
-    }
+    written = WrittenConversion(
+        files=sizes(folder),
+        converted_from=receipt.source,
+        lost=receipt.lost,
+        missing_files=tuple(absent),
+        parity_verdict=receipt.parity.verdict if receipt.parity else None,
+        late_notes=tuple(late),
+        added=(),
+        verification=verification,
+        parity=parity,
+    )
+    return replace(document, notes=(*document.notes, *late), written=written)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def sizes(folder: Path) -> dict[str, int]:
+    """The size in bytes of every file in a folder."""
     return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
 
 
-def _verified(work: Path, source: Source, mappings: Mappings, request: Request, folder: Path) -> Record:
-    """The record of a proof. Raises NotProven where it does not succeed."""
+def verified(work: Path, source: Source, mappings: Mappings, request: Request, folder: Path) -> VerifyDocument:
+    """The proof of a folder that lies in ``work`` and belongs to ``folder``. Raises NotProven if it is not its
+    source."""
     from sam3lite_convert.commands.verify import verify_folder
 
-    record = verify_folder(work, source, mappings, request.options.causal) | {"folder": str(folder)}
-    if record["verdict"] != "proven":
-        faults = [f"{m['key']}: {m['why']}" for m in record["mismatched"]]
-        faults += [f"{key} is missing" for key in record["missing"]]
-        faults += [f"{key} is not part of the model" for key in record["unexpected"]]
+    document = replace(verify_folder(work, source, mappings, request.options.causal), folder=str(folder))
+    if document.verdict != "proven":
+        faults = [f"{m.key}: {m.why}" for m in document.mismatched]
+        faults += [f"{key} is missing" for key in document.missing]
+        faults += [f"{key} is not part of the model" for key in document.unexpected]
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise NotProven(f"{folder} does not verify: {'; '.join(faults[:3])}{more}", "not_proven", record)
-    return record
+        message = f"{folder} does not verify: {'; '.join(faults[:3])}{more}"
+        raise NotProven(message, "not_proven", document.to_json())
+    return document
 
 
-def _add_parity(folder: Path, receipt: Record, source: Source, mappings: Mappings, request: Request) -> Record:
-    """Run parity on the folder, and keep what a reader of the card wants of it in the receipt."""
+def add_parity(
+    folder: Path, receipt: Receipt, source: Source, mappings: Mappings, request: Request
+) -> tuple[Receipt, ParityDocument]:
+    """Run parity on the folder; returns the receipt with what a reader of the card wants of it, and its document."""
     from sam3lite_convert.commands.parity import run_parity
     from sam3lite_convert.parity.setup import ParityOptions
 
-    record = run_parity(source, mappings, ParityOptions(causal=request.options.causal), folder)
-    kept = ("verdict", "reference", "candidate_encoder", "attention", "dtype", "tolerance", "max_abs_diff")
-    taps = ("name", "max_abs_diff", "isolated_max_abs_diff", "relative_l2")
-    receipt["parity"] = {key: record[key] for key in kept} | {
-        "inputs": record["inputs"]["what"],
-        "layers": [{key: layer[key] for key in taps} for layer in record["layers"]],
-    }
-    return record
+    options = ParityOptions(causal=request.options.causal)
+    document = run_parity(source, mappings, options, folder)
+    sides, judgement = document.sides, document.judgement
+    summary = ParitySummary(
+        verdict=judgement.verdict,
+        reference=sides.reference,
+        candidate_encoder=sides.candidate_encoder,
+        attention=sides.attention,
+        dtype=sides.dtype,
+        tolerance=judgement.tolerance,
+        max_abs_diff=judgement.max_abs_diff,
+        inputs=document.inputs.what,
+        layers=tuple(
+            TapSummary(
+                name=tap.name,
+                max_abs_diff=tap.max_abs_diff,
+                isolated_max_abs_diff=tap.isolated_max_abs_diff,
+                relative_l2=tap.relative_l2,
+            )
+            for tap in judgement.layers
+        ),
+    )
+    return replace(receipt, parity=summary), document

@@ -7,16 +7,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import SourceHash
-from sam3lite_convert.commands.convert import Progress, Record, Request, convert_checkpoint, fetch
+from sam3lite_convert.commands.convert import Progress, Request, convert_checkpoint, fetch
 from sam3lite_convert.commands.reuse import complete, find_current, has_all
 from sam3lite_convert.commands.sources import HubLocation, Location, Source
 from sam3lite_convert.convert import write as conversion
-from sam3lite_convert.convert.folder import Folder
+from sam3lite_convert.convert.up_to_date import EarlierConversion
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.convert import (
+    ConvertAllDocument,
+    ConvertDocument,
+    FailedConversion,
+    FailureDetails,
+    PushPlanRecord,
+    PushRecord,
+)
+from sam3lite_convert.records.receipt import ParitySummary
+from sam3lite_convert.records.record import json_value
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
@@ -27,19 +37,19 @@ if TYPE_CHECKING:
 class Callbacks:
     """Called while conversions run; each does nothing by default.
 
-    ``planned``: with a plan's record, before the first byte is written.
-    ``written``: with the record of a finished folder.
+    ``planned``: with a plan's document, before the first byte is written.
+    ``written``: with the document of a finished folder.
     ``pushes``: with a push plan's record, before anything is sent.
     ``begins``: with number, total, location and what is done, before each file of ``convert_all``.
-    ``ends``: with the record of each file of ``convert_all``.
+    ``ends``: with the result of each file of ``convert_all``.
     ``progress``: returns the progress callback for a location, or None.
     """
 
-    planned: Callable[[Record], None] = lambda record: None
-    written: Callable[[Record], None] = lambda record: None
-    pushes: Callable[[Record], None] = lambda record: None
+    planned: Callable[[ConvertDocument], None] = lambda document: None
+    written: Callable[[ConvertDocument], None] = lambda document: None
+    pushes: Callable[[PushPlanRecord], None] = lambda plan: None
     begins: Callable[[int, int, Location, str], None] = lambda number, total, location, what: None
-    ends: Callable[[Record], None] = lambda record: None
+    ends: Callable[[ConvertDocument | FailedConversion], None] = lambda result: None
     progress: Callable[[Location], Progress | None] = lambda location: None
 
 
@@ -47,41 +57,46 @@ def publish(
     location: Location,
     mappings: Mappings,
     request: Request,
-    found: Folder | None,
+    found: EarlierConversion | None,
     target: PushTarget | None,
     callbacks: Callbacks,
     hashing: SourceHash | None = None,
-) -> Record:
+) -> ConvertDocument:
     """Convert, and push where there is a ``target``. What is converted and pushed already is not read again.
 
     ``found``: the folder of an earlier run that is current (``find_current``). Raises as the conversion
     and the push do; after a failed push the folder is there.
     """
 
-    def made(request: Request) -> Record:
+    def made(request: Request) -> ConvertDocument:
         if found is not None:
-            record = complete(location, mappings, request, found)
+            document = complete(location, mappings, request, found)
         else:
             progress = callbacks.progress(location)
-            record = convert_checkpoint(location, mappings, request, callbacks.planned, progress, hashing)
-        callbacks.written(record)
-        return record
+            document = convert_checkpoint(location, mappings, request, callbacks.planned, progress, hashing)
+        callbacks.written(document)
+        return document
 
     if target is None:
-        return made(request) | {"push": None}
+        return made(request)
     from sam3lite_convert.commands.push import plan_push, push
 
     if found is not None and has_all(found, request) and (plan := plan_push(found.path, target)).nothing:
-        record = made(replace(request, verify=False, parity=False))
-        record["parity"] = (found.receipt or {}).get("parity") if request.parity else None
-        return record | {"push": push(found.path, plan, None)}
-    record = made(replace(request, verify=True, model_id=target.repo))
-    if differs(record):
+        document = made(replace(request, verify=False, parity=False))
+        parity = found.receipt.parity if request.parity else None
+        return _with_push(document, push(found.path, plan, None), parity=parity)
+    document = made(replace(request, verify=True, model_id=target.repo))
+    if document.done.differs:
         # What does not do as the original does is not for others.
-        return record | {"push": {"repo": target.repo, "state": "not pushed"}}
-    plan = plan_push(Path(record["output"]), target)
+        return _with_push(document, PushRecord(repo=target.repo, state="not pushed"))
+    plan = plan_push(Path(document.output), target)
     callbacks.pushes(plan.record())
-    return record | {"push": push(Path(record["output"]), plan, record["verification"])}
+    return _with_push(document, push(Path(document.output), plan, document.done.verification))
+
+
+def _with_push(document: ConvertDocument, pushed: PushRecord, parity: ParitySummary | None = None) -> ConvertDocument:
+    """``parity``: what an earlier run found, where this one did not run it."""
+    return replace(document, written=replace(document.done, push=pushed, parity=parity or document.done.parity))
 
 
 def convert_all(
@@ -91,11 +106,11 @@ def convert_all(
     request: Request,
     target: Callable[[Location], PushTarget] | None = None,
     callbacks: Callbacks | None = None,
-) -> Record:
+) -> ConvertAllDocument:
     """Every checkpoint of the repository that fits ``pattern``, each into a folder of its own under
     ``request.output``. While one is converted the next one is downloaded, and no more than that.
 
-    One that fails does not stop the rest: its record holds the fault. Raises CannotRun where nothing
+    One that fails does not stop the rest: its result holds the fault. Raises CannotRun where nothing
     fits, and where two files would go into one folder.
     """
     callbacks = callbacks or Callbacks()
@@ -107,7 +122,7 @@ def convert_all(
         replace(request, output=root / conversion.default_output(x.path, request.options).name) for x in locations
     ]
     _check_distinct(locations, requests)
-    found: list[Folder | Sam3LiteError | None] = []
+    found: list[EarlierConversion | Sam3LiteError | None] = []
     targets: list[PushTarget | None] = []
     for location, own in zip(locations, requests, strict=True):
         try:
@@ -117,18 +132,18 @@ def convert_all(
         except Sam3LiteError as fault:
             found.append(fault)
     waiting = [i for i, state in enumerate(found) if state is None]
-    ahead: dict[int, Worker] = {}
-    results = []
+    ahead: dict[int, Worker[Source]] = {}
+    results: list[ConvertDocument | FailedConversion] = []
     for i, (location, own) in enumerate(zip(locations, requests, strict=True)):
         to_do = "convert" if found[i] is None else "look at"
         callbacks.begins(i + 1, len(locations), location, to_do)
-        result: Record = {"checkpoint": location.name, "output": str(own.output)}
+        result: ConvertDocument | FailedConversion
         try:
             state = found[i]
             if isinstance(state, Sam3LiteError):
                 raise state
             if state is None:
-                source: Source = ahead.pop(i).result() if i in ahead else fetch(location, mappings, own)
+                source = ahead.pop(i).result() if i in ahead else fetch(location, mappings, own)
                 location = replace(location, file=replace(source.hub, cached=source.path) if source.hub else None)
                 later = [n for n in waiting if n > i]
                 if later:
@@ -136,35 +151,30 @@ def convert_all(
                     room = location.file.size if location.file else 0
                     job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
                     ahead[later[0]] = Worker(job)
-            result |= publish(location, mappings, own, state, targets[i], callbacks)
+            result = publish(location, mappings, own, state, targets[i], callbacks)
         except Sam3LiteError as fault:
-            result |= {"state": "failed", "error": _error(fault)}
+            result = _failed(location, own, fault)
         except OSError as fault:
-            result |= {
-                "state": "failed",
-                "error": _error(CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}")),
-            }
+            result = _failed(location, own, CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}"))
         callbacks.ends(result)
         results.append(result)
-    counts = Counter(r["state"] for r in results)
-    return {
-        "repo": where.repo,
-        "commit": files[0].commit,
-        "pattern": pattern,
-        "output": str(root),
-        "results": results,
-        "counts": {state: counts[state] for state in ("converted", "current", "failed")},
-        "verdict": "failed" if counts["failed"] or any(map(differs, results)) else "done",
-    }
+    counts = Counter(result.state for result in results)
+    return ConvertAllDocument(
+        repo=where.repo,
+        commit=files[0].commit,
+        pattern=pattern,
+        output=str(root),
+        results=tuple(results),
+        counts={state: counts[state] for state in ("converted", "current", "failed")},
+        verdict="failed" if any(isinstance(r, FailedConversion) or r.done.differs for r in results) else "done",
+    )
 
 
-def differs(record: Record) -> bool:
-    """Whether parity failed, now or, where a push was refused for it, in an earlier run."""
-    return "differs" in ((record.get("parity") or {}).get("verdict"), record.get("parity_verdict"))
-
-
-def _error(fault: Sam3LiteError) -> dict[str, Any]:
-    return {"code": fault.code, "message": fault.message, "exit_code": fault.exit_code}
+def _failed(location: Location, request: Request, fault: Sam3LiteError) -> FailedConversion:
+    error = FailureDetails(
+        code=fault.code, message=fault.message, details=json_value(fault.details), exit_code=fault.exit_code
+    )
+    return FailedConversion(checkpoint=location.name, output=str(request.output), state="failed", error=error)
 
 
 def _check_distinct(locations: list[Location], requests: list[Request]) -> None:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sam3lite_convert.commands.convert import Request, convert_checkpoint
 from sam3lite_convert.commands.inspect import inspect_checkpoint
@@ -21,9 +21,16 @@ from sam3lite_convert.parity.candidates import CANDIDATES
 from sam3lite_convert.parity.setup import ParityOptions
 from sam3lite_convert.plan.plan import Options
 from sam3lite_convert.plan.tables import load_mappings
+from sam3lite_convert.records.demo import DemoDocument
+
+if TYPE_CHECKING:
+    from sam3lite_convert.records.convert import ConvertDocument
+    from sam3lite_convert.records.demo import StepDocument
+    from sam3lite_convert.records.parity import ParityDocument
+    from sam3lite_convert.records.verify import VerifyDocument
 
 _CHECKPOINT = Path("demo.pt")
-Step = Callable[[str, str, dict[str, Any] | None], None]
+Step = Callable[[str, "StepDocument | None"], None]
 
 
 @contextmanager
@@ -36,12 +43,17 @@ def _working_in(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def run_demo(output: Path | None = None, step: Step = lambda kind, command, record: None) -> dict[str, Any]:
-    """Run the commands as a user would and return their records; ``verdict`` covers all layouts.
+def run_demo(
+    output: Path | None = None,
+    begins: Callable[[], None] = lambda: None,
+    step: Step = lambda command, document: None,
+) -> DemoDocument:
+    """Run the commands as a user would and return what they returned; ``verdict`` covers all layouts.
 
-    ``output``: a folder to keep the files in; without one they are deleted at the end. ``step`` is told
-    of each command when it is done: its name, what a user would type, and its record, None where it
-    needs a package that is not installed. Raises CannotRun for an output that is not an empty folder.
+    ``output``: a folder to keep the files in; without one they are deleted at the end. ``begins`` is called before the
+    checkpoint is made. ``step`` is told of each command when it is done: what a user would type, and what it returned,
+    None if it needs a package that is not installed.
+    Raises CannotRun if ``output`` is not an empty folder.
     """
     with ExitStack() as stack:
         if output is not None:
@@ -52,38 +64,43 @@ def run_demo(output: Path | None = None, step: Step = lambda kind, command, reco
         else:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sam3lite-demo-")))
         stack.enter_context(_working_in(place))
-        records = _steps(step)
-    proven = all(record["verdict"] == "proven" for name, record in records.items() if name.startswith("verify "))
-    compared = [record["verdict"] for name, record in records.items() if name.startswith("parity ")]
-    records["verdict"] = "proven" if proven and "differs" not in compared else "mismatch"
-    return records
+        begins()
+        return _run(step)
 
 
-def _steps(step: Step) -> dict[str, Any]:
+def _run(step: Step) -> DemoDocument:
     from sam3lite_convert.plan.synthetic import write_checkpoint
 
     mappings = load_mappings()
     layouts = [layout for layout in mappings.layouts.values() if layout.loader.name in CANDIDATES]
-    records: dict[str, Any] = {}
-    step("checkpoint", "", None)
     write_checkpoint(_CHECKPOINT)
     location = Location(str(_CHECKPOINT), _CHECKPOINT)
     source = location.whole()
-    records["inspect"] = inspect_checkpoint(source, mappings)
-    step("inspect", "inspect demo.pt", records["inspect"])
+    inspected = inspect_checkpoint(source, mappings)
+    step("inspect demo.pt", inspected)
+    converted: dict[str, ConvertDocument] = {}
+    verified: dict[str, VerifyDocument] = {}
+    compared: dict[str, ParityDocument] = {}
     for layout in (x.name for x in layouts):
-        record = convert_checkpoint(location, mappings, Request(Options(layout)))
-        records[f"convert {layout}"] = record
-        step("convert", f"convert --checkpoint demo.pt --layout {layout}", record)
-        folder = Path(record["output"])
-        records[f"verify {layout}"] = verify_folder(folder, source, mappings)
-        step("verify", f"verify {folder} --checkpoint demo.pt", records[f"verify {layout}"])
+        converted[layout] = convert_checkpoint(location, mappings, Request(Options(layout)))
+        step(f"convert --checkpoint demo.pt --layout {layout}", converted[layout])
+        folder = Path(converted[layout].output)
+        verified[layout] = verify_folder(folder, source, mappings)
+        step(f"verify {folder} --checkpoint demo.pt", verified[layout])
     for layout, loader in ((x.name, x.loader) for x in layouts):
-        folder = Path(records[f"convert {layout}"]["output"])
+        folder = Path(converted[layout].output)
         command = f"parity --checkpoint demo.pt --converted {folder}"
         if loader.library and importlib.util.find_spec(loader.library) is None:
-            step("parity", command, None)
+            step(command, None)
             continue
-        records[f"parity {layout}"] = run_parity(source, mappings, ParityOptions(), folder)
-        step("parity", f"{command} --debug-intermediates", records[f"parity {layout}"])
-    return records
+        compared[layout] = run_parity(source, mappings, ParityOptions(), folder)
+        step(f"{command} --debug-intermediates", compared[layout])
+    proven = all(document.verdict == "proven" for document in verified.values())
+    differs = any(document.judgement.verdict == "differs" for document in compared.values())
+    return DemoDocument(
+        inspected=inspected,
+        converted=converted,
+        verified=verified,
+        compared=compared,
+        verdict="proven" if proven and not differs else "mismatch",
+    )

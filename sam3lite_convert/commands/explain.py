@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
 
-from sam3lite_convert.commands.inspect import Record
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.plan.plan import Dropped, Mapped, Options, make_plan
-from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.plan.plan import Options, make_plan
+from sam3lite_convert.plan.tables import Mappings, Rule
+from sam3lite_convert.records.explain import ExplainDocument, RuleFacts, TensorFacts
 
 
-def explain_key(source: Source, key: str, mappings: Mappings, options: Options) -> Record:
+def explain_key(source: Source, key: str, mappings: Mappings, options: Options) -> ExplainDocument:
     """What happens to one key; ``key`` is a source key in any spelling, or a target key.
 
-    Raises CannotRun, with the nearest names, for a key that is neither.
+    Raises CannotRun, with the nearest names, if it is neither.
     """
     with source.trusted():
         plan = make_plan(source.read(), mappings, options)
@@ -31,35 +30,26 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
         hint = "\nThe nearest names:\n  " + "\n  ".join(near) if near else ""
         message = f"{key} is neither a source key nor a target key of this conversion.{hint}"
         raise CannotRun(message, "unknown_key", {"near": near})
-    record: Record = {"key": key, "layout": plan.layout.name, "fetched": source.fetched()}
-    if found in plan.dropped:
-        return record | _explain_dropped(plan.dropped[found])
+    dropped = plan.dropped.get(found)
     pieces = [m for m in plan.mapped.values() if m.source.key == found]
-    return record | _explain_mapped(pieces)
+    stored, rule = plan.checkpoint.tensors[found], dropped.rule if dropped else pieces[0].rule
+    return ExplainDocument(
+        key=key,
+        layout=plan.layout.name,
+        fetched=source.fetched(),
+        outcome="dropped" if dropped else "mapped",
+        source=TensorFacts(
+            key=found,
+            dtype=stored.dtype,
+            shape=stored.shape,
+            canonical=dropped.canonical if dropped else pieces[0].canonical,
+        ),
+        operation=None if dropped else pieces[0].operation.name,
+        reason=dropped.reason if dropped else None,
+        rule=_rule(rule) if rule else None,
+        targets=tuple(TensorFacts(key=p.key, dtype=p.dtype, shape=p.shape, part=p.part) for p in pieces),
+    )
 
 
-def _tensor(key: str, dtype: str, shape: tuple[int, ...], **more: Any) -> Record:
-    return {"key": key, "dtype": dtype, "shape": list(shape), **{k: v for k, v in more.items() if v is not None}}
-
-
-def _explain_dropped(dropped: Dropped) -> Record:
-    s, rule = dropped.source, dropped.rule
-    return {
-        "outcome": "dropped",
-        "source": _tensor(s.key, s.dtype, s.shape, canonical=dropped.canonical),
-        "reason": dropped.reason,
-        "rule": {"name": rule.name, "table": rule.table, "pattern": rule.pattern} if rule else None,
-        "targets": [],
-    }
-
-
-def _explain_mapped(pieces: list[Mapped]) -> Record:
-    first = pieces[0]
-    s, rule = first.source, first.rule
-    return {
-        "outcome": "mapped",
-        "source": _tensor(s.key, s.dtype, s.shape, canonical=first.canonical),
-        "operation": first.operation,
-        "rule": {"name": rule.name, "table": rule.table, "pattern": rule.pattern, "targets": list(rule.targets)},
-        "targets": [_tensor(p.key, p.dtype, p.shape, part=p.part) for p in pieces],
-    }
+def _rule(rule: Rule) -> RuleFacts:
+    return RuleFacts(name=rule.name, table=rule.table, pattern=rule.pattern, targets=tuple(rule.targets))

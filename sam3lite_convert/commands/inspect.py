@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import UnsoundPlan
-from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS, TEXT
-from sam3lite_convert.plan.counts import components, dtype_counts, parameters
+from sam3lite_convert.plan.architecture import TEXT
+from sam3lite_convert.plan.counts import accounting, parameters
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
-from sam3lite_convert.workers import Advance
+from sam3lite_convert.records.inspect import InspectDocument
 
-Record = dict[str, Any]
-Progress = Callable[[str], Advance]
+_COMPONENTS = ("all", "text")  # what convert can be asked for
 
 
-def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False) -> Record:
-    """What a file is. Reads no tensor data.
+def inspect_checkpoint(
+    source: Source, mappings: Mappings, causal: bool = False, mapping: Path | None = None
+) -> InspectDocument:
+    """What a file is. Reads no tensor data. ``mapping``: the folder of the user's that ``mappings`` were read from.
 
-    Raises CannotRun and Untrusted for files that cannot be read; a file that can be read but not
-    converted is described all the same, with the reason under ``convert``.
+    Raises CannotRun and Untrusted if the file cannot be read. A file that can be read but not converted is described
+    all the same, with the reason under ``convert``.
     """
     with source.trusted():
         checkpoint = source.read()
@@ -33,7 +33,7 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
     found = family.relatives_in(shapes)
     plans: dict[str, Plan] = {}
     refusals: dict[str, UnsoundPlan] = {}
-    for component in ("all", "text"):
+    for component in _COMPONENTS:
         try:
             plans[component] = make_plan(checkpoint, mappings, Options(component=component, causal=causal))
         except UnsoundPlan as fault:
@@ -51,28 +51,19 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
     else:
         kind = f"{family.name} {'text encoder alone' if only_text else 'detector'}"
     text = [checkpoint.tensors[keys[0]] for name, keys in names.sources.items() if name.startswith(TEXT)]
-    return {
-        "checkpoint": source.name,
-        "option": source.option,
-        "source": source.provenance(),
-        "fetched": source.fetched(),
-        "kind": kind,
-        "size": checkpoint.size,
-        "format": checkpoint.format,
-        "wrapper": checkpoint.wrapper,
-        "prefix": names.prefix,
-        "prefixes": names.prefixes,
-        "spellings": names.spellings,
-        "twins": len(names.twins),
-        "dtypes": dtype_counts(checkpoint),
-        "architecture": architecture.record() if architecture else None,
-        "text_parameters": parameters(text),
-        "sam3_text_parameters": int(SAM3_TEXT_PARAMETERS),
-        "components": {k: c.record() for k, c in components(checkpoint, names, plan).items()},
-        "counts": plan.counts if plan else {"source": len(checkpoint.tensors)},
-        "dropped": {d.label: d.reason for d in plan.dropped.values()} if plan else {},
-        "convert": {c: "yes" if c in plans else refusals[c].message for c in ("all", "text")},
-        "notes": list(checkpoint.notes)
-        + (family.doubts(architecture) if architecture else [])
-        + ([f"{len(names.twins)} tensors have two spellings; they are compared on conversion"] if names.twins else []),
-    }
+    notes = [*checkpoint.notes, *(family.doubts(architecture) if architecture else ())]
+    if names.twins:
+        notes.append(f"{len(names.twins)} tensors have two spellings; they are compared on conversion")
+    return InspectDocument(
+        file=source.facts(checkpoint, names, parameters(text)),
+        kind=kind,
+        prefixes=names.prefixes,
+        spellings=names.spellings,
+        twins=len(names.twins),
+        architecture=architecture.record() if architecture else None,
+        accounting=accounting(checkpoint, names, plan),
+        counts=plan.counts if plan else None,
+        convert={c: "yes" if c in plans else refusals[c].message for c in _COMPONENTS},
+        notes=tuple(notes),
+        mapping=str(mapping) if mapping else None,
+    )

@@ -1,34 +1,43 @@
-"""What ``parity`` does, as functions that return the record which text and JSON are made from."""
+"""Original and candidate side by side, the same judged from a file, and the comparison tried on itself."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.plan.architecture import TEXT
-from sam3lite_convert.plan.plan import Plan, make_plan
+from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.parity import (
+    CheckoutRecord,
+    ComparedSides,
+    ParityDocument,
+    SelfTestDocument,
+    SelfTestInputs,
+    Sides,
+    TrialOutcome,
+    TrialRecord,
+    Verdicts,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
-    from sam3lite_convert.parity.judgement import Judgement
     from sam3lite_convert.parity.setup import ParityOptions, Setup
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What is looked at beside the weights. ``as_used``: the behaviour too; ``report``: also what a report
-    shows; ``command``: as it was typed; ``progress(label, total)``: a bar over prompts."""
+    """What is compared beside the weights. ``as_used``: the behaviour too; ``report``: also what a page shows;
+    ``command``: as it was typed; ``progress(label, total)``: a bar over prompts."""
 
     as_used: bool = False
     report: bool = False
@@ -59,11 +68,16 @@ def run_parity(
     converted: Path | None = None,
     save: Path | None = None,
     looks: Looks = Looks(),
-) -> Record:
+) -> ParityDocument:
     """Original and candidate side by side; ``save``: a file for the activations of both. Many prompts run
-    in batches, and the worst of them are looked at closely."""
-    from sam3lite_convert.commands.provenance import heat_map, provenance
-    from sam3lite_convert.parity.activations import Saved, check_place, save_activations
+    in batches, and the worst of them are compared closely.
+
+    Raises CannotRun if options do not go together or a package is missing, UnsoundPlan if an encoder does not get its
+    weights, Untrusted if the checkpoint or the folder contradicts itself.
+    """
+    from sam3lite_convert.commands.provenance import provenance
+    from sam3lite_convert.parity.activations import SavedActivations, check_place, save_activations
+    from sam3lite_convert.parity.heat_map import heat_map
     from sam3lite_convert.parity.run import compare_encoders, diagnose, measured_floors, notes
     from sam3lite_convert.parity.setup import set_up
     from sam3lite_convert.parity.sweep import focus, over_all, ranking_tap, sweep, worst_prompts
@@ -96,66 +110,71 @@ def run_parity(
         used = None
         if looks.as_used:
             with looks.progress("comparing behaviour", len(options.prompts)) as advance:
-                used = behaviour(setup, stock, options.prompts, outcome.floors, advance=advance)
+                verdict = outcome.judgement.verdict
+                used = behaviour(setup, stock, options.prompts, outcome.floors, advance=advance, weights=verdict)
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))
             hashing.result()
-    inputs = setup.inputs
-    about: Record = {
-        "checkpoint": source.name,
-        "converted": str(converted) if converted else None,
-        "reference": setup.reference.name,
-        "candidate": setup.layout,
-        "candidate_encoder": outcome.candidate.name,
-        "attention": setup.attention,
-        "dtype": str(setup.dtype).removeprefix("torch."),
-        "inputs": {"what": inputs.what, "prompts": list(inputs.prompts), "prompts_total": len(options.prompts)},
-    }
+    inputs, judgement = setup.inputs, outcome.judgement
+    sides = ComparedSides(
+        checkpoint=source.name,
+        converted=str(converted) if converted else None,
+        reference=setup.reference.name,
+        candidate=setup.layout,
+        candidate_encoder=outcome.candidate.name,
+        attention=setup.attention,
+        dtype=str(setup.dtype).removeprefix("torch."),
+    )
+    prompts_total = len(options.prompts)
     if save is not None:
         # The floors go with the file even where nothing differs: another candidate may be put into it.
         floors = outcome.floors or measured_floors(setup)
-        saved = Saved(inputs.ids, setup.recorded, outcome.propagated, outcome.isolated, floors, about)
-        save_activations(save, saved)
-    record = _parity_record(about, outcome.judgement, inputs.ids, setup.recorded, outcome.propagated)
+        columns = (setup.recorded, outcome.propagated, outcome.isolated)
+        save_activations(save, SavedActivations(sides, inputs, prompts_total, *columns, floors))
     rows = (swept.worst() if swept is not None else None) or range(len(inputs.prompts))
-    tap = ranking_tap({t.name: t.difference.max_abs for t in outcome.judgement.taps})
-    record["inputs"]["shape"] = list(setup.every.ids.shape)
-    said = notes(setup, outcome) + (used["notes"] if used else [])
+    tap = ranking_tap({t.name: t.difference.max_abs for t in judgement.taps})
+    said = notes(setup, outcome) + list(used.notes if used else ())
     if swept is not None:
         which = f"{len(inputs.ids)} furthest off" if swept.worst() else f"first {len(inputs.ids)}, as no row differs"
         said.append(
             f"all {len(setup.every.ids):,} rows went through both sides; isolated activations, noise floors"
             f"{', activations in the file' if save else ''} and causes are of the {which}"
         )
-    record |= {
-        "diagnosis": diagnosis.record() if diagnosis else None,
-        "notes": said,
-        "worst_prompts": worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
-        "not_compared": len(_beside_text(setup.plan)) if converted else 0,
-        "verdicts": {"weights": record["verdict"], "behaviour": used["verdict"] if used else None},
-        "behaviour": used,
-        "original_repo": _checkout(options.original, setup) if options.original else None,
-        "saved_activations": str(save) if save else None,
-        "source": source.provenance(),
-        "fetched": source.fetched(),
-    }
+    page = None
     if looks.report:
-        plan = setup.plan if converted else _whole_plan(setup.plan, mappings)
-        record |= provenance(plan, setup.folder, looks.command) | {"heat_map": heat_map(setup, outcome)}
-    return record
+        page = provenance(setup.plan if converted else _whole_plan(setup.plan, mappings), setup.folder, looks.command)
+    return ParityDocument(
+        sides=sides,
+        inputs=inputs.record(prompts_total, len(setup.every.ids)),
+        judgement=judgement.record(sides.dtype),
+        values=_values(setup.recorded, outcome.propagated),
+        diagnosis=diagnosis.record() if diagnosis else None,
+        notes=tuple(said),
+        verdicts=Verdicts(weights=judgement.verdict, behaviour=used.verdict if used else None),
+        behaviour=used,
+        worst_prompts=worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
+        not_compared=len(_beside_text(setup.plan)) if converted else 0,
+        original_repo=_checkout(options.original, setup) if options.original else None,
+        saved_activations=str(save) if save else None,
+        judged=None,
+        source=source.provenance(),
+        fetched=source.fetched(),
+        heat_map=heat_map(setup, outcome) if looks.report else None,
+        page=page,
+    )
 
 
-def _checkout(repo: OriginalRepo, setup: Setup) -> Record:
+def _checkout(repo: OriginalRepo, setup: Setup) -> CheckoutRecord:
     """What was run of the user's checkout, and how our own reference compares with it."""
     from sam3lite_convert.parity.run import against_own_reference
 
-    return {
-        "path": str(repo.path),
-        "commit": repo.commit,
-        "files": [str(file) for file in repo.files],
-        "stood_in": list(repo.stood_in),
-        "against_original_ref": against_own_reference(setup),
-    }
+    return CheckoutRecord(
+        path=str(repo.path),
+        commit=repo.commit,
+        files=tuple(str(file) for file in repo.files),
+        stood_in=repo.stood_in,
+        against_original_ref=against_own_reference(setup),
+    )
 
 
 def _beside_text(plan: Plan) -> list[str]:
@@ -185,16 +204,18 @@ def _as_used(options: ParityOptions, converted: Path | None, mappings: Mappings)
     return replace(options, prompts=options.prompts or PROMPTS, candidate=candidate)
 
 
-def judge_activations(path: Path, tolerance: float | None = None) -> Record:
-    """The verdict of a parity run again, from its saved activations; no model is needed."""
+def judge_activations(path: Path, tolerance: float | None = None) -> ParityDocument:
+    """The verdict of a parity run again, from its saved activations; no model is needed.
+
+    Raises CannotRun if there is no such file, it holds no activations or the tolerance is not a number from 0 on;
+    Untrusted if it is damaged or not complete.
+    """
     from sam3lite_convert.parity.activations import load_activations
-    from sam3lite_convert.parity.inputs import Inputs
     from sam3lite_convert.parity.judgement import check_tolerance, isolated_belongs, judge, require_finite
 
     check_tolerance(tolerance)
     saved = load_activations(path)
     require_finite(saved.reference)
-    padded = Inputs(saved.input_ids, "").padded
     isolated, floors, notes = saved.isolated, saved.floors, list[str]()
     try:
         if not isolated or not isolated_belongs(saved.reference, saved.candidate, isolated):
@@ -203,27 +224,127 @@ def judge_activations(path: Path, tolerance: float | None = None) -> Record:
             isolated = saved.candidate
             # What is carried to a layer is held to the floor of what is carried.
             floors = floors and {tap: floor.without_isolated() for tap, floor in floors.items()}
-        judgement = judge(saved.reference, saved.candidate, isolated, floors, padded, tolerance)
+        judgement = judge(saved.reference, saved.candidate, isolated, floors, saved.inputs.padded, tolerance)
     except ValueError as fault:
         raise Untrusted(f"{path}: {fault}", "corrupt_file") from fault
-    record = _parity_record(saved.about, judgement, saved.input_ids, saved.reference, saved.candidate)
-    return record | {"judged": str(path), "diagnosis": None, "notes": notes}
+    return ParityDocument(
+        sides=saved.sides,
+        inputs=saved.inputs.record(saved.prompts_total),
+        judgement=judgement.record(saved.sides.dtype),
+        values=_values(saved.reference, saved.candidate),
+        diagnosis=None,
+        notes=tuple(notes),
+        verdicts=Verdicts(weights=judgement.verdict, behaviour=None),
+        behaviour=None,
+        worst_prompts=(),
+        not_compared=0,
+        original_repo=None,
+        saved_activations=None,
+        judged=str(path),
+        source=None,
+        fetched=None,
+    )
 
 
-def _parity_record(
-    about: Record,
-    judgement: Judgement,
-    input_ids: Tensor,
-    reference: Mapping[str, Tensor],
-    candidate: Mapping[str, Tensor],
-) -> Record:
+def judge_port(
+    source: Source,
+    mappings: Mappings,
+    activations: Mapping[str, Tensor | np.ndarray],
+    ids: Tensor | np.ndarray | Sequence[Sequence[int]],
+    name: str = "candidate",
+    tolerance: float | None = None,
+    causal: bool = False,
+) -> ParityDocument:
+    """The verdict on what a port computed, against the reference on the same ids.
+
+    activations: by tap, (batch, sequence, width) or (batch, width) as the reference has it; any of the taps.
+    ids: (batch, sequence), whole numbers.
+
+    Raises CannotRun for ids that the encoder does not take, an unknown tap, a shape that is not the reference's, or no
+    tap at all.
+    """
+    import torch
+
+    from original_ref import TextStudentEncoder
+    from sam3lite_convert.convert.text_weights import source_weights
+    from sam3lite_convert.parity.encoders import record
+    from sam3lite_convert.parity.inputs import given_ids
+    from sam3lite_convert.parity.judgement import check_tolerance, judge, require_finite
+    from sam3lite_convert.parity.noise_floor import noise_floor
+    from sam3lite_convert.parity.original import reference_encoder
+
+    check_tolerance(tolerance)
+    with source.trusted():
+        plan = make_plan(source.read(), mappings, Options(component="text", causal=causal))
+        inputs = given_ids(ids, plan.architecture.sizes["vocab"])
+        reference = reference_encoder(plan.architecture, source_weights(plan), torch.float32)
+    recorded = record(reference, inputs.ids)
+    require_finite(recorded)
+    theirs = _port_activations(activations, recorded)
+    ours = {tap: recorded[tap] for tap in theirs}
+    assert isinstance(reference.model, TextStudentEncoder)
+    floors = noise_floor(reference.model, recorded, inputs.ids)
+    # Without isolated activations, an error that was carried is held to the floor of what is carried.
+    limits = {tap: floors[tap].without_isolated() for tap in theirs}
+    judgement = judge(ours, theirs, theirs, limits, inputs.padded, tolerance)
+    notes = ["isolated activations were not given: an error that was carried to a layer counts as made there"]
+    if missing := [tap for tap in recorded if tap not in theirs]:
+        notes.append(f"not given, and so not compared: {', '.join(missing)}")
+    return ParityDocument(
+        sides=ComparedSides(
+            checkpoint=source.name,
+            converted=None,
+            reference=reference.name,
+            candidate=name,
+            candidate_encoder=name,
+            attention="unknown",
+            dtype="float32",
+        ),
+        inputs=inputs.record(0),
+        judgement=judgement.record("float32"),
+        values=_values(ours, theirs),
+        diagnosis=None,
+        notes=tuple(notes),
+        verdicts=Verdicts(weights=judgement.verdict, behaviour=None),
+        behaviour=None,
+        worst_prompts=(),
+        not_compared=0,
+        original_repo=None,
+        saved_activations=None,
+        judged=name,
+        source=source.provenance(),
+        fetched=source.fetched(),
+    )
+
+
+def _port_activations(given: Mapping[str, Tensor | np.ndarray], recorded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The given activations in the order of the taps. Raises CannotRun if they are not of this encoder."""
+    import torch
+
+    unknown = [tap for tap in given if tap not in recorded]
+    if unknown or not given:
+        what = f"no such tap: {', '.join(unknown)}" if unknown else "no activations were given"
+        raise CannotRun(f"{what}; the taps of this encoder are {', '.join(recorded)}", "unknown_tap")
+    found = {tap: torch.as_tensor(given[tap]) for tap in recorded if tap in given}
+    for tap, value in found.items():
+        if value.shape != recorded[tap].shape or not value.is_floating_point():
+            raise CannotRun(
+                f"{tap} is {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}; the original's is "
+                f"{tuple(recorded[tap].shape)}, floating-point",
+                "other_shape",
+            )
+    return found
+
+
+def _values(reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> dict[str, Sides]:
+    """A few values of both outputs: of the first token of the first row."""
+    from sam3lite_convert.parity.taps import OUTPUTS
+
     values = {}
-    for name in ("projected", "pooled"):
-        # The first token of the first row; a few numbers say more than any statistic.
+    for name in (point.name for point in OUTPUTS if point.name in reference):
         ours, theirs = (side[name][0].reshape(-1)[:5].double().tolist() for side in (reference, candidate))
-        values[name] = {"reference": ours, "candidate": theirs}
-    inputs = dict(about.get("inputs") or {}) | {"shape": list(input_ids.shape), "ids": input_ids.tolist()}
-    return about | {"inputs": inputs} | judgement.record() | {"values": values}
+        values[name] = Sides(reference=tuple(ours), candidate=tuple(theirs))
+    return values
 
 
 def self_test_parity(
@@ -231,12 +352,12 @@ def self_test_parity(
     mappings: Mappings,
     options: ParityOptions,
     converted: Path | None = None,
-    tried: Callable[[Record], None] = lambda record: None,
-) -> Record:
+    tried: Callable[[TrialRecord], None] = lambda trial: None,
+) -> SelfTestDocument:
     """Every known fault made in a copy of the candidate; ``tried`` is told of each. ``verdict`` is
-    ``passed`` where each was found in its place, or is one that these inputs reveal to nobody.
+    ``passed`` if each was found in its place, or is one that these inputs reveal to nobody.
 
-    Raises CannotRun where the candidate differs before any fault is made.
+    Raises CannotRun if the candidate differs before any fault is made.
     """
     from sam3lite_convert.parity.run import compare_encoders
     from sam3lite_convert.parity.self_test import run_self_test
@@ -255,13 +376,13 @@ def self_test_parity(
     for trial in run_self_test(setup):
         trials.append(trial.record())
         tried(trials[-1])
-    counts = Counter(trial["outcome"] for trial in trials)
-    return {
-        "checkpoint": source.name,
-        "converted": str(converted) if converted else None,
-        "candidate": setup.layout,
-        "inputs": {"what": setup.inputs.what, "shape": list(setup.inputs.ids.shape)},
-        "verdict": "failed" if counts["missed"] else "passed",
-        "counts": {name: counts[name] for name in ("found", "missed", "not revealed")},
-        "faults": trials,
-    }
+    counts = Counter(trial.outcome for trial in trials)
+    return SelfTestDocument(
+        checkpoint=source.name,
+        converted=str(converted) if converted else None,
+        candidate=setup.layout,
+        inputs=SelfTestInputs(what=setup.inputs.what, shape=tuple(setup.inputs.ids.shape)),
+        verdict="failed" if counts["missed"] else "passed",
+        counts={name: counts[name] for name in get_args(TrialOutcome)},
+        faults=tuple(trials),
+    )

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -22,14 +21,17 @@ from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sam3lite_convert.checkpoint.hashing import sha256_of
-from sam3lite_convert.convert.card import CARD_FIELD, CARD_NAME, EDITED_FIELD, blob_id
+from sam3lite_convert.convert.card import CARD_NAME, blob_id
 from sam3lite_convert.convert.processor_files import TOKENIZER_NAMES
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
-from sam3lite_convert.convert.side_files import FIELD
+from sam3lite_convert.convert.side_files import CONFIG_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
 from sam3lite_convert.hub.requests import first_line, hub_faults, retried
+from sam3lite_convert.records.convert import FileState, PushedFile, PushPlanRecord, PushRecord
+from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.records.verify import VerifyDocument
 
 _LOGIN = "Log in with 'hf auth login', or set HF_TOKEN to a token that may write"
 _REQUESTS_LOOKED_AT = 10  # of the newest pull requests
@@ -56,13 +58,12 @@ class PushTarget:
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push would do. ``files``: name -> (bytes, ``new``, ``changed``, ``same``, or ``kept`` where
-    somebody edited it there); ``left``: files of the folder that no conversion writes; ``deleted``:
+    """What a push would do. ``files``: by name; ``left``: files of the folder that no conversion writes; ``deleted``:
     files of an earlier conversion that this one does not have; ``head``: the commit that it is based
     on, None for a repository that does not exist; ``revision``: what that is the head of."""
 
     target: PushTarget
-    files: dict[str, tuple[int, str]]
+    files: dict[str, PushedFile]
     deleted: tuple[str, ...]
     head: str | None
     private: bool
@@ -72,21 +73,21 @@ class PushPlan:
     @property
     def nothing(self) -> bool:
         """Whether everything is there already."""
-        unchanged = all(state in ("same", "kept") for _, state in self.files.values())
+        unchanged = all(file.state in ("same", "kept") for file in self.files.values())
         return self.head is not None and not self.deleted and unchanged
 
-    def record(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {
-            "repo": self.target.repo,
-            "creates": self.head is None,
-            "private": self.private,
-            "pull_request": self.target.create_pr,
-            "revision": self.revision,
-            "files": {name: {"bytes": size, "state": state} for name, (size, state) in self.files.items()},
-            "deleted": list(self.deleted),
-            "left": list(self.left),
-        }
+    def record(self) -> PushPlanRecord:
+        """What the push changes, for documents."""
+        return PushPlanRecord(
+            repo=self.target.repo,
+            creates=self.head is None,
+            private=self.private,
+            pull_request=self.target.create_pr,
+            revision=self.revision,
+            files=self.files,
+            deleted=self.deleted,
+            left=self.left,
+        )
 
 
 def user_name() -> str:
@@ -126,7 +127,7 @@ def plan_push(folder: Path, target: PushTarget) -> PushPlan:
             raise
         except RepositoryNotFoundError:
             # A private one of somebody else looks the same; creating it will say so.
-            local = {p.name: (p.stat().st_size, "new") for p in _files(folder)}
+            local = {p.name: PushedFile(bytes=p.stat().st_size, state="new") for p in _files(folder)}
             return PushPlan(target, local, (), None, target.private, _left(folder))
         head = str(info.sha)
         there = _tree(api, target.repo, head)
@@ -139,13 +140,13 @@ def plan_push(folder: Path, target: PushTarget) -> PushPlan:
         earlier = _earlier(target, folder, there, head)
         files, deleted = _compare(folder, there)
         card = there.get(CARD_NAME)
-        written = {(earlier or {}).get(CARD_FIELD), (earlier or {}).get(EDITED_FIELD)}
-        changed = files.get(CARD_NAME, (0, ""))[1] == "changed"
+        written = (earlier.card_blob_id, earlier.edited_card_blob_id) if earlier else ()
+        changed = CARD_NAME in files and files[CARD_NAME].state == "changed"
         if card and changed and card.blob_id not in written and not target.replace:
-            files[CARD_NAME] = (card.size, "kept")
+            files[CARD_NAME] = PushedFile(bytes=card.size, state="kept")
         # Only what that conversion wrote. That a tokenizer could not be had here is no reason to take it away.
         listed = _listed(earlier) if earlier else frozenset()
-        tokenizer = TOKENIZER_NAMES if not _receipt(folder).get("tokenizer") else frozenset()
+        tokenizer = TOKENIZER_NAMES if _receipt(folder).tokenizer is None else frozenset()
         deleted = tuple(n for n in deleted if n in listed - tokenizer)
         plan = PushPlan(target, files, deleted, head, bool(info.private), _left(folder))
         return (_proposed(api, folder, plan) or plan) if target.create_pr and not plan.nothing else plan
@@ -157,7 +158,7 @@ def _proposed(api: HfApi, folder: Path, plan: PushPlan) -> PushPlan | None:
     newest = sorted(refs.pull_requests or [], key=lambda r: int(r.ref.rpartition("/")[2]), reverse=True)
     for ref in newest[:_REQUESTS_LOOKED_AT]:
         files, deleted = _compare(folder, _tree(api, plan.target.repo, ref.target_commit))
-        if plan.files.get(CARD_NAME, (0, ""))[1] == "kept":
+        if CARD_NAME in plan.files and plan.files[CARD_NAME].state == "kept":
             files[CARD_NAME] = plan.files[CARD_NAME]
         found = replace(plan, files=files, deleted=deleted, head=ref.target_commit, revision=ref.ref)
         if found.nothing:
@@ -175,18 +176,20 @@ def _left(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(p.name for p in folder.iterdir() if p.name not in ours))
 
 
-def _listed(receipt: dict[str, Any]) -> frozenset[str]:
+def _listed(receipt: Receipt) -> frozenset[str]:
     """The files of a conversion, as its receipt lists them."""
-    return frozenset(
-        [*receipt["files"], INDEX_NAME, CARD_NAME, RECEIPT_NAME, "config.json", *(receipt.get(FIELD) or {})]
-    )
+    return frozenset([*receipt.files, INDEX_NAME, CARD_NAME, RECEIPT_NAME, CONFIG_NAME, *receipt.beside])
 
 
-def _receipt(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8")))
+def _receipt(folder: Path) -> Receipt:
+    return _read_receipt(folder / RECEIPT_NAME)
 
 
-def _earlier(target: PushTarget, folder: Path, there: Iterable[str], head: str) -> dict[str, Any] | None:
+def _read_receipt(path: Path) -> Receipt:
+    return Receipt.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _earlier(target: PushTarget, folder: Path, there: Iterable[str], head: str) -> Receipt | None:
     """The receipt of the conversion that the repository holds, None where it holds nothing yet.
 
     Raises CannotRun where it holds something that a push would spoil.
@@ -203,14 +206,14 @@ def _earlier(target: PushTarget, folder: Path, there: Iterable[str], head: str) 
         )
     path = retried(lambda: hf_hub_download(target.repo, RECEIPT_NAME, revision=head))
     try:
-        old = dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        _listed(old)
-        was, now = _what(old), _what(_receipt(folder))
-        if _content(old) == _content(_receipt(folder)):
-            was, now = was[1:], now[1:]  # one content under two names
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        old = _read_receipt(Path(path))
+    except (OSError, ValueError, RecursionError) as fault:
         message = f"the {RECEIPT_NAME} in {target.repo} cannot be read. {other}."
         raise CannotRun(message, "repository_not_ours") from fault
+    new = _receipt(folder)
+    was, now = _what(old), _what(new)
+    if _content(old) == _content(new):
+        was, now = was[1:], now[1:]  # one content under two names
     if was != now and not target.replace:
         raise CannotRun(
             f"{target.repo} holds another conversion ({', '.join(was)}; this is {', '.join(now)}), which would be "
@@ -220,24 +223,24 @@ def _earlier(target: PushTarget, folder: Path, there: Iterable[str], head: str) 
     return old
 
 
-def _what(receipt: dict[str, Any]) -> tuple[str, ...]:
+def _what(receipt: Receipt) -> tuple[str, ...]:
     """What tells one conversion from another: a newer state of the same file is the same one."""
-    source, options = receipt["source"], receipt["options"]
-    told = ("context", options["context"]), ("causal", options["causal"])
+    source, options = receipt.source, receipt.options
     return (
-        f"{source['repo']}: {source['file']}" if source.get("repo") else str(source["name"]),
-        f"layout {receipt['layout']}",
-        f"component {receipt['component']}",
-        str(receipt["dtype"]),
-        *(f"{name} {value}" for name, value in told if value),
+        f"{source.repo}: {source.file}" if source.repo else source.name,
+        f"layout {receipt.layout}",
+        f"component {receipt.component}",
+        receipt.dtype,
+        *([f"context {options.context}"] if options.context else []),
+        *(["causal True"] if options.causal else []),
     )
 
 
-def _content(receipt: dict[str, Any]) -> str:
-    return str(receipt["source"].get("sha256") or receipt["source"].get("etag"))
+def _content(receipt: Receipt) -> str | None:
+    return receipt.source.sha256 or receipt.source.etag
 
 
-def _state(path: Path, there: RepoFile | None) -> str:
+def _state(path: Path, there: RepoFile | None) -> FileState:
     if there is None:
         return "new"
     if path.stat().st_size != there.size:
@@ -247,17 +250,17 @@ def _state(path: Path, there: RepoFile | None) -> str:
     return "same" if blob_id(path.read_bytes()) == there.blob_id else "changed"
 
 
-def push(folder: Path, plan: PushPlan, verification: dict[str, Any] | None) -> dict[str, Any]:
+def push(folder: Path, plan: PushPlan, verification: VerifyDocument | None) -> PushRecord:
     """Carry out a plan; returns where it went. Only for a folder whose verification succeeded.
 
     Raises CannotRun where it does not arrive; the folder stays as it is.
     """
     if plan.nothing:
-        return plan.record() | {"state": "current", "commit": plan.head, "url": None}
-    if not verification or verification["verdict"] != "proven":
+        return PushRecord(repo=plan.target.repo, state="current", plan=plan.record(), commit=plan.head)
+    if verification is None or verification.verdict != "proven":
         raise CannotRun(f"{folder} was not verified, so it is not pushed", "not_verified")
     try:
-        return plan.record() | {"state": "pushed"} | _commit(folder, plan)
+        return _commit(folder, plan)
     except Sam3LiteError as fault:
         raise CannotRun(
             f"the push to {plan.target.repo} did not succeed: {fault.message} The folder {folder} is complete and "
@@ -266,10 +269,10 @@ def push(folder: Path, plan: PushPlan, verification: dict[str, Any] | None) -> d
         ) from fault
 
 
-def _commit(folder: Path, plan: PushPlan) -> dict[str, Any]:
+def _commit(folder: Path, plan: PushPlan) -> PushRecord:
     target = plan.target
     message = target.message or f"Convert with sam3lite-convert: {_said(folder)}"
-    sent = [n for n, (_, state) in plan.files.items() if state not in ("same", "kept")]
+    sent = [n for n, file in plan.files.items() if file.state not in ("same", "kept")]
     with hub_faults(target.repo, "write"):
         api = HfApi()
         head = plan.head
@@ -292,10 +295,17 @@ def _commit(folder: Path, plan: PushPlan) -> dict[str, Any]:
         # A pull request whose answer was lost is there all the same, and would be made twice.
         done = commit() if target.create_pr else retried(commit)
         files, _ = _compare(folder, _tree(api, target.repo, done.oid))
-    wrong = [n for n, (_, state) in files.items() if state != "same" and plan.files[n][1] != "kept"]
+    wrong = [n for n, file in files.items() if file.state != "same" and plan.files[n].state != "kept"]
     if wrong:
         raise CannotRun(f"what arrived is not what was sent ({', '.join(wrong)}).", "push_incomplete")
-    return {"commit": done.oid, "url": done.pr_url or done.commit_url, "sent": sent}
+    return PushRecord(
+        repo=target.repo,
+        state="pushed",
+        plan=plan.record(),
+        commit=done.oid,
+        url=done.pr_url or done.commit_url,
+        sent=tuple(sent),
+    )
 
 
 def _create(api: HfApi, target: PushTarget) -> str:
@@ -321,12 +331,12 @@ def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 
-def _compare(folder: Path, there: dict[str, RepoFile]) -> tuple[dict[str, tuple[int, str]], tuple[str, ...]]:
+def _compare(folder: Path, there: dict[str, RepoFile]) -> tuple[dict[str, PushedFile], tuple[str, ...]]:
     """The folder's files with their states, and the files of an earlier conversion that it lacks."""
-    files = {p.name: (p.stat().st_size, _state(p, there.get(p.name))) for p in _files(folder)}
+    files = {p.name: PushedFile(bytes=p.stat().st_size, state=_state(p, there.get(p.name))) for p in _files(folder)}
     return files, tuple(sorted(n for n in there if n not in files and n != ".gitattributes"))
 
 
 def _said(folder: Path) -> str:
     receipt = _receipt(folder)
-    return f"{receipt['source']['name']}, layout {receipt['layout']}"
+    return f"{receipt.source.name}, layout {receipt.layout}"

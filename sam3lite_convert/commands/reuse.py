@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
-from sam3lite_convert.commands.convert import Record, Request, _add_parity, _finished, _sizes, _verified, fetch
+from sam3lite_convert.commands.convert import Request, add_parity, fetch, finished, sizes, verified
 from sam3lite_convert.commands.sources import Location
 from sam3lite_convert.convert import processor_files, side_files, up_to_date
 from sam3lite_convert.convert.card import CARD_NAME
-from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.strict import refuse
+from sam3lite_convert.convert.up_to_date import EarlierConversion
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import clear_leftovers
 from sam3lite_convert.plan.plan import make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.convert import ConvertDocument
+from sam3lite_convert.records.receipt import Receipt
 
 
 def find_current(
     location: Location, mappings: Mappings, request: Request, hashing: SourceHash | None = None
-) -> Folder | None:
+) -> EarlierConversion | None:
     """The folder of an earlier run that already is what this one would write; None where there is none.
 
     Raises CannotRun where something else lies there and may not be replaced. Of a file on the Hub
@@ -33,15 +37,14 @@ def find_current(
     if isinstance(found, str):
         why = found
     else:
-        receipt = found.receipt or {}
-        why = up_to_date.difference(receipt, request.options, request.max_shard_size, mappings)
+        why = up_to_date.difference(found.receipt, request.options, request.max_shard_size, mappings)
         if why is None:
             identity = location.file.etag if location.file else None
             if identity is None:  # a local file, or a cache without symbolic links, which tell the etag
                 identity = hashing.digest() if hashing else sha256_of(location.here())
-            if up_to_date.same_source(receipt, identity):
+            if up_to_date.same_source(found.receipt, identity):
                 return found
-            why = f"it was converted from another file ({receipt['source'].get('name')})"
+            why = f"it was converted from another file ({found.receipt.source.name})"
     raise CannotRun(
         f"{folder} exists and was kept as it is: {why}. Replace it with --overwrite, or name another folder with "
         "--output DIR.",
@@ -49,24 +52,18 @@ def find_current(
     )
 
 
-def complete(location: Location, mappings: Mappings, request: Request, found: Folder) -> Record:
-    """The record of a folder that is up_to_date. Added is only what an earlier run could not do or was not
+def complete(location: Location, mappings: Mappings, request: Request, found: EarlierConversion) -> ConvertDocument:
+    """The document of a folder that is up to date. Added is only what an earlier run could not do or was not
     asked for: tokenizer files, a proof, parity."""
-    folder, receipt = found.path, found.receipt or {}
-    record: Record = {
-        "state": "current", "checkpoint": location.name, "option": location.option, "output": str(folder),
-        "dry_run": False,
-        **{k: receipt.get(k) for k in ("layout", "component", "dtype", "architecture", "counts")},
-        "notes": [], "verification": None, "parity": None,
-    }  # fmt: skip
-    before = {n: (folder / n).stat().st_mtime_ns for n in _sizes(folder)}
+    folder, receipt = found.path, found.receipt
+    before = {n: (folder / n).stat().st_mtime_ns for n in sizes(folder)}
     gone = side_files.missing(folder, receipt, request.tokenizer is not None)
     # A run that was cut off may have left files that the receipt does not know of.
-    unknown = request.tokenizer is not None and not receipt.get("tokenizer")
+    unknown = request.tokenizer is not None and receipt.tokenizer is None
     wants_tokenizer = request.tokenizer_named or unknown or not processor_files.TOKENIZER_NAMES.isdisjoint(gone)
     wants_files = (wants_tokenizer or bool(gone)) and side_files.takes_processor_files(receipt)
-    if request.strict.nonfinite and (special := receipt.get("nonfinite")):
-        refuse(special, ", ".join(list(special)[:5]))
+    if request.strict.nonfinite and receipt.nonfinite:
+        refuse(receipt.nonfinite)
     changed = side_files.edited(folder, receipt)
     if changed and request.model_id:
         raise CannotRun(
@@ -74,7 +71,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Fo
             "the folder anew.",
             "edited",
         )
-    why = None
+    why = verification = parity = None
     if request.verify or request.parity or wants_files:
         whole = (request.verify or request.parity) and not request.partial
         source = fetch(location, mappings, request) if whole or request.partial else location.index()
@@ -84,27 +81,49 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Fo
                 tokenizer = side_files.fetch_tokenizer(
                     plan, request.tokenizer if wants_tokenizer else None, request.cache
                 )
-                why = side_files.add_processor_files(folder, receipt, plan, tokenizer)
-                side_files.write_receipt(folder, receipt)
+                receipt, why = side_files.add_processor_files(folder, receipt, plan, tokenizer)
+                receipt, _ = side_files.write_receipt(folder, receipt)
             if request.verify:
-                record["verification"] = _verified(folder, source, mappings, request, folder)
+                verification = verified(folder, source, mappings, request, folder)
             if request.parity:
-                record["parity"] = _add_parity(folder, receipt, source, mappings, request)
+                receipt, parity = add_parity(folder, receipt, source, mappings, request)
     changed = side_files.edited(folder, receipt)
     late = [f"{', '.join(changed)}: edited since the conversion, and kept as it is"] if changed else []
-    receipt["model_id"] = request.model_id or receipt.get("model_id")
-    if location.file is not None and receipt["source"].get("licence") is None and receipt["source"].get("repo"):
-        receipt["source"]["licence"] = location.file.licence
-    note = side_files.write_receipt(folder, receipt)
+    receipt, note = side_files.write_receipt(folder, _renewed(receipt, location, request))
     late += [note] if note else []
-    record = _finished(record, folder, receipt, location, request, why, late)
-    added = sorted(n for n in record["files"] if before.get(n) != (folder / n).stat().st_mtime_ns)
-    return record | {"added": [n for n in added if n not in (RECEIPT_NAME, CARD_NAME)]}
+    document = ConvertDocument(
+        state="current",
+        checkpoint=location.name,
+        option=location.option,
+        output=str(folder),
+        dry_run=False,
+        layout=receipt.layout,
+        component=receipt.component,
+        dtype=receipt.dtype,
+        architecture=receipt.architecture,
+        counts=receipt.counts,
+        notes=(),
+        mapping=str(request.mapping) if request.mapping else None,
+    )
+    document = finished(document, folder, receipt, location, request, why, late, verification, parity)
+    added = sorted(n for n in document.done.files if before.get(n) != (folder / n).stat().st_mtime_ns)
+    added = [n for n in added if n not in (RECEIPT_NAME, CARD_NAME)]
+    return replace(document, written=replace(document.done, added=tuple(added)))
 
 
-def has_all(found: Folder, request: Request) -> bool:
+def _renewed(receipt: Receipt, location: Location, request: Request) -> Receipt:
+    """The receipt with the repository that the card is to name now, and with the licence if it could not be read
+    before."""
+    licence = receipt.source.licence
+    if licence is None and receipt.source.repo and location.file is not None and location.file.licence is not None:
+        licence = dict(location.file.licence)
+    source = replace(receipt.source, licence=licence)
+    return replace(receipt, source=source, model_id=request.model_id or receipt.model_id)
+
+
+def has_all(found: EarlierConversion, request: Request) -> bool:
     """Whether a current folder also has what the request adds to the tensors, as it was written."""
-    receipt = found.receipt or {}
+    receipt = found.receipt
     if side_files.missing(found.path, receipt, request.tokenizer is not None) or side_files.edited(found.path, receipt):
         return False
-    return not request.tokenizer_named and not (request.parity and not receipt.get("parity"))
+    return not request.tokenizer_named and not (request.parity and receipt.parity is None)

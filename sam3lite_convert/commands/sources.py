@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
@@ -15,8 +15,12 @@ from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
+from sam3lite_convert.plan.counts import dtype_counts
+from sam3lite_convert.plan.names import Names
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.shared import Fetched, FileFacts, HubOrigin
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.origin import HubFile
@@ -63,15 +67,50 @@ class Source:
         """The file's SHA-256, under way; a copy with holes has none."""
         return SourceHash(None if self.copy else self.path)
 
-    def provenance(self) -> dict[str, Any] | None:
+    def provenance(self) -> HubOrigin | None:
         """Repository, file, commit, etag and size; None for a local file."""
         return self.hub.record() if self.hub else None
 
-    def fetched(self) -> dict[str, Any] | None:
+    def fetched(self) -> Fetched | None:
         """How much of the file was fetched by ranges; None where all of it is here."""
         if self.copy is None:
             return None
-        return {"bytes": self.copy.received, "requests": self.copy.requests, "of": self.copy.file.size}
+        return Fetched(bytes=self.copy.received, requests=self.copy.requests, of=self.copy.file.size)
+
+    def facts(self, checkpoint: Checkpoint, names: Names, text_parameters: int) -> FileFacts:
+        """What the file is, by its index. ``text_parameters``: parameters of the text encoder."""
+        return FileFacts(
+            checkpoint=self.name,
+            option=self.option,
+            source=self.provenance(),
+            fetched=self.fetched(),
+            size=checkpoint.size,
+            format=checkpoint.format,
+            wrapper=checkpoint.wrapper,
+            prefix=names.prefix,
+            dtypes=dtype_counts(checkpoint),
+            text_parameters=text_parameters,
+            sam3_text_parameters=int(SAM3_TEXT_PARAMETERS),
+        )
+
+    def with_bytes_of(
+        self, index: Checkpoint, tensors: Iterable[StoredTensor], advance: Advance = lambda n: None
+    ) -> Checkpoint:
+        """The index of a file that holds the bytes of these tensors: those that are not here are fetched.
+
+        Raises CannotRun if they cannot be had, Untrusted if they lie outside of their records.
+        """
+        if self.copy is None:
+            return index
+        wanted = list(tensors)
+        # A zip's record begins somewhat before its tensor, with a header that says where exactly.
+        self.copy.fetch((index.extents.get(t.key) or _extent(t) for t in wanted), advance)
+        # From here on the copy is read as a file, where a hole would be zeros.
+        exact = self.read()
+        holes = [t.key for t in wanted if not self.copy.present(*_stretch(exact.tensors[t.key]))]
+        if holes:
+            raise Untrusted(f"{self.path.name}: bytes of {', '.join(holes[:5])} lie outside of their records")
+        return exact
 
     @contextmanager
     def trusted(self) -> Iterator[None]:
@@ -175,13 +214,7 @@ class Location:
             plan = make_plan(checkpoint, mappings, Options(component="text", causal=causal))
             tensors = [m.source for m in plan.mapped.values()]
             tensors += [t for twin in plan.twins for t in (twin.first, twin.second)]
-            # A zip's record begins somewhat before its tensor, with a header that says where exactly.
-            source.copy.fetch((checkpoint.extents.get(t.key) or _extent(t) for t in tensors), advance)
-            # From here on the copy is read as a file, where a hole would be zeros.
-            exact = source.read().tensors
-            holes = [t.key for t in tensors if not source.copy.present(*_stretch(exact[t.key]))]
-            if holes:
-                raise Untrusted(f"{self.path.name}: bytes of {', '.join(holes[:5])} lie outside of their records")
+            source.with_bytes_of(checkpoint, tensors, advance)
         return source
 
 

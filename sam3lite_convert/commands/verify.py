@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sam3lite_convert.commands.inspect import Progress, Record
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.receipt import Losses
+from sam3lite_convert.records.shared import PageFacts
+from sam3lite_convert.records.verify import Mismatch, VerifyDocument
+from sam3lite_convert.workers import Advance
+
+if TYPE_CHECKING:
+    from sam3lite_convert.verify.verify import Verification
 
 
 def verify_folder(
@@ -14,28 +22,71 @@ def verify_folder(
     source: Source,
     mappings: Mappings,
     causal: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[str], Advance] | None = None,
     report_of: str | None = None,
-) -> Record:
-    """Prove a folder; the record's ``verdict`` says whether it is. ``report_of``: the command as it was typed,
-    where the record also has to hold what a report shows."""
+) -> VerifyDocument:
+    """Prove a folder; ``verdict`` says whether it is its source. ``report_of``: the command as it was typed, if the
+    document also has to hold what a page shows.
+
+    Raises CannotRun if there is no folder, or none of a known layout; UnsoundPlan if no plan fits the checkpoint;
+    Untrusted if a file is damaged.
+    """
     from sam3lite_convert.commands.provenance import provenance
     from sam3lite_convert.convert.folder import read_folder
     from sam3lite_convert.verify.recognise import recognise  # loads numpy; convert starts without
     from sam3lite_convert.verify.verify import verify  # loads numpy; convert starts without
 
     found = read_folder(folder)
-    receipt = found.receipt.get("options") if found.receipt else None
-    causal = causal or bool(isinstance(receipt, dict) and receipt.get("causal"))
+    options = found.receipt.get("options") if found.receipt else None
+    causal = causal or bool(isinstance(options, dict) and options.get("causal"))
     with source.trusted():
         plan = recognise(found, source.read(), mappings, causal)
-        record = verify(found, plan, progress).record()
-    return {
-        "folder": str(folder),
-        "checkpoint": source.name,
-        "option": source.option,
-        "source": source.provenance(),
-        "targets": plan.counts["target"],
-        **record,
-        **(provenance(plan, found, report_of) if report_of is not None else {}),
-    }
+        outcome = verify(found, plan, progress)
+    page = provenance(plan, found, report_of) if report_of is not None else None
+    return _document(outcome, folder, source, page)
+
+
+def _document(outcome: Verification, folder: Path, source: Source, page: PageFacts | None) -> VerifyDocument:
+    plan, lost = outcome.plan, outcome.lost
+    return VerifyDocument(
+        folder=str(folder),
+        checkpoint=source.name,
+        option=source.option,
+        source=source.provenance(),
+        targets=plan.counts.target,
+        verdict="proven" if outcome.proven else "mismatch",
+        up_to=outcome.up_to,
+        summary=_summary(outcome),
+        layout=plan.layout.name,
+        component=plan.options.component,
+        dtype=plan.floating_dtype,
+        checked=outcome.checked,
+        mismatched=tuple(Mismatch(key=key, why=why) for key, why in outcome.mismatched),
+        missing=tuple(outcome.missing),
+        unexpected=tuple(outcome.unexpected),
+        lost=lost,
+        lost_words=tuple(_lost_words(lost)),
+        notes=tuple(outcome.notes),
+        page=page,
+    )
+
+
+def _summary(outcome: Verification) -> str:
+    counted = f"{outcome.checked:,} of {outcome.plan.counts.target:,} tensors"
+    if outcome.proven:
+        return f"{counted} turn back into their source bit for bit"
+    faults = len(outcome.mismatched) + len(outcome.missing) + len(outcome.unexpected)
+    return f"{faults:,} {'fault' if faults == 1 else 'faults'}; {counted} were compared"
+
+
+def _lost_words(lost: Losses) -> Iterator[str]:
+    if lost.dropped:
+        kinds = ", ".join(f"{n} {label}" for label, n in lost.dropped.by_kind.items())
+        yield f"{lost.dropped.tensors} dropped tensors ({kinds})"
+    if lost.class_row:
+        yield f"the class row of {lost.class_row.tensor}"
+    if lost.positions:
+        yield f"the last {lost.positions.rows} rows of {lost.positions.tensor}"
+    if lost.cast:
+        changed, error = lost.cast.changed_values, lost.cast.max_abs_error
+        yield f"what the cast rounded off ({changed:,} values, max abs error {error:.3g})"

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
 
 from sam3lite_convert.convert.calling_recipe import recipe
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.plan.families import FAMILIES, Family
 from sam3lite_convert.plan.loaders import LOADERS
+from sam3lite_convert.records.receipt import ParitySummary, Receipt
+from sam3lite_convert.records.record import JsonValue
 
 CARD_NAME = "README.md"
-CARD_FIELD = "card_blob_id"  # of the receipt: git's id of the card, to tell whether somebody edited it
-EDITED_FIELD = "edited_card_blob_id"  # the same of a card that somebody edited in the folder
-Receipt = dict[str, Any]
 
 # Measured against the original code; the layout notes, fact 5.
 _AS_USED = """\
@@ -40,64 +40,63 @@ def model_card(receipt: Receipt) -> str:
 
     Where the receipt has a ``model_id``, the repository that it is pushed to, the examples name that.
     """
-    model_id = receipt.get("model_id")
-    family, loader = FAMILIES[receipt["family"]], LOADERS[receipt["loader"]]
-    a, counts = receipt["architecture"], receipt["counts"]
-    what = "text encoder" if receipt["component"] == "text" else "detector"
-    by_kind = receipt["lost"].get("dropped", {}).get("by_kind", {})
+    family, loader = FAMILIES[receipt.family], LOADERS[receipt.loader]
+    a, counts = receipt.architecture, receipt.counts
+    what = "text encoder" if receipt.component == "text" else "detector"
+    by_kind = receipt.lost.dropped.by_kind if receipt.lost.dropped else {}
     lines = [
         *_metadata(receipt, family),
         "",
-        f"# {family.name} {what}, {a['variant']}, layout `{receipt['layout']}`",
+        f"# {family.name} {what}, {a.variant}, layout `{receipt.layout}`",
         "",
         *_provenance(receipt),
         "",
         "| | tensors |",
         "|---|---|",
-        f"| in the checkpoint | {counts['source']} |",
-        f"| mapped | {counts['mapped']} |",
-        f"| dropped | {counts['dropped']} |",
-        f"| in this folder | {counts['target']} |",
+        f"| in the checkpoint | {counts.source} |",
+        f"| mapped | {counts.mapped} |",
+        f"| dropped | {counts.dropped} |",
+        f"| in this folder | {counts.target} |",
         "",
         *(f"- dropped {n}: {label}" for label, n in by_kind.items()),
-        *(f"- {note}" for note in receipt["notes"]),
+        *(f"- {note}" for note in receipt.notes),
         "",
-        f"Text encoder: {a['num_hidden_layers']} layers, {a['hidden_size']} wide, context {a['context_length']}, "
-        f"{receipt['text_parameters'] / 1e6:.2f} M parameters (SAM3's own: {SAM3_TEXT_PARAMETERS / 1e6:.2f} M). "
-        f"Tensors: {receipt['dtype']}.",
+        f"Text encoder: {a.num_hidden_layers} layers, {a.hidden_size} wide, context {a.context_length}, "
+        f"{receipt.text_parameters / 1e6:.2f} M parameters (SAM3's own: {SAM3_TEXT_PARAMETERS / 1e6:.2f} M). "
+        f"Tensors: {receipt.dtype}.",
         "",
         "## Loading",
         "",
-        *_EXAMPLES[loader.name](receipt, family, model_id),
+        *_EXAMPLES[loader.name](receipt, family),
         "",
-        *_parity(receipt.get("parity")),
+        *_parity(receipt.parity),
     ]
-    if loader.processor and receipt["component"] == "all":
-        context = a["context_length"]
+    if loader.processor and receipt.component == "all":
+        context = a.context_length
         stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
-        padded = "; the tokenizer here pads with 0" if receipt.get("tokenizer") else ""
-        cast = f", rounded to {receipt['dtype']}" if receipt["lost"].get("cast") else ""
-        names = family.library
-        said = _AS_USED.format(processor=names.processor, stretched=stretched, padded=padded, cast=cast)
+        padded = "; the tokenizer here pads with 0" if receipt.tokenizer else ""
+        cast = f", rounded to {receipt.dtype}" if receipt.lost.cast else ""
+        processor = family.library.processor
+        said = _AS_USED.format(processor=processor, stretched=stretched, padded=padded, cast=cast)
         lines += ["## As it is used", "", said, "", *_recipe(receipt, family)]
     lines += ["## Checking", "", "```", _check(receipt), "```", ""]
     return "\n".join(lines)
 
 
 def _metadata(receipt: Receipt, family: Family) -> Iterator[str]:
-    source = receipt["source"]
+    source = receipt.source
     yield "---"
-    yield f"library_name: {receipt['library'] or 'sam3lite-convert'}"
-    for key, value in (source.get("licence") or {}).items():
+    yield f"library_name: {receipt.library or 'sam3lite-convert'}"
+    for key, value in (source.licence or {}).items():
         if not isinstance(value, bool):  # "license: no" is one to YAML, and none to the Hub
             yield f"{key}: {_yaml(value if isinstance(value, list) else str(value))}"
-    if source.get("repo"):
-        yield f"base_model: {_yaml(source['repo'])}"
-    yield "pipeline_tag: mask-generation" if receipt["component"] == "all" else "pipeline_tag: feature-extraction"
+    if source.repo:
+        yield f"base_model: {_yaml(source.repo)}"
+    yield "pipeline_tag: mask-generation" if receipt.component == "all" else "pipeline_tag: feature-extraction"
     yield from ("tags:", *(f"- {tag}" for tag in (*family.tags, "safetensors")), "---")
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: JsonValue) -> str:
     """A value as JSON, which is YAML but for the characters that have to be escaped otherwise."""
     if isinstance(value, list):
         return "[" + ", ".join(map(_yaml, value)) + "]"
@@ -106,11 +105,10 @@ def _yaml(value: Any) -> str:
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value) + '"'
 
 
-def card_of(receipt: Receipt) -> bytes:
-    """The card as it is written; notes in the receipt what it is."""
+def with_card(receipt: Receipt) -> tuple[Receipt, bytes]:
+    """The receipt with the id of its card, and the card as it is written."""
     data = model_card(receipt).encode("utf-8", "backslashreplace")
-    receipt[CARD_FIELD] = blob_id(data)
-    return data
+    return replace(receipt, card_blob_id=blob_id(data)), data
 
 
 def blob_id(data: bytes) -> str:
@@ -119,18 +117,18 @@ def blob_id(data: bytes) -> str:
 
 
 def _provenance(receipt: Receipt) -> Iterator[str]:
-    tool, source = receipt["tool"], receipt["source"]
-    hashed = f"SHA-256 `{source['sha256']}`" if source["sha256"] else f"SHA-256 as the Hub states it `{source['etag']}`"
-    size = f"{source['size']:,} bytes, {hashed}"
-    if source.get("repo"):
-        yield (f"Converted from `{source['file']}` of `{source['repo']}` at commit `{source['commit']}` ({size}) by")
+    tool, source = receipt.tool, receipt.source
+    hashed = f"SHA-256 `{source.sha256}`" if source.sha256 else f"SHA-256 as the Hub states it `{source.etag}`"
+    size = f"{source.size:,} bytes, {hashed}"
+    if source.repo:
+        yield (f"Converted from `{source.file}` of `{source.repo}` at commit `{source.commit}` ({size}) by")
     else:
-        yield f"Converted from `{source['name']}` ({size}) by"
+        yield f"Converted from `{source.name}` ({size}) by"
     yield (
-        f"{tool['name']} {tool['version']} (mapping tables `{tool['mappings_sha256'][:16]}`). `conversion.json` "
+        f"{tool.name} {tool.version} (mapping tables `{tool.mappings_sha256[:16]}`). `conversion.json` "
         "accounts for every tensor."
     )
-    licence = source.get("licence") or {}
+    licence = source.licence or {}
     yield ""
     if licence:
         named = licence.get("license_name") or licence.get("license")
@@ -138,20 +136,21 @@ def _provenance(receipt: Receipt) -> Iterator[str]:
         link = licence.get("license_link")
         said = f"Licence, as the source names it: {named}" + (f" ({link})" if link else "") + "."
         yield " ".join(said.split())
-    elif source.get("repo") and source.get("licence") is None:
+    elif source.repo and source.licence is None:
         yield "The source's card was not read, since the Hub was not reached; its licence holds."
-    elif source.get("repo"):
+    elif source.repo:
         yield "The source's card names no licence; ask there before you use or publish this."
     else:
         yield "The checkpoint was a local file that names no licence; that of its origin holds."
 
 
-def _of_the_library(receipt: Receipt, family: Family, model_id: str | None) -> Iterator[str]:
+def _of_the_library(receipt: Receipt, family: Family) -> Iterator[str]:
     """How the classes of transformers load the folder."""
+    model_id = receipt.model_id
     place = json.dumps(model_id or ".")
-    text_only = receipt["component"] == "text"
+    text_only = receipt.component == "text"
     model = family.library.text_model if text_only else family.library.model
-    tokenizer = bool(receipt.get("tokenizer"))
+    tokenizer = bool(receipt.tokenizer)
     yield "```python"
     yield f"from transformers import {'AutoTokenizer, ' if tokenizer else ''}{model}"
     yield ""
@@ -186,9 +185,9 @@ def _folder(model_id: str | None) -> str:
     return f"folder = snapshot_download({json.dumps(model_id)})" if model_id else 'folder = "."'
 
 
-def _packed(receipt: Receipt, family: Family, model_id: str | None) -> Iterator[str]:
+def _packed(receipt: Receipt, family: Family) -> Iterator[str]:
     """How this project's own encoder loads the text encoder of the folder."""
-    context = receipt["architecture"]["context_length"]
+    context, model_id = receipt.architecture.context_length, receipt.model_id
     yield "```python"
     yield "import torch"
     if model_id:
@@ -197,39 +196,39 @@ def _packed(receipt: Receipt, family: Family, model_id: str | None) -> Iterator[
     yield ""
     yield _folder(model_id)
     yield "model = PackedTextModel.from_pretrained(folder)"
-    if receipt["architecture"]["vocab_size"] > END:
+    if receipt.architecture.vocab_size > END:
         yield f"ids = torch.tensor([[{START}, 1929, {END}] + [{PAD}] * {context - 3}])  # dog"
     else:
         yield f"ids = torch.zeros(1, {context}, dtype=torch.int64)"
     yield "print(model(ids).projected.shape)  # what the detector reads"
     yield "```"
-    if receipt["component"] == "all":
+    if receipt.component == "all":
         yield ""
         yield "No library reads the rest of the detector in this layout; names and shapes are in `conversion.json`."
 
 
-def _plain(receipt: Receipt, family: Family, model_id: str | None) -> Iterator[str]:
+def _plain(receipt: Receipt, family: Family) -> Iterator[str]:
     """How the tensors of a layout are had for which this project has no model."""
-    yield f"Layout `{receipt['layout']}`: {receipt['reader'] or 'no program is named that reads it'}. The tensors:"
+    yield f"Layout `{receipt.layout}`: {receipt.reader or 'no program is named that reads it'}. The tensors:"
     yield ""
     yield "```python"
     yield "from pathlib import Path"
     yield ""
-    if model_id:
+    if receipt.model_id:
         yield "from huggingface_hub import snapshot_download"
     yield "from safetensors.torch import load_file"
     yield ""
-    yield _folder(model_id)
+    yield _folder(receipt.model_id)
     yield "tensors = {}"
     yield 'for file in sorted(Path(folder).glob("*.safetensors")):'
     yield "    tensors |= load_file(file)"
-    yield f"assert len(tensors) == {receipt['counts']['target']}"
+    yield f"assert len(tensors) == {receipt.counts.target}"
     yield "```"
     yield ""
     yield "Where each of them comes from is in `conversion.json`, the sizes of the model in `config.json`."
 
 
-_EXAMPLES: dict[str, Callable[[Receipt, Family, str | None], Iterator[str]]] = {
+_EXAMPLES: dict[str, Callable[[Receipt, Family], Iterator[str]]] = {
     "transformers": _of_the_library,
     "packed_encoder": _packed,
     "none": _plain,
@@ -238,41 +237,43 @@ _EXAMPLES: dict[str, Callable[[Receipt, Family, str | None], Iterator[str]]] = {
 
 def _recipe(receipt: Receipt, family: Family) -> Iterator[str]:
     """The code that does on the text side what the original does."""
-    a = receipt["architecture"]
-    if a["vocab_size"] <= END:  # of a test: CLIP's tokenizer knows more ids than it has entries
+    a = receipt.architecture
+    if a.vocab_size <= END:  # of a test: CLIP's tokenizer knows more ids than it has entries
         return
-    run = f" run in {receipt['dtype']}" if receipt["lost"].get("cast") else ""
+    run = f" run in {receipt.dtype}" if receipt.lost.cast else ""
     yield f"This gives the text features of the original{run} to the bit (it needs `ftfy`):"
     yield ""
     yield "```python"
-    yield recipe(family, a["context_length"], receipt.get("model_id") or ".", bool(receipt.get("tokenizer"))) + "```"
+    yield recipe(family, a.context_length, receipt.model_id or ".", bool(receipt.tokenizer)) + "```"
     yield ""
 
 
-def _parity(parity: dict[str, Any] | None) -> Iterator[str]:
+def _parity(parity: ParitySummary | None) -> Iterator[str]:
     if parity is None:
         return
     yield "## Parity with the original text encoder"
     yield ""
     yield (
-        f"`{parity['verdict']}`: {parity['reference']} beside {parity['candidate_encoder']}, {parity['dtype']}, "
-        f"{parity['inputs']}; compared in float64."
+        f"`{parity.verdict}`: {parity.reference} beside {parity.candidate_encoder}, {parity.dtype}, "
+        f"{parity.inputs}; compared in float64."
     )
     yield ""
     yield "| tap | max abs diff | isolated | relative L2 |"
     yield "|---|---|---|---|"
-    for tap in parity["layers"]:
-        shown = (f"{tap[k]:.3g}" for k in ("max_abs_diff", "isolated_max_abs_diff", "relative_l2"))
-        yield f"| `{tap['name']}` | {' | '.join(shown)} |"
+    for tap in parity.layers:
+        # NaN is infinite in the receipt's JSON; the card is the same before and after it is read back.
+        errors = (tap.max_abs_diff, tap.isolated_max_abs_diff, tap.relative_l2)
+        shown = (f"{error:.3g}" if math.isfinite(error) else "inf" for error in errors)
+        yield f"| `{tap.name}` | {' | '.join(shown)} |"
     yield ""
 
 
 def _check(receipt: Receipt) -> str:
     """The command that proves the folder."""
-    source, model_id = receipt["source"], receipt.get("model_id")
-    command = f"sam3lite verify {'DIR' if model_id else '.'} --checkpoint "
-    if source.get("repo"):
-        command += f"{source['file']} --repo-id {source['repo']} --revision {source['commit']}"
+    source = receipt.source
+    command = f"sam3lite verify {'DIR' if receipt.model_id else '.'} --checkpoint "
+    if source.repo:
+        command += f"{source.file} --repo-id {source.repo} --revision {source.commit}"
     else:
-        command += f"PATH/TO/{source['name']}"
-    return command + (" --mapping PATH/TO/MAPPINGS" if receipt["own_tables"] else "")
+        command += f"PATH/TO/{source.name}"
+    return command + (" --mapping PATH/TO/MAPPINGS" if receipt.own_tables else "")

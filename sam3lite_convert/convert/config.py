@@ -7,40 +7,40 @@ Written without importing transformers. Field names are those of the library's c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from sam3lite_convert.plan.architecture import Architecture
 from sam3lite_convert.plan.families import LibraryNames
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.records.record import Json
 
 EPS = 1e-5
 PACKED_MODEL_TYPE = "sam3lite_packed"
 
 
-def make_config(plan: Plan) -> dict[str, Any]:
+def make_config(plan: Plan) -> Json:
     """The config.json that fits the plan's output."""
     return _WRITERS[plan.layout.loader.name](plan)
 
 
-def _of_the_library(plan: Plan) -> dict[str, Any]:
+def _of_the_library(plan: Plan) -> Json:
     """What transformers reads."""
     names = plan.layout.family.library
     text = _text(plan.architecture, names)
     if plan.options.component == "text":
         return {"architectures": [names.text_model], "dtype": plan.floating_dtype, **text}
-    head = {"architectures": [names.model], "model_type": names.model_type, "dtype": plan.floating_dtype}
+    head: Json = {"architectures": [names.model], "model_type": names.model_type, "dtype": plan.floating_dtype}
     return head | {"text_config": text} | _detector(plan.architecture, names)
 
 
-def _packed(plan: Plan) -> dict[str, Any]:
+def _packed(plan: Plan) -> Json:
     return _own(plan, PACKED_MODEL_TYPE)
 
 
-def _plain(plan: Plan) -> dict[str, Any]:
+def _plain(plan: Plan) -> Json:
     return _own(plan, f"sam3lite_{plan.layout.name}")
 
 
-def _own(plan: Plan, model_type: str) -> dict[str, Any]:
+def _own(plan: Plan, model_type: str) -> Json:
     """The same facts for a layout that no library loads, with what the library's config has no field for."""
     names, architecture = plan.layout.family.library, plan.architecture
     text = _text(architecture, names) | {
@@ -50,7 +50,7 @@ def _own(plan: Plan, model_type: str) -> dict[str, Any]:
         "output_dim": architecture.sizes["output_dim"],
         "causal_masking": architecture.causal_masking,
     }
-    own: dict[str, Any] = {
+    own: Json = {
         "model_type": model_type,
         "layout": plan.layout.name,
         "component": plan.options.component,
@@ -60,14 +60,14 @@ def _own(plan: Plan, model_type: str) -> dict[str, Any]:
     return own if plan.options.component == "text" else own | _detector(architecture, names)
 
 
-_WRITERS: dict[str, Callable[[Plan], dict[str, Any]]] = {
+_WRITERS: dict[str, Callable[[Plan], Json]] = {
     "transformers": _of_the_library,
     "packed_encoder": _packed,
     "none": _plain,
 }
 
 
-def _text(a: Architecture, names: LibraryNames) -> dict[str, Any]:
+def _text(a: Architecture, names: LibraryNames) -> Json:
     s = a.sizes
     return {
         "model_type": names.text_model_type,
@@ -85,11 +85,12 @@ def _text(a: Architecture, names: LibraryNames) -> dict[str, Any]:
     }
 
 
-def _detector(a: Architecture, names: LibraryNames) -> dict[str, Any]:
+def _detector(a: Architecture, names: LibraryNames) -> Json:
+    if a.vision is None:
+        raise ValueError("a text encoder alone has no config of a detector")
     s, v = a.sizes, a.vision
-    grid = v["image_size"] // s["patch"]
+    grid = v.image_size // s["patch"]
     heads = s["detr_heads"]
-    scales = v["scale_factors"]
     return {
         "vision_config": {
             "model_type": names.vision_model_type,
@@ -98,20 +99,20 @@ def _detector(a: Architecture, names: LibraryNames) -> dict[str, Any]:
                 "hidden_size": s["vit_hidden"],
                 "intermediate_size": s["vit_ffn"],
                 "num_hidden_layers": len(a.blocks["vit_blocks"]),
-                "num_attention_heads": v["vit_heads"],
+                "num_attention_heads": v.vit_heads,
                 "num_channels": s["channels"],
-                "image_size": v["image_size"],
+                "image_size": v.image_size,
                 "patch_size": s["patch"],
                 "hidden_act": "gelu",
                 "layer_norm_eps": EPS,
-                "window_size": v["window_size"],
-                "global_attn_indexes": v["global_attn_indexes"],
-                "pretrain_image_size": v["pretrain_image_size"],
+                "window_size": v.window_size,
+                "global_attn_indexes": [*v.global_attn_indexes],
+                "pretrain_image_size": v.pretrain_image_size,
             },
             "fpn_hidden_size": s["fpn_hidden"],
             # The coarsest level is made and not used by the detector.
-            "backbone_feature_sizes": [[int(grid * f)] * 2 for f in scales if f >= 1],
-            "scale_factors": scales,
+            "backbone_feature_sizes": [[int(grid * f)] * 2 for f in v.scale_factors if f >= 1],
+            "scale_factors": [*v.scale_factors],
         },
         "geometry_encoder_config": {
             "model_type": f"{names.model_type}_geometry_encoder",

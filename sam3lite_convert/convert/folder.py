@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sam3lite_convert.checkpoint.index import StoredTensor
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
 from sam3lite_convert.errors import CannotRun, Untrusted, in_short
+from sam3lite_convert.records.record import Json
 
 _JSON_LIMIT = 16 << 20  # bytes; the receipt of 1,300 tensors takes 0.4 MB
 
@@ -27,8 +27,8 @@ class Folder:
     tensors: dict[str, tuple[Path, StoredTensor]]
     listed: frozenset[str]
     faults: tuple[tuple[str, str], ...]
-    config: dict[str, Any] | None
-    receipt: dict[str, Any] | None
+    config: Json | None
+    receipt: Json | None
 
 
 def read_folder(path: Path) -> Folder:
@@ -46,9 +46,7 @@ def read_folder(path: Path) -> Folder:
                 faults.append((key, f"stands in {tensors[key][0].name} and again in {file.name}"))
             tensors[key] = (file, tensor)
     index = _read_json(path / INDEX_NAME)
-    places = (index or {}).get("weight_map") or {}
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise Untrusted(f"{path / INDEX_NAME}: its weight_map cannot be read", "corrupt_file")
+    places = _shards(index, path / INDEX_NAME)
     if index is not None:
         for key, name in places.items():
             if key in tensors and tensors[key][0].name != name:
@@ -71,7 +69,17 @@ def read_folder(path: Path) -> Folder:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _shards(index: Json | None, path: Path) -> dict[str, str]:
+    """The shard of each key, as the index names it."""
+    places = (index or {}).get("weight_map") or {}
+    if isinstance(places, dict):
+        names = {key: name for key, name in places.items() if isinstance(name, str)}
+        if len(names) == len(places):
+            return names
+    raise Untrusted(f"{path}: its weight_map cannot be read", "corrupt_file")
+
+
+def _read_json(path: Path) -> Json | None:
     if not path.exists():
         return None
     if path.stat().st_size > _JSON_LIMIT:

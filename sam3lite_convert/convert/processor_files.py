@@ -13,12 +13,13 @@ import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.records.receipt import TokenizerRecord
+from sam3lite_convert.records.record import Json
 
 DEFAULT_TOKENIZER = "openai/clip-vit-base-patch32"
 # The repository's newest commit when this was written; a vocabulary does not change.
@@ -45,10 +46,10 @@ class TokenizerFiles:
     commit: str | None
     files: dict[str, bytes]
 
-    def record(self) -> dict[str, Any]:
-        """For the receipt."""
+    def record(self) -> TokenizerRecord:
+        """Where it came from, for the receipt."""
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(self.files.items())}
-        return {"source": self.source, "commit": self.commit, "files": hashes}
+        return TokenizerRecord(source=self.source, commit=self.commit, files=hashes)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -148,8 +149,8 @@ def _not_clips(vocabulary: Mapping[str, int], merges: Sequence[str]) -> str | No
 
 def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:
     """The vocabulary with the settings that a checkpoint of this context was trained with."""
-    special = {"bos_token": _START, "eos_token": _END, "pad_token": _PAD, "unk_token": _END}
-    config = {
+    special: Json = {"bos_token": _START, "eos_token": _END, "pad_token": _PAD, "unk_token": _END}
+    config: Json = {
         "tokenizer_class": "CLIPTokenizer",
         **special,
         "model_max_length": context,
@@ -172,11 +173,15 @@ def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:
 
 
 def processor_files(plan: Plan) -> dict[str, bytes]:
-    """What the library's processor is made from: the image size and its normalization to [-1, 1]."""
-    names = plan.layout.family.library
-    size = plan.architecture.vision["image_size"]
+    """What the library's processor is made from: the image size and its normalization to [-1, 1].
+
+    Raises ValueError for a plan without a vision encoder.
+    """
+    if plan.architecture.vision is None:
+        raise ValueError("a text encoder alone has no image processor")
+    names, size = plan.layout.family.library, plan.architecture.vision.image_size
     mask = int(size / _MASK_STRIDE)
-    image = {
+    image: Json = {
         "image_processor_type": names.image_processor,
         "do_convert_rgb": True,
         "do_resize": True,
@@ -189,15 +194,15 @@ def processor_files(plan: Plan) -> dict[str, bytes]:
         "image_std": [0.5, 0.5, 0.5],
         "mask_size": {"height": mask, "width": mask},
     }
-    processor = {
+    processor: Json = {
         "processor_class": names.processor,
         "image_processor": image,
         "target_size": size,
         "point_pad_value": -10,
     }
-    contents = (processor, {**image, "processor_class": names.processor})
+    contents: tuple[Json, ...] = (processor, {**image, "processor_class": names.processor})
     return {name: _json(content) for name, content in zip(PROCESSOR, contents, strict=True)}
 
 
-def _json(data: Any) -> bytes:
+def _json(data: Json) -> bytes:
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from sam3lite_convert import __version__
+from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.convert.tensor_bytes import CastLoss
-from sam3lite_convert.plan.architecture import POSITION_TABLE
 from sam3lite_convert.plan.counts import text_parameters
 from sam3lite_convert.plan.plan import Options, Plan
+from sam3lite_convert.records.receipt import (
+    Losses,
+    LostRows,
+    LostTensors,
+    NonFinite,
+    OptionsRecord,
+    Receipt,
+    SourceRecord,
+    ToolRecord,
+)
 
 RECEIPT_NAME = "conversion.json"
 
 
-def losses(plan: Plan, loss: CastLoss) -> dict[str, Any]:
+def losses(plan: Plan, loss: CastLoss) -> Losses:
     """What cannot be turned back, by kind: dropped tensors, the class row, cut positions, a cast."""
-    out: dict[str, Any] = {}
+    dropped, rows = None, dict[str, LostRows]()
     if plan.dropped:
-        out["dropped"] = {
-            "tensors": len(plan.dropped),
-            "bytes": sum(d.source.nbytes for d in plan.dropped.values()),
-            "by_kind": plan.dropped_by_label,
-        }
+        dropped = LostTensors(
+            tensors=len(plan.dropped),
+            bytes=sum(d.source.nbytes for d in plan.dropped.values()),
+            by_kind=plan.dropped_by_label,
+        )
     for piece in plan.mapped.values():
-        missing = piece.source.nbytes - piece.nbytes
-        if piece.operation == "drop_class_row" and missing:
-            out["class_row"] = {"tensor": piece.source.key, "rows": 1, "bytes": missing}
-        if piece.canonical == POSITION_TABLE and missing:
-            rows = piece.source.shape[2] - piece.shape[2]
-            out["positions"] = {"tensor": piece.source.key, "rows": rows, "bytes": missing}
-    if loss.tensors:
-        out["cast"] = {"dtype": plan.options.dtype, **loss.record()}
-    return out
+        source = piece.source
+        if lost := piece.operation.lost(source.shape):
+            nbytes = lost.numel * dtypes.itemsize(source.dtype)
+            rows[lost.kind] = LostRows(tensor=source.key, rows=lost.rows, bytes=nbytes)
+    cast = loss.record(plan.options.dtype) if loss.tensors else None
+    return Losses(dropped=dropped, cast=cast, **rows)
 
 
 def make_receipt(
@@ -40,56 +47,65 @@ def make_receipt(
     loss: CastLoss,
     files: list[str],
     notes: list[str],
+    nonfinite: Mapping[str, NonFinite],
     max_shard_size: int | None = None,
-) -> dict[str, Any]:
+    model_id: str | None = None,
+) -> Receipt:
     """The receipt. It holds no time and no path: the same input and options give the same bytes.
 
-    ``sha256``: None where only ranges of a file on the Hub were read.
+    ``sha256``: None where only ranges of a file on the Hub were read. ``nonfinite``: by source key. ``model_id``: the
+    repository that the card is to name.
     """
-    checkpoint = plan.checkpoint
-    source: dict[str, Any] = {
-        "name": checkpoint.path.name,
-        "size": checkpoint.size,
-        "sha256": sha256,
-        "format": checkpoint.format,
-        "wrapper": checkpoint.wrapper,
-        "prefix": plan.names.prefix,
-    }
-    if checkpoint.hub is not None:
-        source |= checkpoint.hub.record() | {"licence": checkpoint.hub.licence}
-    return {
-        "tool": tool_record(plan.mappings_sha256),
-        "source": source,
-        "layout": plan.layout.name,
-        "family": plan.layout.family.name,
-        "reader": plan.layout.about,
-        "loader": plan.layout.loader.name,
-        "library": plan.layout.loader.library,
-        "own_tables": plan.own_tables,
-        "component": plan.options.component,
-        "dtype": plan.floating_dtype,
-        "options": options_record(plan.options, max_shard_size),
-        "architecture": plan.architecture.record(),
-        "text_parameters": text_parameters(plan),
-        "counts": plan.counts,
-        "files": files,
-        "lost": losses(plan, loss),
-        "notes": notes,
-        "tensors": {key: plan.mapped[key].record() for key in sorted(plan.mapped)},
-        "dropped": {key: d.reason for key, d in sorted(plan.dropped.items())},
-    }
+    return Receipt(
+        tool=tool_record(plan.mappings_sha256),
+        source=source_record(plan, sha256),
+        layout=plan.layout.name,
+        family=plan.layout.family.name,
+        reader=plan.layout.about,
+        loader=plan.layout.loader.name,
+        library=plan.layout.loader.library,
+        own_tables=plan.own_tables,
+        component=plan.options.component,
+        dtype=plan.floating_dtype,
+        options=options_record(plan.options, max_shard_size),
+        architecture=plan.architecture.record(),
+        text_parameters=text_parameters(plan),
+        counts=plan.counts,
+        files=tuple(files),
+        lost=losses(plan, loss),
+        notes=tuple(notes),
+        nonfinite=dict(sorted(nonfinite.items())),
+        model_id=model_id,
+        tensors={key: piece.record() for key, piece in sorted(plan.mapped.items())},
+        dropped={key: dropped.reason for key, dropped in sorted(plan.dropped.items())},
+    )
 
 
-def tool_record(mappings_sha256: str) -> dict[str, Any]:
+def source_record(plan: Plan, sha256: str | None) -> SourceRecord:
+    """The file that a plan converts, and where on the Hub it came from."""
+    checkpoint, hub = plan.checkpoint, plan.checkpoint.hub
+    return SourceRecord(
+        name=checkpoint.path.name,
+        size=checkpoint.size,
+        sha256=sha256,
+        format=checkpoint.format,
+        wrapper=checkpoint.wrapper,
+        prefix=plan.names.prefix,
+        repo=hub.repo if hub else None,
+        file=hub.path if hub else None,
+        commit=hub.commit if hub else None,
+        etag=hub.etag if hub else None,
+        licence=dict(hub.licence) if hub and hub.licence is not None else None,
+    )
+
+
+def tool_record(mappings_sha256: str) -> ToolRecord:
     """What converted: name, version, and the hash of the mapping tables."""
-    return {"name": "sam3lite-convert", "version": __version__, "mappings_sha256": mappings_sha256}
+    return ToolRecord(name="sam3lite-convert", version=__version__, mappings_sha256=mappings_sha256)
 
 
-def options_record(options: Options, max_shard_size: int | None) -> dict[str, Any]:
+def options_record(options: Options, max_shard_size: int | None) -> OptionsRecord:
     """The options that the receipt does not hold elsewhere; sizes in bytes."""
-    return {
-        "dtype": options.dtype,
-        "context": options.context,
-        "causal": options.causal,
-        "max_shard_size": max_shard_size,
-    }
+    return OptionsRecord(
+        dtype=options.dtype, context=options.context, causal=options.causal, max_shard_size=max_shard_size
+    )

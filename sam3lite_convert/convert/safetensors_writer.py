@@ -8,12 +8,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.convert.tensor_bytes import CastLoss, write_piece
 from sam3lite_convert.files import write_json
 from sam3lite_convert.plan.plan import Mapped
+from sam3lite_convert.records.record import Json
 from sam3lite_convert.workers import Advance
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -50,13 +51,13 @@ def _aligned(pieces: Sequence[Mapped]) -> list[Mapped]:
 
 def safetensors_header(pieces: Sequence[Mapped]) -> bytes:
     """Length and JSON header of a safetensors file; metadata as transformers wants it."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: Json = {"__metadata__": {"format": "pt"}}
     position = 0
     for piece in pieces:
         end = position + piece.out_nbytes
         header[piece.key] = {
             "dtype": dtypes.safetensors_code(piece.dtype),
-            "shape": list(piece.shape),
+            "shape": [*piece.shape],
             "data_offsets": [position, end],
         }
         position = end
@@ -91,6 +92,6 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     """The index that tells loaders which shard holds which tensor; none for a single file."""
     if len(shards) < 2:
         return
-    weight_map = {p.key: s.name for s in shards for p in s.pieces}
+    weight_map: Json = {p.key: s.name for s in shards for p in s.pieces}
     total = sum(p.out_nbytes for s in shards for p in s.pieces)
     write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})

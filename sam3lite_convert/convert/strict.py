@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from sam3lite_convert.checkpoint.nonfinite import Counts, words_of
+from sam3lite_convert.checkpoint.nonfinite import words_of
 from sam3lite_convert.convert.tensor_bytes import CastLoss
 from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.records.receipt import NonFinite
+from sam3lite_convert.records.record import json_value
 
 
 class NotFinite(Sam3LiteError):
@@ -23,25 +26,25 @@ class Strict:
     nonfinite: bool = False
     overflow: bool = True
 
-    def check(self, found: dict[str, Counts], loss: CastLoss, dtype: str | None) -> None:
+    def check(self, found: Mapping[str, NonFinite], loss: CastLoss, dtype: str | None) -> None:
         """Raises NotFinite for the first of them that was found."""
         if self.nonfinite and found:
-            refuse({key: counts.record() for key, counts in found.items()}, words_of(found))
+            refuse(found)
         if self.overflow and loss.overflowed_values:
             raise NotFinite(
                 f"{loss.overflowed_values:,} values do not fit into {dtype} and would become infinite: "
                 f"{overflow_words(loss)}. bfloat16 has the range of float32; --allow-overflow takes them as they are.",
                 "overflow",
-                loss.record()["overflows"],
+                json_value(loss.record(dtype).overflows),
             )
 
 
-def refuse(details: dict[str, Any], words: str) -> NoReturn:
-    """Raises NotFinite for tensors that hold such values."""
+def refuse(found: Mapping[str, NonFinite]) -> NoReturn:
+    """Raises NotFinite for tensors that hold such values, by source key."""
     raise NotFinite(
-        f"{len(details):,} tensors hold values that are not finite (--fail-on-nonfinite): {words}",
+        f"{len(found):,} tensors hold values that are not finite (--fail-on-nonfinite): {words_of(found)}",
         "not_finite",
-        details,
+        json_value(found),
     )
 
 

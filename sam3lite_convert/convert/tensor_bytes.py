@@ -9,12 +9,11 @@ import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
-from sam3lite_convert.plan.operations import transposed
 from sam3lite_convert.plan.plan import Mapped
+from sam3lite_convert.records.receipt import LostByCast, Overflow
 from sam3lite_convert.workers import Advance
 
 _COPY_CHUNK = 32 << 20
@@ -31,15 +30,17 @@ class CastLoss:
     max_abs_error: float = 0.0
     overflows: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def record(self) -> dict[str, Any]:
-        by_key = {k: {"values": n, "largest": most} for k, (n, most) in sorted(self.overflows.items())}
-        return {
-            "tensors": self.tensors,
-            "changed_values": self.changed_values,
-            "overflowed_values": self.overflowed_values,
-            "max_abs_error": self.max_abs_error,
-            **({"overflows": by_key} if by_key else {}),
-        }
+    def record(self, dtype: str | None) -> LostByCast:
+        """The losses as they are now. ``dtype``: what was cast to."""
+        overflows = {k: Overflow(values=n, largest=most) for k, (n, most) in sorted(self.overflows.items())}
+        return LostByCast(
+            dtype=dtype,
+            tensors=self.tensors,
+            changed_values=self.changed_values,
+            overflowed_values=self.overflowed_values,
+            max_abs_error=self.max_abs_error,
+            overflows=overflows or None,
+        )
 
     def overflowed(self, key: str, count: int, greatest: float) -> None:
         """Note values of one tensor that did not fit."""
@@ -75,23 +76,32 @@ def source_chunks(file: BinaryIO, piece: Mapped, step: int = CHUNK) -> Iterator[
         for start, length in ranges(source.offset + piece.begin, piece.nbytes, step):
             yield read_exactly(file, start, length)
     else:
-        yield read_tensor(file, source)[piece.begin : piece.begin + piece.nbytes]
+        yield source_bytes(file, piece)
+
+
+def source_bytes(file: BinaryIO, piece: Mapped) -> bytes:
+    """The same bytes in one."""
+    source = piece.source
+    if source.contiguous:
+        return read_exactly(file, source.offset + piece.begin, piece.nbytes)
+    return read_tensor(file, source)[piece.begin : piece.begin + piece.nbytes]
 
 
 def target_chunks(file: BinaryIO, piece: Mapped, loss: CastLoss | None = None) -> Iterator[bytes]:
     """The bytes that the plan writes for one target."""
     source = piece.source
-    if piece.transposed:
-        data = transposed(read_tensor(file, source), source.shape, dtypes.itemsize(source.dtype))
-        yield cast(data, source.dtype, piece.dtype, loss, piece.key) if piece.casts else data
-        return
-    for chunk in source_chunks(file, piece):
+    chunks = source_chunks(file, piece) if piece.operation.verbatim else _whole(file, piece)
+    for chunk in chunks:
         yield cast(chunk, source.dtype, piece.dtype, loss, piece.key) if piece.casts else chunk
+
+
+def _whole(file: BinaryIO, piece: Mapped) -> Iterator[bytes]:
+    yield piece.operation.forward(source_bytes(file, piece), piece.slice, piece.source.dtype)
 
 
 def write_piece(source: BinaryIO, piece: Mapped, out: BinaryIO, advance: Advance, loss: CastLoss | None) -> None:
     """Append one target to ``out``, through the kernel where the bytes stay as they are."""
-    if piece.source.contiguous and not piece.transposed and not piece.casts:
+    if piece.source.contiguous and piece.operation.verbatim and not piece.casts:
         _copy(source, piece.source.offset + piece.begin, piece.nbytes, out, advance)
     else:
         if loss is not None and piece.casts:

@@ -6,12 +6,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sam3lite_convert.checkpoint.hashing import SourceHash
 from sam3lite_convert.checkpoint.nonfinite import not_finite, searching, words_of
 from sam3lite_convert.checkpoint.reader import open_source
-from sam3lite_convert.convert.card import CARD_NAME, card_of
+from sam3lite_convert.convert.card import CARD_NAME, with_card
 from sam3lite_convert.convert.config import make_config
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, make_receipt
 from sam3lite_convert.convert.safetensors_writer import plan_shards, write_index, write_shard
@@ -22,6 +21,7 @@ from sam3lite_convert.files import write_json, write_text
 from sam3lite_convert.plan.plan import Options, Plan
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.plan.twins import check_twins
+from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.workers import Advance
 
 _HEADROOM = 16 << 20  # headers, receipt, config
@@ -33,7 +33,7 @@ class Converted:
 
     folder: Path
     files: tuple[str, ...]
-    receipt: dict[str, Any]
+    receipt: Receipt
 
 
 def default_output(checkpoint: Path, options: Options) -> Path:
@@ -63,7 +63,7 @@ def convert(
     overwrite: bool = False,
     max_shard_size: int | None = None,
     progress: Callable[[str], Advance] | None = None,
-    finish: Callable[[Path, dict[str, Any]], None] = lambda work, receipt: None,
+    finish: Callable[[Path, Receipt], Receipt] = lambda work, receipt: receipt,
     model_id: str | None = None,
     strict: Strict | None = None,
 ) -> Converted:
@@ -72,7 +72,8 @@ def convert(
     ``hashing`` runs already, over the plan's source. ``max_shard_size`` in bytes.
     ``progress(what)`` gives a function that is told of every byte done,
     for ``what`` in ``"write"`` and ``"hash"``. ``finish`` is given the folder while it is not in its
-    place yet, and the receipt, to add files and check; what it raises leaves everything as it was.
+    place yet, and the receipt, to add files and check, and returns the receipt that knows of them; what it
+    raises leaves everything as it was.
     ``model_id``: the repository that the card is to name. ``strict``: which values are refused.
     Raises NotFinite for those, CannotRun for a place that cannot be written, Untrusted for a source that
     turns out damaged or contradicts itself; then nothing is written and an earlier folder is as it was.
@@ -117,12 +118,11 @@ def convert(
         if loss.overflowed_values:
             notes.append(f"do not fit into {plan.options.dtype} and became infinite: {overflow_words(loss)}")
         files = [s.name for s in [*shards, *beside]]
-        receipt = make_receipt(plan, sha256, loss, files, notes, max_shard_size) | {"model_id": model_id}
-        receipt["nonfinite"] = {key: counts.record() for key, counts in sorted(special.items())}
+        receipt = make_receipt(plan, sha256, loss, files, notes, special, max_shard_size, model_id)
         write_json(work / "config.json", make_config(plan))
-        write_json(work / RECEIPT_NAME, receipt)
-        finish(work, receipt)
-        write_text(work / CARD_NAME, card_of(receipt).decode())
-        write_json(work / RECEIPT_NAME, receipt)
+        write_json(work / RECEIPT_NAME, receipt.to_json())
+        receipt, card = with_card(finish(work, receipt))
+        write_text(work / CARD_NAME, card.decode())
+        write_json(work / RECEIPT_NAME, receipt.to_json())
         names = tuple(sorted(p.name for p in work.iterdir()))
     return Converted(folder, names, receipt)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,27 +19,31 @@ from sam3lite_convert import __version__
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.files import write_whole
-from sam3lite_convert.parity.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED
+from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import Floor
+from sam3lite_convert.parity.taps import are_complete, point_of
+from sam3lite_convert.records.parity import ComparedSides
+from sam3lite_convert.records.record import Json, JsonValue
 
 _METADATA = "sam3lite_parity"
 _SIDES = ("reference", "candidate", "isolated")
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What a file holds. ``isolated`` is empty where its writer had none; ``about``: the names of both
-    sides, attention, dtype, and where the ids came from."""
+class SavedActivations:
+    """What a file holds. ``prompts_total``: prompts of the run, of which ``inputs`` may be a few; ``reference``,
+    ``candidate`` and ``isolated``: activations by tap; ``isolated`` is empty if its writer had none."""
 
-    input_ids: Tensor
+    sides: ComparedSides
+    inputs: Inputs
+    prompts_total: int
     reference: dict[str, Tensor]
     candidate: dict[str, Tensor]
     isolated: dict[str, Tensor]
     floors: dict[str, Floor] | None
-    about: dict[str, Any]
 
 
-def save_activations(path: Path, saved: Saved) -> None:
+def save_activations(path: Path, saved: SavedActivations) -> None:
     """Write one file, whole or not at all.
 
     Raises CannotRun where it cannot be written, and where something else stands there: only an
@@ -49,20 +52,22 @@ def save_activations(path: Path, saved: Saved) -> None:
     from safetensors.torch import save
 
     check_place(path)
-    tensors = {"input_ids": saved.input_ids}
+    tensors = {"input_ids": saved.inputs.ids}
     for side in _SIDES:
         found: Mapping[str, Tensor] = getattr(saved, side)
         # Both columns may be one and the same tensor, which the format does not allow.
         tensors |= {f"{side}.{tap}": tensor.contiguous().clone() for tap, tensor in found.items()}
-    floors = {tap: list(f.record().values()) for tap, f in (saved.floors or {}).items()} or None
-    about = {
+    floors: Json = {tap: list(f.record().to_json().values()) for tap, f in (saved.floors or {}).items()}
+    prompts: list[JsonValue] = list(saved.inputs.prompts)
+    inputs: Json = {"what": saved.inputs.what, "prompts": prompts, "prompts_total": saved.prompts_total}
+    metadata: Json = {
         "version": 1,
         "tool": f"sam3lite-convert {__version__}",
         "taps": list(saved.reference),
-        "floors": floors,
-        "about": saved.about,
+        "floors": floors or None,
+        "about": saved.sides.to_json() | {"inputs": inputs},
     }
-    write_whole(path, save(tensors, {"format": "pt", _METADATA: json.dumps(about)}))
+    write_whole(path, save(tensors, {"format": "pt", _METADATA: json.dumps(metadata)}))
 
 
 def check_place(path: Path) -> None:
@@ -78,7 +83,7 @@ def _holds_activations(path: Path) -> bool:
         return False
 
 
-def load_activations(path: Path) -> Saved:
+def load_activations(path: Path) -> SavedActivations:
     """Raises CannotRun for a file that is not there or is no such file, Untrusted for a damaged one."""
     from safetensors import SafetensorError, safe_open
 
@@ -97,8 +102,9 @@ def load_activations(path: Path) -> Saved:
     try:
         said = json.loads(metadata[_METADATA])
         taps, about, floors = list(said["taps"]), said["about"], said["floors"]
-        if not _are_taps(taps) or not _describes(about):
-            raise ValueError("the names of its taps or of its sides")
+        if not are_complete(taps):
+            raise ValueError("the names of its taps")
+        compared = ComparedSides.from_json({"converted": None, **about})
         ids = tensors["input_ids"]
         if ids.dtype != torch.int64 or ids.dim() != 2 or not ids.numel():
             raise ValueError("input_ids is no (batch, sequence) of int64")
@@ -107,34 +113,30 @@ def load_activations(path: Path) -> Saved:
             for side in _SIDES
             if side != "isolated" or any(key.startswith("isolated.") for key in tensors)
         }
+        inputs, prompts_total = _read_inputs(about["inputs"], ids)
         measured = None if floors is None else {tap: _read_floor(floors[tap]) for tap in taps}
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as fault:
         raise Untrusted(f"{path}: its activations are not complete ({fault})", "corrupt_file") from fault
-    return Saved(ids, sides["reference"], sides["candidate"], sides.get("isolated", {}), measured, about)
+    isolated = sides.get("isolated", {})
+    return SavedActivations(compared, inputs, prompts_total, sides["reference"], sides["candidate"], isolated, measured)
 
 
-def _are_taps(taps: list[Any]) -> bool:
-    layers = [f"layers.{i}" for i in range(len(taps) - 4)]
-    return bool(layers) and taps == [EMBEDDINGS, *layers, FINAL, PROJECTED, POOLED]
+def _read_inputs(inputs: dict[str, object], ids: Tensor) -> tuple[Inputs, int]:
+    """What the ids are, and the number of prompts of the run, which a file from elsewhere need not state.
 
-
-def _describes(about: Any) -> bool:
-    names = ("checkpoint", "reference", "candidate", "candidate_encoder", "attention", "dtype")
-    if not isinstance(about, dict) or not all(isinstance(about.get(name), str) for name in names):
-        return False
-    inputs = about.get("inputs")
-    prompts = inputs.get("prompts") if isinstance(inputs, dict) else None
-    return (
-        isinstance(inputs, dict)
-        and isinstance(inputs.get("what"), str)
-        and isinstance(prompts, list)
-        and all(isinstance(prompt, str) for prompt in prompts)
-        and (about.get("converted") is None or isinstance(about["converted"], str))
-    )
+    Raises ValueError, KeyError or TypeError if they are not described.
+    """
+    what, prompts = inputs["what"], inputs["prompts"]
+    if not isinstance(what, str) or not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
+        raise ValueError("what its ids are")
+    total = inputs.get("prompts_total", len(prompts))
+    if not isinstance(total, int):
+        raise ValueError("the number of its prompts")
+    return Inputs(ids, what, tuple(prompts)), total
 
 
 def _activation(tensor: Tensor, tap: str, rows: torch.Size) -> Tensor:
-    wanted = rows[:1] if tap == POOLED else rows
+    wanted = rows if point_of(tap).has_positions else rows[:1]
     if not tensor.is_floating_point() or tensor.shape[:-1] != wanted or not tensor.numel():
         raise ValueError(f"{tap} is {tensor.dtype} {tuple(tensor.shape)}")
     return tensor

@@ -11,29 +11,29 @@ from torch import Tensor, nn
 from sam3lite_convert.convert.text_weights import cast, load_all
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.packed_encoder import PackedTextConfig, PackedTextModel
-from sam3lite_convert.parity.encoders import Encoder
+from sam3lite_convert.parity.encoders import Encoder, tapped_modules
+from sam3lite_convert.parity.taps import PACKED, TRANSFORMERS
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.tables import Layout, Mappings
+from sam3lite_convert.records.record import JsonValue
 
 
 def packed_encoder(
-    family: Family, config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
+    family: Family, config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
 ) -> Encoder:
     """The project's own encoder. ``config``: ``text_config`` of a packed config.json."""
     parsed = PackedTextConfig.from_dict(config)
     model = PackedTextModel.from_weights(parsed, cast(weights, dtype), attention)
-    inner = model.text_encoder
     return Encoder(
         f"packed, {attention} attention",
         model,
-        tuple(inner.layers),
-        inner.final_layer_norm,
+        tapped_modules(model, PACKED),
         lambda ids: (lambda out: (out.projected, out.pooled))(model(ids)),
     )
 
 
 def transformers_encoder(
-    family: Family, config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
+    family: Family, config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
 ) -> Encoder:
     """The family's text model of transformers with the text projection. ``config``: ``text_config`` of its config.json.
 
@@ -50,7 +50,8 @@ def transformers_encoder(
             "pip install 'sam3lite-convert[transformers]'. --candidate packed runs without it.",
             "no_transformers",
         ) from None
-    parsed = Config(**{k: v for k, v in config.items() if k != "model_type"})
+    stated: dict[str, Any] = {k: v for k, v in config.items() if k != "model_type"}  # the library checks the values
+    parsed = Config(**stated)
     parsed._attn_implementation = attention
     state = cast(weights, dtype)
     own = {k.removeprefix("text_encoder."): t for k, t in state.items() if k.startswith("text_encoder.")}
@@ -71,11 +72,11 @@ def transformers_encoder(
 
     both = nn.ModuleDict({"text_encoder": model, "text_projection": projection})
     name = f"{names.text_model} (transformers {transformers.__version__}), {attention} attention"
-    return Encoder(name, both, tuple(model.layers), model.final_layer_norm, run)
+    return Encoder(name, both, tapped_modules(both, TRANSFORMERS), run)
 
 
 # By the name of a layout's loader.
-CANDIDATES: dict[str, Callable[[Family, Mapping[str, Any], Mapping[str, Tensor], torch.dtype, str], Encoder]] = {
+CANDIDATES: dict[str, Callable[[Family, Mapping[str, JsonValue], Mapping[str, Tensor], torch.dtype, str], Encoder]] = {
     "packed_encoder": packed_encoder,
     "transformers": transformers_encoder,
 }

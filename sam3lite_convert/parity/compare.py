@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,24 +29,6 @@ class Difference:
     relative_l2: float
     cosine: float
     finite: bool
-
-    def record(self) -> dict[str, Any]:
-        """The JSON fields of the contract, and the place of the greatest difference."""
-        return {
-            "shape": list(self.shape),
-            "max_abs_diff": number(self.max_abs),
-            "mean_abs_diff": number(self.mean_abs),
-            "relative_l2": number(self.relative_l2),
-            "cosine": number(self.cosine),
-            "position": list(self.position),
-            "reference_value": number(self.reference),
-            "candidate_value": number(self.candidate),
-        }
-
-
-def number(value: float) -> float | None:
-    """The value for JSON, which has no infinity and no not-a-number."""
-    return value if math.isfinite(value) else None
 
 
 def absolute_difference(reference: Tensor, candidate: Tensor) -> Tensor:

@@ -1,31 +1,29 @@
-"""The two text encoders of a comparison, behind one interface: run on ids, and record at the taps.
-
-A tap is a place that both have: ``embeddings``, ``layers.N``, ``final_layer_norm``, ``projected``
-(what the detector reads) and ``pooled``. Activations are recorded by hooks on the modules.
-"""
+"""The two text encoders of a comparison, behind one interface: run on ids, and record at the taps."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-EMBEDDINGS, FINAL, PROJECTED, POOLED = "embeddings", "final_layer_norm", "projected", "pooled"
+from sam3lite_convert.parity.taps import FINAL_NORM, LAYER, OUTPUTS, point_of, points
+
 Activations = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """One side. ``run(ids)`` gives projected (batch, sequence, output_dim) and pooled (batch,
-    projection_dim); ``layers`` and ``final_layer_norm`` are modules on (batch, sequence, hidden)."""
+    """One side. ``modules``: tap -> the module that is hooked for it (see ``tapped_modules``); ``run(ids)`` gives the
+    taps that have none: projected (batch, sequence, output_dim) and pooled (batch, projection_dim)."""
 
     name: str
     model: nn.Module
-    layers: tuple[nn.Module, ...]
-    final_layer_norm: nn.Module
+    modules: Mapping[str, nn.Module]
     run: Callable[[Tensor], tuple[Tensor, Tensor]]
     in_place: bool = False  # its layers may write over what they or others made before
 
@@ -35,9 +33,55 @@ class Encoder:
             self.run(input_ids)
 
     @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """Its layers, modules on (batch, sequence, hidden)."""
+        return tuple(module for tap, module in self.modules.items() if point_of(tap) is LAYER)
+
+    @property
+    def final_layer_norm(self) -> nn.Module:
+        """The LayerNorm behind the last layer."""
+        return self.modules[FINAL_NORM.name]
+
+    @property
     def taps(self) -> tuple[str, ...]:
         """The names of the taps in the order of execution."""
-        return (EMBEDDINGS, *(f"layers.{i}" for i in range(len(self.layers))), FINAL, PROJECTED, POOLED)
+        names = (point.at(i) for point, i in points(len(self.layers)))
+        return tuple(name for name in names if name in self.modules or point_of(name) in OUTPUTS)
+
+
+def tapped_modules(model: nn.Module, kind: str) -> dict[str, nn.Module]:
+    """The modules of an encoder of this kind that the table of taps names, by tap.
+
+    Raises AttributeError if there is no such module.
+    """
+    depth = next(i for i in itertools.count() if not _has(model, LAYER.module(kind, i)))
+    return {
+        point.at(i): model.get_submodule(point.module(kind, i))
+        for point, i in points(depth)
+        if point.modules and not (point.optional and not _has(model, point.module(kind, i)))
+    }
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def hook_tap(tap: str, module: nn.Module, read: Callable[[str, Tensor], Tensor]) -> RemovableHandle:
+    """Call ``read(tap, activation)`` whenever the module runs; what it returns takes the activation's place."""
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (read(tap, args[0]), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+        return args, kwargs | {name: read(tap, kwargs[name])}
+
+    if point_of(tap).at_input:
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(lambda module, args, output: read(tap, output))
 
 
 def record(encoder: Encoder, input_ids: Tensor, fed: Mapping[str, Tensor] | None = None) -> Activations:
@@ -48,26 +92,15 @@ def record(encoder: Encoder, input_ids: Tensor, fed: Mapping[str, Tensor] | None
     """
     seen: Activations = {}
 
-    def read(name: str, value: Tensor) -> Tensor:
-        seen[name] = value.clone() if encoder.in_place and isinstance(value, Tensor) else value
-        return value if fed is None else fed[name].to(value.dtype)
+    def read(tap: str, value: Tensor) -> Tensor:
+        seen[tap] = value.clone() if encoder.in_place and isinstance(value, Tensor) else value
+        return value if fed is None else fed[tap].to(value.dtype)
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (read(EMBEDDINGS, args[0]), *args[1:]), kwargs
-        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-        return args, kwargs | {name: read(EMBEDDINGS, kwargs[name])}
-
-    def after(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        return lambda module, args, output: read(name, output)
-
-    handles = [encoder.layers[0].register_forward_pre_hook(before, with_kwargs=True)]
-    handles += [m.register_forward_hook(after(f"layers.{i}")) for i, m in enumerate(encoder.layers)]
-    handles.append(encoder.final_layer_norm.register_forward_hook(after(FINAL)))
+    handles = [hook_tap(tap, module, read) for tap, module in encoder.modules.items()]
     try:
         with torch.inference_mode():
-            seen[PROJECTED], seen[POOLED] = encoder.run(input_ids)
+            seen |= zip((point.name for point in OUTPUTS), encoder.run(input_ids), strict=True)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: seen[name] for name in encoder.taps}
+    return {tap: seen[tap] for tap in encoder.taps}

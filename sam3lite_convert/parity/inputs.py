@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.prompts import tokenize
+from sam3lite_convert.records.parity import InputsRecord
 
 CLASSIC = (START, 320, 1125, END)  # "a photo", the input that ports of CLIP are tried on
 BATCH = 128  # rows that run at once
@@ -34,6 +36,33 @@ class Inputs:
         """Some of the rows, in this order."""
         texts = tuple(self.prompts[n] for n in rows) if self.prompts else ()
         return Inputs(self.ids[list(rows)], self.what, texts)
+
+    def record(self, total: int, rows: int | None = None) -> InputsRecord:
+        """The inputs as they stand in the JSON. ``total``: prompts that were given; ``rows``: rows that were run, if
+        these are some of them."""
+        batch, length = self.ids.shape
+        return InputsRecord(
+            what=self.what,
+            prompts=self.prompts,
+            prompts_total=total,
+            shape=(batch if rows is None else rows, length),
+            ids=tuple(tuple(row) for row in self.ids.tolist()),
+        )
+
+
+def given_ids(ids: Tensor | np.ndarray | Sequence[Sequence[int]], vocab: int) -> Inputs:
+    """The user's own ids, (batch, sequence). Raises CannotRun if they are not whole numbers below ``vocab``."""
+    try:
+        found = torch.as_tensor(ids)
+    except (ValueError, TypeError, RuntimeError) as fault:
+        raise CannotRun(f"ids are not (batch, sequence) of whole numbers: {fault}", "bad_ids") from fault
+    if found.dim() != 2 or not found.numel() or found.is_floating_point() or found.is_complex():
+        raise CannotRun(
+            f"ids are {found.dtype} {tuple(found.shape)}, not (batch, sequence) of whole numbers", "bad_ids"
+        )
+    if int(found.min()) < 0 or int(found.max()) >= vocab:
+        raise CannotRun(f"ids go from 0 to {vocab - 1:,}; these go from {found.min()} to {found.max()}", "bad_ids")
+    return Inputs(found.long(), "ids that were given")
 
 
 def make_inputs(

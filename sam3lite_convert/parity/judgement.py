@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.parity.compare import Difference, absolute_difference, compare, greatest_and_row_mean, number
-from sam3lite_convert.parity.encoders import POOLED
+from sam3lite_convert.figures import number
+from sam3lite_convert.parity.compare import Difference, absolute_difference, compare, greatest_and_row_mean
+from sam3lite_convert.parity.taps import point_of
+from sam3lite_convert.records.parity import FloorRecord, JudgementRecord, TapRecord, TapStatus, Verdict
 
 # Two ways to compute the same thing are each a floor away from the exact result, and the greatest of
 # a few thousand errors varies: with sdpa or in half precision up to 2 floors were seen.
@@ -36,19 +37,19 @@ class Floor:
         """For a candidate whose isolated activations nobody recorded."""
         return Floor(self.propagated, self.propagated, self.mean_propagated, self.mean_propagated)
 
-    def record(self) -> dict[str, float | None]:
-        """The JSON form."""
-        return {
-            "propagated": self.propagated,
-            "isolated": self.isolated,
-            "mean_propagated": number(self.mean_propagated),
-            "mean_isolated": number(self.mean_isolated),
-        }
+    def record(self) -> FloorRecord:
+        """The floor as it stands in the JSON."""
+        return FloorRecord(
+            propagated=self.propagated,
+            isolated=self.isolated,
+            mean_propagated=self.mean_propagated,
+            mean_isolated=self.mean_isolated,
+        )
 
 
 @dataclass(frozen=True)
-class Tap:
-    """One tap. ``isolated`` and ``mean_isolated``: max abs diff and the greatest mean of a row when the
+class JudgedTap:
+    """A tap and its verdict. ``isolated`` and ``mean_isolated``: max abs diff and the greatest mean of a row when the
     candidate's module reads the reference's recorded input. ``valid`` and ``padded``: the propagated max
     abs diff by position, None where there are none. The means are judged too where the floor is the limit:
     one great channel can set a max abs floor under which all the others hide."""
@@ -63,6 +64,11 @@ class Tap:
     padded: float | None
     mean_isolated: float
     measured: bool  # the limits are floors, not what the user gave
+
+    @property
+    def read_by_detector(self) -> bool:
+        """Whether the detector's result follows from it."""
+        return point_of(self.name).read_by_detector
 
     @property
     def mean_isolated_tolerance(self) -> float:
@@ -110,39 +116,58 @@ class Tap:
         pairs += [(self.difference.row_mean, f.mean_propagated), (self.mean_isolated, f.mean_isolated)]
         return max(error / floor if floor else math.inf if error else 0.0 for error, floor in pairs)
 
-    def record(self) -> dict[str, Any]:
-        """The tap's JSON."""
-        return {
-            "name": self.name,
-            **self.difference.record(),
-            "isolated_max_abs_diff": number(self.isolated),
-            "isolated_mean_abs_diff": number(self.mean_isolated),
-            "tolerance": self.tolerance,
-            "isolated_tolerance": self.isolated_tolerance,
-            "floor": self.floor.record() if self.floor else None,
-            "floors": number(self.floors),
-            "diverges": self.diverges,
-            "within": self.within,
-            "valid_max_abs_diff": None if self.valid is None else number(self.valid),
-            "padded_max_abs_diff": None if self.padded is None else number(self.padded),
-        }
+    @property
+    def status(self) -> TapStatus:
+        """What a reader of the tap has to know first."""
+        if self.diverges:
+            return "diverges"
+        if not self.within:
+            return "carried"
+        return "equal" if self.difference.max_abs == 0 == self.isolated else "within"
+
+    def record(self) -> TapRecord:
+        """The tap as it stands in the JSON."""
+        error = self.difference
+        return TapRecord(
+            name=self.name,
+            read_by_detector=self.read_by_detector,
+            shape=error.shape,
+            max_abs_diff=error.max_abs,
+            mean_abs_diff=error.mean_abs,
+            relative_l2=error.relative_l2,
+            cosine=error.cosine,
+            position=error.position,
+            reference_value=error.reference,
+            candidate_value=error.candidate,
+            isolated_max_abs_diff=self.isolated,
+            isolated_mean_abs_diff=self.mean_isolated,
+            tolerance=self.tolerance,
+            isolated_tolerance=self.isolated_tolerance,
+            floor=self.floor.record() if self.floor else None,
+            floors=self.floors,
+            diverges=self.diverges,
+            within=self.within,
+            status=self.status,
+            valid_max_abs_diff=self.valid,
+            padded_max_abs_diff=self.padded,
+        )
 
 
 @dataclass(frozen=True)
 class Judgement:
     """All taps in the order of execution. ``given``: the user's tolerance, None for the measured one."""
 
-    taps: tuple[Tap, ...]
+    taps: tuple[JudgedTap, ...]
     given: float | None
 
     @property
-    def verdict(self) -> str:
-        """``exact``: 0.0 wherever the detector reads, and pooled, which it does not, within its floor."""
+    def verdict(self) -> Verdict:
+        """``exact``: 0.0 wherever the detector reads, and what it does not read within its floor."""
         if not all(t.within for t in self.taps):
             return "differs"
-        zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.name != POOLED)
-        pooled = all(t.near_floor for t in self.taps if t.name == POOLED)
-        return "exact" if zero and pooled else "within_tolerance"
+        zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.read_by_detector)
+        near = all(t.near_floor for t in self.taps if not t.read_by_detector)
+        return "exact" if zero and near else "within_tolerance"
 
     @property
     def first_divergence(self) -> str | None:
@@ -168,18 +193,44 @@ class Judgement:
         """The smallest ``--tolerance`` that would have passed."""
         return max(max(t.difference.max_abs, t.isolated) for t in self.taps)
 
-    def record(self) -> dict[str, Any]:
-        """The JSON fields that follow from the taps."""
-        return {
-            "verdict": self.verdict,
-            "tolerance": self.tolerance,
-            "tolerance_is": "given" if self.given is not None else f"measured: {FLOORS:g} noise floors at each tap",
-            "smallest_passing_tolerance": number(self.smallest_passing),
-            "max_abs_diff": number(self.max_abs),
-            "first_divergence": self.first_divergence,
-            "also_diverging": self.also_diverging,
-            "layers": [t.record() for t in self.taps],
-        }
+    @property
+    def tolerance_is(self) -> str:
+        """Where the tolerance comes from."""
+        return "given" if self.given is not None else f"measured: {FLOORS:g} noise floors at each tap"
+
+    def summary(self, dtype: str) -> str:
+        """What the verdict says, in words. ``dtype``: both sides ran in it."""
+        run = "" if dtype == "float32" else f", both sides in {dtype}"
+        limit = f"tolerance {number(self.tolerance)}, {self.tolerance_is}"
+        if self.verdict == "exact":
+            beside = ""
+            for t in self.taps:
+                if t.difference.max_abs:  # then the detector does not read it
+                    floors = f", {t.floors:.2g} noise floors" if t.floors else ""
+                    beside += f"; {t.name}, which it does not read: {number(t.difference.max_abs)}{floors}"
+            return f"0.0 at every tap that the detector reads{run}{beside}"
+        if self.verdict == "within_tolerance":
+            return f"max abs diff {number(self.max_abs)}{run} ({limit})"
+        carried = (
+            ""
+            if self.first_divergence
+            else ("; no layer diverges by itself: small errors add up to more than the tolerance")
+        )
+        return f"max abs diff {number(self.max_abs)}{run} ({limit}){carried}"
+
+    def record(self, dtype: str = "float32") -> JudgementRecord:
+        """The verdict and its taps as they stand in the JSON. ``dtype``: both sides ran in it."""
+        return JudgementRecord(
+            verdict=self.verdict,
+            tolerance=self.tolerance,
+            tolerance_is=self.tolerance_is,
+            smallest_passing_tolerance=self.smallest_passing,
+            max_abs_diff=self.max_abs,
+            first_divergence=self.first_divergence,
+            also_diverging=tuple(self.also_diverging),
+            layers=tuple(t.record() for t in self.taps),
+            summary=self.summary(dtype),
+        )
 
 
 def judge(
@@ -209,7 +260,7 @@ def judge(
         if difference.shape[:-1] == padded.shape:
             valid, behind = _greatest(difference[~padded]), _greatest(difference[padded])
         taps.append(
-            Tap(
+            JudgedTap(
                 name,
                 compare(ours, theirs),
                 alone,

@@ -5,45 +5,26 @@ Measured in the run: the reference in the dtype under test against the same weig
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from original_ref import TextStudentEncoder
 from sam3lite_convert.parity.compare import greatest_and_row_mean
-from sam3lite_convert.parity.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED, Activations
+from sam3lite_convert.parity.encoders import Activations, record
 from sam3lite_convert.parity.judgement import Floor
+from sam3lite_convert.parity.original import wrap_reference
 
 
 def noise_floor(model: TextStudentEncoder, recorded: Activations, input_ids: Tensor) -> dict[str, Floor]:
-    """By tap. ``recorded``: the reference's own activations for these ids.
-
-    One module at a time goes to float64, so that no second copy of the weights is in memory.
-    """
-    encoder = model.encoder
-    floors: dict[str, Floor] = {}
-    with torch.inference_mode():
-        exact = encoder.embedding_layer(input_ids).double()
-        if encoder.positional_embedding is not None:
-            exact = exact + _double(encoder.positional_embedding)(input_ids.shape[1])
-        floors[EMBEDDINGS] = _floor(recorded[EMBEDDINGS], exact, exact)
-        mask, read = encoder.causal_mask(exact), recorded[EMBEDDINGS].double()
-        for i, block in enumerate(encoder.transformer):
-            name, wide = f"layers.{i}", _double(block)
-            alone, exact = wide(read, mask), wide(exact, mask)
-            floors[name] = _floor(recorded[name], exact, alone)
-            read = recorded[name].double()
-        wide = _double(encoder.final_layer_norm)
-        alone, exact = wide(read), wide(exact)
-        floors[FINAL] = _floor(recorded[FINAL], exact, alone)
-        read = recorded[FINAL].double()
-        wide = _double(model.projector)
-        floors[PROJECTED] = _floor(recorded[PROJECTED], wide(exact), wide(read))
-        rows = torch.arange(input_ids.shape[0]), input_ids.argmax(-1)
-        matrix = encoder.projection_layer.double()
-        floors[POOLED] = _floor(recorded[POOLED], exact[rows] @ matrix, read[rows] @ matrix)
-    return floors
+    """By tap. ``recorded``: the reference's own activations for these ids."""
+    reference = wrap_reference(model)
+    with _in_float64(model):
+        propagated = record(reference, input_ids)
+        isolated = record(reference, input_ids, recorded)
+    return {tap: _floor(value, propagated[tap], isolated[tap]) for tap, value in recorded.items()}
 
 
 def _floor(recorded: Tensor, propagated: Tensor, isolated: Tensor) -> Floor:
@@ -51,5 +32,39 @@ def _floor(recorded: Tensor, propagated: Tensor, isolated: Tensor) -> Floor:
     return Floor(far, near, mean_far, mean_near)
 
 
-def _double(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).double()
+@contextmanager
+def _in_float64(model: nn.Module) -> Iterator[None]:
+    """While it lasts, the model computes in float64.
+
+    A module's weights are cast when it is called and are as before when it returns, so that no second copy of the
+    model is in memory.
+    """
+    held: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+
+    def widen(module: nn.Module) -> None:
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        held[module] = [(tensor, tensor.data) for tensor in own if tensor.is_floating_point()]
+        with torch.inference_mode(False):  # a tensor made in inference mode cannot be a parameter's
+            for tensor, data in held[module]:
+                tensor.data = data.double()
+
+    def restore(module: nn.Module) -> None:
+        for tensor, data in held.pop(module, ()):
+            tensor.data = data
+
+    handles = []
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):  # rows are the same in both, and the table is large
+            handles.append(module.register_forward_hook(lambda module, args, rows: rows.double()))
+        elif next(module.children(), None) is not None:
+            widen(module)  # it may have a few weights of its own, which are read outside of its forward too
+        else:
+            handles.append(module.register_forward_pre_hook(lambda module, args: widen(module)))
+            handles.append(module.register_forward_hook(lambda module, args, output: restore(module)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in list(held):
+            restore(module)

@@ -12,7 +12,8 @@ from original_ref import TextStudentEncoder, load_reference
 from sam3lite_convert.convert.text_weights import cast
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
-from sam3lite_convert.parity.encoders import Activations, Encoder, record
+from sam3lite_convert.parity.encoders import Activations, Encoder, record, tapped_modules
+from sam3lite_convert.parity.taps import ORIGINAL
 from sam3lite_convert.plan.architecture import Architecture
 
 
@@ -54,7 +55,7 @@ def wrap_reference(model: TextStudentEncoder) -> Encoder:
         tokens = inner(input_ids, return_all_tokens=True)
         return model.projector(tokens), inner.pool(tokens, input_ids)
 
-    return Encoder("original TextStudentEncoder", model, tuple(inner.transformer), inner.final_layer_norm, run)
+    return Encoder("original TextStudentEncoder", model, tapped_modules(model, ORIGINAL), run)
 
 
 def checkout_encoder(
@@ -77,6 +78,7 @@ def checkout_encoder(
         layers, inner = tuple(model.encoder.transformer), model.encoder
         if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
             raise CannotRun("encoder.transformer is no list of layers", "original_repo_failed")
+        modules = tapped_modules(model, ORIGINAL)
 
     def run(input_ids: Tensor) -> tuple[Tensor, Tensor]:
         with repo.running():
@@ -85,7 +87,7 @@ def checkout_encoder(
 
     at = f" at commit {repo.commit[:12]}" if repo.commit else ""
     name = f"TextStudentEncoder of {repo.path}{at}"
-    return Encoder(name, model, layers, inner.final_layer_norm, run, in_place=True)
+    return Encoder(name, model, modules, run, in_place=True)
 
 
 def record_checkout(encoder: Encoder, repo: OriginalRepo, input_ids: Tensor, like: Activations) -> Activations:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from sam3lite_convert.parity.compare import number
 from sam3lite_convert.parity.encoders import Activations, Encoder, record
 from sam3lite_convert.parity.faults.hypotheses import Fit, explain
 from sam3lite_convert.parity.judgement import Floor, Judgement, judge
 from sam3lite_convert.parity.noise_floor import noise_floor
 from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.parity.taps import tensors_behind
+from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Mapped
+from sam3lite_convert.records.parity import DiagnosisRecord, FitRecord, OwnReferenceRecord, SuspectTensor
 from sam3lite_convert.verify.config_check import check_config
 
 
@@ -38,20 +39,21 @@ def notes(setup: Setup, outcome: Outcome) -> list[str]:
         text = [f for f in faults if not f.path.startswith(("vision", "geometry", "detr", "mask"))]
         said += [f"config.json: {f.path} {f.why}" for f in text]
     if outcome.judgement.verdict != "differs":
-        for key, why in _tensor_faults(setup, setup.plan.layout.is_text).items():
+        text_tensors = [m for m in setup.plan.mapped.values() if m.canonical.startswith(TEXT)]
+        for key, why in _tensor_faults(setup, text_tensors).items():
             said.append(f"these inputs do not show that {key} {why}")
         if setup.dtype in (torch.float16, torch.bfloat16) and outcome.judgement.max_abs:
             said.append("in half precision, faults smaller than its rounding stay unseen: compare in float32 too")
     return said
 
 
-def _tensor_faults(setup: Setup, concerns: Callable[[str], bool]) -> dict[str, str]:
-    """Tensors of the folder that are not the source's, by target key, and why; of those that it ``concerns``."""
+def _tensor_faults(setup: Setup, tensors: Sequence[Mapped]) -> dict[str, str]:
+    """Which of these tensors are not the source's in the folder, by target key, and why."""
     if setup.folder is None:
         return {}
     from sam3lite_convert.verify.verify import tensor_faults
 
-    targets = {m.key: m.target for m in setup.plan.mapped.values() if concerns(m.target)}
+    targets = {m.key: m.target for m in tensors}
     return {targets[key]: why for key, why in tensor_faults(setup.folder, setup.plan, targets).items()}
 
 
@@ -76,17 +78,15 @@ def compare_encoders(setup: Setup, candidate: Encoder, closely: bool = False) ->
     return Outcome(candidate, propagated, isolated, floors, judgement)
 
 
-def against_own_reference(setup: Setup) -> dict[str, Any]:
+def against_own_reference(setup: Setup) -> OwnReferenceRecord:
     """How ``original_ref`` compares with the user's checkout, over the inputs that are looked at closely."""
     floors = None
     if not all(torch.equal(setup.own[name], value) for name, value in setup.recorded.items()):
         floors = {name: floor.without_isolated() for name, floor in measured_floors(setup).items()}
     judgement = judge(setup.recorded, setup.own, setup.own, floors, setup.inputs.padded, setup.tolerance)
-    return {
-        "verdict": judgement.verdict,
-        "max_abs_diff": number(judgement.max_abs),
-        "first_divergence": judgement.first_divergence,
-    }
+    return OwnReferenceRecord(
+        verdict=judgement.verdict, max_abs_diff=judgement.max_abs, first_divergence=judgement.first_divergence
+    )
 
 
 @dataclass(frozen=True)
@@ -110,24 +110,24 @@ class Diagnosis:
             )
         return "no simple fault explains it; the tensors behind it are the place to look"
 
-    def record(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {
-            "tap": self.tap,
-            "cause": self.words,
-            "fits": [{"key": f.key, "cause": f.words, "remaining_error": f.error} for f in self.fits],
-            "tensors": [
-                {
-                    "target": m.target,
-                    "source": m.source.key,
-                    "rule": m.rule.name,
-                    "table": m.rule.table,
-                    "operation": m.operation,
-                    "fault": self.faults.get(m.target),
-                }
+    def record(self) -> DiagnosisRecord:
+        """The diagnosis as it stands in the JSON."""
+        return DiagnosisRecord(
+            tap=self.tap,
+            cause=self.words,
+            fits=tuple(FitRecord(key=f.key, cause=f.words, remaining_error=f.error) for f in self.fits),
+            tensors=tuple(
+                SuspectTensor(
+                    target=m.target,
+                    source=m.source.key,
+                    rule=m.rule.name,
+                    table=m.rule.table,
+                    operation=m.operation.name,
+                    fault=self.faults.get(m.target),
+                )
                 for m in self.tensors
-            ],
-        }
+            ),
+        )
 
 
 def diagnose(setup: Setup, outcome: Outcome) -> Diagnosis | None:
@@ -137,15 +137,6 @@ def diagnose(setup: Setup, outcome: Outcome) -> Diagnosis | None:
         return None
     found = next(t for t in outcome.judgement.taps if t.name == tap)
     fits = explain(setup.evidence, tap, outcome.isolated[tap], found.isolated_tolerance, found.mean_isolated_tolerance)
-    tensors = tuple(m for m in setup.plan.mapped.values() if m.target.startswith(_behind(tap)))
-    faults = _tensor_faults(setup, lambda target: target.startswith(_behind(tap)))
-    return Diagnosis(tap, tuple(fits), tensors, faults)
-
-
-def _behind(tap: str) -> tuple[str, ...]:
-    """How the target keys of a tap's tensors start."""
-    return {
-        "embeddings": ("text_encoder.token_embedding.", "text_encoder.position_embedding.", "text_encoder.embeddings."),
-        "projected": ("text_projection.",),
-        "pooled": ("text_encoder.projection",),
-    }.get(tap, (f"text_encoder.{tap}.",))
+    behind = tuple(TEXT + start for start in tensors_behind(tap))
+    tensors = tuple(m for m in setup.plan.mapped.values() if m.canonical.startswith(behind))
+    return Diagnosis(tap, tuple(fits), tensors, _tensor_faults(setup, tensors))

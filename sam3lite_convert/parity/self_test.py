@@ -11,25 +11,27 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sam3lite_convert.parity.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED, Encoder
+from sam3lite_convert.parity.encoders import Encoder
 from sam3lite_convert.parity.faults.hypotheses import distance, hypotheses
 from sam3lite_convert.parity.faults.layers import other_layers
 from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.noise_floor import noise_floor
 from sam3lite_convert.parity.run import compare_encoders, diagnose
 from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, enclosing
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
+from sam3lite_convert.records.parity import TrialOutcome, TrialRecord
+from sam3lite_convert.records.record import Json
 
 _PROJECTION = TEXT + "encoder.projection_layer"
 
 
 @dataclass(frozen=True)
-class Fault:
+class InjectedFault:
     """A fault to be made on purpose. ``tap``: where it has to be found; ``cause``: the key of the
     hypothesis that has to name it; ``weights`` and ``config``: the candidate's, changed; ``spoil``
     changes the finished candidate; ``full_table``: see Evidence."""
@@ -38,29 +40,29 @@ class Fault:
     tap: str
     cause: str
     weights: dict[str, Tensor] | None = None
-    config: dict[str, Any] | None = None
+    config: Json | None = None
     spoil: Callable[[Encoder], None] = field(default=lambda encoder: None)
     full_table: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one fault: ``outcome`` is ``found``, ``missed`` or ``not revealed``."""
+    """What became of one fault."""
 
-    fault: Fault
-    outcome: str
+    fault: InjectedFault
+    outcome: TrialOutcome
     first_divergence: str | None
     diagnosis: str | None
 
-    def record(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {
-            "fault": self.fault.words,
-            "made_in": self.fault.tap,
-            "outcome": self.outcome,
-            "first_divergence": self.first_divergence,
-            "cause": self.diagnosis,
-        }
+    def record(self) -> TrialRecord:
+        """The trial as it stands in the JSON."""
+        return TrialRecord(
+            fault=self.fault.words,
+            made_in=self.fault.tap,
+            outcome=self.outcome,
+            first_divergence=self.first_divergence,
+            cause=self.diagnosis,
+        )
 
 
 def run_self_test(setup: Setup) -> Iterator[Trial]:
@@ -76,15 +78,16 @@ def run_self_test(setup: Setup) -> Iterator[Trial]:
             continue
         candidate = altered.candidate(fault.weights, fault.config)
         fault.spoil(candidate)
-        outcome = compare_encoders(altered, candidate)
-        diagnosis = diagnose(altered, outcome)
-        found = outcome.judgement.first_divergence
+        compared = compare_encoders(altered, candidate)
+        diagnosis = diagnose(altered, compared)
+        found = compared.judgement.first_divergence
         named = diagnosis is not None and bool(diagnosis.fits) and diagnosis.fits[0].key == fault.cause
-        verdict = "found" if found == fault.tap and named else "missed"
-        yield Trial(fault, verdict, found, diagnosis.words if diagnosis else None)
+        in_its_place = found is not None and fault.tap in (found, enclosing(found))
+        outcome: TrialOutcome = "found" if in_its_place and named else "missed"
+        yield Trial(fault, outcome, found, diagnosis.words if diagnosis else None)
 
 
-def _revealed(setup: Setup, fault: Fault, limit: float) -> bool:
+def _revealed(setup: Setup, fault: InjectedFault, limit: float) -> bool:
     """Whether the reference with this fault leaves its floor at the tap."""
     for hypothesis in itertools.chain(hypotheses(setup.evidence, fault.tap), other_layers(setup.evidence, fault.tap)):
         if hypothesis.key == fault.cause:
@@ -94,7 +97,7 @@ def _revealed(setup: Setup, fault: Fault, limit: float) -> bool:
     return True  # nobody to ask, so it has to be found
 
 
-def known_faults(setup: Setup) -> Iterator[Fault]:
+def known_faults(setup: Setup) -> Iterator[InjectedFault]:
     """All faults that this architecture can have; single layers stand for their kind."""
     blocks = setup.plan.architecture.blocks
     yield from _embedding_faults(setup)
@@ -102,78 +105,82 @@ def known_faults(setup: Setup) -> Iterator[Fault]:
         yield from _repmixer_faults(setup, blocks["repmixer_blocks"][-1])
     if blocks["transformer_blocks"]:
         yield from _transformer_faults(setup, blocks["transformer_blocks"])
-    words = "the final LayerNorm runs at eps 1e-6"
-    yield Fault(words, FINAL, "layernorm_eps_1e-06", spoil=lambda e: _set_eps(e.final_layer_norm, nn.LayerNorm))
+    words, tap = "the final LayerNorm runs at eps 1e-6", FINAL_NORM.name
+    yield InjectedFault(words, tap, "layernorm_eps_1e-06", spoil=lambda e: _set_eps(e.final_layer_norm, nn.LayerNorm))
     bias = _altered(setup, TEXT + "projector.bias", torch.zeros_like)
-    yield Fault("the projector's bias is missing", PROJECTED, "no_bias:bias", bias)
+    yield InjectedFault("the projector's bias is missing", PROJECTED.name, "no_bias:bias", bias)
     shape = next(m.source.shape for m in setup.plan.mapped.values() if m.canonical == _PROJECTION)
     if shape[0] == shape[1]:
         flipped = _altered(setup, _PROJECTION, lambda p: p.T)
-        yield Fault("the pooled projection is untransposed", POOLED, "projection_untransposed", flipped)
+        yield InjectedFault("the pooled projection is untransposed", POOLED.name, "projection_untransposed", flipped)
 
 
-def _embedding_faults(setup: Setup) -> Iterator[Fault]:
+def _embedding_faults(setup: Setup) -> Iterator[InjectedFault]:
     width = setup.plan.architecture.sizes["text_hidden"]
     for key, factor, name in (("sqrt", width**0.5, f"sqrt({width})"), ("rsqrt", width**-0.5, f"{width}^-0.5")):
         words = f"the token embedding is scaled by {name}"
-        yield Fault(words, EMBEDDINGS, f"scaled:{key}", spoil=partial(_scale_tokens, factor=factor))
+        yield InjectedFault(words, EMBEDDINGS.name, f"scaled:{key}", spoil=partial(_scale_tokens, factor=factor))
     shifted = _altered(setup, POSITION_TABLE, lambda t: t.roll(-1, 2))
-    yield Fault("the position table is shifted by one row", EMBEDDINGS, "positions_shifted:+1", shifted)
+    yield InjectedFault("the position table is shifted by one row", EMBEDDINGS.name, "positions_shifted:+1", shifted)
     target = next(m.target for m in setup.plan.mapped.values() if m.canonical == POSITION_TABLE)
     table = setup.weights[target]
     longer = torch.cat([table, table.flip(2)], 2)
     config = {**setup.config, "max_position_embeddings": longer.shape[2]}
     weights = {**setup.weights, target: longer}
     words = f"the position table is not cut: {longer.shape[2]} rows where {table.shape[2]} belong"
-    yield Fault(words, EMBEDDINGS, "positions_not_cut", weights, config, full_table=longer.to(setup.dtype))
+    yield InjectedFault(words, EMBEDDINGS.name, "positions_not_cut", weights, config, full_table=longer.to(setup.dtype))
 
 
-def _repmixer_faults(setup: Setup, layer: int) -> Iterator[Fault]:
-    tap, key = f"layers.{layer}", f"{TEXT}encoder.transformer.{layer}."
+def _repmixer_faults(setup: Setup, layer: int) -> Iterator[InjectedFault]:
+    tap, key = LAYER.at(layer), f"{TEXT}encoder.transformer.{layer}."
     for name in ("layer_scale", "token_mixer.layer_scale"):
         ones = _altered(setup, key + name, torch.ones_like)
-        yield Fault(f"{name} is left out in {tap}", tap, f"no_layer_scale:{name}", ones)
+        yield InjectedFault(f"{name} is left out in {tap}", tap, f"no_layer_scale:{name}", ones)
     bias = _altered(setup, key + "convffn.fc2.bias", torch.zeros_like)
-    yield Fault(f"a bias is missing in {tap} (convffn.fc2)", tap, "no_bias:convffn.fc2.bias", bias)
+    yield InjectedFault(f"a bias is missing in {tap} (convffn.fc2)", tap, "no_bias:convffn.fc2.bias", bias)
     words = f"BatchNorm runs at eps 1e-6 in {tap}"
-    yield Fault(words, tap, "batchnorm_eps_1e-06", spoil=lambda e: _set_eps(e.layers[layer], nn.BatchNorm2d))
-    yield Fault(f"GELU is the tanh approximation in {tap}", tap, "gelu_tanh", spoil=lambda e: _tanh(e.layers[layer]))
+    yield InjectedFault(words, tap, "batchnorm_eps_1e-06", spoil=lambda e: _set_eps(e.layers[layer], nn.BatchNorm2d))
+    yield InjectedFault(
+        f"GELU is the tanh approximation in {tap}", tap, "gelu_tanh", spoil=lambda e: _tanh(e.layers[layer])
+    )
 
 
-def _transformer_faults(setup: Setup, layers: tuple[int, ...]) -> Iterator[Fault]:
+def _transformer_faults(setup: Setup, layers: tuple[int, ...]) -> Iterator[InjectedFault]:
     layer = layers[len(layers) // 2]
-    tap, key = f"layers.{layer}", f"{TEXT}encoder.transformer.{layer}."
+    tap, key = LAYER.at(layer), f"{TEXT}encoder.transformer.{layer}."
     for order in ("kqv", "qvk", "vkq"):
         names = " and ".join(a for a, b in zip("qkv", order, strict=True) if a != b)
         rows = None
         for leaf in ("weight", "bias"):
             source = f"{key}pre_norm_mha.1.qkv_proj.{leaf}"
             rows = _altered(setup, source, partial(_reordered, order=order), rows)
-        yield Fault(f"{names} are swapped in {tap}", tap, f"qkv_order:{order}", rows)
+        yield InjectedFault(f"{names} are swapped in {tap}", tap, f"qkv_order:{order}", rows)
     out = _altered(setup, key + "pre_norm_mha.1.out_proj.weight", lambda t: t.T)
-    yield Fault(f"out_proj is transposed in {tap}", tap, "transposed:out_proj", out)
+    yield InjectedFault(f"out_proj is transposed in {tap}", tap, "transposed:out_proj", out)
     one = _altered(
         setup, key + "pre_norm_mha.1.qkv_proj.weight", lambda t: torch.cat([t.chunk(3)[0].T, *t.chunk(3)[1:]])
     )
-    yield Fault(f"the projection of q is transposed in {tap}", tap, "transposed:q", one)
+    yield InjectedFault(f"the projection of q is transposed in {tap}", tap, "transposed:q", one)
     for name in ("pre_norm_ffn.4.bias", "pre_norm_mha.1.out_proj.bias"):
         bias = _altered(setup, key + name, torch.zeros_like)
-        yield Fault(f"a bias is missing in {tap} ({name})", tap, f"no_bias:{name}", bias)
+        yield InjectedFault(f"a bias is missing in {tap} ({name})", tap, f"no_bias:{name}", bias)
     others = [i for i in layers if i != layer]
     if others:
         name, other = "pre_norm_ffn.1.weight", others[0]
         theirs = _source(setup, f"{TEXT}encoder.transformer.{other}.{name}")
         wrong = _altered(setup, key + name, lambda t: theirs)
-        yield Fault(f"{tap} holds {name} of layers.{other}", tap, f"layer:{other}:{name}", wrong)
+        yield InjectedFault(f"{tap} holds {name} of {LAYER.at(other)}", tap, f"layer:{other}:{name}", wrong)
     words = f"LayerNorm runs at eps 1e-6 in {tap}"
-    yield Fault(words, tap, "layernorm_eps_1e-06", spoil=lambda e: _set_eps(e.layers[layer], nn.LayerNorm))
-    yield Fault(f"GELU is the tanh approximation in {tap}", tap, "gelu_tanh", spoil=lambda e: _tanh(e.layers[layer]))
+    yield InjectedFault(words, tap, "layernorm_eps_1e-06", spoil=lambda e: _set_eps(e.layers[layer], nn.LayerNorm))
+    yield InjectedFault(
+        f"GELU is the tanh approximation in {tap}", tap, "gelu_tanh", spoil=lambda e: _tanh(e.layers[layer])
+    )
     causal = setup.plan.architecture.causal_masking
-    first = f"layers.{layers[0]}"
+    first = LAYER.at(layers[0])
     if causal:
-        yield Fault("there is no causal mask", first, "not_causal", spoil=lambda e: _mask(e, layers, False))
+        yield InjectedFault("there is no causal mask", first, "not_causal", spoil=lambda e: _mask(e, layers, False))
     else:
-        yield Fault("attention is masked causally", first, "causal", spoil=lambda e: _mask(e, layers, True))
+        yield InjectedFault("attention is masked causally", first, "causal", spoil=lambda e: _mask(e, layers, True))
 
 
 # ---- making them
@@ -183,8 +190,13 @@ def _source(setup: Setup, canonical: str, weights: dict[str, Tensor] | None = No
     """A source tensor, put together again from the candidate's state dict."""
     held = weights or setup.weights
     pieces = [m for m in setup.plan.mapped.values() if m.canonical == canonical]
-    whole = torch.cat([held[m.target] for m in pieces]) if len(pieces) > 1 else held[pieces[0].target]
-    return whole.T if pieces[0].transposed else whole
+    operation, tensors = pieces[0].operation, [held[m.target] for m in pieces]
+    shape = operation.source_shape([tuple(t.shape) for t in tensors])
+    whole = torch.empty(shape, dtype=tensors[0].dtype)
+    for tensor, part in zip(tensors, operation.slices(shape), strict=True):
+        data = operation.backward(_bytes(tensor), part, _name(tensor))
+        whole.view(-1)[part.begin : part.begin + part.numel] = _read(data, tensor.dtype)
+    return whole
 
 
 def _altered(
@@ -193,11 +205,25 @@ def _altered(
     """The candidate's state dict as the plan would make it of a source with this tensor changed."""
     held = dict(weights or setup.weights)
     pieces = [m for m in setup.plan.mapped.values() if m.canonical == canonical]
-    made = change(_source(setup, canonical, held))
-    made = made.T if pieces[0].transposed else made
-    for piece, part in zip(pieces, made.chunk(len(pieces)) if len(pieces) > 1 else [made], strict=True):
-        held[piece.target] = part.contiguous()
+    made = change(_source(setup, canonical, held)).contiguous()
+    operation = pieces[0].operation
+    for piece, part in zip(pieces, operation.slices(tuple(made.shape)), strict=True):
+        stretch = made.view(-1)[part.begin : part.begin + part.numel]
+        data = operation.forward(_bytes(stretch), part, _name(made))
+        held[piece.target] = _read(data, made.dtype).reshape(part.shape)
     return held
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _read(data: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype)
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _reordered(fused: Tensor, order: str) -> Tensor:
@@ -223,7 +249,9 @@ def _scale_tokens(encoder: Encoder, factor: float) -> None:
 
 
 def _mask(encoder: Encoder, layers: tuple[int, ...], causal: bool) -> None:
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(
+        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[Tensor, ...], dict[str, object]]:
         length = args[0].shape[1]
         upper = torch.full((length, length), -torch.inf, dtype=args[0].dtype).triu(1)
         return (args[0],), {**kwargs, "attention_mask": upper if causal else None}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +26,11 @@ from sam3lite_convert.parity.inputs import BATCH, Inputs, make_inputs
 from sam3lite_convert.parity.judgement import check_tolerance, require_finite
 from sam3lite_convert.parity.original import checkout_encoder, record_checkout, reference_encoder
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
+from sam3lite_convert.plan.operations import positions, with_positions
 from sam3lite_convert.plan.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.twins import check_twins
+from sam3lite_convert.records.record import Json
 
 _RUNS_IN = ("float16", "bfloat16", "float32")
 
@@ -69,7 +70,7 @@ class Setup:
     inputs: Inputs
     recorded: Activations
     evidence: Evidence
-    config: dict[str, Any]
+    config: Json
     weights: dict[str, Tensor]
     folder: Folder | None
     tolerance: float | None
@@ -77,7 +78,7 @@ class Setup:
     own: Activations  # of original_ref, where the reference is the user's checkout; else the recorded ones
     notes: tuple[str, ...] = ()
 
-    def candidate(self, weights: Mapping[str, Tensor] | None = None, config: dict[str, Any] | None = None) -> Encoder:
+    def candidate(self, weights: Mapping[str, Tensor] | None = None, config: Json | None = None) -> Encoder:
         """The candidate with these weights and this config, its own by default; it has run once.
 
         Raises UnsoundPlan where that makes no encoder, or not one that runs.
@@ -226,8 +227,9 @@ def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor]) -> None:
         if key not in held or key.endswith(COUNTER):
             continue
         found, shape = held[key], piece.shape
-        if piece.canonical == POSITION_TABLE and found.dim() == 4:
-            shape = (*shape[:2], found.shape[2], shape[3])
+        rows = positions(tuple(found.shape))
+        if piece.position_table and rows is not None:
+            shape = with_positions(shape, rows)
         if tuple(found.shape) != shape or not found.numel():
             faults.append(f"{key} is {tuple(found.shape)} where the original's would be {shape}")
         elif found.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -242,7 +244,7 @@ def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor]) -> None:
         )
 
 
-def _text_config(plan: Plan, folder: Folder | None) -> dict[str, Any]:
+def _text_config(plan: Plan, folder: Folder | None) -> Json:
     """The candidate's text config: the folder's own where it has one, faults included."""
     config = make_config(plan) if folder is None else folder.config
     if config is None:

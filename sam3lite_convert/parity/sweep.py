@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sam3lite_convert.parity.compare import Running, compare, number, row_means
-from sam3lite_convert.parity.encoders import PROJECTED, Activations, Encoder, record
+from sam3lite_convert.parity.compare import Running, compare, row_means
+from sam3lite_convert.parity.encoders import Activations, Encoder, record
 from sam3lite_convert.parity.inputs import BATCH, Inputs
 from sam3lite_convert.parity.judgement import Judgement, require_finite
 from sam3lite_convert.parity.original import wrap_reference
 from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.parity.taps import text_features
+from sam3lite_convert.records.parity import WorstPrompt
 
 _LISTED = 10
 _FIRST = 16  # prompts looked at closely because they are the worst at the tap that ranks them
@@ -52,7 +53,8 @@ def ranking_tap(greatest: Mapping[str, float]) -> str:
     """The tap that prompts are ranked by: what the detector reads, or the first that differs at all.
     ``greatest``: max abs diff by tap."""
     differing = [tap for tap, most in greatest.items() if most]
-    return PROJECTED if PROJECTED in differing or not differing else differing[0]
+    features = text_features(list(greatest))
+    return features if features in differing or not differing else differing[0]
 
 
 def sweep(setup: Setup, candidate: Encoder, advance: Callable[[int], None] = lambda n: None) -> Sweep:
@@ -120,14 +122,13 @@ def over_all(judgement: Judgement, swept: Sweep) -> Judgement:
 
 def worst_prompts(
     tap: str, rows: Sequence[int], inputs: Inputs, reference: Activations, candidate: Activations
-) -> list[dict[str, Any]]:
+) -> tuple[WorstPrompt, ...]:
     """The prompts that are furthest off at a tap, the worst first; none where ids were made without prompts.
     ``rows``: the places of ``inputs`` among all."""
-    found: list[tuple[float, dict[str, Any]]] = []
+    found: list[WorstPrompt] = []
     for n, (row, prompt) in enumerate(zip(rows, inputs.prompts, strict=False)):
         d = compare(reference[tap][n : n + 1], candidate[tap][n : n + 1])
         if d.max_abs:
-            numbers = {"max_abs_diff": number(d.max_abs), "relative_l2": number(d.relative_l2)}
-            found.append((d.max_abs, {"index": row, "prompt": prompt, "tap": tap, **numbers}))
-    found.sort(key=lambda entry: -entry[0])
-    return [entry for _, entry in found[:_LISTED]]
+            figures = {"max_abs_diff": d.max_abs, "relative_l2": d.relative_l2}
+            found.append(WorstPrompt(index=row, prompt=prompt, tap=tap, **figures))
+    return tuple(sorted(found, key=lambda p: -p.max_abs_diff)[:_LISTED])

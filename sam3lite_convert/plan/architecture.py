@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from sam3lite_convert.records.record import Json, Record
+from sam3lite_convert.records.shared import ArchitectureRecord
 
 TEXT_ENCODER = "text_encoder"  # the component, in reports
 TEXT = "backbone.language_backbone."
@@ -47,12 +49,28 @@ COMPONENTS = (  # name in reports, start of its canonical keys
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Vision(Record):
+    """What config.json needs of the ViT and its neck beyond tensor sizes.
+
+    ``image_size`` and ``pretrain_image_size`` in pixels, ``window_size`` in patches. ``global_attn_indexes``: blocks
+    that attend to the whole image. ``scale_factors``: of the neck's levels, relative to the ViT's grid.
+    """
+
+    pretrain_image_size: int
+    vit_heads: int
+    window_size: int
+    image_size: int
+    global_attn_indexes: tuple[int, ...]
+    scale_factors: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Sizes and block lists, as the target tables name them, and the facts for config.json.
 
     ``sizes``: size name -> value; ``blocks``: list name -> layer indices. A size that the file
-    does not show is absent.
+    does not show is absent. ``vision``: None without a ViT.
     """
 
     sizes: dict[str, int]
@@ -60,7 +78,7 @@ class Architecture:
     model_name: str
     variant: str
     causal_masking: bool
-    vision: dict[str, Any] = field(default_factory=dict)
+    vision: Vision | None = None
     assumed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -68,32 +86,30 @@ class Architecture:
         """All text blocks, RepMixer blocks included."""
         return len(self.blocks["transformer_blocks"]) + len(self.blocks["repmixer_blocks"])
 
-    def record(self) -> dict[str, Any]:
-        """The JSON form: the text encoder's sizes by the names of the contract, the rest as they are."""
+    def record(self) -> ArchitectureRecord:
+        """The text encoder's sizes by the names of the contract, those of the detector as they are."""
         s = self.sizes
-        text = {
-            "variant": self.variant,
-            "model_name": self.model_name,
-            "hidden_size": s["text_hidden"],
-            "intermediate_size": s["text_ffn"],
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": s["text_heads"],
-            "context_length": s["context"],
-            "vocab_size": s["vocab"],
-            "projection_dim": s["projection_dim"],
-            "output_dim": s["output_dim"],
-            "causal_masking": self.causal_masking,
-        }
-        if "kernel" in s:
-            text["repmixer_kernel_size"] = s["kernel"]
         text_sizes = ("text_", "context", "vocab", "projection_dim", "output_dim", "kernel")
-        rest: dict[str, Any] = {k: v for k, v in s.items() if not k.startswith(text_sizes)}
+        rest: Json = {k: v for k, v in s.items() if not k.startswith(text_sizes)}
         rest |= {k: len(v) for k, v in self.blocks.items() if not k.endswith(("transformer_blocks", "repmixer_blocks"))}
-        if rest.get("vit_blocks"):
-            text["detector"] = rest | self.vision
-        if self.assumed:
-            text["assumed"] = self.assumed
-        return text
+        if self.vision is not None:
+            rest |= self.vision.to_json()
+        return ArchitectureRecord(
+            variant=self.variant,
+            model_name=self.model_name,
+            hidden_size=s["text_hidden"],
+            intermediate_size=s["text_ffn"],
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=s["text_heads"],
+            context_length=s["context"],
+            vocab_size=s["vocab"],
+            projection_dim=s["projection_dim"],
+            output_dim=s["output_dim"],
+            causal_masking=self.causal_masking,
+            repmixer_kernel_size=s.get("kernel"),
+            detector=rest if rest.get("vit_blocks") else None,
+            assumed=self.assumed or None,
+        )
 
 
 def component_of(name: str) -> str:

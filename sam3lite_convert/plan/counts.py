@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.plan.architecture import TEXT, component_of
 from sam3lite_convert.plan.names import Names
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.records.shared import Accounting, ComponentRecord, DroppedKind
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "freqs_cis", "positional_encoding_gaussian_matrix")
 
@@ -41,13 +41,11 @@ class ComponentCount:
     mapped: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
-    def record(self) -> dict[str, Any]:
-        return {
-            "keys": self.keys,
-            "parameters": self.parameters,
-            "mapped": self.mapped,
-            "dropped": dict(self.dropped),
-        }
+    def record(self) -> ComponentRecord:
+        """The counts as they are now."""
+        return ComponentRecord(
+            keys=self.keys, parameters=self.parameters, mapped=self.mapped, dropped=dict(self.dropped)
+        )
 
 
 def components(checkpoint: Checkpoint, names: Names, plan: Plan | None) -> dict[str, ComponentCount]:
@@ -63,6 +61,25 @@ def components(checkpoint: Checkpoint, names: Names, plan: Plan | None) -> dict[
         for dropped in plan.dropped.values():
             out[component_of(dropped.canonical)].dropped[dropped.label] += 1
     return out
+
+
+def accounting(checkpoint: Checkpoint, names: Names, plan: Plan | None) -> Accounting:
+    """What becomes of every tensor, by component, with the sum and why tensors are dropped. Without a plan nothing is
+    mapped or dropped."""
+    parts = components(checkpoint, names, plan)
+    total = ComponentCount(
+        *(sum(getattr(c, name) for c in parts.values()) for name in ("keys", "parameters", "mapped"))
+    )
+    for part in parts.values():
+        total.dropped += part.dropped
+    reasons = {d.label: d.reason for d in plan.dropped.values()} if plan else {}
+    reasons["twin"] = "second spelling of a tensor, equal to the bit"  # of each the plan names the first spelling
+    kinds = (DroppedKind(kind=kind, tensors=n, reason=reasons[kind]) for kind, n in total.dropped.items())
+    return Accounting(
+        components={name: part.record() for name, part in parts.items()},
+        total=total.record(),
+        dropped_kinds=tuple(kinds),
+    )
 
 
 def dtype_counts(checkpoint: Checkpoint) -> dict[str, int]:

@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 from sam3lite_convert.errors import UnsoundPlan
 from sam3lite_convert.plan.architecture import (
@@ -16,6 +15,7 @@ from sam3lite_convert.plan.architecture import (
     VISION,
     Architecture,
     Shapes,
+    Vision,
     has_class_row,
 )
 
@@ -150,7 +150,7 @@ def _detector(
     sizes: dict[str, int | None],
     blocks: dict[str, tuple[int, ...]],
     assumed: dict[str, str],
-) -> dict[str, Any]:
+) -> Vision | None:
     wb = r"(?:weight|bias)"
     trunk = re.escape(VISION) + r"trunk\."
     neck = re.escape(VISION) + r"convs\."
@@ -189,7 +189,7 @@ def _detector(
     blocks["fpn_2x"] = tuple(i for i in levels if i in by_two)
     blocks["fpn_1x"] = tuple(i for i in levels if i not in by_four | by_two)
     if not blocks["vit_blocks"] or sizes["vit_hidden"] is None:
-        return {}
+        return None
     return _vision_facts(vote, shapes, sizes, blocks, assumed)
 
 
@@ -199,7 +199,7 @@ def _vision_facts(
     sizes: dict[str, int | None],
     blocks: dict[str, tuple[int, ...]],
     assumed: dict[str, str],
-) -> dict[str, Any]:
+) -> Vision:
     """What config.json needs beyond tensor sizes; the rotary tables tell most of it."""
     trunk = re.escape(VISION) + r"trunk\."
     hidden, patch = sizes["vit_hidden"] or 0, sizes["patch"] or 14
@@ -207,27 +207,31 @@ def _vision_facts(
     rotary = {i: shapes.get(f"{VISION}trunk.blocks.{i}.attn.freqs_cis", ()) for i in blocks["vit_blocks"]}
     tables = {i: s for i, s in rotary.items() if len(s) == 2}
     grid = math.isqrt(sizes["vit_positions"] or 576)
-    facts: dict[str, Any] = {"pretrain_image_size": grid * patch}
     if tables:
         half = vote((trunk + r"blocks\.\d+\.attn\.freqs_cis", 1, 2)) or HEAD_DIM // 2
         tokens = sorted({s[0] for s in tables.values()})
-        facts["vit_heads"] = hidden // (2 * half)
-        facts["window_size"] = math.isqrt(tokens[0])
-        facts["image_size"] = math.isqrt(tokens[-1]) * patch
-        facts["global_attn_indexes"] = [i for i, s in tables.items() if s[0] == tokens[-1] and len(tokens) > 1]
+        heads = hidden // (2 * half)
+        window, image_size = math.isqrt(tokens[0]), math.isqrt(tokens[-1]) * patch
+        everywhere = tuple(i for i, s in tables.items() if s[0] == tokens[-1] and len(tokens) > 1)
     else:
         # SAM3's own: windows of 24 patches, every eighth of the blocks global, 1008 pixels.
-        facts["vit_heads"] = max(hidden // HEAD_DIM, 1)
-        facts["window_size"], facts["image_size"] = 24, 72 * patch
-        facts["global_attn_indexes"] = [i for i in range(count) if i % 8 == 7]
+        heads = max(hidden // HEAD_DIM, 1)
+        window, image_size = 24, 72 * patch
+        everywhere = tuple(i for i in range(count) if i % 8 == 7)
         assumed["vision"] = "heads, window, image size and global blocks as in SAM3; the file holds no rotary tables"
     scales = dict.fromkeys(blocks["fpn_4x"], 4.0) | dict.fromkeys(blocks["fpn_2x"], 2.0)
     plain = 1.0
     for i in blocks["fpn_1x"]:
         scales[i], plain = plain, plain / 2
-    facts["scale_factors"] = [scales[i] for i in blocks["fpn_levels"]]
     if sizes["detr_heads"] is None:
         sizes["detr_heads"] = 8
         assumed["detr_heads"] = "8; the tensor that shows it is missing"
     assumed["attention heads"] = "geometry, DETR encoder and mask attention have as many heads as the DETR decoder"
-    return facts
+    return Vision(
+        pretrain_image_size=grid * patch,
+        vit_heads=heads,
+        window_size=window,
+        image_size=image_size,
+        global_attn_indexes=everywhere,
+        scale_factors=tuple(scales[i] for i in blocks["fpn_levels"]),
+    )

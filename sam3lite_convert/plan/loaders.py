@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sam3lite_convert.records.receipt import LibraryName, LoaderName
+
 
 @dataclass(frozen=True)
 class Loader:
@@ -18,15 +20,15 @@ class Loader:
     ``convert/config.py``, ``convert/card.py``, ``parity/candidates.py``.
     """
 
-    name: str
+    name: LoaderName
     targets: tuple[str, ...] = ()
-    library: str | None = None
+    library: LibraryName | None = None
     processor: bool = False
     strips_text: bool | None = None
     causal: bool | None = None
 
 
-LOADERS = {
+LOADERS: dict[str, Loader] = {
     loader.name: loader
     for loader in (
         Loader(

@@ -1,13 +1,228 @@
-"""What can be done to a tensor on its way to a target."""
+"""What can be done to a tensor on its way to its targets: each operation in one class, forwards and backwards.
+
+The tables name an operation; the planner asks it for the targets' shapes and slices, the writer for their bytes,
+``verify`` for the way back, the receipt for what is lost, and the generator of small checkpoints for the source's
+shape. A new operation is a class here, listed in ``OPERATIONS``, and the table entries that name it.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-def transposed(data: bytes, shape: tuple[int, ...], width: int) -> bytes:
+from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.plan.architecture import has_class_row
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The stretch of a source that one target holds, counted in elements of the C-contiguous source.
+
+    ``begin``: its first element; ``held``: its shape as it lies in the source; ``shape``: the target's shape;
+    ``label``: which part of the source it is (q, k or v), None where there is only one.
+    """
+
+    begin: int
+    held: Shape
+    shape: Shape
+    label: str | None = None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.held)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What no target holds of a source that is not dropped as a whole. ``kind`` is its key under ``lost`` in the
+    receipt; ``numel`` counts the elements of its ``rows``."""
+
+    kind: str
+    rows: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class Operation(ABC):
+    """One operation on one source tensor.
+
+    ``name`` is its word in the tables and in records. ``labels`` has one entry a target, in the order in which a
+    rule lists them: the name of the part, or None. ``needs_reason``: a rule has to say why. ``verbatim``: a target's
+    bytes are those of its slice in the same order, so they are streamed and copied by the kernel; an operation that
+    is not verbatim overrides ``forward`` and ``backward``.
+    """
+
+    name: ClassVar[str]
+    labels: ClassVar[tuple[str | None, ...]] = (None,)
+    needs_reason: ClassVar[bool] = False
+    verbatim: ClassVar[bool] = True
+
+    @abstractmethod
+    def slices(self, shape: Shape) -> tuple[Slice, ...]:
+        """What each target holds of a source of this shape, in the order of ``labels``.
+
+        Raises ValueError, saying why, if the shape does not allow the operation.
+        """
+
+    @abstractmethod
+    def source_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """The shape of the source whose targets have these shapes, in the order of ``labels``."""
+
+    def forward(self, data: bytes, part: Slice, dtype: str) -> bytes:
+        """The target's bytes, of the slice's bytes as the source holds them. No cast: both are of ``dtype``."""
+        return data
+
+    def backward(self, data: bytes, part: Slice, dtype: str) -> bytes:
+        """The slice's bytes as the source holds them, of the target's bytes: the inverse of ``forward``."""
+        return data
+
+    def lost(self, shape: Shape) -> Lost | None:
+        """What no target holds of a source of this shape; None if the targets hold all of it."""
+        return None
+
+    def cut(self, positions: int) -> Operation:
+        """The operation on a text position table of which only the first rows are wanted (``--context``).
+
+        An operation that cannot leave rows out returns itself; the planner then reports the target's shape.
+        """
+        return self
+
+
+@dataclass(frozen=True)
+class Keep(Operation):
+    """The bytes as they are; of a text position table the first ``positions`` rows, if that is not None."""
+
+    name = "keep"
+    positions: int | None = None
+
+    def slices(self, shape: Shape) -> tuple[Slice, ...]:
+        kept = shape if self.positions is None else with_positions(shape, self.positions)
+        return (Slice(0, kept, kept),)
+
+    def source_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """The target's own: how many positions the source had before a cut, no target tells."""
+        return shapes[0]
+
+    def lost(self, shape: Shape) -> Lost | None:
+        numel = math.prod(shape) - self.slices(shape)[0].numel
+        if self.positions is None or not numel:
+            return None
+        return Lost("positions", shape[POSITION_AXIS] - self.positions, numel)
+
+    def cut(self, positions: int) -> Operation:
+        return Keep(positions)
+
+
+@dataclass(frozen=True)
+class Split(Operation):
+    """Fused attention rows: the first third is q, the second k, the last v."""
+
+    name = "split"
+    labels = ("q", "k", "v")
+
+    def slices(self, shape: Shape) -> tuple[Slice, ...]:
+        if not shape or shape[0] % len(self.labels):
+            raise ValueError("q, k and v cannot be split from rows that are no multiple of three")
+        rows = (shape[0] // len(self.labels), *shape[1:])
+        return tuple(Slice(n * math.prod(rows), rows, rows, label) for n, label in enumerate(self.labels))
+
+    def source_shape(self, shapes: Sequence[Shape]) -> Shape:
+        return (sum(s[0] for s in shapes), *shapes[0][1:])
+
+
+@dataclass(frozen=True)
+class Transpose(Operation):
+    """A matrix with rows and columns exchanged."""
+
+    name = "transpose"
+    verbatim = False
+
+    def slices(self, shape: Shape) -> tuple[Slice, ...]:
+        if len(shape) != 2:
+            raise ValueError("only a matrix can be transposed")
+        return (Slice(0, shape, shape[::-1]),)
+
+    def source_shape(self, shapes: Sequence[Shape]) -> Shape:
+        return shapes[0][::-1]
+
+    def forward(self, data: bytes, part: Slice, dtype: str) -> bytes:
+        return _transposed(data, part.held, dtype)
+
+    def backward(self, data: bytes, part: Slice, dtype: str) -> bytes:
+        return _transposed(data, part.shape, dtype)
+
+
+@dataclass(frozen=True)
+class DropClassRow(Operation):
+    """A ViT position table (1, rows, width) without its class row, the first; as it is if it holds none."""
+
+    name = "drop_class_row"
+
+    def slices(self, shape: Shape) -> tuple[Slice, ...]:
+        if len(shape) != 3:
+            raise ValueError("a position table has three dimensions")
+        if has_class_row(shape[1]):
+            grid = (shape[0], shape[1] - 1, shape[2])
+            return (Slice(shape[2], grid, grid),)
+        if math.isqrt(shape[1]) ** 2 != shape[1]:
+            raise ValueError("its rows are no square grid, with or without a class position")
+        return (Slice(0, shape, shape),)
+
+    def source_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """With a class row, as released checkpoints have it."""
+        first, rows, width = shapes[0]
+        return (first, rows + 1, width)
+
+    def lost(self, shape: Shape) -> Lost | None:
+        return Lost("class_row", 1, shape[0] * shape[2]) if has_class_row(shape[1]) else None
+
+
+@dataclass(frozen=True)
+class Drop(Operation):
+    """No target. The rule's reason is shown, counted and kept in the receipt."""
+
+    name = "drop"
+    labels = ()
+    needs_reason = True
+
+    def slices(self, shape: Shape) -> tuple[Slice, ...]:
+        return ()
+
+    def source_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Raises ValueError: without a target there is nothing to tell the shape from."""
+        raise ValueError("a dropped tensor has no target that tells its shape")
+
+
+OPERATIONS: dict[str, Operation] = {o.name: o for o in (Keep(), Split(), Transpose(), DropClassRow(), Drop())}
+
+# A text position table is (1, 1, positions, width).
+POSITION_AXIS = 2
+_POSITION_DIMENSIONS = 4
+
+
+def positions(shape: Shape) -> int | None:
+    """The rows of a text position table of this shape; None for a shape that is not one of a position table."""
+    return shape[POSITION_AXIS] if len(shape) == _POSITION_DIMENSIONS else None
+
+
+def with_positions(shape: Shape, count: int) -> Shape:
+    """The shape of a text position table with another number of rows.
+
+    Raises ValueError if it is not the shape of one.
+    """
+    if positions(shape) is None:
+        raise ValueError("a text position table has four dimensions")
+    return (*shape[:POSITION_AXIS], count, *shape[POSITION_AXIS + 1 :])
+
+
+def _transposed(data: bytes, shape: Shape, dtype: str) -> bytes:
     """The bytes of a matrix of this shape (rows, columns), transposed."""
     import numpy as np  # here, so that a conversion is hashing before numpy is loaded
 
-    return np.ascontiguousarray(np.frombuffer(data, dtype=f"V{width}").reshape(shape).T).tobytes()
-
-
-OPERATIONS = {"keep": 1, "split": 3, "transpose": 1, "drop_class_row": 1, "drop": 0}  # name -> targets
+    elements = np.frombuffer(data, dtype=f"V{dtypes.itemsize(dtype)}")
+    return np.ascontiguousarray(elements.reshape(shape).T).tobytes()

@@ -10,19 +10,21 @@ import difflib
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
-from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture, has_class_row
+from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import Names, canonical_names
+from sam3lite_convert.plan.operations import Operation, Slice
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
 from sam3lite_convert.plan.twins import Twin, _twins
-from sam3lite_convert.plan.unsound import Expected, Fault, shape_text, unsound
+from sam3lite_convert.plan.unsound import Expected, PlanFault, shape_text, unsound
+from sam3lite_convert.records.receipt import MappedTensor
+from sam3lite_convert.records.shared import Counts
 
 OUTSIDE_TEXT = "outside the text encoder, which alone was asked for (--component text)"
 
@@ -42,9 +44,9 @@ class Options:
 class Mapped:
     """One target tensor and the source it comes from.
 
-    ``begin`` and ``nbytes``: the byte range of the (contiguous) source tensor that it holds;
-    ``part``: q, k or v of a split; ``key`` is the name in the written file, ``target`` the name
-    that the tables give it.
+    ``key`` is the name in the written file, ``target`` the name that the tables give it;
+    ``operation`` is the rule's, with the cut of the context where one was asked for; ``slice``: which
+    elements of the source it holds.
     """
 
     key: str
@@ -53,19 +55,33 @@ class Mapped:
     source: StoredTensor
     canonical: str
     rule: Rule
-    part: str | None
-    begin: int
-    nbytes: int
-    shape: tuple[int, ...]
+    operation: Operation
+    slice: Slice
     dtype: str
 
     @property
-    def operation(self) -> str:
-        return self.rule.operation
+    def part(self) -> str | None:
+        """q, k or v of a split."""
+        return self.slice.label
 
     @property
-    def transposed(self) -> bool:
-        return self.rule.operation == "transpose"
+    def shape(self) -> tuple[int, ...]:
+        return self.slice.shape
+
+    @property
+    def begin(self) -> int:
+        """Where the slice begins in the contiguous source tensor, in bytes."""
+        return self.slice.begin * dtypes.itemsize(self.source.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slice in the source."""
+        return self.slice.numel * dtypes.itemsize(self.source.dtype)
+
+    @property
+    def position_table(self) -> bool:
+        """Whether it is the text encoder's position table, whose rows ``--context`` cuts."""
+        return self.canonical == POSITION_TABLE
 
     @property
     def casts(self) -> bool:
@@ -75,16 +91,11 @@ class Mapped:
     def out_nbytes(self) -> int:
         return math.prod(self.shape) * dtypes.itemsize(self.dtype)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> MappedTensor:
         """The entry of ``tensors`` in the receipt."""
-        part = {"part": self.part} if self.part else {}
-        return {
-            "source": self.source.key,
-            "operation": self.operation,
-            **part,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-        }
+        return MappedTensor(
+            source=self.source.key, operation=self.operation.name, part=self.part, dtype=self.dtype, shape=self.shape
+        )
 
 
 @dataclass(frozen=True)
@@ -115,15 +126,14 @@ class Plan:
     own_tables: bool = False
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> Counts:
         """Source tensors in all, mapped and dropped (they add up), and target tensors."""
-        mapped = len({m.source.key for m in self.mapped.values()})
-        return {
-            "source": len(self.checkpoint.tensors),
-            "mapped": mapped,
-            "dropped": len(self.dropped),
-            "target": len(self.mapped),
-        }
+        return Counts(
+            source=len(self.checkpoint.tensors),
+            mapped=len({m.source.key for m in self.mapped.values()}),
+            dropped=len(self.dropped),
+            target=len(self.mapped),
+        )
 
     @property
     def dropped_by_label(self) -> dict[str, int]:
@@ -171,7 +181,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         try:
             pieces = _pieces(rule, source, canonical, targets, options)
         except ValueError as fault:
-            faults.append(Fault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
+            faults.append(PlanFault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
             # What it should have filled is not a second fault.
             pieces = []
             for target in targets:
@@ -241,10 +251,10 @@ Candidate = tuple[Rule, StoredTensor, str, tuple[str, ...]]
 
 def _match(
     checkpoint: Checkpoint, names: Names, layout: Layout, options: Options
-) -> tuple[list[Candidate], dict[str, Dropped], list[Fault]]:
+) -> tuple[list[Candidate], dict[str, Dropped], list[PlanFault]]:
     candidates: list[Candidate] = []
     dropped: dict[str, Dropped] = {}
-    faults: list[Fault] = []
+    faults: list[PlanFault] = []
     for canonical, keys in names.sources.items():
         source = checkpoint.tensors[keys[0]]
         if options.component == "text" and not canonical.startswith(TEXT):
@@ -252,11 +262,11 @@ def _match(
             continue
         found = [(r, t) for r in layout.rules if (t := r.apply(canonical)) is not None]
         if not found:
-            faults.append(Fault("unmatched", source.key, "no rule matches this key"))
+            faults.append(PlanFault("unmatched", source.key, "no rule matches this key"))
         elif len(found) > 1:
             rules = " and ".join(f"[{r.name}] of {r.table}" for r, _ in found)
-            faults.append(Fault("overlap", source.key, f"more than one rule matches: {rules}"))
-        elif found[0][0].operation == "drop":
+            faults.append(PlanFault("overlap", source.key, f"more than one rule matches: {rules}"))
+        elif not found[0][0].targets:
             rule = found[0][0]
             dropped[source.key] = Dropped(source, canonical, rule.name, rule.reason, rule)
         else:
@@ -268,44 +278,23 @@ def _pieces(
     rule: Rule, source: StoredTensor, canonical: str, targets: tuple[str, ...], options: Options
 ) -> list[Mapped]:
     """The targets of one source; raises ValueError where its shape does not allow the operation."""
-    shape, width = source.shape, dtypes.itemsize(source.dtype)
     dtype = options.dtype if options.dtype and dtypes.is_floating(source.dtype) else source.dtype
     if dtypes.safetensors_code(dtype) is None:
         raise ValueError(f"its dtype {dtype} has no place in a safetensors file")
-
-    def piece(target: str, part: str | None, begin: int, out: tuple[int, ...]) -> Mapped:
-        nbytes = math.prod(out) * width
-        return Mapped(target, target, MODEL, source, canonical, rule, part, begin, nbytes, out, dtype)
-
-    if rule.operation == "split":
-        if not shape or shape[0] % 3:
-            raise ValueError("q, k and v cannot be split from rows that are no multiple of three")
-        rows = (shape[0] // 3, *shape[1:])
-        step = math.prod(rows) * width
-        return [piece(t, "qkv"[n], n * step, rows) for n, t in enumerate(targets)]
-    if rule.operation == "transpose":
-        if len(shape) != 2:
-            raise ValueError("only a matrix can be transposed")
-        return [piece(targets[0], None, 0, shape[::-1])]
-    if rule.operation == "drop_class_row":
-        if len(shape) != 3:
-            raise ValueError("a position table has three dimensions")
-        if has_class_row(shape[1]):
-            return [piece(targets[0], None, shape[2] * width, (shape[0], shape[1] - 1, shape[2]))]
-        if math.isqrt(shape[1]) ** 2 != shape[1]:
-            raise ValueError("its rows are no square grid, with or without a class position")
+    operation = rule.operation
     if canonical == POSITION_TABLE and options.context is not None:
-        if len(shape) != 4:
-            raise ValueError("a text position table has four dimensions")
-        return [piece(targets[0], None, 0, (*shape[:2], options.context, shape[3]))]
-    return [piece(targets[0], None, 0, shape)]
+        operation = operation.cut(options.context)
+    return [
+        Mapped(target, target, MODEL, source, canonical, rule, operation, part, dtype)
+        for target, part in zip(targets, operation.slices(source.shape), strict=True)
+    ]
 
 
-def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expected]) -> list[Fault]:
+def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expected]) -> list[PlanFault]:
     other = mapped.get(piece.target)
     if other is not None:
         return [
-            Fault(
+            PlanFault(
                 "collision",
                 piece.target,
                 f"two sources for one target: {other.source.key} (rule [{other.rule.name}]) and "
@@ -316,17 +305,17 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
     if piece.target not in expected:
         near = tuple(difflib.get_close_matches(piece.target, expected, 2))
         detail = f"the target model has no such tensor; rule [{piece.rule.name}] leads there from {piece.source.key}"
-        return [Fault("unknown_target", piece.target, detail, near)]
+        return [PlanFault("unknown_target", piece.target, detail, near)]
     want = expected[piece.target]
     if len(want) != len(piece.shape) or any(w not in (None, n) for w, n in zip(want, piece.shape, strict=True)):
         detail = (
             f"is {shape_text(piece.source.shape)}; {piece.target} would become {shape_text(piece.shape)}, "
             f"and the model has {shape_text(want)} there"
         )
-        return [Fault("wrong_shape", piece.source.key, detail)]
+        return [PlanFault("wrong_shape", piece.source.key, detail)]
     if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith("num_batches_tracked"):
         detail = f"is {piece.source.dtype}; weights are floating-point numbers (a quantised file has no counterpart)"
-        return [Fault("wrong_dtype", piece.source.key, detail)]
+        return [PlanFault("wrong_dtype", piece.source.key, detail)]
     return []
 
 
@@ -336,14 +325,14 @@ def _unfilled(
     layout: Layout,
     names: Names,
     others: frozenset[str],
-) -> list[Fault]:
+) -> list[PlanFault]:
     empty = [t for t in expected if t not in mapped]
     by_module: dict[str, list[str]] = {}
     for target in expected:
         by_module.setdefault(layout.module(target), []).append(target)
     whole = {m for m, targets in by_module.items() if not any(t in mapped for t in targets)}
     faults = [
-        Fault("missing_component", m, f"the file has nothing for this component ({len(by_module[m])} tensors)")
+        PlanFault("missing_component", m, f"the file has nothing for this component ({len(by_module[m])} tensors)")
         for m in sorted(whole)
     ]
     for target in empty:
@@ -354,5 +343,5 @@ def _unfilled(
         detail = f"it comes from {' or '.join(absent)}, which is missing" if absent else "no rule leads there"
         if strange := [key for key in absent if key in others]:
             detail = f"it comes from {' or '.join(strange)}, which is in the file but is no tensor"
-        faults.append(Fault("unfilled", target, detail, sources=tuple(absent)))
+        faults.append(PlanFault("unfilled", target, detail, sources=tuple(absent)))
     return faults

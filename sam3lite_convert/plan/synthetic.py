@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sam3lite_convert.plan.architecture import TEXT, VISION, Architecture
-from sam3lite_convert.plan.tables import load_mappings
+from sam3lite_convert.plan.tables import Layout, load_mappings
 from sam3lite_convert.plan.targets import expected_targets
 
 _BIGGEST_TRACKER_SIDE = 8  # the tracker is dropped anyway
@@ -44,21 +44,23 @@ def small_architecture(
     return Architecture(SMALL_SIZES | sizes, blocks, model_name, "custom", False)
 
 
-def source_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Canonical key -> shape of every source tensor that such a model's checkpoint holds."""
-    layout = load_mappings().layout("packed")
+def source_shapes(architecture: Architecture, layout: Layout | None = None) -> dict[str, tuple[int, ...]]:
+    """Canonical key -> shape of every source tensor that such a model's checkpoint holds.
+
+    ``layout``: whose tables are read backwards, the shipped ``packed`` if None; the result is the same for each.
+    """
+    layout = layout or load_mappings().layout("packed")
+    targets = {
+        target: tuple(n for n in sides if n is not None)
+        for target, sides in expected_targets(layout, architecture, "all")
+    }
     shapes: dict[str, tuple[int, ...]] = {}
-    for target, sides in expected_targets(layout, architecture, "all"):
-        shape = tuple(n for n in sides if n is not None)
+    for target in targets:
         for rule in layout.rules:
             source = rule.reverse(target)
-            if source is None or _other_level(source, architecture):
+            if source is None or source in shapes or _other_level(source, architecture):
                 continue
-            if rule.operation == "split":
-                shape = (3 * shape[0], *shape[1:])
-            elif rule.operation == "drop_class_row":
-                shape = (shape[0], shape[1] + 1, shape[2])
-            shapes[source] = shape
+            shapes[source] = rule.operation.source_shape([targets[t] for t in rule.apply(source) or ()])
     for key, shape in list(shapes.items()):
         if key.startswith(VISION + "convs."):
             shapes[key.replace(".convs.", ".sam2_convs.")] = shape

@@ -1,7 +1,7 @@
 """The mapping tables: read from ``mappings/``, checked, and applied to single keys.
 
-A rule matches whole keys. Its pattern is made of escaped text and named groups, so it can be
-read in both directions: from a source key to its targets, and from a target back to its source.
+A rule matches whole keys and is read in both directions: from a source key to its targets, and from
+a target back to its source. Which patterns allow that, ``patterns.py`` decides when a table is loaded.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.architecture import TEXT, TEXT_ENCODER, component_of
 from sam3lite_convert.plan.families import FAMILIES, Family
 from sam3lite_convert.plan.loaders import LOADERS, Loader
-from sam3lite_convert.plan.operations import OPERATIONS
+from sam3lite_convert.plan.operations import OPERATIONS, Operation
+from sam3lite_convert.plan.patterns import Backward, Template, read_backwards
 
 SPELLINGS = "spellings.ini"
 _LAYOUT_ENTRIES = dict.fromkeys(("about", "family", "rules", "targets", "loader", "text_keys", "causal"))
 _PROJECTION = TEXT + "projector."
-_GROUP = re.compile(r"\(\?P<(\w+)>((?:[^()]|\(\?:[^()]*\))*)\)")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of a table. ``targets`` has one entry, three for a split (q, k, v), none for a drop."""
+    """One row of a table. ``targets`` has one entry for each label of the operation."""
 
     name: str
     table: str
-    operation: str
+    operation: Operation
     pattern: str
     targets: tuple[str, ...]
     example: str
@@ -45,40 +45,34 @@ class Rule:
         return re.compile(self.pattern)
 
     @cached_property
-    def _groups(self) -> dict[str, str]:
-        return dict(_GROUP.findall(self.pattern))
+    def _templates(self) -> tuple[Template, ...]:
+        return tuple(Template.read(t, self._forward.groupindex) for t in self.targets)
 
     @cached_property
-    def _backward(self) -> tuple[re.Pattern[str], ...]:
-        patterns = []
-        for target in self.targets:
-            text, seen = "", set()
-            for literal, group in re.findall(r"([^{]*)(?:\{(\w+)\})?", target):
-                text += re.escape(literal)
-                if group:
-                    text += f"(?P={group})" if group in seen else f"(?P<{group}>{self._groups[group]})"
-                    seen.add(group)
-            patterns.append(re.compile(text))
-        return tuple(patterns)
+    def _backward(self) -> tuple[Backward, ...]:
+        return read_backwards(self.pattern, self._templates)
 
-    @property
-    def template(self) -> str:
-        """The source key with ``{group}`` where the pattern has a named group."""
-        return re.sub(r"\\(.)", r"\1", _GROUP.sub(r"{\1}", self.pattern))
+    def check(self, backwards: bool) -> None:
+        """Raises ValueError or re.error if the rule cannot be read, forwards alone or in both directions."""
+        if self.apply(self.example) is None:
+            raise ValueError(f"the pattern does not match its own example {self.example}")
+        if backwards and self.targets:
+            try:
+                _ = self._backward
+            except ValueError as fault:
+                raise ValueError(f"the pattern cannot be read backwards: {fault}") from fault
 
     def apply(self, key: str) -> tuple[str, ...] | None:
         """The target keys of ``key``, or None where the rule does not match the whole key."""
         match = self._forward.fullmatch(key)
-        if match is None:
-            return None
-        return tuple(t.format(**match.groupdict()) for t in self.targets)
+        return None if match is None else tuple(t.filled(match) for t in self._templates)
 
     def reverse(self, target: str) -> str | None:
         """The source key that this rule would turn into ``target``, or None."""
-        for pattern in self._backward:
-            match = pattern.fullmatch(target)
-            if match:
-                return self.template.format(**match.groupdict())
+        for backward in self._backward:
+            source = backward.read(target)
+            if source is not None and target in (self.apply(source) or ()):
+                return source
         return None
 
 
@@ -206,11 +200,12 @@ def load_mappings(directory: Path | None = None) -> Mappings:
         files = shipped | own
     tables = {name: _parse(path) for name, path in sorted(files.items())}
     spellings = tuple(_rule(s, "keep", SPELLINGS) for s in _sections(tables[SPELLINGS]))
+    rules: dict[str, tuple[Rule, ...]] = {}  # by table: layouts share them
     layouts = {}
     for name, table in tables.items():
         if name.startswith("layout-"):
             label = name[len("layout-") : -len(".ini")]
-            layouts[label] = _layout(label, table, tables)
+            layouts[label] = _layout(label, table, tables, rules)
     sha256 = _hash(files)
     return Mappings(spellings, layouts, sha256, directory is not None and sha256 != _hash(shipped))
 
@@ -238,14 +233,22 @@ def _sections(table: configparser.RawConfigParser) -> Iterator[configparser.Sect
     return (table[name] for name in table.sections())
 
 
-def _layout(name: str, table: configparser.RawConfigParser, tables: dict[str, configparser.RawConfigParser]) -> Layout:
+def _layout(
+    name: str,
+    table: configparser.RawConfigParser,
+    tables: dict[str, configparser.RawConfigParser],
+    read: dict[str, tuple[Rule, ...]],
+) -> Layout:
+    """The layout of a table; the rules of each table that it names are added to ``read``, or taken from there."""
     where = f"mapping table layout-{name}.ini"
     try:
         head = table["layout"]
         unknown = set(head) - set(_LAYOUT_ENTRIES)
         if unknown:
             raise ValueError(f"unknown entry {', '.join(sorted(unknown))}; there are: {', '.join(_LAYOUT_ENTRIES)}")
-        rules = [_rule(s, None, f) for f in head["rules"].split() for s in _sections(tables[f])]
+        for f in head["rules"].split():
+            read[f] = read.get(f) or tuple(_rule(s, None, f) for s in _sections(tables[f]))
+        rules = [rule for f in head["rules"].split() for rule in read[f]]
         targets = head["targets"].split()
         shapes = [row for f in targets for row in _target_rows(tables[f])]
         loader = _loader(head.get("loader", "none"), targets)
@@ -289,33 +292,28 @@ def _named(known: dict[str, _Known], what: str, name: str) -> _Known:
     return known[name]
 
 
-def _rule(section: configparser.SectionProxy, operation: str | None, table: str) -> Rule:
+def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rule:
     where = f"mapping table {table}, rule [{section.name}]"
     unknown = set(section) - {"op", "source", "target", "reason", "example"}
     if unknown:
         raise CannotRun(f"{where}: unknown entry {', '.join(sorted(unknown))}", "bad_table")
-    operation = operation or section.get("op", "")
+    op = op or section.get("op", "")
     targets = tuple(section.get("target", "").split())
     source, example = section.get("source", ""), section.get("example", "")
-    if operation not in OPERATIONS:
-        raise CannotRun(f"{where}: op is one of {', '.join(OPERATIONS)}, not {operation!r}", "bad_table")
-    if len(targets) != OPERATIONS[operation]:
-        raise CannotRun(f"{where}: {operation} has {OPERATIONS[operation]} targets, not {len(targets)}", "bad_table")
-    if not example or (operation == "drop" and not section.get("reason")):
-        raise CannotRun(f"{where}: an example key is missing, or the reason of a drop", "bad_table")
+    if op not in OPERATIONS:
+        raise CannotRun(f"{where}: op is one of {', '.join(OPERATIONS)}, not {op!r}", "bad_table")
+    operation = OPERATIONS[op]
+    if len(targets) != len(operation.labels):
+        raise CannotRun(f"{where}: {op} has {len(operation.labels)} targets, not {len(targets)}", "bad_table")
+    if not example:
+        raise CannotRun(f"{where}: an example key is missing", "bad_table")
+    if operation.needs_reason and not section.get("reason"):
+        raise CannotRun(f"{where}: {op} needs a reason", "bad_table")
     rule = Rule(section.name, table, operation, source, targets, example, section.get("reason", ""))
     try:
-        made = rule.apply(example)
-        # A spelling is only ever read forwards.
-        reversible = made is None or table == SPELLINGS or all(rule.reverse(t) == example for t in made)
-    except KeyError as fault:
-        raise CannotRun(f"{where}: the pattern has no group {fault}", "bad_table") from fault
-    except (re.error, IndexError, ValueError, AttributeError) as fault:
+        rule.check(backwards=table != SPELLINGS)  # a spelling is only ever read forwards
+    except (re.error, ValueError) as fault:
         raise CannotRun(f"{where}: {fault}", "bad_table") from fault
-    if made is None:
-        raise CannotRun(f"{where}: the pattern does not match its own example {example}", "bad_table")
-    if not reversible:
-        raise CannotRun(f"{where}: the target does not lead back to the example; is a group missing?", "bad_table")
     return rule
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.architecture import OPTIONAL_BLOCKS, SIZES, Architecture
 from sam3lite_convert.plan.tables import Layout
-from sam3lite_convert.plan.unsound import Expected, Fault
+from sam3lite_convert.plan.unsound import Expected, PlanFault
 
 MODEL, TEXT_PROJECTION = "model", "text_projection"  # stems of the safetensors files
 
@@ -50,14 +50,14 @@ def _side(text: str, sizes: dict[str, int], where: str) -> int | None:
     return int(match[1] or 1) * value // int(match[3] or 1) + int(match[4] or 0)
 
 
-def empty_lists(layout: Layout, architecture: Architecture, component: str) -> list[Fault]:
+def empty_lists(layout: Layout, architecture: Architecture, component: str) -> list[PlanFault]:
     """Stacks of layers of which the file holds not one: without this, nothing would miss them."""
     modules: dict[str, str] = {}
     for template, each, _ in layout.shapes:
         if each and each not in OPTIONAL_BLOCKS and (component == "all" or layout.is_text(template)):
             modules.setdefault(each, template.split(".{i}")[0].removesuffix(".layers"))
     return [
-        Fault("missing_component", modules[each], "the file has not one of its layers")
+        PlanFault("missing_component", modules[each], "the file has not one of its layers")
         for each in modules
         if not architecture.blocks.get(each)
     ]

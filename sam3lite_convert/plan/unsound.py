@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sam3lite_convert.errors import UnsoundPlan
+from sam3lite_convert.records.record import Json, json_value
 
 Expected = tuple[int | None, ...]  # a shape; None for a side that the file does not show
 _LISTED = 100  # faults of one kind that a message spells out; --json lists all
 
 
 @dataclass(frozen=True)
-class Fault:
+class PlanFault:
     """One reason why a plan is not sound. ``kind`` is stable; ``near`` are known names like it,
     ``sources`` the source keys that would mend it."""
 
@@ -24,8 +24,9 @@ class Fault:
     near: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
-    def record(self) -> dict[str, Any]:
-        return {"kind": self.kind, "key": self.key, "detail": self.detail, "near": list(self.near)}
+    def record(self) -> Json:
+        """The fault as JSON, for the details of an error."""
+        return {"kind": self.kind, "key": self.key, "detail": self.detail, "near": json_value(self.near)}
 
 
 _TITLES = {
@@ -40,7 +41,7 @@ _TITLES = {
 }
 
 
-def unsound(faults: Sequence[Fault], file: str, known: Iterable[str], way: str) -> UnsoundPlan:
+def unsound(faults: Sequence[PlanFault], file: str, known: Iterable[str], way: str) -> UnsoundPlan:
     """The error that lists ``faults`` of the plan for ``file``, by kind, in full under ``details``.
 
     ``known``: names that a key without a rule may have meant. ``way``: the last line, what to do.

@@ -6,28 +6,37 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from sam3lite_convert.records.receipt import Losses, ParitySummary, SourceRecord
-from sam3lite_convert.records.record import Document, Record, flat, optional
+from sam3lite_convert.records.record import Document, Record, flat
 from sam3lite_convert.records.shared import Accounting, ArchitectureRecord, Counts, ErrorDetails, FileFacts
 
 if TYPE_CHECKING:
-    from sam3lite_convert.records.parity import ParityDocument
+    from sam3lite_convert.records.parity import JudgementRecord, ParityDocument
     from sam3lite_convert.records.verify import VerifyDocument
+
+
+FileState = Literal["new", "changed", "same", "kept"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushedFile(Record):
-    """One file of a push. ``bytes``: its size. ``state``: kept means that somebody edited it there."""
+    """One file of a push.
+
+    bytes: its size.
+    state: kept means that somebody edited it there.
+    """
 
     bytes: int
-    state: Literal["new", "changed", "same", "kept"]
+    state: FileState
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushPlanRecord(Record):
     """What a push changes.
 
-    ``creates``: the repository does not exist yet. ``revision``: the branch or pull request that it is compared with.
-    ``deleted``: files of an earlier conversion. ``left``: files of the folder that no conversion writes.
+    creates: the repository does not exist yet.
+    revision: the branch or pull request that it is compared with.
+    deleted: files of an earlier conversion.
+    left: files of the folder that no conversion writes.
     """
 
     repo: str
@@ -42,19 +51,29 @@ class PushPlanRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PushRecord(Record):
-    """How a push ended. ``not pushed``: parity differs. ``sent``: names of the files that were sent."""
+    """How a push ended.
+
+    state: current means that all of it was there already; not pushed, that parity differs.
+    plan: null for one that is not pushed.
+    commit: the one that holds the folder.
+    url: of a commit or pull request that was made.
+    sent: names of the files that were sent.
+    """
 
     repo: str
     state: Literal["pushed", "current", "not pushed"]
     plan: PushPlanRecord | None = field(default=None, metadata=flat())
-    commit: str | None = field(default=None, metadata=optional())
-    url: str | None = field(default=None, metadata=optional())
-    sent: tuple[str, ...] | None = field(default=None, metadata=optional())
+    commit: str | None = None
+    url: str | None = None
+    sent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedConversion(Record):
-    """The plan of a conversion, by component. ``bytes``: size of the tensors that it writes."""
+    """The plan of a conversion, by component.
+
+    bytes: size of the tensors that it writes.
+    """
 
     file: FileFacts = field(metadata=flat())
     accounting: Accounting = field(metadata=flat())
@@ -65,9 +84,12 @@ class PlannedConversion(Record):
 class WrittenConversion(Record):
     """What lies in the folder.
 
-    ``files``: size in bytes by name. ``converted_from``: the source as the receipt has it. ``missing_files``: names of
-    tokenizer files that could not be had. ``parity_verdict``: of the receipt. ``late_notes``: what the plan did not
-    know yet. ``added``: files that were added to a folder that was complete and current.
+    files: size in bytes by name.
+    converted_from: the source as the receipt has it.
+    missing_files: names of tokenizer files that could not be had.
+    parity_verdict: of the receipt.
+    late_notes: what the plan did not know yet.
+    added: files that were added to a folder that was complete and current.
     """
 
     files: dict[str, int]
@@ -79,13 +101,34 @@ class WrittenConversion(Record):
     added: tuple[str, ...]
     verification: VerifyDocument | None
     parity: ParityDocument | ParitySummary | None
-    push: PushRecord | None
+    push: PushRecord | None = None
+
+    @property
+    def judgement(self) -> JudgementRecord | ParitySummary | None:
+        """Verdict and error of the parity run that this one made, or found in the receipt."""
+        return self.parity if self.parity is None or isinstance(self.parity, ParitySummary) else self.parity.judgement
+
+    @property
+    def failed(self) -> bool:
+        """Whether parity differs in this run, or kept it from pushing."""
+        refused = self.push is not None and self.push.state == "not pushed"
+        return refused or (self.judgement is not None and self.judgement.verdict == "differs")
+
+    @property
+    def differs(self) -> bool:
+        """Whether parity failed, in this run or in an earlier one that the receipt tells of."""
+        return "differs" in (self.judgement.verdict if self.judgement else None, self.parity_verdict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertDocument(Document):
-    """One conversion. ``output``: the folder. ``plan``: of a run that planned; ``written``: of one that was not dry.
-    ``mapping``: the folder of --mapping."""
+    """One conversion.
+
+    output: the folder.
+    plan: of a run that planned.
+    written: of one that was not dry.
+    mapping: the folder of --mapping.
+    """
 
     state: Literal["planned", "converted", "current"]
     checkpoint: str
@@ -102,21 +145,40 @@ class ConvertDocument(Document):
     plan: PlannedConversion | None = field(default=None, metadata=flat())
     written: WrittenConversion | None = field(default=None, metadata=flat())
 
+    @property
+    def done(self) -> WrittenConversion:
+        """What lies in the folder. Raises ValueError for a conversion that was planned alone."""
+        if self.written is None:
+            raise ValueError(f"{self.output} was planned and not written")
+        return self.written
+
 
 @dataclass(frozen=True, kw_only=True)
-class FailedConversion(Record):
-    """One of several conversions that failed. ``exit_code``: what the command alone would have ended with."""
+class FailureDetails(ErrorDetails):
+    """Why one of several conversions failed.
 
-    checkpoint: str
-    output: str
-    state: Literal["failed"]
-    error: ErrorDetails
+    exit_code: what the command for it alone would have ended with.
+    """
+
     exit_code: int
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailedConversion(Record):
+    """One of several conversions that failed."""
+
+    checkpoint: str
+    output: str
+    state: Literal["failed"]
+    error: FailureDetails
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConvertAllDocument(Document):
-    """Several conversions. ``counts``: conversions by state."""
+    """Several conversions.
+
+    counts: conversions by state.
+    """
 
     repo: str
     commit: str

@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from sam3lite_convert.records.parity import ParityDocument
     from sam3lite_convert.records.verify import VerifyDocument
 
+    StepDocument = InspectDocument | ConvertDocument | VerifyDocument | ParityDocument  # of one command
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoDocument(Document):
-    """The main job on a small checkpoint. ``converted``, ``verified`` and ``compared``: by layout; a layout
-    whose encoder needs a package that is not installed is not compared."""
+    """The main job on a small checkpoint.
+
+    converted: by layout; a layout whose encoder needs a package that is not installed is not compared.
+    verified: by layout; a layout whose encoder needs a package that is not installed is not compared.
+    compared: by layout; a layout whose encoder needs a package that is not installed is not compared.
+    """
 
     inspected: InspectDocument
     converted: dict[str, ConvertDocument]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from sam3lite_convert.records.record import JsonValue, Record, optional
+from sam3lite_convert.records.record import Document, JsonValue, Record, optional
 from sam3lite_convert.records.shared import ArchitectureRecord, Counts
+
+LoaderName = Literal["transformers", "packed_encoder", "none"]
+LibraryName = Literal["transformers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,10 @@ class LostTensors(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LostRows(Record):
-    """Rows of one tensor that the target does not hold. ``bytes``: their size."""
+    """Rows of one tensor that the target does not hold.
+
+    bytes: their size.
+    """
 
     tensor: str
     rows: int
@@ -36,7 +43,10 @@ class Overflow(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LostByCast(Record):
-    """What a cast lost. ``overflows``: by target key."""
+    """What a cast lost.
+
+    overflows: by target key.
+    """
 
     dtype: str | None
     tensors: int
@@ -66,10 +76,10 @@ class NonFinite(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord(Record):
-    """The file that was converted.
+    """The file that was converted. ``size`` in bytes.
 
-    ``size`` in bytes. ``sha256``: null if only ranges of a file on the Hub were read. ``repo``, ``file``, ``commit``,
-    ``etag`` and ``licence`` (fields of the repository's card): of a file on the Hub alone.
+    sha256: null if only ranges of a file on the Hub were read. ``repo``, ``file``, ``commit``, ``etag`` and ``licence``
+        (fields of the repository's card): of a file on the Hub alone.
     """
 
     name: str
@@ -106,7 +116,10 @@ class OptionsRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class MappedTensor(Record):
-    """The source and the operation of one target tensor. ``part``: q, k or v of a split."""
+    """The source and the operation of one target tensor.
+
+    part: q, k or v of a split.
+    """
 
     source: str
     operation: str
@@ -136,7 +149,10 @@ class TapSummary(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ParitySummary(Record):
-    """What the receipt keeps of a parity run. ``inputs``: in words."""
+    """What the receipt keeps of a parity run.
+
+    inputs: in words.
+    """
 
     verdict: str
     reference: str
@@ -150,15 +166,22 @@ class ParitySummary(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Receipt(Record):
+class Receipt(Document):
     """conversion.json: what was done, enough to redo it and to check it.
 
-    ``family``: of checkpoints, for people. ``reader``: what reads the layout, in words. ``loader``: what loads the
-    folder, as the layout's table names it; ``library``: the library that it belongs to, null for our own or none.
-    ``own_tables``: whether mapping tables of the user's took part. ``files``: names of the tensor files. ``beside``:
-    SHA-256 by name of the other files. ``nonfinite``: by source key. ``tensors``: by target key. ``dropped``: reason by
-    source key. ``model_id``: the repository that the card names. ``card_blob_id``: git's id of the card as it was
-    written; ``edited_card_blob_id``: of one that somebody edited in the folder.
+    family: of checkpoints, for people.
+    reader: what reads the layout, in words.
+    loader: what loads the folder, as the layout's table names it.
+    library: the library that the loader belongs to, null for our own or none.
+    own_tables: whether mapping tables of the user's took part.
+    files: names of the tensor files.
+    beside: SHA-256 by name of the other files.
+    nonfinite: by source key.
+    tensors: by target key.
+    dropped: reason by source key.
+    model_id: the repository that the card names.
+    card_blob_id: git's id of the card as it was written.
+    edited_card_blob_id: of one that somebody edited in the folder.
     """
 
     tool: ToolRecord
@@ -166,8 +189,8 @@ class Receipt(Record):
     layout: str
     family: str
     reader: str
-    loader: str
-    library: str | None
+    loader: LoaderName
+    library: LibraryName | None
     own_tables: bool
     component: str
     dtype: str
@@ -182,7 +205,7 @@ class Receipt(Record):
     model_id: str | None
     tokenizer: TokenizerRecord | None = field(default=None, metadata=optional())
     parity: ParitySummary | None = field(default=None, metadata=optional())
-    beside: dict[str, str] | None = field(default=None, metadata=optional())
+    beside: dict[str, str] = field(default_factory=dict)
     card_blob_id: str | None = field(default=None, metadata=optional())
     edited_card_blob_id: str | None = field(default=None, metadata=optional())
     tensors: dict[str, MappedTensor]

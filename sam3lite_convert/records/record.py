@@ -98,11 +98,15 @@ def field_types(cls: type, names: Mapping[str, object] | None = None) -> dict[st
 
 # ---- reading back
 
+_TYPES: dict[type, dict[str, object]] = {}  # by record: looked up once, as a receipt holds 1,300 of one kind
+
 
 def _read_record(cls: type[R], data: JsonValue, where: str) -> R:
     if not isinstance(data, dict):
         raise ValueError(f"{where or cls.__name__} is not an object")
-    hints, values = field_types(cls), {}
+    if cls not in _TYPES:
+        _TYPES[cls] = field_types(cls)
+    hints, values = _TYPES[cls], {}
     for item in fields(cls):  # type: ignore[arg-type]
         name = item.name
         place = f"{where}.{name}" if where else name

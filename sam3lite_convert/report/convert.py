@@ -3,60 +3,60 @@
 from __future__ import annotations
 
 from sam3lite_convert.figures import human_bytes
-from sam3lite_convert.report.inspect import _component_table, _fetched, _headline, _notes, _sum, _text_encoder
-from sam3lite_convert.report.terminal import Record, say
+from sam3lite_convert.records.convert import ConvertDocument, WrittenConversion
+from sam3lite_convert.report.inspect import component_table, counts_line, fetched, headline, notes, text_encoder
+from sam3lite_convert.report.terminal import say
 
 
-def planned(r: Record) -> None:
-    """A conversion's plan."""
-    _headline(r)
-    _text_encoder(r)
+def planned(r: ConvertDocument) -> None:
+    """A conversion's plan; nothing for one that was not planned, as its folder is complete."""
+    if r.plan is None:
+        return
+    headline(r.plan.file)
+    text_encoder(r.architecture, r.plan.file)
     say()
-    _component_table(r)
-    _sum(r)
-    _notes(r)
-    _fetched(r)
-    say(f"layout {r['layout']}, component {r['component']}, {r['dtype']}: {human_bytes(r['bytes'])} to write")
+    component_table(r.plan.accounting)
+    counts_line(r.counts)
+    notes(r.architecture, r.notes)
+    fetched(r.plan.file.fetched)
+    say(f"layout {r.layout}, component {r.component}, {r.dtype}: {human_bytes(r.plan.bytes)} to write")
 
 
-def converted(r: Record) -> None:
+def converted(r: ConvertDocument) -> None:
     """What was written."""
+    done = r.done
     say()
-    for text in r["late_notes"]:
+    for text in done.late_notes:
         say(f"note: {text}")
-    cast = r["lost"].get("cast") if r["state"] == "converted" else None
-    if cast:
-        say(
-            f"cast to {cast['dtype']}: {cast['changed_values']:,} values rounded, max abs error "
-            f"{cast['max_abs_error']:.3g}, {cast['overflowed_values']:,} overflowed"
-        )
-    if r["state"] == "converted":
-        say(f"Wrote {r['output']}", "bold green")
-        for name, size in r["files"].items():
+    if r.state == "converted":
+        if cast := done.lost.cast:
+            say(
+                f"cast to {cast.dtype}: {cast.changed_values:,} values rounded, max abs error "
+                f"{cast.max_abs_error:.3g}, {cast.overflowed_values:,} overflowed"
+            )
+        say(f"Wrote {r.output}", "bold green")
+        for name, size in done.files.items():
             say(f"  {name}  {human_bytes(size)}")
     else:
         say(
-            f"{r['output']} is complete and current: same source, options and tables. No tensor was written.",
+            f"{r.output} is complete and current: same source, options and tables. No tensor was written.",
             "bold green",
         )
-        if r["added"]:
-            say(f"  added {', '.join(r['added'])}")
-    proofs(r)
+        if done.added:
+            say(f"  added {', '.join(done.added)}")
+    proofs(done)
 
 
-def planned_alone(r: Record) -> None:
+def planned_alone(r: ConvertDocument) -> None:
     """The end of a dry run."""
     say()
-    say(f"Dry run: the plan is sound, nothing was written. It would go to {r['output']}")
+    say(f"Dry run: the plan is sound, nothing was written. It would go to {r.output}")
 
 
-def proofs(r: Record) -> None:
+def proofs(done: WrittenConversion) -> None:
     """The checks that ran on a conversion."""
-    if r["verification"]:
-        v = r["verification"]
-        up_to = f" up to {v['up_to']}" if v["up_to"] else ""
-        say(f"proven{up_to}: {v['checked']:,} of {v['targets']:,} tensors turn back into their source bit for bit")
-    if r["parity"]:
-        p = r["parity"]
-        style = "bold red" if p["verdict"] == "differs" else None
-        say(f"parity: {p['verdict'].replace('_', ' ')}, max abs diff {p['max_abs_diff']:.3g}", style)
+    if v := done.verification:
+        say(f"{v.verdict}{f' up to {v.up_to}' if v.up_to else ''}: {v.summary}")
+    if p := done.judgement:
+        style = "bold red" if p.verdict == "differs" else None
+        say(f"parity: {p.verdict.replace('_', ' ')}, max abs diff {p.max_abs_diff:.3g}", style)

@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from sam3lite_convert.records.convert import ConvertDocument
+from sam3lite_convert.records.inspect import InspectDocument
+from sam3lite_convert.records.verify import VerifyDocument
 from sam3lite_convert.report.convert import converted, planned
 from sam3lite_convert.report.inspect import inspected
 from sam3lite_convert.report.parity import paritied
 from sam3lite_convert.report.push import converted_end
-from sam3lite_convert.report.terminal import Record, say
+from sam3lite_convert.report.terminal import say
 from sam3lite_convert.report.verify import verified
 
+if TYPE_CHECKING:
+    from sam3lite_convert.records.demo import DemoDocument, StepDocument
 
-def demo_step(kind: str, command: str, record: Record | None) -> None:
-    """One command that has run; ``record`` None: it was left out."""
-    if kind == "checkpoint":
-        say("A small checkpoint with the keys of a released one and random values: demo.pt")
-        return
+
+def demo_begins() -> None:
+    """What the commands are run on."""
+    say("A small checkpoint with the keys of a released one and random values: demo.pt")
+
+
+def demo_step(command: str, document: StepDocument | None) -> None:
+    """One command that has run; ``document`` None: it was left out."""
     say()
     say(f"$ sam3lite {command}", "bold cyan")
-    if record is None:
+    if document is None:
         say("left out: it needs transformers (pip install 'sam3lite-convert[transformers]')")
-    elif kind == "inspect":
-        inspected(record)
-    elif kind == "convert":
-        planned(record)
-        converted(record)
-        converted_end(record)
-    elif kind == "verify":
-        verified(record)
+    elif isinstance(document, InspectDocument):
+        inspected(document)
+    elif isinstance(document, ConvertDocument):
+        planned(document)
+        converted(document)
+        converted_end(document)
+    elif isinstance(document, VerifyDocument):
+        verified(document)
     else:
-        paritied(record, debug=True)
+        paritied(document, debug=True)
 
 
-def demo_end(records: dict[str, Any], output: Path | None) -> None:
+def demo_end(d: DemoDocument, output: Path | None) -> None:
     """The verdicts, and what to type next."""
-    compared = {name.removeprefix("parity "): r["verdict"] for name, r in records.items() if name.startswith("parity")}
     kept = f"The files are in {output}." if output else "The files were deleted; --output DIR keeps them."
-    parity = ", ".join(f"{layout} {verdict.replace('_', ' ')}" for layout, verdict in compared.items())
+    verdicts = {layout: document.judgement.verdict for layout, document in d.compared.items()}
+    parity = ", ".join(f"{layout} {verdict.replace('_', ' ')}" for layout, verdict in verdicts.items())
     say()
-    say(f"Demo done: both layouts {records['verdict']}; parity: {parity}. {kept}", "bold")
+    say(f"Demo done: both layouts {d.verdict}; parity: {parity}. {kept}", "bold")
     say("Next: sam3lite inspect YOUR_CHECKPOINT.pt")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from sam3lite_convert.report.inspect import _fetched, _tensor
-from sam3lite_convert.report.terminal import Record, say
+from sam3lite_convert.records.explain import ExplainDocument, TensorFacts
+from sam3lite_convert.report.inspect import fetched
+from sam3lite_convert.report.terminal import say
 
 
-def explained(r: Record) -> None:
+def explained(d: ExplainDocument) -> None:
     """One key."""
-    source = r["source"]
-    say(f"source  {source['key']}  {_tensor(source)}")
-    if source.get("canonical") != source["key"]:
-        say(f"        canonical name {source['canonical']}")
-    if r["outcome"] == "dropped":
-        say(f"dropped {r['reason']}")
+    say(f"source  {d.source.key}  {_tensor(d.source)}")
+    if d.source.canonical != d.source.key:
+        say(f"        canonical name {d.source.canonical}")
+    if d.outcome == "dropped":
+        say(f"dropped {d.reason}")
     else:
-        say(f"op      {r['operation']}")
-    for target in r["targets"]:
-        say(f"target  {target['key']}  {_tensor(target)}" + (f"  ({target['part']})" if "part" in target else ""))
-    if r["rule"]:
-        say(f"rule    [{r['rule']['name']}] in {r['rule']['table']}")
-        say(f"        {r['rule']['pattern']}")
-    _fetched(r)
+        say(f"op      {d.operation}")
+    for target in d.targets:
+        say(f"target  {target.key}  {_tensor(target)}" + (f"  ({target.part})" if target.part else ""))
+    if d.rule:
+        say(f"rule    [{d.rule.name}] in {d.rule.table}")
+        say(f"        {d.rule.pattern}")
+    fetched(d.fetched)
+
+
+def _tensor(t: TensorFacts) -> str:
+    return f"{t.dtype} {'x'.join(map(str, t.shape)) or 'scalar'}"

@@ -7,120 +7,122 @@ import shlex
 from rich.table import Table
 
 from sam3lite_convert.figures import human_bytes, human_count
-from sam3lite_convert.report.terminal import Record, say, show
+from sam3lite_convert.records.inspect import InspectDocument
+from sam3lite_convert.records.shared import (
+    Accounting,
+    ArchitectureRecord,
+    ComponentRecord,
+    Counts,
+    Fetched,
+    FileFacts,
+)
+from sam3lite_convert.report.terminal import say, show
 
-_LISTED = 20
+LISTED = 20
 
 
-def _fetched(r: Record) -> None:
-    if r.get("fetched"):
-        f = r["fetched"]
-        read = (
-            f"{human_bytes(f['bytes'])} of {human_bytes(f['of'])}" if f["bytes"] else "nothing, it was fetched before"
-        )
-        say(f"note: read by range requests from the Hub, not downloaded: {read}")
+def inspected(d: InspectDocument) -> None:
+    """What a checkpoint is."""
+    headline(d.file)
+    say(f"kind: {d.kind}")
+    text_encoder(d.architecture, d.file)
+    for name, n in d.spellings.items():
+        say(f"spelling: {name} ({n} keys)")
+    say()
+    component_table(d.accounting)
+    counts_line(d.counts)
+    notes(d.architecture, d.notes)
+    fetched(d.file.fetched)
+    say()
+    tables = f" --mapping {shlex.quote(d.mapping)}" if d.mapping else ""
+    if d.convert["all"] == "yes":
+        say(f"Next: sam3lite convert --checkpoint {d.file.option}{tables}")
+    else:
+        say("convert refuses the whole file: " + _short(d.convert["all"]))
+        if d.convert["text"] == "yes":
+            say(f"Next: sam3lite convert --checkpoint {d.file.option} --component text{tables}")
 
 
-def _headline(r: Record) -> None:
-    dtypes = ", ".join(f"{n} {d}" for d, n in r["dtypes"].items())
-    wrapper = f"wrapped in {r['wrapper']!r}" if r["wrapper"] else "bare state dict"
-    prefix = f"prefix {r['prefix']!r}" if r["prefix"] else "no prefix"
-    say(f"{r['checkpoint']}: {human_bytes(r['size'])}, {r['format']}, {wrapper}, {prefix}", "bold")
-    _origin(r)
+def headline(file: FileFacts) -> None:
+    """The file: size, format, wrapper, prefix, where it came from, dtypes."""
+    dtypes = ", ".join(f"{n} {d}" for d, n in file.dtypes.items())
+    wrapper = f"wrapped in {file.wrapper!r}" if file.wrapper else "bare state dict"
+    prefix = f"prefix {file.prefix!r}" if file.prefix else "no prefix"
+    say(f"{file.checkpoint}: {human_bytes(file.size)}, {file.format}, {wrapper}, {prefix}", "bold")
+    if file.source:
+        say(f"from {file.source.repo}: {file.source.file} at commit {file.source.commit[:12]}")
     say(f"tensors: {dtypes}")
 
 
-def _origin(r: Record) -> None:
-    source = r.get("source")
-    if source and source.get("repo"):
-        say(f"from {source['repo']}: {source['file']} at commit {source['commit'][:12]}")
-
-
-def _text_encoder(r: Record) -> None:
-    a = r["architecture"]
+def text_encoder(architecture: ArchitectureRecord | None, file: FileFacts) -> None:
+    """The text encoder's sizes beside SAM3's; nothing if there is none that is known."""
+    a = architecture
     if a is None:
         return
-    count = r["text_parameters"]
-    whole = r["sam3_text_parameters"]
+    count, whole = file.text_parameters, file.sam3_text_parameters
     fewer = 100 * (1 - count / whole)
     say(
-        f"text encoder: {a['variant']}, {a['num_hidden_layers']} layers, {a['hidden_size']} wide, "
-        f"{_plural(a['num_attention_heads'], 'head')}, context {a['context_length']}"
-        + (", causal" if a["causal_masking"] else "")
+        f"text encoder: {a.variant}, {a.num_hidden_layers} layers, {a.hidden_size} wide, "
+        f"{plural(a.num_attention_heads, 'head')}, context {a.context_length}"
+        + (", causal" if a.causal_masking else "")
     )
     say(f"  {human_count(count)} parameters; SAM3's has {whole / 1e6:.2f} M, so {fewer:.0f} % fewer")
 
 
-def _plural(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def _component_table(r: Record) -> None:
+def component_table(accounting: Accounting) -> None:
+    """What becomes of every tensor, by component, and why tensors are dropped."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("component", no_wrap=True)
     for name in ("keys", "mapped", "dropped", "parameters"):
         table.add_column(name, justify="right", no_wrap=True)
-    total = [0, 0, 0, 0]
-    for name, c in r["components"].items():
-        row = [c["keys"], c["mapped"], sum(c["dropped"].values()), c["parameters"]]
-        total = [a + b for a, b in zip(total, row, strict=True)]
-        table.add_row(name, *[f"{n:,}" for n in row[:3]], human_count(row[3]))
+    for name, component in accounting.components.items():
+        table.add_row(name, *_cells(component))
     table.add_section()
-    table.add_row("total", *[f"{n:,}" for n in total[:3]], human_count(total[3]), style="bold")
+    table.add_row("total", *_cells(accounting.total), style="bold")
     show(table)
-    by_label: dict[str, int] = {}
-    for c in r["components"].values():
-        for label, n in c["dropped"].items():
-            by_label[label] = by_label.get(label, 0) + n
-    for label, n in by_label.items():
-        reason = r["dropped"].get(label, label)
-        say(f"  dropped {n:>4}  " + ("second spelling of a tensor, equal to the bit" if label == "twin" else reason))
+    for kind in accounting.dropped_kinds:
+        say(f"  dropped {kind.tensors:>4}  {kind.reason}")
 
 
-def _sum(r: Record) -> None:
-    c = r["counts"]
-    if "mapped" in c:
+def _cells(c: ComponentRecord) -> list[str]:
+    return [f"{c.keys:,}", f"{c.mapped:,}", f"{sum(c.dropped.values()):,}", human_count(c.parameters)]
+
+
+def counts_line(counts: Counts | None) -> None:
+    """The sum of the plan; nothing if there is no plan."""
+    if counts:
         say(
-            f"{c['source']:,} source tensors = {c['mapped']:,} mapped + {c['dropped']:,} dropped; "
-            f"{c['target']:,} target tensors"
+            f"{counts.source:,} source tensors = {counts.mapped:,} mapped + {counts.dropped:,} dropped; "
+            f"{counts.target:,} target tensors"
         )
 
 
-def inspected(r: Record) -> None:
-    """What a checkpoint is."""
-    _headline(r)
-    say(f"kind: {r['kind']}")
-    _text_encoder(r)
-    for name, n in r["spellings"].items():
-        say(f"spelling: {name} ({n} keys)")
-    say()
-    _component_table(r)
-    _sum(r)
-    _notes(r)
-    _fetched(r)
-    say()
-    tables = f" --mapping {shlex.quote(r['mapping'])}" if r.get("mapping") else ""
-    if r["convert"]["all"] == "yes":
-        say(f"Next: sam3lite convert --checkpoint {r['option']}{tables}")
-    else:
-        say("convert refuses the whole file: " + _short(r["convert"]["all"]))
-        if r["convert"]["text"] == "yes":
-            say(f"Next: sam3lite convert --checkpoint {r['option']} --component text{tables}")
+def notes(architecture: ArchitectureRecord | None, notes: tuple[str, ...]) -> None:
+    """The notes, and what was assumed because weights cannot tell it."""
+    assumed = (architecture.assumed if architecture else None) or {}
+    said = [f"assumed {name}: {what}" for name, what in assumed.items()]
+    for text in [*notes, *(s for s in said if s not in notes)]:
+        say(f"note: {text}")
+
+
+def fetched(fetched: Fetched | None) -> None:
+    """How much of a file on the Hub was read; nothing if all of the file is here."""
+    if fetched:
+        read = (
+            f"{human_bytes(fetched.bytes)} of {human_bytes(fetched.of)}"
+            if fetched.bytes
+            else "nothing, it was fetched before"
+        )
+        say(f"note: read by range requests from the Hub, not downloaded: {read}")
+
+
+def plural(n: int, noun: str) -> str:
+    """1 head, 2 heads."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def _short(message: str) -> str:
     lines = message.splitlines()
-    if len(lines) <= _LISTED:
+    if len(lines) <= LISTED:
         return message
-    return "\n".join([*lines[:_LISTED], f"... ({len(lines) - _LISTED} more lines)"])
-
-
-def _notes(r: Record) -> None:
-    assumed = (r["architecture"] or {}).get("assumed", {})
-    said = [f"assumed {name}: {what}" for name, what in assumed.items()]
-    for text in [*r["notes"], *(s for s in said if s not in r["notes"])]:
-        say(f"note: {text}")
-
-
-def _tensor(t: Record) -> str:
-    return f"{t['dtype']} {'x'.join(map(str, t['shape'])) or 'scalar'}"
+    return "\n".join([*lines[:LISTED], f"... ({len(lines) - LISTED} more lines)"])

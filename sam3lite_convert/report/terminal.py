@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
+from sam3lite_convert.records.record import Document
 from sam3lite_convert.workers import Advance
-
-Record = dict[str, Any]
-
 
 _LONGEST_LINE = 2000  # characters; a name in a file may have a million
 
@@ -74,22 +70,13 @@ def note(text: str) -> None:
     _err().print(printable(text), soft_wrap=True)
 
 
-def as_json(record: Record) -> None:
-    """The record as the one JSON document on stdout."""
+def as_json(document: Document) -> None:
+    """The one JSON document on stdout."""
     try:
-        sys.stdout.write(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(document.to_json(), indent=2, allow_nan=False) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         into_nothing()
-
-
-def _finite(value: Any) -> Any:
-    """The record with null in the place of infinities and not-a-numbers, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fault(message: str) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sam3lite_convert.convert.config import make_config
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.records.record import Json, JsonValue
 
 # What transformers takes for a field that a config.json leaves out (released library, 5.23).
-_LIBRARY_DEFAULTS: dict[str, dict[str, Any]] = {
+_LIBRARY_DEFAULTS: dict[str, Json] = {
     "text_config": {
         "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "projection_dim": 512,
         "num_hidden_layers": 12, "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "gelu",
@@ -42,7 +43,7 @@ _LIBRARY_DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Fields that we leave to the library's default, which is the original's value: the ViT's rotary
 # embedding has base 10000, and the feed-forward blocks of the DETR parts a ReLU (layout notes).
-_KEPT_AT_DEFAULT: dict[str, dict[str, Any]] = {
+_KEPT_AT_DEFAULT: dict[str, Json] = {
     "": {"quantization_config": None},
     "backbone_config": {
         "rope_parameters": {"rope_type": "axial", "rope_theta": 10000.0}, "rope_theta": 10000.0,
@@ -78,7 +79,7 @@ class ConfigCheck(NamedTuple):
     unjudged: list[str]
 
 
-def check_config(plan: Plan, actual: dict[str, Any]) -> ConfigCheck:
+def check_config(plan: Plan, actual: Json) -> ConfigCheck:
     """Hold a config.json against the plan's weights.
 
     A field that is left out counts with the value that transformers takes for it.
@@ -102,29 +103,28 @@ def check_config(plan: Plan, actual: dict[str, Any]) -> ConfigCheck:
     return ConfigCheck(faults, unjudged)
 
 
-def _architectures(expected: list[str] | None, actual: dict[str, Any]) -> Iterator[ConfigFault]:
+def _architectures(expected: JsonValue, actual: Json) -> Iterator[ConfigFault]:
     # Loaders by model_type do not read it, others pick the class by it; left out it misleads nobody.
     found = actual.get("architectures")
-    if expected and found and found != expected:
+    if isinstance(expected, list) and found and found != expected:
         yield ConfigFault("architectures", f"is {found!r}; these tensors are those of {expected[0]}")
 
 
-def _others(
-    expected: dict[str, Any], actual: dict[str, Any], path: str, section: str, unjudged: list[str]
-) -> Iterator[ConfigFault]:
+def _others(expected: Json, actual: Json, path: str, section: str, unjudged: list[str]) -> Iterator[ConfigFault]:
     """Fields that we do not write: judged where we know that they matter, else collected."""
     known = _KEPT_AT_DEFAULT.get(section, {})
     for name, have in actual.items():
-        where = f"{path}{name}"
-        if isinstance(expected.get(name), dict) and isinstance(have, dict):
-            yield from _others(expected[name], have, f"{where}.", name, unjudged)
+        where, ours = f"{path}{name}", expected.get(name)
+        if isinstance(ours, dict) and isinstance(have, dict):
+            yield from _others(ours, have, f"{where}.", name, unjudged)
         elif name in expected:
             continue
         elif name in known:
             want = known[name]
-            parts = have.items() if isinstance(have, dict) and isinstance(want, dict) else [("", have)]
-            base = want if isinstance(have, dict) and isinstance(want, dict) else {"": want}
-            for part, value in parts:
+            parts, base = (
+                (have, want) if isinstance(have, dict) and isinstance(want, dict) else ({"": have}, {"": want})
+            )
+            for part, value in parts.items():
                 if not _equal(value, base.get(part)):
                     field = f"{where}.{part}" if part else where
                     yield ConfigFault(field, f"is {value!r}; the original model has {base.get(part)!r}")
@@ -132,9 +132,7 @@ def _others(
             unjudged.append(where)
 
 
-def _compare(
-    expected: dict[str, Any], actual: dict[str, Any], path: str, plan: Plan, section: str
-) -> Iterator[ConfigFault]:
+def _compare(expected: Json, actual: Json, path: str, plan: Plan, section: str) -> Iterator[ConfigFault]:
     library = plan.layout.loader.library is not None
     defaults = _LIBRARY_DEFAULTS.get(section, {}) if library else {}
     unknown = {"num_attention_heads", "window_size", "image_size", "global_attn_indexes", "backbone_feature_sizes"}
@@ -159,7 +157,7 @@ def _compare(
             yield ConfigFault(where, f"is {have!r}{left_out}; the weights say {want!r}")
 
 
-def _equal(have: Any, want: Any) -> bool:
+def _equal(have: JsonValue, want: JsonValue) -> bool:
     if isinstance(want, float) and isinstance(have, int | float) and not isinstance(have, bool):
         return math.isclose(have, want, rel_tol=1e-9)
     if isinstance(want, int) and not isinstance(want, bool) and isinstance(have, list):

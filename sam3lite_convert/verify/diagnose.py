@@ -16,7 +16,7 @@ import numpy as np
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.tensor_reader import read_tensor
 from sam3lite_convert.convert.tensor_bytes import cast, target_chunks
-from sam3lite_convert.plan.architecture import POSITION_TABLE, has_class_row
+from sam3lite_convert.plan.operations import DropClassRow, Split, Transpose, positions
 from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.unsound import shape_text
 
@@ -50,7 +50,7 @@ class Diagnoser:
             rows, columns = piece.shape
             matrix = np.frombuffer(expected, dtype=f"V{width}").reshape(rows, columns)
             if rows == columns and matrix.T.tobytes() == found:
-                if piece.transposed:
+                if isinstance(piece.operation, Transpose):
                     return (
                         f"stored untransposed: it is {piece.source.key} as it stands. The original computes x @ P, a "
                         "Linear computes x @ W.T, so the pooled output is unrelated to the original's"
@@ -68,7 +68,7 @@ class Diagnoser:
                 return f"its rows are {how}; the original's are all of q, then all of k, then all of v"
         if piece.part:
             fused = self._cast(piece, read_tensor(self._source, piece.source))
-            if how := _interleaved(fused, found, piece, "qkv".index(piece.part)):
+            if how := _interleaved(fused, found, piece, Split.labels.index(piece.part)):
                 return (
                     f"was taken as if the rows of {piece.source.key} were {how}; they are all of q, then all of k, "
                     "then all of v"
@@ -76,7 +76,7 @@ class Diagnoser:
         return None
 
     def _class_row(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
-        if piece.operation != "drop_class_row" or not has_class_row(piece.source.shape[1]):
+        if not isinstance(piece.operation, DropClassRow) or not piece.operation.lost(piece.source.shape):
             return None
         whole = self._cast(piece, read_tensor(self._source, piece.source))
         if whole[: len(found)] == found:
@@ -169,9 +169,10 @@ def _interleaved(fused: bytes, found: bytes, piece: Mapped, part: int | None = N
 def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> str:
     """Why a target of this shape is not the planned one."""
     found, wanted = shape_text(shape), shape_text(piece.shape)
-    if piece.canonical == POSITION_TABLE and len(shape) == 4 and shape[2] > piece.shape[2]:
-        return f"is {found}: the table was stretched; the original has {piece.shape[2]} rows that were trained"
-    if piece.operation == "drop_class_row" and shape == piece.source.shape:
+    rows, trained = positions(shape), positions(piece.shape)
+    if piece.position_table and rows and trained and rows > trained:
+        return f"is {found}: the table was stretched; the original has {trained} rows that were trained"
+    if isinstance(piece.operation, DropClassRow) and shape == piece.source.shape:
         return f"is {found}: the class position was kept; the model has {wanted} there"
     if shape == piece.shape[::-1]:
         return f"is {found}, stored transposed; the model has {wanted} there"

@@ -8,9 +8,9 @@ from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.plan.architecture import POSITION_TABLE
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import canonical_names
+from sam3lite_convert.plan.operations import positions
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.targets import expected_targets, written_name
@@ -73,8 +73,8 @@ def _cast_to(folder: Folder, plan: Plan) -> str | None:
 
 def _context(folder: Folder, plan: Plan) -> int | None:
     for key, piece in plan.mapped.items():
-        if piece.canonical == POSITION_TABLE and key in folder.tensors:
-            shape = folder.tensors[key][1].shape
-            if len(shape) == 4 and 0 < shape[2] < piece.shape[2]:
-                return shape[2]
+        if piece.position_table and key in folder.tensors:
+            found, planned = positions(folder.tensors[key][1].shape), positions(piece.shape)
+            if found and planned and found < planned:
+                return found
     return None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.hashing import SourceHash
@@ -19,10 +19,11 @@ from sam3lite_convert.checkpoint.reader import open_file, open_source
 from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
-from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_chunks
-from sam3lite_convert.plan.operations import transposed
+from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
 from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.twins import check_twins
+from sam3lite_convert.records.receipt import Losses
+from sam3lite_convert.records.record import Json
 from sam3lite_convert.verify.config_check import check_config
 from sam3lite_convert.verify.diagnose import Diagnoser, explain_shape
 from sam3lite_convert.workers import Advance
@@ -32,7 +33,8 @@ COUNTER = "num_batches_tracked"
 
 @dataclass
 class Verification:
-    """The outcome. ``mismatched`` holds (key, why); ``checked`` counts tensors proven equal or not."""
+    """The outcome, which ``commands.verify`` makes a document of. ``mismatched`` holds (key, why); ``checked`` counts
+    tensors proven equal or not."""
 
     plan: Plan
     checked: int = 0
@@ -46,21 +48,15 @@ class Verification:
     def proven(self) -> bool:
         return not (self.mismatched or self.missing or self.unexpected)
 
-    def record(self) -> dict[str, Any]:
-        """The JSON report."""
-        return {
-            "verdict": "proven" if self.proven else "mismatch",
-            "up_to": f"the cast to {self.plan.options.dtype}" if self.loss.tensors else None,
-            "layout": self.plan.layout.name,
-            "component": self.plan.options.component,
-            "dtype": self.plan.floating_dtype,
-            "checked": self.checked,
-            "mismatched": [{"key": key, "why": why} for key, why in self.mismatched],
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "lost": losses(self.plan, self.loss),
-            "notes": self.notes,
-        }
+    @property
+    def up_to(self) -> str | None:
+        """The cast that the proof allows for."""
+        return f"the cast to {self.plan.options.dtype}" if self.loss.tensors else None
+
+    @property
+    def lost(self) -> Losses:
+        """What the folder does not hold of its source."""
+        return losses(self.plan, self.loss)
 
 
 def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None = None) -> Verification:
@@ -143,13 +139,9 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
         return False
     if loss is not None and piece.casts:
         loss.tensors += 1
-    if piece.transposed or not piece.source.contiguous:
-        data = read_tensor(file, found)
-        if piece.transposed:
-            data = transposed(data, found.shape, dtypes.itemsize(found.dtype))
-        original = read_tensor(source, piece.source)
-        if not piece.transposed:
-            original = original[piece.begin : piece.begin + piece.nbytes]
+    if not (piece.operation.verbatim and piece.source.contiguous):
+        data = piece.operation.backward(read_tensor(file, found), piece.slice, found.dtype)
+        original = source_bytes(source, piece)
         return data == (cast(original, piece.source.dtype, piece.dtype, loss) if piece.casts else original)
     width, wide = dtypes.itemsize(found.dtype), dtypes.itemsize(piece.source.dtype)
     # The same number of elements a step on both sides.
@@ -209,13 +201,13 @@ def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> Non
     if stated != (sha256 or (out.plan.checkpoint.hub and out.plan.checkpoint.hub.etag)):
         out.notes.append(f"{RECEIPT_NAME} speaks of another source file (SHA-256 {str(stated)[:16]}...)")
     plan = out.plan
-    true = {
+    true: Json = {
         "layout": plan.layout.name,
         "component": plan.options.component,
         "dtype": plan.floating_dtype,
-        "counts": plan.counts,
-        "architecture": plan.architecture.record(),
-        "tensors": {key: piece.record() for key, piece in plan.mapped.items()},
+        "counts": plan.counts.to_json(),
+        "architecture": plan.architecture.record().to_json(),
+        "tensors": {key: piece.record().to_json() for key, piece in plan.mapped.items()},
         "dropped": {key: dropped.reason for key, dropped in plan.dropped.items()},
     }
     for name, value in true.items():

@@ -40,7 +40,7 @@ from support.rows import MODELS, fake, source_rows
 
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.architecture import TEXT
-from sam3lite_convert.plan.counts import components, parameters, text_parameters
+from sam3lite_convert.plan.counts import accounting, parameters, text_parameters
 from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import load_mappings
@@ -141,7 +141,7 @@ def test_each_fault_is_one_json_document(name, tiny, tmp_path, monkeypatch):
 
 def one_error(out):
     record = json.loads(out)
-    assert record.keys() == {"error"}
+    assert record.keys() == {"schema_version", "error"}
     assert {"code", "message", "details"} <= record["error"].keys()
     assert isinstance(record["error"]["code"], str) and isinstance(record["error"]["message"], str)
     return record["error"]
@@ -356,13 +356,13 @@ def test_the_numbers_of_the_released_models(model):
     for count in (
         parameters(text),
         text_parameters(plan),
-        components(checkpoint, names, plan)["text_encoder"].record()["parameters"],
+        accounting(checkpoint, names, plan).components["text_encoder"].parameters,
     ):
         assert round(count / 1e6, 2) == millions
     # Beside SAM3's 353.72 M.
     fewer = {"s0": 88, "s1": 82, "l": 65}[model]
     assert round(100 * (1 - parameters(text) / 353.72e6)) == fewer
-    architecture = plan.architecture.record()
+    architecture = plan.architecture.record().to_json()
     assert (
         architecture["variant"], architecture["model_name"], architecture["hidden_size"],
         architecture["num_hidden_layers"], architecture["num_attention_heads"],

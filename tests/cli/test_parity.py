@@ -58,6 +58,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.inputs import make_inputs
 from sam3lite_convert.parity.original import reference_cfg
 from sam3lite_convert.plan import synthetic
+from sam3lite_convert.records.parity import ParityDocument
 from sam3lite_convert.report.parity import paritied
 
 TEXT = "detector.backbone.language_backbone."
@@ -149,7 +150,7 @@ def printed(record: Any, *, debug: bool = False) -> list[str]:
     """The lines that a run with this record prints. Another run's figures may differ in their last bits."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        paritied(record, debug)
+        paritied(ParityDocument.from_json(record), debug)
     return out.getvalue().splitlines()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,7 +72,7 @@ def test_a_page_of_a_fault_shows_the_layer_the_cause_and_the_map(s0, tmp_path):
     done = sam3lite("parity", "--checkpoint", s0, "--converted", folder, "--report", page)
     assert done.code == 1
     said = seen(page)
-    for part in ("layers.2", "out_proj.bias is missing (zero)", "Where it differs", "Not looked at"):
+    for part in ("layers.2", "out_proj.bias is missing (zero)", "Where it differs", "Not compared"):
         assert part in said, part
     assert "conversion" in said.lower() and "mappings_sha256" in page.read_text()
 
@@ -84,6 +86,26 @@ def test_a_verify_page_for_a_proof_and_for_a_mismatch(s0, tmp_path):
     edit(folder, {key: tensors(folder)[key] * 0})
     assert sam3lite("verify", folder, "--checkpoint", s0, "--report", page).code == 1
     assert "Mismatch" in seen(page) and "out_proj.bias" in seen(page)
+
+
+WATCHED = """
+import atexit, sys
+from sam3lite_convert.cli.app import main
+atexit.register(lambda: print("jinja2" in sys.modules, file=sys.stderr))
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["parity", "verify"])
+@pytest.mark.parametrize("report", [False, True])
+def test_jinja2_is_loaded_for_a_report_only(command, report, s0, tmp_path):
+    folder = convert(s0, tmp_path / "out")
+    options = ["--report", str(tmp_path / "r.html")] if report else []
+    named = ["--converted", str(folder)] if command == "parity" else [str(folder)]
+    program = [sys.executable, "-c", WATCHED, command, *named, "--checkpoint", str(s0), *options]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == str(report)
 
 
 def test_judged_activations_have_a_page_too(s0, tmp_path):

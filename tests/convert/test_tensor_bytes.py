@@ -38,7 +38,6 @@ from sam3lite_convert.convert import tensor_bytes
 from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.tensor_bytes import CastLoss, cast
 from sam3lite_convert.plan import twins
-from sam3lite_convert.plan.operations import transposed
 from sam3lite_convert.verify import verify as verification
 
 
@@ -229,14 +228,6 @@ def test_the_hash_in_the_receipt_is_that_of_the_whole_file(tiny, tmp_path, small
 def test_ranges_cover_every_byte_once(offset, nbytes, step):
     covered = [n for start, length in ranges(offset, nbytes, step) for n in range(start, start + length)]
     assert covered == list(range(offset, offset + nbytes))
-
-
-@given(
-    rows=st.integers(1, 9), columns=st.integers(1, 9), dtype=st.sampled_from(["float64", "float32", "bfloat16", "int8"])
-)
-def test_transposed_is_torchs(rows, columns, dtype):
-    tensor = torch.arange(rows * columns).reshape(rows, columns).to(getattr(torch, dtype))
-    assert transposed(raw(tensor), (rows, columns), tensor.element_size()) == raw(tensor.T)
 
 
 FLOATS = ["float64", "float32", "float16", "bfloat16"]

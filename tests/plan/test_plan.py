@@ -58,7 +58,7 @@ def test_the_plan_of_a_file_is_that_of_its_names_and_shapes(small_file, small_ro
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_counts_add_up(small_rows, layout):
-    counts = plan_of(small_rows, layout=layout).counts
+    counts = plan_of(small_rows, layout=layout).counts.to_json()
     # layouts.md, for s0
     assert counts == {"source": 1281, "mapped": 912, "dropped": 369, "target": 1188 if layout == "packed" else 1204}
     assert counts["mapped"] + counts["dropped"] == counts["source"]
@@ -498,7 +498,7 @@ def test_a_file_of_february_holds_every_text_tensor_twice(small_rows, layout):
     plan = plan_of(old | respelled(text, "language_backbone.", "language_backbone.tensor_runner."), layout=layout)
     assert outline(plan) == outline(plan_of(small_rows, layout=layout))
     assert len(plan.twins) == len(text) == plan.dropped_by_label["twin"]
-    assert plan.counts["mapped"] + plan.counts["dropped"] == plan.counts["source"] == len(small_rows) + len(text)
+    assert plan.counts.mapped + plan.counts.dropped == plan.counts.source == len(small_rows) + len(text)
     # The first spelling is what is converted, and the second what is accounted for as dropped.
     seconds = {k for k in plan.checkpoint.tensors if ".tensor_runner." in k}
     assert {k for k, d in plan.dropped.items() if d.label == "twin"} == seconds
@@ -583,8 +583,8 @@ def test_the_text_component_of_the_transformers_layout_is_what_the_text_model_lo
 def test_what_lies_outside_the_text_component_is_dropped_and_counted(small_rows):
     plan = plan_of(small_rows, component="text")
     text = [k for k in small_rows if k.startswith(TEXT)]
-    assert plan.counts["mapped"] == len(text)
-    assert plan.counts["dropped"] == len(small_rows) - len(text)
+    assert plan.counts.mapped == len(text)
+    assert plan.counts.dropped == len(small_rows) - len(text)
     assert all("--component text" in d.reason for d in plan.dropped.values())
 
 
@@ -599,10 +599,10 @@ def test_the_context_is_cut_to_its_first_rows(small_rows, layout):
     plan = plan_of(small_rows, layout=layout, context=8)
     (piece,) = [m for k, m in plan.mapped.items() if k.endswith("position_embedding.position_embedding")]
     assert (piece.shape, piece.begin, piece.nbytes) == ((1, 1, 8, 64), 0, 8 * 64 * 4)
-    assert plan.architecture.record()["context_length"] == 8
+    assert plan.architecture.record().context_length == 8
     rest = {k: v for k, v in outline(plan)[0].items() if k != piece.key}
     assert rest.items() <= outline(plan_of(small_rows, layout=layout))[0].items()
-    assert len(rest) == plan.counts["target"] - 1
+    assert len(rest) == plan.counts.target - 1
 
 
 @pytest.mark.parametrize("context", [17, 32, 0, -1])
@@ -708,7 +708,7 @@ def test_another_model_altogether_has_no_text_encoder():
 def test_models_of_other_depths_and_widths_have_sound_plans(arch, layout):
     rows = {k: ("float32", s) for k, s in synthetic.source_shapes(arch).items()}
     counts = plan_of(rows, layout=layout).counts
-    assert counts["mapped"] + counts["dropped"] == counts["source"] == len(rows)
+    assert counts.mapped + counts.dropped == counts.source == len(rows)
 
 
 def test_a_plan_from_tensors_takes_their_dtypes(small_state):

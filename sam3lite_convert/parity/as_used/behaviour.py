@@ -1,6 +1,6 @@
 """Verdict 2: does the model, as it is called, do what the original does, and if not, by which cause.
 
-The original's way of a prompt and the stock way differ in a few settings. Each is switched on alone
+The original's call and the stock call differ in a few settings. Each is switched on alone
 in the candidate, then all together; compared are the text features at the valid tokens (those of
 words, with start and end), where both sides have one.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from sam3lite_convert.convert.calling_recipe import PLACEHOLDER, recipe, run_recipe
 from sam3lite_convert.convert.clip_ids import PAD
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.figures import number
 from sam3lite_convert.parity.as_used.stock_model import (
     STOCK_LENGTH,
     StockModel,
@@ -26,13 +26,23 @@ from sam3lite_convert.parity.as_used.stock_model import (
     stock_model,
     stock_tokenizer,
 )
-from sam3lite_convert.parity.compare import Difference, Running, number
-from sam3lite_convert.parity.encoders import PROJECTED
+from sam3lite_convert.parity.compare import Difference, Running
 from sam3lite_convert.parity.inputs import BATCH
 from sam3lite_convert.parity.judgement import FLOORS, Floor
 from sam3lite_convert.parity.prompts import cut, words_of
 from sam3lite_convert.parity.run import measured_floors
 from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.parity.taps import PROJECTED
+from sam3lite_convert.records.parity import (
+    BehaviourRecord,
+    Cause,
+    FeatureError,
+    NoCause,
+    RecipeRecord,
+    UsedPrompt,
+    ValidTokens,
+    Verdict,
+)
 
 # One for each cause, where nobody gives prompts.
 PROMPTS = (
@@ -46,13 +56,12 @@ PROMPTS = (
     "\ufb01re hydrant",  # a ligature
 )
 _LISTED = 20
-Record = dict[str, Any]
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a prompt reaches the text encoder; a field that differs between two ways is a cause. ``text_cleaning``:
+class CallSettings:
+    """How a prompt reaches the text encoder; a field that differs between two calls is a cause. ``text_cleaning``:
     whose ids, a key of ``Prompts.words``; ``truncation``: whether they are cut to the context, with the end id
     last; ``sequence_length``: what they are padded to at least; ``pad_id``: with what; ``mask``: whether padding
     is masked; ``attention``: the implementation."""
@@ -87,14 +96,14 @@ class Prompts:
     words: dict[str, list[list[int]]]
     context: int
 
-    def calls(self, way: Way, rows: range) -> list[Call]:
+    def calls(self, settings: CallSettings, rows: range) -> list[Call]:
         """What reaches the encoder for these prompts."""
         out = []
-        for words in self.words[way.text_cleaning][rows.start : rows.stop]:
-            words = cut(words, self.context) if way.truncation else words
-            behind = max(way.sequence_length - len(words), 0)
-            ids = (*words, *[way.pad_id] * behind)
-            out.append(Call(ids, (1,) * len(words) + (0,) * behind, way.mask))
+        for words in self.words[settings.text_cleaning][rows.start : rows.stop]:
+            words = cut(words, self.context) if settings.truncation else words
+            behind = max(settings.sequence_length - len(words), 0)
+            ids = (*words, *[settings.pad_id] * behind)
+            out.append(Call(ids, (1,) * len(words) + (0,) * behind, settings.mask))
         return out
 
 
@@ -121,13 +130,15 @@ class Moved:
     def zero(self) -> bool:
         return not self.moved
 
-    def record(self) -> Record:
+    def record(self) -> FeatureError:
         d = self.running.difference()
-        return _numbers(d) | {"prompts": self.moved, "tokens_without_counterpart": self.only_one_side}
-
-
-def _numbers(d: Difference) -> Record:
-    return {"relative_l2": number(d.relative_l2), "cosine": number(d.cosine), "max_abs_diff": number(d.max_abs)}
+        return FeatureError(
+            relative_l2=d.relative_l2,
+            cosine=d.cosine,
+            max_abs_diff=d.max_abs,
+            prompts=self.moved,
+            tokens_without_counterpart=self.only_one_side,
+        )
 
 
 @dataclass(frozen=True)
@@ -160,9 +171,13 @@ def behaviour(
     floors: Mapping[str, Floor] | None = None,
     batch: int = BATCH,
     advance: Advance = lambda n: None,
-) -> Record:
-    """The record of verdict 2 over these prompts, in batches. ``floors``: of this reference, where they are
-    measured already; ``advance`` is told how many prompts are done."""
+    weights: Verdict = "exact",
+) -> BehaviourRecord:
+    """Verdict 2 over these prompts, in batches. ``floors``: of this reference, where they are measured already;
+    ``advance`` is told how many prompts are done; ``weights``: verdict 1, which decides what to do about this one.
+
+    Raises CannotRun if the tokenizer makes ids that the model's vocabulary does not have.
+    """
     context, vocab = (setup.plan.architecture.sizes[name] for name in ("context", "vocab"))
     prompts = Prompts(tuple(texts), {"original": words_of(texts), "stock": stock.tokenizer.words(texts)}, context)
     greatest = max(stock.tokenizer.pad, *(max(ids, default=0) for ids in prompts.words["stock"]))
@@ -171,11 +186,11 @@ def behaviour(
             f"{stock.tokenizer.name}: it makes the id {greatest:,}, and the model's vocabulary ends at {vocab - 1:,}",
             "other_tokenizer",
         )
-    original = Way("original", True, context, PAD, False, "eager")
-    used = Way("stock", False, STOCK_LENGTH, stock.tokenizer.pad, True, stock.model.default_attention)
+    original = CallSettings("original", True, context, PAD, False, "eager")
+    used = CallSettings("stock", False, STOCK_LENGTH, stock.tokenizer.pad, True, stock.model.default_attention)
     causes = {
         f.name: replace(original, **{f.name: getattr(used, f.name)})
-        for f in fields(Way)
+        for f in fields(CallSettings)
         if getattr(original, f.name) != getattr(used, f.name)
     }
     moved = {name: Moved() for name in causes}
@@ -187,8 +202,8 @@ def behaviour(
         calls = prompts.calls(original, rows)
         reference = _reference(setup, calls)
         alone = _features(stock.model, calls, original.attention)
-        for name, way in causes.items():
-            _move(moved[name], stock.model, calls, alone, prompts.calls(way, rows), way.attention)
+        for name, changed in causes.items():
+            _move(moved[name], stock.model, calls, alone, prompts.calls(changed, rows), changed.attention)
         now = [Call(tuple(i), tuple(m), True) for i, m in stock.tokenizer.stock(texts[first : rows.stop])]
         as_used += now
         others += sum(a != b for a, b in zip(now, prompts.calls(used, rows), strict=True))
@@ -210,23 +225,53 @@ def behaviour(
         setup.plan.layout.family, context, str(place or PLACEHOLDER), place is not None and own_tokenizer(place)
     )
     limit = 0.0 if zero else _limit(setup, floors)
-    record = _record(prompts, original, used, as_used, stock, moved, together, by_recipe, limit, code)
+    notes = []
     if elsewhere:
-        record["notes"].append(
+        notes.append(
             f"the recipe's ids are not the original's for {len(elsewhere)} prompts, as {elsewhere[0][:60]!r}: it "
             "cannot be exact where a prompt spells out a special token, or with a tokenizer that is not CLIP's or that "
             "pads elsewhere"
         )
     if others:
-        record["notes"] += [f"{others} prompts get other ids from the processor than these causes add up to"]
-    return record
+        notes.append(f"{others} prompts get other ids from the processor than these causes add up to")
+    dtype = str(setup.dtype).removeprefix("torch.")
+    asked = prompts.calls(original, range(len(texts)))
+    longer = sum(len(words) > STOCK_LENGTH for words in prompts.words["stock"])
+    verdict, recipe_verdict = verdict_of(together, limit), verdict_of(by_recipe, limit)
+    return BehaviourRecord(
+        verdict=verdict,
+        summary=_summary(verdict, together.record(), dtype),
+        remedy=_remedy(verdict, recipe_verdict, weights),
+        notes=tuple(notes),
+        tolerance=limit,
+        candidate=f"{stock.model.name}, {used.attention} attention",
+        tokenizer=stock.tokenizer.name,
+        context=context,
+        prompts_total=len(texts),
+        built_in=prompts.texts == PROMPTS,
+        longer_than_the_processor_pads=longer,
+        prompts=_worst(prompts, asked, as_used, together),
+        causes=tuple(
+            Cause(name=name, words=_words(name, original, used, longer), error=m.record()) for name, m in moved.items()
+        ),
+        absent=tuple(
+            NoCause(name=f.name, words=_same(f.name, original)) for f in fields(CallSettings) if f.name not in moved
+        ),
+        together=together.record(),
+        recipe=RecipeRecord(
+            code=code,
+            verdict=recipe_verdict,
+            summary=_summary(recipe_verdict, by_recipe.record(), dtype),
+            error=by_recipe.record(),
+        ),
+    )
 
 
 def _limit(setup: Setup, floors: Mapping[str, Floor] | None) -> float:
     """Of the text features' max abs difference: the user's tolerance, or the noise floor's."""
     if setup.tolerance is not None:
         return setup.tolerance
-    return FLOORS * (floors or measured_floors(setup))[PROJECTED].propagated
+    return FLOORS * (floors or measured_floors(setup))[PROJECTED.name].propagated
 
 
 def _valid(ids: Tensor) -> int:
@@ -248,7 +293,7 @@ def _features(model: StockModel, calls: Sequence[Call], attention: str) -> list[
     for _, rows in groupby(order, key=lambda n: len(calls[n].ids)):
         group = list(rows)
         ids = torch.tensor([calls[n].ids for n in group])
-        # All calls of one way have a mask or none has.
+        # All calls of the same settings have a mask or none has.
         mask = torch.tensor([calls[n].words for n in group]) if calls[group[0]].masked else None
         for n, row in zip(group, model.features(ids, mask, attention), strict=True):
             out[n] = calls[n].valid(row)
@@ -270,61 +315,28 @@ def _move(
         moved.add(ours, features.get(n, ours))
 
 
-def _record(
-    prompts: Prompts,
-    original: Way,
-    used: Way,
-    theirs: Sequence[Call],
-    stock: Stock,
-    moved: dict[str, Moved],
-    together: Moved,
-    by_recipe: Moved,
-    limit: float,
-    code: str,
-) -> Record:
-    context = prompts.context
-    every = range(len(prompts.texts))
-    ours = prompts.calls(original, every)
-    worst = sorted(every, key=lambda n: -_badness(together.prompts[n]))[:_LISTED]
-    longer = sum(len(words) > STOCK_LENGTH for words in prompts.words["stock"])
-    return {
-        "verdict": verdict_of(together, limit),
-        "notes": [],
-        "tolerance": limit,
-        "candidate": f"{stock.model.name}, {used.attention} attention",
-        "tokenizer": stock.tokenizer.name,
-        "context": context,
-        "prompts_total": len(prompts.texts),
-        "built_in": prompts.texts == PROMPTS,
-        "longer_than_the_processor_pads": longer,
-        "prompts": [
-            {
-                "prompt": prompts.texts[n],
-                "original": list(ours[n].ids),
-                "as_used": list(theirs[n].ids),
-                "valid": {"original": sum(ours[n].words), "as_used": sum(theirs[n].words)},
-                **_numbers(together.prompts[n]),
-            }
-            for n in worst
-        ],
-        "causes": [
-            {"name": name, "words": _words(name, original, used, longer), **m.record()} for name, m in moved.items()
-        ],
-        "absent": [{"name": f.name, "words": _same(f.name, original)} for f in fields(Way) if f.name not in moved],
-        "together": together.record(),
-        "recipe": {
-            "code": code,
-            "verdict": verdict_of(by_recipe, limit),
-            **by_recipe.record(),
-        },
-    }
+def _worst(prompts: Prompts, ours: Sequence[Call], theirs: Sequence[Call], moved: Moved) -> tuple[UsedPrompt, ...]:
+    """The prompts that moved most, the worst first."""
+    order = sorted(range(len(prompts.texts)), key=lambda n: -_badness(moved.prompts[n]))
+    return tuple(
+        UsedPrompt(
+            prompt=prompts.texts[n],
+            original=ours[n].ids,
+            as_used=theirs[n].ids,
+            valid=ValidTokens(original=sum(ours[n].words), as_used=sum(theirs[n].words)),
+            relative_l2=moved.prompts[n].relative_l2,
+            cosine=moved.prompts[n].cosine,
+            max_abs_diff=moved.prompts[n].max_abs,
+        )
+        for n in order[:_LISTED]
+    )
 
 
 def _badness(d: Difference) -> float:
     return d.relative_l2 if d.relative_l2 == d.relative_l2 else float("inf")
 
 
-def verdict_of(moved: Moved, limit: float) -> str:
+def verdict_of(moved: Moved, limit: float) -> Verdict:
     """``exact``: not a bit and not a token differs; ``limit``: of the max abs difference."""
     if moved.zero:
         return "exact"
@@ -332,7 +344,29 @@ def verdict_of(moved: Moved, limit: float) -> str:
     return "within_tolerance" if not moved.only_one_side and worst.max_abs <= limit else "differs"
 
 
-def _words(name: str, original: Way, used: Way, longer: int) -> str:
+def _summary(verdict: Verdict, error: FeatureError, dtype: str) -> str:
+    """What stands behind the name of a verdict on text features. ``dtype``: both sides ran in it."""
+    run = "" if dtype == "float32" else f", run in {dtype} as well,"
+    if verdict == "exact":
+        return f"the text features of every word are the original's{run} to the bit"
+    missing = error.tokens_without_counterpart
+    lost = f"; {missing:,} tokens exist on one side only and are not compared" if missing else ""
+    figures = f"relative L2 {number(error.relative_l2)}, max abs diff {number(error.max_abs_diff)}"
+    return f"the text features of words are off the original's{run} by {figures}{lost}"
+
+
+def _remedy(verdict: Verdict, recipe_verdict: Verdict, weights: Verdict) -> str | None:
+    """What to do about a call that differs."""
+    if verdict != "differs":
+        return None
+    if weights == "differs":
+        return "Settle the weights first: with other weights no call gives the original's features."
+    if recipe_verdict != "differs":
+        return "The weights are not the reason: call the model as the recipe does."
+    return "Called as the recipe does, it still differs."
+
+
+def _words(name: str, original: CallSettings, used: CallSettings, longer: int) -> str:
     """What the stock call does otherwise, in one sentence."""
     beyond = (
         f"; {longer} of these have more than {used.sequence_length}, and a batch with one of them fails there"
@@ -351,7 +385,7 @@ def _words(name: str, original: Way, used: Way, longer: int) -> str:
     }[name]
 
 
-def _same(name: str, original: Way) -> str:
+def _same(name: str, original: CallSettings) -> str:
     return {
         "sequence_length": f"both pad to {original.sequence_length}",
         "pad_id": f"both pad with id {original.pad_id}",

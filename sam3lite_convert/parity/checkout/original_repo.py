@@ -71,7 +71,8 @@ class OriginalRepo:
             try:
                 load_all(model, state_dict, STUDENT)
             except UnsoundPlan as fault:
-                keys = [f"{kind} {key}" for kind, found in fault.details.items() for key in found]
+                details = fault.details if isinstance(fault.details, dict) else {}
+                keys = [f"{kind} {key}" for kind, names in details.items() if isinstance(names, list) for key in names]
                 some = "; ".join(keys[:5]).replace("shapes ", "") + (f"; and {len(keys) - 5} more" if keys[5:] else "")
                 raise self._failed(
                     f"its {STUDENT} does not fit this checkpoint's weights: {some}", fault.details

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sam3lite_convert.parity.encoders import FINAL, POOLED, PROJECTED
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, Run
+from sam3lite_convert.parity.taps import FINAL_NORM
 
 
-def embeddings_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+def embeddings_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Faults in what the first layer reads: tokens and positions."""
     encoder, ids = evidence.model.encoder, evidence.ids
     tokens = encoder.embedding_layer(ids)
@@ -87,22 +87,22 @@ def _resized(table: Tensor, length: int, align_corners: bool = False) -> Tensor:
     return table[:, 0]
 
 
-def final_norm_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+def final_norm_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Faults of the LayerNorm behind the last layer."""
-    run = Run(evidence, FINAL, evidence.model.encoder.final_layer_norm)
+    run = Run(evidence, tap, evidence.model.encoder.final_layer_norm)
     yield from run.eps(nn.LayerNorm, "LayerNorm")
     yield from run.biases()
     ones = {"weight": torch.ones_like(run.tensors["weight"])}
     yield Hypothesis("no_weight", "the weight of the final LayerNorm is missing (one)", run.having(ones))
-    read = evidence.read_by(FINAL)
+    read = evidence.read_by(tap)
     yield Hypothesis("no_final_norm", "the final LayerNorm is left out", lambda: read)
 
 
-def projected_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+def projected_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Faults of the projector, which the detector reads."""
-    run = Run(evidence, PROJECTED, evidence.model.projector)
+    run = Run(evidence, tap, evidence.model.projector)
     yield from run.biases()
-    before = evidence.read_by(FINAL)
+    before = evidence.read_by(FINAL_NORM.name)
     projector = evidence.model.projector
     yield Hypothesis("before_norm", "the tokens are projected before the final LayerNorm", lambda: projector(before))
     weight = run.tensors["weight"]
@@ -110,9 +110,9 @@ def projected_faults(evidence: Evidence) -> Iterator[Hypothesis]:
         yield Hypothesis("transposed:projector", "the projector is transposed", run.having({"weight": weight.T}))
 
 
-def pooled_faults(evidence: Evidence) -> Iterator[Hypothesis]:
+def pooled_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Faults of the pooled output: which token, which matrix, which way round."""
-    tokens, ids = evidence.read_by(POOLED), evidence.ids
+    tokens, ids = evidence.read_by(tap), evidence.ids
     matrix = evidence.model.encoder.projection_layer
     rows = torch.arange(ids.shape[0])
     first = ids.argmax(-1)
@@ -130,6 +130,6 @@ def pooled_faults(evidence: Evidence) -> Iterator[Hypothesis]:
     yield Hypothesis("pool_first", "the first position is pooled, not the greatest id", lambda: tokens[:, 0] @ matrix)
     yield Hypothesis("pool_mean", "the mean of all tokens is pooled", lambda: tokens.mean(1) @ matrix)
     yield Hypothesis("not_projected", "the pooled token is not projected", lambda: picked)
-    before = evidence.read_by(FINAL)
+    before = evidence.read_by(FINAL_NORM.name)
     words = "the token is pooled before the final LayerNorm"
     yield Hypothesis("pool_before_norm", words, lambda: before[rows, first] @ matrix)

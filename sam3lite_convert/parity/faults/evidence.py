@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from original_ref import TextStudentEncoder
-from sam3lite_convert.parity.encoders import FINAL, POOLED, PROJECTED, Activations
+from sam3lite_convert.parity.encoders import Activations, hook_tap
+from sam3lite_convert.parity.taps import LAYER, ORIGINAL, layer_of, point_of, read_at
 
 _EPS = {1e-6: "1e-06", 1e-4: "0.0001", 1e-3: "0.001", 1e-12: "1e-08 or less"}
 _ACTIVATIONS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
@@ -49,12 +51,33 @@ class Evidence:
 
     def read_by(self, tap: str) -> Tensor:
         """What the module behind a tap reads, as recorded."""
-        names = list(self.recorded)
-        return self.recorded[FINAL if tap in (PROJECTED, POOLED) else names[names.index(tap) - 1]]
+        return self.recorded[read_at(tap, list(self.recorded))]
 
     def block(self, tap: str) -> nn.Module:
-        """The module behind ``layers.N``."""
-        return self.model.encoder.transformer[int(tap.removeprefix("layers."))]
+        """The layer behind a tap of a layer."""
+        return self.model.encoder.transformer[layer_of(tap)]
+
+    def seen_at(self, tap: str, hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
+        """Hypotheses of the tap around this one, by what the reference puts out here if it had the fault."""
+        point = point_of(tap)
+        module = self.model.get_submodule(point.module(ORIGINAL, layer_of(tap) if point.per_layer else 0))
+
+        def seen(hypothesis: Hypothesis) -> Tensor:
+            found: list[Tensor] = []
+
+            def read(tap: str, value: Tensor) -> Tensor:
+                found.append(value)
+                return value
+
+            handle = hook_tap(tap, module, read)
+            try:
+                hypothesis.output()
+            finally:
+                handle.remove()
+            return found[0] if found else torch.empty(0)  # its computation does not come by here
+
+        for hypothesis in hypotheses:
+            yield Hypothesis(hypothesis.key, hypothesis.words, partial(seen, hypothesis))
 
 
 class Run:
@@ -65,7 +88,7 @@ class Run:
         self.read = evidence.read_by(tap)
         self.tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self.mask = evidence.model.encoder.causal_mask(self.read)
-        self._args: tuple[Any, ...] = (self.mask,) if tap.startswith("layers.") else ()
+        self._args: tuple[Any, ...] = (self.mask,) if point_of(tap) is LAYER else ()
 
     def having(self, tensors: Mapping[str, Tensor], *args: Any) -> Callable[[], Tensor]:
         call = args or self._args

@@ -7,18 +7,26 @@ nothing of the candidate but its activation, so it works for any port.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from original_ref.blocks import TransformerLayer
 from sam3lite_convert.parity.compare import absolute_difference
-from sam3lite_convert.parity.encoders import EMBEDDINGS, FINAL, POOLED, PROJECTED
 from sam3lite_convert.parity.faults.ends import embeddings_faults, final_norm_faults, pooled_faults, projected_faults
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis
-from sam3lite_convert.parity.faults.layers import other_layers, repmixer_faults, transformer_faults
+from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
+from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, TapPoint, enclosing, point_of
+
+# A row of the table of taps -> its hypotheses. A tap inside one of these has the same ones, seen from there.
+_KNOWN: dict[TapPoint, Callable[[Evidence, str], Iterator[Hypothesis]]] = {
+    EMBEDDINGS: embeddings_faults,
+    LAYER: layer_faults,
+    FINAL_NORM: final_norm_faults,
+    PROJECTED: projected_faults,
+    POOLED: pooled_faults,
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,7 @@ def distance(made: Tensor, candidate: Tensor) -> tuple[float, float]:
 
 def hypotheses(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """All that are known for a tap, but for tensors of other layers."""
-    ends = {EMBEDDINGS: embeddings_faults, FINAL: final_norm_faults, PROJECTED: projected_faults, POOLED: pooled_faults}
-    if tap in ends:
-        return ends[tap](evidence)
-    block = evidence.block(tap)
-    return (transformer_faults if isinstance(block, TransformerLayer) else repmixer_faults)(evidence, tap, block)
+    if known := _KNOWN.get(point_of(tap)):
+        return known(evidence, tap)
+    around = enclosing(tap)
+    return evidence.seen_at(tap, hypotheses(evidence, around)) if around else iter(())

@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from original_ref.blocks import MultiHeadAttention
+from original_ref.blocks import MultiHeadAttention, TransformerLayer
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, Run
+from sam3lite_convert.parity.taps import LAYER, enclosing, point_of
+
+
+def layer_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
+    """Faults of a layer, whichever of both it is."""
+    block = evidence.block(tap)
+    return (transformer_faults if isinstance(block, TransformerLayer) else repmixer_faults)(evidence, tap, block)
+
 
 # ---- transformer layers
 
@@ -228,7 +236,9 @@ def _other_mixing(run: Run, block: Any) -> Iterator[Hypothesis]:
 
 def other_layers(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Tensors of another layer in the place of this one's: the whole layer, and one at a time."""
-    if not tap.startswith("layers."):
+    if point_of(tap) is not LAYER:
+        if around := enclosing(tap):
+            yield from evidence.seen_at(tap, other_layers(evidence, around))
         return
     block = evidence.block(tap)
     run = Run(evidence, tap, block)
@@ -237,13 +247,13 @@ def other_layers(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
             continue
         tensors = {**dict(theirs.named_parameters()), **dict(theirs.named_buffers())}
         tensors = {name: t for name, t in tensors.items() if t.is_floating_point()}  # no counters
-        yield Hypothesis(f"layer:{other}", f"it holds the tensors of layers.{other}", run.having(tensors))
+        yield Hypothesis(f"layer:{other}", f"it holds the tensors of {LAYER.at(other)}", run.having(tensors))
         modules: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             modules.setdefault(name.rpartition(".")[0], {})[name] = tensor
-            words = f"{name} is that of layers.{other}"
+            words = f"{name} is that of {LAYER.at(other)}"
             yield Hypothesis(f"layer:{other}:{name}", words, run.having({name: tensor}))
         for module, mine in modules.items():
             if len(mine) > 1:
-                words = f"{module} is that of layers.{other}"
+                words = f"{module} is that of {LAYER.at(other)}"
                 yield Hypothesis(f"layer:{other}:{module}", words, run.having(mine))

@@ -1,8 +1,8 @@
 """The charts of a report as plain SVG: errors by layer, a heat map, a bar. Colours come from the page's classes.
 
-Places across are percentages of the drawing's width and everything else is in pixels, so that a chart
-fills a phone and a wide screen alike and its words keep their size. What stands left of 0 is drawn in the
-padding that the style sheet gives the class.
+Horizontal positions are percentages of the drawing's width and everything else is in pixels, so that a chart
+fills a phone and a wide screen and its text keeps its size. Labels at negative positions are drawn in the padding
+that the style sheet gives the class. Names and titles are escaped here.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _ROW = 30
 _TOP = 24
 _BAND = 12.0  # percent of the width for what is not on a log scale
 _GAP = 6.0  # between that and the scale, or their labels touch on a phone
-_NAME = 18  # characters that fit beside the plot; the table has the whole name
+_NAME = 18  # characters that fit next to the plot; the table has the whole name
 _LABELS = 4
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One tap. None: not measured; infinity: not finite. ``remark`` is said below the name, ``made_here``
-    tells an error that was made in the layer from one that was carried there."""
+    """One tap. Errors are None if they were not measured and infinity if they are not finite. ``remark``: text below
+    the name. ``made_here``: the error was made at this tap and not carried there."""
 
     name: str
     propagated: float | None
@@ -68,7 +68,7 @@ def _axis(rows: Sequence[LayerRow]) -> _Axis:
 
 
 def _words(value: float) -> str:
-    return "infinite or not a number" if math.isinf(value) else "0.0" if value == 0 else f"{value:.2e}"
+    return "infinite or NaN" if math.isinf(value) else "0.0" if value == 0 else f"{value:.2e}"
 
 
 def _short(name: str) -> str:
@@ -89,17 +89,17 @@ def marker(kind: str, x: str, y: float) -> str:
 
 
 def legend_mark(kind: str) -> str:
-    """The mark of a series for a legend; the word stands beside it."""
+    """The mark of a series for a legend, where its name follows."""
     return f'<svg aria-hidden="true">{marker(kind, "50%", 6)}</svg>'
 
 
-# Marks of one tap stand a little above each other, or equal errors would hide one another.
+# Vertical offsets of a tap's marks in its row: without them, equal errors would hide each other.
 _LANES = {"propagated": 6.5, "isolated": 15.5, "noise": 24.0}
 
 
 def layer_chart(rows: Sequence[LayerRow], title: str) -> str:
-    """A row for each tap from top to bottom, errors on a log scale from left to right. Zero has a band of its
-    own on the left, infinity one on the right where something is."""
+    """A row for each tap from top to bottom, errors on a log scale from left to right. Zero has its own band on the
+    left; infinity has one on the right if an error is infinite."""
     axis = _axis(rows)
     bottom = _TOP + _ROW * len(rows)
     out = [
@@ -188,7 +188,7 @@ class ColourScale:
 
 
 def colour_scale(values: Sequence[Sequence[float]]) -> ColourScale | None:
-    """The scale that a heat map needs; None where nothing is above 0 and finite."""
+    """The scale of a heat map; None if no value is above 0 and finite."""
     found = [v for row in values for v in row if 0 < v < math.inf]
     return ColourScale(min(found), max(found)) if found else None
 
@@ -238,7 +238,7 @@ def colour_legend(scale: ColourScale, title: str) -> str:
 
 
 def bar(share: float, title: str, css: str = "") -> str:
-    """A bar that fills this share of its track; something is seen of whatever is not 0."""
+    """A bar that fills this share (0 to 1) of its track; any share above 0 is visible."""
     percent = min(max(share, 0.0), 1.0) * 100
     if 0 < percent < 0.6:
         percent = 0.6

@@ -170,7 +170,7 @@ def test_both_verdicts_stand_on_lines_of_their_own(s0):
     assert re.search(r"^verdict 2, behaviour: differs: .*relative L2", out, re.M)
     assert f"original  {START} 320 1929 {END} 0 x12\n" in out
     assert f"as used   {START} 320 1929 {END} {END} x28\n" in out
-    assert "the weights are not the reason: call it by the recipe above" in out
+    assert "The weights are not the reason: call the model as the recipe does." in out
     assert (
         re.search(f"^with the recipe: ({either})", out, re.M)
         and recipe(SAM3_LITETEXT, 16, "FOLDER-OF-THE-DETECTOR", False).splitlines()[-1] in out
@@ -332,7 +332,7 @@ def test_what_the_words_rest_on_is_said(s0, folder, tmp_path):
     shutil.copytree(folder, bad)
     edit(bad, {"text_projection.bias": tensors(bad)["text_projection.bias"] + 1})
     out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", bad).out
-    assert "settle verdict 1 first" in out and "not the reason" not in out
+    assert "Settle the weights first" in out and "not the reason" not in out
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(3, 5), (5, 3)])
@@ -341,7 +341,7 @@ def test_tokens_that_one_side_lacks_are_a_difference_even_where_all_others_are_e
     moved = Moved()
     moved.add(tokens[:ours], tokens[:theirs])
     found = moved.record()
-    assert (found["prompts"], found["tokens_without_counterpart"], found["max_abs_diff"]) == (1, 2, 0.0)
+    assert (found.prompts, found.tokens_without_counterpart, found.max_abs_diff) == (1, 2, 0.0)
     assert not moved.zero and verdict_of(moved, 1.0) == "differs"
     moved = Moved()
     moved.add(tokens, tokens)

@@ -835,7 +835,7 @@ def test_a_fault_without_a_name_shows_the_tensors_behind_the_layer(sources, setu
     assert (found.fits, found.faults) == ((), {})
     assert "no simple fault" in found.words
     assert {m.target for m in found.tensors} == {k for k in setup.weights if k.startswith(L3)}
-    assert found.record()["fits"] == []
+    assert found.record().fits == ()
     # With a folder at hand, what is wrong with its tensors is known.
     folder = convert(sources["mct"], tmp_path / "out", "--component", "text")
     edit(folder, {L3 + "fc1.weight": tensors(folder)[L3 + "fc1.weight"] + 0.1})
@@ -843,7 +843,7 @@ def test_a_fault_without_a_name_shows_the_tensors_behind_the_layer(sources, setu
     found = diagnosed(setup, setup.candidate())
     assert list(found.faults) == [L3 + "fc1.weight"]
     assert L3 + "fc1.weight" in found.words
-    rows = {t["target"]: t["fault"] for t in found.record()["tensors"]}
+    rows = {t.target: t.fault for t in found.record().tensors}
     assert [k for k, fault in rows.items() if fault] == [L3 + "fc1.weight"]
 
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import html
 import itertools
-import json
+import math
 import re
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from typing import Any
+from importlib.resources import files
 
 import pytest
 from support import html_samples as samples
 
-from sam3lite_convert.report.html import charts, style
-from sam3lite_convert.report.html.layers import runs
+from sam3lite_convert.records.record import Record, field_types
+from sam3lite_convert.report.html import GENERATOR, charts
+from sam3lite_convert.report.html.filters import number, output, runs, sentence, visible
 from sam3lite_convert.report.html.page import parity_page, verify_page
-from sam3lite_convert.report.html.parts import measure, number, text
 
 PAGES = {name: (parity_page, make) for name, make in samples.PARITY.items()}
 PAGES |= {name: (verify_page, make) for name, make in samples.VERIFY.items()}
 VOID = {"meta", "link", "br", "wbr"}
+STYLE_SHEET = (files("sam3lite_convert.report.html") / "report.css").read_text(encoding="utf-8")
 
 
 class Page(HTMLParser):
@@ -84,6 +86,7 @@ def test_a_page_runs_nothing_and_loads_nothing(source):
             tag
         )
     style = re.search("<style>(.*?)</style>", source, re.S)[1]
+    assert style.strip() == STYLE_SHEET.strip()
     assert "url(" not in style
     assert "@import" not in style
 
@@ -93,6 +96,8 @@ def test_a_page_says_what_browsers_and_readers_need(source):
     metas = page.having("meta")
     policy = next(m["content"] for m in metas if m.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
+    assert source.startswith("<!doctype html>\n")
+    assert {"name": "generator", "content": GENERATOR} in metas
     assert {"charset": "utf-8"} in metas
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in metas
     assert {"name": "color-scheme", "content": "light dark"} in metas
@@ -128,77 +133,177 @@ def test_nothing_in_a_page_steers_the_reader(source):
 
 @pytest.mark.parametrize("char", [*STEERING, "\ud800", "\u2028", "\n"], ids=lambda c: hex(ord(c)))
 def test_a_steering_character_is_made_visible(char):
-    assert text(f"a{char}b") == f"a{char.encode('unicode_escape', 'surrogatepass').decode()}b"
+    assert visible(f"a{char}b") == f"a{char.encode('unicode_escape', 'surrogatepass').decode()}b"
 
 
-def strings(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where a record holds strings."""
-    if isinstance(value, str):
-        yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from strings(item, (*path, key))
+Path = tuple[str | int, ...]
+
+
+def inside(value: object, path: Path = ()) -> Iterator[tuple[Path, object, object]]:
+    """Every value of a document: where it is, its type as the record declares it, and the value."""
+    if isinstance(value, Record):
+        hints = field_types(type(value))
+        for item in dataclasses.fields(value):
+            inner = getattr(value, item.name)
+            yield (*path, item.name), hints[item.name], inner
+            yield from inside(inner, (*path, item.name))
+    elif isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield (*path, key), type(inner), inner
+            yield from inside(inner, (*path, key))
+
+
+def changed(value: object, path: Path, new: object) -> object:
+    """A copy of a document with another value at one place."""
+    if not path:
+        return new
+    key, *rest = path
+    if isinstance(value, Record):
+        return dataclasses.replace(value, **{key: changed(getattr(value, key), tuple(rest), new)})
+    if isinstance(value, dict):
+        return {k: changed(v, tuple(rest), new) if k == key else v for k, v in value.items()}
+    return type(value)(changed(v, tuple(rest), new) if n == key else v for n, v in enumerate(value))
+
+
+def few(document: Record) -> Record:
+    """The document with no more than two entries in its longest lists."""
+    short = {name: getattr(document, name, ())[:2] for name in ("mismatched", "unexpected")}
+    return dataclasses.replace(document, **short) if hasattr(document, "mismatched") else document
+
+
+def is_literal(hint: object) -> bool:
+    return typing.get_origin(hint) is typing.Literal or any(map(is_literal, typing.get_args(hint)))
+
+
+EVIL = "\"'><img src=x onerror=alert(3)>\u202e"
 
 
 @pytest.mark.parametrize("name", ["differs", "proven", "mismatch"])
-def test_no_string_of_a_record_becomes_markup(name):
+def test_no_string_of_a_document_becomes_markup(name):
     render, make = PAGES[name]
-    whole = make()
-    for kind in ("mismatched", "unexpected"):
-        whole[kind] = whole.get(kind, [])[:2]
-    evil = "\"'><img src=x onerror=alert(3)>\u202e"
+    whole = few(make())
     plain = Page(render(whole)).elements
-    for path in list(strings(whole)):
-        record = copy.deepcopy(whole)
-        at = record
-        for key in path[:-1]:
-            at = at[key]
-        at[path[-1]] = evil
-        page = Page(render(record))
+    found = [path for path, hint, value in inside(whole) if isinstance(value, str) and not is_literal(hint)]
+    assert len(found) > 30
+    for path in found:
+        source = render(changed(whole, path, EVIL))
+        page = Page(source)
         assert page.faults == [], path
         assert {tag for tag, _ in page.elements} <= {tag for tag, _ in plain}, path
         assert not [a for _, a in page.elements if "onerror" in a], path
+        assert "\u202e" not in source, path
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_names_of_fields_are_escaped_too(name):
     render, make = PAGES[name]
-    record = make() | {"versions": {"<i>x</i>": "<b>1</b>"}}
-    record["accounting"]["components"]["<i>y</i>"] = {"keys": 1, "mapped": 0, "dropped": {"<i>z</i>": 1}}
-    page = Page(render(record))
+    whole = make()
+    mine = dataclasses.replace(
+        whole.page,
+        versions={"<i>x</i>": "<b>1</b>"},
+        accounting=dataclasses.replace(
+            whole.page.accounting,
+            components={f"<i>{n}</i>": part for n, part in whole.page.accounting.components.items()},
+        ),
+        receipt={"<i>y</i>": 1, "options": {"<i>z</i>": "<b>2</b>"}},
+    )
+    page = Page(render(dataclasses.replace(whole, page=mine)))
     assert not page.having("i") + page.having("b")
-    assert all(f"<i>{c}</i>" in page.text for c in "xyz")
+    assert all(f"<i>{c}</i>" in page.text for c in ("x", "y", "z", "text_encoder"))
+
+
+def absent(hint: object, value: object) -> Iterator[object]:
+    """The emptiest values that a record allows in the place of one."""
+    if value is not None and type(None) in typing.get_args(hint):
+        yield None
+    if value and isinstance(value, tuple | dict | str) and not is_literal(hint):
+        yield type(value)()
+    if isinstance(value, float):
+        yield from (0.0, math.inf, math.nan)
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_made_of_whatever_fields_there_are(name):
+def test_a_page_is_made_of_whatever_a_document_may_lack(name):
     render, make = PAGES[name]
-    assert Page(render({})).faults == []
+    whole, tried = few(make()), 0
+    for path, hint, value in inside(whole):
+        if path[-1] == "components" or (path[:2] == ("page", "receipt") and len(path) > 2):
+            continue  # its sum is checked where it is made; the receipt has its own test
+        if any(isinstance(step, int) and step > 1 for step in path):
+            continue  # entries of a list are all written alike
+        for other in absent(hint, value):
+            assert Page(render(changed(whole, path, other))).faults == [], (path, other)
+            tried += 1
+    assert tried > 40
+
+
+ANYTHING = [None, True, False, 0, -1, 10**400, 0.5, math.nan, -math.inf, "", EVIL, [], [EVIL, {}], {}, {EVIL: [EVIL]}]
+
+
+@pytest.mark.parametrize("name", ["exact", "proven"])
+def test_a_receipt_may_hold_anything(name):
+    render, make = PAGES[name]
     whole = make()
-    for key in whole:
-        for value in (None, ...):
-            record = {k: v for k, v in whole.items() if k != key} | ({} if value is ... else {key: value})
-            assert Page(render(record)).faults == [], (key, value)
-    for path in [("behaviour",), ("heat_map",), ("receipt",), ("accounting",), ("diagnosis",), ("original_repo",)]:
-        part = whole.get(path[0]) or {}
-        for key in part:
-            assert Page(render(whole | {path[0]: {k: v for k, v in part.items() if k != key}})).faults == [], key
+    plain = {tag for tag, _ in Page(render(whole)).elements}
+    places = [path for path, _, _ in inside(whole.page.receipt)]
+    assert len(places) > 30
+    for path in places:
+        for value in ANYTHING:
+            source = render(changed(whole, ("page", "receipt", *path), value))
+            page = Page(source)
+            assert page.faults == [] and {tag for tag, _ in page.elements} <= plain, (path, value)
+            assert "\u202e" not in source, (path, value)
 
 
-def test_infinities_may_come_as_such():
-    finite = samples.differs()
-    infinite = json.loads(json.dumps(finite).replace('"max_abs_diff": null', '"max_abs_diff": Infinity'))
-    infinite["heat_map"]["values"][9][20:24] = [float("inf"), float("nan"), None, float("-inf")]
-    assert parity_page(infinite) == parity_page(finite)
+def test_a_receipt_says_what_was_converted():
+    whole = samples.exact()
+    text = Page(parity_page(whole)).text
+    for said in ("s0.pt, 2.21 GB", "MobileCLIP-S0: 6 layers, 512 wide, 8 heads, context 16", "sam3lite-convert 0.1.0",
+                 "1,281 source, 912 mapped, 369 dropped", '"size": 2205231568'):  # fmt: skip
+        assert said in text
+    small = changed(whole, ("page", "receipt", "architecture", "num_attention_heads"), 1)
+    small = changed(small, ("page", "receipt", "options", "causal"), True)
+    text = Page(parity_page(small)).text
+    assert "512 wide, 1 head, context 16" in text and "context 16, causal\n" in text
+
+
+def test_an_empty_receipt_is_said_to_be_empty_and_none_is_left_out():
+    whole = samples.exact()
+    pages = [Page(parity_page(changed(whole, ("page", "receipt"), receipt))).text for receipt in ({}, None)]
+    assert ["The receipt is empty." in text for text in pages] == [True, False]
+    assert ["Receipt" in text for text in pages] == [True, False]
+
+
+def test_what_the_template_writes_without_a_filter_is_visible_text_or_a_whole_number():
+    assert [output(value) for value in ("a\nb\u202e", 1204567, 0)] == ["a\\nb\\u202e", "1,204,567", "0"]
+    for value in (0.5, None, True, [], {}):
+        with pytest.raises(TypeError):
+            output(value)
+
+
+def test_nan_is_shown_as_infinity_is():
+    infinite = samples.differs()
+    assert "NaN" in parity_page(infinite) and math.isinf(infinite.judgement.max_abs_diff)
+    other = infinite
+    for path, _, value in inside(infinite):
+        if value == math.inf and path[-1] != "candidate_value":
+            other = changed(other, path, math.nan)
+    assert math.isnan(other.heat_map.values[9][20]) and math.isnan(other.judgement.layers[11].max_abs_diff)
+    assert parity_page(other) == parity_page(infinite)
 
 
 def test_a_number_reads_as_in_the_terminal():
-    record = {"a": 0.0, "b": 0.000438, "c": None, "d": float("nan")}
-    assert [number(measure(record, key)) for key in "abcde"] == ["0.0", "4.38e-04", "inf", "inf", "-"]
+    assert [number(value) for value in (0.0, 0.000438, math.inf, math.nan)] == ["0.0", "4.38e-04", "inf", "inf"]
+
+
+def test_words_of_a_document_become_a_sentence():
+    assert sentence("max abs diff 4.38e-01 <b>") == 'Max abs diff <span class="v">4.38e-01</span> &lt;b&gt;.'
+    assert sentence("Done already.") == "Done already."
+    assert sentence("") == "."
 
 
 VERDICTS = [
-    ("exact", None, "Exact", "Not looked at"),
+    ("exact", None, "Exact", "Not compared"),
     ("within_tolerance", "differs", "Within tolerance", "Differs"),
     ("differs", "exact", "Differs", "Exact"),
     ("exact", "within_tolerance", "Exact", "Within tolerance"),
@@ -207,21 +312,42 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("weights", "behaviour", "left", "right"), VERDICTS)
 def test_both_verdicts_stand_at_the_top_and_apart(weights, behaviour, left, right):
-    record = samples.base(verdict=weights)
-    if behaviour:
-        record["behaviour"] = samples.behaviour(samples.PROMPTS[:2]) | {"verdict": behaviour}
-    source = parity_page(record)
+    used = samples.behaviour(samples.PROMPTS[:2], verdict=behaviour) if behaviour else None
+    source = parity_page(samples.parity(verdict=weights, behaviour=used))
     cards = re.findall('<article class="card (\\w+)">(.*?)</article>', source, re.S)
-    said = [Page(body).text for _, body in cards]
+    said = [Page(body).text.strip() for _, body in cards]
     assert len(said) == 2
-    assert said[0].startswith("Weights") and left in said[0] and "is it converted right?" in said[0]
-    assert said[1].startswith("Behaviour") and right in said[1] and "does it do what the original does?" in said[1]
+    assert said[0].startswith("Weights") and left in said[0] and "Are the weights converted correctly?" in said[0]
+    assert said[1].startswith("Behaviour") and right in said[1]
+    assert "Does it give the text features of the original?" in said[1]
     assert source.index("<article") < source.index("<section")
+
+
+def test_what_the_terminal_says_too_comes_from_the_document():
+    said = {"summary": "one <1>", "behaviour": samples.behaviour(samples.PROMPTS[:1], summary="two <2>")}
+    said["behaviour"] |= {"remedy": "three <3>"}
+    said["behaviour"]["recipe"] |= {"summary": "four <4>"}
+    text = Page(parity_page(samples.parity(**said))).text
+    assert all(f"{word} <{n}>." in text for n, word in enumerate(("One", "Two", "Three", "Four"), 1))
+    text = Page(verify_page(samples.verification(summary="five <5>", up_to=None, lost_words=["six <6>"]))).text
+    assert "Five <5>." in text and "six <6>" in text
+
+
+def test_what_parity_does_not_compare_is_said_with_the_command_that_does():
+    command = "sam3lite verify 'a folder' --checkpoint 's 0.pt'"
+    beside = {"checkpoint": "s 0.pt", "converted": "a folder", "not_compared": 1093}
+    text = Page(parity_page(samples.parity(**beside))).text
+    assert f"The folder's other 1,093 tensors were not compared. To compare them: {command}" in text
+    assert "were not compared" not in Page(parity_page(samples.parity(**beside | {"not_compared": 0}))).text
+    assert "To compare them" not in Page(parity_page(samples.parity(**beside | {"converted": None}))).text
+
+
+SECTION = r"<section>\s*<h2>(.*?)</h2>"
 
 
 def test_the_sections_stand_in_order(differs):
     source = parity_page(samples.differs())
-    assert re.findall("<section><h2>(.*?)</h2>", source) == [
+    assert re.findall(SECTION, source) == [
         "Layer by layer", "Where it differs", "Behaviour", "Worst prompts", "Accounting", "Original repository",
         "Receipt", "Notes", "Versions", "Command",
     ]  # fmt: skip
@@ -229,16 +355,26 @@ def test_the_sections_stand_in_order(differs):
     assert differs.text.index("Likely cause") < differs.text.index("Layer by layer")
 
 
-def test_what_a_record_lacks_is_left_out():
-    source = parity_page(samples.base())
-    assert re.findall("<section><h2>(.*?)</h2>", source) == ["Layer by layer", "Behaviour", "Command"]
+def test_what_a_document_lacks_is_left_out():
+    source = parity_page(samples.parity())
+    assert re.findall(SECTION, source) == ["Layer by layer", "Behaviour", "Versions", "Command"]
     assert "First divergence" not in source
+    assert re.findall(SECTION, parity_page(samples.parity(page=None))) == ["Layer by layer", "Behaviour"]
+
+
+def test_a_first_divergence_is_named_without_a_diagnosis():
+    text = Page(parity_page(samples.parity(verdict="differs", first_divergence="layers.2"))).text
+    assert "First divergence: layers.2" in text and "Likely cause" not in text
+
+
+def test_judged_activations_are_named():
+    assert "saved in a<b>.safetensors" in Page(parity_page(samples.parity(judged="a<b>.safetensors"))).text
 
 
 def test_the_accounting_adds_up(differs):
     assert "1,281 source tensors = 912 mapped + 369 dropped; 1,204 target tensors." in differs.text
-    foot = re.search("<tfoot>(.*?)</tfoot>", parity_page(samples.differs()))[1]
-    assert re.findall(">([^<>]+)<", foot) == ["total", "1,281", "912", "369", "548.87 M"]
+    foot = re.search("<tfoot>(.*?)</tfoot>", parity_page(samples.differs()), re.S)[1]
+    assert re.findall(">([^<>\\n]+)<", foot) == ["total", "1,281", "912", "369", "548.87 M"]
     assert "the video tracker is not part of this model" in differs.text
 
 
@@ -255,12 +391,13 @@ def test_a_long_list_is_cut():
 def test_a_proof_says_up_to_what():
     page = Page(verify_page(samples.proven()))
     assert "1,204 of 1,204 tensors turn back into their source bit for bit up to the cast to float16." in page.text
-    assert "12,345,678 values, max abs error 2.40e-04" in page.text
+    assert "what the cast rounded off (12,345,678 values, max abs error 0.00024)" in page.text
 
 
-def test_behaviour_says_what_moves_the_output_and_what_mends_it(differs):
+def test_behaviour_says_what_changes_the_output_and_how_to_call_the_model(differs):
     assert "padded to 32 in place of 16: the position table is stretched" in differs.text
-    assert "relative L2 4.20e-01 · cosine 0.860000 · max abs diff 3.78e+00 · moves 40 of 40 prompts" in differs.text
+    assert "relative L2 4.20e-01 · cosine 0.860000 · max abs diff 3.78e+00 · changes 40 of 40 prompts" in differs.text
+    assert "moves no prompt" not in differs.text
     assert "max abs diff 5.52e+00 · 3 tokens on one side only" in differs.text
     assert "The same on both sides: both cut at 16" in differs.text
     assert "out = model(input_ids=ids, attention_mask=None)\n" in differs.text
@@ -342,7 +479,12 @@ def test_names_in_a_drawing_are_escaped():
 
 
 def test_the_steps_of_the_colour_scale_are_those_of_the_style_sheet():
-    assert charts.STEPS == style.STEPS == len(style.DARK_RAMP)
+    for colours in THEMES.values():
+        assert [name for name in colours if name.startswith("ramp-")] == [f"ramp-{i}" for i in range(charts.STEPS)]
+    cells = re.findall(
+        r"\.(c\d+) \{\n  fill: var\(--ramp-(\d+)\);\n  background: var\(--ramp-(\d+)\);\n\}", STYLE_SHEET
+    )
+    assert cells == [(f"c{i}", str(i), str(i)) for i in range(charts.STEPS)]
     scale = charts.ColourScale(1e-8, 1.0)
     assert [scale.edge(i) for i in (0, 4, 8)] == pytest.approx([1e-8, 1e-4, 1.0])
 
@@ -370,10 +512,23 @@ def test_contrast_is_computed_as_the_guidelines_do():
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)
 
 
-def themes(source: str) -> dict[str, dict[str, str]]:
-    """The colours that a page declares."""
-    light, dark = re.findall(r":root\{((?:color-scheme:light dark;)?--bg[^}]*)\}", source)
-    return {n: dict(re.findall(r"--([\w-]+):(#\w{6});", v)) for n, v in (("light", light), ("dark", dark))}
+def colours(rule: str) -> dict[str, str]:
+    """The colours that a rule of the style sheet declares."""
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", rule))
+
+
+LIGHT, DARK = (colours(rule) for rule in re.findall(r":root \{([^}]*--bg[^}]*)\}", STYLE_SHEET))
+THEMES = {"light": LIGHT, "dark": DARK}
+
+
+def test_every_colour_has_a_value_in_both_themes_and_is_declared_nowhere_else():
+    assert LIGHT.keys() == DARK.keys() and len(LIGHT) > 20
+    assert colours(STYLE_SHEET).keys() == LIGHT.keys()
+    assert len(re.findall(r"#[0-9a-fA-F]{3,8}\b", STYLE_SHEET)) == 2 * len(LIGHT)
+    used = set(re.findall(r"var\(--([\w-]+)\)", STYLE_SHEET))
+    assert used - LIGHT.keys() == {"tone", "soft"}
+    assert LIGHT.keys() <= used
+    assert "@media screen and (prefers-color-scheme: dark) {\n  :root {\n    --bg" in STYLE_SHEET
 
 
 GROUNDS = dict.fromkeys(("text", "muted", "good", "fair", "bad"), ("bg", "surface"))
@@ -382,28 +537,22 @@ PAIRS += [(name, f"{name}-soft") for name in ("good", "fair", "bad")]
 PAIRS += [("muted", "none-soft"), ("text", "none-soft"), ("text", "bad-soft"), ("bad", "bad-soft")]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_can_be_read_in_both_themes(source, theme):
-    colours = themes(source)[theme]
-    assert len(colours) == len(style.LIGHT) + style.STEPS
+@pytest.mark.parametrize("colours", THEMES.values(), ids=THEMES)
+def test_text_can_be_read_in_both_themes(colours):
     poor = {pair: contrast(*(colours[p] for p in pair)) for pair in PAIRS}
     assert {pair: value for pair, value in poor.items() if value < 4.5} == {}
 
 
-@pytest.mark.parametrize("colours", [style.LIGHT, style.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("colours", THEMES.values(), ids=THEMES)
 def test_marks_can_be_seen_in_both_themes(colours):
     for name in ("propagated", "isolated", "noise", "infinite", "text"):
         for ground in ("surface", "bg", "bad-soft", "none-soft"):
             assert contrast(colours[name], colours[ground]) >= 3, (name, ground)
 
 
-@pytest.mark.parametrize(
-    ("ramp", "colours"),
-    [(style.LIGHT_RAMP, style.LIGHT), (style.DARK_RAMP, style.DARK)],
-    ids=["light", "dark"],
-)
-def test_a_greater_error_is_further_from_the_page(ramp, colours):
-    apart = [contrast(colour, colours["surface"]) for colour in ramp]
+@pytest.mark.parametrize("colours", THEMES.values(), ids=THEMES)
+def test_a_greater_error_is_further_from_the_page(colours):
+    apart = [contrast(colours[f"ramp-{i}"], colours["surface"]) for i in range(charts.STEPS)]
     assert apart == sorted(apart)
     assert all(b / a > 1.1 for a, b in itertools.pairwise(apart))
 

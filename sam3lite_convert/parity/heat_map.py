@@ -1,0 +1,40 @@
+"""Where two encoders differ: the map of one tap by position and channel, for the page."""
+
+from __future__ import annotations
+
+from sam3lite_convert.parity.compare import absolute_difference
+from sam3lite_convert.parity.run import Outcome
+from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.parity.taps import point_of
+from sam3lite_convert.records.parity import HeatMap
+
+_COLUMNS = 64  # a channel each, or the largest of a few side by side
+
+
+def heat_map(setup: Setup, outcome: Outcome) -> HeatMap | None:
+    """Max abs diff by position and channel of the worst row, at the first tap that diverges or else at the one that
+    is furthest off. None if the verdict is exact."""
+    judgement = outcome.judgement
+    if judgement.verdict == "exact":  # then at most last bits of what the detector does not read differ
+        return None
+    tap = judgement.first_divergence
+    # Of a layer that is wrong by itself, what it makes of the right input.
+    candidate = outcome.isolated if tap else outcome.propagated
+    if tap is None:
+        wide = [t for t in judgement.taps if point_of(t.name).has_positions and t.difference.max_abs]
+        tap = max(wide or judgement.taps, key=lambda t: t.difference.max_abs).name
+    difference = absolute_difference(setup.recorded[tap], candidate[tap])
+    row = int(difference.flatten(1).amax(1).argmax())
+    picture = difference[row].reshape(-1, difference.shape[-1])
+    step = -(-picture.shape[1] // _COLUMNS)
+    prompts = setup.inputs.prompts
+    return HeatMap(
+        tap=tap,
+        isolated=tap == judgement.first_divergence,
+        prompt=prompts[row] if prompts else None,
+        row=row,
+        positions=picture.shape[0],
+        channels=picture.shape[1],
+        channels_per_column=step,
+        values=tuple(tuple(float(piece.max()) for piece in line.split(step)) for line in picture),
+    )

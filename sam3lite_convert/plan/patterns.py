@@ -1,0 +1,514 @@
+"""Patterns of the tables that can be read backwards: from a target name to the one source key behind it.
+
+A pattern is a regular expression over whole keys. Read forwards it may be any; read backwards, what it matched has to
+follow from the target. So it is taken apart here into literal text, characters of a class, groups, alternations and
+repetitions, and everything that varies has to lie in a named group that the target names. Groups may be nested and
+optional: an optional part is there if a group inside it is. What does not lead back to exactly one key is refused
+with the construct that stands in the way.
+
+The parser is our own and not ``re._parser``: that one is private to Python and changes with its versions, and only
+this small part of the language can be read backwards at all.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from itertools import combinations
+from typing import NoReturn
+
+
+@dataclass(frozen=True)
+class Characters:
+    """A set of characters: single ones, and classes as regular expressions of one character (``\\d``, ``[^.]``)."""
+
+    single: frozenset[str] = frozenset()
+    classes: frozenset[str] = frozenset()
+
+    def __or__(self, other: Characters) -> Characters:
+        return Characters(self.single | other.single, self.classes | other.classes)
+
+    def apart(self, other: Characters) -> bool:
+        """Whether the two certainly share no character; two classes are never compared with each other."""
+        if self.classes and other.classes:
+            return False
+        singles = [(self.single, other.classes), (other.single, self.classes)]
+        shared = any(re.fullmatch(c, s) for single, classes in singles for s in single for c in classes)
+        return not shared and not self.single & other.single
+
+
+@dataclass(frozen=True)
+class Node(ABC):
+    """A part of a pattern; ``written`` is its text there."""
+
+    written: str
+
+    @property
+    @abstractmethod
+    def plain(self) -> str:
+        """The same expression without names of groups."""
+
+    @property
+    @abstractmethod
+    def width(self) -> tuple[int, int | None]:
+        """Fewest and most characters that it matches; None for any number."""
+
+    @property
+    @abstractmethod
+    def characters(self) -> Characters:
+        """Every character that may stand in what it matches."""
+
+    @abstractmethod
+    def edge(self, last: bool) -> Characters:
+        """The characters that what it matches may begin with, or end with if ``last``."""
+
+    @property
+    def parts(self) -> tuple[Node, ...]:
+        return ()
+
+    @property
+    def may_be_skipped(self) -> bool:
+        """Whether its parts may take no part in a match."""
+        return False
+
+    def require(self, given: Collection[str]) -> None:
+        """Raises ValueError if what it matched does not follow from the texts of the given groups."""
+        _lost(self.written)
+
+    def tells(self, given: Collection[str]) -> bool:
+        """Whether one of the given groups has text whenever this node takes part in a match."""
+        return False
+
+    def restored(self, texts: Mapping[str, str]) -> str:
+        """What it matched, from the texts of groups for which ``require`` passed; raises ValueError if it does not."""
+        _lost(self.written)
+
+
+@dataclass(frozen=True)
+class Text(Node):
+    """Literal text: ``value`` without the backslashes."""
+
+    value: str
+
+    @property
+    def plain(self) -> str:
+        return self.written
+
+    @property
+    def width(self) -> tuple[int, int | None]:
+        return len(self.value), len(self.value)
+
+    @property
+    def characters(self) -> Characters:
+        return Characters(frozenset(self.value))
+
+    def edge(self, last: bool) -> Characters:
+        return Characters(frozenset(self.value[-1:] if last else self.value[:1]))
+
+    def require(self, given: Collection[str]) -> None:
+        pass
+
+    def restored(self, texts: Mapping[str, str]) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class OneOf(Node):
+    """One character of a class: ``\\d``, ``[^.]``, ``.``."""
+
+    @property
+    def plain(self) -> str:
+        return self.written
+
+    @property
+    def width(self) -> tuple[int, int | None]:
+        return 1, 1
+
+    @property
+    def characters(self) -> Characters:
+        return Characters(classes=frozenset([self.written]))
+
+    def edge(self, last: bool) -> Characters:
+        return self.characters
+
+
+@dataclass(frozen=True)
+class Row(Node):
+    """Nodes one after another."""
+
+    items: tuple[Node, ...]
+
+    @property
+    def plain(self) -> str:
+        return "".join(n.plain for n in self.items)
+
+    @property
+    def width(self) -> tuple[int, int | None]:
+        most = [n.width[1] for n in self.items]
+        return sum(n.width[0] for n in self.items), None if None in most else sum(m for m in most if m is not None)
+
+    @property
+    def characters(self) -> Characters:
+        return _united(n.characters for n in self.items)
+
+    def edge(self, last: bool) -> Characters:
+        found = Characters()
+        for node in reversed(self.items) if last else self.items:
+            found |= node.edge(last)
+            if node.width[0]:
+                break
+        return found
+
+    @property
+    def parts(self) -> tuple[Node, ...]:
+        return self.items
+
+    def require(self, given: Collection[str]) -> None:
+        for node in self.items:
+            node.require(given)
+
+    def tells(self, given: Collection[str]) -> bool:
+        return any(n.tells(given) for n in self.items)
+
+    def restored(self, texts: Mapping[str, str]) -> str:
+        return "".join(n.restored(texts) for n in self.items)
+
+
+@dataclass(frozen=True)
+class Choice(Node):
+    """An alternation."""
+
+    branches: tuple[Node, ...]
+
+    @property
+    def plain(self) -> str:
+        return f"(?:{'|'.join(n.plain for n in self.branches)})"
+
+    @property
+    def width(self) -> tuple[int, int | None]:
+        most = [n.width[1] for n in self.branches]
+        return min(n.width[0] for n in self.branches), None if None in most else max(m for m in most if m is not None)
+
+    @property
+    def characters(self) -> Characters:
+        return _united(n.characters for n in self.branches)
+
+    def edge(self, last: bool) -> Characters:
+        return _united(n.edge(last) for n in self.branches)
+
+    @property
+    def parts(self) -> tuple[Node, ...]:
+        return self.branches
+
+    @property
+    def may_be_skipped(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Group(Node):
+    """A named group."""
+
+    name: str
+    body: Node
+
+    @property
+    def plain(self) -> str:
+        return f"(?:{self.body.plain})"
+
+    @property
+    def width(self) -> tuple[int, int | None]:
+        return self.body.width
+
+    @property
+    def characters(self) -> Characters:
+        return self.body.characters
+
+    def edge(self, last: bool) -> Characters:
+        return self.body.edge(last)
+
+    @property
+    def parts(self) -> tuple[Node, ...]:
+        return (self.body,)
+
+    def require(self, given: Collection[str]) -> None:
+        if self.name not in given:
+            self.body.require(given)
+
+    def tells(self, given: Collection[str]) -> bool:
+        return (self.name in given and self.width[0] > 0) or self.body.tells(given)
+
+    def restored(self, texts: Mapping[str, str]) -> str:
+        return texts[self.name] if self.name in texts else self.body.restored(texts)
+
+
+@dataclass(frozen=True)
+class Repeat(Node):
+    """A node ``low`` to ``high`` times, None for any number; ``mark`` is the quantifier as written."""
+
+    item: Node
+    low: int
+    high: int | None
+    mark: str
+
+    @property
+    def plain(self) -> str:
+        return f"(?:{self.item.plain}){self.mark}"
+
+    @property
+    def width(self) -> tuple[int, int | None]:
+        low, high = self.item.width
+        return low * self.low, None if high is None or self.high is None else high * self.high
+
+    @property
+    def characters(self) -> Characters:
+        return self.item.characters
+
+    def edge(self, last: bool) -> Characters:
+        return self.item.edge(last)
+
+    @property
+    def parts(self) -> tuple[Node, ...]:
+        return (self.item,)
+
+    @property
+    def may_be_skipped(self) -> bool:
+        return self.low == 0
+
+    def require(self, given: Collection[str]) -> None:
+        if (self.low, self.high) != (0, 1):
+            _lost(self.written)
+        if not self.item.tells(given):
+            raise ValueError(f"nothing in the target tells whether {self.written} was there")
+        self.item.require(given)
+
+    def tells(self, given: Collection[str]) -> bool:
+        return self.low > 0 and self.item.tells(given)
+
+    def restored(self, texts: Mapping[str, str]) -> str:
+        return self.item.restored(texts) if any(texts.get(g.name) for g in _groups(self.item)) else ""
+
+
+def _lost(written: str) -> NoReturn:
+    raise ValueError(f"what {written} matched does not stand in the target; put it into a named group")
+
+
+def _united(sets: Iterator[Characters]) -> Characters:
+    return reduce(Characters.__or__, sets, Characters())
+
+
+def _groups(node: Node) -> Iterator[Group]:
+    """The named groups of a node, itself included."""
+    if isinstance(node, Group):
+        yield node
+    for part in node.parts:
+        yield from _groups(part)
+
+
+def _skippable(node: Node) -> Iterator[str]:
+    """Names of the groups that a match may leave without a text."""
+    for part in node.parts:
+        if node.may_be_skipped:
+            yield from (g.name for g in _groups(part))
+        else:
+            yield from _skippable(part)
+
+
+# ---- taking a pattern apart
+
+
+_PLAIN = r"(?:[^\\.^$*+?{}\[\]|()]|\\[^A-Za-z0-9])"
+_TEXT = re.compile(rf"(?:{_PLAIN}(?![*+?{{]))+|{_PLAIN}")
+_CLASS = re.compile(r"\.|\\[dDsSwW]|\[\^?\]?(?:[^\]\\]|\\.)*\]", re.DOTALL)
+_QUANTIFIER = re.compile(r"(?:[*+?]|\{(?P<low>\d+)(?P<more>,(?P<high>\d*))?\})\??")
+_OPEN = re.compile(r"\(\?P<(?P<name>\w+)>|\(\?:")
+_REFUSED = (  # start of a construct, what it is called
+    ("(?=", "a lookahead"), ("(?!", "a negative lookahead"), ("(?<=", "a lookbehind"),
+    ("(?<!", "a negative lookbehind"), ("(?P=", "a backreference"), ("(?(", "a conditional"), ("(?#", "a comment"),
+    ("(?>", "an atomic group"), ("(?", "a flag"), ("(", "an unnamed group"), ("^", "an anchor"), ("$", "an anchor"),
+    ("\\", "an escape that is neither a character nor a class"),
+)  # fmt: skip
+
+
+def parse(pattern: str) -> Node:
+    """Take apart a pattern that ``re`` has compiled.
+
+    Raises ValueError, naming the construct, for one that cannot be read backwards.
+    """
+    return _Parser(pattern).choice()
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+
+    def choice(self) -> Node:
+        start = self._at
+        branches = [self._row()]
+        while self._text.startswith("|", self._at):
+            self._at += 1
+            branches.append(self._row())
+        return branches[0] if len(branches) == 1 else Choice(self._text[start : self._at], tuple(branches))
+
+    def _row(self) -> Node:
+        start, items = self._at, []
+        while self._at < len(self._text) and self._text[self._at] not in "|)":
+            items.append(self._repeated())
+        return items[0] if len(items) == 1 else Row(self._text[start : self._at], tuple(items))
+
+    def _repeated(self) -> Node:
+        start, item = self._at, self._item()
+        found = _QUANTIFIER.match(self._text, self._at)
+        if found is None:
+            return item
+        self._at = found.end()
+        if self._text.startswith("+", self._at):
+            raise ValueError(f"a possessive quantifier ({found[0]}+)")
+        low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(found[0][0], (0, None))
+        if found["low"]:
+            low = int(found["low"])
+            high = low if not found["more"] else int(found["high"]) if found["high"] else None
+        return Repeat(self._text[start : self._at], item, low, high, found[0])
+
+    def _item(self) -> Node:
+        start = self._at
+        if found := _TEXT.match(self._text, start):
+            self._at = found.end()
+            return Text(found[0], re.sub(r"\\(.)", r"\1", found[0], flags=re.DOTALL))
+        if found := _CLASS.match(self._text, start):
+            self._at = found.end()
+            return OneOf(found[0])
+        if found := _OPEN.match(self._text, start):
+            self._at = found.end()
+            body = self.choice()
+            self._at += 1
+            written = self._text[start : self._at]
+            return Group(written, found["name"], body) if found["name"] else replace(body, written=written)
+        for opening, kind in _REFUSED:
+            if self._text.startswith(opening, start):
+                raise ValueError(f"{kind} ({self._text[start : start + 12]})")
+        raise ValueError(f"a bracket or a brace without a backslash ({self._text[start : start + 12]})")
+
+
+# ---- targets
+
+
+_SEGMENT = re.compile(r"(?P<text>[^{}]+)|\{(?P<group>\w+)\}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A target as a table writes it: text, and ``{group}`` for what a named group of the pattern matched.
+
+    ``segments``: (text, False) or (name of a group, True).
+    """
+
+    written: str
+    segments: tuple[tuple[str, bool], ...]
+
+    @classmethod
+    def read(cls, target: str, names: Collection[str]) -> Template:
+        """Raises ValueError for a brace that is not part of ``{group}`` and for a group that is not in ``names``."""
+        segments, at = [], 0
+        while at < len(target):
+            found = _SEGMENT.match(target, at)
+            if found is None:
+                raise ValueError(f"the target {target} holds a brace that is not part of {{group}}")
+            if found["group"] and found["group"] not in names:
+                raise ValueError(f"the pattern has no group '{found['group']}'")
+            segments.append((found[0], False) if found["text"] else (found["group"], True))
+            at = found.end()
+        return cls(target, tuple(segments))
+
+    def filled(self, match: re.Match[str]) -> str:
+        """The target of one key. A group that took no part in the match is empty."""
+        return "".join(match[text] or "" if is_group else text for text, is_group in self.segments)
+
+
+@dataclass(frozen=True)
+class Backward:
+    """One target of a rule, read backwards: the pattern of the source, and the target's segments with their nodes."""
+
+    _source: Node
+    _segments: tuple[tuple[str, bool], ...]
+    _row: tuple[Node, ...]
+
+    @cached_property
+    def _target(self) -> re.Pattern[str]:
+        # Compiled when it is first asked for: a conversion in which nothing is missing never is.
+        text, seen = "", set()
+        for (name, is_group), node in zip(self._segments, self._row, strict=True):
+            new = is_group and name not in seen
+            text += f"(?P<{name}>{node.plain})" if new else node.plain
+            seen |= {name} if new else set()
+        return re.compile(text)
+
+    def read(self, target: str) -> str | None:
+        """The source key that ``target`` comes from; None for a target that has another form."""
+        found = self._target.fullmatch(target)
+        return None if found is None else self._source.restored({k: v or "" for k, v in found.groupdict().items()})
+
+
+def read_backwards(pattern: str, templates: Sequence[Template]) -> tuple[Backward, ...]:
+    """One ``Backward`` a target of a rule.
+
+    Raises ValueError, saying why, unless each target leads back to exactly one key.
+    """
+    source = parse(pattern)
+    groups = {g.name: g for g in _groups(source)}
+    skippable = set(_skippable(source))
+    rows = []
+    for template in templates:
+        source.require({text for text, is_group in template.segments if is_group})
+        row: list[Node] = []
+        for text, is_group in template.segments:
+            node = groups[text] if is_group else Text(re.escape(text), text)
+            row.append(Repeat(f"{{{text}}}", node, 0, 1, "?") if is_group and text in skippable else node)
+        _require_one_reading(template.written, row)
+        rows.append(row)
+    for (one, a), (other, b) in combinations(zip(templates, rows, strict=True), 2):
+        if not _apart(a, b) and not _apart(a[::-1], b[::-1], last=True):
+            raise ValueError(f"the targets {one.written} and {other.written} may be the same name")
+    return tuple(Backward(source, t.segments, tuple(row)) for t, row in zip(templates, rows, strict=True))
+
+
+def _ends_clearly(node: Node, behind: Sequence[Node], last: bool = False) -> bool:
+    """Whether what a node matches ends at one place, however what stands behind it is read.
+
+    It has a fixed width, or goes as far as its characters do. ``last``: read from right to left.
+    """
+    low, high = node.width
+    # Behind comes what stands there, up to the first node that cannot be empty, or the end.
+    return low == high or Row("", tuple(behind[::-1] if last else behind)).edge(last).apart(node.characters)
+
+
+def _require_one_reading(target: str, row: Sequence[Node]) -> None:
+    """Raises ValueError unless a name of this form can be cut into its parts in one way only.
+
+    Parts are told from the left, then from the right; between them one may be left, which is what remains.
+    """
+    left = 0
+    while left < len(row) and _ends_clearly(row[left], row[left + 1 :]):
+        left += 1
+    right = len(row)
+    while right > left and _ends_clearly(row[right - 1], row[: right - 1][::-1], last=True):
+        right -= 1
+    if right - left > 1:
+        between = " and ".join(n.written for n in (row[left], row[right - 1]))
+        raise ValueError(f"where {between} begin and end in the target {target} cannot be told")
+
+
+def _apart(one: Sequence[Node], other: Sequence[Node], last: bool = False) -> bool:
+    """Whether names of two forms certainly differ, read from the left; ``last``: both are given from right to left."""
+    for n, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a == b and _ends_clearly(a, one[n + 1 :], last) and _ends_clearly(b, other[n + 1 :], last):
+            continue
+        if isinstance(a, Text) and isinstance(b, Text):
+            width = min(len(a.value), len(b.value))
+            return a.value[-width:] != b.value[-width:] if last else a.value[:width] != b.value[:width]
+        return False
+    return False
