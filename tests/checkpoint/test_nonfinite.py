@@ -100,7 +100,7 @@ def test_every_dtype_is_counted_as_torch_counts_it(dtype, tmp_path):
     checkpoint = read_checkpoint(tmp_path / "a.pt")
     found = not_finite(checkpoint.path, checkpoint.tensors.values())
     assert list(found) == ["a"]
-    assert found["a"].record() == {"nan": int(wide.isnan().sum()), "infinite": int(wide.isinf().sum())}
+    assert found["a"].to_json() == {"nan": int(wide.isnan().sum()), "infinite": int(wide.isinf().sum())}
 
 
 def test_a_strided_tensor_and_one_that_spans_pieces(tmp_path):
@@ -111,7 +111,7 @@ def test_a_strided_tensor_and_one_that_spans_pieces(tmp_path):
     torch.save({"big": big, "turned": square.T, "same": big}, tmp_path / "a.pt")
     checkpoint = read_checkpoint(tmp_path / "a.pt")
     found = not_finite(checkpoint.path, checkpoint.tensors.values())
-    assert {key: c.record() for key, c in found.items()} == {
+    assert {key: c.to_json() for key, c in found.items()} == {
         "big": {"nan": 0, "infinite": 4},
         "turned": {"nan": 1, "infinite": 0},
         "same": {"nan": 0, "infinite": 4},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -278,7 +279,12 @@ def test_what_differs_from_the_original_is_not_pushed(s0, hub, monkeypatch):
     from sam3lite_convert.commands import parity as parity_commands
 
     inner = parity_commands.run_parity
-    monkeypatch.setattr(parity_commands, "run_parity", lambda *a: inner(*a) | {"verdict": "differs"})
+
+    def differs(*arguments):
+        document = inner(*arguments)
+        return replace(document, judgement=replace(document.judgement, verdict="differs"))
+
+    monkeypatch.setattr(parity_commands, "run_parity", differs)
     for options in (["--parity"], ["--parity"]):
         done = sam3lite(*PUSH, *options)
         assert done.code == 1 and "Not pushed" in done.out, done
@@ -318,11 +324,16 @@ def test_a_folder_that_was_changed_since_is_not_pushed(s0, hub):
 
 
 def test_a_library_user_cannot_push_what_is_not_verified(s0, hub):
+    from sam3lite_convert.commands.sources import Location
+    from sam3lite_convert.commands.verify import verify_folder
     from sam3lite_convert.errors import CannotRun
+    from sam3lite_convert.plan.tables import load_mappings
 
     sam3lite("convert", "--checkpoint", "s0")
     plan = plan_push(FOLDER, PushTarget("porter/own"))
-    for verification in (None, {}, {"verdict": "mismatch"}):
+    proof = verify_folder(FOLDER, Location("s0", s0).whole(), load_mappings())
+    assert proof.verdict == "proven"
+    for verification in (None, replace(proof, verdict="mismatch")):
         with pytest.raises(CannotRun, match="not verified"):
             push(FOLDER, plan, verification)
 

@@ -102,11 +102,11 @@ def test_a_tensor_is_cast_where_another_dtype_is_asked_for(small_rows, own, aske
 def test_the_receipt_tells_the_part_of_a_fused_tensor_and_of_no_other(small_rows):
     mapped = plan_of(small_rows, dtype="float16").mapped
     for part in "qkv":
-        assert mapped[f"vision_encoder.backbone.layers.3.attention.{part}_proj.weight"].record() == {
+        assert mapped[f"vision_encoder.backbone.layers.3.attention.{part}_proj.weight"].record().to_json() == {
             "source": VISION + "trunk.blocks.3.attn.qkv.weight", "operation": "split", "part": part,
             "dtype": "float16", "shape": [128, 128],
         }  # fmt: skip
-    assert mapped["text_projection.bias"].record() == {
+    assert mapped["text_projection.bias"].record().to_json() == {
         "source": TEXT + "projector.bias", "operation": "keep", "dtype": "float16", "shape": [32],
     }  # fmt: skip
 
