@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from support.folders import ROOT, python
+
+import sam3lite_convert as s3
 
 MODULES = [
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -41,3 +44,19 @@ def test_importing_any_part_changes_nothing_in_the_host_program():
     done = python("-c", UNTOUCHED, *names)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {}
+
+
+def test_what_the_package_exports():
+    exported = {
+        "CannotRun", "ConversionPlan", "OpenCheckpoint", "PackedTextModel", "Sam3LiteError", "UnsoundPlan", "Untrusted",
+        "__version__", "convert_checkpoint", "judge_activations", "make_plan", "open_checkpoint", "push_folder",
+        "run_parity", "verify_folder",
+    }  # fmt: skip
+    assert set(s3.__all__) == exported
+    assert all(getattr(s3, name) is not None for name in exported)
+    with pytest.raises(AttributeError, match="nothing"):
+        s3.nothing  # noqa: B018
+
+
+def test_it_says_that_it_is_typed():
+    assert (ROOT / "sam3lite_convert" / "py.typed").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
-from sam3lite_convert.plan.plan import Plan, make_plan
+from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.targets import TEXT_TARGETS
 from sam3lite_convert.records.parity import (
@@ -27,6 +27,7 @@ from sam3lite_convert.records.parity import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
@@ -244,12 +245,102 @@ def judge_activations(path: Path, tolerance: float | None = None) -> ParityDocum
     )
 
 
+def judge_port(
+    source: Source,
+    mappings: Mappings,
+    activations: Mapping[str, Tensor | np.ndarray],
+    ids: Tensor | np.ndarray | Sequence[Sequence[int]],
+    name: str = "candidate",
+    tolerance: float | None = None,
+    causal: bool = False,
+) -> ParityDocument:
+    """The verdict on what a port computed, against the reference on the same ids.
+
+    activations: by tap, (batch, sequence, width) or (batch, width) as the reference has it; any of the taps.
+    ids: (batch, sequence), whole numbers.
+
+    Raises CannotRun for ids that the encoder does not take, an unknown tap, a shape that is not the reference's, or no
+    tap at all.
+    """
+    import torch
+
+    from original_ref import TextStudentEncoder
+    from sam3lite_convert.convert.text_weights import source_weights
+    from sam3lite_convert.parity.encoders import record
+    from sam3lite_convert.parity.inputs import given_ids
+    from sam3lite_convert.parity.judgement import check_tolerance, judge, require_finite
+    from sam3lite_convert.parity.noise_floor import noise_floor
+    from sam3lite_convert.parity.original import reference_encoder
+
+    check_tolerance(tolerance)
+    with source.trusted():
+        plan = make_plan(source.read(), mappings, Options("packed", "text", causal=causal))
+        inputs = given_ids(ids, plan.architecture.sizes["vocab"])
+        reference = reference_encoder(plan.architecture, source_weights(plan), torch.float32)
+    recorded = record(reference, inputs.ids)
+    require_finite(recorded)
+    theirs = _port_activations(activations, recorded)
+    ours = {tap: recorded[tap] for tap in theirs}
+    assert isinstance(reference.model, TextStudentEncoder)
+    floors = noise_floor(reference.model, recorded, inputs.ids)
+    # Without isolated activations, an error that was carried is held to the floor of what is carried.
+    limits = {tap: floors[tap].without_isolated() for tap in theirs}
+    judgement = judge(ours, theirs, theirs, limits, inputs.padded, tolerance)
+    notes = ["isolated activations were not given: an error that was carried to a layer counts as made there"]
+    if missing := [tap for tap in recorded if tap not in theirs]:
+        notes.append(f"not given, and so not compared: {', '.join(missing)}")
+    return ParityDocument(
+        sides=ComparedSides(
+            checkpoint=source.name,
+            converted=None,
+            reference=reference.name,
+            candidate=name,
+            candidate_encoder=name,
+            attention="unknown",
+            dtype="float32",
+        ),
+        inputs=inputs.record(0),
+        judgement=judgement.record("float32"),
+        values=_values(ours, theirs),
+        diagnosis=None,
+        notes=tuple(notes),
+        verdicts=Verdicts(weights=judgement.verdict, behaviour=None),
+        behaviour=None,
+        worst_prompts=(),
+        not_compared=0,
+        original_repo=None,
+        saved_activations=None,
+        judged=name,
+        source=source.provenance(),
+        fetched=source.fetched(),
+    )
+
+
+def _port_activations(given: Mapping[str, Tensor | np.ndarray], recorded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The given activations in the order of the taps. Raises CannotRun if they are not of this encoder."""
+    import torch
+
+    unknown = [tap for tap in given if tap not in recorded]
+    if unknown or not given:
+        what = f"no such tap: {', '.join(unknown)}" if unknown else "no activations were given"
+        raise CannotRun(f"{what}; the taps of this encoder are {', '.join(recorded)}", "unknown_tap")
+    found = {tap: torch.as_tensor(given[tap]) for tap in recorded if tap in given}
+    for tap, value in found.items():
+        if value.shape != recorded[tap].shape or not value.is_floating_point():
+            raise CannotRun(
+                f"{tap} is {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}; the original's is "
+                f"{tuple(recorded[tap].shape)}, floating-point",
+                "other_shape",
+            )
+    return found
+
+
 def _values(reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> dict[str, Sides]:
     """A few values of both outputs: of the first token of the first row."""
     from sam3lite_convert.parity.taps import OUTPUTS
 
     values = {}
-    for name in (point.name for point in OUTPUTS):
+    for name in (point.name for point in OUTPUTS if point.name in reference):
         ours, theirs = (side[name][0].reshape(-1)[:5].double().tolist() for side in (reference, candidate))
         values[name] = Sides(reference=tuple(ours), candidate=tuple(theirs))
     return values

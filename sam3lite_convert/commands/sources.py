@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +92,25 @@ class Source:
             text_parameters=text_parameters,
             sam3_text_parameters=int(SAM3_TEXT_PARAMETERS),
         )
+
+    def with_bytes_of(
+        self, index: Checkpoint, tensors: Iterable[StoredTensor], advance: Advance = lambda n: None
+    ) -> Checkpoint:
+        """The index of a file that holds the bytes of these tensors: those that are not here are fetched.
+
+        Raises CannotRun if they cannot be had, Untrusted if they lie outside of their records.
+        """
+        if self.copy is None:
+            return index
+        wanted = list(tensors)
+        # A zip's record begins somewhat before its tensor, with a header that says where exactly.
+        self.copy.fetch((index.extents.get(t.key) or _extent(t) for t in wanted), advance)
+        # From here on the copy is read as a file, where a hole would be zeros.
+        exact = self.read()
+        holes = [t.key for t in wanted if not self.copy.present(*_stretch(exact.tensors[t.key]))]
+        if holes:
+            raise Untrusted(f"{self.path.name}: bytes of {', '.join(holes[:5])} lie outside of their records")
+        return exact
 
     @contextmanager
     def trusted(self) -> Iterator[None]:
@@ -195,13 +214,7 @@ class Location:
             plan = make_plan(checkpoint, mappings, Options("packed", "text", causal=causal))
             tensors = [m.source for m in plan.mapped.values()]
             tensors += [t for twin in plan.twins for t in (twin.first, twin.second)]
-            # A zip's record begins somewhat before its tensor, with a header that says where exactly.
-            source.copy.fetch((checkpoint.extents.get(t.key) or _extent(t) for t in tensors), advance)
-            # From here on the copy is read as a file, where a hole would be zeros.
-            exact = source.read().tensors
-            holes = [t.key for t in tensors if not source.copy.present(*_stretch(exact[t.key]))]
-            if holes:
-                raise Untrusted(f"{self.path.name}: bytes of {', '.join(holes[:5])} lie outside of their records")
+            source.with_bytes_of(checkpoint, tensors, advance)
         return source
 
 

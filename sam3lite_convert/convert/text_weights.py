@@ -12,7 +12,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from sam3lite_convert.checkpoint.index import StoredTensor
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.checkpoint.reader import open_file, open_source
 from sam3lite_convert.checkpoint.tensor_reader import read_tensor
 from sam3lite_convert.convert.folder import Folder
@@ -109,3 +109,18 @@ def load_all(model: nn.Module, weights: Mapping[str, Tensor], who: str) -> None:
             {"missing": missing, "unexpected": extra, "shapes": shapes},
         )
     model.load_state_dict({**weights, **absent}, strict=True, assign=True)
+
+
+def stored_tensor(checkpoint: Checkpoint, key: str) -> Tensor:
+    """One tensor of a checkpoint, as stored. Raises Untrusted if the file changed since it was indexed."""
+    with open_source(checkpoint) as file:
+        return _stored(file, checkpoint.tensors[key])
+
+
+def planned_tensors(plan: Plan) -> dict[str, Tensor]:
+    """Every target of a plan, by key of the written file, made by the code that writes the folder."""
+    with open_source(plan.checkpoint) as file:
+        return {
+            key: _tensor(target_chunks(file, piece), piece.out_nbytes, piece.dtype, piece.shape)
+            for key, piece in plan.mapped.items()
+        }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,21 @@ class Inputs:
             shape=(batch if rows is None else rows, length),
             ids=tuple(tuple(row) for row in self.ids.tolist()),
         )
+
+
+def given_ids(ids: Tensor | np.ndarray | Sequence[Sequence[int]], vocab: int) -> Inputs:
+    """The user's own ids, (batch, sequence). Raises CannotRun if they are not whole numbers below ``vocab``."""
+    try:
+        found = torch.as_tensor(ids)
+    except (ValueError, TypeError, RuntimeError) as fault:
+        raise CannotRun(f"ids are not (batch, sequence) of whole numbers: {fault}", "bad_ids") from fault
+    if found.dim() != 2 or not found.numel() or found.is_floating_point() or found.is_complex():
+        raise CannotRun(
+            f"ids are {found.dtype} {tuple(found.shape)}, not (batch, sequence) of whole numbers", "bad_ids"
+        )
+    if int(found.min()) < 0 or int(found.max()) >= vocab:
+        raise CannotRun(f"ids go from 0 to {vocab - 1:,}; these go from {found.min()} to {found.max()}", "bad_ids")
+    return Inputs(found.long(), "ids that were given")
 
 
 def make_inputs(

@@ -74,17 +74,17 @@ class Node(ABC):
         """Whether its parts may take no part in a match."""
         return False
 
-    @abstractmethod
     def require(self, given: Collection[str]) -> None:
         """Raises ValueError if what it matched does not follow from the texts of the given groups."""
+        _lost(self.written)
 
     def tells(self, given: Collection[str]) -> bool:
         """Whether one of the given groups has text whenever this node takes part in a match."""
         return False
 
-    @abstractmethod
     def restored(self, texts: Mapping[str, str]) -> str:
-        """What it matched, from the texts of groups for which ``require`` passed."""
+        """What it matched, from the texts of groups for which ``require`` passed; raises ValueError if it does not."""
+        _lost(self.written)
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,6 @@ class OneOf(Node):
 
     def edge(self, last: bool) -> Characters:
         return self.characters
-
-    def require(self, given: Collection[str]) -> None:
-        _lost(self.written)
-
-    def restored(self, texts: Mapping[str, str]) -> str:
-        raise AssertionError("a class outside of a group is refused")
 
 
 @dataclass(frozen=True)
@@ -212,12 +206,6 @@ class Choice(Node):
     @property
     def may_be_skipped(self) -> bool:
         return True
-
-    def require(self, given: Collection[str]) -> None:
-        _lost(self.written)
-
-    def restored(self, texts: Mapping[str, str]) -> str:
-        raise AssertionError("an alternation outside of a group is refused")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,11 @@ FileState = Literal["new", "changed", "same", "kept"]
 
 @dataclass(frozen=True, kw_only=True)
 class PushedFile(Record):
-    """One file of a push. ``bytes``: its size. ``state``: kept means that somebody edited it there."""
+    """One file of a push.
+
+    bytes: its size.
+    state: kept means that somebody edited it there.
+    """
 
     bytes: int
     state: FileState
@@ -29,8 +33,10 @@ class PushedFile(Record):
 class PushPlanRecord(Record):
     """What a push changes.
 
-    ``creates``: the repository does not exist yet. ``revision``: the branch or pull request that it is compared with.
-    ``deleted``: files of an earlier conversion. ``left``: files of the folder that no conversion writes.
+    creates: the repository does not exist yet.
+    revision: the branch or pull request that it is compared with.
+    deleted: files of an earlier conversion.
+    left: files of the folder that no conversion writes.
     """
 
     repo: str
@@ -47,9 +53,11 @@ class PushPlanRecord(Record):
 class PushRecord(Record):
     """How a push ended.
 
-    ``state``: current means that all of it was there already; not pushed, that parity differs. ``plan``: null for one
-    that is not pushed. ``commit``: the one that holds the folder. ``url``: of a commit or pull request that was made.
-    ``sent``: names of the files that were sent.
+    state: current means that all of it was there already; not pushed, that parity differs.
+    plan: null for one that is not pushed.
+    commit: the one that holds the folder.
+    url: of a commit or pull request that was made.
+    sent: names of the files that were sent.
     """
 
     repo: str
@@ -62,7 +70,10 @@ class PushRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedConversion(Record):
-    """The plan of a conversion, by component. ``bytes``: size of the tensors that it writes."""
+    """The plan of a conversion, by component.
+
+    bytes: size of the tensors that it writes.
+    """
 
     file: FileFacts = field(metadata=flat())
     accounting: Accounting = field(metadata=flat())
@@ -73,9 +84,12 @@ class PlannedConversion(Record):
 class WrittenConversion(Record):
     """What lies in the folder.
 
-    ``files``: size in bytes by name. ``converted_from``: the source as the receipt has it. ``missing_files``: names of
-    tokenizer files that could not be had. ``parity_verdict``: of the receipt. ``late_notes``: what the plan did not
-    know yet. ``added``: files that were added to a folder that was complete and current.
+    files: size in bytes by name.
+    converted_from: the source as the receipt has it.
+    missing_files: names of tokenizer files that could not be had.
+    parity_verdict: of the receipt.
+    late_notes: what the plan did not know yet.
+    added: files that were added to a folder that was complete and current.
     """
 
     files: dict[str, int]
@@ -108,8 +122,13 @@ class WrittenConversion(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertDocument(Document):
-    """One conversion. ``output``: the folder. ``plan``: of a run that planned; ``written``: of one that was not dry.
-    ``mapping``: the folder of --mapping."""
+    """One conversion.
+
+    output: the folder.
+    plan: of a run that planned.
+    written: of one that was not dry.
+    mapping: the folder of --mapping.
+    """
 
     state: Literal["planned", "converted", "current"]
     checkpoint: str
@@ -136,7 +155,10 @@ class ConvertDocument(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class FailureDetails(ErrorDetails):
-    """Why one of several conversions failed. ``exit_code``: what the command for it alone would have ended with."""
+    """Why one of several conversions failed.
+
+    exit_code: what the command for it alone would have ended with.
+    """
 
     exit_code: int
 
@@ -153,7 +175,10 @@ class FailedConversion(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertAllDocument(Document):
-    """Several conversions. ``counts``: conversions by state."""
+    """Several conversions.
+
+    counts: conversions by state.
+    """
 
     repo: str
     commit: str

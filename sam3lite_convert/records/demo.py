@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoDocument(Document):
-    """The main job on a small checkpoint. ``converted``, ``verified`` and ``compared``: by layout; a layout
-    whose encoder needs a package that is not installed is not compared."""
+    """The main job on a small checkpoint.
+
+    converted: by layout; a layout whose encoder needs a package that is not installed is not compared.
+    verified: by layout; a layout whose encoder needs a package that is not installed is not compared.
+    compared: by layout; a layout whose encoder needs a package that is not installed is not compared.
+    """
 
     inspected: InspectDocument
     converted: dict[str, ConvertDocument]

@@ -11,7 +11,11 @@ from sam3lite_convert.records.shared import Fetched
 
 @dataclass(frozen=True, kw_only=True)
 class TensorFacts(Record):
-    """One tensor. ``canonical``: its name without the spelling of the file. ``part``: q, k or v of a split."""
+    """One tensor.
+
+    canonical: its name without the spelling of the file.
+    part: q, k or v of a split.
+    """
 
     key: str
     dtype: str
@@ -32,7 +36,11 @@ class RuleFacts(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainDocument(Document):
-    """What happens to one key. ``reason``: why it is dropped. ``rule``: null for a second spelling of a tensor."""
+    """What happens to one key.
+
+    reason: why it is dropped.
+    rule: null for a second spelling of a tensor.
+    """
 
     key: str
     layout: str

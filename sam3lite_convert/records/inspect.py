@@ -12,9 +12,12 @@ from sam3lite_convert.records.shared import Accounting, ArchitectureRecord, Coun
 class InspectDocument(Document):
     """What a checkpoint is. Nothing but its index was read.
 
-    ``kind``: in words. ``prefixes`` and ``spellings``: number of keys by prefix and by spelling rule. ``twins``:
-    tensors that the file holds under two spellings. ``architecture``: null if there is no text encoder that is known.
-    ``convert``: by component, "yes" or why convert refuses it.
+    kind: in words.
+    prefixes: number of keys by prefix and by spelling rule.
+    spellings: number of keys by prefix and by spelling rule.
+    twins: tensors that the file holds under two spellings.
+    architecture: null if there is no text encoder that is known.
+    convert: by component, "yes" or why convert refuses it.
     """
 
     file: FileFacts = field(metadata=flat())

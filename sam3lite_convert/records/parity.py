@@ -29,11 +29,15 @@ class FloorRecord(Record):
 class TapRecord(Record):
     """One tap of a comparison.
 
-    ``read_by_detector``: the detector's result follows from it (all taps but pooled).
-    ``isolated_max_abs_diff``: of the candidate's module on the reference's recorded input. ``floors``: the largest
-    error divided by its noise floor. ``valid_max_abs_diff`` and ``padded_max_abs_diff``: on words and on padding, null
-    if the inputs have none. ``position``: where the largest difference is; ``reference_value`` and ``candidate_value``:
-    both values there. ``status``: carried means that the error was made at an earlier tap.
+    read_by_detector: the detector's result follows from it (all taps but pooled).
+    isolated_max_abs_diff: of the candidate's module on the reference's recorded input.
+    floors: the largest error divided by its noise floor.
+    valid_max_abs_diff: on words and on padding, null if the inputs have none.
+    padded_max_abs_diff: on words and on padding, null if the inputs have none.
+    position: where the largest difference is.
+    reference_value: both values there.
+    candidate_value: both values there.
+    status: carried means that the error was made at an earlier tap.
     """
 
     name: str
@@ -63,9 +67,10 @@ class TapRecord(Record):
 class JudgementRecord(Record):
     """The verdict on the weights, and the taps that it follows from, in order of execution.
 
-    ``tolerance``: the largest that holds at a tap. ``smallest_passing_tolerance``: the smallest --tolerance that would
-    have passed. ``first_divergence``: the first tap whose isolated error is above its tolerance. ``summary``: what
-    stands behind the verdict's name, in words.
+    tolerance: the largest that holds at a tap.
+    smallest_passing_tolerance: the smallest --tolerance that would have passed.
+    first_divergence: the first tap whose isolated error is above its tolerance.
+    summary: what stands behind the verdict's name, in words.
     """
 
     verdict: Verdict
@@ -81,8 +86,13 @@ class JudgementRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class InputsRecord(Record):
-    """What both sides were run on. ``what``: in words. ``shape`` and ``ids``: (batch, sequence); ``ids`` are those that
-    were compared closely, if there were many. ``prompts_total``: prompts that were given."""
+    """What both sides were run on.
+
+    what: in words.
+    shape: (batch, sequence); ``ids`` are those that were compared closely, if there were many.
+    ids: (batch, sequence); ``ids`` are those that were compared closely, if there were many.
+    prompts_total: prompts that were given.
+    """
 
     what: str
     prompts: tuple[str, ...]
@@ -101,7 +111,10 @@ class Sides(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FitRecord(Record):
-    """A known fault that explains a divergence. ``remaining_error``: max abs diff that it leaves unexplained."""
+    """A known fault that explains a divergence.
+
+    remaining_error: max abs diff that it leaves unexplained.
+    """
 
     key: str
     cause: str
@@ -123,7 +136,10 @@ class SuspectTensor(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosisRecord(Record):
-    """Why the first diverging tap diverges. ``fits``: faults that explain it, the closest first."""
+    """Why the first diverging tap diverges.
+
+    fits: faults that explain it, the closest first.
+    """
 
     tap: str
     cause: str
@@ -133,7 +149,10 @@ class DiagnosisRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class WorstPrompt(Record):
-    """A prompt that is far off. ``index``: its place among all, from 0."""
+    """A prompt that is far off.
+
+    index: its place among all, from 0.
+    """
 
     index: int
     prompt: str
@@ -165,8 +184,11 @@ class CheckoutRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureError(Record):
-    """How far text features are from the original's. ``prompts``: how many moved.
-    ``tokens_without_counterpart``: tokens that one side alone has; the numbers leave them out."""
+    """How far text features are from the original's.
+
+    prompts: how many moved.
+    tokens_without_counterpart: tokens that one side alone has; the numbers leave them out.
+    """
 
     relative_l2: float
     cosine: float
@@ -217,7 +239,7 @@ class UsedPrompt(Record):
 class RecipeRecord(Record):
     """The code that calls the model as the original is called, and how far its features are off.
 
-    ``summary``: what stands behind the verdict's name, in words.
+    summary: what stands behind the verdict's name, in words.
     """
 
     code: str
@@ -230,9 +252,12 @@ class RecipeRecord(Record):
 class BehaviourRecord(Record):
     """The verdict on the model as people call it.
 
-    ``summary``: what stands behind the verdict's name, in words. ``remedy``: what to do, null if it does not differ.
-    ``built_in``: the prompts are the tool's own. ``longer_than_the_processor_pads``: prompts of more tokens than the
-    processor pads to. ``prompts``: those that moved most. ``absent``: causes in which both calls agree.
+    summary: what stands behind the verdict's name, in words.
+    remedy: what to do, null if it does not differ.
+    built_in: the prompts are the tool's own.
+    longer_than_the_processor_pads: prompts of more tokens than the processor pads to.
+    prompts: those that moved most.
+    absent: causes in which both calls agree.
     """
 
     verdict: Verdict
@@ -255,7 +280,10 @@ class BehaviourRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts(Record):
-    """Both verdicts. ``behaviour``: null if it was not compared."""
+    """Both verdicts.
+
+    behaviour: null if it was not compared.
+    """
 
     weights: Verdict
     behaviour: Verdict | None
@@ -265,7 +293,7 @@ class Verdicts(Record):
 class HeatMap(Record):
     """Max abs diff by position and channel, of the worst row at one tap.
 
-    ``channels_per_column``: neighbouring channels that share a column of ``values``.
+    channels_per_column: neighbouring channels that share a column of ``values``.
     """
 
     tap: str
@@ -280,7 +308,10 @@ class HeatMap(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedSides(Record):
-    """What was compared. ``converted``: the folder, null for one that was converted in memory."""
+    """What was compared.
+
+    converted: the folder, null for one that was converted in memory.
+    """
 
     checkpoint: str
     converted: str | None
@@ -302,8 +333,11 @@ class ComparedSides(Record):
 class ParityDocument(Document):
     """Original and candidate side by side.
 
-    ``values``: the first values of projected and pooled. ``judged``: the file of activations that was judged.
-    ``not_compared``: tensors of the folder that are not the text encoder's. ``heat_map`` and ``page``: with --report.
+    values: the first values of projected and pooled.
+    judged: the file of activations that was judged.
+    not_compared: tensors of the folder that are not the text encoder's.
+    heat_map: with --report.
+    page: with --report.
     """
 
     sides: ComparedSides = field(metadata=flat())
@@ -328,7 +362,11 @@ class ParityDocument(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord(Record):
-    """One fault made on purpose. ``made_in``: its tap. ``cause``: what the diagnosis said."""
+    """One fault made on purpose.
+
+    made_in: its tap.
+    cause: what the diagnosis said.
+    """
 
     fault: str
     made_in: str
@@ -339,7 +377,11 @@ class TrialRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTestInputs(Record):
-    """What a self-test runs on. ``what``: in words. ``shape``: (batch, sequence)."""
+    """What a self-test runs on.
+
+    what: in words.
+    shape: (batch, sequence).
+    """
 
     what: str
     shape: tuple[int, ...]
@@ -347,7 +389,10 @@ class SelfTestInputs(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTestDocument(Document):
-    """Known faults made one at a time: is each found in its layer and named? ``counts``: faults by outcome."""
+    """Known faults made one at a time: is each found in its layer and named?
+
+    counts: faults by outcome.
+    """
 
     checkpoint: str
     converted: str | None

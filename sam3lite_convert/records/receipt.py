@@ -20,7 +20,10 @@ class LostTensors(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LostRows(Record):
-    """Rows of one tensor that the target does not hold. ``bytes``: their size."""
+    """Rows of one tensor that the target does not hold.
+
+    bytes: their size.
+    """
 
     tensor: str
     rows: int
@@ -37,7 +40,10 @@ class Overflow(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LostByCast(Record):
-    """What a cast lost. ``overflows``: by target key."""
+    """What a cast lost.
+
+    overflows: by target key.
+    """
 
     dtype: str | None
     tensors: int
@@ -67,10 +73,10 @@ class NonFinite(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord(Record):
-    """The file that was converted.
+    """The file that was converted. ``size`` in bytes.
 
-    ``size`` in bytes. ``sha256``: null if only ranges of a file on the Hub were read. ``repo``, ``file``, ``commit``,
-    ``etag`` and ``licence`` (fields of the repository's card): of a file on the Hub alone.
+    sha256: null if only ranges of a file on the Hub were read. ``repo``, ``file``, ``commit``, ``etag`` and ``licence``
+        (fields of the repository's card): of a file on the Hub alone.
     """
 
     name: str
@@ -107,7 +113,10 @@ class OptionsRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class MappedTensor(Record):
-    """The source and the operation of one target tensor. ``part``: q, k or v of a split."""
+    """The source and the operation of one target tensor.
+
+    part: q, k or v of a split.
+    """
 
     source: str
     operation: str
@@ -137,7 +146,10 @@ class TapSummary(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ParitySummary(Record):
-    """What the receipt keeps of a parity run. ``inputs``: in words."""
+    """What the receipt keeps of a parity run.
+
+    inputs: in words.
+    """
 
     verdict: str
     reference: str
@@ -154,10 +166,15 @@ class ParitySummary(Record):
 class Receipt(Document):
     """conversion.json: what was done, enough to redo it and to check it.
 
-    ``library``: what loads the folder, null for none but our own. ``files``: names of the tensor files. ``beside``:
-    SHA-256 by name of the other files. ``nonfinite``: by source key. ``tensors``: by target key. ``dropped``: reason by
-    source key. ``model_id``: the repository that the card names. ``card_blob_id``: git's id of the card as it was
-    written; ``edited_card_blob_id``: of one that somebody edited in the folder.
+    library: what loads the folder, null for none but our own.
+    files: names of the tensor files.
+    beside: SHA-256 by name of the other files.
+    nonfinite: by source key.
+    tensors: by target key.
+    dropped: reason by source key.
+    model_id: the repository that the card names.
+    card_blob_id: git's id of the card as it was written.
+    edited_card_blob_id: of one that somebody edited in the folder.
     """
 
     tool: ToolRecord

@@ -1,7 +1,9 @@
-"""The JSON schema of every document, from the fields and types of its record."""
+"""The JSON schema of every document, from the fields, types and docstrings of its record."""
 
 from __future__ import annotations
 
+import json
+import re
 import types
 import typing
 from dataclasses import fields
@@ -22,7 +24,9 @@ DOCUMENTS: dict[str, type[Record]] = {
     "error": shared.ErrorDocument,
     "conversion": receipt.Receipt,
 }
-_NAMES = {name: cls for module in (convert, inspect, parity, verify) for name, cls in vars(module).items()}
+_NAMES: dict[str, object] = {
+    name: cls for module in (convert, inspect, parity, verify) for name, cls in vars(module).items()
+}
 
 
 def json_schema(cls: type[Record], title: str) -> Json:
@@ -33,7 +37,15 @@ def json_schema(cls: type[Record], title: str) -> Json:
     return head | schema | {"$defs": dict(sorted(definitions.items()))}
 
 
+def schema_files() -> dict[str, str]:
+    """The shipped schemas by file name."""
+    return {
+        f"{name}.schema.json": json.dumps(json_schema(cls, name), indent=1) + "\n" for name, cls in DOCUMENTS.items()
+    }
+
+
 def _object(cls: type, definitions: Json) -> Json:
+    summary, meanings = _described(cls)
     hints = field_types(cls, _NAMES)
     properties: Json = {}
     required: list[JsonValue] = []
@@ -45,11 +57,27 @@ def _object(cls: type, definitions: Json) -> Json:
             properties |= typing.cast(Json, merged["properties"])
             required += [] if maybe else typing.cast("list[JsonValue]", merged["required"])
             continue
-        properties[item.name] = inner
+        properties[item.name] = inner | ({"description": meanings[item.name]} if item.name in meanings else {})
         if not is_optional(item):
             required.append(item.name)
-    described = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-    return {"description": described, "type": "object", "properties": properties, "required": required}
+    return {"description": summary, "type": "object", "properties": properties, "required": required}
+
+
+def _described(cls: type) -> tuple[str, dict[str, str]]:
+    """The summary of a record's docstring, and what it says of each field: a paragraph ``name: meaning`` each."""
+    names = {item.name for item in fields(cls)}
+    summary: list[str] = []
+    meanings: dict[str, list[str]] = {}
+    current = summary
+    for line in (cls.__doc__ or "").splitlines():
+        if (match := re.match(r"\s*(\w+): (.+)", line)) and match[1] in names:
+            current = meanings.setdefault(match[1], [])
+            current.append(match[2])
+        elif line.strip():
+            current.append(line.strip())
+        else:
+            current = summary
+    return " ".join(summary), {name: " ".join(said) for name, said in meanings.items()}
 
 
 def _record_of(hint: object) -> tuple[type[Record], bool]:

@@ -28,7 +28,7 @@ class Counts(Record):
 class ComponentRecord(Record):
     """One component of a checkpoint: its tensors and parameters, and what the plan does with them.
 
-    ``dropped``: number of tensors by kind.
+    dropped: number of tensors by kind.
     """
 
     keys: int
@@ -68,8 +68,7 @@ class Accounting(Record):
 class HubOrigin(Record):
     """The file on the Hub that a checkpoint came from.
 
-    ``etag``: SHA-256 of a large file, git's blob id of a small one; null if the cache does not tell.
-    ``size`` in bytes.
+    etag: SHA-256 of a large file, git's blob id of a small one; null if the cache does not tell. ``size`` in bytes.
     """
 
     repo: str
@@ -92,9 +91,11 @@ class Fetched(Record):
 class ArchitectureRecord(Record):
     """What the shapes say the model is.
 
-    ``num_hidden_layers``: all text blocks. ``projection_dim``: width of the pooled projection. ``output_dim``: width
-    of what the detector reads. ``detector``: sizes of the other components. ``assumed``: what weights cannot tell,
-    with the value taken and where it comes from.
+    num_hidden_layers: all text blocks.
+    projection_dim: width of the pooled projection.
+    output_dim: width of what the detector reads.
+    detector: sizes of the other components.
+    assumed: what weights cannot tell, with the value taken and where it comes from.
     """
 
     variant: str
@@ -117,11 +118,16 @@ class ArchitectureRecord(Record):
 class FileFacts(Record):
     """A checkpoint file and what its index says.
 
-    ``checkpoint``: as the user named it. ``option``: what to type to name it again. ``source``: where on the Hub it
-    came from, null for a local file. ``fetched``: null if all of the file is here. ``size`` in bytes. ``format``: zip,
-    legacy or safetensors. ``wrapper``: the entry that holds the state dict, null for a bare one. ``prefix``: what
-    stands before most keys. ``dtypes``: number of tensors by dtype. ``text_parameters``: parameters of the text
-    encoder; ``sam3_text_parameters``: those of SAM3's own.
+    checkpoint: as the user named it.
+    option: what to type to name it again.
+    source: where on the Hub it came from, null for a local file.
+    fetched: null if all of the file is here. ``size`` in bytes.
+    format: zip, legacy or safetensors.
+    wrapper: the entry that holds the state dict, null for a bare one.
+    prefix: what stands before most keys.
+    dtypes: number of tensors by dtype.
+    text_parameters: parameters of the text encoder.
+    sam3_text_parameters: those of SAM3's own.
     """
 
     checkpoint: str
@@ -157,8 +163,12 @@ class ErrorDocument(Document):
 class PageFacts(Record):
     """What a page shows beside its command's result.
 
-    ``accounting`` and ``counts``: of the plan, null without one. ``receipt``: the folder's, without its tensors.
-    ``versions``: of packages; null for one that is not installed. ``command``: as it was typed. ``made``: the date.
+    accounting: of the plan, null without one.
+    counts: of the plan, null without one.
+    receipt: the folder's, without its tensors.
+    versions: of packages; null for one that is not installed.
+    command: as it was typed.
+    made: the date.
     """
 
     accounting: Accounting | None

@@ -22,8 +22,12 @@ class Mismatch(Record):
 class VerifyDocument(Document):
     """Whether a folder is its checkpoint.
 
-    ``up_to``: the cast that the proof allows for. ``checked``: tensors that were compared; ``targets``: tensors that
-    the model has. ``summary``: the verdict in words. ``lost_words``: ``lost`` in words. ``page``: with --report alone.
+    up_to: the cast that the proof allows for.
+    checked: tensors that were compared.
+    targets: tensors that the model has.
+    summary: the verdict in words.
+    lost_words: ``lost`` in words.
+    page: with --report alone.
     """
 
     folder: str

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, load_file, save_file
+from support.schemas import check_document
 from torch.nn import functional
 
 from original_ref.blocks import MultiHeadAttention
@@ -116,6 +117,8 @@ def sam3lite(*arguments: object) -> Outcome:
     finally:
         tables.load_mappings = before[0]
         signal.signal(signal.SIGTERM, before[1])
+    if "--json" in map(str, arguments) and out.getvalue():
+        check_document([str(a) for a in arguments], json.loads(out.getvalue()))
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

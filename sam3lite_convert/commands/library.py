@@ -1,0 +1,311 @@
+"""The Python API: the commands on objects, with arguments in place of options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
+from sam3lite_convert.commands.convert import Request
+from sam3lite_convert.commands.convert_all import Callbacks, publish
+from sam3lite_convert.commands.explain import explain_key
+from sam3lite_convert.commands.reuse import find_current
+from sam3lite_convert.commands.sources import HubLocation, Location, Source, locate
+from sam3lite_convert.convert.folder import read_folder
+from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.plan import plan as planning
+from sam3lite_convert.plan.architecture import Architecture
+from sam3lite_convert.plan.plan import Dropped, Mapped, Options, Plan
+from sam3lite_convert.plan.tables import Mappings, load_mappings
+from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.records.shared import Counts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from sam3lite_convert.records.convert import ConvertDocument, PushRecord
+    from sam3lite_convert.records.explain import ExplainDocument
+    from sam3lite_convert.records.parity import ParityDocument
+    from sam3lite_convert.records.verify import VerifyDocument
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint whose index has been read.
+
+    name: as it was given to ``open_checkpoint``.
+    tensors: by key of the file: dtype, shape, and where the bytes lie.
+    """
+
+    name: str
+    location: Location = field(repr=False)
+    source: Source = field(repr=False)
+    index: Checkpoint = field(repr=False)
+    mappings: Mappings = field(repr=False)
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        return self.index.tensors
+
+    def read(self, key: str) -> Tensor:
+        """The values of one tensor; of a file on the Hub only its bytes are fetched.
+
+        Raises CannotRun if the file has no such key, Untrusted if the file changed since it was opened.
+        """
+        from sam3lite_convert.convert.text_weights import stored_tensor
+
+        if key not in self.tensors:
+            raise CannotRun(f"{self.name} has no tensor {key}", "unknown_key")
+        with self.source.trusted():
+            return stored_tensor(self.source.with_bytes_of(self.index, [self.tensors[key]]), key)
+
+
+def open_checkpoint(
+    name: str | Path,
+    *,
+    repo_id: str = DEFAULT_REPO,
+    revision: str = DEFAULT_REVISION,
+    cache_dir: Path | None = None,
+    mapping: Path | None = None,
+) -> OpenCheckpoint:
+    """Read the index of a checkpoint: a local file, an alias (``s0``), or a path in a repository on the Hub.
+
+    No tensor data is read, and nothing is downloaded but the index. ``mapping``: a folder of tables in place of ours.
+    Raises CannotRun if there is no such file, Untrusted if it is damaged or hostile.
+    """
+    location = locate(str(name), HubLocation(repo_id, revision, cache_dir))
+    source = location.index()
+    with source.trusted():
+        index = source.read()
+    return OpenCheckpoint(str(name), location, source, index, load_mappings(mapping))
+
+
+Checkpointlike = OpenCheckpoint | str | Path
+
+
+def _opened(checkpoint: Checkpointlike) -> OpenCheckpoint:
+    return checkpoint if isinstance(checkpoint, OpenCheckpoint) else open_checkpoint(checkpoint)
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """A sound plan: every source tensor mapped or dropped with a reason, every target filled once."""
+
+    checkpoint: OpenCheckpoint
+    plan: Plan = field(repr=False)
+
+    @property
+    def mapped(self) -> dict[str, Mapped]:
+        """By key of the written file: the source and the operation of each target."""
+        return self.plan.mapped
+
+    @property
+    def dropped(self) -> dict[str, Dropped]:
+        """By source key: why it has no target."""
+        return self.plan.dropped
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the shapes say the model is."""
+        return self.plan.architecture
+
+    @property
+    def counts(self) -> Counts:
+        """Source tensors, mapped, dropped, and target tensors."""
+        return self.plan.counts
+
+    def explain(self, key: str) -> ExplainDocument:
+        """What happens to one source or target key. Raises CannotRun, with the nearest names, if it is neither."""
+        return explain_key(self.checkpoint.source, key, self.checkpoint.mappings, self.plan.options)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The converted tensors in memory, by key of the written file, made by the code that writes the folder.
+
+        Raises Untrusted if the source is damaged.
+        """
+        from sam3lite_convert.convert.text_weights import planned_tensors
+
+        opened = self.checkpoint
+        with opened.source.trusted():
+            sources = {m.source.key: m.source for m in self.mapped.values()}
+            index = opened.source.with_bytes_of(opened.index, sources.values())
+            plan = planning.make_plan(index, opened.mappings, self.plan.options)
+            return planned_tensors(plan)
+
+
+def make_plan(
+    checkpoint: Checkpointlike,
+    layout: str = "packed",
+    *,
+    component: str = "all",
+    dtype: str | None = None,
+    context: int | None = None,
+    causal: bool = False,
+) -> ConversionPlan:
+    """Plan a conversion from names and shapes alone.
+
+    component: ``all`` or ``text``.
+    dtype: cast floating tensors; None keeps each tensor's own.
+    context: keep the first rows of the text position table.
+    causal: state that the text encoder masks causally.
+
+    Raises UnsoundPlan, with all faults in ``details``, if the checkpoint does not fit; CannotRun for options that the
+    checkpoint or the layout does not allow.
+    """
+    opened = _opened(checkpoint)
+    with opened.source.trusted():
+        options = Options(layout, component, dtype, context, causal)
+        return ConversionPlan(opened, planning.make_plan(opened.index, opened.mappings, options))
+
+
+def convert_checkpoint(
+    plan: ConversionPlan,
+    output: str | Path | None = None,
+    *,
+    verify: bool = False,
+    parity: bool = False,
+    overwrite: bool = False,
+    max_shard_size: int | None = None,
+    tokenizer: str | Path | None = None,
+) -> ConvertDocument:
+    """Write the folder of a plan, whole or not at all; a folder that already is that conversion is left alone.
+
+    output: default ``converted/<file stem>-<layout>``.
+    verify, parity: checks to run on the folder.
+    max_shard_size: bytes of tensor data in one file; None for a single file.
+    tokenizer: a folder or repository with CLIP's tokenizer.
+
+    Raises CannotRun if the place cannot be written or holds something else, Untrusted if the source is damaged.
+    """
+    opened = plan.checkpoint
+    request = Request(
+        plan.plan.options,
+        Path(output) if output is not None else None,
+        overwrite,
+        max_shard_size,
+        verify,
+        parity,
+        str(tokenizer or DEFAULT_TOKENIZER),
+        tokenizer is not None,
+    )
+    found = find_current(opened.location, opened.mappings, request)
+    return publish(opened.location, opened.mappings, request, found, None, Callbacks())
+
+
+def verify_folder(folder: str | Path, checkpoint: Checkpointlike, *, causal: bool = False) -> VerifyDocument:
+    """Prove that a converted folder, also one that another tool wrote, is its checkpoint.
+
+    Raises CannotRun if the folder is of no known layout, Untrusted if one of the files is damaged.
+    """
+    from sam3lite_convert.commands import verify
+
+    opened = _opened(checkpoint)
+    return verify.verify_folder(Path(folder), opened.location.whole(), opened.mappings, causal)
+
+
+def run_parity(
+    checkpoint: Checkpointlike,
+    converted: str | Path | None = None,
+    *,
+    candidate: str | None = None,
+    attention: str = "eager",
+    dtype: str | None = None,
+    tolerance: float | None = None,
+    seed: int | None = None,
+    batch: int = 1,
+    length: int | None = None,
+    prompts: Sequence[str] = (),
+    as_used: bool = False,
+    causal: bool = False,
+) -> ParityDocument:
+    """Run the original and the converted text encoder on the same ids and compare them at every tap.
+
+    ``converted``: a folder; None converts in memory. The other arguments are the options of ``sam3lite parity``.
+    Raises CannotRun for arguments that do not go together or a missing package, UnsoundPlan if an encoder does not get
+    all of its weights.
+    """
+    from sam3lite_convert.commands import parity
+    from sam3lite_convert.parity.setup import ParityOptions
+
+    opened = _opened(checkpoint)
+    options = ParityOptions(candidate, attention, dtype, tolerance, seed, batch, length, tuple(prompts), causal)
+    folder = Path(converted) if converted is not None else None
+    looks = parity.Looks(as_used=as_used)
+    return parity.run_parity(opened.location.whole(), opened.mappings, options, folder, looks=looks)
+
+
+def judge_activations(
+    activations: Mapping[str, Tensor | np.ndarray],
+    checkpoint: Checkpointlike,
+    *,
+    ids: Tensor | np.ndarray | Sequence[Sequence[int]],
+    name: str = "candidate",
+    tolerance: float | None = None,
+    causal: bool = False,
+) -> ParityDocument:
+    """Judge what a port computed, in any framework, against the original on the same ids.
+
+    activations: by tap: ``embeddings``, ``layers.0`` ..., ``final_layer_norm``, ``projected`` of shape (batch,
+        sequence, width), ``pooled`` of shape (batch, width). Any of them may be missing.
+    ids: (batch, sequence), whole numbers.
+    name: what the port is called in the result.
+    tolerance: largest max abs diff that passes. Default: 4 times the noise floor measured at each tap.
+
+    Raises CannotRun for an unknown tap or a shape that is not the original's.
+    """
+    from sam3lite_convert.commands import parity
+
+    opened = _opened(checkpoint)
+    return parity.judge_port(opened.location.whole(), opened.mappings, activations, ids, name, tolerance, causal)
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    checkpoint: Checkpointlike | None = None,
+    private: bool = False,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    replace: bool = False,
+) -> PushRecord:
+    """Verify a converted folder once more and push it to the Hub in one commit; what is there already is not sent.
+
+    ``checkpoint``: what it was converted from; default the file on the Hub that the receipt names. ``replace``: also
+    replace another conversion, or a card that somebody edited there.
+    Raises CannotRun if the receipt names no file on the Hub, if the folder was edited, or if the Hub refuses; NotProven
+    if the folder does not verify.
+    """
+    from sam3lite_convert.commands.push import PushTarget, check_name
+
+    check_name(repo_id)
+    try:
+        receipt = Receipt.from_json(read_folder(Path(folder)).receipt)
+    except ValueError as fault:
+        raise CannotRun(f"{folder} holds no receipt of a conversion ({fault})", "no_receipt") from fault
+    source = receipt.source
+    if checkpoint is None:
+        if source.repo is None or source.file is None or source.commit is None:
+            raise CannotRun(
+                f"{folder} was converted from the local file {source.name}; give it as checkpoint=", "no_checkpoint"
+            )
+        checkpoint = open_checkpoint(source.file, repo_id=source.repo, revision=source.commit)
+    opened = _opened(checkpoint)
+    stated = receipt.options
+    request = Request(
+        Options(receipt.layout, receipt.component, stated.dtype, stated.context, stated.causal),
+        Path(folder),
+        max_shard_size=stated.max_shard_size,
+        verify=True,
+    )
+    found = find_current(opened.location, opened.mappings, request)
+    target = PushTarget(repo_id, private, create_pr, commit_message, replace)
+    done = publish(opened.location, opened.mappings, request, found, target, Callbacks())
+    if done.written is None or done.written.push is None:
+        raise CannotRun(f"{folder} was not pushed", "push_failed")
+    return done.written.push
