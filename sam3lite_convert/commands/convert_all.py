@@ -26,7 +26,6 @@ from sam3lite_convert.records.convert import (
     PushRecord,
 )
 from sam3lite_convert.records.receipt import ParitySummary
-from sam3lite_convert.records.record import json_value
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
@@ -171,9 +170,7 @@ def convert_all(
 
 
 def _failed(location: Location, request: Request, fault: Sam3LiteError) -> FailedConversion:
-    error = FailureDetails(
-        code=fault.code, message=fault.message, details=json_value(fault.details), exit_code=fault.exit_code
-    )
+    error = FailureDetails(code=fault.code, message=fault.message, details=fault.details, exit_code=fault.exit_code)
     return FailedConversion(checkpoint=location.name, output=str(request.output), state="failed", error=error)
 
 

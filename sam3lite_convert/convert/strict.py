@@ -10,7 +10,6 @@ from sam3lite_convert.checkpoint.nonfinite import words_of
 from sam3lite_convert.convert.tensor_bytes import CastLoss
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.records.receipt import NonFinite
-from sam3lite_convert.records.record import json_value
 
 
 class NotFinite(Sam3LiteError):
@@ -35,7 +34,7 @@ class Strict:
                 f"{loss.overflowed_values:,} values do not fit into {dtype} and would become infinite: "
                 f"{overflow_words(loss)}. bfloat16 has the range of float32; --allow-overflow takes them as they are.",
                 "overflow",
-                json_value(loss.record(dtype).overflows),
+                loss.record(dtype).overflows,
             )
 
 
@@ -44,7 +43,7 @@ def refuse(found: Mapping[str, NonFinite]) -> NoReturn:
     raise NotFinite(
         f"{len(found):,} tensors hold values that are not finite (--fail-on-nonfinite): {words_of(found)}",
         "not_finite",
-        json_value(found),
+        found,
     )
 
 

@@ -80,6 +80,10 @@ DAMAGED = {
     "pairs": lambda r: r.update(beside=[["a", "b"]]),
     "another library": lambda r: r.update(library=5),
     "name": lambda r: r["source"].update(name={}),
+    "schema version": lambda r: r.pop("schema_version"),
+    "a sum": lambda r: r["counts"].update(mapped=1),
+    "a hash": lambda r: r["beside"].update({"config.json": None}),
+    "one tensor": lambda r: next(iter(r["tensors"].values())).pop("dtype"),
 }
 
 
@@ -93,6 +97,26 @@ def test_a_damaged_receipt_is_not_current(what, s0):
     before = snapshot(FOLDER)
     assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
     assert snapshot(FOLDER) == before
+
+
+def test_what_is_wrong_in_a_receipt_is_named(s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    path = FOLDER / "conversion.json"
+    good = json.loads(path.read_text())
+    for broken, place in (
+        ({k: v for k, v in good.items() if k != "library"}, "library is missing"),
+        (good | {"source": good["source"] | {"size": "7"}}, "source.size"),
+        (good | {"files": ["model.safetensors", 5]}, "files[1]"),
+    ):
+        path.write_text(json.dumps(broken))
+        assert place in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+
+
+def test_a_receipt_with_fields_that_are_not_known_is_current(s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    path = FOLDER / "conversion.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"of_a_later_version": 1}))
+    assert sam3lite("convert", "--checkpoint", "s0", "--json").json["state"] == "current"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])

@@ -103,6 +103,10 @@ def test_convert_by_name(s0, hub, tmp_path):
     digest = hashlib.sha256(s0.read_bytes()).hexdigest()
     stated = {"repo": REPO, "file": S0, "commit": hub.head(REPO), "etag": digest, "sha256": digest}
     assert receipt["source"].items() >= (stated | {"name": Path(S0).name, "size": s0.stat().st_size}).items()
+    record = sam3lite("convert", "--checkpoint", "s0", "--output", "again", "--json").json
+    # Where on the Hub it came from, and the source as the receipt has it.
+    assert record["source"] == {key: receipt["source"][key] for key in ("repo", "file", "commit", "etag", "size")}
+    assert record["converted_from"] == receipt["source"]
     sam3lite("convert", "--checkpoint", s0, "--output", "local")
     assert (FOLDER / "model.safetensors").read_bytes() == Path("local/model.safetensors").read_bytes()
     assert sam3lite("verify", FOLDER, "--checkpoint", "s0").code == 0
