@@ -1,4 +1,4 @@
-"""Whether a folder already is what a conversion would write, read off its receipt and its index."""
+"""Decides from receipt and index whether a folder already holds what a conversion would write."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from sam3lite_convert.convert.card import model_card
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, options_record, tool_record
 from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.figures import human_bytes
 from sam3lite_convert.plan.plan import Options
 from sam3lite_convert.plan.tables import Mappings
 
 
 def present(folder: Path) -> bool:
-    """Whether something lies there that a conversion would have to replace."""
+    """Whether the folder holds anything that a conversion would have to replace."""
     return folder.is_dir() and any(folder.iterdir())
 
 
 def earlier(folder: Path) -> Folder | str:
-    """The folder's index where it is a complete conversion, or why it is none."""
+    """The folder's index if it is a complete conversion; otherwise the reason why it is not, in words."""
     if not (folder / RECEIPT_NAME).is_file():
-        return f"it holds no {RECEIPT_NAME}, so no conversion wrote it"
+        return f"it has no {RECEIPT_NAME}, so it is not a finished conversion"
     try:
         found = read_folder(folder)
     except Sam3LiteError as fault:
@@ -29,7 +30,7 @@ def earlier(folder: Path) -> Folder | str:
     receipt = found.receipt or {}
     stated = receipt.get("tensors")
     if not isinstance(stated, dict) or not isinstance(receipt.get("source"), dict):
-        return f"its {RECEIPT_NAME} is not one of this tool"
+        return f"its {RECEIPT_NAME} was not written by this tool"
     held = {key: {"dtype": t.dtype, "shape": list(t.shape)} for key, (_, t) in found.tensors.items()}
     wanted = {
         key: {"dtype": entry.get("dtype"), "shape": entry.get("shape")}
@@ -37,7 +38,7 @@ def earlier(folder: Path) -> Folder | str:
         if isinstance(entry, dict)
     }
     if found.faults or held != wanted:
-        return f"its tensors are not those of its {RECEIPT_NAME}"
+        return f"its tensors differ from those listed in its {RECEIPT_NAME}"
     if found.config is None:
         return "its config.json is missing"
     try:
@@ -49,26 +50,45 @@ def earlier(folder: Path) -> Folder | str:
         if receipt["library"] not in (None, "transformers") or not isinstance(receipt["source"]["name"], str):
             raise ValueError("library or source")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return f"its {RECEIPT_NAME} is not one of this tool"
+        return f"its {RECEIPT_NAME} was not written by this tool, or was damaged"
     return found
 
 
 def difference(receipt: dict[str, Any], options: Options, max_shard_size: int | None, mappings: Mappings) -> str | None:
-    """What the receipt says otherwise than a conversion now would, the source apart; None for nothing."""
+    """How the receipt differs from what a conversion with these options would write, in words; None if it does not.
+
+    The source is not compared.
+    """
     tool = tool_record(mappings.sha256)
     if receipt.get("tool") != tool:
         old = receipt["tool"] if isinstance(receipt.get("tool"), dict) else {}
-        other = "version" if old.get("version") != tool["version"] else "set of mapping tables"
-        return f"it was made with another {other} of this tool"
+        other = "version of this tool" if old.get("version") != tool["version"] else "set of mapping tables"
+        return f"it was made with another {other}"
     stated = receipt.get("options")
     stated = {**(stated if isinstance(stated, dict) else {}), "layout": receipt["layout"]}
     stated["component"] = receipt["component"]
     asked = {**options_record(options, max_shard_size), "layout": options.layout, "component": options.component}
-    others = [f"{name} {stated.get(name)}, not {value}" for name, value in asked.items() if stated.get(name) != value]
-    return f"it was converted otherwise ({'; '.join(others)})" if others else None
+    others = [
+        f"{name.replace('_', ' ')}: {_in_words(name, stated.get(name))} there, {_in_words(name, value)} now"
+        for name, value in asked.items()
+        if stated.get(name) != value
+    ]
+    return f"it was converted with other options ({'; '.join(others)})" if others else None
+
+
+# What an option means that was not given.
+_NOT_GIVEN = {"dtype": "as stored", "context": "all rows", "max_shard_size": "one file"}
+
+
+def _in_words(option: str, value: object) -> str:
+    if value is None:
+        return _NOT_GIVEN.get(option, "not stated")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return human_bytes(value) if option == "max_shard_size" and isinstance(value, int) else str(value)
 
 
 def same_source(receipt: dict[str, Any], identity: str | None) -> bool:
-    """Whether the receipt speaks of this file. ``identity``: its SHA-256, or the etag that the Hub states."""
+    """Whether the receipt names this file as its source. ``identity``: its SHA-256, or the etag that the Hub states."""
     source = receipt["source"]
     return identity is not None and identity in (source.get("sha256"), source.get("etag"))
