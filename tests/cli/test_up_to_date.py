@@ -52,12 +52,27 @@ def test_a_new_commit_with_the_same_file_is_current(s0, hub):
     assert sam3lite("convert", "--checkpoint", "s0", "--json").json["state"] == "current"
 
 
-@pytest.mark.parametrize("options", [["--context", "8"], ["--max-shard-size", "1MB"], ["--causal"]])
+OTHER = {
+    "--context 8": "context: all rows there, 8 now",
+    "--max-shard-size 1MB": "max shard size: one file there, 1.0 MB now",
+    "--causal": "causal: no there, yes now",
+    f"--dtype float16 --output {FOLDER}": ("dtype: as stored there, float16 now"),
+}
+
+
+@pytest.mark.parametrize("options", OTHER)
 def test_other_options_are_not_current(options, s0):
     sam3lite("convert", "--checkpoint", "s0")
     before = snapshot(FOLDER)
-    assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0", *options), 2)
+    said = one_line(sam3lite("convert", "--checkpoint", "s0", *options.split()), 2)
+    assert "--overwrite" in said and f"it was converted with other options ({OTHER[options]})" in said
     assert snapshot(FOLDER) == before
+
+
+def test_options_given_then_and_not_now_are_said_in_words(s0):
+    for options, said in (("--context 8", "8 there, all rows now"), ("--max-shard-size 2MB", "2.0 MB there, one file")):
+        sam3lite("convert", "--checkpoint", "s0", *options.split(), "--overwrite")
+        assert said in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
 
 
 # ---- what an earlier run left -----------------------------------------------------------------------
