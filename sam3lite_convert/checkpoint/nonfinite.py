@@ -1,4 +1,4 @@
-"""Values of a checkpoint that are infinite or not a number: which tensors hold them, and how many."""
+"""NaN and infinity in a checkpoint: which tensors hold them, and how many."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_WIDTH = 8  # bytes; pieces of a record that is no multiple are looked at again
-_CHUNK = 256 << 10  # stays in the processor's cache between reading and looking
+_WIDTH = 8  # bytes; entries whose size is not a multiple are read a second time
+_CHUNK = 256 << 10  # stays in the processor's cache between reading and counting
 # Formats that numpy lacks, as words: (word, mask of the exponent, mask of the mantissa).
 _WORDS = {
     "bfloat16": ("uint16", 0x7F80, 0x007F),
     "float8_e5m2": ("uint8", 0x7C, 0x03),
-    "float8_e4m3fn": ("uint8", 0x7F, 0x00),  # all ones is not a number; it has no infinity
+    "float8_e4m3fn": ("uint8", 0x7F, 0x00),  # all ones is NaN; it has no infinity
 }
 _NUMPY = {"float64": "f8", "float32": "f4", "float16": "f2", "complex128": "f8", "complex64": "f4"}
 
 
 @dataclass
 class Counts:
-    """Of one tensor."""
+    """Numbers of NaN and infinite values in one tensor."""
 
     nan: int = 0
     infinite: int = 0
@@ -41,14 +41,14 @@ class Counts:
         return {"nan": self.nan, "infinite": self.infinite}
 
     def __str__(self) -> str:
-        parts = [f"{self.nan:,} not a number"] * bool(self.nan) + [f"{self.infinite:,} infinite"] * bool(self.infinite)
+        parts = [f"{self.nan:,} NaN"] * bool(self.nan) + [f"{self.infinite:,} infinite"] * bool(self.infinite)
         return " and ".join(parts)
 
 
 def not_finite(
     path: Path, tensors: Iterable[StoredTensor], stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Counts]:
-    """Key -> counts, for those of the tensors that hold such values. Reads all of them, piece by piece."""
+    """Key -> counts, for the tensors that hold NaN or infinity. Reads all of them, in small pieces."""
     found: dict[str, Counts] = {}
     seen: dict[tuple[int, int, str], Counts] = {}
     view = memoryview(bytearray(_CHUNK))  # one buffer: a new one each time costs more than the reading
@@ -78,8 +78,10 @@ def not_finite(
 
 
 class Watch:
-    """Sees the records of a zip go by while their checksums are computed, and keeps those that are to be looked at
-    again: that costs next to nothing, where reading everything once more would cost as much as a copy."""
+    """Finds zip entries with NaN or infinity while their checksums are computed.
+
+    This costs next to nothing; a second reading of the whole file would cost as much as a copy.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._records = sorted(checkpoint.records, key=lambda r: r.offset)
@@ -91,18 +93,18 @@ class Watch:
         self._suspects: set[int] = set()
 
     def _begin(self, tensor: StoredTensor) -> int | None:
-        """Where the record that holds a tensor begins; None where none does."""
+        """The offset of the entry that holds a tensor; None if no entry does."""
         at = bisect.bisect_right(self._begins, tensor.offset) - 1
         inside = at >= 0 and tensor.offset < self._begins[at] + max(self._records[at].nbytes, 1)
         return self._begins[at] if inside else None
 
     def look(self, record: ZipEntry, data: memoryview) -> None:
-        """At a piece of a record, in its order."""
+        """Check one piece of an entry; pieces come in order."""
         kinds = self._dtypes.get(record.offset, set()) & (_NUMPY.keys() | _WORDS.keys())
         if not kinds or record.offset in self._suspects:
             return
         counts = Counts()
-        # Of several kinds in one record each tensor is looked at by itself, afterwards.
+        # An entry with several dtypes is read again afterwards, tensor by tensor.
         alike = len(self._dtypes[record.offset]) == 1 and len(data) % _WIDTH == 0
         if alike:
             _count(data, kinds.pop(), counts)
@@ -110,7 +112,7 @@ class Watch:
             self._suspects.add(record.offset)
 
     def suspects(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
-        """Those that may hold such values: all others do not."""
+        """The tensors that may hold NaN or infinity; all others do not."""
         begins = ((tensor, self._begin(tensor)) for tensor in tensors)
         return [tensor for tensor, begin in begins if begin is None or begin in self._suspects]
 
@@ -135,8 +137,7 @@ def _count(data: bytes | memoryview, dtype: str, counts: Counts) -> None:
 
 @contextmanager
 def searching(checkpoint: Checkpoint, tensors: Iterable[StoredTensor]) -> Iterator[Worker]:
-    """``not_finite`` in a thread beside whatever else is done; leaving the context stops it. Of a zip there is
-    nothing to read, as its records are watched."""
+    """``not_finite`` in a background thread; leaving the context stops it. For a zip, ``Watch`` does the work."""
     stopped = threading.Event()
     tensors = () if checkpoint.records else tuple(tensors)
     worker = Worker(lambda: not_finite(checkpoint.path, tensors, stopped.is_set))
@@ -148,7 +149,7 @@ def searching(checkpoint: Checkpoint, tensors: Iterable[StoredTensor]) -> Iterat
 
 
 def words_of(found: dict[str, Counts], shown: int = 5) -> str:
-    """The tensors by name, the worst first."""
+    """The tensors by name with their counts, largest count first."""
     worst = sorted(found, key=lambda key: -(found[key].nan + found[key].infinite))
     more = f"; and {len(found) - shown:,} more tensors" if len(found) > shown else ""
     return "; ".join(f"{key}: {found[key]}" for key in worst[:shown]) + more

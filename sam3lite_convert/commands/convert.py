@@ -1,6 +1,4 @@
-"""One conversion, from the checkpoint that is named to the folder in its place: what is there already,
-the download, the writing, the proof.
-"""
+"""One conversion, from the name of a checkpoint to the finished folder: download, plan, write, verify."""
 
 from __future__ import annotations
 
@@ -29,17 +27,28 @@ Progress = Callable[[str], Advance]
 
 
 class NotProven(Sam3LiteError):
-    """Exit 1: the folder that was written is not its source."""
+    """Exit 1: the verification of a written folder failed."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked beside the plan. ``max_shard_size`` in bytes; ``verify`` and ``parity``: checks to run on the
-    folder; ``tokenizer``: folder or repository to take one from, None to leave it out, and ``tokenizer_named``
-    where the user named it; ``model_id``: the repository that the card names; ``partial``: fetch the text
-    tensors alone; ``strict``: which values are refused; ``command``: what the user typed, to be typed again."""
+    """What is asked of a conversion.
+
+    ``options``: what the plan depends on.
+    ``output``: folder to write; None for the default one.
+    ``overwrite``: replace an earlier conversion.
+    ``max_shard_size``: in bytes; None for one file.
+    ``verify``, ``parity``: checks to run on the folder.
+    ``tokenizer``: folder or Hub repository with CLIP's tokenizer; None to leave it out.
+    ``tokenizer_named``: whether the user named it.
+    ``cache``: folder for downloads; None for the cache of huggingface_hub.
+    ``model_id``: the repository that the model card names.
+    ``partial``: download only the text tensors.
+    ``command``: the command line as typed, for messages.
+    ``strict``: which values are refused.
+    """
 
     options: Options
     output: Path | None = None
@@ -56,7 +65,7 @@ class Request:
     strict: Strict = field(default_factory=Strict)
 
     def folder(self, location: Location) -> Path:
-        """Where the conversion goes."""
+        """The folder to write."""
         return self.output or conversion.default_output(location.path, self.options)
 
 
@@ -88,7 +97,7 @@ def plan_record(source: Source, plan: Plan) -> Record:
 
 
 def plan_conversion(location: Location, mappings: Mappings, request: Request) -> Record:
-    """The record of a dry run: nothing is written, and of a file on the Hub only the index is read."""
+    """The record of a dry run. Nothing is written; of a file on the Hub only the index is downloaded."""
     source = location.index()
     with source.trusted():
         plan = make_plan(source.read(), mappings, request.options)
@@ -98,28 +107,27 @@ def plan_conversion(location: Location, mappings: Mappings, request: Request) ->
 def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> Record:
     record = plan_record(source, plan) | {"output": str(folder), "dry_run": False}
     record["notes"] += [
-        f"left over from an interrupted run; the next conversion to this place removes it: {p}"
+        f"left over from an interrupted run; the next conversion to this folder removes it: {p}"
         for p in leftovers(folder)
     ]
     if folder.exists() and not request.overwrite:
-        record["notes"].append(f"{folder} exists; without --overwrite it is kept")
+        record["notes"].append(f"{folder} exists; --overwrite replaces it")
     return record
 
 
 def fetch(location: Location, mappings: Mappings, request: Request, beside: int = 0) -> Source:
-    """The checkpoint on this machine, with room left for what is made of it. ``beside``: bytes that
-    something else is about to write.
+    """The checkpoint on this machine, downloaded if necessary. ``beside``: bytes that something else is about to write.
 
-    Raises CannotRun where there is no room for both, before anything is downloaded.
+    Raises CannotRun, before anything is downloaded, if the disk has no space for the download and the conversion.
     """
     if request.partial:
         return location.text(mappings, request.options.causal)
     if location.repository is None or location.file is None or location.file.here:
         return location.whole()
-    # A conversion writes about as much as it reads. Where both go to one disk, both have to fit.
+    # A conversion writes about as much as it reads. If both go to one disk, both have to fit.
     beside += location.file.size
     place = request.folder(location).parent
-    check_space(place, beside, f"the conversion of {location.name} is to be written")
+    check_space(place, beside, f"to write the conversion of {location.name}")
     return location.whole(beside if same_disk(place, location.repository.place) else 0)
 
 
@@ -131,16 +139,18 @@ def convert_checkpoint(
     progress: Progress | None = None,
     hashing: SourceHash | None = None,
 ) -> Record:
-    """Plan and write, and prove if asked to. For a place where nothing is, or ``overwrite``.
+    """Plan and write one conversion; verify it and run parity if asked to.
 
-    ``planned`` is told the plan before the first byte moves. ``hashing``: one that has begun with this
-    (local) file already.
+    ``planned`` is called with the plan's record before the first byte is written. ``hashing``: the hash of this
+    (local) file, if it is computed already.
+    Raises CannotRun if the output folder holds anything and ``overwrite`` is not set, and as ``make_plan`` and
+    ``convert`` do.
     """
     folder = request.folder(location)
     with ExitStack() as stack:
         if hashing is not None:
             stack.enter_context(hashing)
-        # What stands in the way is said before anything is downloaded.
+        # Checked before anything is downloaded.
         check_destination(folder, request.overwrite, location.path, 0)
         source = fetch(location, mappings, request)
         hashing = hashing or stack.enter_context(source.hashing())
@@ -187,7 +197,7 @@ def _finished(
     why: str | None,
     late: list[str],
 ) -> Record:
-    """The record with what is in the folder, and what is missing there and how to add it."""
+    """The record completed with the files of the folder, and a note on missing tokenizer files."""
     if receipt.get("library") == "transformers" and request.tokenizer is not None:
         absent = side_files.missing(folder, receipt, True)
     else:
@@ -197,8 +207,8 @@ def _finished(
         because = f" ({why})" if why else ""
         late = [
             *late,
-            f"no tokenizer in the folder: {', '.join(absent)} missing{because}. To add them, run this where the Hub is "
-            f"reached, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO",
+            f"the tokenizer is incomplete, {', '.join(absent)} missing{because}. To add it, run this with access to "
+            f"the Hub, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO",
         ]
     record["notes"] += late
     return record | {
@@ -216,7 +226,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _verified(work: Path, source: Source, mappings: Mappings, request: Request, folder: Path) -> Record:
-    """The record of a proof. Raises NotProven where it does not succeed."""
+    """The record of a verification. Raises NotProven if it fails."""
     from sam3lite_convert.commands.verify import verify_folder
 
     record = verify_folder(work, source, mappings, request.options.causal) | {"folder": str(folder)}
@@ -225,12 +235,12 @@ def _verified(work: Path, source: Source, mappings: Mappings, request: Request, 
         faults += [f"{key} is missing" for key in record["missing"]]
         faults += [f"{key} is not part of the model" for key in record["unexpected"]]
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise NotProven(f"{folder} does not verify: {'; '.join(faults[:3])}{more}", "not_proven", record)
+        raise NotProven(f"verification of {folder} failed: {'; '.join(faults[:3])}{more}", "not_proven", record)
     return record
 
 
 def _add_parity(folder: Path, receipt: Record, source: Source, mappings: Mappings, request: Request) -> Record:
-    """Run parity on the folder, and keep what a reader of the card wants of it in the receipt."""
+    """Run parity on the folder; the results that the model card shows go into the receipt."""
     from sam3lite_convert.commands.parity import run_parity
     from sam3lite_convert.parity.setup import ParityOptions
 

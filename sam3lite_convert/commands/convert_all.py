@@ -1,4 +1,4 @@
-"""Conversions that may end on the Hub, one or all of a repository: each with its own verdict."""
+"""Conversions with an optional push: one checkpoint, or all of a repository."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def publish(
     callbacks: Callbacks,
     hashing: SourceHash | None = None,
 ) -> Record:
-    """Convert, and push where there is a ``target``. What is converted and pushed already is not read again.
+    """Convert, and push if there is a ``target``. A checkpoint that is converted and pushed already is not read again.
 
-    ``found``: the folder of an earlier run that is current (``find_current``). Raises as the conversion
-    and the push do; after a failed push the folder is there.
+    ``found``: the folder of an earlier run that is up to date (``find_current``). Raises as ``convert_checkpoint``
+    and ``push`` do; after a failed push the folder is kept.
     """
 
     def made(request: Request) -> Record:
@@ -77,7 +77,7 @@ def publish(
         return record | {"push": push(found.path, plan, None)}
     record = made(replace(request, verify=True, model_id=target.repo))
     if differs(record):
-        # What does not do as the original does is not for others.
+        # A folder that fails parity is not published.
         return record | {"push": {"repo": target.repo, "state": "not pushed"}}
     plan = plan_push(Path(record["output"]), target)
     callbacks.pushes(plan.record())
@@ -92,11 +92,11 @@ def convert_all(
     target: Callable[[Location], PushTarget] | None = None,
     callbacks: Callbacks | None = None,
 ) -> Record:
-    """Every checkpoint of the repository that fits ``pattern``, each into a folder of its own under
-    ``request.output``. While one is converted the next one is downloaded, and no more than that.
+    """Convert every checkpoint of the repository that matches ``pattern``, each to a folder under ``request.output``.
 
-    One that fails does not stop the rest: its record holds the fault. Raises CannotRun where nothing
-    fits, and where two files would go into one folder.
+    While one is converted, the next one is downloaded, but not more than one. A failure does not stop the others; the
+    record of that checkpoint holds the error. Raises CannotRun if nothing matches, or if two files would be written
+    to the same folder.
     """
     callbacks = callbacks or Callbacks()
     repository = where.repository()
@@ -132,7 +132,7 @@ def convert_all(
                 location = replace(location, file=replace(source.hub, cached=source.path) if source.hub else None)
                 later = [n for n in waiting if n > i]
                 if later:
-                    # This one's output is still to be written when the next one's download begins.
+                    # The output of this checkpoint is not written yet when the next download starts.
                     room = location.file.size if location.file else 0
                     job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
                     ahead[later[0]] = Worker(job)
@@ -159,7 +159,7 @@ def convert_all(
 
 
 def differs(record: Record) -> bool:
-    """Whether parity failed, now or, where a push was refused for it, in an earlier run."""
+    """Whether parity failed, now or in an earlier run."""
     return "differs" in ((record.get("parity") or {}).get("verdict"), record.get("parity_verdict"))
 
 
@@ -173,7 +173,7 @@ def _check_distinct(locations: list[Location], requests: list[Request]) -> None:
         other = taken.setdefault(request.output, location)
         if other is not location:
             raise CannotRun(
-                f"{other.name} and {location.name} would both go into {request.output}; narrow --pattern so that it "
-                "takes one of them",
+                f"{other.name} and {location.name} would both be written to {request.output}; choose a --pattern that "
+                "matches only one of them",
                 "same_output",
             )

@@ -1,4 +1,4 @@
-"""The main job on a small generated checkpoint, offline: inspect, convert to both layouts, verify, parity."""
+"""All commands on a small generated checkpoint, offline: inspect, convert to both layouts, verify, parity."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def _working_in(folder: Path) -> Iterator[None]:
 def run_demo(output: Path | None = None, step: Step = lambda kind, command, record: None) -> dict[str, Any]:
     """Run the commands as a user would and return their records; ``verdict`` covers both layouts.
 
-    ``output``: a folder to keep the files in; without one they are deleted at the end. ``step`` is told
-    of each command when it is done: its name, what a user would type, and its record, None where it
-    needs a package that is not installed. Raises CannotRun for an output that is not an empty folder.
+    ``output``: a folder to keep the files in; None to delete them at the end. ``step`` is called after each command
+    with its name, the command line, and its record (None if it needs a package that is not installed).
+    Raises CannotRun if ``output`` exists and is not an empty folder.
     """
     with ExitStack() as stack:
         if output is not None:

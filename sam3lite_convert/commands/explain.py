@@ -1,4 +1,4 @@
-"""What happens to one key of a checkpoint."""
+"""How one tensor of a checkpoint is converted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sam3lite_convert.plan.tables import Mappings
 
 
 def explain_key(source: Source, key: str, mappings: Mappings, options: Options) -> Record:
-    """What happens to one key; ``key`` is a source key in any spelling, or a target key.
+    """How one tensor is converted. ``key``: a source key in any spelling, or a target key.
 
-    Raises CannotRun, with the nearest names, for a key that is neither.
+    Raises CannotRun, with the nearest names, if ``key`` is neither.
     """
     with source.trusted():
         plan = make_plan(source.read(), mappings, options)
@@ -28,8 +28,8 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
         found = next((m.source.key for m in plan.mapped.values() if m.target == key), None)
     if found is None:
         near = difflib.get_close_matches(key, [*plan.checkpoint.tensors, *canonical, *plan.mapped], 4, 0.6)
-        hint = "\nThe nearest names:\n  " + "\n  ".join(near) if near else ""
-        message = f"{key} is neither a source key nor a target key of this conversion.{hint}"
+        hint = "\nNearest names:\n  " + "\n  ".join(near) if near else ""
+        message = f"{key} is not a tensor of the checkpoint, nor of its conversion.{hint}"
         raise CannotRun(message, "unknown_key", {"near": near})
     record: Record = {"key": key, "layout": plan.layout.name, "fetched": source.fetched()}
     if found in plan.dropped:

@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its index alone."""
+"""Describes a checkpoint from its index."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Progress = Callable[[str], Advance]
 
 
 def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False) -> Record:
-    """What a file is. Reads no tensor data.
+    """Describe a file. Reads no tensor data.
 
-    Raises CannotRun and Untrusted for files that cannot be read; a file that can be read but not
-    converted is described all the same, with the reason under ``convert``.
+    A file that cannot be converted is described too, with the reason under ``convert``. Raises CannotRun or
+    Untrusted if the file cannot be read.
     """
     with source.trusted():
         checkpoint = source.read()
@@ -47,9 +47,9 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
     if found:
         kind = " and ".join(r.kind for r in found)
     elif architecture is None:
-        kind = "not a checkpoint of this family"
+        kind = "not a SAM3-LiteText checkpoint"
     else:
-        kind = "SAM3-LiteText text encoder alone" if only_text else "SAM3-LiteText detector"
+        kind = "SAM3-LiteText text encoder without a detector" if only_text else "SAM3-LiteText detector"
     text = [checkpoint.tensors[keys[0]] for name, keys in names.sources.items() if name.startswith(TEXT)]
     return {
         "checkpoint": source.name,
@@ -74,5 +74,5 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
         "convert": {c: "yes" if c in plans else refusals[c].message for c in ("all", "text")},
         "notes": list(checkpoint.notes)
         + (architecture.doubts if architecture else [])
-        + ([f"{len(names.twins)} tensors have two spellings; they are compared on conversion"] if names.twins else []),
+        + ([f"{len(names.twins)} tensors are stored under two names; convert compares them"] if names.twins else []),
     }

@@ -1,4 +1,4 @@
-"""What ``parity`` does, as functions that return the record which text and JSON are made from."""
+"""Original and candidate side by side: runs both encoders and returns one record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert.commands.sources import Source
-from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted, in_short
 from sam3lite_convert.plan.plan import Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.targets import TEXT_TARGETS
@@ -27,8 +27,13 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Looks:
-    """What is looked at beside the weights. ``as_used``: the behaviour too; ``report``: also what a report
-    shows; ``command``: as it was typed; ``progress(label, total)``: a bar over prompts."""
+    """What a run compares and records beyond the weights.
+
+    ``as_used``: also compare the behaviour of the model as it is called.
+    ``report``: also record what an HTML report shows.
+    ``command``: the command line as typed.
+    ``progress(label, total)``: returns a context whose function is called with the number of prompts done.
+    """
 
     as_used: bool = False
     report: bool = False
@@ -39,16 +44,19 @@ class Looks:
 
 
 def read_prompts(prompts: list[str], file: Path | None = None) -> tuple[str, ...]:
-    """The prompts given, and those of a text file, one a line; empty lines are none."""
+    """The prompts given, and those of a text file with one prompt on each line; empty lines are skipped.
+
+    Raises CannotRun if the file cannot be read or holds no prompt.
+    """
     if file is None:
         return tuple(prompts)
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as fault:
-        raise CannotRun(f"{file}: cannot be read as text ({fault})", "cannot_open") from fault
+        raise CannotRun(f"{file}: cannot be read as UTF-8 text ({in_short(fault)})", "cannot_open") from fault
     found = [line for line in lines if line.strip()]
     if not found:
-        raise CannotRun(f"{file} holds no prompt", "usage")
+        raise CannotRun(f"{file}: no prompts in it", "usage")
     return (*prompts, *found)
 
 
@@ -60,8 +68,10 @@ def run_parity(
     save: Path | None = None,
     looks: Looks = Looks(),
 ) -> Record:
-    """Original and candidate side by side; ``save``: a file for the activations of both. Many prompts run
-    in batches, and the worst of them are looked at closely."""
+    """Run original and candidate side by side. ``save``: a file for the activations of both.
+
+    Many prompts are run in batches; isolated activations and causes are computed for the worst of them.
+    """
     from sam3lite_convert.commands.provenance import heat_map, provenance
     from sam3lite_convert.parity.activations import Saved, check_place, save_activations
     from sam3lite_convert.parity.run import compare_encoders, diagnose, measured_floors, notes
@@ -75,7 +85,7 @@ def run_parity(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         checkpoint = source.read()
-        # A file from the Hub is held against what the Hub states; a local one has no such word.
+        # The hash of a file from the Hub is compared with the one that the Hub states; a local file has none.
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
         setup = set_up(checkpoint, mappings, options, converted)
         if looks.as_used:
@@ -124,8 +134,8 @@ def run_parity(
     if swept is not None:
         which = f"{len(inputs.ids)} furthest off" if swept.worst() else f"first {len(inputs.ids)}, as no row differs"
         said.append(
-            f"all {len(setup.every.ids):,} rows went through both sides; isolated activations, noise floors"
-            f"{', activations in the file' if save else ''} and causes are of the {which}"
+            f"both encoders ran on all {len(setup.every.ids):,} rows; isolated activations, noise floors"
+            f"{', activations in the file' if save else ''} and causes are from the {which}"
         )
     record |= {
         "diagnosis": diagnosis.record() if diagnosis else None,
@@ -146,7 +156,7 @@ def run_parity(
 
 
 def _checkout(repo: OriginalRepo, setup: Setup) -> Record:
-    """What was run of the user's checkout, and how our own reference compares with it."""
+    """The files of the user's checkout that were run, and how the shipped reference compares with it."""
     from sam3lite_convert.parity.run import against_own_reference
 
     return {
@@ -159,12 +169,12 @@ def _checkout(repo: OriginalRepo, setup: Setup) -> Record:
 
 
 def _beside_text(plan: Plan) -> list[str]:
-    """The target keys that parity does not look at; verify does."""
+    """The target keys outside the text encoder; verify checks them, parity does not."""
     return [m.target for m in plan.mapped.values() if not m.target.startswith(TEXT_TARGETS)]
 
 
 def _whole_plan(text: Plan, mappings: Mappings) -> Plan:
-    """The plan of the whole file, for the accounting; of its text encoder where there is no more to convert."""
+    """The plan of the whole file; that of its text encoder if the rest cannot be converted."""
     try:
         return make_plan(text.checkpoint, mappings, replace(text.options, component="all"))
     except UnsoundPlan:
@@ -172,12 +182,16 @@ def _whole_plan(text: Plan, mappings: Mappings) -> Plan:
 
 
 def _as_used(options: ParityOptions, converted: Path | None) -> ParityOptions:
-    """The options with what ``--as-used`` takes where nothing is said: prompts, and the layout that is called."""
+    """The options completed with the defaults of ``--as-used``: built-in prompts, layout transformers.
+
+    Raises CannotRun if options for token ids are given.
+    """
     from sam3lite_convert.parity.as_used.behaviour import PROMPTS
 
     if options.seed is not None or options.batch != 1 or options.length is not None:
         raise CannotRun(
-            "--as-used sends real prompts: leave --seed, --batch and --length out, and give --prompt or --prompts-file",
+            "--as-used runs on prompts (--prompt, --prompts-file): it cannot be combined with --seed, --batch or "
+            "--length",
             "usage",
         )
     candidate = options.candidate if converted or options.candidate else "transformers"
@@ -185,7 +199,10 @@ def _as_used(options: ParityOptions, converted: Path | None) -> ParityOptions:
 
 
 def judge_activations(path: Path, tolerance: float | None = None) -> Record:
-    """The verdict of a parity run again, from its saved activations; no model is needed."""
+    """Compute the verdict of a parity run from its saved activations; no model is run.
+
+    Raises CannotRun if the file is missing or is not one of ``--save-activations``, Untrusted if it is damaged.
+    """
     from sam3lite_convert.parity.activations import load_activations
     from sam3lite_convert.parity.inputs import Inputs
     from sam3lite_convert.parity.judgement import check_tolerance, isolated_belongs, judge, require_finite
@@ -197,10 +214,10 @@ def judge_activations(path: Path, tolerance: float | None = None) -> Record:
     isolated, floors, notes = saved.isolated, saved.floors, list[str]()
     try:
         if not isolated or not isolated_belongs(saved.reference, saved.candidate, isolated):
-            which = "are not this candidate's and were left out" if isolated else "are not in the file"
-            notes = [f"isolated activations {which}: an error that was carried to a layer counts as made there"]
+            which = "do not belong to this candidate" if isolated else "are missing from the file"
+            notes = [f"isolated activations {which}: errors passed on from earlier layers count at each layer"]
             isolated = saved.candidate
-            # What is carried to a layer is held to the floor of what is carried.
+            # Differences that earlier layers pass on are compared with the noise that earlier layers pass on.
             floors = floors and {tap: floor.without_isolated() for tap, floor in floors.items()}
         judgement = judge(saved.reference, saved.candidate, isolated, floors, padded, tolerance)
     except ValueError as fault:
@@ -218,7 +235,7 @@ def _parity_record(
 ) -> Record:
     values = {}
     for name in ("projected", "pooled"):
-        # The first token of the first row; a few numbers say more than any statistic.
+        # The first numbers of the first token of the first row, for the eye.
         ours, theirs = (side[name][0].reshape(-1)[:5].double().tolist() for side in (reference, candidate))
         values[name] = {"reference": ours, "candidate": theirs}
     inputs = dict(about.get("inputs") or {}) | {"shape": list(input_ids.shape), "ids": input_ids.tolist()}
@@ -232,10 +249,10 @@ def self_test_parity(
     converted: Path | None = None,
     tried: Callable[[Record], None] = lambda record: None,
 ) -> Record:
-    """Every known fault made in a copy of the candidate; ``tried`` is told of each. ``verdict`` is
-    ``passed`` where each was found in its place, or is one that these inputs reveal to nobody.
+    """Inject every known fault into a copy of the candidate; ``tried`` is called with the record of each.
 
-    Raises CannotRun where the candidate differs before any fault is made.
+    ``verdict`` is ``passed`` if each fault was found at its place or cannot show on these inputs.
+    Raises CannotRun if the candidate differs from the original without an injected fault.
     """
     from sam3lite_convert.parity.run import compare_encoders
     from sam3lite_convert.parity.self_test import run_self_test
@@ -246,8 +263,8 @@ def self_test_parity(
     before = compare_encoders(setup, setup.candidate()).judgement
     if before.verdict == "differs":
         raise CannotRun(
-            "the candidate differs from the original already, so faults made on purpose would hide behind that; run "
-            "parity without --self-test first",
+            "--self-test needs a candidate that matches the original, and this one differs; run parity without "
+            "--self-test to see where",
             "differs_already",
         )
     trials = []

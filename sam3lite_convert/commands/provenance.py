@@ -1,4 +1,4 @@
-"""What a report holds beside a command's own record: the accounting, the receipt, versions, a heat map."""
+"""What an HTML report shows beside a command's record: tensor counts, receipt, versions, heat map."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLUMNS = 64  # of a heat map: a channel each, or the greatest of a few side by
 
 
 def provenance(plan: Plan | None, folder: Folder | None, command: str) -> Record:
-    """Where the figures of a report come from."""
+    """The origin of a report's figures: counts, receipt, package versions, command line and date."""
     receipt = (folder.receipt if folder else None) or None
     return {
         "accounting": _accounting(plan) if plan else None,
@@ -52,8 +52,10 @@ def _versions() -> Record:
 
 
 def heat_map(setup: Setup, outcome: Outcome) -> Record | None:
-    """Where in the first tap that diverges, or else in the one that is furthest off, the differences are: max
-    abs diff by position and channel, for the worst row. None where the verdict is exact."""
+    """Max abs diff by position and channel of one tap, for the worst row; None if the verdict is exact.
+
+    The tap is the first that diverges; without one, the tap with the largest difference.
+    """
     from sam3lite_convert.parity.compare import absolute_difference, number
     from sam3lite_convert.parity.encoders import POOLED
 
@@ -61,7 +63,7 @@ def heat_map(setup: Setup, outcome: Outcome) -> Record | None:
     if judgement.verdict == "exact":  # then at most the pooled output's last bits differ
         return None
     tap = judgement.first_divergence
-    # Of a layer that is wrong by itself, what it makes of the right input.
+    # For the first diverging tap: the candidate's layer on the reference's input.
     candidate = outcome.isolated if tap else outcome.propagated
     if tap is None:
         wide = [t for t in judgement.taps if t.name != POOLED and t.difference.max_abs] or list(judgement.taps)

@@ -1,4 +1,4 @@
-"""What an earlier run left: whether it is current, and what is still missing there."""
+"""The folder of an earlier run: whether it is up to date, and adding what is missing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sam3lite_convert.plan.tables import Mappings
 def find_current(
     location: Location, mappings: Mappings, request: Request, hashing: SourceHash | None = None
 ) -> Folder | None:
-    """The folder of an earlier run that already is what this one would write; None where there is none.
+    """The folder of an earlier run if it holds what this one would write; None if nothing is there.
 
-    Raises CannotRun where something else lies there and may not be replaced. Of a file on the Hub
-    nothing is read: its etag says what it is. ``hashing``: under way over a local file.
+    A file on the Hub is not read: its etag is compared. ``hashing``: the hash of a local file, being computed.
+    Raises CannotRun if the folder holds anything else and ``overwrite`` is not set.
     """
     folder = request.folder(location)
     clear_leftovers(folder)
@@ -43,15 +43,17 @@ def find_current(
                 return found
             why = f"it was converted from another file ({receipt['source'].get('name')})"
     raise CannotRun(
-        f"{folder} exists and was kept as it is: {why}. Replace it with --overwrite, or name another folder with "
+        f"{folder} exists and was not changed: {why}. Replace it with --overwrite, or choose another folder with "
         "--output DIR.",
         "output_exists",
     )
 
 
 def complete(location: Location, mappings: Mappings, request: Request, found: Folder) -> Record:
-    """The record of a folder that is up_to_date. Added is only what an earlier run could not do or was not
-    asked for: tokenizer files, a proof, parity."""
+    """The record of a folder that is up to date, after adding what is missing: tokenizer files, verification, parity.
+
+    Raises CannotRun if a file that was edited would be pushed.
+    """
     folder, receipt = found.path, found.receipt or {}
     record: Record = {
         "state": "current", "checkpoint": location.name, "option": location.option, "output": str(folder),
@@ -61,7 +63,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Fo
     }  # fmt: skip
     before = {n: (folder / n).stat().st_mtime_ns for n in _sizes(folder)}
     gone = side_files.missing(folder, receipt, request.tokenizer is not None)
-    # A run that was cut off may have left files that the receipt does not know of.
+    # An interrupted run may have written files that the receipt does not list.
     unknown = request.tokenizer is not None and not receipt.get("tokenizer")
     wants_tokenizer = request.tokenizer_named or unknown or not processor_files.TOKENIZER_NAMES.isdisjoint(gone)
     wants_files = (wants_tokenizer or bool(gone)) and receipt.get("library") == "transformers"
@@ -70,8 +72,8 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Fo
     changed = side_files.edited(folder, receipt)
     if changed and request.model_id:
         raise CannotRun(
-            f"{', '.join(changed)} in {folder} was edited since the conversion, so it is not pushed. --overwrite makes "
-            "the folder anew.",
+            f"not pushed: {', '.join(changed)} in {folder} was edited after the conversion. --overwrite converts "
+            "again.",
             "edited",
         )
     why = None
@@ -91,7 +93,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Fo
             if request.parity:
                 record["parity"] = _add_parity(folder, receipt, source, mappings, request)
     changed = side_files.edited(folder, receipt)
-    late = [f"{', '.join(changed)}: edited since the conversion, and kept as it is"] if changed else []
+    late = [f"{', '.join(changed)}: edited after the conversion, and kept"] if changed else []
     receipt["model_id"] = request.model_id or receipt.get("model_id")
     if location.file is not None and receipt["source"].get("licence") is None and receipt["source"].get("repo"):
         receipt["source"]["licence"] = location.file.licence
@@ -103,7 +105,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Fo
 
 
 def has_all(found: Folder, request: Request) -> bool:
-    """Whether a current folder also has what the request adds to the tensors, as it was written."""
+    """Whether an up-to-date folder also has all files and results that the request asks for, unedited."""
     receipt = found.receipt or {}
     if side_files.missing(found.path, receipt, request.tokenizer is not None) or side_files.edited(found.path, receipt):
         return False

@@ -1,4 +1,4 @@
-"""Prove a converted folder."""
+"""Checks a converted folder against its checkpoint."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ def verify_folder(
     progress: Progress | None = None,
     report_of: str | None = None,
 ) -> Record:
-    """Prove a folder; the record's ``verdict`` says whether it is. ``report_of``: the command as it was typed,
-    where the record also has to hold what a report shows."""
+    """Compare every tensor of a folder with its checkpoint; the record's ``verdict`` is ``proven`` or ``mismatch``.
+
+    ``report_of``: the command line as typed, if the record must also hold what an HTML report shows.
+    """
     from sam3lite_convert.commands.provenance import provenance
     from sam3lite_convert.convert.folder import read_folder
     from sam3lite_convert.verify.recognise import recognise  # loads numpy; convert starts without

@@ -1,4 +1,4 @@
-"""Carry out a plan: stream the tensors, hash the source beside it, leave a whole folder or none."""
+"""Carries out a plan: streams the tensors while the source is hashed, and leaves a complete folder or none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HEADROOM = 16 << 20  # headers, receipt, config
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion: the folder, its files and the receipt that lies in it."""
+    """A finished conversion: the folder, its files and its receipt."""
 
     folder: Path
     files: tuple[str, ...]
@@ -47,10 +47,10 @@ def default_output(checkpoint: Path, options: Options) -> Path:
 
 
 def plan_notes(plan: Plan) -> list[str]:
-    """What a user should know about this conversion and cannot see from the counts."""
+    """Notes for the user on this conversion, beyond the counts."""
     notes = list(plan.checkpoint.notes)
     if plan.twins:
-        notes.append(f"{len(plan.twins)} tensors are in the file under two spellings; the second ones were compared")
+        notes.append(f"{len(plan.twins)} tensors are stored under two names; convert checks that both are equal")
     notes += plan.architecture.doubts
     notes += [f"assumed {name}: {what}" for name, what in plan.architecture.assumed.items()]
     return notes
@@ -69,13 +69,16 @@ def convert(
 ) -> Converted:
     """Write the planned folder.
 
-    ``hashing`` runs already, over the plan's source. ``max_shard_size`` in bytes.
-    ``progress(what)`` gives a function that is told of every byte done,
-    for ``what`` in ``"write"`` and ``"hash"``. ``finish`` is given the folder while it is not in its
-    place yet, and the receipt, to add files and check; what it raises leaves everything as it was.
-    ``model_id``: the repository that the card is to name. ``strict``: which values are refused.
-    Raises NotFinite for those, CannotRun for a place that cannot be written, Untrusted for a source that
-    turns out damaged or contradicts itself; then nothing is written and an earlier folder is as it was.
+    ``hashing``: the hash of the plan's source, being computed.
+    ``max_shard_size``: in bytes; None for one file.
+    ``progress(what)``: returns a function that is called with bytes done, for ``what`` in ``"write"`` and ``"hash"``.
+    ``finish``: called with the working folder and the receipt before the folder is moved into place, to add files and
+    to check; if it raises, nothing is changed.
+    ``model_id``: the repository that the model card names.
+    ``strict``: which values are refused.
+
+    Raises NotFinite for refused values, CannotRun if the folder cannot be written, Untrusted if the source is damaged
+    or contradicts itself. Then nothing is written and an earlier folder is kept.
     """
     check_destination(folder, overwrite, plan.checkpoint.path, plan.out_nbytes + _HEADROOM)
     advance = progress or (lambda what: lambda n: None)
@@ -113,9 +116,9 @@ def convert(
         strict.check(special, loss, plan.options.dtype)
         notes = plan_notes(plan) + more
         if special:
-            notes.append(f"not finite in the checkpoint, and so here: {words_of(special)}")
+            notes.append(f"the checkpoint holds NaN or infinity, which are kept: {words_of(special)}")
         if loss.overflowed_values:
-            notes.append(f"do not fit into {plan.options.dtype} and became infinite: {overflow_words(loss)}")
+            notes.append(f"out of range for {plan.options.dtype} and now infinite: {overflow_words(loss)}")
         files = [s.name for s in [*shards, *beside]]
         receipt = make_receipt(plan, sha256, loss, files, notes, max_shard_size) | {"model_id": model_id}
         receipt["nonfinite"] = {key: counts.record() for key, counts in sorted(special.items())}

@@ -1,7 +1,7 @@
-"""What is to be said while the Hub is waited for: one channel, for this package and the Hub's library.
+"""Notes to the user while the Hub is being waited for, from this package and from huggingface_hub.
 
-The command line says where it goes (``send_to``) before anything of the Hub is imported; the library
-sets up its own output when it is imported, so that is taken over afterwards.
+The command line sets the destination with ``send_to`` before huggingface_hub is imported. That library installs its
+own log handlers on import; ``take_over`` replaces them afterwards.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _channel = _Channel(logging.WARNING)
 
 
 def without_secrets(text: str) -> str:
-    """The text without queries of addresses (which may be signed), authorization values, and tokens."""
-    from huggingface_hub import get_token  # imported long since where there is something to hide
+    """The text without URL queries (which may hold a signature), authorization values and tokens."""
+    from huggingface_hub import get_token  # already imported whenever there is a message
 
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
     text = re.sub(r"(?i)(bearer)\s+[^\s'\"]+", r"\1 ...", text)
@@ -37,12 +37,12 @@ def without_secrets(text: str) -> str:
 
 
 def send_to(say: Callable[[str], None] | None) -> None:
-    """Where notes go from now on; None for nowhere."""
+    """Set the function that is called with each note; None to drop notes."""
     _channel.say = say
 
 
 def take_over() -> logging.Logger:
-    """Have the Hub's library, which has been imported, speak through the channel; returns our logger."""
+    """Send messages of huggingface_hub through the channel; returns the logger of this package."""
     ours = logging.getLogger("sam3lite_convert")
     for logger in (logging.getLogger("huggingface_hub"), ours):
         logger.handlers = [_channel]

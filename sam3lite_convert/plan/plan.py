@@ -1,7 +1,6 @@
-"""The plan: every source key mapped, dropped with a reason, or a fault; every target filled once.
+"""The plan: every source key is mapped or dropped with a reason, and every target is filled once.
 
-Made from names and shapes alone. ``make_plan`` either returns a sound plan or raises with every
-fault that it found.
+It is made from names and shapes only. ``make_plan`` returns a sound plan, or raises with all faults that it found.
 """
 
 from __future__ import annotations
@@ -24,12 +23,19 @@ from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, 
 from sam3lite_convert.plan.twins import Twin, _twins
 from sam3lite_convert.plan.unsound import Expected, Fault, shape_text, unsound
 
-OUTSIDE_TEXT = "outside the text encoder, which alone was asked for (--component text)"
+OUTSIDE_TEXT = "not part of the text encoder (--component text)"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asks of a conversion. ``dtype`` None keeps each tensor's own."""
+    """The options that a plan depends on.
+
+    ``layout``: name of the target layout.
+    ``component``: ``all`` or ``text``.
+    ``dtype``: of floating-point tensors; None keeps the dtype of each tensor.
+    ``context``: rows of the text position table to keep; None for all.
+    ``causal``: whether the text encoder uses a causal mask.
+    """
 
     layout: str = "packed"
     component: str = "all"
@@ -141,8 +147,8 @@ class Plan:
 def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> Plan:
     """Plan a conversion, reading no tensor data.
 
-    Raises UnsoundPlan with all faults in ``details``; CannotRun for options that the checkpoint
-    or the layout does not allow; Untrusted for twins whose shapes differ.
+    Raises UnsoundPlan with all faults in ``details``; CannotRun if the checkpoint or the layout does not allow the
+    options; Untrusted if the shapes of twins differ.
     """
     layout = mappings.layout(options.layout)
     names = canonical_names(checkpoint, mappings.spellings)
@@ -156,8 +162,8 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         raise
     if options.causal and not layout.causal:
         raise UnsoundPlan(
-            f"the layout {layout.name} cannot say that the text encoder masks causally, so what it loads would be "
-            "another model. Use --layout packed.",
+            f"the layout {layout.name} has no causal attention mask, so the converted model would compute something "
+            "else. Use --layout packed.",
             "causal_not_expressible",
         )
     architecture = _cut_context(architecture, options)
@@ -169,7 +175,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
             pieces = _pieces(rule, source, canonical, targets, options)
         except ValueError as fault:
             faults.append(Fault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
-            # What it should have filled is not a second fault.
+            # Its target is not reported a second time as unfilled.
             pieces = []
             for target in targets:
                 expected.pop(target, None)
@@ -182,14 +188,14 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     if faults:
         only_text = options.component == "all" and all(canonical.startswith(TEXT) for _, _, canonical, _ in candidates)
         way = (
-            "If this is a text encoder alone, convert it with --component text."
+            "If the file holds only a text encoder, convert it with --component text."
             if only_text
-            else "The tables can be copied, edited and passed with --mapping DIR."
+            else "To convert it, copy the mapping tables, edit them and pass their folder with --mapping DIR."
         )
         raise unsound(faults, checkpoint.path.name, [c[2] for c in candidates], way)
     for canonical, keys in names.twins.items():
         for key in keys[1:]:
-            reason = f"second spelling of {keys[0]}, equal to the bit"
+            reason = f"second name of {keys[0]}, bit for bit equal"
             dropped[key] = Dropped(checkpoint.tensors[key], canonical, "twin", reason)
     final = {}
     for piece in mapped.values():
@@ -209,9 +215,9 @@ def _refuse_relatives(shapes: dict[str, tuple[int, ...]], options: Options) -> N
     closed = [r for r in refused if not r.text_open]
     first = (closed or refused)[0]
     way = (
-        "There is no way open for it with this tool."
+        "This tool cannot convert it."
         if closed
-        else "Its text encoder is a SAM3-LiteText one: convert that with --component text."
+        else "Its text encoder is that of SAM3-LiteText: convert it with --component text."
     )
     raise UnsoundPlan(
         f"this is {first.kind}, not a SAM3-LiteText detector: {first.why}. {way}",
@@ -226,8 +232,7 @@ def _cut_context(architecture: Architecture, options: Options) -> Architecture:
     have = architecture.sizes["context"]
     if not 1 <= options.context <= have:
         raise CannotRun(
-            f"--context {options.context}: the position table has {have} rows. It can be cut to its first N rows, "
-            "never stretched: rows that were not trained do not exist.",
+            f"--context {options.context}: must be from 1 to {have}, the number of rows of the text position table",
             "context_too_long",
         )
     return replace(architecture, sizes=architecture.sizes | {"context": options.context})
@@ -305,24 +310,24 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
             Fault(
                 "collision",
                 piece.target,
-                f"two sources for one target: {other.source.key} (rule [{other.rule.name}]) and "
+                f"two tensors would be written to this target: {other.source.key} (rule [{other.rule.name}]) and "
                 f"{piece.source.key} (rule [{piece.rule.name}])",
             )
         ]
     mapped[piece.target] = piece
     if piece.target not in expected:
         near = tuple(difflib.get_close_matches(piece.target, expected, 2))
-        detail = f"the target model has no such tensor; rule [{piece.rule.name}] leads there from {piece.source.key}"
+        detail = f"the layout has no such tensor; rule [{piece.rule.name}] writes {piece.source.key} to it"
         return [Fault("unknown_target", piece.target, detail, near)]
     want = expected[piece.target]
     if len(want) != len(piece.shape) or any(w not in (None, n) for w, n in zip(want, piece.shape, strict=True)):
         detail = (
-            f"is {shape_text(piece.source.shape)}; {piece.target} would become {shape_text(piece.shape)}, "
-            f"and the model has {shape_text(want)} there"
+            f"has shape {shape_text(piece.source.shape)}; {piece.target} would be {shape_text(piece.shape)}, "
+            f"but the model needs {shape_text(want)}"
         )
         return [Fault("wrong_shape", piece.source.key, detail)]
     if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith("num_batches_tracked"):
-        detail = f"is {piece.source.dtype}; weights are floating-point numbers (a quantised file has no counterpart)"
+        detail = f"has dtype {piece.source.dtype}; weights must be floating-point (quantised files are not supported)"
         return [Fault("wrong_dtype", piece.source.key, detail)]
     return []
 
@@ -340,7 +345,7 @@ def _unfilled(
         by_module.setdefault(target.split(".")[0], []).append(target)
     whole = {m for m, targets in by_module.items() if not any(t in mapped for t in targets)}
     faults = [
-        Fault("missing_component", m, f"the file has nothing for this component ({len(by_module[m])} tensors)")
+        Fault("missing_component", m, f"the file has none of the {len(by_module[m])} tensors of this component")
         for m in sorted(whole)
     ]
     for target in empty:
@@ -348,8 +353,8 @@ def _unfilled(
             continue
         sources = [s for r in layout.rules if (s := r.reverse(target))]
         absent = [names.prefix + s for s in sources if s not in names.sources]
-        detail = f"it comes from {' or '.join(absent)}, which is missing" if absent else "no rule leads there"
+        detail = f"its source {' or '.join(absent)} is missing" if absent else "no rule writes it"
         if strange := [key for key in absent if key in others]:
-            detail = f"it comes from {' or '.join(strange)}, which is in the file but is no tensor"
+            detail = f"its source {' or '.join(strange)} is in the file but is not a tensor"
         faults.append(Fault("unfilled", target, detail, sources=tuple(absent)))
     return faults
