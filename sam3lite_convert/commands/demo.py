@@ -1,4 +1,4 @@
-"""The main job on a small generated checkpoint, offline: inspect, convert to both layouts, verify, parity."""
+"""All commands on a small generated checkpoint, offline: inspect, convert to both layouts, verify, parity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its index alone."""
+"""Describes a checkpoint from its index."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def inspect_checkpoint(source: Source, mappings: Mappings, causal: bool = False)
     if found:
         kind = " and ".join(r.kind for r in found)
     elif architecture is None:
-        kind = "not a checkpoint of this family"
+        kind = "not a SAM3-LiteText checkpoint"
     else:
-        kind = "SAM3-LiteText text encoder alone" if only_text else "SAM3-LiteText detector"
+        kind = "SAM3-LiteText text encoder without a detector" if only_text else "SAM3-LiteText detector"
     text = [checkpoint.tensors[keys[0]] for name, keys in names.sources.items() if name.startswith(TEXT)]
     notes = [*checkpoint.notes, *(architecture.doubts if architecture else ())]
     if names.twins:

@@ -1,11 +1,11 @@
-"""What the shapes say the model is.
+"""The architecture of a checkpoint: sizes and lists of layers.
 
-Every size is the majority vote of all tensors that show it, so that one misshapen tensor is
-reported as misshapen instead of bending the architecture. What weights cannot tell is listed in
-``assumed``, with the value taken and where it comes from; causal masking is stated, never guessed.
+Each size is the majority vote of all tensors that show it, so that a single tensor of the wrong shape is reported and
+does not change the architecture. What weights cannot show is listed in ``assumed``, with the value used and its
+origin. Causal masking is stated by the user, never guessed.
 
-Facts: ``heads = dim / 64``, the variants and their sizes, RepMixer blocks first and last (original
-encoder's specification); the class row of the position table and the eps (layout notes).
+Facts used: ``heads = dim / 64``, the variants and their sizes, RepMixer blocks first and last (specification of the
+original encoder); the class row of the position table and the eps (notes on the layouts).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POSITION_TABLE = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
 SAM3_TEXT_PARAMETERS = 353.72e6  # SAM3's own text encoder
 HEAD_DIM = 64
 
-# Every size and every list of layers that a target table may speak of.
+# Every size that a target table may use.
 SIZES = frozenset(
     {
         "text_hidden", "text_ffn", "text_heads", "vocab", "context", "projection_dim", "output_dim", "kernel",
@@ -31,9 +31,9 @@ SIZES = frozenset(
         "detr_encoder_ffn", "detr_decoder_ffn", "queries", "detr_heads",
     }
 )  # fmt: skip
-# Lists that may be empty: the other kind of block, or a scale that a neck does not have.
+# Lists that may be empty: a kind of block that the encoder does not have, or a scale that the neck does not have.
 OPTIONAL_BLOCKS = frozenset({"repmixer_blocks", "transformer_blocks", "fpn_4x", "fpn_2x", "fpn_1x"})
-# Depths of the released detectors; a file of their width with fewer layers has probably lost some.
+# Depths of the released detectors; a file of the same width with fewer layers has probably lost some.
 _RELEASED_DEPTHS = {
     "vit_blocks": ("vit_hidden", 1024, 32),
     "geometry_layers": ("hidden", 256, 3),
@@ -75,7 +75,7 @@ class Vision(Record):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and block lists, as the target tables name them, and the facts for config.json.
+    """Sizes and lists of layers, under the names of the target tables, and further facts for config.json.
 
     ``sizes``: size name -> value; ``blocks``: list name -> layer indices. A size that the file
     does not show is absent. ``vision``: None without a ViT.
@@ -96,14 +96,16 @@ class Architecture:
 
     @property
     def doubts(self) -> list[str]:
-        """Where the depth is not that of the released detectors of this width: layers may be missing."""
+        """Notes on depths that no released model of this width has: layers may be missing."""
         out = []
         for name, (width, value, depth) in _RELEASED_DEPTHS.items():
             have = len(self.blocks.get(name, ()))
             if have and have != depth and self.sizes.get(width) == value:
-                out.append(f"{name}: {have} in this file, {depth} in every released detector of this width; intended?")
+                released = f"{depth} in every released detector of this width"
+                out.append(f"{name}: {have} in this file, {released}; layers may be missing")
         if self.variant == "custom" and self.sizes["text_hidden"] in (512, 768):
-            out.append(f"text encoder: {self.num_hidden_layers} layers is no released depth at this width; intended?")
+            layers = self.num_hidden_layers
+            out.append(f"text encoder: no released one of this width has {layers} layers; layers may be missing")
         return out
 
     def record(self) -> ArchitectureRecord:
@@ -133,13 +135,13 @@ class Architecture:
 
 
 def component_of(name: str) -> str:
-    """The component of a canonical key, ``other`` for one that belongs to none."""
+    """The component of a canonical key; ``other`` if it belongs to none."""
     return next((label for label, start in COMPONENTS if name.startswith(start)), "other")
 
 
 def has_class_row(rows: int) -> bool:
-    """Whether a ViT position table of so many rows starts with a class position.
+    """Whether a ViT position table with this number of rows starts with a class position.
 
-    The grid is square: 576 = 24 x 24 rows hold none, 577 do.
+    The grid is square: 576 = 24 x 24 rows have none, 577 have one.
     """
     return math.isqrt(rows) ** 2 != rows and math.isqrt(rows - 1) ** 2 == rows - 1
