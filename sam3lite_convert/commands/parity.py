@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.sources import Source
-from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted, in_short
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.targets import TEXT_TARGETS

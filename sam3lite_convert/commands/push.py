@@ -28,7 +28,7 @@ from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
 from sam3lite_convert.convert.side_files import CONFIG_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
-from sam3lite_convert.hub.requests import first_line, hub_faults, retried
+from sam3lite_convert.hub.requests import INVALID_NAME, hub_faults, retried
 from sam3lite_convert.records.convert import FileState, PushedFile, PushPlanRecord, PushRecord
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.verify import VerifyDocument
