@@ -1,4 +1,4 @@
-"""The foreseeable faults, each with the exit code that the command line promises."""
+"""Expected errors, each with its exit code of the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sam3lite_convert.records.record import JsonValue, json_value
 
 
 class Sam3LiteError(Exception):
-    """A foreseeable fault: what is wrong, where, and what to do next.
+    """An expected error.
 
     ``code`` is a short stable name for scripts. ``details``: anything that JSON can hold, records included; it is
     kept as JSON values.
@@ -22,23 +22,23 @@ class Sam3LiteError(Exception):
 
 
 def in_short(fault: BaseException) -> str:
-    """What a library says of a fault, in one line of at most 200 characters: some quote the whole file."""
+    """The message of a library's error in one line of at most 200 characters; some quote the whole file."""
     text = " ".join(str(fault).split()) or type(fault).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 class CannotRun(Sam3LiteError):
-    """Exit 2: usage, a missing file, a missing package, no space."""
+    """Exit 2: wrong usage, a missing file or package, no network, no disk space."""
 
 
 class UnsoundPlan(Sam3LiteError):
-    """Exit 3: the checkpoint and the tables do not fit together, or the kind is not supported."""
+    """Exit 3: the checkpoint does not match the mapping tables, or its kind is not supported."""
 
     exit_code = 3
 
 
 class Untrusted(Sam3LiteError):
-    """Exit 4: truncated, corrupt or hostile files, and files that contradict themselves."""
+    """Exit 4: a truncated, corrupt or hostile file, or one that contradicts itself."""
 
     exit_code = 4
 

@@ -1,4 +1,4 @@
-"""Whole files, locks and free space: a file or folder appears whole or not at all."""
+"""Files that are written as a whole or not at all, locks, and free disk space."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write one file outside a converted folder, or into one that is there: it appears whole, or what was there
-    stays. What a run that was killed left of it goes.
+    """Write one file as a whole, or leave an existing one unchanged; also removes leftovers of killed runs.
 
-    Raises CannotRun where it cannot be written.
+    Raises CannotRun if it cannot be written.
     """
     work, held = None, None
     try:
         if path.is_dir():
-            raise CannotRun(f"{path} is a folder; name a file", "cannot_write")
+            raise CannotRun(f"{path} is a folder, not a file", "cannot_write")
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path)
         work, held = working_place(path, _new_file)
@@ -72,26 +71,29 @@ def write_json(path: Path, data: Json) -> None:
 
 
 def check_space(place: Path, nbytes: int, what: str) -> None:
-    """Raises CannotRun where the disk that ``place`` (which need not exist) is on has less room."""
+    """Raises CannotRun if the disk of ``place`` (which need not exist) has less than ``nbytes`` bytes free.
+
+    ``what``: the purpose, for the message: "to write ..." or "to download ...".
+    """
     free = shutil.disk_usage(_existing(place)).free
     if free < nbytes:
         needed = human_bytes(nbytes)
-        raise CannotRun(f"no space: {what}, {needed}, and {human_bytes(free)} are free there", "no_space")
+        raise CannotRun(f"not enough disk space {what}: {needed} needed, {human_bytes(free)} free", "no_space")
 
 
 def same_disk(one: Path, other: Path) -> bool:
-    """Whether two places, which need not exist, share their free space."""
+    """Whether two paths, which need not exist, are on the same disk."""
     return _existing(one).stat().st_dev == _existing(other).stat().st_dev
 
 
 def resolved(path: Path) -> Path:
-    """The place that a path leads to, links followed. Raises CannotRun for links that lead in a circle."""
+    """The path with all links followed. Raises CannotRun if the links form a loop."""
     try:
         found = path.resolve()
     except RuntimeError:  # Python before 3.13
         found = path
     if found.is_symlink():
-        raise CannotRun(f"{path}: its links lead in a circle", "links_in_a_circle")
+        raise CannotRun(f"{path}: its symbolic links form a loop", "links_in_a_circle")
     return found
 
 
@@ -103,14 +105,14 @@ def _existing(place: Path) -> Path:
 
 
 def working_place(final: Path, make: Callable[..., str]) -> tuple[Path, int | None]:
-    """A new folder or file beside ``final``, and the lock on it."""
+    """Create a working folder or file beside ``final``; returns it and the handle of its lock, or None."""
     for last in (False, False, True):
-        # Unique also among containers, where every process has the same number.
+        # Random, not the process id: every container may have the same ids.
         work = Path(make(prefix=f".{final.name}.partial-", dir=final.parent))
         held = _hold(work)
         if last or (held is not None and work.exists()):
             break
-        # Another run has taken it for one that was left behind, or there are no locks here.
+        # Another run took it for a leftover before it was locked, or the file system has no locks.
         _remove(work)
         if held is not None:
             os.close(held)
@@ -118,8 +120,10 @@ def working_place(final: Path, make: Callable[..., str]) -> tuple[Path, int | No
 
 
 def _hold(work: Path) -> int | None:
-    """A lock on a working folder or file, which goes with the process however it ends: it tells that of a run that
-    is under way from one that was left behind. None where somebody else has it, or there are no such locks."""
+    """Lock a working folder or file until the process ends; a leftover of a killed run is unlocked.
+
+    Returns the handle of the lock; None if another process holds it or locks are not available.
+    """
     try:
         import fcntl
     except ImportError:
@@ -136,8 +140,10 @@ def _hold(work: Path) -> int | None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what runs that were killed left beside ``folder``; one that was killed while it put a new folder in
-    the place of an old one gets the old one back. Folders of runs that are under way stay."""
+    """Remove leftovers of killed runs beside ``folder``; working folders of running processes are kept.
+
+    If a run was killed while it replaced ``folder``, the old folder is restored.
+    """
     final = resolved(folder)
     for work in _left(final, "partial"):
         held = _hold(work)
@@ -149,12 +155,12 @@ def clear_leftovers(folder: Path) -> None:
                 os.rename(old, final)
             _remove(work)
         except OSError:
-            continue  # it is named among the notes of the plan
+            continue  # the plan lists it among its notes
         finally:
             os.close(held)
     for old in _left(final, "old"):
         work = sibling_place(old, "partial")
-        if final.exists() and not work.exists():  # it has become the final one
+        if final.exists() and not work.exists():  # the replacement was completed
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -166,7 +172,7 @@ def _remove(work: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Working folders, or files, that an interrupted run left beside ``folder``."""
+    """Working folders and files that interrupted runs left beside ``folder``."""
     final = resolved(folder)
     return sorted([*_left(final, "partial"), *_left(final, "old")])
 
@@ -176,7 +182,7 @@ def _left(final: Path, kind: str) -> list[Path]:
 
 
 def sibling_place(place: Path, kind: str) -> Path:
-    """Of a working folder, the place of the old one that it replaces, and the other way round."""
+    """The name that belongs to a working folder with ``kind`` partial (the new folder) or old (the one it replaces)."""
     return place.with_name(re.sub(r"\.(?:partial|old)-(\w+)$", rf".{kind}-\1", place.name))
 
 
@@ -188,7 +194,7 @@ def umask() -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder's entries to disk, where the system has that."""
+    """Sync a folder's entries to disk, on POSIX systems."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

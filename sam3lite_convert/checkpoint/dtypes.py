@@ -1,4 +1,4 @@
-"""Tensor dtypes under their torch names: bytes per element, and what two formats call them."""
+"""Tensor dtypes by their torch names: bytes per element, and their names in the two file formats."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def itemsize(dtype: str) -> int:
 
 
 def safetensors_code(dtype: str) -> str | None:
-    """The dtype's name in a safetensors header, None where the format has none."""
+    """The dtype's name in a safetensors header; None if the format does not have it."""
     return _TABLE[dtype][1]
 
 
 def from_safetensors(code: str) -> str | None:
-    """The torch name of a safetensors dtype, None for one that this tool does not know."""
+    """The torch name of a safetensors dtype; None if this tool does not know it."""
     return _FROM_SAFETENSORS.get(code)
 
 
 def is_floating(dtype: str) -> bool:
-    """Whether ``--dtype`` casts a tensor of this dtype (integers, booleans and complex stay)."""
+    """Whether ``--dtype`` casts a tensor of this dtype; integers, booleans and complex numbers are kept."""
     return dtype in FLOATING

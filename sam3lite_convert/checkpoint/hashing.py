@@ -1,6 +1,6 @@
-"""The source's SHA-256 and the checksums inside it, computed beside whatever else is done.
+"""The source's SHA-256 and the checksums inside it, computed in background threads.
 
-Imports nothing heavy: a conversion is hashing before the rest of it is loaded.
+Imports nothing heavy: hashing starts before the rest of a conversion is imported.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def damaged_records(
     stop: Callable[[], bool] = lambda: False,
     look: Callable[[ZipEntry, memoryview], None] = lambda record, data: None,
 ) -> list[str]:
-    """The names of those records of a zip that do not match the CRC-32 that its directory states. ``look`` is
-    shown every piece on the way."""
+    """The names of the zip entries that do not match their CRC-32; ``look`` is called with every piece that is read."""
     damaged: list[str] = []
     view = memoryview(bytearray(_CHUNK))
     with open(path, "rb", buffering=0) as file:
@@ -57,15 +56,14 @@ def damaged_records(
 
 
 class SourceHash:
-    """SHA-256 of a file, and its zip records held against their CRC-32, beside whatever else is done.
+    """Computes a file's SHA-256 and checks its zip entries against their CRC-32, in two threads.
 
-    Hashing is what a conversion waits for in the end, so it starts as soon as this is made, knowing
-    the file's name alone; the checksums follow in a second thread once ``check`` has been told where
-    the records lie. Leaving the context stops both.
+    Hashing takes longest, so it starts when the object is made, with nothing but the file's name. The checksums
+    start with ``check``, which gives the positions of the entries. Leaving the context stops both.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """``path`` None: a file of which only ranges are here, so that its SHA-256 cannot be computed."""
+        """``path``: None for a partial copy, whose SHA-256 cannot be computed."""
         self._path = path
         self._checkpoint: Checkpoint | None = None
         self._damaged: Worker[list[str]] | None = None
@@ -76,7 +74,7 @@ class SourceHash:
         self._sha256 = Worker(self._hash)
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Begin with the checksums of the file's records. ``checkpoint`` is the index of the same file."""
+        """Start to check the CRC-32 of the file's entries. ``checkpoint``: the index of the same file."""
         self._checkpoint = checkpoint
         from sam3lite_convert.checkpoint.nonfinite import Watch
 
@@ -86,7 +84,7 @@ class SourceHash:
         )
 
     def follow(self, advance: Callable[[int], None]) -> None:
-        """Tell ``advance`` of every byte hashed, those before the call included."""
+        """Call ``advance`` with the number of bytes hashed, now for those so far and then for each piece."""
         advance(self._done)
         self._advance = advance
 
@@ -101,7 +99,7 @@ class SourceHash:
 
     def _hash(self) -> tuple[str, int, tuple[int, ...]]:
         if self._path is None or not self._path.is_file():
-            return "", 0, ()  # a pipe would never end; reading the index says what is wrong
+            return "", 0, ()  # a pipe would never end; the reader reports what is wrong
         digest, position = hashlib.sha256(), 0
         view = memoryview(bytearray(_CHUNK))
         with open(self._path, "rb", buffering=0) as file:
@@ -114,21 +112,20 @@ class SourceHash:
         return digest.hexdigest(), position, stamp
 
     def digest(self) -> str:
-        """The hex digest alone, of whatever file it is; waits for it."""
+        """The hex digest; waits for it."""
         return str(self._sha256.result()[0])
 
     def suspects(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
-        """Those that may hold values that are not finite, after ``result``; none of a file without records."""
+        """Tensors that may hold NaN or infinity; to be called after ``result``. Empty for a file without entries."""
         if self._watch is None or self._checkpoint is None or not self._checkpoint.records:
             return []
         return self._watch.suspects(tensors)
 
     def result(self) -> tuple[str | None, list[str]]:
-        """The hex digest, None for a copy with holes, and notes on what could not be checked.
+        """The hex digest (None for a partial copy), and notes on what could not be checked.
 
-        Waits for both threads. Raises Untrusted where the file is not as long as its index found it,
-        where it is not what the Hub states, and where records do not match the CRC-32 that the archive
-        states for them.
+        Waits for both threads. Raises Untrusted if the file changed after it was indexed, if its hash is not the one
+        that the Hub states, or if entries do not match their CRC-32.
         """
         checkpoint = self._checkpoint
         if checkpoint is None or self._damaged is None:
@@ -137,21 +134,23 @@ class SourceHash:
         digest, notes = (None, []) if checkpoint.partial else (self._whole(checkpoint), [])
         if checkpoint.partial:
             checked = (
-                f"each matched its CRC-32 ({len(checkpoint.records)} records)" if checkpoint.records else "no more"
+                f"the CRC-32 of {len(checkpoint.records)} entries matched"
+                if checkpoint.records
+                else "it has no checksums"
             )
             notes.append(
-                "only the text tensors were fetched, so the file's SHA-256 is the one that the Hub states and was not "
-                f"computed; of what was fetched, the etag was compared and {checked}"
+                "only the text tensors were downloaded: the SHA-256 is the one that the Hub states and was not "
+                f"computed; the etag matched and {checked}"
             )
         names = [r.name for r in checkpoint.records if r.nbytes]
         if damaged and set(damaged) >= set(names):
             # torch.serialization.set_crc32_options(False) writes no checksums.
-            notes.append("the archive was written without checksums, so damage inside it would not show")
+            notes.append("the archive has no checksums, so damage inside it cannot be detected")
         elif damaged:
             shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
             raise Untrusted(
-                f"{checkpoint.path.name} is damaged: {len(damaged)} of {len(names)} records do not match the "
-                f"checksum that the archive states for them ({shown}). Fetch it again.",
+                f"{checkpoint.path.name} is damaged: {len(damaged)} of {len(names)} entries do not match their "
+                f"checksums ({shown}). Download it again.",
                 "corrupt_file",
                 {"records": damaged},
             )
@@ -165,9 +164,9 @@ class SourceHash:
         stated = checkpoint.hub.sha256 if checkpoint.hub else None
         if stated not in (None, sha256):
             raise Untrusted(
-                f"{checkpoint.path.name} is not the file that the Hub states: its SHA-256 is {sha256}, the etag is "
-                f"{stated}. The download was damaged, or tampered with; it was deleted from the cache. Run the command "
-                "again to fetch it anew.",
+                f"{checkpoint.path.name} is not the file that the Hub lists: its SHA-256 is {sha256}, its etag "
+                f"{stated}. The download was damaged or tampered with, and was deleted from the cache. Run the command "
+                "again to download it.",
                 "etag_mismatch",
             )
         return str(sha256)

@@ -1,4 +1,4 @@
-"""The index of a checkpoint as records: names, dtypes, shapes and where the bytes lie."""
+"""The index of a checkpoint: names, dtypes, shapes and byte positions of its tensors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ _LONGEST_NAME = 1000  # characters; the longest of a released file has 117
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file. ``offset`` is the byte position of its first element in the file;
-    ``stride`` counts elements, and is the C-contiguous one for nearly every tensor."""
+    """One tensor of a file.
+
+    ``offset``: byte position of its first element in the file.
+    ``stride``: in elements; C-contiguous for nearly every tensor.
+    """
 
     key: str
     dtype: str
@@ -44,7 +47,7 @@ class StoredTensor:
 
     @property
     def span(self) -> int:
-        """Elements from the first to behind the last one, as they lie in the file."""
+        """Length of its range in the file, in elements: from the first to the last one, inclusive."""
         if self.numel == 0:
             return 0
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
@@ -52,7 +55,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class ZipEntry:
-    """A stretch of the file with the CRC-32 that its zip directory states."""
+    """One entry of a zip archive: byte range of its data, and the CRC-32 from the directory."""
 
     name: str
     offset: int
@@ -62,14 +65,16 @@ class ZipEntry:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The index of one file. ``wrapper`` is the entry that held the state dict, None for a bare one;
-    ``others`` are the state dict's entries that are no tensors.
+    """The index of one file.
 
-    ``hub``: where the file came from, None for a local one. ``partial``: the file has holes; then
-    ``records`` are those that have been fetched, ``extents`` gives by key of a tensor the bytes of the
-    file (start, end) that its zip record lies in, and the offset of a tensor whose record has not been
-    fetched is only a lower bound. ``stamp``: which file it was, and when it was last changed; None for one
-    with holes.
+    ``wrapper``: the entry that holds the state dict; None if the file is the state dict itself.
+    ``tensors``: by key, in the order of the file.
+    ``records``: the zip entries; of a partial copy, those that are downloaded.
+    ``others``: entries of the state dict that are not tensors.
+    ``extents``: of a partial copy, by tensor key, the byte range (start, end) that contains its zip entry.
+    ``hub``: origin of the file; None for a local file.
+    ``partial``: whether it is a partial copy. The offset of a tensor that is not downloaded is a lower bound.
+    ``stamp``: identity and time of last change of the file; None for a partial copy.
     """
 
     path: Path
@@ -88,20 +93,20 @@ class Checkpoint:
 
 
 class FetchedRanges(Protocol):
-    """What a reader asks of a copy with holes: which bytes are there."""
+    """The part of a partial copy that the readers need."""
 
     def present(self, offset: int, nbytes: int) -> bool:
-        """Whether these bytes of the file have been fetched."""
+        """Whether these bytes of the file have been downloaded."""
 
 
 def stamp_of(file: BinaryIO | Path) -> tuple[int, ...]:
-    """What changes where a file is written to, or another takes its name."""
+    """Identity, size and times of a file; changes if it is written to or replaced."""
     found = os.stat(file) if isinstance(file, Path) else os.fstat(file.fileno())
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def check_unchanged(checkpoint: Checkpoint, file: BinaryIO | Path) -> None:
-    """Raises Untrusted where this is not the file that was indexed, as it was then."""
+    """Raises Untrusted if the file was changed or replaced after it was indexed."""
     if checkpoint.stamp is None:
         return
     with suppress(FileNotFoundError):
@@ -111,11 +116,11 @@ def check_unchanged(checkpoint: Checkpoint, file: BinaryIO | Path) -> None:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises Untrusted for names that are out to fill or to fake a message: endless, or of several lines."""
+    """Raises Untrusted for names that could flood or fake a message: over 1,000 characters, or several lines."""
     for name in names:
         if len(name) > _LONGEST_NAME or name.splitlines() not in ([name], []):
             raise Untrusted(
-                f"the file holds a name that no model has, of {len(name):,} characters: {name[:100]!r}", "strange_name"
+                f"the file holds an invalid name of {len(name):,} characters: {name[:100]!r}", "strange_name"
             )
 
 

@@ -1,4 +1,4 @@
-"""Values of a checkpoint that are infinite or not a number: which tensors hold them, and how many."""
+"""NaN and infinity in a checkpoint: which tensors hold them, and how many."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 256 << 10  # stays in the processor's cache between reading and looking
 _WORDS = {
     "bfloat16": ("uint16", 0x7F80, 0x007F),
     "float8_e5m2": ("uint8", 0x7C, 0x03),
-    "float8_e4m3fn": ("uint8", 0x7F, 0x00),  # all ones is not a number; it has no infinity
+    "float8_e4m3fn": ("uint8", 0x7F, 0x00),  # all ones is NaN; it has no infinity
 }
 _NUMPY = {"float64": "f8", "float32": "f4", "float16": "f2", "complex128": "f8", "complex64": "f4"}
 
@@ -59,8 +59,10 @@ def not_finite(
 
 
 class Watch:
-    """Sees the records of a zip go by while their checksums are computed, and keeps those that are to be looked at
-    again: that costs next to nothing, where reading everything once more would cost as much as a copy."""
+    """Finds zip entries with NaN or infinity while their checksums are computed.
+
+    This costs next to nothing; a second reading of the whole file would cost as much as a copy.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._records = sorted(checkpoint.records, key=lambda r: r.offset)
@@ -72,13 +74,13 @@ class Watch:
         self._suspects: set[int] = set()
 
     def _begin(self, tensor: StoredTensor) -> int | None:
-        """Where the record that holds a tensor begins; None where none does."""
+        """The offset of the entry that holds a tensor; None if no entry does."""
         at = bisect.bisect_right(self._begins, tensor.offset) - 1
         inside = at >= 0 and tensor.offset < self._begins[at] + max(self._records[at].nbytes, 1)
         return self._begins[at] if inside else None
 
     def look(self, record: ZipEntry, data: memoryview) -> None:
-        """At a piece of a record, in its order."""
+        """Check one piece of an entry; pieces come in order."""
         kinds = self._dtypes.get(record.offset, set()) & (_NUMPY.keys() | _WORDS.keys())
         if not kinds or record.offset in self._suspects:
             return
@@ -88,7 +90,7 @@ class Watch:
             self._suspects.add(record.offset)
 
     def suspects(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
-        """Those that may hold such values: all others do not."""
+        """The tensors that may hold NaN or infinity; all others do not."""
         begins = ((tensor, self._begin(tensor)) for tensor in tensors)
         return [tensor for tensor, begin in begins if begin is None or begin in self._suspects]
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint came from: one file of a repository on the Hub, at one commit."""
+"""The origin of a checkpoint: one file of a repository on the Hub, at one commit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a repository at one commit. ``etag``: the SHA-256 of a large (LFS) file, the git
-    blob id of a small one; None where the cache does not tell. ``cached``: where it lies on this
-    machine already; ``here``: whether its content does, maybe under another commit; ``licence``: the
-    licence fields of the repository's card, as they stand there, None where it was not asked."""
+    """One file of a repository at one commit.
+
+    ``path``: in the repository.
+    ``size``: in bytes.
+    ``etag``: SHA-256 of a large (LFS) file, git blob id of a small one; None if the cache does not record it.
+    ``cached``: the file in the cache; None if it is not there.
+    ``here``: whether its content is in the cache, possibly under another commit.
+    ``licence``: licence fields of the repository's model card; None if they were not requested.
+    """
 
     repo: str
     path: str
@@ -33,7 +38,7 @@ class HubFile:
 
     @property
     def sha256(self) -> str | None:
-        """What the Hub states; None for a small file, which has another kind of etag."""
+        """The SHA-256 that the Hub states; None for a small file, whose etag is a git blob id."""
         return self.etag if self.etag and _SHA256.fullmatch(self.etag) else None
 
     def record(self) -> HubOrigin:

@@ -1,7 +1,7 @@
-"""Opens a file, tells what it is, and has its index read. No tensor data is read.
+"""Opens a checkpoint, recognises its format and reads its index. No tensor data is read.
 
-Three formats come to one record: the zip that ``torch.save`` writes since 1.6, the stream of
-pickles that it wrote before, and safetensors.
+Formats: the zip archive that ``torch.save`` writes since 1.6, the stream of pickles that it wrote before, and
+safetensors.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
-    """The file opened for reading; raises CannotRun where that is not possible."""
+    """The file opened for reading. Raises CannotRun if it cannot be opened or is not a regular file."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise CannotRun(f"{path} is no regular file", "not_a_file")
+            raise CannotRun(f"{path} is not a regular file", "not_a_file")
         with open(path, "rb") as file:
             yield file
     except FileNotFoundError:
         raise CannotRun(f"{path}: no such file", "no_such_file") from None
     except IsADirectoryError:
-        raise CannotRun(f"{path} is a folder; a checkpoint is one file", "not_a_file") from None
+        raise CannotRun(f"{path} is a folder, not a checkpoint file", "not_a_file") from None
     except PermissionError:
-        raise CannotRun(f"{path}: no permission to read it", "no_permission") from None
+        raise CannotRun(f"{path}: permission denied", "no_permission") from None
     except (NotADirectoryError, OSError) as fault:
         if fault.filename is None:
             raise
@@ -42,7 +42,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 def open_source(checkpoint: Checkpoint) -> Iterator[BinaryIO]:
     """The file of an index, opened for reading.
 
-    Raises Untrusted where it is not the file that was indexed, or is changed before it is closed.
+    Raises Untrusted if it is not the file that was indexed, or if it changes before it is closed.
     """
     with open_file(checkpoint.path) as file:
         check_unchanged(checkpoint, file)
@@ -52,10 +52,10 @@ def open_source(checkpoint: Checkpoint) -> Iterator[BinaryIO]:
 
 
 def read_checkpoint(path: Path, copy: FetchedRanges | None = None) -> Checkpoint:
-    """Index a ``.pt`` or ``.safetensors`` file. ``copy``: the file, where it is one with holes.
+    """Index a ``.pt`` or ``.safetensors`` file. ``copy``: the partial copy to read in place of ``path``.
 
-    Raises CannotRun for a file that cannot be opened, Untrusted for one that is empty, truncated,
-    corrupt, hostile or no checkpoint at all, UnsoundPlan for one without a state dict.
+    Raises CannotRun if the file cannot be opened; Untrusted if it is empty, truncated, corrupt, hostile or not a
+    checkpoint; UnsoundPlan if it holds no state dict.
     """
     with open_file(path) if copy is None else nullcontext(cast(BinaryIO, copy)) as file:
         size = os.fstat(file.fileno()).st_size
@@ -82,13 +82,13 @@ def _not_a_checkpoint(head: bytes, size: int) -> str:
     if size == 0:
         return "the file is empty"
     if head.startswith(b"version https://git-lfs"):
-        return "this is a Git LFS pointer, not the weights; fetch them with 'git lfs pull'"
+        return "this is a Git LFS pointer, not the weights; download them with 'git lfs pull'"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "this is a web page, not a checkpoint; the download went to a page about the file"
+        return "this is a web page, not a checkpoint; use the link that downloads the file itself"
     if not any(head):
-        return "the file starts with zeros; the download did not finish"
+        return "the file starts with zeros; the download was probably interrupted"
     if all(32 <= b < 127 or b in b"\t\r\n" or b >= 0xC2 for b in head):
         return "this is a text file, not a checkpoint"
     if head[:1] == b"\x80":
-        return "this is a pickle, but not one that torch.save wrote; it was not opened"
-    return "this is neither a torch checkpoint (zip or the older stream) nor safetensors"
+        return "this is a pickle that torch.save did not write; it was not loaded"
+    return "unknown format: neither a torch checkpoint (zip archive or older stream) nor safetensors"

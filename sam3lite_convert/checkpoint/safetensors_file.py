@@ -1,4 +1,4 @@
-"""The index of a safetensors file: its JSON header, checked against the file's length."""
+"""Reads the index of a safetensors file: its JSON header, checked against the file's length."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from sam3lite_convert.errors import Untrusted, in_short
 
 
 def read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
-    """Index the file. Raises Untrusted."""
+    """Index the file. Raises Untrusted if its header is invalid or does not match the file's length."""
     # 8 bytes: length of the header; the header: JSON; then the tensors, offsets from the header's end.
     length = struct.unpack("<Q", file.read(8))[0]
     if length > size - 8:
-        raise Untrusted("the safetensors header is longer than the file: truncated or damaged", "truncated_file")
+        raise Untrusted(
+            "the safetensors header is longer than the file, which is truncated or damaged", "truncated_file"
+        )
     if length > INDEX_LIMIT:
-        raise Untrusted(f"the safetensors header takes {length:,} bytes; that is no checkpoint of this kind")
+        raise Untrusted(f"the safetensors header has {length:,} bytes; at most {INDEX_LIMIT:,} are accepted")
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_duplicates)
         check_names(header)
@@ -28,32 +30,38 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         for key, entry in header.items():
             dtype = dtypes.from_safetensors(entry["dtype"])
             if dtype is None:
-                raise Untrusted(f"{key} has the dtype {str(entry['dtype'])[:100]!r}, which this tool does not know")
+                raise Untrusted(f"{key} has the unknown dtype {str(entry['dtype'])[:100]!r}")
             shape = tuple(entry["shape"])
             begin, end = entry["data_offsets"]
             if not all(type(n) is int for n in (*shape, begin, end)):
-                raise Untrusted(f"{key}: its shape or byte range is not made of whole numbers", "corrupt_file")
+                raise Untrusted(
+                    f"{key}: its shape or byte range holds something other than whole numbers", "corrupt_file"
+                )
             tensor = StoredTensor(key, dtype, shape, 8 + length + begin, contiguous_stride(shape))
             if not 0 <= begin <= end or end - begin != tensor.nbytes or not all(n >= 0 for n in shape):
-                raise Untrusted(f"{key}: its byte range does not fit its shape", "corrupt_file")
+                raise Untrusted(f"{key}: its byte range does not match its shape", "corrupt_file")
             tensors[key] = tensor
             extents.append((begin, end))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        raise Untrusted(f"the safetensors header cannot be read: {in_short(fault)}", "corrupt_file") from fault
+    except (KeyError, TypeError, AttributeError) as fault:
+        # Python's own words for these name its types.
+        message = "the safetensors header is invalid: each tensor needs dtype, shape and data_offsets"
+        raise Untrusted(message, "corrupt_file") from fault
+    except (ValueError, RecursionError) as fault:
+        raise Untrusted(f"the safetensors header is invalid: {in_short(fault)}", "corrupt_file") from fault
     position = 0
     for begin, end in sorted(extents):
         if begin != position:
-            raise Untrusted("the safetensors file has tensors that overlap, or a gap between them", "corrupt_file")
+            raise Untrusted("tensors of the safetensors file overlap, or there is a gap between them", "corrupt_file")
         position = end
     if 8 + length + position > size:
-        raise Untrusted("the safetensors file ends before its last tensor: it is truncated", "truncated_file")
+        raise Untrusted("the safetensors file is truncated: it ends before its last tensor", "truncated_file")
     if 8 + length + position != size:
-        raise Untrusted("the safetensors file has bytes behind its last tensor", "corrupt_file")
+        raise Untrusted("the safetensors file has extra bytes after its last tensor", "corrupt_file")
     return Checkpoint(path, size, "safetensors", None, tensors, metadata=metadata)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        raise ValueError("a name stands there twice")
+        raise ValueError("a name appears twice")
     return out

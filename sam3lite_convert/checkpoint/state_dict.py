@@ -1,4 +1,4 @@
-"""The state dict in what a pickle holds, and where in the file its tensors lie."""
+"""Finds the state dict in an unpickled checkpoint, and the byte positions of its tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_ELEMENTS = 1 << 40  # no tensor has more, however often it repeats one val
 
 
 def all_tensors(tree: Any) -> Iterator[unpickle.TensorRecord]:
-    """Every tensor that what a pickle holds leads to."""
+    """Every tensor in nested dictionaries, lists and tuples."""
     stack, seen = [tree], set()
     while stack:
         item = stack.pop()
@@ -26,7 +26,7 @@ def all_tensors(tree: Any) -> Iterator[unpickle.TensorRecord]:
 
 
 def read_at(file: BinaryIO, offset: int, nbytes: int) -> bytes:
-    """Bytes of the file, fewer at its end; raises Untrusted for an offset that no file has."""
+    """Bytes of the file, fewer at its end. Raises Untrusted if the offset is negative or too large for a file."""
     if not 0 <= offset < 1 << 63:
         raise Untrusted("the archive's directory points outside the file", "corrupt_file")
     file.seek(offset)
@@ -34,8 +34,13 @@ def read_at(file: BinaryIO, offset: int, nbytes: int) -> bytes:
 
 
 class Found(NamedTuple):
-    """The wrapper's name, the tensors by key, notes on what else the file holds, and the keys of
-    what is no tensor."""
+    """A state dict.
+
+    ``wrapper``: the entry of the file that holds it; None if the file is the state dict itself.
+    ``tensors``: by key.
+    ``notes``: on other contents of the file.
+    ``others``: keys of entries that are not tensors.
+    """
 
     wrapper: str | None
     tensors: dict[str, unpickle.TensorRecord]
@@ -44,18 +49,20 @@ class Found(NamedTuple):
 
 
 def find_state_dict(tree: Any) -> Found:
-    """The state dict of a checkpoint, wrapped or bare. Raises UnsoundPlan where there is none, or two."""
+    """The state dict of a checkpoint, wrapped or bare. Raises UnsoundPlan if there is none, or more than one."""
     if not isinstance(tree, Mapping):
-        raise UnsoundPlan(f"the file holds a {type(tree).__name__}, not a state dict", "no_state_dict")
+        raise UnsoundPlan(f"the file holds {_kind(tree)}, not a state dict", "no_state_dict")
     holders = [w for w in WRAPPERS if isinstance(tree.get(w), Mapping)]
     if len(holders) > 1:
-        raise UnsoundPlan("the file holds both 'model' and 'state_dict'; save the one that counts", "two_state_dicts")
+        raise UnsoundPlan(
+            "the file holds both 'model' and 'state_dict'; save a file with only the one to convert", "two_state_dicts"
+        )
     check_names(key for each in (tree, *(tree[w] for w in holders)) for key in each if isinstance(key, str))
     wrapper = holders[0] if holders else None
     inner = tree[wrapper] if wrapper else tree
     notes = []
     if wrapper and len(tree) > 1:
-        notes.append("left unread beside the state dict: " + ", ".join(sorted(_named(k) for k in tree if k != wrapper)))
+        notes.append("not read, beside the state dict: " + ", ".join(sorted(_named(k) for k in tree if k != wrapper)))
     tensors, others = {}, []
     for key, value in inner.items():
         if isinstance(value, unpickle.TensorRecord) and isinstance(key, str):
@@ -64,26 +71,37 @@ def find_state_dict(tree: Any) -> Found:
             others.append(_named(key))
     if not tensors:
         raise UnsoundPlan(
-            "the file holds no tensors under names, so there is no state dict in it" + _hidden_state_dicts(inner),
+            "the file holds no state dict (no tensors with names)" + _hidden_state_dicts(inner),
             "no_state_dict",
         )
     if others:
         notes.append(
-            f"{len(others)} entries of the state dict are no tensors and were left out: " + ", ".join(others[:5])
+            f"{len(others)} entries of the state dict are not tensors and are left out: " + ", ".join(others[:5])
         )
     return Found(wrapper, tensors, tuple(notes), others)
 
 
 def _named(key: Any) -> str:
-    """A key that may be anything, in few characters: no integer is too long to be written."""
+    """A key, which may be of any type, as short text."""
     if isinstance(key, str):
         return key
-    short = isinstance(key, float | bool | None) or (isinstance(key, int) and abs(key) < 1 << 64)
-    return str(key) if short else type(key).__name__
+    short = isinstance(key, float) or (isinstance(key, int) and abs(key) < 1 << 64)
+    return str(key) if short else "(a key that is not text)"
+
+
+def _kind(tree: Any) -> str:
+    """What an unpickled object is, in words."""
+    if isinstance(tree, unpickle.TensorRecord):
+        return "a single tensor"
+    if isinstance(tree, list | tuple):
+        return "a list"
+    if tree is None or isinstance(tree, str | bytes | int | float):
+        return "a single value"
+    return "an object of another kind"
 
 
 def _hidden_state_dicts(tree: Mapping[Any, Any]) -> str:
-    """Where tensors lie one level below, in words; wrappers other than the known ones are not guessed."""
+    """A hint at tensors one level below, in words. Only the known wrappers are opened, others are not guessed."""
     counts = {
         k: n
         for k, v in tree.items()
@@ -93,23 +111,29 @@ def _hidden_state_dicts(tree: Mapping[Any, Any]) -> str:
     if not counts:
         return ""
     held = ", ".join(f"{name!r} holds {n} tensors" for name, n in counts.items())
-    return f". The entry {held}; save the one that counts alone, or under 'model' or 'state_dict'"
+    return f". The entry {held}; save only the entry to convert, or save it under 'model' or 'state_dict'"
 
 
 def locate(found: dict[str, unpickle.TensorRecord], storages: dict[str, tuple[int, int]]) -> dict[str, StoredTensor]:
-    """Byte positions of the tensors; raises Untrusted where one points outside its storage."""
+    """The tensors with their byte positions.
+
+    Raises Untrusted if data is missing or a tensor exceeds its storage, UnsoundPlan for an overlapping view.
+    """
     out = {}
     for key, tensor in found.items():
         if tensor.storage.key not in storages:
-            raise Untrusted(f"{key}: its data is missing from the file", "truncated_file")
+            raise Untrusted(f"{key}: its data is not in the file", "truncated_file")
         base, available = storages[tensor.storage.key]
         width = dtypes.itemsize(tensor.dtype)
         unit = dtypes.itemsize(tensor.storage.dtype) if tensor.storage.dtype else width
         start = tensor.storage.start * unit + tensor.offset * width
         stored = StoredTensor(key, tensor.dtype, tensor.shape, base + start, tensor.stride)
         if start + stored.span * width > available or stored.numel > _MOST_ELEMENTS:
-            raise Untrusted(f"{key}: its shape {tensor.shape} points outside the data that is stored", "corrupt_file")
+            raise Untrusted(
+                f"{key}: its shape {'x'.join(map(str, tensor.shape))} exceeds the data that is stored for it",
+                "corrupt_file",
+            )
         if stored.numel > stored.span:
-            raise UnsoundPlan(f"{key}: is an overlapping view; save it again after .contiguous()", "overlapping_view")
+            raise UnsoundPlan(f"{key} is an overlapping view; save it again after .contiguous()", "overlapping_view")
         out[key] = stored
     return out

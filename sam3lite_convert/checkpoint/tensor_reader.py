@@ -1,4 +1,4 @@
-"""Reads tensor bytes by range."""
+"""Reads the bytes of tensors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ CHUNK = 4 << 20
 
 
 def read_exactly(file: BinaryIO, offset: int, nbytes: int) -> bytes:
-    """``nbytes`` bytes at ``offset``; raises Untrusted where the file is shorter."""
+    """``nbytes`` bytes at ``offset``. Raises Untrusted if the file is shorter."""
     file.seek(offset)
     data = file.read(nbytes)
     if len(data) != nbytes:
-        raise Untrusted(f"{file.name}: the file ended while it was read; was it changed?", "truncated_file")
+        raise Untrusted(f"{file.name}: the file became shorter while it was read", "truncated_file")
     return data
 
 

@@ -1,4 +1,4 @@
-"""The index of the stream of pickles and storages that ``torch.save`` wrote before 1.6."""
+"""Reads the index of the format that ``torch.save`` wrote before 1.6: a stream of pickles and storages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_legacy(path: Path, file: BinaryIO, size: int) -> Checkpoint:
-    """Index the stream. Raises Untrusted and UnsoundPlan."""
+    """Index the stream.
+
+    Raises Untrusted if it is truncated, corrupt or big-endian, UnsoundPlan if it holds no state dict.
+    """
     # magic number, protocol, system info, the object, the storage keys: five pickles in a row.
     # Then each storage in the order of the keys: its length as int64, and its elements.
     stream = io.BytesIO(file.read(INDEX_LIMIT))
@@ -24,23 +27,23 @@ def read_legacy(path: Path, file: BinaryIO, size: int) -> Checkpoint:
     unpickle.load(stream)
     system = unpickle.load(stream)
     if isinstance(system, dict) and system.get("little_endian") is False:
-        raise Untrusted("the tensors are stored in big-endian order, which this tool does not read", "big_endian")
+        raise Untrusted("the tensors are stored in big-endian order, which is not supported", "big_endian")
     tree = unpickle.load(stream)
     keys = unpickle.load(stream)
     found = find_state_dict(tree)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise Untrusted("the file's list of storages cannot be read", "corrupt_file")
+        raise Untrusted("the file's list of storages is invalid", "corrupt_file")
     kinds = {t.storage.key: t.storage.dtype for t in all_tensors(tree)}
     storages, position = {}, stream.tell()
     for key in keys:
         head = read_at(file, position, 8)
         if key not in kinds or kinds[key] is None or len(head) < 8:
-            raise Untrusted("the file ends before its last tensor, or lists a tensor it never names", "truncated_file")
+            raise Untrusted("the file is truncated, or lists a storage that no tensor uses", "truncated_file")
         nbytes = struct.unpack("<q", head)[0] * dtypes.itemsize(kinds[key] or "")
         if nbytes < 0 or position + 8 + nbytes > size:
-            raise Untrusted("the file ends before its last tensor: it is truncated", "truncated_file")
+            raise Untrusted("the file is truncated: it ends before its last tensor", "truncated_file")
         storages[key] = (position + 8, nbytes)
         position += 8 + nbytes
-    note = "written by torch before 1.6 (no zip archive, so no checksums inside); read by byte range all the same"
+    note = "written in the format of torch before 1.6, which has no checksums: damage inside it cannot be detected"
     tensors = locate(found.tensors, storages)
     return Checkpoint(path, size, "legacy", found.wrapper, tensors, (), (note, *found.notes), frozenset(found.others))

@@ -1,4 +1,4 @@
-"""The index of the zip archive that ``torch.save`` writes since 1.6."""
+"""Reads the index of the zip archive that ``torch.save`` writes since 1.6."""
 
 from __future__ import annotations
 
@@ -19,43 +19,47 @@ _UTF8 = 0x800  # the flag of an entry whose name is in that encoding
 
 
 class _Sparing:
-    """The file for the zip library, which would take a directory of gigabytes into memory."""
+    """The file for the zip library, with a limit: the library would read a directory of gigabytes into memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
 
     def read(self, nbytes: int = -1) -> bytes:
         if nbytes > INDEX_LIMIT:
-            raise zipfile.BadZipFile("its directory is longer than that of any checkpoint")
+            raise zipfile.BadZipFile(f"its directory has more than {INDEX_LIMIT:,} bytes")
         return self._read(INDEX_LIMIT if nbytes < 0 else nbytes)  # without a number: the last 64 KiB, to their end
 
 
 def read_zip(path: Path, file: BinaryIO, size: int, copy: FetchedRanges | None) -> Checkpoint:
-    """Index the archive; ``copy``: the file, where it is one with holes. Raises Untrusted."""
+    """Index the archive. ``copy``: the partial copy, if ``file`` is one.
+
+    Raises Untrusted if the archive is truncated, corrupt or was not written by ``torch.save``; UnsoundPlan if it
+    holds no state dict.
+    """
     try:
         archive = zipfile.ZipFile(cast(BinaryIO, _Sparing(file)))
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as fault:
         raise Untrusted(
-            "the zip archive has no readable directory at its end: the file is truncated or damaged "
-            f"({in_short(fault)}). It has {size:,} bytes; compare that with the original and fetch it again.",
+            "the file is truncated or damaged: its zip archive has no valid directory at the end "
+            f"({in_short(fault)}). It has {size:,} bytes; compare that with the original and download it again.",
             "truncated_file",
         ) from fault
     check_names(archive.namelist())
     entries: dict[str, zipfile.ZipInfo] = {}
     for entry in archive.infolist():
         if entry.filename in entries:
-            raise Untrusted(f"the archive holds {entry.filename} twice", "corrupt_file")
+            raise Untrusted(f"the archive has two entries {entry.filename}", "corrupt_file")
         entries[entry.filename] = entry
     pickle_names = [n for n in entries if n == "data.pkl" or (n.endswith("/data.pkl") and n.count("/") == 1)]
     if len(pickle_names) != 1:
-        raise Untrusted("a zip archive, but not one that torch.save wrote (it holds no data.pkl)", "not_a_checkpoint")
+        raise Untrusted("this is a zip archive that torch.save did not write (it has no data.pkl)", "not_a_checkpoint")
     root = pickle_names[0][: -len("data.pkl")]
     if root + "constants.pkl" in entries:
         raise Untrusted(
-            "this is a TorchScript archive: a program, not a state dict. Save the module's state_dict() instead.",
+            "this is a TorchScript archive, which holds a program. Save the module's state_dict() instead.",
             "hostile_pickle",
         )
-    # Of a copy with holes, only the headers of what is read here are worth a request.
+    # Of a partial copy, headers of tensors that are not downloaded are not worth a request.
     fetched = {
         n
         for n, entry in entries.items()
@@ -65,14 +69,14 @@ def read_zip(path: Path, file: BinaryIO, size: int, copy: FetchedRanges | None) 
     position = 0
     for record in sorted(records.values(), key=lambda r: r.offset):
         if record.offset < position:
-            raise Untrusted(f"the archive's entry {record.name} overlaps another one", "corrupt_file")
+            raise Untrusted(f"the archive's entry {record.name} overlaps another entry", "corrupt_file")
         position = record.offset + record.nbytes
     order = records.get(root + "byteorder")
     if order and (order.nbytes != 6 or read_at(file, order.offset, 6) != b"little"):
-        raise Untrusted("the tensors are stored in big-endian order, which this tool does not read", "big_endian")
+        raise Untrusted("the tensors are stored in big-endian order, which is not supported", "big_endian")
     index = records[pickle_names[0]]
     if index.nbytes > INDEX_LIMIT:
-        raise Untrusted(f"the archive's index takes {index.nbytes:,} bytes; that is no checkpoint of this kind")
+        raise Untrusted(f"the archive's pickle has {index.nbytes:,} bytes; at most {INDEX_LIMIT:,} are accepted")
     tree = unpickle.load(io.BytesIO(read_at(file, index.offset, index.nbytes)))
 
     storages = {}
@@ -81,14 +85,14 @@ def read_zip(path: Path, file: BinaryIO, size: int, copy: FetchedRanges | None) 
             storages[name[len(root + "data/") :]] = (record.offset, record.nbytes)
     found = find_state_dict(tree)
     tensors = locate(found.tensors, storages)
-    # A copy is checked where it is whole: a record of which only the header came along is not.
+    # Of a partial copy, only entries that are complete can be checked.
     known = (r for n, r in records.items() if n in fetched and (copy is None or copy.present(r.offset, r.nbytes)))
     checkpoint = Checkpoint(
         path, size, "zip", found.wrapper, tensors, tuple(known), found.notes, frozenset(found.others)
     )
     if copy is None:
         return checkpoint
-    # A record ends where the next one begins, or the directory.
+    # An entry ends where the next entry or the directory begins.
     starts = [*sorted(e.header_offset for e in entries.values()), archive.start_dir]
     ends = dict(itertools.pairwise(starts))
     begins = {n[len(root + "data/") :]: entries[n].header_offset for n in records if n.startswith(root + "data/")}
@@ -97,11 +101,14 @@ def read_zip(path: Path, file: BinaryIO, size: int, copy: FetchedRanges | None) 
 
 
 def _zip_record(file: BinaryIO | None, entry: zipfile.ZipInfo, size: int) -> ZipEntry:
-    """Where an entry's bytes lie; without a ``file`` to read its header in, the least it can be."""
+    """An entry with the position of its data; without a ``file`` to read its header from, the lowest possible one.
+
+    Raises Untrusted if the entry is compressed, encrypted or damaged.
+    """
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-        raise Untrusted(f"{entry.filename} is compressed or encrypted inside the archive; torch.save does neither")
+        raise Untrusted(f"the archive's entry {entry.filename} is compressed or encrypted; torch.save writes neither")
     if entry.compress_size != entry.file_size:
-        raise Untrusted(f"the archive's entry {entry.filename} states two sizes", "corrupt_file")
+        raise Untrusted(f"the archive's entry {entry.filename} has two different sizes", "corrupt_file")
     name, extra_length = entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437", "replace"), 0
     if file is not None:
         local = read_at(file, entry.header_offset, 30 + len(name))
@@ -109,8 +116,8 @@ def _zip_record(file: BinaryIO | None, entry: zipfile.ZipInfo, size: int) -> Zip
             raise Untrusted(f"the archive's entry {entry.filename} is damaged", "corrupt_file")
         name_length, extra_length = struct.unpack("<HH", local[26:30])
         if name_length != len(name) or local[30:] != name:
-            raise Untrusted(f"the archive's entry {entry.filename} has another name in its own place", "corrupt_file")
+            raise Untrusted(f"the archive's entry {entry.filename} has another name in its own header", "corrupt_file")
     offset = entry.header_offset + 30 + len(name) + extra_length
     if offset + entry.file_size > size:
-        raise Untrusted(f"the archive's entry {entry.filename} runs past the end of the file", "truncated_file")
+        raise Untrusted(f"the archive's entry {entry.filename} exceeds the file: it is truncated", "truncated_file")
     return ZipEntry(entry.filename, offset, entry.file_size, entry.CRC)

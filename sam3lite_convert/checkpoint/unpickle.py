@@ -1,8 +1,8 @@
-"""The pickle of a torch checkpoint, read into inert records: nothing in the file is executed.
+"""Reads the pickle of a torch checkpoint into inert records: nothing in the file is executed.
 
-Python's unpickler runs only what ``find_class`` hands to it. Here that is a closed table of
-record types that hold names and numbers; every other name in the file is a refusal that says
-which name it was. Tensor data is not touched, and torch is not imported.
+Python's unpickler can only call what ``find_class`` returns. Here that is a closed table of record types that hold
+names and numbers; any other name in the file is refused, and the message says which. Tensor data is not read, and
+torch is not imported.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan, Untrusted, in_sh
 
 
 class StorageRecord(NamedTuple):
-    """A storage named by a pickle: ``dtype`` is None for untyped (byte) storages.
+    """A storage in a pickle.
 
-    ``start`` counts elements from the beginning of the storage ``key`` (old views only).
+    ``dtype``: None for an untyped (byte) storage.
+    ``key``: its name in the file.
+    ``start``: first element within the storage ``key``; not zero only for views in old files.
     """
 
     dtype: str | None
@@ -33,7 +35,7 @@ class StorageRecord(NamedTuple):
 
 
 class TensorRecord(NamedTuple):
-    """A tensor named by a pickle; ``offset`` and ``stride`` count elements of the storage."""
+    """A tensor in a pickle; ``offset`` and ``stride`` are in elements of the storage."""
 
     storage: StorageRecord
     dtype: str
@@ -43,7 +45,7 @@ class TensorRecord(NamedTuple):
 
 
 class Opaque:
-    """Stands for a harmless object beside the tensors (a config, a path, a numpy scalar)."""
+    """Placeholder for a harmless object beside the tensors (a config, a path, a numpy scalar)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -62,15 +64,17 @@ class Opaque:
 
 
 class StateDict(OrderedDict):  # type: ignore[type-arg]
-    """An OrderedDict that drops attributes a pickle hangs on it (torch's ``_metadata``).
+    """An OrderedDict that ignores attributes (torch's ``_metadata``).
 
-    Raises Untrusted for pairs that name a key twice.
+    Raises Untrusted if a key appears twice in the pairs.
     """
 
     def __init__(self, pairs: Any = ()) -> None:
         super().__init__(pairs)
         if len(self) != len(pairs):
-            raise Untrusted("the pickle gives a dict the same key twice, so one would be lost", "repeated_key")
+            raise Untrusted(
+                "the pickle gives a dict the same key twice, so one of the two values would be lost", "repeated_key"
+            )
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -87,23 +91,23 @@ class _StorageClass(NamedTuple):
 def _integers(values: Any) -> tuple[int, ...]:
     numbers: tuple[int, ...] = tuple(values)
     if not all(type(v) is int and v >= 0 for v in numbers):
-        raise Untrusted("the file gives a tensor sizes that are no whole numbers, or negative ones")
+        raise Untrusted("a tensor of the file has sizes that are negative or not whole numbers")
     return numbers
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None) -> TensorRecord:
     if not isinstance(storage, StorageRecord):
-        raise Untrusted("the file builds a tensor from something that is not a storage")
+        raise Untrusted("a tensor of the file has no valid storage")
     shape, steps = _integers(size), _integers(stride)
     (start,) = _integers([offset])
     name = dtype or storage.dtype
     if name is None or len(shape) != len(steps):
-        raise Untrusted("the file builds a tensor without a dtype, or with strides that do not fit its shape")
+        raise Untrusted("a tensor of the file has no dtype, or strides that do not match its shape")
     return TensorRecord(storage, name, start, shape, steps)
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *ignored: Any) -> TensorRecord:
-    # Behind them: requires_grad, hooks, and marks of a view whose bytes do not hold its values.
+    # The rest: requires_grad, hooks, and flags of a view whose bytes are not its values.
     marks = ignored[2] if len(ignored) > 2 else None
     if isinstance(marks, dict) and any(marks.values()):
         raise UnsoundPlan(
@@ -194,8 +198,8 @@ class _Reader(pickle.Unpickler):
         except KeyError:
             check_names([module, name])
             raise Untrusted(
-                f"the pickle asks for {module}.{name}, which is not part of a checkpoint of tensors. Nothing was "
-                "run. If you trust the file, load it where it was made and save its state dict alone.",
+                f"the pickle refers to {module}.{name}, which no checkpoint of tensors needs. Nothing was executed. If "
+                "you trust the file, load it in the program that wrote it and save only its state dict.",
                 "hostile_pickle",
                 {"global": f"{module}.{name}"},
             ) from None
@@ -203,10 +207,10 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> StorageRecord:
         # ("storage", class, key, location, numel), and a view (key, offset, numel) in old files.
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise Untrusted("the pickle names its storages in a way that torch does not")
+            raise Untrusted("the pickle has a reference to a storage that torch does not write")
         _, kind, key, _, numel = pid[:5]
         if not isinstance(kind, _StorageClass) or not isinstance(key, str):
-            raise Untrusted("the pickle names a storage of an unknown kind")
+            raise Untrusted("the pickle has a storage of an unknown type")
         (count,) = _integers([numel])
         view = pid[5] if len(pid) == 6 else None
         start = _integers([view[1]])[0] if isinstance(view, tuple) and len(view) == 3 else 0
@@ -214,10 +218,10 @@ class _Reader(pickle.Unpickler):
 
 
 def load(data: io.BytesIO) -> Any:
-    """The next pickle of ``data`` as plain containers, TensorRecords and inert stand-ins.
+    """The next pickle of ``data`` as plain containers, TensorRecords and inert placeholders.
 
-    Leaves ``data`` behind the pickle. Raises Untrusted for a malformed pickle and for one that
-    names anything outside the closed table; UnsoundPlan for a tensor whose bytes are not its values.
+    Leaves ``data`` at the end of the pickle. Raises Untrusted if the pickle is malformed or refers to a name outside
+    the closed table, UnsoundPlan for a tensor whose bytes are not its values.
     """
     try:
         pickle_limits.check(data)
@@ -225,4 +229,7 @@ def load(data: io.BytesIO) -> Any:
     except Sam3LiteError:
         raise
     except Exception as fault:  # a hostile or broken pickle can raise nearly anything
-        raise Untrusted(f"the file's pickle cannot be read: {in_short(fault)}", "corrupt_file") from fault
+        # Only the pickle library's own words help; those of Python's errors are about the types of this tool.
+        own = isinstance(fault, pickle.UnpicklingError | EOFError | ValueError)
+        why = in_short(fault) if own else "its instructions do not fit together"
+        raise Untrusted(f"the file's pickle is invalid: {why}", "corrupt_file") from fault

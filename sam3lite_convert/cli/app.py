@@ -1,6 +1,6 @@
-"""The command line: options in, one function of ``commands`` each, the record to ``report``.
+"""The command line ``sam3lite``: its commands, its exit codes, and errors as messages.
 
-Nothing heavy is imported before a command needs it; ``--help`` never imports torch.
+Heavy packages are imported when a command needs them; ``--help`` and shell completion never import torch.
 """
 
 from __future__ import annotations
@@ -22,29 +22,33 @@ from sam3lite_convert.cli.shared import typed_arguments
 from sam3lite_convert.cli.verify import verify
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 
+_NAME = "sam3lite"  # also where it runs as python -m sam3lite_convert
 app = typer.Typer(
-    name="sam3lite",
-    help="Convert SAM3-LiteText checkpoints to safetensors, and prove the result.",
-    no_args_is_help=True,
-    add_completion=False,
+    name=_NAME,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
 _INTERRUPTED = 128 + 2  # as shells report SIGINT
+_COMPLETION = ("--install-completion", "--show-completion")
 
 
 @app.callback(invoke_without_command=True)
 def top(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
-    """Convert SAM3-LiteText checkpoints to safetensors, and prove the result."""
+    """Convert SAM3-LiteText checkpoints to safetensors, and verify the result."""
     if version:
         from sam3lite_convert import __version__
 
         sys.stdout.write(f"sam3lite-convert {__version__}\n")
         raise typer.Exit()
+    if context.invoked_subcommand is None:
+        sys.stderr.write(context.get_help() + "\n")
+        raise typer.Exit(2)
 
 
 for command in (inspect, convert, explain, verify, parity, demo):
@@ -52,51 +56,63 @@ for command in (inspect, convert, explain, verify, parity, demo):
 
 
 def main() -> None:
-    """Run the command line; foreseeable faults become one message and an exit code."""
+    """Run the command line and exit; expected errors become one message and an exit code."""
     sys.exit(run())
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run with these arguments (the process's own by default) and return the exit code."""
+    """Run with these arguments (default: those of the process) and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     typed_arguments[:] = arguments
     interrupts.catch()
     _open_streams()
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, standalone_mode=False, prog_name=_NAME)
         sys.stdout.flush()
-        # What the command-line library makes of a KeyboardInterrupt.
+        if code and arguments[:1] and arguments[0] in _COMPLETION:
+            return _fail(_unknown_shell(), as_json)
+        # The command-line library returns this code after a KeyboardInterrupt.
         return _interrupted(as_json) if code == _INTERRUPTED else int(code or 0)
     except Sam3LiteError as fault:
         return _fail(fault, as_json)
     except KeyboardInterrupt:
         return _interrupted(as_json)
     except BrokenPipeError:
-        # The reader went away (for example head); nothing more can be said to it.
-        _say_no_more()
+        # The reader of stdout is gone (for example head).
+        _drop_output()
         return 0
     except SystemExit as end:
-        # The command-line library's answer to a reader of --help that went away.
+        # The command-line library exits so if the reader of --help is gone.
         if not isinstance(end.__context__, BrokenPipeError):
             raise
-        _say_no_more()
+        _drop_output()
         return 0
     except MemoryError:
-        return _fail(CannotRun("this machine has not enough memory for that", "no_memory"), as_json)
+        return _fail(CannotRun("not enough memory", "no_memory"), as_json)
     except OSError as fault:
         return _fail(CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}".lstrip(": "), "os_error"), as_json)
     except Exception as fault:
-        # Usage faults of the command-line library, whichever copy of it raised them.
-        if hasattr(fault, "format_message"):
-            context = getattr(fault, "ctx", None)
-            usage = f"\n{context.get_usage()}" if context is not None else ""
-            return _fail(CannotRun(f"{fault.format_message()}{usage}", "usage"), as_json)
-        raise
+        # Usage errors of the command-line library. Recent versions of typer hold a copy of click: the class differs.
+        if not hasattr(fault, "format_message"):
+            raise
+        # Python's name for a wrong choice, which recent versions leave in the message.
+        message = str(fault.format_message()).replace("Value error, ", "")
+        context = getattr(fault, "ctx", None)
+        usage = f"\n{context.get_usage()}" if context is not None else ""
+        return _fail(CannotRun(f"{message}{usage}", "usage"), as_json)
+
+
+def _unknown_shell() -> CannotRun:
+    return CannotRun(
+        "the shell was not recognised; completion exists for bash, zsh, fish and PowerShell. This prints the script of "
+        "one of them: _SAM3LITE_COMPLETE=source_bash sam3lite",
+        "unknown_shell",
+    )
 
 
 def _open_streams() -> None:
-    """A closed stdout or stderr becomes the null device; what their encoding lacks is shown as an escape."""
+    """Open the null device for a closed stdout or stderr; escape characters that their encoding does not have."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process
     if sys.stderr is None:
@@ -106,17 +122,14 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _say_no_more() -> None:
+def _drop_output() -> None:
     from sam3lite_convert.report import terminal
 
     terminal.into_nothing()
 
 
 def _interrupted(as_json: bool) -> int:
-    _fail(
-        Sam3LiteError("interrupted; nothing half-written is left, what was finished before stays", "interrupted"),
-        as_json,
-    )
+    _fail(Sam3LiteError("interrupted; finished folders are kept, unfinished ones were removed", "interrupted"), as_json)
     return _INTERRUPTED
 
 
@@ -130,6 +143,6 @@ def _fail(fault: Sam3LiteError, as_json: bool) -> int:
             terminal.as_json(ErrorDocument(error=error))
             return fault.exit_code
         except OSError:
-            _say_no_more()  # stdout cannot be written to: it is said on stderr
+            _drop_output()  # stdout cannot be written to; the message goes to stderr
     terminal.fault(fault.message)
     return fault.exit_code

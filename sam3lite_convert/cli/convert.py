@@ -1,6 +1,4 @@
-"""What the options of ``convert`` say together: which do not go together, where a push goes, and what is
-shown while it runs.
-"""
+"""``sam3lite convert``: checks of its options, the target of a push, and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import typer
 
 from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate, typed, use_one_thread, where
+from sam3lite_convert.cli.shared import locate, one_checkpoint, typed, use_one_thread, where
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
 
@@ -28,10 +26,13 @@ if TYPE_CHECKING:
 
 
 def check_together(asked: set[str], checkpoint: str | None, component: str, verify: bool | None) -> None:
-    """Raises CannotRun for options that do not go together."""
+    """Raises CannotRun if options contradict each other, or if one needs another that is not given.
+
+    ``asked``: names of the options that differ from their defaults.
+    """
     if checkpoint is None and "--all" not in asked:
         raise CannotRun(
-            f"convert needs --checkpoint: a file, an alias ({', '.join(ALIASES)}) or a path on the Hub; or --all",
+            f"convert needs a checkpoint: a file, an alias ({', '.join(ALIASES)}) or a path on the Hub; or --all",
             "usage",
         )
     for one, other in (
@@ -40,22 +41,23 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
         ("--dry-run", "--verify"), ("--dry-run", "--fail-on-nonfinite"),
     ):  # fmt: skip
         if {one, other} <= asked | ({"--checkpoint"} if checkpoint is not None else set()):
-            raise CannotRun(f"{one} and {other} do not go together", "usage")
+            other = "a checkpoint" if other == "--checkpoint" else other
+            raise CannotRun(f"{one} cannot be combined with {other}", "usage")
     for one, needed in (
         ("--pattern", "--all"), ("--hub-namespace", "--all"), ("--hub-model-id", "--push-to-hub"),
         ("--hub-namespace", "--push-to-hub"), ("--private", "--push-to-hub"), ("--create-pr", "--push-to-hub"),
         ("--commit-message", "--push-to-hub"), ("--hub-overwrite", "--push-to-hub"),
     ):  # fmt: skip
         if one in asked and needed not in asked:
-            raise CannotRun(f"{one} says something about {needed}, which was not given", "usage")
+            raise CannotRun(f"{one} needs {needed}", "usage")
     if "--push-to-hub" in asked and verify is False:
-        raise CannotRun("nothing is pushed that was not verified: leave --no-verify out", "usage")
+        raise CannotRun("--push-to-hub cannot be combined with --no-verify: only verified folders are pushed", "usage")
     if "--partial" in asked and component != "text":
-        raise CannotRun("--partial fetches the text tensors alone, so it goes with --component text", "usage")
+        raise CannotRun("--partial downloads only the text tensors, so it needs --component text", "usage")
 
 
 class Destination:
-    """Where a folder is pushed to, if it is: what the options say about it."""
+    """The target of a push, as the options give it. ``asked``: whether there is a push at all."""
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class Destination:
         self._how = (private, pr, message, replace)
 
     def check(self) -> None:
-        """Raises CannotRun where there is no token that the Hub accepts."""
+        """Look up the user name for missing parts of the target. Raises CannotRun if no token is accepted."""
         from sam3lite_convert.commands.push import user_name
 
         user = user_name()
@@ -80,6 +82,7 @@ class Destination:
             self._repo = f"{user}/{self._repo}"
 
     def target(self, location: Location) -> PushTarget:
+        """The PushTarget of one checkpoint. Raises CannotRun if its name is not valid."""
         from sam3lite_convert.commands.push import PushTarget, check_name
 
         repo = self._repo or f"{self._namespace}/{location.path.stem}"
@@ -95,7 +98,7 @@ def convert_one(
     hashing: SourceHash | None,
     json: bool,
 ) -> ConvertDocument:
-    """Convert one checkpoint, telling the terminal; returns its document."""
+    """Convert one checkpoint, with progress on the terminal unless ``json``; returns its document."""
     from sam3lite_convert.commands.convert_all import Callbacks, publish
     from sam3lite_convert.commands.reuse import find_current
     from sam3lite_convert.report import push
@@ -121,13 +124,13 @@ def convert_one(
 def convert_all(
     where: HubLocation, pattern: str, mappings: Mappings, request: Request, to: Destination, json: bool
 ) -> ConvertAllDocument:
-    """Convert every checkpoint that fits, telling the terminal; returns the document of all."""
+    """Convert every checkpoint that matches, with progress on the terminal unless ``json``; returns one document."""
     from sam3lite_convert.commands import convert_all
     from sam3lite_convert.commands.convert_all import Callbacks
 
     target = None
     if to.asked:
-        to.check()  # a missing token shows before the first download
+        to.check()  # a missing token is reported before the first download
         target = to.target
     from sam3lite_convert.report import push
 
@@ -156,7 +159,7 @@ def _begins(number: int, total: int, location: Location, what: str) -> None:
 
 
 class _Bars:
-    """Bars that appear with the first byte, when the plan has been printed and the totals are known."""
+    """Progress bars that appear with the first byte: by then the plan is printed and the totals are known."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -204,6 +207,7 @@ class _Bars:
 
 
 def convert(
+    source: o.SourceArgument = None,
     checkpoint: o.CheckpointOption = None,
     all_: o.All = False,
     pattern: o.Pattern = DEFAULT_PATTERN,
@@ -235,12 +239,17 @@ def convert(
     commit_message: o.CommitMessage = None,
     json: o.Json = False,
 ) -> None:
-    """Convert a checkpoint to a safetensors folder with a receipt."""
+    """Convert a checkpoint to a safetensors folder.
+
+    The folder also holds config.json, a receipt (conversion.json) and a model card. It is written as a whole or not
+    at all.
+    """
     from sam3lite_convert.checkpoint.hashing import SourceHash
 
+    name = one_checkpoint(source, checkpoint)
     # Hashing takes longest: it begins before the rest is even imported.
-    local = checkpoint is not None and not all_ and not dry_run and os.path.exists(checkpoint)
-    hashing = SourceHash(Path(str(checkpoint))) if local else None
+    local = name is not None and not all_ and not dry_run and os.path.exists(name)
+    hashing = SourceHash(Path(str(name))) if local else None
     from sam3lite_convert.commands.convert import Request, plan_conversion
     from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
     from sam3lite_convert.convert.strict import Strict
@@ -258,7 +267,7 @@ def convert(
         "--partial": partial, "--parity": parity,
         "--verify": verify, "--fail-on-nonfinite": fail_on_nonfinite, "--allow-overflow": allow_overflow,
     }  # fmt: skip
-    check_together({name for name, value in asked.items() if value}, checkpoint, component.value, verify)
+    check_together({name for name, value in asked.items() if value}, name, component.value, verify)
     if push_to_hub:
         verify = True
     request = Request(
@@ -284,7 +293,7 @@ def convert(
         if every.verdict == "failed":
             raise typer.Exit(1)
         return
-    location = locate(str(checkpoint), repo_id, revision, cache_dir, json)
+    location = locate(str(name), repo_id, revision, cache_dir, json)
     if dry_run:
         document = plan_conversion(location, mappings, request)
         if not json:

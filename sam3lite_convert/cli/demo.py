@@ -8,7 +8,10 @@ from sam3lite_convert.cli import options as o
 
 
 def demo(output: o.DemoOutput = None, json: o.Json = False) -> None:
-    """Run the main job on a small generated checkpoint, offline."""
+    """Try all commands on a small generated checkpoint, offline.
+
+    Runs inspect, convert, verify and parity for each layout.
+    """
     from sam3lite_convert.commands.demo import run_demo
     from sam3lite_convert.report.demo import demo_begins, demo_end, demo_step
     from sam3lite_convert.report.terminal import as_json

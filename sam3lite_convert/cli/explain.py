@@ -19,7 +19,10 @@ def explain(
     cache_dir: o.CacheDir = None,
     json: o.Json = False,
 ) -> None:
-    """Show what happens to one key: rule, operation, names and shapes, or why it is dropped."""
+    """Show how one tensor is converted, or why it is dropped.
+
+    Prints the rule, the operation, and the names and shapes on both sides. Reads no tensor data.
+    """
     from sam3lite_convert.commands.explain import explain_key
     from sam3lite_convert.plan.plan import Options
     from sam3lite_convert.plan.tables import load_mappings

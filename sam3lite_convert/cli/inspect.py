@@ -16,7 +16,10 @@ def inspect(
     cache_dir: o.CacheDir = None,
     json: o.Json = False,
 ) -> None:
-    """Say what a checkpoint is, without reading tensor data."""
+    """Describe a checkpoint: format, components, dtypes, architecture.
+
+    Reads no tensor data; of a checkpoint on the Hub only the index is downloaded.
+    """
     from sam3lite_convert.commands.inspect import inspect_checkpoint
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.inspect import inspected

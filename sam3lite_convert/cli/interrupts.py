@@ -1,4 +1,4 @@
-"""Signals as KeyboardInterrupt, asked for once more where the first one was lost."""
+"""Turns signals into KeyboardInterrupt, also where Python drops the exception."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _asked_to_stop = threading.Event()
 
 
 def catch() -> None:
-    """Have SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, but for those that this process ignores."""
+    """Make SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, except those that this process ignores."""
     _asked_to_stop.clear()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
@@ -22,7 +22,9 @@ def _interrupt(*ignored: object) -> None:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt, in the main thread, if a signal came: one that was raised inside a callback
-    of the interpreter is lost."""
+    """Raise KeyboardInterrupt, in the main thread, if a signal came.
+
+    An exception that a signal raises inside a callback of the interpreter is lost; this raises it again.
+    """
     if _asked_to_stop.is_set() and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt

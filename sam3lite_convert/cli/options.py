@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from enum import Enum
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import Annotated
 import typer
 
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import ALIASES
+
+_MEGABYTE = 1_000_000
+_WEIGHTS = (".pt", ".pth", ".safetensors")
 
 
 class Component(str, Enum):
-    """What of a checkpoint is converted."""
+    """The part of a checkpoint that is converted."""
 
     all = "all"
     text = "text"
 
 
 class Dtype(str, Enum):
-    """Floating types of an output or a run."""
+    """Floating-point dtypes of an output or of a run."""
 
     float32 = "float32"
     float16 = "float16"
@@ -28,113 +33,323 @@ class Dtype(str, Enum):
 
 
 class Attention(str, Enum):
-    """How the transformers library computes attention."""
+    """Attention implementations of the transformers library."""
 
     eager = "eager"
     sdpa = "sdpa"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+def _whole_number(text: str) -> int:
+    """Parser of an option. Raises BadParameter if the text is not a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number.") from None
+
+
+def _number(text: str) -> float:
+    """Parser of an option. Raises BadParameter if the text is not a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number.") from None
+
+
+def _complete_checkpoint(incomplete: str) -> list[str]:
+    """Aliases and files that begin so. Where no alias does, nothing: the shell then completes file names itself."""
+    aliases = [alias for alias in ALIASES if alias.startswith(incomplete)]
+    if not aliases:
+        return []
+    return aliases + sorted(name for name in glob.glob(glob.escape(incomplete) + "*") if name.endswith(_WEIGHTS))
+
+
+def _complete_layout(incomplete: str) -> list[str]:
+    """The layouts that are shipped."""
+    from sam3lite_convert.plan.tables import builtin_directory
+
+    names = (path.stem.removeprefix("layout-") for path in builtin_directory().glob("layout-*.ini"))
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+_CHECKPOINT = (
+    "Local .pt or .safetensors file, alias (s0, s1, l; s0-32, s1-32, l-32 for context 32), or path of a file in "
+    "--repo-id."
+)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document and nothing else.")]
 Mapping = Annotated[
-    Path | None, typer.Option("--mapping", help="Folder with mapping tables; a table there replaces ours of its name.")
+    Path | None,
+    typer.Option(
+        "--mapping",
+        metavar="DIR",
+        help="Folder with mapping tables (*.ini). A file there replaces the built-in table of the same name; a new "
+        "layout-NAME.ini adds a layout. Default: the built-in tables.",
+    ),
 ]
 Causal = Annotated[
-    bool, typer.Option("--causal", help="State that the text encoder masks causally (weights cannot tell).")
+    bool,
+    typer.Option(
+        "--causal",
+        help="State that the text encoder uses a causal attention mask, as MobileCLIP-B does. The weights do not show "
+        "it. Default: no causal mask.",
+    ),
 ]
-Layout = Annotated[str, typer.Option(help="packed, transformers, original, or one that --mapping adds.")]
-ComponentOption = Annotated[Component, typer.Option(help="The whole detector, or its text encoder alone.")]
-CheckpointArgument = Annotated[
+Layout = Annotated[
     str,
-    typer.Argument(metavar="CHECKPOINT", help="A local file, an alias (s0, s1, l, s0-32, ...) or a path on the Hub."),
+    typer.Option(
+        metavar="NAME",
+        help="Tensor names and shapes of the output: packed, transformers, original, or a layout added with --mapping.",
+        autocompletion=_complete_layout,
+    ),
+]
+ComponentOption = Annotated[
+    Component, typer.Option(help="What to convert: the whole detector (all), or its text encoder with the projection.")
+]
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=_complete_checkpoint)
+]
+SourceArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=_complete_checkpoint, show_default=False),
 ]
 CheckpointOption = Annotated[
-    str | None, typer.Option(help="A local file, an alias (s0, s1, l, ...) or a path on the Hub.")
+    str | None,
+    typer.Option(
+        metavar="CHECKPOINT", help="The checkpoint, in place of the argument.", autocompletion=_complete_checkpoint
+    ),
 ]
-RepoId = Annotated[str, typer.Option("--repo-id", help="Hub repository where names are looked up.")]
-Revision = Annotated[str, typer.Option(help="Branch, tag or commit of that repository.")]
-CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept; default the Hub library's cache.")]
+ParityArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help=f"{_CHECKPOINT} Default: s0.",
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+    ),
+]
+RepoId = Annotated[
+    str,
+    typer.Option("--repo-id", metavar="OWNER/NAME", help="Hub repository in which aliases and paths are looked up."),
+]
+Revision = Annotated[str, typer.Option(metavar="REVISION", help="Branch, tag or commit of --repo-id.")]
+CacheDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder for downloads. Default: the cache of huggingface_hub.")
+]
 HtmlReport = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with charts, to be passed on.")
+    Path | None,
+    typer.Option(
+        "--report", metavar="FILE.html", help="Also write the result to this file, as one HTML page with charts."
+    ),
 ]
-Partial = Annotated[bool, typer.Option("--partial", help="From the Hub, fetch the text tensors' bytes alone.")]
-All = Annotated[bool, typer.Option("--all", help="Every checkpoint of the Hub repository, one folder each.")]
-Pattern = Annotated[str, typer.Option(help="Which ones --all takes.")]
+Partial = Annotated[
+    bool,
+    typer.Option(
+        "--partial",
+        help="Of a checkpoint on the Hub, download only the bytes of the text tensors. convert needs --component text "
+        "with it. Default: download the whole file.",
+    ),
+]
+All = Annotated[
+    bool,
+    typer.Option("--all", help="Convert every checkpoint of --repo-id that matches --pattern, each to its own folder."),
+]
+Pattern = Annotated[
+    str, typer.Option(metavar="GLOB", help="With --all: paths of the checkpoints; * does not match across folders.")
+]
 OutputOption = Annotated[
     Path | None,
-    typer.Option(help="Folder to write, default converted/<stem>-<layout>; with --all the folder of all folders."),
+    typer.Option(
+        metavar="DIR",
+        help="Folder to write. Default: converted/<name of the checkpoint>-<layout>. With --all: parent of the folders "
+        "that are written. Default: converted.",
+    ),
 ]
-CastTo = Annotated[Dtype | None, typer.Option(help="Cast floating tensors; default: as stored.")]
-ContextOption = Annotated[int | None, typer.Option(help="Keep the first N rows of the text position table.")]
+CastTo = Annotated[
+    Dtype | None, typer.Option(help="Cast floating-point tensors to this dtype. Default: the dtype of each tensor.")
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        parser=_whole_number,
+        help="Context length in tokens: keep the first N rows of the text position table. Default: all rows.",
+    ),
+]
 FailOnNonfinite = Annotated[
-    bool, typer.Option("--fail-on-nonfinite", help="Refuse weights that hold infinities or not-a-numbers.")
+    bool,
+    typer.Option(
+        "--fail-on-nonfinite",
+        help="Exit with code 1 and write nothing if weights hold NaN or infinity. Default: convert and report them.",
+    ),
 ]
 AllowOverflow = Annotated[
-    bool, typer.Option("--allow-overflow", help="Convert although --dtype makes values infinite.")
+    bool,
+    typer.Option(
+        "--allow-overflow",
+        help="Convert even if --dtype turns finite values into infinity. Default: exit with code 1 and write nothing.",
+    ),
 ]
-MaxShardSize = Annotated[str | None, typer.Option(help="Cut model.safetensors, for example 500MB.")]
+MaxShardSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Split model.safetensors into files of at most this size, for example 500MB or 2GB. Default: one file.",
+    ),
+]
 Tokenizer = Annotated[
     str | None,
-    typer.Option(metavar="DIR_OR_REPO", help="CLIP's tokenizer, for the transformers layout; default from the Hub."),
+    typer.Option(
+        metavar="DIR_OR_REPO",
+        help="CLIP tokenizer for the layout transformers: a folder or a Hub repository. Default: "
+        "openai/clip-vit-base-patch32.",
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Plan, show, write nothing.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing converted folder.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion in the output folder.")]
 VerifyOption = Annotated[
     bool | None,
-    typer.Option("--verify/--no-verify", help="Prove the folder before it counts; default when pushing."),
+    typer.Option(
+        "--verify/--no-verify",
+        help="Verify the folder before it is moved into place. Default: verify only with --push-to-hub.",
+    ),
 ]
-ParityOption = Annotated[bool, typer.Option("--parity", help="Run parity on it, with a table in the model card.")]
-PushToHub = Annotated[bool, typer.Option("--push-to-hub", help="Push what was converted and verified.")]
-HubModelId = Annotated[str | None, typer.Option(help="Where to; default <your user name>/<stem>.")]
-HubNamespace = Annotated[str | None, typer.Option(help="Of --all: where to; default your user name.")]
+ParityOption = Annotated[
+    bool, typer.Option("--parity", help="Run parity on the folder and add the result to its model card.")
+]
+PushToHub = Annotated[bool, typer.Option("--push-to-hub", help="Verify the folder and push it to the Hub.")]
+HubModelId = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[OWNER/]NAME",
+        help="Repository to push to. Default: the name of the checkpoint, under --hub-namespace.",
+    ),
+]
+HubNamespace = Annotated[
+    str | None,
+    typer.Option(metavar="OWNER", help="With --all: user or organisation to push to. Default: your user name."),
+]
 HubOverwrite = Annotated[
-    bool, typer.Option("--hub-overwrite", help="Also replace another conversion, or an edited card, there.")
+    bool,
+    typer.Option(
+        "--hub-overwrite",
+        help="Replace another conversion, or a model card that was edited there, in the repository. Default: refuse, "
+        "or keep the card.",
+    ),
 ]
-Private = Annotated[bool, typer.Option("--private", help="Make the new repository private.")]
-CreatePr = Annotated[bool, typer.Option("--create-pr", help="Push as a pull request.")]
-CommitMessage = Annotated[str | None, typer.Option(help="Of the commit that pushes.")]
-KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="A source key or a target key.")]
-FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A converted folder, also one of another tool.")]
-VerifiedCheckpoint = Annotated[str, typer.Option(help="The checkpoint that it was converted from.")]
-ParityCheckpoint = Annotated[str | None, typer.Option(help="The original; default s0, from the Hub.")]
-Converted = Annotated[Path | None, typer.Option(metavar="DIR", help="Compare what is in this folder.")]
+Private = Annotated[bool, typer.Option("--private", help="Create the repository as a private one. Default: public.")]
+CreatePr = Annotated[
+    bool, typer.Option("--create-pr", help="Push as a pull request. Default: a commit on the main branch.")
+]
+CommitMessage = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Commit message of the push. Default: names the checkpoint and the layout."),
+]
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY", help="Name of a tensor, in the checkpoint or in the converted folder.")
+]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Converted folder, by this tool or another one.")]
+Converted = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Converted folder to compare with the original. Default: a conversion made in memory."
+    ),
+]
 CandidateOption = Annotated[
     str | None,
-    typer.Option(metavar="LAYOUT", help="Encoder to compare; default packed, or DIR's, or what --as-used calls."),
+    typer.Option(
+        metavar="LAYOUT",
+        help="Layout whose encoder is compared with the original. Default: that of --converted; without it packed, "
+        "or transformers with --as-used.",
+    ),
 ]
-DebugIntermediates = Annotated[bool, typer.Option("--debug-intermediates", help="A row for every layer.")]
-AttentionOption = Annotated[Attention, typer.Option(help="Of the candidate.")]
-RunIn = Annotated[Dtype | None, typer.Option(help="Both sides; default float32, or what DIR was cast to.")]
-Tolerance = Annotated[float | None, typer.Option(help="In place of the measured noise floors.")]
-Seed = Annotated[int | None, typer.Option(help="Random ids instead of the dummy input.")]
-Batch = Annotated[int, typer.Option(help="Rows of ids.")]
-Length = Annotated[int | None, typer.Option(help="Sequence length; default the context.")]
-Prompts = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt; repeatable (extra: prompts).")]
-PromptsFile = Annotated[Path | None, typer.Option(metavar="FILE", help="One prompt a line.")]
-SelfTest = Annotated[bool, typer.Option("--self-test", help="Make known faults, show that each is found.")]
-SaveActivations = Annotated[Path | None, typer.Option(metavar="FILE", help="Keep both sides' activations.")]
-Judge = Annotated[Path | None, typer.Option(metavar="FILE", help="The verdict again, from saved activations.")]
+DebugIntermediates = Annotated[
+    bool, typer.Option("--debug-intermediates", help="Print one row for each layer. Default: the outputs only.")
+]
+AttentionOption = Annotated[Attention, typer.Option(help="Attention implementation of the converted encoder.")]
+RunIn = Annotated[
+    Dtype | None,
+    typer.Option(help="Dtype in which both encoders run. Default: float32, or the dtype of --converted."),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        parser=_number,
+        help="Largest max abs diff that passes. Default: 4 times the noise floor measured at each tap.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", parser=_whole_number, help="Seed of random token ids. Default: a fixed short prompt, as ids."
+    ),
+]
+Batch = Annotated[int, typer.Option(metavar="N", parser=_whole_number, help="Number of rows of token ids.")]
+Length = Annotated[
+    int | None,
+    typer.Option(metavar="N", parser=_whole_number, help="Sequence length in tokens. Default: the context length."),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Prompt to run in place of token ids; may be given several times. Needs the extra 'prompts'.",
+    ),
+]
+PromptsFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Text file with one prompt on each line. Needs the extra 'prompts'.")
+]
+SelfTest = Annotated[
+    bool,
+    typer.Option("--self-test", help="Put known conversion errors into the candidate and check that each is found."),
+]
+SaveActivations = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Save the activations of both encoders to this safetensors file.")
+]
+Judge = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Compute the verdict from a file of --save-activations; no encoder is run."),
+]
 AsUsed = Annotated[
     bool,
     typer.Option(
         "--as-used",
-        help="Also: does transformers, as it is called, do what the original does? Over built-in prompts, or yours.",
+        help="Also compare how the model behaves when called through transformers, with its tokenizer and padding, on "
+        "built-in prompts or yours.",
     ),
 ]
-StrictBehaviour = Annotated[bool, typer.Option("--strict-behaviour", help="--as-used, and exit 1 where that differs.")]
+StrictBehaviour = Annotated[
+    bool, typer.Option("--strict-behaviour", help="As --as-used, and exit with code 1 if the behaviour differs.")
+]
 OriginalRepo = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", help="Your checkout of EfficientSAM3 as the reference; runs its code."),
+    typer.Option(
+        metavar="DIR",
+        help="Your clone of EfficientSAM3, to be run as the reference. Executes Python code from this folder. Default: "
+        "the implementation shipped with this tool.",
+    ),
 ]
-DemoOutput = Annotated[Path | None, typer.Option(help="Keep the demo's files in this new folder.")]
+DemoOutput = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="New folder to keep the files of the demo in. Default: they are deleted."),
+]
 
 
 def parse_size(text: str) -> int:
-    """``500MB``, ``2GB``, ``1.5GiB`` or plain bytes, to bytes. Raises CannotRun for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMG]?)(i?)B?\s*", text, re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
-        raise CannotRun(f"--max-shard-size {text!r}: write it like 500MB, 2GB or 1GiB", "bad_size")
+    """``500MB``, ``2GB``, ``1.5GiB`` or plain bytes, to bytes.
+
+    Raises CannotRun for anything else, and for less than 1 MB without a unit: ``500`` is a mistake for ``500MB``.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMG]?)(i?)(B?)\s*", text, re.IGNORECASE)
+    if not match or float(match[1]) <= 0 or (match[3] and not match[2]):
+        raise CannotRun(f"--max-shard-size {text!r} is not a size; write it like 500MB, 2GB or 1GiB", "bad_size")
     base = 1024 if match[3] else 1000
     size = int(float(match[1]) * base ** " kmg".index(match[2].lower() or " "))
+    if size < _MEGABYTE and not match[2] and not match[4]:
+        raise CannotRun(
+            f"--max-shard-size {match[1]} has no unit; write {match[1]}MB, or {match[1]}B for bytes", "bad_size"
+        )
     if size < 1:
-        raise CannotRun(f"--max-shard-size {text!r}: less than a byte", "bad_size")
+        raise CannotRun(f"--max-shard-size {text!r} is less than one byte", "bad_size")
     return size

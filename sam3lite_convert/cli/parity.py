@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, typed, write_report
+from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, typed, write_report
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def parity(
-    checkpoint: o.ParityCheckpoint = None,
+    source: o.ParityArgument = None,
+    checkpoint: o.CheckpointOption = None,
     converted: o.Converted = None,
     candidate: o.CandidateOption = None,
     debug_intermediates: o.DebugIntermediates = False,
@@ -49,30 +50,34 @@ def parity(
     cache_dir: o.CacheDir = None,
     json: o.Json = False,
 ) -> None:
-    """Run original and converted text encoder side by side, layer by layer."""
+    """Compare the original and the converted text encoder, layer by layer.
+
+    Exits with code 1 if they differ by more than the tolerance.
+    """
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.commands import parity as parity_commands
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report import parity as parity_report
     from sam3lite_convert.report import terminal
 
+    name = one_checkpoint(source, checkpoint)
     if html is not None:
         check_report_place(html)
         if save_activations is not None and html.resolve() == save_activations.resolve():
-            raise CannotRun("--report and --save-activations name one file", "usage")
+            raise CannotRun("--report and --save-activations name the same file", "usage")
     if judge is not None:
         given = [
-            checkpoint, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
+            name, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
             self_test or None, partial or None, causal or None, batch if batch != 1 else None,
             attention if attention is not o.Attention.eager else None, as_used or strict_behaviour or None,
             original_repo,
         ]  # fmt: skip
         if any(value is not None for value in given):
-            raise CannotRun("--judge reads saved activations; beside it go only --tolerance and --report", "usage")
+            raise CannotRun("--judge reads saved activations and takes only --tolerance and --report", "usage")
         document = parity_commands.judge_activations(judge, tolerance)
     else:
-        location = locate(checkpoint or "s0", repo_id, revision, cache_dir, json)
-        from sam3lite_convert.parity.setup import ParityOptions  # torch: not before the name is known to be good
+        location = locate(name or "s0", repo_id, revision, cache_dir, json)
+        from sam3lite_convert.parity.setup import ParityOptions  # imports torch: after the name was found
 
         original = _open_original(original_repo)
         options = ParityOptions(
@@ -85,13 +90,13 @@ def parity(
             lambda label, total: terminal.count_progress(label, total, json),
         )  # fmt: skip
         if self_test and (save_activations or looks.as_used or html):
-            raise CannotRun("--self-test makes many runs; what is kept or shown of one run goes without it", "usage")
+            raise CannotRun("--self-test cannot be combined with --save-activations, --as-used or --report", "usage")
         mappings = load_mappings(mapping)
-        source = _parity_source(location, partial, mappings, causal, json)
+        read = _parity_source(location, partial, mappings, causal, json)
         if self_test:
-            _self_test(source, mappings, options, converted, json)
+            _self_test(read, mappings, options, converted, json)
             return
-        document = parity_commands.run_parity(source, mappings, options, converted, save_activations, looks)
+        document = parity_commands.run_parity(read, mappings, options, converted, save_activations, looks)
     if html is not None:
         from sam3lite_convert.report.html.page import parity_page
 

@@ -1,4 +1,4 @@
-"""Where a report goes: one HTML file, which takes the place of an earlier report and of nothing else."""
+"""Writes an HTML report, which may replace an earlier report but no other file."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from sam3lite_convert.report.html import GENERATOR
 
 
 def check_report_place(path: Path) -> None:
-    """Raises CannotRun where no report can go: before the work, so that none is lost."""
+    """Raises CannotRun if no report can be written to ``path``. To be called before the work, so that none is lost."""
     if path.is_dir():
-        raise CannotRun(f"{path} is a folder; name the report's file, for example {path / 'report.html'}", "usage")
+        raise CannotRun(
+            f"--report {path} is a folder; give the name of a file, for example {path / 'report.html'}", "usage"
+        )
     if path.suffix.lower() not in (".html", ".htm"):
-        raise CannotRun(f"--report {path}: the report is a page, so name it FILE.html", "usage")
+        raise CannotRun(f"--report {path}: the name must end in .html", "usage")
     folder = resolved(path).parent
     if not folder.is_dir():
-        raise CannotRun(f"{path.parent}: no such folder for the report", "no_such_folder")
+        raise CannotRun(f"--report {path}: no such folder: {path.parent}", "no_such_folder")
     if (folder / RECEIPT_NAME).exists():
         raise CannotRun(
-            f"{path.parent} is a converted folder and holds the conversion's own files alone; put the report beside it",
+            f"--report {path}: {path.parent} is a converted folder, which holds no other files; choose another folder",
             "usage",
         )
     if not os.access(folder, os.W_OK):
-        raise CannotRun(f"{path.parent}: no report can be written there (permission denied)", "os_error")
+        raise CannotRun(f"--report {path}: permission denied", "os_error")
     if path.exists() and not (path.is_file() and _is_report(path)):
-        raise CannotRun(f"{path} exists and is no report of ours, so it was kept; name another file", "output_exists")
+        raise CannotRun(
+            f"--report {path}: the file exists and is not a report of this tool; choose another name", "output_exists"
+        )
 
 
 def _is_report(path: Path) -> bool:
@@ -40,7 +44,7 @@ def _is_report(path: Path) -> bool:
 
 
 def write_report(path: Path, page: str) -> None:
-    """Write it whole or not at all. Raises CannotRun as ``check_report_place`` does."""
+    """Write the file as a whole or not at all. Raises CannotRun as ``check_report_place`` does."""
     check_report_place(path)
-    # Through a link, to the file that it names.
+    # A link is kept, and the file that it points to is replaced.
     write_whole(resolved(path), page.encode("utf-8", "backslashreplace"))

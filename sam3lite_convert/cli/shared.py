@@ -1,4 +1,4 @@
-"""What the commands share: where CHECKPOINT is, the command as it was typed, how many threads."""
+"""What several commands need: finding CHECKPOINT, the command line as typed, threads, reports and exit codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
 
 if TYPE_CHECKING:
     from sam3lite_convert.commands.sources import HubLocation, Location
@@ -21,15 +21,25 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 typed_arguments: list[str] = []
 
 
+def one_checkpoint(argument: str | None, option: str | None) -> str | None:
+    """CHECKPOINT, which may be given as an argument or as ``--checkpoint``; None if neither is given.
+
+    Raises CannotRun if both are given and differ.
+    """
+    if argument is not None and option is not None and argument != option:
+        raise CannotRun(f"two checkpoints: {argument} and --checkpoint {option}; give one of them", "usage")
+    return argument if argument is not None else option
+
+
 def locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Location:
-    """Where CHECKPOINT is; one on the Hub is looked up."""
+    """Find CHECKPOINT, on this machine or on the Hub. Raises CannotRun if it does not exist."""
     from sam3lite_convert.commands.sources import locate
 
     return locate(name, where(repo_id, revision, cache_dir, quiet))
 
 
 def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> HubLocation:
-    """The repository that names are looked up in."""
+    """The Hub repository in which names are looked up."""
     from sam3lite_convert.commands.sources import HubLocation
 
     quiet_hub(quiet)
@@ -37,19 +47,19 @@ def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> H
 
 
 def use_one_thread() -> None:
-    """To be called before anything that computes is imported."""
+    """Limit numerical libraries to one thread; must be called before they are imported."""
     for name, value in _ONE_THREAD.items():
         os.environ.setdefault(name, value)
 
 
 def typed() -> str:
-    """The command as it was typed, to be typed again: without what would make the folder anew."""
+    """The command line as typed, without ``--json`` and ``--overwrite``, for messages that suggest to run it again."""
     kept = [a for a in typed_arguments if a not in ("--json", "--overwrite")]
     return shlex.join(["sam3lite", *kept])
 
 
 def quiet_hub(quiet: bool) -> None:
-    """Have the Hub's library speak through this module: bars on a terminal only, notes on stderr."""
+    """Send messages of huggingface_hub to stderr, or nowhere if ``quiet``; progress bars only on a terminal."""
     from sam3lite_convert.hub import log
     from sam3lite_convert.report.terminal import is_terminal, note
 
@@ -61,7 +71,7 @@ def quiet_hub(quiet: bool) -> None:
 
 
 def write_report(path: Path, page: Callable[[], str]) -> str | None:
-    """Write the page and say where it is. Returns what went wrong, which is said too: nothing of the result is lost."""
+    """Write the page; returns what went wrong, which is also said on stderr. The result is kept."""
     from sam3lite_convert.cli import report_place
     from sam3lite_convert.report import terminal
 
@@ -75,6 +85,6 @@ def write_report(path: Path, page: Callable[[], str]) -> str | None:
 
 
 def leave(failed: bool, written: bool) -> None:
-    """With exit code 1 where a check failed, and 2 where it held and its report could not be written."""
+    """Exit with code 1 if a check failed, or 2 if the report was not written; return otherwise."""
     if failed or not written:
         raise typer.Exit(1 if failed else 2)

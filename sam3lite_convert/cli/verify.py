@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, typed, use_one_thread, write_report
+from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, typed, use_one_thread, write_report
+from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 def verify(
     folder: o.FolderArgument,
-    checkpoint: o.VerifiedCheckpoint,
+    source: o.SourceArgument = None,
+    checkpoint: o.CheckpointOption = None,
     causal: o.Causal = False,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
@@ -27,7 +29,10 @@ def verify(
     html: o.HtmlReport = None,
     json: o.Json = False,
 ) -> None:
-    """Prove that a converted folder is its checkpoint, or say what is wrong with it."""
+    """Check every tensor of a converted folder against its checkpoint.
+
+    Exits with code 1, and lists the differences, if the folder does not match.
+    """
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.convert.folder import read_folder
     from sam3lite_convert.plan.tables import load_mappings
@@ -35,12 +40,17 @@ def verify(
     from sam3lite_convert.report.verify import verified
 
     use_one_thread()
+    name = one_checkpoint(source, checkpoint)
+    if name is None:
+        raise CannotRun(
+            "verify needs the checkpoint that DIR was converted from: sam3lite verify DIR CHECKPOINT", "usage"
+        )
     if html is not None:
         check_report_place(html)
-    # What is local comes first: a folder that is not there needs no download.
+    # Read first: a folder that cannot be read needs no download.
     read_folder(folder)
-    source = locate(checkpoint, repo_id, revision, cache_dir, json).whole()
-    document = _verify(folder, source, load_mappings(mapping), causal, json, typed() if html else None)
+    found = locate(name, repo_id, revision, cache_dir, json).whole()
+    document = _verify(folder, found, load_mappings(mapping), causal, json, typed() if html else None)
     if html is not None:
         from sam3lite_convert.report.html.page import verify_page
 

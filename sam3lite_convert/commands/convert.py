@@ -1,6 +1,4 @@
-"""One conversion, from the checkpoint that is named to the folder in its place: what is there already,
-the download, the writing, the proof.
-"""
+"""One conversion, from the name of a checkpoint to the finished folder: download, plan, write, verify."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ Progress = Callable[[str], Advance]
 
 
 class NotProven(Sam3LiteError):
-    """Exit 1: the folder that was written is not its source."""
+    """Exit 1: the verification of a written folder failed."""
 
     exit_code = 1
 
@@ -62,7 +60,7 @@ class Request:
     mapping: Path | None = None
 
     def folder(self, location: Location) -> Path:
-        """Where the conversion goes."""
+        """The folder to write."""
         return self.output or conversion.default_output(location.path, self.options)
 
 
@@ -105,19 +103,18 @@ def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> Conv
 
 
 def fetch(location: Location, mappings: Mappings, request: Request, beside: int = 0) -> Source:
-    """The checkpoint on this machine, with room left for what is made of it. ``beside``: bytes that
-    something else is about to write.
+    """The checkpoint on this machine, downloaded if necessary. ``beside``: bytes that something else is about to write.
 
-    Raises CannotRun where there is no room for both, before anything is downloaded.
+    Raises CannotRun, before anything is downloaded, if the disk has no space for the download and the conversion.
     """
     if request.partial:
         return location.text(mappings, request.options.causal)
     if location.repository is None or location.file is None or location.file.here:
         return location.whole()
-    # A conversion writes about as much as it reads. Where both go to one disk, both have to fit.
+    # A conversion writes about as much as it reads. If both go to one disk, both have to fit.
     beside += location.file.size
     place = request.folder(location).parent
-    check_space(place, beside, f"the conversion of {location.name} is to be written")
+    check_space(place, beside, f"to write the conversion of {location.name}")
     return location.whole(beside if same_disk(place, location.repository.place) else 0)
 
 
@@ -131,14 +128,16 @@ def convert_checkpoint(
 ) -> ConvertDocument:
     """Plan and write, and prove if asked to. For a place where nothing is, or ``overwrite``.
 
-    ``planned`` is told the plan before the first byte moves. ``hashing``: one that has begun with this
-    (local) file already.
+    ``planned`` is called with the plan's record before the first byte is written. ``hashing``: the hash of this
+    (local) file, if it is computed already.
+    Raises CannotRun if the output folder holds anything and ``overwrite`` is not set, and as ``make_plan`` and
+    ``convert`` do.
     """
     folder = request.folder(location)
     with ExitStack() as stack:
         if hashing is not None:
             stack.enter_context(hashing)
-        # What stands in the way is said before anything is downloaded.
+        # Checked before anything is downloaded.
         if request.parity:
             from sam3lite_convert.parity.candidates import check_candidate
 
@@ -205,8 +204,8 @@ def finished(
         because = f" ({why})" if why else ""
         late = [
             *late,
-            f"no tokenizer in the folder: {', '.join(absent)} missing{because}. To add them, run this where the Hub is "
-            f"reached, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO",
+            f"the tokenizer is incomplete, {', '.join(absent)} missing{because}. To add it, run this with access to "
+            f"the Hub, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO",
         ]
     written = WrittenConversion(
         files=sizes(folder),
@@ -239,7 +238,7 @@ def verified(work: Path, source: Source, mappings: Mappings, request: Request, f
         faults += [f"{key} is not part of the model" for key in document.unexpected]
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         message = f"{folder} does not verify: {'; '.join(faults[:3])}{more}"
-        raise NotProven(message, "not_proven", document.to_json())
+        raise NotProven(message, "not_proven", document)
     return document
 
 

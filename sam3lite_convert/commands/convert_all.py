@@ -1,4 +1,4 @@
-"""Conversions that may end on the Hub, one or all of a repository: each with its own verdict."""
+"""Conversions with an optional push: one checkpoint, or all of a repository."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from sam3lite_convert.records.convert import (
     PushRecord,
 )
 from sam3lite_convert.records.receipt import ParitySummary
-from sam3lite_convert.records.record import json_value
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
@@ -64,8 +63,8 @@ def publish(
 ) -> ConvertDocument:
     """Convert, and push where there is a ``target``. What is converted and pushed already is not read again.
 
-    ``found``: the folder of an earlier run that is current (``find_current``). Raises as the conversion
-    and the push do; after a failed push the folder is there.
+    ``found``: the folder of an earlier run that is up to date (``find_current``). Raises as ``convert_checkpoint``
+    and ``push`` do; after a failed push the folder is kept.
     """
 
     def made(request: Request) -> ConvertDocument:
@@ -147,7 +146,7 @@ def convert_all(
                 location = replace(location, file=replace(source.hub, cached=source.path) if source.hub else None)
                 later = [n for n in waiting if n > i]
                 if later:
-                    # This one's output is still to be written when the next one's download begins.
+                    # The output of this checkpoint is not written yet when the next download starts.
                     room = location.file.size if location.file else 0
                     job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
                     ahead[later[0]] = Worker(job)
@@ -171,9 +170,7 @@ def convert_all(
 
 
 def _failed(location: Location, request: Request, fault: Sam3LiteError) -> FailedConversion:
-    error = FailureDetails(
-        code=fault.code, message=fault.message, details=json_value(fault.details), exit_code=fault.exit_code
-    )
+    error = FailureDetails(code=fault.code, message=fault.message, details=fault.details, exit_code=fault.exit_code)
     return FailedConversion(checkpoint=location.name, output=str(request.output), state="failed", error=error)
 
 
@@ -183,7 +180,7 @@ def _check_distinct(locations: list[Location], requests: list[Request]) -> None:
         other = taken.setdefault(request.output, location)
         if other is not location:
             raise CannotRun(
-                f"{other.name} and {location.name} would both go into {request.output}; narrow --pattern so that it "
-                "takes one of them",
+                f"{other.name} and {location.name} would both be written to {request.output}; choose a --pattern that "
+                "matches only one of them",
                 "same_output",
             )

@@ -1,4 +1,4 @@
-"""The main job on a small generated checkpoint, offline: inspect, convert to the layouts that parity can run, verify,
+"""All commands on a small generated checkpoint, offline: inspect, convert to the layouts that parity can run, verify,
 parity."""
 
 from __future__ import annotations

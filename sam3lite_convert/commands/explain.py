@@ -1,4 +1,4 @@
-"""What happens to one key of a checkpoint."""
+"""How one tensor of a checkpoint is converted."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
         found = next((m.source.key for m in plan.mapped.values() if m.target == key), None)
     if found is None:
         near = difflib.get_close_matches(key, [*plan.checkpoint.tensors, *canonical, *plan.mapped], 4, 0.6)
-        hint = "\nThe nearest names:\n  " + "\n  ".join(near) if near else ""
-        message = f"{key} is neither a source key nor a target key of this conversion.{hint}"
+        hint = "\nNearest names:\n  " + "\n  ".join(near) if near else ""
+        message = f"{key} is not a tensor of the checkpoint, nor of its conversion.{hint}"
         raise CannotRun(message, "unknown_key", {"near": near})
     dropped = plan.dropped.get(found)
     pieces = [m for m in plan.mapped.values() if m.source.key == found]

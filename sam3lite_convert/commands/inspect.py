@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its index alone."""
+"""Describes a checkpoint from its index."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def inspect_checkpoint(
     if found:
         kind = " and ".join(r.kind for r in found)
     elif architecture is None:
-        kind = "not a checkpoint of this family"
+        kind = "not a SAM3-LiteText checkpoint"
     else:
-        kind = f"{family.name} {'text encoder alone' if only_text else 'detector'}"
+        kind = f"{family.name} {'text encoder without a detector' if only_text else 'detector'}"
     text = [checkpoint.tensors[keys[0]] for name, keys in names.sources.items() if name.startswith(TEXT)]
     notes = [*checkpoint.notes, *(family.doubts(architecture) if architecture else ())]
     if names.twins:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.sources import Source
-from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted, in_short
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
@@ -48,16 +48,19 @@ class Looks:
 
 
 def read_prompts(prompts: list[str], file: Path | None = None) -> tuple[str, ...]:
-    """The prompts given, and those of a text file, one a line; empty lines are none."""
+    """The prompts given, and those of a text file with one prompt on each line; empty lines are skipped.
+
+    Raises CannotRun if the file cannot be read or holds no prompt.
+    """
     if file is None:
         return tuple(prompts)
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as fault:
-        raise CannotRun(f"{file}: cannot be read as text ({fault})", "cannot_open") from fault
+        raise CannotRun(f"{file}: cannot be read as UTF-8 text ({in_short(fault)})", "cannot_open") from fault
     found = [line for line in lines if line.strip()]
     if not found:
-        raise CannotRun(f"{file} holds no prompt", "usage")
+        raise CannotRun(f"{file}: no prompts in it", "usage")
     return (*prompts, *found)
 
 
@@ -89,7 +92,7 @@ def run_parity(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         checkpoint = source.read()
-        # A file from the Hub is held against what the Hub states; a local one has no such word.
+        # The hash of a file from the Hub is compared with the one that the Hub states; a local file has none.
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
         setup = set_up(checkpoint, mappings, options, converted)
         if looks.as_used:
@@ -137,8 +140,8 @@ def run_parity(
     if swept is not None:
         which = f"{len(inputs.ids)} furthest off" if swept.worst() else f"first {len(inputs.ids)}, as no row differs"
         said.append(
-            f"all {len(setup.every.ids):,} rows went through both sides; isolated activations, noise floors"
-            f"{', activations in the file' if save else ''} and causes are of the {which}"
+            f"both encoders ran on all {len(setup.every.ids):,} rows; isolated activations, noise floors"
+            f"{', activations in the file' if save else ''} and causes are from the {which}"
         )
     page = None
     if looks.report:
@@ -178,12 +181,12 @@ def _checkout(repo: OriginalRepo, setup: Setup) -> CheckoutRecord:
 
 
 def _beside_text(plan: Plan) -> list[str]:
-    """The target keys that parity does not look at; verify does."""
+    """The target keys outside the text encoder; verify checks them, parity does not."""
     return [m.target for m in plan.mapped.values() if not m.canonical.startswith(TEXT)]
 
 
 def _whole_plan(text: Plan, mappings: Mappings) -> Plan:
-    """The plan of the whole file, for the accounting; of its text encoder where there is no more to convert."""
+    """The plan of the whole file; that of its text encoder if the rest cannot be converted."""
     try:
         return make_plan(text.checkpoint, mappings, replace(text.options, component="all"))
     except UnsoundPlan:
@@ -191,12 +194,16 @@ def _whole_plan(text: Plan, mappings: Mappings) -> Plan:
 
 
 def _as_used(options: ParityOptions, converted: Path | None, mappings: Mappings) -> ParityOptions:
-    """The options with what ``--as-used`` takes where nothing is said: prompts, and the layout that is called."""
+    """The options completed with the defaults of ``--as-used``: built-in prompts, the layout that a library loads.
+
+    Raises CannotRun if options for token ids are given.
+    """
     from sam3lite_convert.parity.as_used.behaviour import PROMPTS
 
     if options.seed is not None or options.batch != 1 or options.length is not None:
         raise CannotRun(
-            "--as-used sends real prompts: leave --seed, --batch and --length out, and give --prompt or --prompts-file",
+            "--as-used runs on prompts (--prompt, --prompts-file): it cannot be combined with --seed, --batch or "
+            "--length",
             "usage",
         )
     called = next(name for name, layout in mappings.layouts.items() if layout.loader.library)
@@ -219,10 +226,10 @@ def judge_activations(path: Path, tolerance: float | None = None) -> ParityDocum
     isolated, floors, notes = saved.isolated, saved.floors, list[str]()
     try:
         if not isolated or not isolated_belongs(saved.reference, saved.candidate, isolated):
-            which = "are not this candidate's and were left out" if isolated else "are not in the file"
-            notes = [f"isolated activations {which}: an error that was carried to a layer counts as made there"]
+            which = "do not belong to this candidate" if isolated else "are missing from the file"
+            notes = [f"isolated activations {which}: errors passed on from earlier layers count at each layer"]
             isolated = saved.candidate
-            # What is carried to a layer is held to the floor of what is carried.
+            # Differences that earlier layers pass on are compared with the noise that earlier layers pass on.
             floors = floors and {tap: floor.without_isolated() for tap, floor in floors.items()}
         judgement = judge(saved.reference, saved.candidate, isolated, floors, saved.inputs.padded, tolerance)
     except ValueError as fault:
@@ -368,8 +375,8 @@ def self_test_parity(
     before = compare_encoders(setup, setup.candidate()).judgement
     if before.verdict == "differs":
         raise CannotRun(
-            "the candidate differs from the original already, so faults made on purpose would hide behind that; run "
-            "parity without --self-test first",
+            "--self-test needs a candidate that matches the original, and this one differs; run parity without "
+            "--self-test to see where",
             "differs_already",
         )
     trials = []

@@ -1,6 +1,6 @@
-"""Pushing a converted folder to the Hub: what would change there first, then one commit, then a look.
+"""Pushes a converted folder to the Hub: plans the changes, makes one commit, and checks what arrived.
 
-Files go through ``huggingface_hub``, which resumes: content that arrived before is not sent again.
+Files are uploaded by ``huggingface_hub``, which does not send content again that the Hub already has.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
 from sam3lite_convert.convert.side_files import CONFIG_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
-from sam3lite_convert.hub.requests import first_line, hub_faults, retried
+from sam3lite_convert.hub.requests import INVALID_NAME, hub_faults, retried
 from sam3lite_convert.records.convert import FileState, PushedFile, PushPlanRecord, PushRecord
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.verify import VerifyDocument
@@ -91,33 +91,33 @@ class PushPlan:
 
 
 def user_name() -> str:
-    """The user whose token the library finds. Raises CannotRun where there is none or it is refused."""
+    """The name of the user whose token is set. Raises CannotRun if there is none or the Hub refuses it."""
     try:
         with hub_faults("the account", "write"):
             return str(retried(lambda: HfApi().whoami())["name"])
     except CannotRun as fault:
         if fault.code == "no_token":
-            raise CannotRun(f"pushing needs a token, and none is set. {_LOGIN}.", "no_token") from fault
+            raise CannotRun(f"no token is set, and a push needs one. {_LOGIN}.", "no_token") from fault
         if fault.code == "no_access":
             raise CannotRun(f"the Hub does not accept the token that is set. {_LOGIN}.", "no_access") from fault
         raise
 
 
 def check_name(repo: str) -> None:
-    """Raises CannotRun where this cannot be the name of a repository."""
+    """Raises CannotRun if this is not a valid NAMESPACE/NAME."""
     try:
         validate_repo_id(repo)
     except HFValidationError as fault:
-        raise CannotRun(f"{repo} is no name of a repository on the Hub: {first_line(fault)}", "usage") from fault
+        raise CannotRun(INVALID_NAME.format(repo), "usage") from fault
     if repo.count("/") != 1:
-        raise CannotRun(f"{repo} is no name of a repository (NAMESPACE/NAME); see --hub-model-id", "usage")
+        raise CannotRun(INVALID_NAME.format(repo), "usage")
 
 
 def plan_push(folder: Path, target: PushTarget) -> PushPlan:
-    """Compare the folder with what the repository holds.
+    """Compare the folder with the repository.
 
-    Raises CannotRun where that is not the result of a conversion, or of another one, or is public where
-    a private one was asked for.
+    Raises CannotRun if the repository holds files that no conversion wrote, or another conversion, or if it is public
+    and ``private`` is set.
     """
     with hub_faults(target.repo, "write"):
         api = HfApi()
@@ -133,8 +133,8 @@ def plan_push(folder: Path, target: PushTarget) -> PushPlan:
         there = _tree(api, target.repo, head)
         if target.private and not info.private:
             raise CannotRun(
-                f"{target.repo} exists and is public; --private does not change that. Make it private on its page, or "
-                "name another one with --hub-model-id.",
+                f"{target.repo} exists and is public; --private applies only to new repositories. Make it private in "
+                "its settings, or choose another one with --hub-model-id.",
                 "repository_is_public",
             )
         earlier = _earlier(target, folder, there, head)
@@ -153,7 +153,7 @@ def plan_push(folder: Path, target: PushTarget) -> PushPlan:
 
 
 def _proposed(api: HfApi, folder: Path, plan: PushPlan) -> PushPlan | None:
-    """The plan against the newest pull request that holds exactly this folder; None where none does."""
+    """The plan against the newest pull request that holds exactly this folder; None if there is none."""
     refs = retried(lambda: api.list_repo_refs(plan.target.repo, include_pull_requests=True))
     newest = sorted(refs.pull_requests or [], key=lambda r: int(r.ref.rpartition("/")[2]), reverse=True)
     for ref in newest[:_REQUESTS_LOOKED_AT]:
@@ -192,16 +192,16 @@ def _read_receipt(path: Path) -> Receipt:
 def _earlier(target: PushTarget, folder: Path, there: Iterable[str], head: str) -> Receipt | None:
     """The receipt of the conversion that the repository holds, None where it holds nothing yet.
 
-    Raises CannotRun where it holds something that a push would spoil.
+    Raises CannotRun if a push would replace or mix with other files.
     """
     names = [n for n in there if n not in _SERVED]
     if not names:
         return None
-    other = "Name another repository with --hub-model-id"
+    other = "Choose another repository with --hub-model-id"
     if RECEIPT_NAME not in names:
         listed = ", ".join(sorted(names)[:4])
         raise CannotRun(
-            f"{target.repo} holds files that no conversion wrote ({listed}), so nothing is pushed there. {other}.",
+            f"not pushed: {target.repo} holds files that this tool did not write ({listed}). {other}.",
             "repository_not_ours",
         )
     path = retried(lambda: hf_hub_download(target.repo, RECEIPT_NAME, revision=head))
@@ -216,8 +216,8 @@ def _earlier(target: PushTarget, folder: Path, there: Iterable[str], head: str) 
         was, now = was[1:], now[1:]  # one content under two names
     if was != now and not target.replace:
         raise CannotRun(
-            f"{target.repo} holds another conversion ({', '.join(was)}; this is {', '.join(now)}), which would be "
-            f"replaced. {other}, or replace it with --hub-overwrite.",
+            f"not pushed: {target.repo} holds another conversion ({', '.join(was)}; this one is {', '.join(now)}). "
+            f"{other}, or replace it with --hub-overwrite.",
             "repository_holds_other",
         )
     return old
@@ -253,7 +253,8 @@ def _state(path: Path, there: RepoFile | None) -> FileState:
 def push(folder: Path, plan: PushPlan, verification: VerifyDocument | None) -> PushRecord:
     """Carry out a plan; returns where it went. Only for a folder whose verification succeeded.
 
-    Raises CannotRun where it does not arrive; the folder stays as it is.
+    ``verification``: the record of the folder's verification, which must have succeeded.
+    Raises CannotRun if the push fails; the folder is not changed.
     """
     if plan.nothing:
         return PushRecord(repo=plan.target.repo, state="current", plan=plan.record(), commit=plan.head)
@@ -263,8 +264,8 @@ def push(folder: Path, plan: PushPlan, verification: VerifyDocument | None) -> P
         return _commit(folder, plan)
     except Sam3LiteError as fault:
         raise CannotRun(
-            f"the push to {plan.target.repo} did not succeed: {fault.message} The folder {folder} is complete and "
-            "stays as it is. Run the same command again to go on; what has arrived is not sent again.",
+            f"push to {plan.target.repo} failed: {fault.message} The folder {folder} is complete. Run the same command "
+            "again to continue; files that have arrived are not sent again.",
             fault.code,
         ) from fault
 
@@ -288,11 +289,11 @@ def _commit(folder: Path, plan: PushPlan) -> PushRecord:
                 ],
                 commit_message=message,
                 create_pr=target.create_pr,
-                # A commit that somebody else made in between is not overwritten.
+                # Fails if somebody else committed in between.
                 parent_commit=None if target.create_pr else head,
             )
 
-        # A pull request whose answer was lost is there all the same, and would be made twice.
+        # Not repeated: a pull request may exist although its response was lost.
         done = commit() if target.create_pr else retried(commit)
         files, _ = _compare(folder, _tree(api, target.repo, done.oid))
     wrong = [n for n, file in files.items() if file.state != "same" and plan.files[n].state != "kept"]
@@ -309,18 +310,18 @@ def _commit(folder: Path, plan: PushPlan) -> PushRecord:
 
 
 def _create(api: HfApi, target: PushTarget) -> str:
-    """Make the repository; returns its head. Raises CannotRun where one came there in the meantime."""
+    """Create the repository; returns its head. Raises CannotRun if it was created by somebody else in the meantime."""
     try:
         retried(lambda: api.create_repo(target.repo, private=target.private))
     except HfHubHTTPError as fault:
         if fault.response.status_code != 409:
             raise
-        # It may be ours, made by a request whose answer was lost: then there is nothing in it.
+        # It may be ours, from a request whose response was lost: then it is empty.
         info = retried(lambda: api.model_info(target.repo, timeout=60))
         if bool(info.private) == target.private and set(_tree(api, target.repo, str(info.sha))) <= {".gitattributes"}:
             return str(info.sha)
         raise CannotRun(
-            f"{target.repo} came into being in the meantime; what it holds has to be looked at first.",
+            f"{target.repo} was created by somebody else in the meantime. Run the command again to compare with it.",
             "repository_appeared",
         ) from fault
     return str(retried(lambda: api.model_info(target.repo, timeout=60)).sha)

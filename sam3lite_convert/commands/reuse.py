@@ -1,4 +1,4 @@
-"""What an earlier run left: whether it is current, and what is still missing there."""
+"""The folder of an earlier run: whether it is up to date, and adding what is missing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def find_current(
 ) -> EarlierConversion | None:
     """The folder of an earlier run that already is what this one would write; None where there is none.
 
-    Raises CannotRun where something else lies there and may not be replaced. Of a file on the Hub
-    nothing is read: its etag says what it is. ``hashing``: under way over a local file.
+    A file on the Hub is not read: its etag is compared. ``hashing``: the hash of a local file, being computed.
+    Raises CannotRun if the folder holds anything else and ``overwrite`` is not set.
     """
     folder = request.folder(location)
     clear_leftovers(folder)
@@ -46,7 +46,7 @@ def find_current(
                 return found
             why = f"it was converted from another file ({found.receipt.source.name})"
     raise CannotRun(
-        f"{folder} exists and was kept as it is: {why}. Replace it with --overwrite, or name another folder with "
+        f"{folder} exists and was not changed: {why}. Replace it with --overwrite, or choose another folder with "
         "--output DIR.",
         "output_exists",
     )
@@ -67,8 +67,8 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
     changed = side_files.edited(folder, receipt)
     if changed and request.model_id:
         raise CannotRun(
-            f"{', '.join(changed)} in {folder} was edited since the conversion, so it is not pushed. --overwrite makes "
-            "the folder anew.",
+            f"not pushed: {', '.join(changed)} in {folder} was edited after the conversion. --overwrite converts "
+            "again.",
             "edited",
         )
     why = verification = parity = None

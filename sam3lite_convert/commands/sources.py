@@ -1,4 +1,4 @@
-"""What CHECKPOINT names: a local file, or one on the Hub, whole or by the ranges that are needed."""
+"""Finds CHECKPOINT: a local file, or one on the Hub, downloaded as a whole or by byte ranges."""
 
 from __future__ import annotations
 
@@ -48,9 +48,14 @@ class HubLocation:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that can be read. ``name``: as the user calls it; ``path``: the file on this
-    machine; ``hub``: where it came from; ``copy``: set where only ranges of it were fetched;
-    ``option``: what to type behind ``--checkpoint`` to name it again."""
+    """A checkpoint that can be read.
+
+    ``name``: as the user typed it.
+    ``path``: the file on this machine.
+    ``hub``: its origin on the Hub; None for a local file.
+    ``copy``: the partial copy, if only ranges of it were downloaded.
+    ``option``: the value of ``--checkpoint`` that names it, with the options of its repository.
+    """
 
     name: str
     path: Path
@@ -59,12 +64,12 @@ class Source:
     option: str = ""
 
     def read(self) -> Checkpoint:
-        """The index, with what the Hub states. Raises as ``read_checkpoint`` does."""
+        """The index, with its origin on the Hub. Raises as ``read_checkpoint`` does."""
         checkpoint = read_checkpoint(self.path, self.copy)
         return replace(checkpoint, hub=self.hub) if self.hub else checkpoint
 
     def hashing(self) -> SourceHash:
-        """The file's SHA-256, under way; a copy with holes has none."""
+        """Start to compute the file's SHA-256; a partial copy has none."""
         return SourceHash(None if self.copy else self.path)
 
     def provenance(self) -> HubOrigin | None:
@@ -114,12 +119,15 @@ class Source:
 
     @contextmanager
     def trusted(self) -> Iterator[None]:
-        """Faults of a file from the Hub told from faults of its copy here, which is then deleted."""
+        """Context for reading the file: a download that turns out damaged is deleted.
+
+        Raises Untrusted as the reader does.
+        """
         try:
             yield
         except Untrusted as fault:
             if self.copy is not None:
-                # Ranges have no hash of their own to tell the file's fault from that of the way here.
+                # A range has no hash that tells a damaged download from a damaged file.
                 self.copy.discard()
             if self.hub is None or self.copy is not None or not self._damaged_here(fault):
                 raise
@@ -129,8 +137,8 @@ class Source:
             if fault.code == "etag_mismatch":
                 raise
             raise Untrusted(
-                f"what lies in the cache is not what the Hub states for {self.hub.path}, and was deleted there; run "
-                f"the command again to fetch it anew. ({fault.message})",
+                f"the cached copy of {self.hub.path} was damaged and is deleted; run the command again to download it. "
+                f"({fault.message})",
                 "etag_mismatch",
             ) from fault
 
@@ -144,8 +152,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Location:
-    """Where a checkpoint is, before anything of it is read. ``path``: the local file, or the path in
-    the repository; ``file`` is None for a local one."""
+    """A checkpoint that was found and not read yet.
+
+    ``name``: as the user typed it.
+    ``path``: the local file, or the path in the repository.
+    ``repository``, ``file``: None for a local file.
+    """
 
     name: str
     path: Path
@@ -154,7 +166,7 @@ class Location:
 
     @property
     def option(self) -> str:
-        """What to type behind ``--checkpoint`` to name it again."""
+        """The value of ``--checkpoint`` that names it, with the options of its repository."""
         option = shlex.quote(self.name)
         if self.repository is not None and self.repository.repo != DEFAULT_REPO:
             option += f" --repo-id {shlex.quote(self.repository.repo)}"
@@ -165,23 +177,26 @@ class Location:
         return option
 
     def here(self) -> Path:
-        """The file on this machine; only for one that is."""
+        """The file on this machine. Raises ValueError if it was not downloaded."""
         cached = self.file.cached if self.file else self.path
         if cached is None:
             raise ValueError(f"{self.name} is not on this machine")
         return cached
 
     def whole(self, beside: int = 0) -> Source:
-        """All of the file, downloaded unless it is in the cache. ``beside``: bytes that something else is
-        about to write to that disk. Raises CannotRun where it cannot be had."""
+        """The whole file, downloaded unless it is in the cache.
+
+        ``beside``: bytes that something else is about to write to that disk. Raises CannotRun if it cannot be
+        downloaded.
+        """
         if self.repository is None or self.file is None:
             return Source(self.name, self.path, option=self.option)
         return Source(self.name, self.repository.download(self.file, beside), self.file, option=self.option)
 
     def index(self) -> Source:
-        """A source whose index can be read; of a file that is not on this machine only that is fetched.
+        """A source whose index can be read; of a file that is not on this machine only the index is downloaded.
 
-        Raises CannotRun where it cannot be had.
+        Raises CannotRun if it cannot be downloaded.
         """
         if self.repository is None or self.file is None or self.file.here:
             return self.whole()
@@ -196,15 +211,15 @@ class Location:
             head = b""
         if head.startswith(b"PK\x03\x04") or head[8:9] == b"{":
             return Source(self.name, copy.path, self.file, copy, self.option)
-        # No ranges are served, or it is the format from before torch 1.6, whose index lies between the tensors.
+        # The server has no ranges, or the file is older than torch 1.6 and has its index between the tensors.
         copy.discard()
         copy.close()
         return self.whole()
 
     def text(self, mappings: Mappings, causal: bool = False, advance: Advance = lambda n: None) -> Source:
-        """As ``index``, with the bytes of the text tensors fetched as well.
+        """As ``index``, with the bytes of the text tensors. ``advance`` is called with the bytes downloaded.
 
-        Raises UnsoundPlan where the file holds no text encoder that can be converted.
+        Raises UnsoundPlan if the file holds no text encoder that can be converted.
         """
         source = self.index()
         if source.copy is None:
@@ -219,9 +234,9 @@ class Location:
 
 
 def locate(name: str, where: HubLocation) -> Location:
-    """What CHECKPOINT names: a local path comes first, then an alias, then a path in the repository.
+    """Find CHECKPOINT: a local path first, then an alias, then a path in the repository.
 
-    Raises CannotRun for a name that is none of these.
+    Raises CannotRun if it is none of these.
     """
     path = Path(name)
     if path.exists():
@@ -235,7 +250,7 @@ def locate(name: str, where: HubLocation) -> Location:
     try:
         file = repository.find(name)
     except CannotRun as fault:
-        message = f"{name} is no file here, and on the Hub: {fault.message}"
+        message = f"{name}: no such local file. On the Hub: {fault.message}"
         raise CannotRun(message, fault.code, fault.details) from fault
     return Location(name, Path(file.path), repository, file)
 

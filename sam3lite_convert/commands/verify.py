@@ -1,4 +1,4 @@
-"""Prove a converted folder."""
+"""Checks a converted folder against its checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which values a conversion refuses: those that are not finite, and those that a cast makes infinite."""
+"""Values that a conversion refuses: NaN and infinity, and values that a cast turns into infinity."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from sam3lite_convert.checkpoint.nonfinite import words_of
 from sam3lite_convert.convert.tensor_bytes import CastLoss
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.records.receipt import NonFinite
-from sam3lite_convert.records.record import json_value
 
 
 class NotFinite(Sam3LiteError):
-    """Exit 1: there are values that are not finite, and there were to be none."""
+    """Exit 1: the checkpoint, or the result of a cast, holds values that are refused."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Strict:
-    """What a conversion refuses: values that are not finite already, and those that a cast makes so."""
+    """What a conversion refuses.
+
+    ``nonfinite``: NaN and infinity in the checkpoint.
+    ``overflow``: finite values that a cast turns into infinity.
+    """
 
     nonfinite: bool = False
     overflow: bool = True
@@ -32,10 +35,10 @@ class Strict:
             refuse(found)
         if self.overflow and loss.overflowed_values:
             raise NotFinite(
-                f"{loss.overflowed_values:,} values do not fit into {dtype} and would become infinite: "
-                f"{overflow_words(loss)}. bfloat16 has the range of float32; --allow-overflow takes them as they are.",
+                f"{loss.overflowed_values:,} values are out of range for {dtype} and would become infinite: "
+                f"{overflow_words(loss)}. Use bfloat16, which has the range of float32, or --allow-overflow.",
                 "overflow",
-                json_value(loss.record(dtype).overflows),
+                loss.record(dtype).overflows,
             )
 
 
@@ -44,12 +47,12 @@ def refuse(found: Mapping[str, NonFinite]) -> NoReturn:
     raise NotFinite(
         f"{len(found):,} tensors hold values that are not finite (--fail-on-nonfinite): {words_of(found)}",
         "not_finite",
-        json_value(found),
+        found,
     )
 
 
 def overflow_words(loss: CastLoss, shown: int = 5) -> str:
-    """The tensors by name, the greatest value first."""
+    """The tensors by name with their counts, largest value first."""
     worst = sorted(loss.overflows, key=lambda key: -loss.overflows[key][1])
-    said = [f"{key}: {loss.overflows[key][0]:,}, the greatest {loss.overflows[key][1]:.6g}" for key in worst[:shown]]
+    said = [f"{key}: {loss.overflows[key][0]:,}, largest {loss.overflows[key][1]:.6g}" for key in worst[:shown]]
     return "; ".join(said) + (f"; and {len(worst) - shown:,} more tensors" if len(worst) > shown else "")

@@ -1,4 +1,4 @@
-"""Whether a folder already is what a conversion would write, read off its receipt and its index."""
+"""Decides from receipt and index whether a folder already holds what a conversion would write."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from sam3lite_convert.convert.folder import read_folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, options_record, tool_record
 from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.figures import human_bytes
 from sam3lite_convert.plan.families import FAMILIES
 from sam3lite_convert.plan.plan import Options
 from sam3lite_convert.plan.tables import Mappings
@@ -23,44 +24,63 @@ class EarlierConversion:
 
 
 def present(folder: Path) -> bool:
-    """Whether something lies there that a conversion would have to replace."""
+    """Whether the folder holds anything that a conversion would have to replace."""
     return folder.is_dir() and any(folder.iterdir())
 
 
 def earlier(folder: Path) -> EarlierConversion | str:
-    """The conversion that lies in a folder if it is complete, or why it is none."""
+    """The conversion in a folder if it is complete; otherwise the reason why it is not, in words."""
     if not (folder / RECEIPT_NAME).is_file():
-        return f"it holds no {RECEIPT_NAME}, so no conversion wrote it"
+        return f"it has no {RECEIPT_NAME}, so it is not a finished conversion"
     try:
         found = read_folder(folder)
         receipt = Receipt.from_json(found.receipt)
     except Sam3LiteError as fault:
         return fault.message
     except ValueError as fault:
-        return f"its {RECEIPT_NAME} is not one of this tool ({fault})"
+        return f"its {RECEIPT_NAME} was not written by this tool, or was damaged ({fault})"
     if receipt.family not in FAMILIES:
-        return f"its {RECEIPT_NAME} is of another family of checkpoints ({receipt.family})"
+        return f"its {RECEIPT_NAME} names a family of checkpoints that this version does not know ({receipt.family})"
     held = {key: (t.dtype, t.shape) for key, (_, t) in found.tensors.items()}
     if found.faults or held != {key: (t.dtype, t.shape) for key, t in receipt.tensors.items()}:
-        return f"its tensors are not those of its {RECEIPT_NAME}"
+        return f"its tensors differ from those listed in its {RECEIPT_NAME}"
     if found.config is None:
         return "its config.json is missing"
     return EarlierConversion(folder, receipt)
 
 
 def difference(receipt: Receipt, options: Options, max_shard_size: int | None, mappings: Mappings) -> str | None:
-    """What the receipt says otherwise than a conversion now would, the source apart; None for nothing."""
+    """How the receipt differs from what a conversion with these options would write, in words; None if it does not.
+
+    The source is not compared.
+    """
     tool = tool_record(mappings.sha256)
     if receipt.tool != tool:
-        other = "version" if receipt.tool.version != tool.version else "set of mapping tables"
-        return f"it was made with another {other} of this tool"
+        other = "version of this tool" if receipt.tool.version != tool.version else "set of mapping tables"
+        return f"it was made with another {other}"
     stated = receipt.options.to_json() | {"layout": receipt.layout, "component": receipt.component}
     asked = options_record(options, max_shard_size).to_json()
     asked |= {"layout": options.layout, "component": options.component}
-    others = [f"{name} {stated[name]}, not {value}" for name, value in asked.items() if stated[name] != value]
-    return f"it was converted otherwise ({'; '.join(others)})" if others else None
+    others = [
+        f"{name.replace('_', ' ')}: {_in_words(name, stated[name])} there, {_in_words(name, value)} now"
+        for name, value in asked.items()
+        if stated[name] != value
+    ]
+    return f"it was converted with other options ({'; '.join(others)})" if others else None
+
+
+# What an option means that was not given.
+_NOT_GIVEN = {"dtype": "as stored", "context": "all rows", "max_shard_size": "one file"}
+
+
+def _in_words(option: str, value: object) -> str:
+    if value is None:
+        return _NOT_GIVEN.get(option, "not stated")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return human_bytes(value) if option == "max_shard_size" and isinstance(value, int) else str(value)
 
 
 def same_source(receipt: Receipt, identity: str | None) -> bool:
-    """Whether the receipt speaks of this file. ``identity``: its SHA-256, or the etag that the Hub states."""
+    """Whether the receipt names this file as its source. ``identity``: its SHA-256, or the etag that the Hub states."""
     return identity is not None and identity in (receipt.source.sha256, receipt.source.etag)

@@ -1,4 +1,4 @@
-"""A converted folder appears whole or not at all, in the place of an earlier one if asked."""
+"""Writes a converted folder as a whole or not at all, and replaces an earlier one if asked to."""
 
 from __future__ import annotations
 
@@ -23,49 +23,52 @@ OWN_FILES = re.compile(
 
 
 def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: int) -> None:
-    """Raises CannotRun where the output may not or cannot go there, before anything is written."""
+    """Raises CannotRun, before anything is written, if the output folder must not be replaced or has no space.
+
+    ``nbytes``: the size of the output.
+    """
     final = resolved(folder)
     if folder.exists() and not folder.is_dir():
-        raise CannotRun(f"{folder} is a file; --output names a folder", "output_is_a_file")
+        raise CannotRun(f"{folder} is a file; --output must be a folder", "output_is_a_file")
     present = sorted(folder.iterdir()) if folder.is_dir() else []
     if present and not overwrite:
         raise CannotRun(
-            f"{folder} exists and was kept as it is. Replace it with --overwrite, or name another folder with "
-            "--output DIR.",
+            f"{folder} exists and was not changed. Replace it with --overwrite, or choose another folder "
+            "with --output DIR.",
             "output_exists",
         )
     if folder.is_dir() and (final == Path.cwd() or os.path.ismount(folder)):
         raise CannotRun(
-            f"{folder} is the working directory or a mount point; a conversion puts a new folder in the place of the "
-            "old one, which is not possible there. Name a folder in it with --output.",
+            f"{folder} is the working directory or a mount point and cannot be replaced. Choose a folder inside it "
+            "with --output.",
             "output_not_replaceable",
         )
     foreign = [p.name for p in present if not (OWN_FILES.fullmatch(_finished_name(p.name)) and p.is_file())]
     if not any(p.name == RECEIPT_NAME for p in present):
-        foreign = [p.name for p in present]  # without the receipt it is somebody else's model
+        foreign = [p.name for p in present]  # without a receipt, another program wrote it
     if foreign:
         raise CannotRun(
-            f"{folder} holds files that no conversion writes ({', '.join(foreign[:4])}), so --overwrite leaves it "
-            "alone. Move them, or name another folder with --output DIR.",
+            f"{folder} holds files that were not written by this tool ({', '.join(foreign[:4])}), so --overwrite does "
+            "not replace it. Move them, or choose another folder with --output DIR.",
             "output_not_ours",
         )
     if final in checkpoint.resolve().parents and present:
-        message = f"{checkpoint} lies in {folder}, which would be replaced; name another --output DIR"
+        message = f"{checkpoint} is inside {folder}, which would be replaced; choose another --output DIR"
         raise CannotRun(message, "output_holds_input")
-    check_space(folder.parent, nbytes, f"{folder} is to be written")
+    check_space(folder.parent, nbytes, f"to write {folder}")
 
 
 def _finished_name(name: str) -> str:
-    """Of a file that a killed run left half written, the name that it would have had."""
+    """The final name of a file that a killed run left unfinished; other names are returned as they are."""
     return re.sub(r"^\.(.+)\.partial-\w+$", r"\1", name)
 
 
 @contextmanager
 def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A working folder beside ``folder`` that takes its name at the end, or vanishes on a fault.
+    """A working folder beside ``folder`` that is renamed to it at the end, or removed on an error.
 
-    With ``overwrite`` a folder of that name is replaced; on a fault it is there as before. Raises
-    CannotRun for faults of the file system, and for a folder that came there in the meantime.
+    With ``overwrite`` a folder of that name is replaced; on an error it is kept. Raises CannotRun for errors of the
+    file system, or if the folder was created by something else in the meantime.
     """
     final = resolved(folder)
     try:
@@ -77,7 +80,10 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
             yield work
             sync_folder(work)
             if not overwrite and final.is_dir() and any(final.iterdir()):
-                raise CannotRun(f"{folder} came into being during the conversion and was kept", "output_exists")
+                raise CannotRun(
+                    f"{folder} was created during the conversion; nothing was written to it",
+                    "output_exists",
+                )
             _swap(work, final, old)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Carry out a plan: stream the tensors, hash the source beside it, leave a whole folder or none."""
+"""Carries out a plan: streams the tensors while the source is hashed, and leaves a complete folder or none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HEADROOM = 16 << 20  # headers, receipt, config
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion: the folder, its files and the receipt that lies in it."""
+    """A finished conversion: the folder, its files and its receipt."""
 
     folder: Path
     files: tuple[str, ...]
@@ -47,10 +47,10 @@ def default_output(checkpoint: Path, options: Options) -> Path:
 
 
 def plan_notes(plan: Plan) -> list[str]:
-    """What a user should know about this conversion and cannot see from the counts."""
+    """Notes for the user on this conversion, beyond the counts."""
     notes = list(plan.checkpoint.notes)
     if plan.twins:
-        notes.append(f"{len(plan.twins)} tensors are in the file under two spellings; the second ones were compared")
+        notes.append(f"{len(plan.twins)} tensors are stored under two names; convert checks that both are equal")
     notes += plan.layout.family.doubts(plan.architecture)
     notes += [f"assumed {name}: {what}" for name, what in plan.architecture.assumed.items()]
     return notes
@@ -114,9 +114,9 @@ def convert(
         strict.check(special, loss, plan.options.dtype)
         notes = plan_notes(plan) + more
         if special:
-            notes.append(f"not finite in the checkpoint, and so here: {words_of(special)}")
+            notes.append(f"the checkpoint holds NaN or infinity, which are kept: {words_of(special)}")
         if loss.overflowed_values:
-            notes.append(f"do not fit into {plan.options.dtype} and became infinite: {overflow_words(loss)}")
+            notes.append(f"out of range for {plan.options.dtype} and now infinite: {overflow_words(loss)}")
         files = [s.name for s in [*shards, *beside]]
         receipt = make_receipt(plan, sha256, loss, files, notes, special, max_shard_size, model_id)
         write_json(work / "config.json", make_config(plan))

@@ -1,4 +1,4 @@
-"""Short names of released checkpoints, and the file names that they stand for, old and new."""
+"""Aliases of released checkpoints, and the file names that they stand for, old and new."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _FILE = re.compile(
 
 
 class Alias(NamedTuple):
-    """What a file name says: the alias, and how new the naming is."""
+    """The alias of a file, and the age of its naming scheme: a higher ``newness`` is newer."""
 
     alias: str
     newness: int
 
 
 def alias_of(path: str) -> Alias | None:
-    """The alias of a file in the repository; None for one that has none. Context 16 goes unsaid."""
+    """The alias of a file in the repository, or None. Context 16 is left out of an alias."""
     match = _FILE.fullmatch(path)
     if not match:
         return None

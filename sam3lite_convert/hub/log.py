@@ -28,8 +28,8 @@ _channel = _Channel(logging.WARNING)
 
 
 def without_secrets(text: str) -> str:
-    """The text without queries of addresses (which may be signed), authorization values, and tokens."""
-    from huggingface_hub import get_token  # imported long since where there is something to hide
+    """The text without URL queries (which may hold a signature), authorization values and tokens."""
+    from huggingface_hub import get_token  # already imported whenever there is a message
 
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
     text = re.sub(r"(?i)(bearer)\s+[^\s'\"]+", r"\1 ...", text)

@@ -1,9 +1,8 @@
-"""A sparse copy of a file on the Hub: what is read from it is fetched by range.
+"""A sparse copy of a file on the Hub: ranges are downloaded when they are read.
 
-The copy is this process's own and goes with it. What was fetched is kept beside it as pieces, each a
-file that never changes and whose name says which bytes it holds and their hash, so that runs share
-them without sharing anything that can be half-written. They lie in the repository's folder of the
-cache, and go when the repository is deleted from it.
+The copy belongs to this process and is deleted with it. Downloaded ranges are kept beside it as pieces: files that
+never change, named by the bytes they hold and their hash, so that several runs can share them safely. They lie in the
+repository's folder of the cache, and are deleted with it.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class _Piece(NamedTuple):
     path: Path
 
     def read(self) -> bytes | None:
-        """Its bytes; None, and it is deleted, where they are not what its name says."""
+        """Its bytes. If they do not match its name, it is deleted and None is returned."""
         with contextlib.suppress(OSError):
             data = self.path.read_bytes()
             if len(data) == self.end - self.start and hashlib.sha256(data).hexdigest() == self.sha256:
@@ -66,10 +65,10 @@ def _pieces(folder: Path) -> Iterator[_Piece]:
 
 
 class PartialCopy(io.RawIOBase):
-    """A file that can be read like the whole one. ``received``: bytes fetched by this object."""
+    """A file object that downloads what is read. ``received``: bytes downloaded by this object."""
 
     def __init__(self, repository: Repository, file: HubFile) -> None:
-        """Raises CannotRun where the copy cannot be made."""
+        """Raises CannotRun if the copy cannot be written to the cache."""
         super().__init__()
         self.file = file
         self.received = 0
@@ -80,7 +79,7 @@ class PartialCopy(io.RawIOBase):
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob("copy-*"):
-                with contextlib.suppress(OSError):  # it may go while it is looked at
+                with contextlib.suppress(OSError):  # another process may delete it now
                     if time.time() - left.stat().st_mtime > _FORGOTTEN:
                         shutil.rmtree(left, ignore_errors=True)
             self._place = tempfile.TemporaryDirectory(prefix="copy-", dir=self._folder)
@@ -107,9 +106,9 @@ class PartialCopy(io.RawIOBase):
         return [*missing, (at, end)] if at < end else missing
 
     def fetch(self, ranges: Iterable[Range], advance: Advance = lambda n: None) -> None:
-        """Get what is missing of these ranges (start, end); ``advance`` is told of bytes fetched.
+        """Download what is missing of these ranges (start, end); ``advance`` is called with the bytes downloaded.
 
-        Raises CannotRun where the Hub does not give them, Untrusted where the file is another one now.
+        Raises CannotRun if the download fails, Untrusted if the file on the Hub has changed.
         """
         asked = [(start, min(end, self.file.size)) for start, end in _merged(ranges)]
         if not self._gaps(asked):
@@ -117,7 +116,7 @@ class PartialCopy(io.RawIOBase):
         try:
             self._take_pieces(asked)
             wanted = self._gaps(asked)
-            check_space(self._folder, 2 * sum(b - a for a, b in wanted), "ranges are to be downloaded")
+            check_space(self._folder, 2 * sum(b - a for a, b in wanted), f"to download parts of {self.file.path}")
             for start, end in wanted:
                 for begin in range(start, end, _REQUEST):
                     data = self._request(begin, min(begin + _REQUEST, end))
@@ -161,41 +160,45 @@ class PartialCopy(io.RawIOBase):
         with hub_faults(file.repo):
             data = retried(get)
         if len(data) != end - start:
-            raise CannotRun(f"the Hub gave {len(data):,} bytes of {file.path} for {end - start:,}", "no_ranges")
+            raise CannotRun(f"the Hub sent {len(data):,} bytes of {file.path} in place of {end - start:,}", "no_ranges")
         self.received += len(data)
         self.requests += 1
         return data
 
     def _check(self, answer: Any, start: int, end: int) -> None:
-        """That this is the range that was asked for, of the file that was listed; its body is not read yet."""
+        """Check from the headers that this is the requested range of the listed file.
+
+        Raises CannotRun if the server ignores ranges, Untrusted if it is another file.
+        """
         file = self.file
         stated = answer.headers.get("Content-Range", "")
         if answer.status_code != 206 or not stated.startswith(f"bytes {start}-{end - 1}/"):
-            raise CannotRun(f"the Hub does not serve ranges of {file.path}", "no_ranges")
+            raise CannotRun(f"the Hub does not support range requests for {file.path}", "no_ranges")
         chain = [*answer.history, answer]
-        # Where a large file lies on another host, the etag stands in the redirect that leads there.
+        # For a large file on another host, the etag is in the redirect to that host.
         linked = next((e for r in chain if (e := r.headers.get("X-Linked-ETag"))), None)
         etag = (linked or answer.headers.get("ETag") or "").removeprefix("W/").strip('"')
         total = stated.rpartition("/")[2]
         if (file.etag and etag != file.etag) or total != str(file.size):
             raise Untrusted(
-                f"{file.path}: the Hub's listing and the file itself do not agree (etag {file.etag} and "
-                f"{etag or 'none'}); it was changed in between, or the listing is wrong. Run the command again.",
+                f"{file.path}: the Hub lists the etag {file.etag} and sent a file with "
+                f"{f'the etag {etag}' if etag else 'no etag'}; it has probably changed just now. Run the command "
+                "again.",
                 "changed_file",
             )
 
     def prepare(self) -> bytes:
-        """Fetch the places where an index lies, the beginning and the end; returns the first bytes."""
+        """Download the beginning and the end, where an index may be; returns the first 512 bytes."""
         self.fetch([(0, _HEAD), (max(0, self.file.size - _TAIL), self.file.size)])
         return self._read_at(512, 0)
 
     def discard(self) -> None:
-        """Delete what is kept of this file, so that the next run fetches it anew."""
+        """Delete all pieces of this file, so that the next run downloads it again."""
         with contextlib.suppress(OSError):
             for piece in _pieces(self._folder):
                 piece.path.unlink()
 
-    # ---- what zipfile and the reader of the index need of a file ----
+    # ---- the file interface that zipfile and the reader use ----
 
     @property
     def name(self) -> str:
@@ -237,7 +240,7 @@ class PartialCopy(io.RawIOBase):
         return os.read(self._handle, nbytes)
 
     def close(self) -> None:
-        """Close and delete the copy; its pieces stay."""
+        """Close and delete the copy; its pieces are kept."""
         if not self.closed:
             os.close(self._handle)
             self._place.cleanup()
@@ -245,7 +248,7 @@ class PartialCopy(io.RawIOBase):
 
 
 def _merged(ranges: Iterable[Range]) -> list[Range]:
-    """Sorted, without overlaps; ranges that touch become one."""
+    """The ranges sorted, with overlapping and adjacent ones merged."""
     out: list[Range] = []
     for start, end in sorted(ranges):
         if start >= end:

@@ -1,7 +1,7 @@
-"""Files on the Hub: names looked up in a repository's listing, downloads, the cache.
+"""Files on the Hub: look-up in a repository's listing, downloads, the cache.
 
-Everything goes through ``huggingface_hub``, with its token, its cache and its endpoint. Nothing here is
-imported before a name is on the Hub.
+Uses ``huggingface_hub``, with its token, cache and endpoint. Import this module only when a name is on the Hub: the
+import takes long.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LICENCE = ("license", "license_name", "license_link")
 
 @dataclass(frozen=True)
 class Listing:
-    """The files found; ``unreached``: why they are those of the cache alone, None where they are not."""
+    """The files of a repository. ``unreached``: the error because of which only cached files are listed, or None."""
 
     files: tuple[HubFile, ...]
     unreached: CannotRun | None = None
@@ -41,17 +41,21 @@ class Listing:
 
 @dataclass(frozen=True)
 class Repository:
-    """A model repository. ``revision``: a branch, tag or commit; ``cache``: the cache's folder, None
-    for the library's own."""
+    """A model repository.
+
+    ``repo``: OWNER/NAME.
+    ``revision``: a branch, tag or commit.
+    ``cache``: folder for downloads; None for the cache of huggingface_hub.
+    """
 
     repo: str
     revision: str = DEFAULT_REVISION
     cache: Path | None = None
 
     def listing(self) -> Listing:
-        """Every file at the revision; where the Hub is not reached, those that are in the cache.
+        """Every file at the revision; if the Hub cannot be reached, those in the cache.
 
-        Raises CannotRun where neither is to be had.
+        Raises CannotRun if the Hub cannot be reached and the cache is empty, or for another error of the Hub.
         """
         try:
             with hub_faults(self.repo):
@@ -61,14 +65,14 @@ class Repository:
                 entries = retried(lambda: list(api.list_repo_tree(self.repo, recursive=True, revision=commit)), 2)
                 etags = {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if isinstance(e, RepoFile)}
                 if not _COMMIT.fullmatch(commit) or not all(map(_ETAG.fullmatch, etags.values())):
-                    # They become names of files in the cache.
-                    raise ValueError("its commit or etags are no hashes")
+                    # Commit and etags are used as file names in the cache.
+                    raise ValueError("the commit or an etag is not a hash")
         except CannotRun as fault:
             found = self._cached_files() if fault.code in ("no_network", "hub_fault", "rate_limited") else []
             if not found:
                 raise
             LOG.warning(
-                "the Hub was not reached; %s is what the cache holds, commit %s", self.repo, found[0].commit[:12]
+                "the Hub cannot be reached; using the cached files of %s, commit %s", self.repo, found[0].commit[:12]
             )
             return Listing(tuple(found), fault)
         licence = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
@@ -85,8 +89,10 @@ class Repository:
         return Listing(tuple(files))
 
     def find(self, name: str) -> HubFile:
-        """The file that an alias or a path in the repository names; of several for one alias the newer
-        naming wins. Raises CannotRun, naming what is there, for one that is not."""
+        """The file of an alias or a path; of several files for one alias, the one with the newer naming.
+
+        Raises CannotRun, with the names that exist, if there is no such file.
+        """
         listing = self.listing()
         if name in ALIASES:
             matches = [(kind, f) for f in listing.files if (kind := alias_of(f.path)) and kind.alias == name]
@@ -99,9 +105,10 @@ class Repository:
         raise self._unknown(name, listing)
 
     def matching(self, pattern: str) -> list[HubFile]:
-        """The checkpoints whose path fits a glob, in the order of their paths; ``*`` stays in a folder.
-        Raises CannotRun where there are none, and where the Hub is not reached: the cache does not know
-        what else there is."""
+        """The checkpoints whose path matches a glob, sorted by path; ``*`` does not match across folders.
+
+        Raises CannotRun if there are none, or if the Hub cannot be reached: the cache may not hold all of them.
+        """
         listing = self.listing()
         if listing.unreached is not None:
             raise listing.unreached
@@ -121,21 +128,21 @@ class Repository:
         weights = [f.path for f in listing.files if f.path.endswith(_WEIGHTS)]
         aliases = sorted({kind.alias for p in weights if (kind := alias_of(p))}, key=ALIASES.index)
         near = difflib.get_close_matches(name, weights, 3, 0.75)
-        said = [f"{self.repo} has no {name} at {self.revision}."]
+        said = [f"{self.repo} has no file or alias {name} at revision {self.revision}."]
         if near:
             said.append("Did you mean " + " or ".join(near) + "?")
         if aliases:
-            said.append("Aliases that it has: " + ", ".join(aliases) + ".")
+            said.append("Its aliases: " + ", ".join(aliases) + ".")
         if weights:
             listed = weights[:30] + ([f"... and {len(weights) - 30} more"] if len(weights) > 30 else [])
-            said.append("Checkpoints that it has:\n  " + "\n  ".join(listed))
+            said.append("Its checkpoints:\n  " + "\n  ".join(listed))
         else:
-            said.append("It holds no checkpoint.")
+            said.append("It has no checkpoint files.")
         return CannotRun("\n".join(said), "no_such_file", {"aliases": aliases, "checkpoints": weights})
 
     @property
     def place(self) -> Path:
-        """The cache's folder."""
+        """The folder of the cache."""
         return Path(self.cache or constants.HF_HUB_CACHE)
 
     def folder(self) -> Path:
@@ -163,20 +170,18 @@ class Repository:
         return files
 
     def download(self, file: HubFile, beside: int = 0) -> Path:
-        """The file on this machine: from the cache, or fetched into it. ``beside``: bytes that something
-        else is about to write to the same disk.
+        """The path of the file in the cache; it is downloaded if necessary.
 
-        Raises CannotRun, also where the disk has no room for it, and Untrusted where another file came.
+        ``beside``: bytes that something else is about to write to the same disk.
+        Raises CannotRun if the download fails or the disk has no space, Untrusted if another file arrived.
         """
         if file.cached is not None:
             self._clear_unfinished(file)
             return file.cached
-        # What another commit shares with this one is there already.
-        check_space(
-            self.place, beside + (0 if file.here else file.size), f"{file.path} is to be downloaded into {self.place}"
-        )
+        # A file that another commit shares with this one needs no space.
+        check_space(self.place, beside + (0 if file.here else file.size), f"to download {file.path} to {self.place}")
         with hub_faults(self.repo):
-            # The library goes on after a broken request by itself, and gives up on some faults at once.
+            # The library resumes a broken download by itself, but does not retry every error.
             path = Path(
                 retried(lambda: hf_hub_download(file.repo, file.path, revision=file.commit, cache_dir=self.cache))
             )
@@ -184,28 +189,28 @@ class Repository:
         if file.etag and blob.parent.name == "blobs" and blob.name != file.etag:
             forget(path)
             raise Untrusted(
-                f"{file.path}: the Hub's listing states the etag {file.etag}, and the file came with {blob.name}. It "
+                f"{file.path}: the Hub lists the etag {file.etag} and sent a file with the etag {blob.name}. The file "
                 "was deleted from the cache; run the command again.",
                 "etag_mismatch",
             )
         if not _COMMIT.fullmatch(self.revision):
-            # The library notes which commit a branch was at when asked for the branch; this is what
-            # lets the name be found again without a network.
+            # The library records the commit of a branch only when asked for the branch. Without the record the
+            # name cannot be found offline.
             ref = self.folder() / "refs" / self.revision
             with contextlib.suppress(OSError):
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 ref.write_text(file.commit, encoding="utf-8")
         for piece in self.partial(file).glob("*-*-*"):
-            # Copies beside them may be in use.
+            # Pieces only: partial copies may be in use.
             with contextlib.suppress(OSError):
                 piece.unlink()
         self._clear_unfinished(file)
         return path
 
     def _clear_unfinished(self, file: HubFile) -> None:
-        """Remove what killed downloads of a file that is there now have left: the library never looks at it again.
+        """Remove leftovers of killed downloads of a file that is complete now; the library never removes them.
 
-        A download that is under way holds the lock, as the library has it.
+        A download in progress holds the lock of the library, and its file is kept.
         """
         if not file.etag or not _ETAG.fullmatch(file.etag):
             return
@@ -218,12 +223,12 @@ class Repository:
                 path.unlink(missing_ok=True)
 
     def partial(self, file: HubFile) -> Path:
-        """The folder for a copy with holes; it is in the cache, so it goes when the repository goes."""
+        """The folder for partial downloads of a file; it is part of the cache and is deleted with the repository."""
         return self.folder() / "sam3lite-partial" / (file.etag or file.commit)
 
 
 def forget(path: Path) -> None:
-    """Take a file out of the cache, its content too, so that the next run fetches it again."""
+    """Delete a file and its content from the cache, so that the next run downloads it again."""
     for part in {path.resolve(), path}:
         with contextlib.suppress(OSError):
             part.unlink()

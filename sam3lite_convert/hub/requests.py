@@ -1,7 +1,4 @@
-"""Requests to the Hub: how long they are waited for, when they are made again, and their faults in words.
-
-Faults become one sentence each, without secrets.
-"""
+"""Requests to the Hub: timeouts, retries, and errors as messages without secrets."""
 
 from __future__ import annotations
 
@@ -28,14 +25,12 @@ from huggingface_hub.utils._http import default_client_factory
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub import log
 
-TIMEOUT = 60.0  # seconds without a byte; the library's client waits for ever
+TIMEOUT = 60.0  # seconds without a byte; huggingface_hub waits without a limit
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _TRIES = 4
-_LONGEST_WAIT = 60.0  # seconds; a server that asks for more is told of instead
-_NO_NETWORK = (
-    "Files that were downloaded before are used from the cache. 'sam3lite demo' shows the whole job without a network."
-)
-
+_LONGEST_WAIT = 60.0  # seconds; if a server asks for more, the command ends with a message
+_NO_NETWORK = "Cached files work offline. 'sam3lite demo' runs all commands without a network."
+INVALID_NAME = "{} is not a valid repository name: OWNER/NAME, of letters, digits, '-', '_' and '.'"
 
 T = TypeVar("T")
 
@@ -47,7 +42,7 @@ def _client() -> Any:
 
 
 def _limit(request: Any) -> None:
-    # Parts of the library ask for no limit at all.
+    # Some requests of huggingface_hub set no timeout.
     stated = request.extensions.get("timeout") or {}
     phases = ("connect", "read", "write", "pool")
     request.extensions["timeout"] = {p: TIMEOUT if stated.get(p) is None else stated[p] for p in phases}
@@ -64,8 +59,11 @@ if log.taken_over:
 
 
 def retried(call: Callable[[], T], tries: int = _TRIES) -> T:
-    """The result of a request: again after a server's fault or a broken connection, with the pause that
-    the server asks for. ``tries``: fewer for what the library repeats by itself."""
+    """The result of a request, which is repeated after a server error or a broken connection.
+
+    The pause is the one that the server asks for, or doubles. ``tries``: fewer for requests that huggingface_hub
+    repeats by itself. Raises what ``call`` raises.
+    """
     for attempt in range(1, tries + 1):
         try:
             return call()
@@ -81,30 +79,28 @@ def retried(call: Callable[[], T], tries: int = _TRIES) -> T:
 
 
 def _pause(fault: BaseException, attempt: int) -> float | None:
-    """Seconds to wait before the request is made again; None where that would not help."""
+    """Seconds to wait before a retry; None if a retry would not help."""
     fault = _behind(fault)
     usual = float(2 ** (attempt - 1))
     if isinstance(fault, HfHubHTTPError):
         asked = fault.response.headers.get("Retry-After", "")
         wait = float(asked) if asked.isdigit() else usual
         return wait if fault.response.status_code in _TRANSIENT and wait <= _LONGEST_WAIT else None
-    # Neither a full disk nor a network that is not there is waited for. A port that nobody listens on,
-    # and a request that cannot be sent, stay so.
+    # A retry does not help against a full disk, a missing network, a closed port or an invalid request.
     lasting = _is_named(fault, "ConnectError") or _is_named(fault, "LocalProtocolError")
     silent = _is_named(fault, "TimeoutException") and attempt > 1
     return usual if _is_transport(fault) and not lasting and not silent else None
 
 
 def _behind(fault: BaseException) -> BaseException:
-    """The fault of the request behind what the library makes of it: 'not in the cache either', 'error
-    while uploading'."""
+    """The error of the request, which huggingface_hub wraps in errors such as LocalEntryNotFoundError."""
     cause = fault.__cause__
     wrapped = isinstance(fault, LocalEntryNotFoundError) or type(fault) in (RuntimeError, ValueError)
     return cause if wrapped and (isinstance(cause, HfHubHTTPError) or _is_transport(cause)) and cause else fault
 
 
 def _is_named(fault: BaseException | None, name: str) -> bool:
-    """Whether it is this fault of the HTTP library, whichever one this version of the client uses."""
+    """Whether it is the error of this name of an HTTP library; versions of huggingface_hub use different ones."""
     return any(c.__name__ == name for c in type(fault).__mro__)
 
 
@@ -114,14 +110,14 @@ def _is_transport(fault: BaseException | None) -> bool:
 
 @contextmanager
 def hub_faults(repo: str, doing: str = "read") -> Iterator[None]:
-    """Faults of the client as CannotRun, one sentence each; ``doing``: ``read`` or ``write``."""
+    """Raises CannotRun for errors of huggingface_hub and of the network. ``doing``: ``read`` or ``write``."""
     try:
         yield
     except Sam3LiteError:
         raise
     except Exception as fault:
         if isinstance(fault, OSError) and fault.errno is not None and not isinstance(fault, ConnectionError):
-            raise  # of this machine: the disk, a folder
+            raise  # an error of this machine's disk
         raise _in_words(fault, repo, doing) from fault
 
 
@@ -129,34 +125,36 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun:
     where = f"the Hub ({constants.ENDPOINT})"
     login = "Log in with 'hf auth login', or set HF_TOKEN"
     fault = _behind(fault)
-    right = "with a token that may write there" if doing == "write" else "with a token that may read it"
+    right = "to a token with write access" if doing == "write" else "to a token with read access"
     if isinstance(fault, GatedRepoError):
-        return CannotRun(f"{repo} is gated: accept its conditions on its page. {login} {right}.", "no_access")
+        return CannotRun(
+            f"{repo} is gated: accept its conditions on its page on the Hub. {login} {right}.", "no_access"
+        )
     if isinstance(fault, RevisionNotFoundError):
-        return CannotRun(f"{repo} has no such revision; see --revision", "no_such_revision")
+        return CannotRun(f"{repo} has no such branch, tag or commit; see --revision", "no_such_revision")
     if isinstance(fault, RepositoryNotFoundError):
         if fault.response.status_code == 401:
             return CannotRun(
-                f"{where} has no public repository {repo}, or does not accept the token. Check the name; for a private "
-                f"one, {login[0].lower()}{login[1:]} {right}.",
+                f"{where} has no public repository {repo}, or refuses the token. Check the name; for a private "
+                f"repository, {login[0].lower()}{login[1:]} {right}.",
                 "no_such_repository",
             )
         return CannotRun(f"{where} has no repository {repo}, or it is private. {login} {right}.", "no_such_repository")
     if isinstance(fault, HfHubHTTPError):
         return _status_in_words(fault, repo, where, f"{login} {right}")
     if isinstance(fault, OfflineModeIsEnabled):
-        return CannotRun(f"HF_HUB_OFFLINE is set, so {where} is not asked. {_NO_NETWORK}", "no_network")
+        return CannotRun(f"HF_HUB_OFFLINE is set, so {where} is not used. {_NO_NETWORK}", "no_network")
     if isinstance(fault, LocalEntryNotFoundError):
         return CannotRun(f"{where} cannot be reached, and the file is not in the cache. {_NO_NETWORK}", "no_network")
     if isinstance(fault, EntryNotFoundError):
         return CannotRun(f"{repo} has no such file", "no_such_file")
     if isinstance(fault, HFValidationError):
-        return CannotRun(f"{repo} is no name of a repository (NAMESPACE/NAME): {fault}", "usage")
+        return CannotRun(INVALID_NAME.format(repo), "usage")
     if isinstance(fault, FileMetadataError):
-        return CannotRun(f"{where} did not answer as one does: {first_line(fault)}", "hub_fault")
+        return CannotRun(_unexpected(where, first_line(fault)), "hub_fault")
     if isinstance(fault, UnicodeError) or _is_named(fault, "LocalProtocolError"):
         return CannotRun(
-            f"the token cannot be sent: it holds something that no token holds. {login} {right}.", "no_access"
+            f"the token is not valid: it holds characters that cannot be sent. {login} {right}.", "no_access"
         )
     if _is_transport(fault):
         what = first_line(fault) or type(fault).__name__
@@ -165,35 +163,38 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun:
         return CannotRun(f"no token is set. {login} {right}.", "no_token")
     if isinstance(fault, OSError) and "onsistency" in str(fault):
         return CannotRun(
-            f"the download from {repo} came out with another length than {where} states; nothing was kept. Run the "
-            "command again.",
+            f"incomplete download from {repo}: the length differs from the one that {where} states. Run the command "
+            "again.",
             "download_incomplete",
         )
-    # The libraries raise as they like: what no Hub says, and what a transfer breaks with.
+    # Anything else: a response that is not the Hub's, or an error inside the libraries.
     what = first_line(fault) or type(fault).__name__
     if doing == "write":
         return CannotRun(f"{where}: {what}.", "push_failed")
-    return CannotRun(f"{where} did not answer as one does ({what}); see HF_ENDPOINT and the proxy", "hub_fault")
+    return CannotRun(_unexpected(where, what), "hub_fault")
+
+
+def _unexpected(where: str, what: str) -> str:
+    return f"unexpected response from {where}: {what.rstrip('.')}. Check HF_ENDPOINT and your proxy."
 
 
 def _status_in_words(fault: HfHubHTTPError, repo: str, where: str, login: str) -> CannotRun:
     status = fault.response.status_code
-    said = f" It says: {first_line(fault.server_message).rstrip('.')}." if fault.server_message else ""
+    said = f" Its message: {first_line(fault.server_message).rstrip('.')}." if fault.server_message else ""
     if status in (401, 403):
         return CannotRun(f"{where} refuses access to {repo} ({status}).{said} {login}.", "no_access")
     if status == 404:
-        return CannotRun(f"{where} does not find that in {repo} (404).{said}", "no_such_file")
+        return CannotRun(f"{where} did not find the file in {repo} (404).{said}", "no_such_file")
     if status == 429:
         wait = fault.response.headers.get("Retry-After")
         later = f" in {wait} seconds" if wait else " later"
-        return CannotRun(f"{where} has had too many requests (429). Run the command again{later}.", "rate_limited")
+        return CannotRun(f"too many requests to {where} (429). Run the command again{later}.", "rate_limited")
     if status >= 500:
-        return CannotRun(f"{where} has a fault of its own ({status}).{said} Run the command again later.", "hub_fault")
+        return CannotRun(f"{where} has an internal error ({status}).{said} Run the command again later.", "hub_fault")
     return CannotRun(f"{where} refused a request about {repo} ({status}).{said}", "hub_refused")
 
 
 def first_line(said: object) -> str:
-    """The first line of what an exception says, without secrets: neither the query of an address, which
-    may be signed, nor a token."""
+    """The first line of an exception's message, without URL queries and tokens."""
     lines = str(said).strip().splitlines()
     return log.without_secrets(lines[0]) if lines else ""

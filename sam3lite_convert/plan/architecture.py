@@ -1,11 +1,11 @@
-"""What the shapes say the model is.
+"""The architecture of a checkpoint: sizes and lists of layers.
 
-Every size is the majority vote of all tensors that show it, so that one misshapen tensor is
-reported as misshapen instead of bending the architecture. What weights cannot tell is listed in
-``assumed``, with the value taken and where it comes from; causal masking is stated, never guessed.
+Each size is the majority vote of all tensors that show it, so that a single tensor of the wrong shape is reported and
+does not change the architecture. What weights cannot show is listed in ``assumed``, with the value used and its
+origin. Causal masking is stated by the user, never guessed.
 
-Facts: ``heads = dim / 64``, the variants and their sizes, RepMixer blocks first and last (original
-encoder's specification); the class row of the position table and the eps (layout notes).
+Facts used: ``heads = dim / 64``, the variants and their sizes, RepMixer blocks first and last (specification of the
+original encoder); the class row of the position table and the eps (notes on the layouts).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POSITION_TABLE = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
 SAM3_TEXT_PARAMETERS = 353.72e6  # SAM3's own text encoder
 HEAD_DIM = 64
 
-# Every size and every list of layers that a target table may speak of.
+# Every size that a target table may use.
 SIZES = frozenset(
     {
         "text_hidden", "text_ffn", "text_heads", "vocab", "context", "projection_dim", "output_dim", "kernel",
@@ -32,7 +32,7 @@ SIZES = frozenset(
         "detr_encoder_ffn", "detr_decoder_ffn", "queries", "detr_heads",
     }
 )  # fmt: skip
-# Lists that may be empty: the other kind of block, or a scale that a neck does not have.
+# Lists that may be empty: a kind of block that the encoder does not have, or a scale that the neck does not have.
 OPTIONAL_BLOCKS = frozenset({"repmixer_blocks", "transformer_blocks", "fpn_4x", "fpn_2x", "fpn_1x"})
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -67,7 +67,7 @@ class Vision(Record):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and block lists, as the target tables name them, and the facts for config.json.
+    """Sizes and lists of layers, under the names of the target tables, and further facts for config.json.
 
     ``sizes``: size name -> value; ``blocks``: list name -> layer indices. A size that the file
     does not show is absent. ``vision``: None without a ViT.
@@ -113,13 +113,13 @@ class Architecture:
 
 
 def component_of(name: str) -> str:
-    """The component of a canonical key, ``other`` for one that belongs to none."""
+    """The component of a canonical key; ``other`` if it belongs to none."""
     return next((label for label, start in COMPONENTS if name.startswith(start)), "other")
 
 
 def has_class_row(rows: int) -> bool:
-    """Whether a ViT position table of so many rows starts with a class position.
+    """Whether a ViT position table with this number of rows starts with a class position.
 
-    The grid is square: 576 = 24 x 24 rows hold none, 577 do.
+    The grid is square: 576 = 24 x 24 rows have none, 577 have one.
     """
     return math.isqrt(rows) ** 2 != rows and math.isqrt(rows - 1) ** 2 == rows - 1

@@ -1,4 +1,4 @@
-"""Numbers that reports show, computed once from an index or a plan."""
+"""Counts of tensors and parameters, from an index or a plan."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "freqs_cis", "
 
 
 def parameters(tensors: Iterable[StoredTensor]) -> int:
-    """Parameters in these tensors; BatchNorm statistics and computed tables are buffers, not parameters."""
+    """Number of parameters in these tensors, without buffers (BatchNorm statistics, computed tables)."""
     return sum(t.numel for t in tensors if not t.key.endswith(_BUFFERS))
 
 
 def text_parameters(plan: Plan) -> int:
-    """Parameters of the text encoder with its projection, as the conversion holds them."""
+    """Number of parameters of the converted text encoder with its projection."""
     pieces = (m for m in plan.mapped.values() if m.canonical.startswith(TEXT) and not m.canonical.endswith(_BUFFERS))
     out = 0
     for piece in pieces:
@@ -83,5 +83,5 @@ def accounting(checkpoint: Checkpoint, names: Names, plan: Plan | None) -> Accou
 
 
 def dtype_counts(checkpoint: Checkpoint) -> dict[str, int]:
-    """How many tensors of each dtype, most first."""
+    """Number of tensors by dtype, most frequent first."""
     return dict(Counter(t.dtype for t in checkpoint.tensors.values()).most_common())

@@ -77,18 +77,16 @@ class Family:
         return [r for r in self.relatives if any(map(re.compile(r.keys).match, names))]
 
     def doubts(self, architecture: Architecture) -> list[str]:
-        """What is not as in the released models of the same width, in words: layers may be missing."""
+        """Notes on depths that no released model of this width has: layers may be missing."""
         out = []
         for name, depth in self.depths.items():
             have = len(architecture.blocks.get(name, ()))
             if have and have != depth.layers and architecture.sizes.get(depth.of) == depth.width:
-                out.append(
-                    f"{name}: {have} in this file, {depth.layers} in every released detector of this width; intended?"
-                )
+                released = f"{depth.layers} in every released detector of this width"
+                out.append(f"{name}: {have} in this file, {released}; layers may be missing")
         if architecture.variant == "custom" and architecture.sizes["text_hidden"] in self.text_widths:
-            out.append(
-                f"text encoder: {architecture.num_hidden_layers} layers is no released depth at this width; intended?"
-            )
+            layers = architecture.num_hidden_layers
+            out.append(f"text encoder: no released one of this width has {layers} layers; layers may be missing")
         return out
 
 

@@ -1,4 +1,4 @@
-"""Reads the architecture off canonical keys and shapes."""
+"""Infers the architecture from canonical keys and shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_LAYERS = 1000  # in one stack; a released model has 32
 
 
 class _Votes:
-    """Sizes by majority over all keys that show them; a tensor of the wrong rank has no vote."""
+    """Sizes by majority vote of all tensors that show them; a tensor of the wrong rank has no vote."""
 
     def __init__(self, shapes: Shapes) -> None:
         self._shapes = shapes
@@ -43,9 +43,9 @@ class _Votes:
         return self._shapes
 
     def indices(self, pattern: str) -> tuple[int, ...]:
-        """The layer numbers 0..n-1 that the keys speak of; a gap is filled, to be reported missing.
+        """The layer numbers 0..n-1 of the keys. Gaps are filled, so that their tensors are reported missing.
 
-        A number that no stack of layers reaches is none: its key has no target.
+        Numbers from 1,000 on are ignored: their keys then have no target.
         """
         seen = [n for n in self.showing(pattern) if n < _MOST_LAYERS]
         return tuple(range(max(seen) + 1)) if seen else ()
@@ -60,8 +60,7 @@ def infer_architecture(shapes: Shapes, causal: bool = False) -> Architecture:
     """The architecture that canonical keys and shapes show.
 
     ``shapes``: canonical key -> shape. ``causal``: what ``--causal`` states.
-    Raises UnsoundPlan where there is no MobileCLIP text encoder in them, or one whose shape this
-    tool cannot read.
+    Raises UnsoundPlan if they hold no MobileCLIP text encoder, or one of an unknown structure.
     """
     vote = _Votes(shapes)
     sizes: dict[str, int | None] = {}
@@ -72,7 +71,7 @@ def infer_architecture(shapes: Shapes, causal: bool = False) -> Architecture:
     known = {k: v for k, v in sizes.items() if v is not None}
     variant = _variant(model_name, known, len(blocks["transformer_blocks"]), causal)
     if model_name == "base" and not causal:
-        assumed["causal_masking"] = "false; weights cannot tell MobileCLIP-B (causal): state it with --causal"
+        assumed["causal_masking"] = "false; MobileCLIP-B, which is causal, has the same weights: use --causal for it"
     return Architecture(known, blocks, model_name, variant, causal, vision, assumed)
 
 
@@ -91,19 +90,19 @@ def _text(
     if hidden is None or not layers:
         first = ", ".join(list(vote.names)[:3])
         raise UnsoundPlan(
-            f"there is no MobileCLIP text encoder under a name that is known. The first keys are {first}. If they only "
-            "have another prefix, add it to spellings.ini and pass that with --mapping DIR.",
+            f"no MobileCLIP text encoder found. The first keys are {first}. If they differ only in a prefix, add the "
+            "prefix to a copy of spellings.ini and pass its folder with --mapping DIR.",
             "no_text_encoder",
         )
     mixers = vote.showing(enc + r"transformer\.(\d+)\.(?:token_mixer|convffn|layer_scale)")
     ends = {0, len(layers) - 1}
-    # A block that lost some keys still counts as what the rest of them say it is.
+    # A block with missing keys counts as the kind that its other keys show.
     attention = vote.showing(enc + r"transformer\.(\d+)\.pre_norm_")
     repmixer = ends if mixers and mixers & ends else set()
     if mixers - ends or (mixers & attention):
         raise UnsoundPlan(
-            f"RepMixer blocks at layers {sorted(mixers)}; they are known at the first and the last only "
-            f"({len(layers)} layers here)",
+            f"unknown text encoder: RepMixer blocks at layers {', '.join(map(str, sorted(mixers)))} of {len(layers)}; "
+            "supported are blocks at the first and the last layer only",
             "unknown_text_encoder",
         )
     blocks["repmixer_blocks"] = tuple(i for i in layers if i in repmixer)
@@ -119,17 +118,19 @@ def _text(
     if repmixer:
         sizes["kernel"] = vote((layer + r"(?:token_mixer\.mixer\.rbr_conv\.0|convffn\.conv)\.conv\.weight", 3, 4))
     if hidden < HEAD_DIM:
-        assumed["num_attention_heads"] = f"1; heads are {HEAD_DIM} wide in every known model, and this one is {hidden}"
+        assumed["num_attention_heads"] = (
+            f"1; known models have heads of width {HEAD_DIM}, and this one has width {hidden}"
+        )
     elif hidden % HEAD_DIM:
         raise UnsoundPlan(
-            f"the text encoder is {hidden} wide; its heads are {HEAD_DIM} wide, so that is no whole number of them",
+            f"unknown text encoder: its width {hidden} is not a multiple of the head width {HEAD_DIM}",
             "unknown_text_encoder",
         )
     sizes["text_heads"] = max(hidden // HEAD_DIM, 1)
     for name in ("text_ffn", "vocab", "context", "projection_dim", "output_dim"):
         if sizes[name] is None:
             sizes[name] = {"text_ffn": 4 * hidden, "vocab": 49408, "context": 16, "output_dim": 256}.get(name, hidden)
-            assumed[name] = f"{sizes[name]}; the tensor that shows it is missing"
+            assumed[name] = f"{sizes[name]}; the tensor with this size is missing"
     return "mct" if repmixer else "base"
 
 
@@ -180,7 +181,7 @@ def _detector(
     blocks["detr_encoder_layers"] = vote.indices(encoder + r"layers\.(\d+)\.")
     blocks["detr_decoder_layers"] = vote.indices(decoder + r"layers\.(\d+)\.")
     blocks["upsampling_stages"] = vote.indices(r"segmentation_head\.pixel_decoder\.conv_layers\.(\d+)\.")
-    # The SAM 2 neck, which is dropped, has the same levels: a level that only it shows is missing.
+    # The SAM 2 neck, which is dropped, has the same levels. A level that exists only there is missing here.
     either = re.escape(VISION) + r"(?:sam2_)?convs\."
     levels = vote.indices(either + r"(\d+)\.")
     by_four, by_two = vote.showing(either + r"(\d+)\.dconv_2x2_[01]\."), vote.showing(either + r"(\d+)\.dconv_2x2\.")

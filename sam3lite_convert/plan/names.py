@@ -1,4 +1,4 @@
-"""From the spellings in a file to canonical names; twins are two spellings of one tensor."""
+"""Canonical names of the tensors in a file; twins are two names of one tensor."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from sam3lite_convert.plan.tables import Rule
 
 @dataclass(frozen=True)
 class Names:
-    """``sources``: canonical name -> the keys of the file that spell it, in the file's order.
+    """The canonical names of a file.
 
-    ``prefix`` is what stands in front of most detector keys, ``prefixes`` counts all of them and
-    ``spellings`` the keys that each other spelling rule rewrote.
+    ``sources``: canonical name -> its keys in the file, in the file's order.
+    ``prefix``: the most frequent prefix of detector keys.
+    ``prefixes``: prefix -> number of keys.
+    ``spellings``: name of another spelling rule -> number of keys that it rewrote.
     """
 
     sources: dict[str, tuple[str, ...]]
@@ -24,7 +26,7 @@ class Names:
 
     @property
     def twins(self) -> dict[str, tuple[str, ...]]:
-        """Canonical names that the file spells more than once."""
+        """Canonical names with more than one key in the file."""
         return {name: keys for name, keys in self.sources.items() if len(keys) > 1}
 
 

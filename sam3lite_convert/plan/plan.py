@@ -1,7 +1,6 @@
-"""The plan: every source key mapped, dropped with a reason, or a fault; every target filled once.
+"""The plan: every source key is mapped or dropped with a reason, and every target is filled once.
 
-Made from names and shapes alone. ``make_plan`` either returns a sound plan or raises with every
-fault that it found.
+It is made from names and shapes only. ``make_plan`` returns a sound plan, or raises with all faults that it found.
 """
 
 from __future__ import annotations
@@ -26,12 +25,19 @@ from sam3lite_convert.plan.unsound import Expected, PlanFault, shape_text, unsou
 from sam3lite_convert.records.receipt import MappedTensor
 from sam3lite_convert.records.shared import Counts
 
-OUTSIDE_TEXT = "outside the text encoder, which alone was asked for (--component text)"
+OUTSIDE_TEXT = "not part of the text encoder (--component text)"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asks of a conversion. ``dtype`` None keeps each tensor's own."""
+    """The options that a plan depends on.
+
+    ``layout``: name of the target layout.
+    ``component``: ``all`` or ``text``.
+    ``dtype``: of floating-point tensors; None keeps the dtype of each tensor.
+    ``context``: rows of the text position table to keep; None for all.
+    ``causal``: whether the text encoder uses a causal mask.
+    """
 
     layout: str = "packed"
     component: str = "all"
@@ -153,8 +159,8 @@ class Plan:
 def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> Plan:
     """Plan a conversion, reading no tensor data.
 
-    Raises UnsoundPlan with all faults in ``details``; CannotRun for options that the checkpoint
-    or the layout does not allow; Untrusted for twins whose shapes differ.
+    Raises UnsoundPlan with all faults in ``details``; CannotRun if the checkpoint or the layout does not allow the
+    options; Untrusted if the shapes of twins differ.
     """
     layout = mappings.layout(options.layout)
     names = canonical_names(checkpoint, mappings.spellings)
@@ -169,8 +175,8 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     if options.causal and not layout.causal:
         able = " or ".join(f"--layout {name}" for name, other in mappings.layouts.items() if other.causal)
         raise UnsoundPlan(
-            f"the layout {layout.name} cannot say that the text encoder masks causally, so what it loads would be "
-            f"another model. Use {able}.",
+            f"the layout {layout.name} has no causal attention mask, so the converted model would compute something "
+            f"else. Use {able}.",
             "causal_not_expressible",
         )
     architecture = _cut_context(architecture, options)
@@ -195,14 +201,14 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     if faults:
         only_text = options.component == "all" and all(canonical.startswith(TEXT) for _, _, canonical, _ in candidates)
         way = (
-            "If this is a text encoder alone, convert it with --component text."
+            "If the file holds only a text encoder, convert it with --component text."
             if only_text
-            else "The tables can be copied, edited and passed with --mapping DIR."
+            else "To convert it, copy the mapping tables, edit them and pass their folder with --mapping DIR."
         )
         raise unsound(faults, checkpoint.path.name, [c[2] for c in candidates], way)
     for canonical, keys in names.twins.items():
         for key in keys[1:]:
-            reason = f"second spelling of {keys[0]}, equal to the bit"
+            reason = f"second name of {keys[0]}, bit for bit equal"
             dropped[key] = Dropped(checkpoint.tensors[key], canonical, "twin", reason)
     final = {}
     for piece in mapped.values():
@@ -222,9 +228,9 @@ def _refuse_relatives(family: Family, shapes: dict[str, tuple[int, ...]], option
     closed = [r for r in refused if not r.text_open]
     first = (closed or refused)[0]
     way = (
-        "There is no way open for it with this tool."
+        "This tool cannot convert it."
         if closed
-        else f"Its text encoder is a {family.name} one: convert that with --component text."
+        else f"Its text encoder is that of {family.name}: convert it with --component text."
     )
     raise UnsoundPlan(
         f"this is {first.kind}, not a {family.name} detector: {first.why}. {way}",
@@ -239,8 +245,7 @@ def _cut_context(architecture: Architecture, options: Options) -> Architecture:
     have = architecture.sizes["context"]
     if not 1 <= options.context <= have:
         raise CannotRun(
-            f"--context {options.context}: the position table has {have} rows. It can be cut to its first N rows, "
-            "never stretched: rows that were not trained do not exist.",
+            f"--context {options.context}: must be from 1 to {have}, the number of rows of the text position table",
             "context_too_long",
         )
     return replace(architecture, sizes=architecture.sizes | {"context": options.context})
@@ -297,7 +302,7 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
             PlanFault(
                 "collision",
                 piece.target,
-                f"two sources for one target: {other.source.key} (rule [{other.rule.name}]) and "
+                f"two tensors would be written to this target: {other.source.key} (rule [{other.rule.name}]) and "
                 f"{piece.source.key} (rule [{piece.rule.name}])",
             )
         ]
@@ -309,8 +314,8 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
     want = expected[piece.target]
     if len(want) != len(piece.shape) or any(w not in (None, n) for w, n in zip(want, piece.shape, strict=True)):
         detail = (
-            f"is {shape_text(piece.source.shape)}; {piece.target} would become {shape_text(piece.shape)}, "
-            f"and the model has {shape_text(want)} there"
+            f"has shape {shape_text(piece.source.shape)}; {piece.target} would be {shape_text(piece.shape)}, "
+            f"but the model needs {shape_text(want)}"
         )
         return [PlanFault("wrong_shape", piece.source.key, detail)]
     if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith("num_batches_tracked"):
@@ -340,7 +345,7 @@ def _unfilled(
             continue
         sources = [s for r in layout.rules if (s := r.reverse(target))]
         absent = [names.prefix + s for s in sources if s not in names.sources]
-        detail = f"it comes from {' or '.join(absent)}, which is missing" if absent else "no rule leads there"
+        detail = f"its source {' or '.join(absent)} is missing" if absent else "no rule writes it"
         if strange := [key for key in absent if key in others]:
             detail = f"it comes from {' or '.join(strange)}, which is in the file but is no tensor"
         faults.append(PlanFault("unfilled", target, detail, sources=tuple(absent)))

@@ -31,7 +31,7 @@ _WINDOW, _GRID = 4, 8  # patches along a window and along the image
 def small_architecture(
     model_name: str = "mct", transformer_layers: int = 4, vit_layers: int = 32, **sizes: int
 ) -> Architecture:
-    """A released model's structure in small; ``sizes`` overrides single sizes."""
+    """The structure of a released model with small sizes; ``sizes`` overrides single ones."""
     total = transformer_layers + 2 if model_name == "mct" else transformer_layers
     ends = {0, total - 1} if model_name == "mct" else set()
     blocks = {

@@ -1,4 +1,4 @@
-"""Two spellings of one tensor in one file."""
+"""Twins: two names of one tensor in one file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sam3lite_convert.plan.unsound import shape_text
 
 
 def check_twins(file: BinaryIO, twins: tuple[Twin, ...]) -> None:
-    """Raises Untrusted, naming both keys, where two spellings of one tensor differ by a bit."""
+    """Raises Untrusted, naming both keys, if the two tensors of a pair are not bit for bit equal."""
     for twin in twins:
         first, second = twin.first, twin.second
         if (first.offset, first.stride) == (second.offset, second.stride):
             continue
         if read_tensor(file, first) != read_tensor(file, second):
             raise Untrusted(
-                f"{os.path.basename(str(file.name))} contradicts itself: {first.key} and {second.key} are two "
-                "spellings of one tensor, and they differ. One of them is not what was trained; find out which, "
-                "and save a file without the other.",
+                f"{os.path.basename(str(file.name))} contradicts itself: {first.key} and {second.key} are two names of "
+                "the same tensor, but their values differ. Find out which one was trained, and save a file without the "
+                "other one.",
                 "twins_differ",
                 {"keys": [first.key, second.key]},
             )
@@ -32,7 +32,7 @@ def check_twins(file: BinaryIO, twins: tuple[Twin, ...]) -> None:
 
 @dataclass(frozen=True)
 class Twin:
-    """A second spelling of a tensor that the plan takes from ``first``."""
+    """Two names of one tensor: the plan uses ``first`` and drops ``second``."""
 
     first: StoredTensor
     second: StoredTensor
@@ -46,8 +46,8 @@ def _twins(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
             if (first.shape, first.dtype) != (second.shape, second.dtype):
                 one, other = (f"{t.dtype} {shape_text(t.shape)}" for t in (first, second))
                 raise Untrusted(
-                    f"{checkpoint.path.name} contradicts itself: {first.key} is {one}, and {second.key}, another "
-                    f"spelling of the same tensor, is {other}",
+                    f"{checkpoint.path.name} contradicts itself: {first.key} is {one}, and {second.key}, another name "
+                    f"of the same tensor, is {other}",
                     "twins_differ",
                     {"keys": [first.key, second.key]},
                 )

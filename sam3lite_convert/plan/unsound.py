@@ -1,4 +1,4 @@
-"""Why a plan is not sound: its faults, and the one message that lists them all."""
+"""The faults of a plan, and the message that lists them."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class PlanFault:
 
 
 _TITLES = {
-    "unmatched": "source keys that no rule matches",
-    "overlap": "source keys that more than one rule matches",
+    "unmatched": "source keys without a rule",
+    "overlap": "source keys with more than one rule",
     "collision": "targets with two sources",
-    "unknown_target": "targets that the model does not have",
+    "unknown_target": "targets that the layout does not have",
     "wrong_shape": "tensors of the wrong shape",
     "wrong_dtype": "tensors of the wrong dtype",
-    "missing_component": "components that the file does not hold",
-    "unfilled": "targets that nothing fills",
+    "missing_component": "components missing from the file",
+    "unfilled": "targets without a source",
 }
 
 
 def unsound(faults: Sequence[PlanFault], file: str, known: Iterable[str], way: str) -> UnsoundPlan:
     """The error that lists ``faults`` of the plan for ``file``, by kind, in full under ``details``.
 
-    ``known``: names that a key without a rule may have meant. ``way``: the last line, what to do.
+    ``known``: names to suggest for a key without a rule. ``way``: the last line, what to do.
     """
     names = dict.fromkeys([*known, *(name for f in faults for name in f.sources)])
     named = []
@@ -58,14 +58,14 @@ def unsound(faults: Sequence[PlanFault], file: str, known: Iterable[str], way: s
         if some:
             lines.append(f"{len(some)} {title}:")
         for fault in some[:_LISTED]:
-            near = f"\n      nearest known: {', '.join(fault.near)}" if fault.near else ""
+            near = f"\n      similar names: {', '.join(fault.near)}" if fault.near else ""
             lines.append(f"  {fault.key}\n      {fault.detail}{near}")
         if len(some) > _LISTED:
-            lines.append(f"  ... and {len(some) - _LISTED} more; --json lists all of them")
+            lines.append(f"  ... and {len(some) - _LISTED} more; --json lists all")
     lines.append(way)
     return UnsoundPlan("\n".join(lines), "unsound_plan", {"faults": [f.record() for f in named]})
 
 
 def shape_text(shape: Expected) -> str:
-    """``3x4``; ``?`` for a side that is not known."""
+    """``3x4``; ``?`` for a side that is not known; ``scalar`` without sides."""
     return "x".join("?" if n is None else str(n) for n in shape) or "scalar"

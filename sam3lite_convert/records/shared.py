@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from sam3lite_convert.records.record import Document, JsonValue, Record, optional
@@ -62,6 +63,9 @@ class Accounting(Record):
         for name in ("keys", "parameters", "mapped"):
             if sum(getattr(part, name) for part in parts) != getattr(self.total, name):
                 raise ValueError(f"the components' {name} do not add up to the total")
+        dropped = sum((Counter(part.dropped) for part in parts), Counter[str]())
+        if dropped != Counter(self.total.dropped):
+            raise ValueError("the components' dropped tensors do not add up to the total")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Infinity and not-a-number in weights: found by name and count, in every format and dtype, and refused if asked."""
+"""NaN and infinity in weights: found by name and count, in every format and dtype, and refused if asked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def test_they_are_reported_by_name_and_count(form, tmp_path):
     done = sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out")
     assert done.code == 0
     assert (
-        f"note: not finite in the checkpoint, and so here: {KEY}: 1 not a number and 2 infinite; {OTHER}: " in done.out
+        f"note: the checkpoint holds NaN or infinity, which are kept: {KEY}: 1 NaN and 2 infinite; {OTHER}: "
+        in done.out
     )
     assert receipt(tmp_path / "out")["nonfinite"] == FOUND
 
@@ -58,7 +59,7 @@ def test_they_are_refused_if_asked_and_nothing_is_written(tmp_path):
 def test_a_dry_run_reads_no_values_so_it_cannot_say(tmp_path):
     path = write(tmp_path, tiny_state())
     done = sam3lite("convert", "--checkpoint", path, "--dry-run", "--fail-on-nonfinite")
-    assert done.code == 2 and "--dry-run and --fail-on-nonfinite do not go together" in done.err
+    assert done.code == 2 and "--dry-run cannot be combined with --fail-on-nonfinite" in done.err
 
 
 def test_finite_weights_pass_and_dropped_tensors_do_not_count(tmp_path):
@@ -100,7 +101,7 @@ def test_every_dtype_is_counted_as_torch_counts_it(dtype, tmp_path):
     checkpoint = read_checkpoint(tmp_path / "a.pt")
     found = not_finite(checkpoint.path, checkpoint.tensors.values())
     assert list(found) == ["a"]
-    assert found["a"].record() == {"nan": int(wide.isnan().sum()), "infinite": int(wide.isinf().sum())}
+    assert found["a"].to_json() == {"nan": int(wide.isnan().sum()), "infinite": int(wide.isinf().sum())}
 
 
 def test_a_strided_tensor_and_one_that_spans_pieces(tmp_path):
@@ -111,7 +112,7 @@ def test_a_strided_tensor_and_one_that_spans_pieces(tmp_path):
     torch.save({"big": big, "turned": square.T, "same": big}, tmp_path / "a.pt")
     checkpoint = read_checkpoint(tmp_path / "a.pt")
     found = not_finite(checkpoint.path, checkpoint.tensors.values())
-    assert {key: c.record() for key, c in found.items()} == {
+    assert {key: c.to_json() for key, c in found.items()} == {
         "big": {"nan": 0, "infinite": 4},
         "turned": {"nan": 1, "infinite": 0},
         "same": {"nan": 0, "infinite": 4},

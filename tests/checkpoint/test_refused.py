@@ -309,13 +309,13 @@ def test_an_archive_that_holds_a_name_twice_is_not_trusted(tmp_path):
         name = next(n for n in archive.namelist() if n.endswith("/data/0"))
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr(name, bytes(48))
-    assert "twice" in refused(path).message
+    assert "the archive has two entries file/data/0" in refused(path).message
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes among its files")
 def test_a_named_pipe_cannot_run_and_nobody_waits_for_it(tmp_path):
     os.mkfifo(tmp_path / "file.pt")
-    with pytest.raises(CannotRun, match="no regular file"):
+    with pytest.raises(CannotRun, match="is not a regular file"):
         read_checkpoint(tmp_path / "file.pt")
 
 

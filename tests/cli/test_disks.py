@@ -55,7 +55,7 @@ def test_too_small_a_disk_is_noticed_before_the_first_byte(source, disk, monkeyp
     place = disk(4 * MB)
     monkeypatch.setattr(safetensors_writer, "write_piece", lambda *_: pytest.fail("it began to write"))
     message = refused("convert", "--checkpoint", source, "--output", place / "out")
-    assert "no space" in message and "4.0 MB are free" in message
+    assert f"not enough disk space to write {place / 'out'}: " in message and "4.0 MB free" in message
     assert list(place.iterdir()) == []
 
 
@@ -111,7 +111,7 @@ def test_a_cache_without_room_is_noticed_before_the_download(hub, disk, tmp_path
     publish(hub, tmp_path, {"s0": OLD["s0"]})
     place = disk(4 * MB)
     message = refused("convert", "--checkpoint", "s0", "--cache-dir", place, "--output", tmp_path / "out")
-    assert "is to be downloaded into" in message
+    assert "not enough disk space to download " in message
     assert hub.sent("/cdn/") == 0 and not (tmp_path / "out").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -257,7 +258,7 @@ def test_files_that_are_gone_are_made_again_and_never_deleted_there(s0, hub, tmp
     shutil.rmtree("converted")
     shutil.rmtree(constants.HF_HUB_CACHE)
     done = sam3lite(*options)
-    assert done.code == 0 and "no tokenizer" in done.out
+    assert done.code == 0 and "the tokenizer is incomplete" in done.out
     assert before.keys() == pushed(hub, "porter/own").keys()
 
 
@@ -278,7 +279,12 @@ def test_what_differs_from_the_original_is_not_pushed(s0, hub, monkeypatch):
     from sam3lite_convert.commands import parity as parity_commands
 
     inner = parity_commands.run_parity
-    monkeypatch.setattr(parity_commands, "run_parity", lambda *a: inner(*a) | {"verdict": "differs"})
+
+    def differs(*arguments):
+        document = inner(*arguments)
+        return replace(document, judgement=replace(document.judgement, verdict="differs"))
+
+    monkeypatch.setattr(parity_commands, "run_parity", differs)
     for options in (["--parity"], ["--parity"]):
         done = sam3lite(*PUSH, *options)
         assert done.code == 1 and "Not pushed" in done.out, done
@@ -302,7 +308,12 @@ def test_nothing_is_pushed_that_does_not_verify(s0, hub, monkeypatch):
 
     monkeypatch.setattr(safetensors_writer, "write_piece", wrong)
     done = sam3lite(*PUSH)
-    assert done.code == 1 and "text_encoder.projection" in done.err and "does not verify" in done.err
+    assert (
+        done.code == 1
+        and "text_encoder.projection" in done.err
+        and "verification of " in done.err
+        and " failed: " in done.err
+    )
     assert not FOLDER.exists() and not [r for r in hub.log if r.method in ("POST", "PUT")]
 
 
@@ -313,16 +324,21 @@ def test_a_folder_that_was_changed_since_is_not_pushed(s0, hub):
     data[-1] ^= 1
     path.write_bytes(data)
     done = sam3lite(*PUSH)
-    assert done.code == 1 and "does not verify" in done.err
+    assert done.code == 1 and "verification of " in done.err and " failed: " in done.err
     assert not [r for r in hub.log if r.method in ("POST", "PUT")]
 
 
 def test_a_library_user_cannot_push_what_is_not_verified(s0, hub):
+    from sam3lite_convert.commands.sources import Location
+    from sam3lite_convert.commands.verify import verify_folder
     from sam3lite_convert.errors import CannotRun
+    from sam3lite_convert.plan.tables import load_mappings
 
     sam3lite("convert", "--checkpoint", "s0")
     plan = plan_push(FOLDER, PushTarget("porter/own"))
-    for verification in (None, {}, {"verdict": "mismatch"}):
+    proof = verify_folder(FOLDER, Location("s0", s0).whole(), load_mappings())
+    assert proof.verdict == "proven"
+    for verification in (None, replace(proof, verdict="mismatch")):
         with pytest.raises(CannotRun, match="not verified"):
             push(FOLDER, plan, verification)
 
@@ -331,7 +347,7 @@ def test_a_library_user_cannot_push_what_is_not_verified(s0, hub):
 def test_a_repository_that_no_conversion_wrote_is_left_alone(files, s0, hub):
     hub.add_repo("porter/own", files)
     done = sam3lite(*PUSH, "--hub-model-id", "porter/own")
-    assert "no conversion wrote" in one_line_of_many(done)
+    assert "holds files that this tool did not write" in one_line_of_many(done)
     assert hub.files("porter/own") == files
     assert FOLDER.exists()
 
@@ -393,7 +409,7 @@ def test_a_pull_request_whose_answer_is_lost_is_not_made_twice(s0, hub):
 
 @pytest.mark.parametrize("name", ["not a name", "a/b/c", "-x/y"])
 def test_a_name_that_is_none(name, s0, hub):
-    assert "name of a repository" in one_line_of_many(sam3lite(*PUSH, "--hub-model-id", name))
+    assert f"{name} is not a valid repository name" in one_line_of_many(sam3lite(*PUSH, "--hub-model-id", name))
 
 
 # ---- the token --------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_only_a_report_of_ours_is_replaced(s0, tmp_path):
         assert sam3lite("parity", "--checkpoint", s0, "--report", page).code == 0
     page.write_text("<html>mine</html>")
     done = sam3lite("parity", "--checkpoint", s0, "--report", page)
-    assert done.code == 2 and "no report of ours" in done.err and page.read_text() == "<html>mine</html>"
+    assert done.code == 2 and "is not a report of this tool" in done.err and page.read_text() == "<html>mine</html>"
 
 
 def test_a_file_that_speaks_of_reports_is_none(s0, tmp_path):
@@ -147,10 +147,14 @@ def test_what_cannot_hold_a_report_is_refused_before_the_work(s0, tmp_path):
         assert done.code == 2 and "missing.pt" not in done.err, done
     folder = convert(s0, tmp_path / "out")
     done = sam3lite("verify", folder, "--checkpoint", s0, "--report", folder / "report.html")
-    assert done.code == 2 and "put the report beside it" in done.err and not (folder / "report.html").exists()
+    assert (
+        done.code == 2
+        and "is a converted folder, which holds no other files" in done.err
+        and not (folder / "report.html").exists()
+    )
     both = tmp_path / "a.html"
     done = sam3lite("parity", "--checkpoint", s0, "--report", both, "--save-activations", both)
-    assert done.code == 2 and "name one file" in done.err
+    assert done.code == 2 and "name the same file" in done.err
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -172,7 +176,7 @@ def test_a_report_that_cannot_be_written_loses_nothing_of_the_run(s0, tmp_path, 
     assert sam3lite("verify", folder, "--checkpoint", s0, *options).code == 1
 
 
-PLACES = [("", "is a folder"), ("no/such/r.html", "no such folder"), ("r", "FILE.html")]
+PLACES = [("", "is a folder"), ("no/such/r.html", "no such folder"), ("r", "must end in .html")]
 
 
 @pytest.mark.parametrize("command", ["parity", "verify"])

@@ -52,12 +52,27 @@ def test_a_new_commit_with_the_same_file_is_current(s0, hub):
     assert sam3lite("convert", "--checkpoint", "s0", "--json").json["state"] == "current"
 
 
-@pytest.mark.parametrize("options", [["--context", "8"], ["--max-shard-size", "1MB"], ["--causal"]])
+OTHER = {
+    "--context 8": "context: all rows there, 8 now",
+    "--max-shard-size 1MB": "max shard size: one file there, 1.0 MB now",
+    "--causal": "causal: no there, yes now",
+    f"--dtype float16 --output {FOLDER}": ("dtype: as stored there, float16 now"),
+}
+
+
+@pytest.mark.parametrize("options", OTHER)
 def test_other_options_are_not_current(options, s0):
     sam3lite("convert", "--checkpoint", "s0")
     before = snapshot(FOLDER)
-    assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0", *options), 2)
+    said = one_line(sam3lite("convert", "--checkpoint", "s0", *options.split()), 2)
+    assert "--overwrite" in said and f"it was converted with other options ({OTHER[options]})" in said
     assert snapshot(FOLDER) == before
+
+
+def test_options_given_then_and_not_now_are_said_in_words(s0):
+    for options, said in (("--context 8", "8 there, all rows now"), ("--max-shard-size 2MB", "2.0 MB there, one file")):
+        sam3lite("convert", "--checkpoint", "s0", *options.split(), "--overwrite")
+        assert said in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
 
 
 # ---- what an earlier run left -----------------------------------------------------------------------
@@ -80,6 +95,10 @@ DAMAGED = {
     "pairs": lambda r: r.update(beside=[["a", "b"]]),
     "another library": lambda r: r.update(library=5),
     "name": lambda r: r["source"].update(name={}),
+    "schema version": lambda r: r.pop("schema_version"),
+    "a sum": lambda r: r["counts"].update(mapped=1),
+    "a hash": lambda r: r["beside"].update({"config.json": None}),
+    "one tensor": lambda r: next(iter(r["tensors"].values())).pop("dtype"),
 }
 
 
@@ -93,6 +112,26 @@ def test_a_damaged_receipt_is_not_current(what, s0):
     before = snapshot(FOLDER)
     assert "--overwrite" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
     assert snapshot(FOLDER) == before
+
+
+def test_what_is_wrong_in_a_receipt_is_named(s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    path = FOLDER / "conversion.json"
+    good = json.loads(path.read_text())
+    for broken, place in (
+        ({k: v for k, v in good.items() if k != "library"}, "library is missing"),
+        (good | {"source": good["source"] | {"size": "7"}}, "source.size"),
+        (good | {"files": ["model.safetensors", 5]}, "files[1]"),
+    ):
+        path.write_text(json.dumps(broken))
+        assert place in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+
+
+def test_a_receipt_with_fields_that_are_not_known_is_current(s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    path = FOLDER / "conversion.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"of_a_later_version": 1}))
+    assert sam3lite("convert", "--checkpoint", "s0", "--json").json["state"] == "current"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])

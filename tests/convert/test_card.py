@@ -16,6 +16,7 @@ from support.hub_files import OLD, REPO, publish
 from support.hub_server import HubServer
 
 from sam3lite_convert.convert.card import model_card
+from sam3lite_convert.records.receipt import Receipt
 
 S0 = OLD["s0"]
 ODD = {"license": "other", "license_name": "a\n---\n\U0001f984\x85b"}
@@ -151,7 +152,8 @@ def test_parity_stands_there_if_it_was_run(s0):
 
 def test_a_card_is_made_from_the_receipt_alone(s0):
     sam3lite("convert", "--checkpoint", "s0", "--output", "out", "--parity")
-    assert model_card(json.loads(Path("out/conversion.json").read_text())) == card_of("out")
+    receipt = Receipt.from_json(json.loads(Path("out/conversion.json").read_text()))
+    assert model_card(receipt) == card_of("out")
 
 
 # ---- examples ---------------------------------------------------------------------------------------

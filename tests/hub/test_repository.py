@@ -62,7 +62,7 @@ def test_another_repository_and_revision(s0, hub):
     old = hub.add_repo("someone/else", {"own.pt": s0})
     hub.commit("someone/else", {"own.pt": None})
     done = sam3lite("inspect", "own.pt", "--repo-id", "someone/else")
-    assert "someone/else has no own.pt" in one_line(done, 2)
+    assert "someone/else has no file or alias own.pt at revision main" in one_line(done, 2)
     done = sam3lite("inspect", "own.pt", "--repo-id", "someone/else", "--revision", old)
     assert done.code == 0 and f"--checkpoint own.pt --repo-id someone/else --revision {old}" in done.out
 
@@ -90,7 +90,9 @@ def test_a_path_that_looks_local_is_not_asked_for(s0, hub):
 
 
 def test_a_name_that_is_no_repository(hub):
-    assert "no name of a repository" in one_line(sam3lite("inspect", "s0", "--repo-id", "a/b/c"), 2)
+    assert "a/b/c is not a valid repository name: OWNER/NAME" in one_line(
+        sam3lite("inspect", "s0", "--repo-id", "a/b/c"), 2
+    )
 
 
 # ---- downloading ----------------------------------------------------------------------------------
@@ -103,6 +105,10 @@ def test_convert_by_name(s0, hub, tmp_path):
     digest = hashlib.sha256(s0.read_bytes()).hexdigest()
     stated = {"repo": REPO, "file": S0, "commit": hub.head(REPO), "etag": digest, "sha256": digest}
     assert receipt["source"].items() >= (stated | {"name": Path(S0).name, "size": s0.stat().st_size}).items()
+    record = sam3lite("convert", "--checkpoint", "s0", "--output", "again", "--json").json
+    # Where on the Hub it came from, and the source as the receipt has it.
+    assert record["source"] == {key: receipt["source"][key] for key in ("repo", "file", "commit", "etag", "size")}
+    assert record["converted_from"] == receipt["source"]
     sam3lite("convert", "--checkpoint", s0, "--output", "local")
     assert (FOLDER / "model.safetensors").read_bytes() == Path("local/model.safetensors").read_bytes()
     assert sam3lite("verify", FOLDER, "--checkpoint", "s0").code == 0
@@ -155,7 +161,9 @@ def test_a_file_that_changes_between_listing_and_download(s0, hub, tmp_path):
 
 def test_no_space_for_the_download(s0, hub, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
-    assert "no space" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+    assert "not enough disk space to write the conversion of s0: " in one_line(
+        sam3lite("convert", "--checkpoint", "s0"), 2
+    )
     assert downloads(hub) == 0
 
 
@@ -384,7 +392,8 @@ def test_a_listing_whose_hashes_are_none(oid, s0, hub, tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "_listed", hostile)
     for command in (["inspect", "s0"], ["convert", "--checkpoint", "s0"]):
-        assert "did not answer as one does" in one_line(sam3lite(*command), 2)
+        assert "unexpected response from the Hub" in (said := one_line(sam3lite(*command), 2))
+        assert "Check HF_ENDPOINT and your proxy." in said
     assert list((tmp_path / "victim").iterdir()) == []
 
 

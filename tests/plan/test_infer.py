@@ -64,11 +64,11 @@ def test_the_detector_of_a_released_model_has_the_sizes_of_its_tensors(model):
 def test_the_rotary_tables_show_windows_and_image_size():
     # keys/s0: freqs_cis is 576x32 (24 x 24 patches) but at four blocks 5184x32 (72 x 72 patches of 14 pixels)
     vision = infer_architecture(shapes("s0")).vision
-    assert vision["window_size"] == 24
-    assert vision["image_size"] == 72 * 14
-    assert vision["global_attn_indexes"] == [7, 15, 23, 31]
-    assert vision["vit_heads"] == 1024 // 64
-    assert vision["pretrain_image_size"] == 24 * 14
+    assert vision.window_size == 24
+    assert vision.image_size == 72 * 14
+    assert vision.global_attn_indexes == (7, 15, 23, 31)
+    assert vision.vit_heads == 1024 // 64
+    assert vision.pretrain_image_size == 24 * 14
 
 
 def test_without_rotary_tables_the_same_facts_are_assumed_and_said_so():

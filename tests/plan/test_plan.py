@@ -102,11 +102,11 @@ def test_a_tensor_is_cast_where_another_dtype_is_asked_for(small_rows, own, aske
 def test_the_receipt_tells_the_part_of_a_fused_tensor_and_of_no_other(small_rows):
     mapped = plan_of(small_rows, dtype="float16").mapped
     for part in "qkv":
-        assert mapped[f"vision_encoder.backbone.layers.3.attention.{part}_proj.weight"].record() == {
+        assert mapped[f"vision_encoder.backbone.layers.3.attention.{part}_proj.weight"].record().to_json() == {
             "source": VISION + "trunk.blocks.3.attn.qkv.weight", "operation": "split", "part": part,
             "dtype": "float16", "shape": [128, 128],
         }  # fmt: skip
-    assert mapped["text_projection.bias"].record() == {
+    assert mapped["text_projection.bias"].record().to_json() == {
         "source": TEXT + "projector.bias", "operation": "keep", "dtype": "float16", "shape": [32],
     }  # fmt: skip
 
@@ -151,15 +151,15 @@ def test_near_names_are_offered_for_keys_without_a_rule_and_for_no_other_fault(s
     near = {f["kind"]: f["near"] for f in fault.details["faults"]}
     assert near["wrong_shape"] == []
     assert near["unmatched"][0] == "geometry_encoder.norm.bias"
-    assert fault.message.count("nearest known") == 1
-    assert f"nearest known: {', '.join(near['unmatched'])}" in fault.message
+    assert fault.message.count("similar names") == 1
+    assert f"similar names: {', '.join(near['unmatched'])}" in fault.message
 
 
 def test_a_message_lists_a_hundred_faults_of_a_kind_and_json_all_of_them(small_rows):
     extra = {f"detector.quality_head.layers.{n}.weight": ("float32", (4,)) for n in range(103)}
     fault = unsound(small_rows | extra)
-    assert "103 source keys that no rule matches" in fault.message
-    assert "... and 3 more; --json lists all of them" in fault.message
+    assert "103 source keys without a rule:" in fault.message
+    assert "... and 3 more; --json lists all\n" in fault.message
     assert sum(line.strip() in extra for line in fault.message.splitlines()) == 100
     assert faults_of(fault) == {("unmatched", key) for key in extra}
     exactly = unsound(small_rows | dict(list(extra.items())[:100])).message
@@ -207,7 +207,7 @@ def test_a_missing_tensor_is_named_with_its_source(small_rows):
 def test_an_entry_that_is_no_tensor_is_not_called_missing(small_rows):
     key = "detector.dot_prod_scoring.hs_proj.bias"
     checkpoint = replace(fake(without(small_rows, key)), others=frozenset({key}))
-    with pytest.raises(UnsoundPlan, match="is in the file but is no tensor"):
+    with pytest.raises(UnsoundPlan, match="is in the file but is not a tensor"):
         make_plan(checkpoint, load_mappings(), Options())
 
 
@@ -315,13 +315,13 @@ def test_faults_of_all_kinds_are_listed_at_once(small_rows):
     }
     # Each once, under its own heading.
     assert [line.strip() for line in fault.message.splitlines() if not line.startswith("      ")][1:-1] == [
-        "1 source keys that no rule matches:",
+        "1 source keys without a rule:",
         "detector.extra",
         "1 tensors of the wrong shape:",
         "detector.geometry_encoder.cls_embed.weight",
-        "1 components that the file does not hold:",
+        "1 components missing from the file:",
         "mask_decoder",
-        "1 targets that nothing fills:",
+        "1 targets without a source:",
         "dot_product_scoring.query_proj.bias",
     ]
 
@@ -426,7 +426,7 @@ def test_weights_that_are_no_floating_point_numbers_are_named(small_rows, dtype)
     key = "detector.geometry_encoder.cls_embed.weight"
     fault = unsound(small_rows | {key: (dtype, small_rows[key][1])})
     assert faults_of(fault) == {("wrong_dtype", key)}
-    assert f"is {dtype}" in fault.message
+    assert f"has dtype {dtype}; weights must be floating-point" in fault.message
 
 
 def test_a_dtype_that_safetensors_has_no_name_for_is_a_fault_of_its_tensor_alone(small_rows):
@@ -609,7 +609,7 @@ def test_the_context_is_cut_to_its_first_rows(small_rows, layout):
 def test_the_context_is_never_stretched(small_rows, context):
     with pytest.raises(CannotRun) as fault:
         plan_of(small_rows, context=context)
-    assert "16 rows" in fault.value.message
+    assert f"--context {context}: must be from 1 to 16, the number of rows" in fault.value.message
 
 
 def test_a_single_position_is_left_of_a_context_of_one(small_rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pytest
@@ -105,3 +105,5 @@ def test_components_that_do_not_add_up_are_refused():
     assert Accounting(components={"a": part, "b": part}, total=total, dropped_kinds=()).total is total
     with pytest.raises(ValueError, match="keys"):
         Accounting(components={"a": part}, total=total, dropped_kinds=())
+    with pytest.raises(ValueError, match="dropped"):
+        Accounting(components={"a": part, "b": part}, total=replace(total, dropped={"twin": 1}), dropped_kinds=())

@@ -608,6 +608,28 @@ def test_a_config_that_is_no_json_is_not_trusted(bad, tiny):
     assert "config.json" in done.json["error"]["message"]
 
 
+# ---- words -----------------------------------------------------------------------------------------
+
+
+def test_the_words_of_the_document_are_those_of_the_terminal(tiny, tmp_path):
+    folder = convert(tiny, tmp_path / "out", "--layout", "transformers", "--dtype", "float16", "--context", "8")
+    record, said = assert_proven(folder, tiny), sam3lite("verify", folder, "--checkpoint", tiny).out.splitlines()
+    assert said[-1] == f"proven up to the cast to float16: {record['summary']}"
+    lost = [line.removeprefix("not in the folder: ") for line in said if line.startswith("not in the folder: ")]
+    assert lost == record["lost_words"] and len(lost) == len(record["lost"]) == 4
+    for word in (f"{len(tiny_state()) - record_counts(folder)} dropped", TRUNK + "pos_embed", "last 8 rows", "rounded"):
+        assert sum(word in line for line in lost) == 1, word
+    edit(folder, {"text_projection.bias": None, "extra": torch.zeros(1)})
+    record = verify(folder, tiny).json
+    assert record["summary"].startswith("2 faults; ")
+    assert sam3lite("verify", folder, "--checkpoint", tiny).out.splitlines()[-1] == f"mismatch: {record['summary']}"
+
+
+def record_counts(folder):
+    """How many source tensors the receipt says are mapped."""
+    return json.loads((folder / "conversion.json").read_text())["counts"]["mapped"]
+
+
 # ---- receipts and indexes -------------------------------------------------------------------------
 
 
