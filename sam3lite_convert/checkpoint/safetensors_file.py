@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import INDEX_LIMIT, Checkpoint, StoredTensor, check_names, contiguous_stride
@@ -60,7 +60,7 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
     return Checkpoint(path, size, "safetensors", None, tensors, metadata=metadata)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     out = dict(pairs)
     if len(out) != len(pairs):
         raise ValueError("a name appears twice")

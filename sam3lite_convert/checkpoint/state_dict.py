@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from sam3lite_convert.checkpoint import dtypes, unpickle
 from sam3lite_convert.checkpoint.index import StoredTensor, check_names
@@ -13,7 +13,7 @@ WRAPPERS = ("model", "state_dict")
 _MOST_ELEMENTS = 1 << 40  # no tensor has more, however often it repeats one value
 
 
-def all_tensors(tree: Any) -> Iterator[unpickle.TensorRecord]:
+def all_tensors(tree: object) -> Iterator[unpickle.TensorRecord]:
     """Every tensor in nested dictionaries, lists and tuples."""
     stack, seen = [tree], set()
     while stack:
@@ -48,7 +48,7 @@ class Found(NamedTuple):
     others: list[str]
 
 
-def find_state_dict(tree: Any) -> Found:
+def find_state_dict(tree: object) -> Found:
     """The state dict of a checkpoint, wrapped or bare. Raises UnsoundPlan if there is none, or more than one."""
     if not isinstance(tree, Mapping):
         raise UnsoundPlan(f"the file holds {_kind(tree)}, not a state dict", "no_state_dict")
@@ -81,7 +81,7 @@ def find_state_dict(tree: Any) -> Found:
     return Found(wrapper, tensors, tuple(notes), others)
 
 
-def _named(key: Any) -> str:
+def _named(key: object) -> str:
     """A key, which may be of any type, as short text."""
     if isinstance(key, str):
         return key
@@ -89,7 +89,7 @@ def _named(key: Any) -> str:
     return str(key) if short else "(a key that is not text)"
 
 
-def _kind(tree: Any) -> str:
+def _kind(tree: object) -> str:
     """What an unpickled object is, in words."""
     if isinstance(tree, unpickle.TensorRecord):
         return "a single tensor"
@@ -100,7 +100,7 @@ def _kind(tree: Any) -> str:
     return "an object of another kind"
 
 
-def _hidden_state_dicts(tree: Mapping[Any, Any]) -> str:
+def _hidden_state_dicts(tree: Mapping[object, object]) -> str:
     """A hint at tensors one level below, in words. Only the known wrappers are opened, others are not guessed."""
     counts = {
         k: n

@@ -10,8 +10,8 @@ from __future__ import annotations
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, cast
 
 from sam3lite_convert.checkpoint import dtypes, pickle_limits
 from sam3lite_convert.checkpoint.index import check_names
@@ -47,19 +47,19 @@ class TensorRecord(NamedTuple):
 class Opaque:
     """Placeholder for a harmless object beside the tensors (a config, a path, a numpy scalar)."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         pass
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         pass
 
-    def append(self, item: Any) -> None:
+    def append(self, item: object) -> None:
         pass
 
-    def extend(self, items: Any) -> None:
+    def extend(self, items: object) -> None:
         pass
 
 
@@ -69,14 +69,14 @@ class StateDict(OrderedDict):  # type: ignore[type-arg]
     Raises Untrusted if a key appears twice in the pairs.
     """
 
-    def __init__(self, pairs: Any = ()) -> None:
+    def __init__(self, pairs: Sequence[tuple[object, object]] = ()) -> None:
         super().__init__(pairs)
         if len(self) != len(pairs):
             raise Untrusted(
                 "the pickle gives a dict the same key twice, so one of the two values would be lost", "repeated_key"
             )
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         pass
 
 
@@ -88,14 +88,15 @@ class _StorageClass(NamedTuple):
     dtype: str | None
 
 
-def _integers(values: Any) -> tuple[int, ...]:
-    numbers: tuple[int, ...] = tuple(values)
+def _integers(values: object) -> tuple[int, ...]:
+    # What cannot be iterated over raises TypeError, which ``load`` turns into a refusal.
+    numbers = tuple(cast("Iterable[int]", values))
     if not all(type(v) is int and v >= 0 for v in numbers):
         raise Untrusted("a tensor of the file has sizes that are negative or not whole numbers")
     return numbers
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None) -> TensorRecord:
+def _tensor(storage: object, offset: object, size: object, stride: object, dtype: str | None) -> TensorRecord:
     if not isinstance(storage, StorageRecord):
         raise Untrusted("a tensor of the file has no valid storage")
     shape, steps = _integers(size), _integers(stride)
@@ -106,7 +107,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None
     return TensorRecord(storage, name, start, shape, steps)
 
 
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *ignored: Any) -> TensorRecord:
+def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, *ignored: object) -> TensorRecord:
     # The rest: requires_grad, hooks, and flags of a view whose bytes are not its values.
     marks = ignored[2] if len(ignored) > 2 else None
     if isinstance(marks, dict) and any(marks.values()):
@@ -117,25 +118,27 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *ignored:
     return _tensor(storage, offset, size, stride, None)
 
 
-def _rebuild_tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorRecord:
+def _rebuild_tensor_v3(storage: object, offset: object, size: object, stride: object, *rest: object) -> TensorRecord:
     named = [r.name for r in rest if isinstance(r, _Dtype)]
     return _tensor(storage, offset, size, stride, named[0] if named else None)
 
 
-def _rebuild_parameter(data: Any, *ignored: Any) -> Any:
+def _rebuild_parameter(data: object, *ignored: object) -> object:
     return data
 
 
-def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+def _rebuild_from_type(
+    function: Callable[..., object], kind: object, arguments: Iterable[object], state: object
+) -> object:
     # A tensor with Python attributes; the function came out of the closed table like any other.
     return function(*arguments)
 
 
-def _as_tuple(*args: Any) -> tuple[Any, ...]:
+def _as_tuple(*args: Iterable[object]) -> tuple[object, ...]:
     return tuple(args[0]) if args else ()
 
 
-_ALLOWED: dict[tuple[str, str], Callable[..., Any] | Any] = {
+_ALLOWED: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): StateDict,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -192,7 +195,7 @@ for _dtype in dtypes.NAMES:
 
 
 class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         try:
             return _ALLOWED[module, name]
         except KeyError:
@@ -204,7 +207,7 @@ class _Reader(pickle.Unpickler):
                 {"global": f"{module}.{name}"},
             ) from None
 
-    def persistent_load(self, pid: Any) -> StorageRecord:
+    def persistent_load(self, pid: object) -> StorageRecord:
         # ("storage", class, key, location, numel), and a view (key, offset, numel) in old files.
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             raise Untrusted("the pickle has a reference to a storage that torch does not write")
@@ -217,7 +220,7 @@ class _Reader(pickle.Unpickler):
         return StorageRecord(kind.dtype, key, count, start)
 
 
-def load(data: io.BytesIO) -> Any:
+def load(data: io.BytesIO) -> object:
     """The next pickle of ``data`` as plain containers, TensorRecords and inert placeholders.
 
     Leaves ``data`` at the end of the pickle. Raises Untrusted if the pickle is malformed or refers to a name outside
