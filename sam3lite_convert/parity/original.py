@@ -17,7 +17,7 @@ from sam3lite_convert.parity.taps import ORIGINAL
 from sam3lite_convert.plan.architecture import Architecture
 
 
-def reference_cfg(architecture: Architecture, rows: int) -> dict[str, Any]:
+def reference_cfg(architecture: Architecture, rows: int) -> dict[str, int | float | str | bool]:
     """The original's cfg for an architecture, with ``rows`` rows in its position table."""
     s = architecture.sizes
     return {
@@ -103,7 +103,7 @@ def record_checkout(encoder: Encoder, repo: OriginalRepo, input_ids: Tensor, lik
             "original_repo_failed",
         ) from None
     for tap, ours in like.items():
-        theirs: Any = found[tap]
+        theirs: object = found[tap]
         if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
             shape = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
             raise CannotRun(

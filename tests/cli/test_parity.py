@@ -1245,6 +1245,21 @@ def test_activations_hold_both_sides_the_ids_and_how_to_read_them(saved):
         assert word in about
 
 
+# What a file from elsewhere has to say of the run at least.
+ABOUT = {
+    "checkpoint": "s0.pt", "reference": "original", "candidate": "mine", "candidate_encoder": "my port",
+    "attention": "eager", "dtype": "float32", "inputs": {"what": "my ids", "prompts": []},
+}  # fmt: skip
+
+
+def test_a_file_from_elsewhere_need_not_name_a_folder_or_count_prompts(saved, tmp_path):
+    file, ran = saved
+    record = judged(rewrite(file, tmp_path / "b.st", metadata={"about": ABOUT}), code=1)
+    assert (record["converted"], record["candidate_encoder"]) == (None, "my port")
+    assert record["inputs"] == ran["inputs"] | {"what": "my ids", "prompts": [], "prompts_total": 0}
+    assert record["first_divergence"] == ran["first_divergence"]
+
+
 INCOMPLETE = {
     "a tap of the reference": {"reference__layers__2": None},
     "a tap of the candidate": {"candidate__pooled": None},
@@ -1263,6 +1278,12 @@ INCOMPLETE = {
     "nothing about the run": {"metadata": {"about": {}}},
     "ids that are a number": {"metadata": {"about": {"inputs": 5}}},
     "a floor that is no number": {"metadata": {"floors": {tap: [float("nan")] * 2 for tap in taps(6)}}},
+    "prompts that are no text": {"metadata": {"about": ABOUT | {"inputs": {"what": "ids", "prompts": [1]}}}},
+    "inputs without words": {"metadata": {"about": ABOUT | {"inputs": {"prompts": []}}}},
+    "a number of prompts that is a word": {
+        "metadata": {"about": ABOUT | {"inputs": {"what": "ids", "prompts": [], "prompts_total": "many"}}}
+    },
+    "a side that is no name": {"metadata": {"about": ABOUT | {"reference": 5}}},
 }
 
 

@@ -405,6 +405,36 @@ def test_an_error_where_the_floor_is_0_is_infinitely_many_floors():
     assert judged(side(), measured=floors(0.0, 0.0, 0.0, 0.0)).taps[1].floors == 0.0
 
 
+def test_each_tap_has_one_word_for_what_a_reader_has_to_know():
+    found = judged(side(layers_0=9.0, layers_1=9.0, projected=3.0), side(layers_0=9.0, projected=1.0), floors())
+    words = {t.name: t.status for t in found.record().layers}
+    assert words == {
+        "embeddings": "equal", "layers.0": "diverges", "layers.1": "carried", "final_layer_norm": "equal",
+        "projected": "within", "pooled": "equal",
+    }  # fmt: skip
+    # Equal outputs of two errors that cancel out are not equal.
+    assert judged(side(), side(layers_0=1.0), floors()).record().layers[1].status == "within"
+
+
+def test_the_verdict_is_summed_up_in_words():
+    def summary(judgement, dtype="float32"):
+        return judgement.record(dtype).summary
+
+    measured = "(tolerance 4.00e+00, measured: 4 noise floors at each tap)"
+    reads = "0.0 at every tap that the detector reads"
+    assert summary(judged(side())) == reads
+    assert summary(judged(side()), "bfloat16") == f"{reads}, both sides in bfloat16"
+    small = judged(side(pooled=2.0), side(pooled=0.5), floors())
+    assert summary(small) == f"{reads}; pooled, which it does not read: 2.00e+00, 2 noise floors"
+    assert summary(judged(side(layers_0=2.5), measured=floors())) == f"max abs diff 2.50e+00 {measured}"
+    wrong = judged(side(layers_0=9.0), side(layers_0=9.0), floors())
+    assert summary(wrong) == f"max abs diff 9.00e+00 {measured}"
+    carried = judged(side(layers_0=9.0), measured=floors())
+    assert summary(carried).startswith(f"max abs diff 9.00e+00 {measured}; no layer diverges by itself")
+    given = judged(side(layers_0=INF), side(layers_0=INF), tolerance=3.0)
+    assert summary(given, "float16") == "max abs diff inf, both sides in float16 (tolerance 3.00e+00, given)"
+
+
 def test_words_and_padding_are_reported_apart():
     padded = torch.tensor([[False, True, True], [False, False, False]])
     ours = {"projected": torch.zeros(2, 3, 2), "pooled": torch.zeros(2, 2)}

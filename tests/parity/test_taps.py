@@ -331,7 +331,7 @@ def test_a_row_that_the_detector_does_not_read_is_held_to_its_floor(source, monk
     moved = dataclasses.replace(candidate, run=run)
     before = compare_encoders(setup, moved).judgement
     assert (before.verdict, before.first_divergence) == ("within_tolerance", None)
-    assert [t.read_by_detector for t in before.record("float32").layers][-2:] == [True, False]
+    assert [t.read_by_detector for t in before.record().layers][-2:] == [True, False]
     unread = dataclasses.replace(taps.PROJECTED, read_by_detector=False)
     monkeypatch.setattr(taps, "_BY_NAME", taps._BY_NAME | {"projected": unread})
     monkeypatch.setattr(encoders, "OUTPUTS", (unread, taps.POOLED))

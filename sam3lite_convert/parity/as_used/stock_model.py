@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,8 +21,28 @@ from sam3lite_convert.convert.text_weights import cast, load_all
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.families import Family
 
+<<<<<<< HEAD
 # What the library's processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
+=======
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, Sam3LiteTextModel
+
+    from sam3lite_convert.records.record import JsonValue
+
+T = TypeVar("T")
+
+# What Sam3Processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
+>>>>>>> rparity
 STOCK_LENGTH = 32
+
+
+class LibraryTokenizer(Protocol):
+    """What is used of a tokenizer of the library."""
+
+    @property
+    def pad_token_id(self) -> int | None: ...
+
+    def __call__(self, text: str, *, padding: str = ..., max_length: int = ...) -> BatchEncoding: ...
 
 
 @dataclass(frozen=True)
@@ -30,25 +50,22 @@ class Tokenizer:
     """A tokenizer of the library; ``name`` says in words which. ``pad`` is its padding id."""
 
     name: str
-    made: Any
-
-    @property
-    def pad(self) -> int:
-        return int(self.made.pad_token_id)
+    made: LibraryTokenizer
+    pad: int
 
     def words(self, prompts: Sequence[str]) -> list[list[int]]:
         """The ids of each prompt, neither cut nor padded. Raises CannotRun where it makes none of one."""
-        return [ids for ids, _ in self._made(prompts)]
+        return [ids for ids, _ in self._each(prompts, self.made)]
 
     def stock(self, prompts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Ids and attention mask of each as the library's processor has them made. Raises CannotRun where it makes
         none of one."""
-        return self._made(prompts, padding="max_length", max_length=STOCK_LENGTH)
+        return self._each(prompts, partial(self.made, padding="max_length", max_length=STOCK_LENGTH))
 
-    def _made(self, prompts: Sequence[str], **how: Any) -> list[tuple[list[int], list[int]]]:
+    def _each(self, prompts: Sequence[str], call: Callable[[str], BatchEncoding]) -> list[tuple[list[int], list[int]]]:
         out = []
         for prompt in prompts:
-            made = _made(partial(self.made, prompt, **how), f"{self.name}: ids of {prompt[:60]!r}")
+            made = _made(partial(call, prompt), f"{self.name}: ids of {prompt[:60]!r}")
             out.append((list(map(int, made.input_ids)), list(map(int, made.attention_mask))))
         return out
 
@@ -70,23 +87,24 @@ def stock_tokenizer(folder: Folder | None = None) -> Tokenizer:
             lambda: AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False),
             f"the tokenizer of {folder.path}",
         )
-        return _checked(Tokenizer(f"the tokenizer of {folder.path.name}, padding id {made.pad_token_id}", made))
+        return _padding(made, f"the tokenizer of {folder.path.name}")
     from sam3lite_convert.parity.as_used.clip_vocabulary import clip_vocabulary
 
     with tempfile.TemporaryDirectory() as place:
         for name, data in clip_vocabulary().items():
             (Path(place) / name).write_bytes(data)
         made = _made(lambda: CLIPTokenizer.from_pretrained(place), "CLIP's tokenizer")
-    return _checked(Tokenizer(f"CLIP's tokenizer, padding id {made.pad_token_id}", made))
+    return _padding(made, "CLIP's tokenizer")
 
 
-def _checked(tokenizer: Tokenizer) -> Tokenizer:
-    if tokenizer.made.pad_token_id is None:
-        raise CannotRun(f"{tokenizer.name}: it has no padding id, so the processor cannot pad with it", "no_tokenizer")
-    return tokenizer
+def _padding(made: LibraryTokenizer, name: str) -> Tokenizer:
+    """Raises CannotRun if the tokenizer has no padding id."""
+    if made.pad_token_id is None:
+        raise CannotRun(f"{name}: it has no padding id, so the processor cannot pad with it", "no_tokenizer")
+    return Tokenizer(f"{name}, padding id {made.pad_token_id}", made, int(made.pad_token_id))
 
 
-def _made(make: Callable[[], Any], what: str) -> Any:
+def _made(make: Callable[[], T], what: str) -> T:
     try:
         with _silence():
             return make()
@@ -127,7 +145,11 @@ class StockModel:
     """The family's model with the weights of its text side; the rest of it has none and is not run. ``name``: in
     words, what is called and of which version."""
 
+<<<<<<< HEAD
     def __init__(self, model: Any, name: str) -> None:
+=======
+    def __init__(self, model: Sam3LiteTextModel) -> None:
+>>>>>>> rparity
         self.model = model
         self.name = name
         self.default_attention = str(model.config._attn_implementation)
@@ -144,9 +166,13 @@ class StockModel:
         return out
 
 
+<<<<<<< HEAD
 def stock_model(
     family: Family, config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype
 ) -> StockModel:
+=======
+def stock_model(config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype) -> StockModel:
+>>>>>>> rparity
     """``config``: ``text_config`` of the transformers layout; ``weights``: by target key, not copied.
 
     Raises CannotRun without transformers, UnsoundPlan where the text side does not get all of its weights.

@@ -14,11 +14,11 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from torch import nn
 
@@ -223,8 +223,14 @@ class CheckoutCode:
         return module
 
     def serve(
-        self, file: Path, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
-    ) -> Any:
+        self,
+        file: Path,
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
         """What ``__import__`` gives to a file of the checkout."""
         if to := self.locate(file, name, level):
             if "*" in (fromlist or ()):
@@ -243,7 +249,7 @@ class CheckoutCode:
     def stand_in(self, module: str) -> ModuleType:
         top = module.partition(".")[0]
 
-        def get(name: str) -> Any:
+        def get(name: str) -> object:
             if name in STAND_INS[top]:
                 self.stood_in[f"{module}.{name}"] = None
                 return STAND_INS[top][name]
@@ -259,7 +265,7 @@ class CheckoutCode:
         """A module of the checkout, which is run when something of it is needed."""
         return AskedModule(self.dotted(at), partial(self.attribute, at))
 
-    def attribute(self, at: Path, name: str) -> Any:
+    def attribute(self, at: Path, name: str) -> object:
         if at in self.wanted or at in self.modules:
             return getattr(self.run(at), name)
         found = self.origin(at, name)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ class OriginalRepo:
         return tuple(self._checkout.stood_in)
 
     def build(
-        self, cfg: Mapping[str, Any], context_length: int, output_dim: int, state_dict: Mapping[str, Tensor]
+        self, cfg: Mapping[str, object], context_length: int, output_dim: int, state_dict: Mapping[str, Tensor]
     ) -> nn.Module:
         """Their TextStudentEncoder with exactly these weights, which it does not copy, for evaluation.
 
@@ -59,7 +58,7 @@ class OriginalRepo:
             call = _arguments(self, {"cfg": dict(cfg), "context_length": context_length, "output_dim": output_dim})
             model = self.encoder_class(*call.args, **call.kwargs)
         for name in INTERFACE:
-            found: Any = model
+            found: object = model
             for part in name.split("."):
                 found = getattr(found, part, None)
             if not isinstance(found, Tensor if name.endswith("projection_layer") else nn.Module):
@@ -83,7 +82,7 @@ class OriginalRepo:
         """While their code runs: what it raises is a CannotRun."""
         return _foreseen(self._checkout, f"{STUDENT} does not run")
 
-    def _failed(self, message: str, details: Any = None) -> CannotRun:
+    def _failed(self, message: str, details: object = None) -> CannotRun:
         return CannotRun(f"{self.path}: {message}", "original_repo_failed", details)
 
 
@@ -192,7 +191,7 @@ def _foreseen(checkout: CheckoutCode, what: str) -> Iterator[None]:
         raise CannotRun(f"{checkout.given}: {message}", code) from None
 
 
-def _arguments(repo: OriginalRepo, given: dict[str, Any]) -> inspect.BoundArguments:
+def _arguments(repo: OriginalRepo, given: dict[str, object]) -> inspect.BoundArguments:
     """How the constructor takes what it is given: by name, or where a name is not its own, by position."""
     signature = inspect.signature(repo.encoder_class)
     call = inspect.BoundArguments(signature, {})

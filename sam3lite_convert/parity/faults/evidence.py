@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,16 +87,16 @@ class Run:
         self.read = evidence.read_by(tap)
         self.tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self.mask = evidence.model.encoder.causal_mask(self.read)
-        self._args: tuple[Any, ...] = (self.mask,) if point_of(tap) is LAYER else ()
+        self._args: tuple[Tensor | None, ...] = (self.mask,) if point_of(tap) is LAYER else ()
 
-    def having(self, tensors: Mapping[str, Tensor], *args: Any) -> Callable[[], Tensor]:
+    def having(self, tensors: Mapping[str, Tensor], *args: Tensor | None) -> Callable[[], Tensor]:
         call = args or self._args
         return lambda: functional_call(self._module, dict(tensors), (self.read, *call))
 
     def zero(self, *names: str) -> Callable[[], Tensor]:
         return self.having({n: torch.zeros_like(self.tensors[n]) for n in names})
 
-    def setting(self, changes: Sequence[tuple[nn.Module, str, Any]]) -> Callable[[], Tensor]:
+    def setting(self, changes: Sequence[tuple[nn.Module, str, object]]) -> Callable[[], Tensor]:
         def output() -> Tensor:
             with _set(changes):
                 out: Tensor = self._module(self.read, *self._args)
@@ -129,7 +128,7 @@ class Run:
 
 
 @contextmanager
-def _set(changes: Sequence[tuple[nn.Module, str, Any]]) -> Iterator[None]:
+def _set(changes: Sequence[tuple[nn.Module, str, object]]) -> Iterator[None]:
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     try:
         for module, name, value in changes:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from original_ref.blocks import MultiHeadAttention, TransformerLayer
+from original_ref.blocks import MultiHeadAttention, RepMixerBlock, TransformerLayer
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, Run
 from sam3lite_convert.parity.taps import LAYER, enclosing, point_of
 
@@ -17,13 +16,16 @@ from sam3lite_convert.parity.taps import LAYER, enclosing, point_of
 def layer_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Faults of a layer, whichever of both it is."""
     block = evidence.block(tap)
-    return (transformer_faults if isinstance(block, TransformerLayer) else repmixer_faults)(evidence, tap, block)
+    if isinstance(block, TransformerLayer):
+        return transformer_faults(evidence, tap, block)
+    assert isinstance(block, RepMixerBlock)
+    return repmixer_faults(evidence, tap, block)
 
 
 # ---- transformer layers
 
 
-def transformer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterator[Hypothesis]:
+def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) -> Iterator[Hypothesis]:
     """Faults of a transformer layer: q, k and v, heads, mask, norms, the feed-forward part."""
     run = Run(evidence, tap, block)
     attention = next(m for m in block.modules() if isinstance(m, MultiHeadAttention))
@@ -108,23 +110,26 @@ def transformer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterat
             yield Hypothesis("padding_masked", words, run.having({}, padding[:, None, None, :]))
 
 
-def _other_wiring(run: Run, block: Any) -> Iterator[Hypothesis]:
+def _other_wiring(run: Run, block: TransformerLayer) -> Iterator[Hypothesis]:
     """A transformer layer whose parts are right and put together differently."""
     norm, attention = block.pre_norm_mha
     norm2, *rest = block.pre_norm_ffn
     ffn = nn.Sequential(*rest)
     x, mask = run.read, run.mask
 
-    def attended() -> Any:
-        return x + attention(norm(x), mask)
+    def attended() -> Tensor:
+        out: Tensor = x + attention(norm(x), mask)
+        return out
 
-    def without_first() -> Any:
-        y = attention(norm(x), mask)
-        return y + ffn(norm2(y))
+    def without_first() -> Tensor:
+        y: Tensor = attention(norm(x), mask)
+        out: Tensor = y + ffn(norm2(y))
+        return out
 
-    def post_norm() -> Any:
+    def post_norm() -> Tensor:
         y = norm(x + attention(x, mask))
-        return norm2(y + ffn(y))
+        out: Tensor = norm2(y + ffn(y))
+        return out
 
     wirings = {
         "no_attention_residual": ("attention's residual connection is left out", without_first),
@@ -142,7 +147,7 @@ def _other_wiring(run: Run, block: Any) -> Iterator[Hypothesis]:
 # ---- RepMixer blocks
 
 
-def repmixer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterator[Hypothesis]:
+def repmixer_faults(evidence: Evidence, tap: str, block: RepMixerBlock) -> Iterator[Hypothesis]:
     """Faults of a RepMixer block: layer scales, branches, BatchNorms, kernels."""
     run = Run(evidence, tap, block)
     scales = ("layer_scale", "token_mixer.layer_scale")
@@ -202,15 +207,15 @@ def _shifted(kernel: Tensor, by: int) -> Tensor:
     return out
 
 
-def _other_mixing(run: Run, block: Any) -> Iterator[Hypothesis]:
+def _other_mixing(run: Run, block: RepMixerBlock) -> Iterator[Hypothesis]:
     """A RepMixer block whose parts are right and put together differently."""
     mixer = block.token_mixer
     image = run.read.transpose(1, 2).unsqueeze(2)
     skip, conv, norm = mixer.mixer.rbr_skip, mixer.mixer.rbr_conv[0], mixer.norm
 
     def block_with(update: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        def output() -> Any:
-            y = image + mixer.layer_scale * update()
+        def output() -> Tensor:
+            y: Tensor = image + mixer.layer_scale * update()
             y = y + block.layer_scale * block.convffn(y)
             return y.squeeze(2).transpose(1, 2)
 

@@ -123,6 +123,7 @@ def test_the_weights_are_exact_the_behaviour_differs_and_the_recipe_is_exact(kin
     assert record["verdicts"] == {"weights": record["verdict"], "behaviour": "differs"} and used["verdict"] == "differs"
     assert used["recipe"]["verdict"] in right(record) and used["recipe"]["max_abs_diff"] <= rounding(record)
     assert (used["recipe"]["verdict"] == "exact") == (used["recipe"]["prompts"] == 0)
+    assert used["remedy"] == "The weights are not the reason: call the model as the recipe does."
     wanted = [c for c in CAUSES if not ("32" in kind and c == "sequence_length")]
     assert [c["name"] for c in used["causes"]] == wanted
     assert [c["name"] for c in used["absent"]] == [c for c in CAUSES if c not in wanted]
@@ -149,6 +150,7 @@ def test_a_fault_in_the_weights_is_in_the_first_verdict_and_not_in_the_causes(s0
     assert record["verdicts"] == {"weights": "differs", "behaviour": "differs"}
     assert record["first_divergence"] == "projected"
     assert record["behaviour"]["recipe"]["verdict"] == "differs"
+    assert record["behaviour"]["remedy"].startswith("Settle the weights first")
     assert record["behaviour"]["recipe"]["max_abs_diff"] == pytest.approx(1, abs=1e-4)
     # All together is held against the original, so the fault is in that.
     far = good["behaviour"]["together"]["max_abs_diff"]
@@ -529,6 +531,7 @@ def test_where_the_recipe_cannot_be_exact_it_says_why(s0):
     (note,) = used["notes"]
     assert "not the original's for 1 prompts, as 'dog <end_of_text> cat'" in note
     assert used["recipe"]["verdict"] == "differs"
+    assert used["remedy"] == "Called as the recipe does, it still differs."
     assert used["recipe"]["prompts"] == 1 or (used["recipe"]["prompts"] == 2 and rounding(record))
 
 
