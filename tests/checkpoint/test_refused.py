@@ -6,8 +6,10 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -423,6 +425,54 @@ def test_a_broken_safetensors_header_is_not_trusted(tmp_path, kind):
 def test_a_safetensors_header_that_holds_a_name_twice_is_not_trusted(tmp_path):
     one = json.dumps(entry()["w"])
     assert "twice" in refused(safetensors(tmp_path, f'{{"w":{one},"w":{one}}}'.encode())).message
+
+
+# Names of Python's and of this tool's classes, which say nothing to the owner of a file.
+LEAKS = re.compile(r"\b(?:None|int|str|NoneType|dict|list|tuple|object is|Error|TensorRecord|StorageRecord|Opaque)\b")
+
+
+@pytest.mark.parametrize("kind", BROKEN_HEADERS)
+def test_what_is_wrong_with_a_header_is_said_without_names_of_python(tmp_path, kind):
+    message = refused(safetensors(tmp_path, *BROKEN_HEADERS[kind])).message
+    assert not LEAKS.search(message), message
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        (torch.ones(2), "a single tensor"),
+        ([torch.ones(2)], "a list"),
+        ((torch.ones(2),), "a list"),
+        (None, "a single value"),
+        (3, "a single value"),
+        ("text", "a single value"),
+        (Path("x"), "an object of another kind"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_file_holds_in_place_of_a_state_dict_is_said_in_words(tree, words, tmp_path):
+    torch.save(tree, tmp_path / "file.pt")
+    with pytest.raises(UnsoundPlan) as fault:
+        read_checkpoint(tmp_path / "file.pt")
+    assert fault.value.message == f"file.pt: the file holds {words}, not a state dict"
+
+
+def test_keys_that_are_not_text_are_said_in_words(tmp_path):
+    torch.save({"model": {"w": torch.ones(2), ("a", 1): 3, None: 4}, (1, 2): 5}, tmp_path / "file.pt")
+    notes = read_checkpoint(tmp_path / "file.pt").notes
+    assert notes == (
+        "not read, beside the state dict: (a key that is not text)",
+        "2 entries of the state dict are not tensors and are left out: (a key that is not text), "
+        "(a key that is not text)",
+    )
+
+
+@pytest.mark.parametrize("data", [b"\x80\x02K\x01K\x02R.", b"\x80\x02K\x01}b.", b"\x80\x02K\x01K\x02a."], ids=repr)
+def test_a_pickle_that_does_not_fit_together_is_said_without_names_of_python(data, tmp_path):
+    with zipfile.ZipFile(tmp_path / "file.pt", "w") as archive:
+        archive.writestr("file/data.pkl", data)
+    message = refused(tmp_path / "file.pt").message
+    assert message == "file.pt: the file's pickle is invalid: its instructions do not fit together"
 
 
 # ---- damage of any kind ----------------------------------------------------------------------------

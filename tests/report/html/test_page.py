@@ -18,6 +18,7 @@ import pytest
 from support import html_samples as samples
 
 from sam3lite_convert.records.record import Record, field_types
+from sam3lite_convert.records.shared import Accounting, ComponentRecord
 from sam3lite_convert.report.html import GENERATOR, charts
 from sam3lite_convert.report.html.filters import number, output, runs, sentence, visible
 from sam3lite_convert.report.html.page import parity_page, verify_page
@@ -227,14 +228,18 @@ def test_a_page_is_made_of_whatever_a_document_may_lack(name):
     render, make = PAGES[name]
     whole, tried = few(make()), 0
     for path, hint, value in inside(whole):
-        if path[-1] == "components" or (path[:2] == ("page", "receipt") and len(path) > 2):
+        summed = "accounting" in path and path[-1] in ("components", "dropped")
+        if summed or (path[:2] == ("page", "receipt") and len(path) > 2):
             continue  # its sum is checked where it is made; the receipt has its own test
         if any(isinstance(step, int) and step > 1 for step in path):
             continue  # entries of a list are all written alike
         for other in absent(hint, value):
             assert Page(render(changed(whole, path, other))).faults == [], (path, other)
             tried += 1
-    assert tried > 40
+    nothing = ComponentRecord(keys=0, parameters=0, mapped=0, dropped={})
+    empty = Accounting(components={}, total=nothing, dropped_kinds=())
+    assert Page(render(changed(whole, ("page", "accounting"), empty))).faults == []
+    assert tried + 1 > 40  # the empty accounting, in place of its parts alone, is one of them
 
 
 ANYTHING = [None, True, False, 0, -1, 10**400, 0.5, math.nan, -math.inf, "", EVIL, [], [EVIL, {}], {}, {EVIL: [EVIL]}]
