@@ -21,9 +21,6 @@ from sam3lite_convert.convert.text_weights import cast, load_all
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.families import Family
 
-<<<<<<< HEAD
-# What the library's processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
-=======
 if TYPE_CHECKING:
     from transformers import BatchEncoding, Sam3LiteTextModel
 
@@ -31,8 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What Sam3Processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
->>>>>>> rparity
+# What the library's processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
 STOCK_LENGTH = 32
 
 
@@ -145,11 +141,7 @@ class StockModel:
     """The family's model with the weights of its text side; the rest of it has none and is not run. ``name``: in
     words, what is called and of which version."""
 
-<<<<<<< HEAD
-    def __init__(self, model: Any, name: str) -> None:
-=======
-    def __init__(self, model: Sam3LiteTextModel) -> None:
->>>>>>> rparity
+    def __init__(self, model: Sam3LiteTextModel, name: str) -> None:
         self.model = model
         self.name = name
         self.default_attention = str(model.config._attn_implementation)
@@ -166,13 +158,9 @@ class StockModel:
         return out
 
 
-<<<<<<< HEAD
 def stock_model(
-    family: Family, config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype
+    family: Family, config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype
 ) -> StockModel:
-=======
-def stock_model(config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype) -> StockModel:
->>>>>>> rparity
     """``config``: ``text_config`` of the transformers layout; ``weights``: by target key, not copied.
 
     Raises CannotRun without transformers, UnsoundPlan where the text side does not get all of its weights.
