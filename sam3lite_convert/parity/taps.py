@@ -2,7 +2,8 @@
 
 This table is all that is known of a tap. To add one, add a row where it comes in the order of execution: recording,
 isolated activations, noise floor, judgement, files of activations and the tensors behind it follow from the row.
-Causes that the diagnosis can name there and at no other tap are registered in ``faults/hypotheses.py``.
+Causes that the diagnosis can name at this tap alone are written in ``faults/layers.py`` or ``faults/ends.py`` and
+registered in ``faults/hypotheses.py``.
 """
 
 from __future__ import annotations

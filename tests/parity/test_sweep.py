@@ -74,7 +74,7 @@ def test_all_of_them_are_exact(s0, file):
     assert record["inputs"]["prompts_total"] == len(PROMPTS) + 1 and record["inputs"]["shape"] == [379, 16]
     assert [t["shape"] for t in record["layers"][-2:]] == [[379, 16, 32], [379, 64]]
     assert record["worst_prompts"] == []
-    assert any(note.startswith("all 379 rows went through both sides") for note in record["notes"])
+    assert any(note.startswith("both encoders ran on all 379 rows") for note in record["notes"])
 
 
 @pytest.mark.parametrize("which", ["folder", "bad"])

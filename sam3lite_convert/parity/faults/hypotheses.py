@@ -1,7 +1,8 @@
-"""Simple faults of ports, each tried on the reference: what would it put out if it had that fault?
+"""Tries known faults of ports on the reference and ranks those that explain what the candidate computed.
 
-A hypothesis that makes the reference put out what the candidate does is the likely cause. It needs
-nothing of the candidate but its activation, so it works for any port.
+A hypothesis that makes the reference compute what the candidate does is the likely cause. It needs nothing of the
+candidate but its activation, so it works for any port. To add one: a fault of a layer is written in ``layers.py``, a
+fault of the other taps (embeddings, final norm, projections) in ``ends.py``.
 """
 
 from __future__ import annotations

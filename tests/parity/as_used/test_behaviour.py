@@ -437,9 +437,9 @@ def test_the_vocabulary_read_out_of_the_tokenizer_is_clips():
     ("options", "said"),
     [
         (["--candidate", "packed"], "--candidate transformers"),
-        (["--seed", "1"], "real prompts"),
-        (["--batch", "2"], "real prompts"),
-        (["--length", "32"], "real prompts"),
+        (["--seed", "1"], "cannot be combined with --seed, --batch"),
+        (["--batch", "2"], "cannot be combined with --seed, --batch"),
+        (["--length", "32"], "cannot be combined with --seed, --batch"),
         (["--self-test"], "--self-test"),
     ],
 )

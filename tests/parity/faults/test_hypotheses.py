@@ -934,7 +934,7 @@ def test_a_folder_is_tested_too_and_one_that_differs_is_not(small, tmp_path):
     edit(folder, {"layers.1.layer_norm1.bias": tensors(folder)["layers.1.layer_norm1.bias"] + 0.1})
     done = sam3lite("parity", "--checkpoint", small["base"], "--converted", folder, "--self-test")
     assert (done.code, done.out) == (2, "")
-    assert "differs from the original already" in done.err
+    assert "needs a candidate that matches the original" in done.err
 
 
 def test_a_fault_that_the_inputs_cannot_reveal_is_listed(small, tmp_path):
