@@ -188,7 +188,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
             pieces = _pieces(rule, source, canonical, targets, options)
         except ValueError as fault:
             faults.append(PlanFault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
-            # What it should have filled is not a second fault.
+            # Its target is not reported a second time as unfilled.
             pieces = []
             for target in targets:
                 expected.pop(target, None)
@@ -309,7 +309,7 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
     mapped[piece.target] = piece
     if piece.target not in expected:
         near = tuple(difflib.get_close_matches(piece.target, expected, 2))
-        detail = f"the target model has no such tensor; rule [{piece.rule.name}] leads there from {piece.source.key}"
+        detail = f"the layout has no such tensor; rule [{piece.rule.name}] writes {piece.source.key} to it"
         return [PlanFault("unknown_target", piece.target, detail, near)]
     want = expected[piece.target]
     if len(want) != len(piece.shape) or any(w not in (None, n) for w, n in zip(want, piece.shape, strict=True)):
@@ -319,7 +319,7 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
         )
         return [PlanFault("wrong_shape", piece.source.key, detail)]
     if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith("num_batches_tracked"):
-        detail = f"is {piece.source.dtype}; weights are floating-point numbers (a quantised file has no counterpart)"
+        detail = f"has dtype {piece.source.dtype}; weights must be floating-point (quantised files are not supported)"
         return [PlanFault("wrong_dtype", piece.source.key, detail)]
     return []
 
@@ -337,7 +337,7 @@ def _unfilled(
         by_module.setdefault(layout.module(target), []).append(target)
     whole = {m for m, targets in by_module.items() if not any(t in mapped for t in targets)}
     faults = [
-        PlanFault("missing_component", m, f"the file has nothing for this component ({len(by_module[m])} tensors)")
+        PlanFault("missing_component", m, f"the file has none of the {len(by_module[m])} tensors of this component")
         for m in sorted(whole)
     ]
     for target in empty:
@@ -347,6 +347,6 @@ def _unfilled(
         absent = [names.prefix + s for s in sources if s not in names.sources]
         detail = f"its source {' or '.join(absent)} is missing" if absent else "no rule writes it"
         if strange := [key for key in absent if key in others]:
-            detail = f"it comes from {' or '.join(strange)}, which is in the file but is no tensor"
+            detail = f"its source {' or '.join(strange)} is in the file but is not a tensor"
         faults.append(PlanFault("unfilled", target, detail, sources=tuple(absent)))
     return faults

@@ -311,7 +311,7 @@ def test_nested_and_optional_groups_of_a_table_are_read_in_both_directions(edite
     with pytest.raises(UnsoundPlan) as fault:
         plan_of({k: v for k, v in rows.items() if k != gone}, own)
     assert "text_encoder.final_layer_norm.bias" in fault.value.message
-    assert f"it comes from {gone}, which is missing" in fault.value.message
+    assert f"its source {gone} is missing" in fault.value.message
 
 
 def test_a_drop_needs_a_reason(tmp_path):
