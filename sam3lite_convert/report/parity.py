@@ -53,9 +53,8 @@ def paritied(d: ParityDocument, debug: bool) -> None:
     if d.diagnosis:
         _diagnosis(d.diagnosis)
     if d.not_compared:
-        say(
-            f"  only the text encoder was compared; for the folder's other {d.not_compared:,} tensors: {sides.verify_command}"
-        )
+        others = f"the folder's other {d.not_compared:,} tensors"
+        say(f"  only the text encoder was compared; for {others}: {sides.verify_command}")
     as_used.verdict(d.behaviour)
     for text in d.notes:
         say(f"note: {text}")

@@ -92,8 +92,8 @@ def check_config(plan: Plan, actual: Json) -> ConfigCheck:
     if not library and actual.get("model_type") != expected["model_type"]:
         if str(actual.get("model_type", "")).startswith(plan.layout.family.library.model_type):
             why = (
-                f"is {actual['model_type']!r}: transformers would load these weights as that model and leave every tensor "
-                "that it does not find under its own name at random values"
+                f"is {actual['model_type']!r}: transformers would load these weights as that model and leave every "
+                "tensor that it does not find under its own name at random values"
             )
             return ConfigCheck([ConfigFault("model_type", why)], [])
         for name in ("model_type", "layout", "component"):

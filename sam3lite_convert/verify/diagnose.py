@@ -52,8 +52,8 @@ class Diagnoser:
             if rows == columns and matrix.T.tobytes() == found:
                 if isinstance(piece.operation, Transpose):
                     return (
-                        f"stored untransposed: it is an exact copy of {piece.source.key}. The original computes x @ P, but "
-                        "a Linear computes x @ W.T, so the pooled output is unrelated to the original's"
+                        f"stored untransposed: it is an exact copy of {piece.source.key}. The original computes x @ P, "
+                        "but a Linear computes x @ W.T, so the pooled output is unrelated to the original's"
                     )
                 return "stored transposed: it is the transpose of the source; it is square, so no shape check notices"
             if matrix.reshape(columns, rows).T.tobytes() == found:
@@ -80,7 +80,7 @@ class Diagnoser:
             return None
         whole = self._cast(piece, read_tensor(self._source, piece.source))
         if whole[: len(found)] == found:
-            return "the last row was dropped instead of the class position, which is the first; every position is off by one"
+            return "the last row was dropped instead of the first, the class position; every position is off by one"
         return None
 
     # ---- another tensor in its place
