@@ -1,4 +1,4 @@
-"""Figures and ids as people read them, the same in every table."""
+"""Formats numbers and token ids for people, the same way everywhere."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import itertools
 import math
 from collections.abc import Sequence
 
-VERDICTS = {"exact": "bold green", "within_tolerance": "bold green", "differs": "bold red"}  # their styles
+VERDICTS = {"exact": "bold green", "within_tolerance": "bold green", "differs": "bold red"}  # verdict -> style
 
 
 def number(value: float | None) -> str:
-    """A figure of a table: 0.0, 4.38e-01, or inf if it is not finite. None, as the JSON says it, is not finite."""
+    """A number in a table: 0.0, 4.38e-01, or inf if it is not finite. None stands for NaN or infinity in JSON."""
     if value is None or not math.isfinite(value):
         return "inf"
     return "0.0" if value == 0 else f"{value:.2e}"
 
 
 def ids_shown(ids: Sequence[int], valid: int | None = None) -> str:
-    """Ids with their padding counted; ``valid``: how many are none."""
+    """Token ids, with the padding as counts: 49406 1929 49407 0 x13.
+
+    valid: the number of ids before the padding; if None, it ends after the first of the greatest ids.
+    """
     valid = list(ids).index(max(ids)) + 1 if valid is None else valid
     words, behind = list(map(str, ids[:valid])), ids[valid:]
     for pad, run in itertools.groupby(behind):

@@ -1,7 +1,7 @@
-"""The text encoder of a ``packed`` folder, on torch's own modules: what runs without transformers.
+"""The text encoder of a ``packed`` folder, built from torch's own modules; it runs without transformers.
 
-Module names are the layout's keys. Written independently of ``original_ref``, so that running the
-two side by side proves something.
+Module names are the layout's keys. It was written independently of ``original_ref``, so that a comparison of the two
+proves something.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class PackedTextConfig:
-    """``text_config`` of a packed config.json; unknown entries are ignored."""
+    """The ``text_config`` of a packed folder's config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -46,7 +46,10 @@ class PackedTextConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PackedTextConfig:
-        """Raises UnsoundPlan, naming the field, for a missing or an unusable one."""
+        """Read ``text_config``; unknown entries are ignored.
+
+        Raises UnsoundPlan, naming the field, if a field is missing or ``hidden_act`` is not known.
+        """
         known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
         try:
             config = cls(**known)
@@ -58,8 +61,12 @@ class PackedTextConfig:
 
 
 class PackedTextOutput(NamedTuple):
-    """``tokens`` (batch, sequence, hidden_size), ``projected`` (batch, sequence, output_dim), what the
-    detector reads, and ``pooled`` (batch, projection_dim)."""
+    """The outputs of the text encoder.
+
+    tokens: (batch, sequence, hidden_size), after the final norm.
+    projected: (batch, sequence, output_dim), which the detector reads.
+    pooled: (batch, projection_dim).
+    """
 
     tokens: Tensor
     projected: Tensor
@@ -67,7 +74,7 @@ class PackedTextOutput(NamedTuple):
 
 
 class PositionEmbedding(nn.Module):
-    """A learned table, resized bilinearly to the sequence's length where that differs."""
+    """A learned position table, resized bilinearly if the sequence has another length."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
@@ -81,7 +88,7 @@ class PositionEmbedding(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """Self-attention with the rows of q, k and v in one ``in_proj``, as torch's MultiheadAttention keeps them."""
+    """Self-attention with the rows of q, k and v in one ``in_proj``, as in torch's MultiheadAttention."""
 
     def __init__(self, width: int, heads: int, attention: str) -> None:
         super().__init__()
@@ -177,7 +184,7 @@ class _ConvFeedForward(nn.Module):
 
 
 class PackedRepMixer(nn.Module):
-    """A RepMixer block: the sequence is an image of height 1; no mask reaches it."""
+    """A RepMixer block. It treats the sequence as an image of height 1 and ignores the attention mask."""
 
     def __init__(self, config: PackedTextConfig) -> None:
         super().__init__()
@@ -193,12 +200,12 @@ class PackedRepMixer(nn.Module):
 
 
 class PackedTextEncoder(nn.Module):
-    """Everything below ``text_encoder.``."""
+    """The modules whose keys start with ``text_encoder.``."""
 
     def __init__(self, config: PackedTextConfig, attention: str) -> None:
         super().__init__()
         self.causal_masking = config.causal_masking
-        # Not drawn at random: weights are loaded, and torch's initialisation would load its compiler.
+        # Zeros, not random values: weights are loaded anyway, and torch's initialisation would import its compiler.
         table = torch.zeros(config.vocab_size, config.hidden_size)
         self.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)  # type: ignore[no-untyped-call]
         self.position_embedding = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
@@ -211,7 +218,7 @@ class PackedTextEncoder(nn.Module):
         self.projection = nn.Parameter(torch.zeros(config.hidden_size, config.projection_dim))
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Final-norm tokens, and the pooled output: the token at the first greatest id, projected."""
+        """The tokens after the final norm, and the pooled output: the token at the first greatest id, projected."""
         x = self.token_embedding(input_ids)
         length = input_ids.size(1)
         x = x + self.position_embedding(length).to(x.dtype)
@@ -231,7 +238,7 @@ class PackedTextModel(nn.Module):
     def __init__(self, config: PackedTextConfig, attention: str = "eager") -> None:
         super().__init__()
         if attention not in ATTENTION:
-            raise CannotRun(f"attention {attention!r}: there are {' and '.join(ATTENTION)}", "usage")
+            raise CannotRun(f"attention is {' or '.join(ATTENTION)}, not {attention!r}", "usage")
         self.config = config
         self.text_encoder = PackedTextEncoder(config, attention)
         self.text_projection = nn.Linear(config.hidden_size, config.output_dim)
@@ -243,10 +250,10 @@ class PackedTextModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, attention: str = "eager") -> PackedTextModel:
-        """The text encoder of a folder in the packed layout; only its text tensors are read.
+        """Load the text encoder of a folder in the packed layout; only its text tensors are read.
 
-        In evaluation mode, in the dtype of the file. Raises CannotRun for a folder that is not there
-        or of another layout, UnsoundPlan where a weight is missing, Untrusted for damaged files.
+        The model is in evaluation mode and has the dtype of the file. Raises CannotRun if the folder does not exist or
+        has another layout, UnsoundPlan if a weight is missing, Untrusted if a file is damaged.
         """
         from sam3lite_convert.convert.config import PACKED_MODEL_TYPE
         from sam3lite_convert.convert.folder import read_folder
@@ -265,7 +272,7 @@ class PackedTextModel(nn.Module):
     def from_weights(
         cls, config: PackedTextConfig, weights: Mapping[str, Tensor], attention: str = "eager"
     ) -> PackedTextModel:
-        """A model that takes over these tensors (key -> tensor) without copying them."""
+        """A model with these weights (key -> tensor), which are not copied. Raises UnsoundPlan if they do not fit."""
         from sam3lite_convert.convert.text_weights import load_all
 
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Work in a thread of its own, whose outcome is asked for later."""
+"""Runs work in a thread and returns its result later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Worker(threading.Thread, Generic[T]):
-    """A thread that hands its result, or its exception, to the one that asks for it."""
+    """A thread that starts at once and keeps the result of its work, or its exception, for the caller."""
 
     _result: T
 

@@ -1,1 +1,1 @@
-"""Carries out a plan: bytes, config, receipt, card, tokenizer; a whole folder or none."""
+"""Carries out a plan: writes tensors, config, receipt, model card and tokenizer, as a complete folder or not at all."""

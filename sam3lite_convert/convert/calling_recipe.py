@@ -1,4 +1,4 @@
-"""The shortest code with the released library that gives the original's text features."""
+"""The shortest code that reproduces the original's text features with the released library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 model = {model}.from_pretrained({place}, attn_implementation="eager").eval()
 prompts = ["a dog"]
 """
-# Run as it is printed, by ``run_recipe`` and by the tests.
+# ``run_recipe`` and the tests execute exactly these lines.
 _USE = """\
 cleaned = [html.unescape(html.unescape(ftfy.fix_text(prompt))) for prompt in prompts]
 text = tokenizer(cleaned, padding="max_length", truncation=True, max_length={context}, return_tensors="pt")
@@ -39,20 +39,25 @@ _AFTER = """\
 """
 
 
-PLACEHOLDER = "FOLDER-OF-THE-DETECTOR"  # in the layout transformers, where none was given
+PLACEHOLDER = "FOLDER-OF-THE-DETECTOR"  # printed if no folder in the layout transformers was given
 
 
 def recipe(family: Family, context: int, place: str, own_tokenizer: bool = True) -> str:
-    """The code for a checkpoint of this family and context; ``place``: the folder or repository of the model.
-    Without a tokenizer of its own, CLIP's is taken."""
+    """The code for a checkpoint of this family with this context length.
+
+    place: the folder or repository of the model.
+    own_tokenizer: whether ``place`` holds tokenizer files; if not, the code loads CLIP's tokenizer.
+    """
     tokenizer = json.dumps(place if own_tokenizer else DEFAULT_TOKENIZER)
     loading = _LOADING.format(model=family.library.model, tokenizer=tokenizer, place=json.dumps(place))
     return f"{loading}\n{_USE.format(context=context)}{_AFTER}"
 
 
 def run_recipe(context: int, tokenizer: Any, model: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Its ids and features, (batch, context) and (batch, context, output_dim), by the very lines that are
-    printed. ``model``: loaded, with eager attention."""
+    """Run the printed lines; returns the input ids (batch, context) and the features (batch, context, output_dim).
+
+    model: a loaded model with eager attention.
+    """
     import html
 
     import ftfy

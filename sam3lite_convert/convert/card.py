@@ -20,25 +20,25 @@ CARD_NAME = "README.md"
 
 # Measured against the original code; the layout notes, fact 5.
 _AS_USED = """\
-The weights are the original's{cast}. Called through the stock `{processor}` the model still does not do what the
-original does, for reasons that no weight file can mend:
+The weights are the original's{cast}. Called through the stock `{processor}`, the model still differs from the
+original, for reasons that no weight file can fix:
 
 - the processor pads every prompt to a length of 32, whatever the tokenizer's `model_max_length`{stretched};
-- CLIP's tokenizer pads with id 49407, the original with 0, and the original attends to padding{padded};
+- CLIP's tokenizer pads with id 49407; the original pads with 0 and attends to padding{padded};
 - the attention mask reaches the text encoder, which then masks padding; the original masks nothing;
 - without a box prompt the geometry encoder is skipped, while the original always appends its class token (one
   box labelled -10 brings it back);
 - the presence logit is clamped to +-10; the original's is not.
 
-Prompts are cleaned differently too: the original unescapes HTML and mends broken Unicode (ligatures, full-width
-letters) before it tokenizes, and it cuts what is longer than the context, which the processor does not.
-`sam3lite parity --as-used` measures how far those that concern the text encoder move its features."""
+Prompts are cleaned differently too: the original unescapes HTML and repairs broken Unicode (ligatures, full-width
+letters) before it tokenizes, and it truncates prompts that are longer than the context, which the processor does not.
+`sam3lite parity --as-used` measures how much each difference on the text side changes the text features."""
 
 
 def model_card(receipt: Receipt) -> str:
-    """README.md for somebody who finds the folder without having made it.
+    """The text of README.md, for readers who did not make the folder.
 
-    Where the receipt has a ``model_id``, the repository that it is pushed to, the examples name that.
+    If the receipt has a ``model_id`` (the repository that the folder is pushed to), the examples use it.
     """
     family, loader = FAMILIES[receipt.family], LOADERS[receipt.loader]
     a, counts = receipt.architecture, receipt.counts
@@ -88,7 +88,7 @@ def _metadata(receipt: Receipt, family: Family) -> Iterator[str]:
     yield "---"
     yield f"library_name: {receipt.library or 'sam3lite-convert'}"
     for key, value in (source.licence or {}).items():
-        if not isinstance(value, bool):  # "license: no" is one to YAML, and none to the Hub
+        if not isinstance(value, bool):  # YAML reads "license: no" as a boolean, which the Hub does not accept
             yield f"{key}: {_yaml(value if isinstance(value, list) else str(value))}"
     if source.repo:
         yield f"base_model: {_yaml(source.repo)}"
@@ -97,7 +97,7 @@ def _metadata(receipt: Receipt, family: Family) -> Iterator[str]:
 
 
 def _yaml(value: JsonValue) -> str:
-    """A value as JSON, which is YAML but for the characters that have to be escaped otherwise."""
+    """A value as YAML: JSON, except that special characters are escaped as YAML requires."""
     if isinstance(value, list):
         return "[" + ", ".join(map(_yaml, value)) + "]"
     if not isinstance(value, str):
@@ -106,7 +106,7 @@ def _yaml(value: JsonValue) -> str:
 
 
 def with_card(receipt: Receipt) -> tuple[Receipt, bytes]:
-    """The receipt with the id of its card, and the card as it is written."""
+    """The receipt with its card's blob id added, and the bytes of the card."""
     data = model_card(receipt).encode("utf-8", "backslashreplace")
     return replace(receipt, card_blob_id=blob_id(data)), data
 
@@ -118,7 +118,7 @@ def blob_id(data: bytes) -> str:
 
 def _provenance(receipt: Receipt) -> Iterator[str]:
     tool, source = receipt.tool, receipt.source
-    hashed = f"SHA-256 `{source.sha256}`" if source.sha256 else f"SHA-256 as the Hub states it `{source.etag}`"
+    hashed = f"SHA-256 `{source.sha256}`" if source.sha256 else f"SHA-256 as stated by the Hub `{source.etag}`"
     size = f"{source.size:,} bytes, {hashed}"
     if source.repo:
         yield (f"Converted from `{source.file}` of `{source.repo}` at commit `{source.commit}` ({size}) by")
@@ -134,18 +134,18 @@ def _provenance(receipt: Receipt) -> Iterator[str]:
         named = licence.get("license_name") or licence.get("license")
         named = ", ".join(map(str, named)) if isinstance(named, list) else str(named)
         link = licence.get("license_link")
-        said = f"Licence, as the source names it: {named}" + (f" ({link})" if link else "") + "."
+        said = f"Licence, as stated by the source: {named}" + (f" ({link})" if link else "") + "."
         yield " ".join(said.split())
     elif source.repo and source.licence is None:
-        yield "The source's card was not read, since the Hub was not reached; its licence holds."
+        yield "The source's card was not read because the Hub could not be reached; the source's licence applies."
     elif source.repo:
-        yield "The source's card names no licence; ask there before you use or publish this."
+        yield "The source's card names no licence; ask its authors before you use or publish this model."
     else:
-        yield "The checkpoint was a local file that names no licence; that of its origin holds."
+        yield "The checkpoint was a local file without licence information; the licence of its origin applies."
 
 
 def _of_the_library(receipt: Receipt, family: Family) -> Iterator[str]:
-    """How the classes of transformers load the folder."""
+    """Example: loading the folder with transformers."""
     model_id = receipt.model_id
     place = json.dumps(model_id or ".")
     text_only = receipt.component == "text"
@@ -172,21 +172,21 @@ def _of_the_library(receipt: Receipt, family: Family) -> Iterator[str]:
     yield "```"
     yield ""
     if not tokenizer:
-        yield "There are no tokenizer files in this folder; `sam3lite convert` adds them when it is run again with"
+        yield "This folder holds no tokenizer files; to add them, run `sam3lite convert` again with"
         yield "`--tokenizer DIR_OR_REPO`."
     elif not text_only:
         stock = family.library.processor
-        yield f"`AutoProcessor.from_pretrained` gives the stock `{stock}`; see below for what it does otherwise."
-        yield "It needs torchvision."
+        yield f"`AutoProcessor.from_pretrained` gives the stock `{stock}`; see below for how it differs from"
+        yield "the original. It needs torchvision."
 
 
 def _folder(model_id: str | None) -> str:
-    """The line that says where the folder is."""
+    """The line of an example that sets ``folder``."""
     return f"folder = snapshot_download({json.dumps(model_id)})" if model_id else 'folder = "."'
 
 
 def _packed(receipt: Receipt, family: Family) -> Iterator[str]:
-    """How this project's own encoder loads the text encoder of the folder."""
+    """Example: loading the text encoder of the folder with this project's own encoder."""
     context, model_id = receipt.architecture.context_length, receipt.model_id
     yield "```python"
     yield "import torch"
@@ -204,12 +204,12 @@ def _packed(receipt: Receipt, family: Family) -> Iterator[str]:
     yield "```"
     if receipt.component == "all":
         yield ""
-        yield "No library reads the rest of the detector in this layout; names and shapes are in `conversion.json`."
+        yield "No library loads the rest of the detector in this layout; names and shapes are in `conversion.json`."
 
 
 def _plain(receipt: Receipt, family: Family) -> Iterator[str]:
-    """How the tensors of a layout are had for which this project has no model."""
-    yield f"Layout `{receipt.layout}`: {receipt.reader or 'no program is named that reads it'}. The tensors:"
+    """Example: reading the tensors of a layout for which this project has no model."""
+    yield f"Layout `{receipt.layout}`: {receipt.reader or 'no program that reads it is known'}. The tensors:"
     yield ""
     yield "```python"
     yield "from pathlib import Path"
@@ -225,7 +225,7 @@ def _plain(receipt: Receipt, family: Family) -> Iterator[str]:
     yield f"assert len(tensors) == {receipt.counts.target}"
     yield "```"
     yield ""
-    yield "Where each of them comes from is in `conversion.json`, the sizes of the model in `config.json`."
+    yield "`conversion.json` says where each tensor comes from; `config.json` holds the sizes of the model."
 
 
 _EXAMPLES: dict[str, Callable[[Receipt, Family], Iterator[str]]] = {
@@ -236,12 +236,12 @@ _EXAMPLES: dict[str, Callable[[Receipt, Family], Iterator[str]]] = {
 
 
 def _recipe(receipt: Receipt, family: Family) -> Iterator[str]:
-    """The code that does on the text side what the original does."""
+    """The code that reproduces the original's text features."""
     a = receipt.architecture
-    if a.vocab_size <= END:  # of a test: CLIP's tokenizer knows more ids than it has entries
+    if a.vocab_size <= END:  # a test checkpoint: CLIP's tokenizer has more ids than its vocabulary
         return
     run = f" run in {receipt.dtype}" if receipt.lost.cast else ""
-    yield f"This gives the text features of the original{run} to the bit (it needs `ftfy`):"
+    yield f"This code gives the text features of the original{run}, bit for bit (it needs `ftfy`):"
     yield ""
     yield "```python"
     yield recipe(family, a.context_length, receipt.model_id or ".", bool(receipt.tokenizer)) + "```"
@@ -254,14 +254,14 @@ def _parity(parity: ParitySummary | None) -> Iterator[str]:
     yield "## Parity with the original text encoder"
     yield ""
     yield (
-        f"`{parity.verdict}`: {parity.reference} beside {parity.candidate_encoder}, {parity.dtype}, "
+        f"`{parity.verdict}`: {parity.reference} and {parity.candidate_encoder}, {parity.dtype}, "
         f"{parity.inputs}; compared in float64."
     )
     yield ""
     yield "| tap | max abs diff | isolated | relative L2 |"
     yield "|---|---|---|---|"
     for tap in parity.layers:
-        # NaN is infinite in the receipt's JSON; the card is the same before and after it is read back.
+        # The receipt's JSON does not keep NaN apart from infinity; the card must be the same once it is read back.
         errors = (tap.max_abs_diff, tap.isolated_max_abs_diff, tap.relative_l2)
         shown = (f"{error:.3g}" if math.isfinite(error) else "inf" for error in errors)
         yield f"| `{tap.name}` | {' | '.join(shown)} |"
@@ -269,7 +269,7 @@ def _parity(parity: ParitySummary | None) -> Iterator[str]:
 
 
 def _check(receipt: Receipt) -> str:
-    """The command that proves the folder."""
+    """The command that verifies the folder."""
     source = receipt.source
     command = f"sam3lite verify {'DIR' if receipt.model_id else '.'} --checkpoint "
     if source.repo:

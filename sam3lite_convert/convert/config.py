@@ -18,12 +18,12 @@ PACKED_MODEL_TYPE = "sam3lite_packed"
 
 
 def make_config(plan: Plan) -> Json:
-    """The config.json that fits the plan's output."""
+    """The content of config.json for the plan's output."""
     return _WRITERS[plan.layout.loader.name](plan)
 
 
 def _of_the_library(plan: Plan) -> Json:
-    """What transformers reads."""
+    """For folders that transformers loads."""
     names = plan.layout.family.library
     text = _text(plan.architecture, names)
     if plan.options.component == "text":
@@ -41,7 +41,7 @@ def _plain(plan: Plan) -> Json:
 
 
 def _own(plan: Plan, model_type: str) -> Json:
-    """The same facts for a layout that no library loads, with what the library's config has no field for."""
+    """For layouts that no library loads: the same facts, and those that the library's config has no fields for."""
     names, architecture = plan.layout.family.library, plan.architecture
     text = _text(architecture, names) | {
         "model_type": f"{model_type}_text",
@@ -87,7 +87,7 @@ def _text(a: Architecture, names: LibraryNames) -> Json:
 
 def _detector(a: Architecture, names: LibraryNames) -> Json:
     if a.vision is None:
-        raise ValueError("a text encoder alone has no config of a detector")
+        raise ValueError("a text encoder alone has no detector config")
     s, v = a.sizes, a.vision
     grid = v.image_size // s["patch"]
     heads = s["detr_heads"]
@@ -110,7 +110,7 @@ def _detector(a: Architecture, names: LibraryNames) -> Json:
                 "pretrain_image_size": v.pretrain_image_size,
             },
             "fpn_hidden_size": s["fpn_hidden"],
-            # The coarsest level is made and not used by the detector.
+            # The detector computes the coarsest level but does not use it.
             "backbone_feature_sizes": [[int(grid * f)] * 2 for f in v.scale_factors if f >= 1],
             "scale_factors": [*v.scale_factors],
         },

@@ -1,9 +1,9 @@
 """The tokenizer and processor files of a folder that transformers loads.
 
-Written as JSON, without importing transformers. The vocabulary is CLIP's, taken from a folder or a
-repository; what is ours are the settings that make it the original's: the checkpoint's context, and
-padding with id 0 (the original specification). Field names are those of the library's processor,
-image processor and ``CLIPTokenizer``.
+Written as JSON, without importing transformers. The vocabulary is CLIP's, from a folder or a repository; the
+settings that make it the original's tokenizer are added here: the checkpoint's context, and padding with id 0
+(the original specification). Field names are those of the library's processor, image processor and
+``CLIPTokenizer``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sam3lite_convert.records.record import Json
 DEFAULT_TOKENIZER = "openai/clip-vit-base-patch32"
 # The repository's newest commit when this was written; a vocabulary does not change.
 _PINNED = {DEFAULT_TOKENIZER: "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"}
-# What a CLIPTokenizer is made from: the one file, or the two.
+# The files that a CLIPTokenizer is loaded from: either the first, or the other two.
 _WHOLE, _PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
 # Ids that the original tokenizer gives (goldens): dog, a, yellow, bus.
 _WORDS = {"dog</w>": 1929, "a</w>": 320, "yellow</w>": 4481, "bus</w>": 2840}
@@ -35,25 +35,30 @@ _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 TOKENIZER = (*_CONFIGS, _WHOLE, *_PARTS)
 TOKENIZER_NAMES = frozenset(TOKENIZER)
 PROCESSOR = ("processor_config.json", "preprocessor_config.json")
-_MASK_STRIDE = 14 / 4  # image pixels a mask pixel, at the released sizes: 1008 and 288
+_MASK_STRIDE = 14 / 4  # image pixels per mask pixel at the released sizes, 1008 and 288
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What was found: file name -> content, and where it came from (``commit`` None for a folder)."""
+    """The vocabulary files of a tokenizer.
+
+    source: the folder's name, or the repository.
+    commit: the repository's commit; None for a folder.
+    files: file name -> content.
+    """
 
     source: str
     commit: str | None
     files: dict[str, bytes]
 
     def record(self) -> TokenizerRecord:
-        """Where it came from, for the receipt."""
+        """Source and hashes of the files, for the receipt."""
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(self.files.items())}
         return TokenizerRecord(source=self.source, commit=self.commit, files=hashes)
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether the folder holds what a tokenizer is loaded from."""
+    """Whether the folder holds all files that a tokenizer is loaded from."""
     parts = (*_CONFIGS, _WHOLE) if (folder / _WHOLE).is_file() else (*_CONFIGS, *_PARTS)
     return all((folder / name).is_file() for name in parts)
 
@@ -61,7 +66,7 @@ def has_tokenizer(folder: Path) -> bool:
 def fetch_tokenizer(source: str, cache: Path | None = None) -> TokenizerFiles:
     """A CLIP vocabulary from a folder or a repository on the Hub.
 
-    Raises CannotRun where it cannot be had, or is another vocabulary than CLIP's.
+    Raises CannotRun if it cannot be fetched or read, or is not CLIP's vocabulary.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -92,7 +97,7 @@ def _download(source: str, cache: Path | None) -> TokenizerFiles:
     listing = repository.listing()
     files = {f.path: f for f in listing.files if f.path in (_WHOLE, *_PARTS)}
     if listing.unreached is not None and not _complete(files):
-        raise listing.unreached  # the cache holds something else of the repository
+        raise listing.unreached  # the cache holds only other files of the repository
     data = {name: repository.download(file).read_bytes() for name, file in files.items()}
     return TokenizerFiles(source, next((f.commit for f in files.values()), None), data)
 
@@ -102,10 +107,10 @@ def _complete(names: Container[str]) -> bool:
 
 
 def _check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
-    """Raises CannotRun where the ids are not CLIP's: every prompt would then mean something else.
+    """Raises CannotRun if the ids are not CLIP's: every prompt would then mean something else.
 
-    CLIP's vocabulary is its 256 byte symbols, the same with an end of word, one token for each merge in
-    the order of the merges, and the two special tokens; so merges and ids have to agree.
+    CLIP's vocabulary consists of 256 byte symbols, the same symbols with an end-of-word mark, one token for each
+    merge in the order of the merges, and two special tokens. So merges and ids must agree.
     """
     try:
         found = []
@@ -133,22 +138,22 @@ def _check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
 
 
 def _not_clips(vocabulary: Mapping[str, int], merges: Sequence[str]) -> str | None:
-    """Why ids and merges are not CLIP's; None where they are."""
+    """Why ids and merges are not CLIP's; None if they are."""
     if len(vocabulary) != END + 1 or len(merges) != _MERGES:
-        return f"{len(vocabulary):,} tokens and {len(merges):,} merges, in place of {END + 1:,} and {_MERGES:,}"
+        return f"{len(vocabulary):,} tokens and {len(merges):,} merges instead of {END + 1:,} and {_MERGES:,}"
     facts = {**_SPECIAL, **_WORDS}
     for token, number in facts.items():
         if vocabulary.get(token) != number:
-            return f"{token!r} has the id {vocabulary.get(token)}, in place of {number}"
+            return f"{token!r} has the id {vocabulary.get(token)} instead of {number}"
     for number, merge in enumerate(merges, 2 * 256):
         token = "".join(merge.split())
         if vocabulary.get(token) != number:
-            return f"{token!r} has the id {vocabulary.get(token)}, and its merge the place of {number}"
+            return f"{token!r} has the id {vocabulary.get(token)}, but by the place of its merge it is {number}"
     return None
 
 
 def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:
-    """The vocabulary with the settings that a checkpoint of this context was trained with."""
+    """The tokenizer files: the vocabulary, and the settings that a checkpoint with this context was trained with."""
     special: Json = {"bos_token": _START, "eos_token": _END, "pad_token": _PAD, "unk_token": _END}
     config: Json = {
         "tokenizer_class": "CLIPTokenizer",
@@ -157,8 +162,8 @@ def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:
         "padding_side": "right",
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,
-        # Without it every "!" in a prompt would become the padding id, since that token is special
-        # now; the original gives no meaning to special tokens that a prompt spells out.
+        # Otherwise every "!" in a prompt would become the padding token, which is a special token here. The
+        # original also splits special tokens that are spelled out in a prompt.
         "split_special_tokens": True,
         "add_prefix_space": False,
         "do_lower_case": True,
@@ -167,15 +172,15 @@ def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:
     files = dict(found.files)
     if _WHOLE in files:
         whole = json.loads(files[_WHOLE])
-        # Lengths are said by the caller; what an earlier owner used last stays out.
+        # The caller sets padding and truncation; settings saved by an earlier user are removed.
         files[_WHOLE] = _json(whole | {"padding": None, "truncation": None})
     return files | {"tokenizer_config.json": _json(config), "special_tokens_map.json": _json(special)}
 
 
 def processor_files(plan: Plan) -> dict[str, bytes]:
-    """What the library's processor is made from: the image size and its normalization to [-1, 1].
+    """The files that the library's processor is loaded from: image size, and normalization to [-1, 1].
 
-    Raises ValueError for a plan without a vision encoder.
+    Raises ValueError if the plan has no vision encoder.
     """
     if plan.architecture.vision is None:
         raise ValueError("a text encoder alone has no image processor")

@@ -1,4 +1,4 @@
-"""conversion.json: what was done, enough to redo it and to check it."""
+"""conversion.json: records a conversion in enough detail to repeat and to check it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECEIPT_NAME = "conversion.json"
 
 
 def losses(plan: Plan, loss: CastLoss) -> Losses:
-    """What cannot be turned back, by kind: dropped tensors, the class row, cut positions, a cast."""
+    """What the folder cannot give back, by kind: dropped tensors, the class row, cut positions, a cast."""
     dropped, rows = None, dict[str, LostRows]()
     if plan.dropped:
         dropped = LostTensors(
@@ -51,10 +51,12 @@ def make_receipt(
     max_shard_size: int | None = None,
     model_id: str | None = None,
 ) -> Receipt:
-    """The receipt. It holds no time and no path: the same input and options give the same bytes.
+    """The receipt. It holds no time and no path, so the same input and options give the same bytes.
 
-    ``sha256``: None where only ranges of a file on the Hub were read. ``nonfinite``: by source key. ``model_id``: the
-    repository that the card is to name.
+    sha256: hash of the source; None if only ranges of a file on the Hub were read.
+    nonfinite: counts of NaN and infinity, by source key.
+    max_shard_size: in bytes; None for a single file.
+    model_id: the repository that the model card names; None if it names none.
     """
     return Receipt(
         tool=tool_record(plan.mappings_sha256),
@@ -100,12 +102,12 @@ def source_record(plan: Plan, sha256: str | None) -> SourceRecord:
 
 
 def tool_record(mappings_sha256: str) -> ToolRecord:
-    """What converted: name, version, and the hash of the mapping tables."""
+    """The tool that converts: name, version, and hash of the mapping tables."""
     return ToolRecord(name="sam3lite-convert", version=__version__, mappings_sha256=mappings_sha256)
 
 
 def options_record(options: Options, max_shard_size: int | None) -> OptionsRecord:
-    """The options that the receipt does not hold elsewhere; sizes in bytes."""
+    """The options that no other field of the receipt holds; sizes in bytes."""
     return OptionsRecord(
         dtype=options.dtype, context=options.context, causal=options.causal, max_shard_size=max_shard_size
     )

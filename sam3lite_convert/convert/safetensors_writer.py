@@ -1,4 +1,4 @@
-"""A safetensors writer that streams: header, shards, index."""
+"""A streaming writer for safetensors files: header, shards, index."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ INDEX_NAME = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file to be: its name and its tensors in the order in which they are written."""
+    """A safetensors file to write: its name, and its tensors in the order of writing."""
 
     name: str
     pieces: tuple[Mapped, ...]
 
 
 def plan_shards(pieces: Sequence[Mapped], stem: str, limit: int | None) -> list[Shard]:
-    """Cut the tensors into files of at most ``limit`` bytes of data (one tensor at least)."""
+    """Divide the tensors among files of at most ``limit`` bytes of data; a larger tensor gets a file of its own."""
     groups: list[list[Mapped]] = [[]]
     filled = 0
     for piece in pieces:
@@ -45,12 +45,12 @@ def plan_shards(pieces: Sequence[Mapped], stem: str, limit: int | None) -> list[
 
 
 def _aligned(pieces: Sequence[Mapped]) -> list[Mapped]:
-    # Widest elements first, as the safetensors library does it: every tensor is aligned to its width.
+    # Widest elements first, like the safetensors library: every tensor is then aligned to its element width.
     return sorted(pieces, key=lambda p: (-dtypes.itemsize(p.dtype), p.key))
 
 
 def safetensors_header(pieces: Sequence[Mapped]) -> bytes:
-    """Length and JSON header of a safetensors file; metadata as transformers wants it."""
+    """Length and JSON header of a safetensors file, with the metadata that transformers requires."""
     header: Json = {"__metadata__": {"format": "pt"}}
     position = 0
     for piece in pieces:
@@ -79,17 +79,17 @@ def write_shard(folder: Path, shard: Shard, source: BinaryIO, advance: Advance, 
 
 
 def _reserve(out: BinaryIO, nbytes: int) -> None:
-    """Ask for the space at once: no space shows before the first byte, and the copy is a third faster."""
+    """Reserve the space at once: a full disk is noticed before the first byte, and the copy is a third faster."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(out.fileno(), 0, nbytes)
         except OSError as fault:
             if fault.errno == errno.ENOSPC:
-                raise  # file systems that cannot reserve are written to all the same
+                raise  # a file system that cannot reserve space can still be written to
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
-    """The index that tells loaders which shard holds which tensor; none for a single file."""
+    """Write the index that tells loaders which shard holds which tensor; a single file needs none."""
     if len(shards) < 2:
         return
     weight_map: Json = {p.key: s.name for s in shards for p in s.pieces}

@@ -1,7 +1,7 @@
-"""What lies in a converted folder beside tensors, config and receipt: processor files, tokenizer, card.
+"""The other files of a converted folder: processor files, tokenizer files and the model card.
 
-The receipt holds the hash of each, so that a later run sees what is gone and what somebody edited. A receipt does not
-change: what adds a file returns the receipt that knows of it.
+The receipt holds the hash of each, so that a later run can tell which files are missing and which were edited. Receipts
+are immutable: a function that adds a file returns a new receipt that lists it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.workers import Worker
 
 CONFIG_NAME = "config.json"
-# A tokenizer that was named and is none is a mistake; one that cannot be had now is not.
+# These mean that the named tokenizer is wrong; other errors, such as no network, only that it cannot be fetched now.
 _MISTAKES = ("usage", "other_tokenizer", "no_tokenizer", "cannot_open")
 
 
 def fetch_tokenizer(plan: Plan, source: str | None, cache: Path | None) -> Worker[TokenizerFiles] | None:
-    """The tokenizer, on its way while tensors are written; None where none is wanted."""
+    """Start to fetch the tokenizer, while tensors are written; None if none is wanted."""
     if source is None or not plan.layout.loader.processor:
         return None
     return Worker(lambda: processor_files.fetch_tokenizer(source, cache))
@@ -38,10 +38,12 @@ def fetch_tokenizer(plan: Plan, source: str | None, cache: Path | None) -> Worke
 def add_processor_files(
     folder: Path, receipt: Receipt, plan: Plan, tokenizer: Worker[TokenizerFiles] | None
 ) -> tuple[Receipt, str | None]:
-    """Write what is not there; returns the receipt with it, and why a tokenizer cannot be had: None where there is
-    one or none is wanted. ``tokenizer``: takes the place of one that is there.
+    """Write the processor files that are missing, and the tokenizer.
 
-    Raises CannotRun where the tokenizer that was named is none, or not CLIP's.
+    tokenizer: the tokenizer to write, which replaces an existing one; None if none is wanted.
+
+    Returns the receipt that lists the files, and why no tokenizer could be fetched: None if there is one or none is
+    wanted. Raises CannotRun if the named tokenizer cannot be read or is not CLIP's.
     """
     if not plan.layout.loader.processor:
         return receipt, None
@@ -52,7 +54,7 @@ def add_processor_files(
         if tokenizer is not None:
             found = tokenizer.result()
             made = processor_files.tokenizer_files(found, plan.architecture.sizes["context"])
-            # Of another form of the tokenizer that was here; the library would read both.
+            # Files of another tokenizer format that was here; the library would read both.
             others = set(TOKENIZER) - set(made)
             for name in others:
                 (folder / name).unlink(missing_ok=True)
@@ -71,12 +73,12 @@ def add_processor_files(
 
 
 def takes_processor_files(receipt: Receipt) -> bool:
-    """Whether what loads the folder reads processor and tokenizer files."""
+    """Whether the loader of the folder reads processor and tokenizer files."""
     return LOADERS[receipt.loader].processor
 
 
 def with_config(folder: Path, receipt: Receipt) -> Receipt:
-    """The receipt with the hash of config.json too."""
+    """The receipt with the hash of config.json added."""
     return _with_hashes(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
 
 
@@ -86,7 +88,7 @@ def _with_hashes(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
 
 
 def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]:
-    """The names of files that should be there and are not."""
+    """The names of files that should be in the folder but are not."""
     names = [name for name in receipt.beside if not (folder / name).is_file()]
     if tokenizer_wanted and takes_processor_files(receipt) and not processor_files.has_tokenizer(folder):
         names += [name for name in TOKENIZER if not (folder / name).exists() and name not in names]
@@ -94,21 +96,25 @@ def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]
 
 
 def edited(folder: Path, receipt: Receipt) -> list[str]:
-    """The names of processor and tokenizer files that are not as they were written."""
+    """The names of processor and tokenizer files that were changed since they were written."""
     there = {name: digest for name, digest in receipt.beside.items() if (folder / name).is_file()}
     return [n for n, digest in there.items() if sha256_of(folder / n) != digest]
 
 
 def write_receipt(folder: Path, receipt: Receipt) -> tuple[Receipt, str | None]:
-    """Write the receipt and its card where they changed; returns the receipt as it was written, and a note if the
-    card was edited by hand, in which case it stays."""
+    """Write the receipt and its card if they changed.
+
+    A card that was edited by hand is kept. Returns the receipt as written, and a note if the card was kept.
+    """
     card = folder / CARD_NAME
     there = blob_id(card.read_bytes()) if card.exists() else None
     files: dict[str, bytes] = {}
     note = None
     if there is not None and receipt.card_blob_id not in (None, there):
-        receipt = replace(receipt, edited_card_blob_id=there)  # pushed, it is known there as this folder's
-        note = f"{CARD_NAME} was edited since it was written, and is kept as it is"
+        receipt = replace(
+            receipt, edited_card_blob_id=there
+        )  # so that a push recognises the edited card as this folder's
+        note = f"{CARD_NAME} was edited since it was written and is kept as it is"
     else:
         receipt, files[CARD_NAME] = with_card(receipt)
     files[RECEIPT_NAME] = json_bytes(receipt.to_json())

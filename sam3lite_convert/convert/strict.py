@@ -13,24 +13,24 @@ from sam3lite_convert.records.receipt import NonFinite
 
 
 class NotFinite(Sam3LiteError):
-    """Exit 1: the checkpoint, or the result of a cast, holds values that are refused."""
+    """Exit 1: the checkpoint or the result of a cast holds values that are refused."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Strict:
-    """What a conversion refuses.
+    """Which values a conversion refuses.
 
-    ``nonfinite``: NaN and infinity in the checkpoint.
-    ``overflow``: finite values that a cast turns into infinity.
+    nonfinite: NaN and infinity in the checkpoint.
+    overflow: finite values that a cast turns into infinity.
     """
 
     nonfinite: bool = False
     overflow: bool = True
 
     def check(self, found: Mapping[str, NonFinite], loss: CastLoss, dtype: str | None) -> None:
-        """Raises NotFinite for the first of them that was found."""
+        """Raises NotFinite if values that are refused were found."""
         if self.nonfinite and found:
             refuse(found)
         if self.overflow and loss.overflowed_values:
@@ -43,7 +43,7 @@ class Strict:
 
 
 def refuse(found: Mapping[str, NonFinite]) -> NoReturn:
-    """Raises NotFinite for tensors that hold such values, by source key."""
+    """Raises NotFinite. ``found``: the tensors that hold NaN or infinity, by source key."""
     raise NotFinite(
         f"{len(found):,} tensors hold values that are not finite (--fail-on-nonfinite): {words_of(found)}",
         "not_finite",
@@ -52,7 +52,7 @@ def refuse(found: Mapping[str, NonFinite]) -> NoReturn:
 
 
 def overflow_words(loss: CastLoss, shown: int = 5) -> str:
-    """The tensors by name with their counts, largest value first."""
+    """The overflowed tensors with their counts, in words; largest value first, at most ``shown`` of them."""
     worst = sorted(loss.overflows, key=lambda key: -loss.overflows[key][1])
     said = [f"{key}: {loss.overflows[key][0]:,}, largest {loss.overflows[key][1]:.6g}" for key in worst[:shown]]
     return "; ".join(said) + (f"; and {len(worst) - shown:,} more tensors" if len(worst) > shown else "")

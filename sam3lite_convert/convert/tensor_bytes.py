@@ -1,4 +1,4 @@
-"""Moving tensor bytes: ranges copied by the kernel, transposes and casts in small pieces.
+"""Copies tensor bytes: ranges are copied by the kernel, casts are made in small pieces.
 
 Only ``cast`` imports torch; everything else works on bytes of a known element width.
 """
@@ -21,8 +21,14 @@ _COPY_CHUNK = 32 << 20
 
 @dataclass
 class CastLoss:
-    """What casts lost, over all tensors that went through one. ``overflows``: by target key, how many values
-    did not fit, and the greatest of them."""
+    """What casts lost, over all tensors that were cast.
+
+    tensors: number of tensors that were cast.
+    changed_values: values that were rounded or overflowed.
+    overflowed_values: finite values that became infinite.
+    max_abs_error: largest rounding error of the values that stayed finite.
+    overflows: target key -> (number of values that overflowed, the largest absolute value among them).
+    """
 
     tensors: int = 0
     changed_values: int = 0
@@ -31,7 +37,7 @@ class CastLoss:
     overflows: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def record(self, dtype: str | None) -> LostByCast:
-        """The losses as they are now. ``dtype``: what was cast to."""
+        """The losses so far, as a record. ``dtype``: the dtype of the cast."""
         overflows = {k: Overflow(values=n, largest=most) for k, (n, most) in sorted(self.overflows.items())}
         return LostByCast(
             dtype=dtype,
@@ -43,14 +49,14 @@ class CastLoss:
         )
 
     def overflowed(self, key: str, count: int, greatest: float) -> None:
-        """Note values of one tensor that did not fit."""
+        """Add values of one tensor that overflowed; ``greatest``: the largest absolute value."""
         before, most = self.overflows.get(key, (0, 0.0))
         self.overflows[key] = before + count, max(most, greatest)
         self.overflowed_values += count
 
 
 def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None, key: str = "") -> bytes:
-    """Elements cast as torch casts them; ``loss`` collects what that lost (in float64), of the tensor ``key``."""
+    """The elements, cast by torch. ``loss``: collects what the cast of tensor ``key`` lost, measured in float64."""
     import torch
 
     if not data:
@@ -70,7 +76,7 @@ def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None, ke
 
 
 def source_chunks(file: BinaryIO, piece: Mapped, step: int = CHUNK) -> Iterator[bytes]:
-    """The piece's bytes as the source holds them: its range of the tensor, in C order, not cast."""
+    """The piece's bytes in chunks, as in the source: its range of the tensor, in C order, without a cast."""
     source = piece.source
     if source.contiguous:
         for start, length in ranges(source.offset + piece.begin, piece.nbytes, step):
@@ -80,7 +86,7 @@ def source_chunks(file: BinaryIO, piece: Mapped, step: int = CHUNK) -> Iterator[
 
 
 def source_bytes(file: BinaryIO, piece: Mapped) -> bytes:
-    """The same bytes in one."""
+    """The same bytes as ``source_chunks``, in one piece."""
     source = piece.source
     if source.contiguous:
         return read_exactly(file, source.offset + piece.begin, piece.nbytes)
@@ -88,7 +94,7 @@ def source_bytes(file: BinaryIO, piece: Mapped) -> bytes:
 
 
 def target_chunks(file: BinaryIO, piece: Mapped, loss: CastLoss | None = None) -> Iterator[bytes]:
-    """The bytes that the plan writes for one target."""
+    """The bytes that the plan writes for one target, in chunks."""
     source = piece.source
     chunks = source_chunks(file, piece) if piece.operation.verbatim else _whole(file, piece)
     for chunk in chunks:
@@ -100,7 +106,7 @@ def _whole(file: BinaryIO, piece: Mapped) -> Iterator[bytes]:
 
 
 def write_piece(source: BinaryIO, piece: Mapped, out: BinaryIO, advance: Advance, loss: CastLoss | None) -> None:
-    """Append one target to ``out``, through the kernel where the bytes stay as they are."""
+    """Append one target to ``out``; bytes that do not change are copied by the kernel."""
     if piece.source.contiguous and piece.operation.verbatim and not piece.casts:
         _copy(source, piece.source.offset + piece.begin, piece.nbytes, out, advance)
     else:
@@ -121,7 +127,7 @@ def _copy(source: BinaryIO, offset: int, nbytes: int, out: BinaryIO, advance: Ad
             except OSError as fault:
                 if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                     raise
-                break  # this pair of file systems cannot do it
+                break  # not supported between these two file systems
             if not done:
                 break  # some file systems answer 0 instead of refusing
             out.seek(done, os.SEEK_CUR)

@@ -1,7 +1,7 @@
-"""The text encoder's tensors as torch tensors: from the source, through the plan, or from a folder.
+"""Tensors as torch tensors, mostly those of the text encoder: from the source, through the plan, or from a folder.
 
-Only their byte ranges are read. Keys of a candidate are the target keys of its layout, whatever a folder of one
-component calls them.
+Only their byte ranges are read. A candidate's keys are the full target keys of its layout, even if a folder of the text
+encoder alone stores them without their prefix.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Layout
 
-COUNTER = "num_batches_tracked"  # of a BatchNorm; evaluation does not read it
+COUNTER = "num_batches_tracked"  # a BatchNorm's counter, which evaluation does not read
 
 
 def source_weights(plan: Plan) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def source_weights(plan: Plan) -> dict[str, Tensor]:
 
 
 def planned_weights(plan: Plan) -> dict[str, Tensor]:
-    """The candidate's state dict, made in memory by the code that writes the folder."""
+    """The candidate's state dict, made in memory with the code that writes folders."""
     out = {}
     with open_source(plan.checkpoint) as file:
         for piece in plan.mapped.values():
@@ -44,7 +44,7 @@ def planned_weights(plan: Plan) -> dict[str, Tensor]:
 
 
 def folder_weights(folder: Folder, layout: Layout) -> dict[str, Tensor]:
-    """The candidate's state dict as it lies on disk; a text model's own keys get their prefix back."""
+    """The candidate's state dict, read from a folder; keys stored without their prefix get it back."""
     stripped = layout.strips_text and not any(k.startswith(layout.text_encoder) for k in folder.tensors)
     own = {k: k if not stripped or layout.is_text(k) else f"{layout.text_encoder}{k}" for k in folder.tensors}
     return {own[k]: tensor for k, tensor in folder_tensors(folder, (k for k in own if layout.is_text(own[k])))}
@@ -83,15 +83,17 @@ def _view(buffer: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Floating tensors in ``dtype``; those that are in it already are not copied."""
+    """The weights with floating tensors cast to ``dtype``; tensors that have it already are not copied."""
     return {k: t.to(dtype) if t.is_floating_point() else t for k, t in weights.items()}
 
 
 def load_all(model: nn.Module, weights: Mapping[str, Tensor], who: str) -> None:
-    """Give a model its weights, taking them over without a copy.
+    """Load the weights into a model, without copying them.
 
-    Raises UnsoundPlan, naming the keys, where one is missing, left over or of another shape: an
-    encoder that is not fully loaded is not compared. BatchNorm counters may be absent.
+    who: the name of the model, for messages.
+
+    Raises UnsoundPlan, naming the keys, if one is missing, is not part of the model or has another shape: an encoder
+    that is not fully loaded must not be compared. BatchNorm counters may be absent.
     """
     wanted = model.state_dict()
     absent = {k: torch.zeros((), dtype=torch.int64) for k in wanted if k.endswith(COUNTER) and k not in weights}
@@ -121,7 +123,7 @@ def stored_tensor(checkpoint: Checkpoint, key: str) -> Tensor:
 
 
 def planned_tensors(plan: Plan) -> dict[str, Tensor]:
-    """Every target of a plan, by key of the written file, made by the code that writes the folder."""
+    """Every target of a plan, by its key in the written file, made with the code that writes folders."""
     with open_source(plan.checkpoint) as file:
         return {
             key: _tensor(target_chunks(file, piece), piece.out_nbytes, piece.dtype, piece.shape)

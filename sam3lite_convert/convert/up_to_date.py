@@ -69,7 +69,7 @@ def difference(receipt: Receipt, options: Options, max_shard_size: int | None, m
     return f"it was converted with other options ({'; '.join(others)})" if others else None
 
 
-# What an option means that was not given.
+# What it means that an option was not given.
 _NOT_GIVEN = {"dtype": "as stored", "context": "all rows", "max_shard_size": "one file"}
 
 

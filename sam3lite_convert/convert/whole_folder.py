@@ -67,8 +67,8 @@ def _finished_name(name: str) -> str:
 def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """A working folder beside ``folder`` that is renamed to it at the end, or removed on an error.
 
-    With ``overwrite`` a folder of that name is replaced; on an error it is kept. Raises CannotRun for errors of the
-    file system, or if the folder was created by something else in the meantime.
+    With ``overwrite`` a folder of that name is replaced; on an error it is kept. Raises CannotRun if the file
+    system reports an error, or if the folder was created by something else in the meantime.
     """
     final = resolved(folder)
     try:

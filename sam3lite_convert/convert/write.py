@@ -37,7 +37,7 @@ class Converted:
 
 
 def default_output(checkpoint: Path, options: Options) -> Path:
-    """``converted/<file stem>-<layout>``, with ``-text`` and the dtype where they are not the default."""
+    """``converted/<file stem>-<layout>``, with ``-text`` and the dtype appended if they are not the default."""
     name = f"{checkpoint.stem}-{options.layout}"
     if options.component == "text":
         name += "-text"
@@ -69,14 +69,16 @@ def convert(
 ) -> Converted:
     """Write the planned folder.
 
-    ``hashing`` runs already, over the plan's source. ``max_shard_size`` in bytes.
-    ``progress(what)`` gives a function that is told of every byte done,
-    for ``what`` in ``"write"`` and ``"hash"``. ``finish`` is given the folder while it is not in its
-    place yet, and the receipt, to add files and check, and returns the receipt that knows of them; what it
-    raises leaves everything as it was.
-    ``model_id``: the repository that the card is to name. ``strict``: which values are refused.
-    Raises NotFinite for those, CannotRun for a place that cannot be written, Untrusted for a source that
-    turns out damaged or contradicts itself; then nothing is written and an earlier folder is as it was.
+    hashing: the hash of the plan's source, already running.
+    max_shard_size: in bytes; None for a single file.
+    progress: called with "write" and "hash"; returns a function that is called with each number of bytes done.
+    finish: called with the working folder, before it is renamed to ``folder``, and the receipt; may add files and
+        check, and returns the receipt that lists them. If it raises, nothing is changed.
+    model_id: the repository that the model card names.
+    strict: which values are refused.
+
+    Raises NotFinite if values that are refused are found, CannotRun if the folder cannot be written, Untrusted if the
+    source is damaged or contradicts itself. Then nothing is written, and an earlier folder is unchanged.
     """
     check_destination(folder, overwrite, plan.checkpoint.path, plan.out_nbytes + _HEADROOM)
     advance = progress or (lambda what: lambda n: None)

@@ -1,6 +1,6 @@
-"""Families of checkpoints: what one is called, which classes read it, what is known beside it and refused.
+"""Families of checkpoints: their names, the classes that load them, and similar kinds that are refused.
 
-A layout names its family. Another family is another record here, and tables in ``mappings/``.
+A layout names its family. To add a family, add a record here, and tables in ``mappings/``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from sam3lite_convert.plan.architecture import TEXT, VISION, Architecture
 
 @dataclass(frozen=True)
 class Relative:
-    """A kind of checkpoint that is known and that ``convert`` refuses.
+    """A known kind of checkpoint that ``convert`` refuses.
 
-    ``why``: what it has that the family does not; ``keys``: regular expression, matched at the start of canonical
-    keys, that tells it; ``text_open``: whether its text encoder converts with ``--component text``.
+    kind: its name.
+    why: how it differs from the family.
+    keys: regular expression, matched at the start of canonical keys, that recognises it.
+    text_open: whether its text encoder can be converted with ``--component text``.
     """
 
     kind: str
@@ -28,9 +30,9 @@ class Relative:
 
 @dataclass(frozen=True)
 class LibraryNames:
-    """What the transformers library calls the classes of a family, and what they call themselves in config.json.
+    """Names of a family's classes in transformers, and of their model types in config.json.
 
-    ``since``: the first version of the library that has them.
+    since: the first version of the library that has these classes.
     """
 
     since: str
@@ -48,7 +50,12 @@ class LibraryNames:
 
 @dataclass(frozen=True)
 class Depth:
-    """How many layers a list of the architecture has in every released model in which the size ``of`` is ``width``."""
+    """The number of layers in every released model of a width.
+
+    of: the name of a size of the architecture.
+    width: the value of that size.
+    layers: the number of layers in every released model in which the size has this value.
+    """
 
     of: str
     width: int
@@ -59,9 +66,12 @@ class Depth:
 class Family:
     """A family of checkpoints.
 
-    ``name``: for people; ``tags``: of its model cards; ``library``: names of its classes in transformers; ``depths``:
-    list of the architecture -> the released depth; ``text_widths``: widths of its released text encoders;
-    ``relatives``: the kinds that are taken for it and are not.
+    name: its name, as shown to users.
+    tags: the tags of its model cards.
+    library: the names of its classes in transformers.
+    depths: name of a list of layers in the architecture -> its released depth.
+    text_widths: the widths of its released text encoders.
+    relatives: similar kinds of checkpoints that do not belong to the family.
     """
 
     name: str
@@ -72,12 +82,12 @@ class Family:
     relatives: tuple[Relative, ...]
 
     def relatives_in(self, keys: Iterable[str]) -> list[Relative]:
-        """The relatives that these canonical keys show, in the order of ``relatives``."""
+        """The relatives that these canonical keys match, in the order of ``relatives``."""
         names = list(keys)
         return [r for r in self.relatives if any(map(re.compile(r.keys).match, names))]
 
     def doubts(self, architecture: Architecture) -> list[str]:
-        """Notes on depths that no released model of this width has: layers may be missing."""
+        """Notes on numbers of layers that no released model of this width has: layers may be missing."""
         out = []
         for name, depth in self.depths.items():
             have = len(architecture.blocks.get(name, ()))
@@ -86,7 +96,7 @@ class Family:
                 out.append(f"{name}: {have} in this file, {released}; layers may be missing")
         if architecture.variant == "custom" and architecture.sizes["text_hidden"] in self.text_widths:
             layers = architecture.num_hidden_layers
-            out.append(f"text encoder: no released one of this width has {layers} layers; layers may be missing")
+            out.append(f"text encoder: no released encoder of this width has {layers} layers; layers may be missing")
         return out
 
 
@@ -150,7 +160,7 @@ SAM3_LITETEXT = Family(
         ),
         Relative(
             "SAM3.1",
-            "its neck has interactive and propagation branches in place of convs.3",
+            "its neck has interactive and propagation branches instead of convs.3",
             _VISION + r"(?:interactive_convs|propagation_convs)\.",
             True,
         ),

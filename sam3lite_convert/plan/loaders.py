@@ -1,4 +1,4 @@
-"""What loads a converted folder. A layout names one of these, or none."""
+"""The programs that load a converted folder. Each layout names one of them; the default is ``none``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from sam3lite_convert.records.receipt import LibraryName, LoaderName
 
 @dataclass(frozen=True)
 class Loader:
-    """A program that loads a folder, and what the folder has to hold for it.
+    """A program that loads a folder, and what it requires of the folder.
 
-    ``name``: as a layout's table has it. ``targets``: the tables of the tensors that it loads, which its layouts have
-    to name. ``library``: the library that it belongs to, None for this project's own or none. ``processor``: whether
-    it reads processor and tokenizer files. ``strips_text`` and ``causal``: whether a text encoder alone stands without
-    its prefix, and whether config.json can say that the text encoder masks causally; None leaves that to the layout.
+    name: its name in the table of a layout.
+    targets: the tables of the tensors that it loads; its layouts must name them.
+    library: the library that it belongs to; None for this project's own encoder and for ``none``.
+    processor: whether it reads processor and tokenizer files.
+    strips_text: whether the keys of a text encoder alone have no prefix; None if the layout decides.
+    causal: whether config.json can say that the text encoder masks causally; None if the layout decides.
 
-    By this name config.json, the loading example of the model card and the encoder of ``parity`` are found:
-    ``convert/config.py``, ``convert/card.py``, ``parity/candidates.py``.
+    ``convert/config.py``, ``convert/card.py`` and ``parity/candidates.py`` look up by its name how to write config.json
+    and the loading example of the model card, and which encoder ``parity`` runs.
     """
 
     name: LoaderName

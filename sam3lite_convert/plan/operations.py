@@ -1,8 +1,8 @@
-"""What can be done to a tensor on its way to its targets: each operation in one class, forwards and backwards.
+"""The operations that turn a source tensor into its targets, one class each, forwards and backwards.
 
-The tables name an operation; the planner asks it for the targets' shapes and slices, the writer for their bytes,
-``verify`` for the way back, the receipt for what is lost, and the generator of small checkpoints for the source's
-shape. A new operation is a class here, listed in ``OPERATIONS``, and the table entries that name it.
+The tables name an operation. The planner takes the targets' shapes and slices from it, the writer their bytes,
+``verify`` the inverse, the receipt what is lost, and the generator of small checkpoints the source's shape. To add an
+operation, write a class here, list it in ``OPERATIONS``, and name it in a table.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Slice:
-    """The stretch of a source that one target holds, counted in elements of the C-contiguous source.
+    """The range of a source that one target holds, in elements of the C-contiguous source.
 
-    ``begin``: its first element; ``held``: its shape as it lies in the source; ``shape``: the target's shape;
-    ``label``: which part of the source it is (q, k or v), None where there is only one.
+    begin: index of its first element.
+    held: its shape in the source.
+    shape: the target's shape.
+    label: which part of the source it is (q, k or v); None if there is only one part.
     """
 
     begin: int
@@ -39,8 +41,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Lost:
-    """What no target holds of a source that is not dropped as a whole. ``kind`` is its key under ``lost`` in the
-    receipt; ``numel`` counts the elements of its ``rows``."""
+    """The part of a source that no target holds, although the source is not dropped.
+
+    kind: its key under ``lost`` in the receipt.
+    rows: the number of lost rows.
+    numel: the number of elements in these rows.
+    """
 
     kind: str
     rows: int
@@ -51,10 +57,11 @@ class Lost:
 class Operation(ABC):
     """One operation on one source tensor.
 
-    ``name`` is its word in the tables and in records. ``labels`` has one entry a target, in the order in which a
-    rule lists them: the name of the part, or None. ``needs_reason``: a rule has to say why. ``verbatim``: a target's
-    bytes are those of its slice in the same order, so they are streamed and copied by the kernel; an operation that
-    is not verbatim overrides ``forward`` and ``backward``.
+    name: its name in the tables and in records.
+    labels: one entry per target, in the order in which a rule lists them: the name of the part, or None.
+    needs_reason: whether a rule with this operation must give a reason.
+    verbatim: whether a target's bytes are those of its slice in the same order, so that they can be streamed and copied
+        by the kernel. An operation that is not verbatim overrides ``forward`` and ``backward``.
     """
 
     name: ClassVar[str]
@@ -64,7 +71,7 @@ class Operation(ABC):
 
     @abstractmethod
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
-        """What each target holds of a source of this shape, in the order of ``labels``.
+        """The slice of each target, for a source of this shape, in the order of ``labels``.
 
         Raises ValueError, saying why, if the shape does not allow the operation.
         """
@@ -74,28 +81,28 @@ class Operation(ABC):
         """The shape of the source whose targets have these shapes, in the order of ``labels``."""
 
     def forward(self, data: bytes, part: Slice, dtype: str) -> bytes:
-        """The target's bytes, of the slice's bytes as the source holds them. No cast: both are of ``dtype``."""
+        """The target's bytes, from the slice's bytes in the source. Both are of ``dtype``: no cast is made."""
         return data
 
     def backward(self, data: bytes, part: Slice, dtype: str) -> bytes:
-        """The slice's bytes as the source holds them, of the target's bytes: the inverse of ``forward``."""
+        """The slice's bytes in the source, from the target's bytes: the inverse of ``forward``."""
         return data
 
     def lost(self, shape: Shape) -> Lost | None:
-        """What no target holds of a source of this shape; None if the targets hold all of it."""
+        """The part of a source of this shape that no target holds; None if the targets hold all of it."""
         return None
 
     def cut(self, positions: int) -> Operation:
-        """The operation on a text position table of which only the first rows are wanted (``--context``).
+        """The operation for a text position table that is cut to its first ``positions`` rows (``--context``).
 
-        An operation that cannot leave rows out returns itself; the planner then reports the target's shape.
+        An operation that cannot cut rows returns itself; the planner then reports the target's shape as wrong.
         """
         return self
 
 
 @dataclass(frozen=True)
 class Keep(Operation):
-    """The bytes as they are; of a text position table the first ``positions`` rows, if that is not None."""
+    """Keeps the bytes; of a text position table only the first ``positions`` rows, unless that is None."""
 
     name = "keep"
     positions: int | None = None
@@ -105,7 +112,7 @@ class Keep(Operation):
         return (Slice(0, kept, kept),)
 
     def source_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """The target's own: how many positions the source had before a cut, no target tells."""
+        """The target's shape: after a cut it does not show how many positions the source had."""
         return shapes[0]
 
     def lost(self, shape: Shape) -> Lost | None:
@@ -120,14 +127,14 @@ class Keep(Operation):
 
 @dataclass(frozen=True)
 class Split(Operation):
-    """Fused attention rows: the first third is q, the second k, the last v."""
+    """Splits fused attention rows: the first third is q, the second k, the last v."""
 
     name = "split"
     labels = ("q", "k", "v")
 
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
         if not shape or shape[0] % len(self.labels):
-            raise ValueError("q, k and v cannot be split from rows that are no multiple of three")
+            raise ValueError("q, k and v cannot be split if the number of rows is not a multiple of three")
         rows = (shape[0] // len(self.labels), *shape[1:])
         return tuple(Slice(n * math.prod(rows), rows, rows, label) for n, label in enumerate(self.labels))
 
@@ -137,7 +144,7 @@ class Split(Operation):
 
 @dataclass(frozen=True)
 class Transpose(Operation):
-    """A matrix with rows and columns exchanged."""
+    """Transposes a matrix."""
 
     name = "transpose"
     verbatim = False
@@ -159,7 +166,7 @@ class Transpose(Operation):
 
 @dataclass(frozen=True)
 class DropClassRow(Operation):
-    """A ViT position table (1, rows, width) without its class row, the first; as it is if it holds none."""
+    """Removes the class row, the first, from a ViT position table (1, rows, width); a table without one is kept."""
 
     name = "drop_class_row"
 
@@ -170,11 +177,11 @@ class DropClassRow(Operation):
             grid = (shape[0], shape[1] - 1, shape[2])
             return (Slice(shape[2], grid, grid),)
         if math.isqrt(shape[1]) ** 2 != shape[1]:
-            raise ValueError("its rows are no square grid, with or without a class position")
+            raise ValueError("its rows are not a square grid, with or without a class position")
         return (Slice(0, shape, shape),)
 
     def source_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """With a class row, as released checkpoints have it."""
+        """The shape with a class row, as in released checkpoints."""
         first, rows, width = shapes[0]
         return (first, rows + 1, width)
 
@@ -184,7 +191,7 @@ class DropClassRow(Operation):
 
 @dataclass(frozen=True)
 class Drop(Operation):
-    """No target. The rule's reason is shown, counted and kept in the receipt."""
+    """Drops the tensor: it has no target. The rule's reason is shown and kept in the receipt."""
 
     name = "drop"
     labels = ()
@@ -194,8 +201,8 @@ class Drop(Operation):
         return ()
 
     def source_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Raises ValueError: without a target there is nothing to tell the shape from."""
-        raise ValueError("a dropped tensor has no target that tells its shape")
+        """Raises ValueError: without a target the shape is unknown."""
+        raise ValueError("a dropped tensor has no target that shows its shape")
 
 
 OPERATIONS: dict[str, Operation] = {o.name: o for o in (Keep(), Split(), Transpose(), DropClassRow(), Drop())}
@@ -206,14 +213,14 @@ _POSITION_DIMENSIONS = 4
 
 
 def positions(shape: Shape) -> int | None:
-    """The rows of a text position table of this shape; None for a shape that is not one of a position table."""
+    """The rows of a text position table of this shape; None if it is not the shape of a position table."""
     return shape[POSITION_AXIS] if len(shape) == _POSITION_DIMENSIONS else None
 
 
 def with_positions(shape: Shape, count: int) -> Shape:
     """The shape of a text position table with another number of rows.
 
-    Raises ValueError if it is not the shape of one.
+    Raises ValueError if ``shape`` is not the shape of a position table.
     """
     if positions(shape) is None:
         raise ValueError("a text position table has four dimensions")

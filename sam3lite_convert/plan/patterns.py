@@ -1,13 +1,13 @@
-"""Patterns of the tables that can be read backwards: from a target name to the one source key behind it.
+"""Patterns in the tables that can be read backwards: from a target key to the one source key that it comes from.
 
-A pattern is a regular expression over whole keys. Read forwards it may be any; read backwards, what it matched has to
-follow from the target. So it is taken apart here into literal text, characters of a class, groups, alternations and
-repetitions, and everything that varies has to lie in a named group that the target names. Groups may be nested and
-optional: an optional part is there if a group inside it is. What does not lead back to exactly one key is refused
-with the construct that stands in the way.
+A pattern is a regular expression that matches whole keys. Forwards, any regular expression will do. To be read
+backwards, the text that it matched must follow from the target. So a pattern is parsed here into literal text,
+character classes, groups, alternations and repetitions, and every part that varies must be inside a named group that
+the target uses. Groups may be nested and optional; an optional part is present if a group inside it has text. A pattern
+that does not lead back to exactly one key is refused, and the message names the construct that prevents it.
 
-The parser is our own and not ``re._parser``: that one is private to Python and changes with its versions, and only
-this small part of the language can be read backwards at all.
+The parser is our own because ``re._parser`` is private to Python and changes between versions, and because only this
+small part of the language can be read backwards at all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Characters:
         return Characters(self.single | other.single, self.classes | other.classes)
 
     def apart(self, other: Characters) -> bool:
-        """Whether the two certainly share no character; two classes are never compared with each other."""
+        """Whether the two sets certainly have no character in common; False if both contain classes."""
         if self.classes and other.classes:
             return False
         singles = [(self.single, other.classes), (other.single, self.classes)]
@@ -42,28 +42,31 @@ class Characters:
 
 @dataclass(frozen=True)
 class Node(ABC):
-    """A part of a pattern; ``written`` is its text there."""
+    """A part of a pattern.
+
+    written: its text in the pattern.
+    """
 
     written: str
 
     @property
     @abstractmethod
     def plain(self) -> str:
-        """The same expression without names of groups."""
+        """The same expression with unnamed groups."""
 
     @property
     @abstractmethod
     def width(self) -> tuple[int, int | None]:
-        """Fewest and most characters that it matches; None for any number."""
+        """The smallest and largest number of characters that it matches; None if there is no upper limit."""
 
     @property
     @abstractmethod
     def characters(self) -> Characters:
-        """Every character that may stand in what it matches."""
+        """All characters that may occur in the text that it matches."""
 
     @abstractmethod
     def edge(self, last: bool) -> Characters:
-        """The characters that what it matches may begin with, or end with if ``last``."""
+        """The characters that the matched text may begin with; with ``last``, that it may end with."""
 
     @property
     def parts(self) -> tuple[Node, ...]:
@@ -71,25 +74,31 @@ class Node(ABC):
 
     @property
     def may_be_skipped(self) -> bool:
-        """Whether its parts may take no part in a match."""
+        """Whether a match may skip some of its parts."""
         return False
 
     def require(self, given: Collection[str]) -> None:
-        """Raises ValueError if what it matched does not follow from the texts of the given groups."""
+        """Raises ValueError if the text that it matched does not follow from the texts of the given groups."""
         _lost(self.written)
 
     def tells(self, given: Collection[str]) -> bool:
-        """Whether one of the given groups has text whenever this node takes part in a match."""
+        """Whether one of the given groups has text whenever this node is part of a match."""
         return False
 
     def restored(self, texts: Mapping[str, str]) -> str:
-        """What it matched, from the texts of groups for which ``require`` passed; raises ValueError if it does not."""
+        """The text that it matched, from the texts of the groups.
+
+        Raises ValueError if ``require`` does for these groups.
+        """
         _lost(self.written)
 
 
 @dataclass(frozen=True)
 class Text(Node):
-    """Literal text: ``value`` without the backslashes."""
+    """Literal text.
+
+    value: the text without the backslashes.
+    """
 
     value: str
 
@@ -247,7 +256,12 @@ class Group(Node):
 
 @dataclass(frozen=True)
 class Repeat(Node):
-    """A node ``low`` to ``high`` times, None for any number; ``mark`` is the quantifier as written."""
+    """A repeated node.
+
+    low: the smallest number of repetitions.
+    high: the largest; None if there is no limit.
+    mark: the quantifier as written.
+    """
 
     item: Node
     low: int
@@ -282,7 +296,7 @@ class Repeat(Node):
         if (self.low, self.high) != (0, 1):
             _lost(self.written)
         if not self.item.tells(given):
-            raise ValueError(f"nothing in the target tells whether {self.written} was there")
+            raise ValueError(f"the target does not show whether {self.written} was present")
         self.item.require(given)
 
     def tells(self, given: Collection[str]) -> bool:
@@ -293,7 +307,9 @@ class Repeat(Node):
 
 
 def _lost(written: str) -> NoReturn:
-    raise ValueError(f"what {written} matched does not stand in the target; put it into a named group")
+    raise ValueError(
+        f"the text that {written} matched is not in the target; put it into a named group that the target uses"
+    )
 
 
 def _united(sets: Iterator[Characters]) -> Characters:
@@ -309,7 +325,7 @@ def _groups(node: Node) -> Iterator[Group]:
 
 
 def _skippable(node: Node) -> Iterator[str]:
-    """Names of the groups that a match may leave without a text."""
+    """Names of the groups that a match may skip."""
     for part in node.parts:
         if node.may_be_skipped:
             yield from (g.name for g in _groups(part))
@@ -317,7 +333,7 @@ def _skippable(node: Node) -> Iterator[str]:
             yield from _skippable(part)
 
 
-# ---- taking a pattern apart
+# ---- parsing a pattern
 
 
 _PLAIN = r"(?:[^\\.^$*+?{}\[\]|()]|\\[^A-Za-z0-9])"
@@ -334,9 +350,9 @@ _REFUSED = (  # start of a construct, what it is called
 
 
 def parse(pattern: str) -> Node:
-    """Take apart a pattern that ``re`` has compiled.
+    """Parse a pattern that ``re`` can compile.
 
-    Raises ValueError, naming the construct, for one that cannot be read backwards.
+    Raises ValueError, naming the construct, if it cannot be read backwards.
     """
     return _Parser(pattern).choice()
 
@@ -402,9 +418,10 @@ _SEGMENT = re.compile(r"(?P<text>[^{}]+)|\{(?P<group>\w+)\}")
 
 @dataclass(frozen=True)
 class Template:
-    """A target as a table writes it: text, and ``{group}`` for what a named group of the pattern matched.
+    """A target in a table: text, and ``{group}`` for the text that a named group of the pattern matched.
 
-    ``segments``: (text, False) or (name of a group, True).
+    written: the target as written in the table.
+    segments: (text, False) or (name of a group, True).
     """
 
     written: str
@@ -412,7 +429,7 @@ class Template:
 
     @classmethod
     def read(cls, target: str, names: Collection[str]) -> Template:
-        """Raises ValueError for a brace that is not part of ``{group}`` and for a group that is not in ``names``."""
+        """Parse a target. Raises ValueError for a brace outside ``{group}`` or a group that is not in ``names``."""
         segments, at = [], 0
         while at < len(target):
             found = _SEGMENT.match(target, at)
@@ -425,13 +442,13 @@ class Template:
         return cls(target, tuple(segments))
 
     def filled(self, match: re.Match[str]) -> str:
-        """The target of one key. A group that took no part in the match is empty."""
+        """The target key for a match. A group that was skipped in the match counts as empty."""
         return "".join(match[text] or "" if is_group else text for text, is_group in self.segments)
 
 
 @dataclass(frozen=True)
 class Backward:
-    """One target of a rule, read backwards: the pattern of the source, and the target's segments with their nodes."""
+    """One target of a rule, read backwards, made from the source pattern and from the target's segments and nodes."""
 
     _source: Node
     _segments: tuple[tuple[str, bool], ...]
@@ -439,7 +456,7 @@ class Backward:
 
     @cached_property
     def _target(self) -> re.Pattern[str]:
-        # Compiled when it is first asked for: a conversion in which nothing is missing never is.
+        # Compiled on first use; a conversion in which no tensor is missing never needs it.
         text, seen = "", set()
         for (name, is_group), node in zip(self._segments, self._row, strict=True):
             new = is_group and name not in seen
@@ -448,13 +465,13 @@ class Backward:
         return re.compile(text)
 
     def read(self, target: str) -> str | None:
-        """The source key that ``target`` comes from; None for a target that has another form."""
+        """The source key that ``target`` comes from; None if the target does not have this form."""
         found = self._target.fullmatch(target)
         return None if found is None else self._source.restored({k: v or "" for k, v in found.groupdict().items()})
 
 
 def read_backwards(pattern: str, templates: Sequence[Template]) -> tuple[Backward, ...]:
-    """One ``Backward`` a target of a rule.
+    """One ``Backward`` for each target of a rule.
 
     Raises ValueError, saying why, unless each target leads back to exactly one key.
     """
@@ -472,24 +489,25 @@ def read_backwards(pattern: str, templates: Sequence[Template]) -> tuple[Backwar
         rows.append(row)
     for (one, a), (other, b) in combinations(zip(templates, rows, strict=True), 2):
         if not _apart(a, b) and not _apart(a[::-1], b[::-1], last=True):
-            raise ValueError(f"the targets {one.written} and {other.written} may be the same name")
+            raise ValueError(f"the targets {one.written} and {other.written} may give the same name")
     return tuple(Backward(source, t.segments, tuple(row)) for t, row in zip(templates, rows, strict=True))
 
 
 def _ends_clearly(node: Node, behind: Sequence[Node], last: bool = False) -> bool:
-    """Whether what a node matches ends at one place, however what stands behind it is read.
+    """Whether the end of a node's match is unambiguous, however the nodes after it match.
 
-    It has a fixed width, or goes as far as its characters do. ``last``: read from right to left.
+    That is so if it has a fixed width, or if what follows cannot begin with one of its characters. ``last``: read from
+    right to left.
     """
     low, high = node.width
-    # Behind comes what stands there, up to the first node that cannot be empty, or the end.
+    # What follows are the nodes up to the first that cannot be empty, or up to the end.
     return low == high or Row("", tuple(behind[::-1] if last else behind)).edge(last).apart(node.characters)
 
 
 def _require_one_reading(target: str, row: Sequence[Node]) -> None:
-    """Raises ValueError unless a name of this form can be cut into its parts in one way only.
+    """Raises ValueError unless a name of this form can be divided into its parts in only one way.
 
-    Parts are told from the left, then from the right; between them one may be left, which is what remains.
+    Parts are determined from the left, then from the right; a single part may remain between them.
     """
     left = 0
     while left < len(row) and _ends_clearly(row[left], row[left + 1 :]):
@@ -499,11 +517,11 @@ def _require_one_reading(target: str, row: Sequence[Node]) -> None:
         right -= 1
     if right - left > 1:
         between = " and ".join(n.written for n in (row[left], row[right - 1]))
-        raise ValueError(f"where {between} begin and end in the target {target} cannot be told")
+        raise ValueError(f"where {between} begin and end in the target {target} is ambiguous")
 
 
 def _apart(one: Sequence[Node], other: Sequence[Node], last: bool = False) -> bool:
-    """Whether names of two forms certainly differ, read from the left; ``last``: both are given from right to left."""
+    """Whether names of the two forms always differ, read from the left. ``last``: both are given from right to left."""
     for n, (a, b) in enumerate(zip(one, other, strict=False)):
         if a == b and _ends_clearly(a, one[n + 1 :], last) and _ends_clearly(b, other[n + 1 :], last):
             continue

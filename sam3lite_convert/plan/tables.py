@@ -1,7 +1,7 @@
 """The mapping tables: read from ``mappings/``, checked, and applied to single keys.
 
-A rule matches whole keys and is read in both directions: from a source key to its targets, and from
-a target back to its source. Which patterns allow that, ``patterns.py`` decides when a table is loaded.
+A rule matches whole keys and works in both directions: from a source key to its targets, and from a target back to its
+source. ``patterns.py`` checks when a table is loaded that a pattern allows that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ _PROJECTION = TEXT + "projector."
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of a table. ``targets`` has one entry for each label of the operation."""
+    """One rule of a table.
+
+    name: the name of its section.
+    table: the file name of its table.
+    pattern: regular expression for source keys.
+    targets: one template of a target key for each label of the operation.
+    example: a source key that the pattern matches.
+    reason: why the tensor is dropped; otherwise empty.
+    """
 
     name: str
     table: str
@@ -53,7 +61,7 @@ class Rule:
         return read_backwards(self.pattern, self._templates)
 
     def check(self, backwards: bool) -> None:
-        """Raises ValueError or re.error if the rule cannot be read, forwards alone or in both directions."""
+        """Raises ValueError or re.error if the rule is wrong, or with ``backwards`` cannot be read backwards."""
         if self.apply(self.example) is None:
             raise ValueError(f"the pattern does not match its own example {self.example}")
         if backwards and self.targets:
@@ -63,12 +71,12 @@ class Rule:
                 raise ValueError(f"the pattern cannot be read backwards: {fault}") from fault
 
     def apply(self, key: str) -> tuple[str, ...] | None:
-        """The target keys of ``key``, or None where the rule does not match the whole key."""
+        """The target keys of ``key``; None if the rule does not match the whole key."""
         match = self._forward.fullmatch(key)
         return None if match is None else tuple(t.filled(match) for t in self._templates)
 
     def reverse(self, target: str) -> str | None:
-        """The source key that this rule would turn into ``target``, or None."""
+        """The source key that this rule turns into ``target``; None if there is none."""
         for backward in self._backward:
             source = backward.read(target)
             if source is not None and target in (self.apply(source) or ()):
@@ -78,11 +86,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Layout:
-    """A target layout: the rules that lead to it, the tensors that it must hold, and what loads them.
+    """A target layout: its rules, the tensors that it must hold, and its loader.
 
-    ``shapes``: (key template, name of the index list or None, shape expressions), one per tensor. ``strips_text``:
-    whether a text encoder alone is written without its prefix, and its projection into a file of its own; ``causal``:
-    whether what reads the layout can be told to mask causally.
+    about: what reads the layout, in words.
+    shapes: (key template, name of the index list or None, shape expressions), one per tensor.
+    strips_text: whether a text encoder alone is written without its prefix, and its projection into a separate file.
+    causal: whether config.json can tell the reader of the layout to mask causally.
     """
 
     name: str
@@ -96,28 +105,28 @@ class Layout:
 
     @property
     def text_encoder(self) -> str:
-        """What all target keys of the text encoder start with, its projection apart: what is stripped of them."""
+        """The common prefix of the text encoder's target keys (not of its projection), which may be stripped."""
         return _start(_common(self._heads.get(TEXT_ENCODER, [])), self._heads.get(TEXT_ENCODER, []))
 
     @property
     def text_projection(self) -> str:
-        """What the target keys of the text projection start with, the layer that the detector reads."""
+        """The common prefix of the target keys of the text projection, the layer that the detector reads."""
         return _start(_common(self._heads.get(_PROJECTION, [])), self._heads.get(_PROJECTION, []))
 
     def is_text(self, target: str) -> bool:
-        """Whether a target key, or the template of one, belongs to ``--component text``."""
+        """Whether a target key, or a template of one, belongs to ``--component text``."""
         return target.startswith(tuple(self._modules[c] for c in (TEXT_ENCODER, _PROJECTION) if c in self._modules))
 
     def module(self, target: str) -> str:
-        """The part of the model that a target key belongs to, by its own name in this layout."""
+        """The part of the model that a target key belongs to, by its name in this layout."""
         found = next((start for start in self._modules.values() if target.startswith(start)), target.split(".")[0])
         return found.removesuffix(".")
 
     @cached_property
     def _heads(self) -> dict[str, list[list[str]]]:
-        """Component -> what stands before the first group of its targets, split at the dots.
+        """Component -> the text before the first group in each of its targets, split at the dots.
 
-        What the components are called in a layout is read off its rules: it is stated nowhere else.
+        The names of the components in a layout follow from its rules and are stated nowhere else.
         """
         heads: dict[str, list[list[str]]] = {}
         for rule in self.rules:
@@ -128,10 +137,10 @@ class Layout:
 
     @cached_property
     def _modules(self) -> dict[str, str]:
-        """Component -> the shortest start that all its target keys have and no others; left out if there is none."""
+        """Component -> the shortest prefix that all its target keys have and no others; left out if there is none."""
         out = {}
         for name, own in self._heads.items():
-            # The projection may stand below the text encoder.
+            # The projection may be inside the text encoder.
             same = (name, _PROJECTION) if name == TEXT_ENCODER else (name,)
             others = [head for other, heads in self._heads.items() if other not in same for head in heads]
             common = _common(own)
@@ -142,7 +151,7 @@ class Layout:
         return out
 
     def check(self) -> None:
-        """Raises ValueError if the target keys of the text encoder cannot be told from others."""
+        """Raises ValueError if the target keys of the text encoder have no prefix of their own."""
         for name, what in ((TEXT_ENCODER, "encoder"), (_PROJECTION, "projection")):
             if name in self._heads and name not in self._modules:
                 raise ValueError(
@@ -151,21 +160,24 @@ class Layout:
 
 
 def _common(heads: list[list[str]]) -> list[str]:
-    """The words that all heads begin with."""
+    """The words with which all heads begin."""
     parts = zip(*heads, strict=False)
     return [part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts)]
 
 
 def _start(words: list[str], heads: list[list[str]]) -> str:
-    """The words as the start of keys, with the dot behind them where all go on."""
+    """The words joined to a prefix of keys, with a dot at the end if all keys continue."""
     return ".".join(words) + ("." if words and all(len(head) > len(words) for head in heads) else "")
 
 
 @dataclass(frozen=True)
 class Mappings:
-    """Every table that is in force, and one hash over all of them for the receipt.
+    """All mapping tables.
 
-    ``own``: whether a folder of the user's changed any.
+    spellings: the rules that turn other spellings of keys into canonical ones.
+    layouts: name -> layout.
+    sha256: hash over all tables, for the receipt.
+    own: whether a folder of the user changed any table.
     """
 
     spellings: tuple[Rule, ...]
@@ -174,23 +186,23 @@ class Mappings:
     own: bool = False
 
     def layout(self, name: str) -> Layout:
-        """Raises CannotRun for a name that no ``layout-NAME.ini`` defines."""
+        """The layout of this name. Raises CannotRun if there is no ``layout-NAME.ini``."""
         if name not in self.layouts:
             raise CannotRun(f"no layout {name!r}; there are: {', '.join(sorted(self.layouts))}", "unknown_layout")
         return self.layouts[name]
 
 
 def builtin_directory() -> Path:
-    """Where the shipped tables lie: beside the package in a checkout, inside it when installed."""
+    """The folder of the shipped tables: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "mappings"
     return inside if inside.is_dir() else package.parent / "mappings"
 
 
 def load_mappings(directory: Path | None = None) -> Mappings:
-    """Read the tables; a file in ``directory`` takes the place of the shipped one of that name.
+    """Read the tables; a file in ``directory`` replaces the shipped one of the same name.
 
-    Raises CannotRun for a folder without tables, and for a table with a fault, naming the place.
+    Raises CannotRun if the folder has no tables, or if a table has a fault, naming the place.
     """
     files = shipped = {p.name: p for p in builtin_directory().glob("*.ini")}
     if directory is not None:
@@ -239,7 +251,7 @@ def _layout(
     tables: dict[str, configparser.RawConfigParser],
     read: dict[str, tuple[Rule, ...]],
 ) -> Layout:
-    """The layout of a table; the rules of each table that it names are added to ``read``, or taken from there."""
+    """The layout of a table. ``read``: rules by table, which layouts share; rules that are not in it yet are added."""
     where = f"mapping table layout-{name}.ini"
     try:
         head = table["layout"]
@@ -260,7 +272,7 @@ def _layout(
         if loader.strips_text not in (None, strips):
             raise ValueError(f"loader {loader.name} does not load text_keys = {text_keys}")
         if loader.causal not in (None, causal):
-            raise ValueError(f"loader {loader.name} cannot do with causal = {'yes' if causal else 'no'}")
+            raise ValueError(f"loader {loader.name} does not support causal = {'yes' if causal else 'no'}")
         family = _named(FAMILIES, "family", head.get("family", next(iter(FAMILIES))))
         layout = Layout(name, head.get("about", ""), family, tuple(rules), tuple(shapes), loader, strips, causal)
         layout.check()
@@ -272,13 +284,13 @@ def _layout(
 
 
 def _loader(name: str, targets: list[str]) -> Loader:
-    """The loader of a layout with these tables of targets. Raises ValueError if it would not load them."""
+    """The loader of a layout with these target tables. Raises ValueError if it cannot load them."""
     loader = _named(LOADERS, "loader", name)
     lacking = [table for table in loader.targets if table not in targets]
     if lacking:
         raise ValueError(
-            f"loader {name} loads the tensors of {' and '.join(lacking)}, which targets does not name; without a "
-            "loader of its own a layout has none"
+            f"loader {name} loads the tensors of {' and '.join(lacking)}, which the entry targets does not name; leave "
+            "out the entry loader if no program loads this layout"
         )
     return loader
 
@@ -311,7 +323,7 @@ def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rul
         raise CannotRun(f"{where}: {op} needs a reason", "bad_table")
     rule = Rule(section.name, table, operation, source, targets, example, section.get("reason", ""))
     try:
-        rule.check(backwards=table != SPELLINGS)  # a spelling is only ever read forwards
+        rule.check(backwards=table != SPELLINGS)  # spellings are only read forwards
     except (re.error, ValueError) as fault:
         raise CannotRun(f"{where}: {fault}", "bad_table") from fault
     return rule

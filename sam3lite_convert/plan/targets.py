@@ -1,4 +1,4 @@
-"""The tensors that a layout must hold: their keys, their shapes, and the file each is written in."""
+"""The tensors that a layout must hold: their keys, their shapes, and the files that they are written to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MODEL, TEXT_PROJECTION = "model", "text_projection"  # stems of the safetensors 
 
 
 def expected_targets(layout: Layout, architecture: Architecture, component: str) -> Iterator[tuple[str, Expected]]:
-    """Every target key with its shape; None for a side that the file does not show.
+    """Every target key with its shape; a dimension is None if the checkpoint does not show it.
 
-    Raises CannotRun for a target table that speaks of sizes or lists that no architecture has.
+    Raises CannotRun if a target table names a size or a list that does not exist.
     """
     for template, each, sizes in layout.shapes:
         if component == "text" and not layout.is_text(template):
@@ -39,11 +39,11 @@ _SIDE = re.compile(r"(?:(\d+)\*)?(\w+)(?:/([1-9]\d*))?(?:\+(\d+))?")
 
 
 def _side(text: str, sizes: dict[str, int], where: str) -> int | None:
-    """``2*hidden``, ``vit_hidden/4``, ``hidden+2``, ``hidden`` or ``16``, to a number."""
+    """The value of a shape expression: ``2*hidden``, ``vit_hidden/4``, ``hidden+2``, ``hidden`` or ``16``."""
     match = _SIDE.fullmatch(text)
     if match is None or not (match[2].isdigit() or match[2] in SIZES):
         known = ", ".join(sorted(SIZES))
-        raise CannotRun(f"target table, {where}: {text!r} is no size; there are numbers and {known}", "bad_table")
+        raise CannotRun(f"target table, {where}: {text!r} is not a size; use a number or one of {known}", "bad_table")
     value = int(match[2]) if match[2].isdigit() else sizes.get(match[2])
     if value is None:
         return None
@@ -51,20 +51,20 @@ def _side(text: str, sizes: dict[str, int], where: str) -> int | None:
 
 
 def empty_lists(layout: Layout, architecture: Architecture, component: str) -> list[PlanFault]:
-    """Stacks of layers of which the file holds not one: without this, nothing would miss them."""
+    """Stacks of layers of which the file holds none; no other check notices that they are missing."""
     modules: dict[str, str] = {}
     for template, each, _ in layout.shapes:
         if each and each not in OPTIONAL_BLOCKS and (component == "all" or layout.is_text(template)):
             modules.setdefault(each, template.split(".{i}")[0].removesuffix(".layers"))
     return [
-        PlanFault("missing_component", modules[each], "the file has not one of its layers")
+        PlanFault("missing_component", modules[each], "the file has none of its layers")
         for each in modules
         if not architecture.blocks.get(each)
     ]
 
 
 def written_name(target: str, layout: Layout, component: str) -> tuple[str, str]:
-    """Stem of the file and key in it under which a target is written."""
+    """The stem of the file that a target is written to, and its key in that file."""
     if component != "text" or not layout.strips_text:
         return MODEL, target
     if layout.text_projection and target.startswith(layout.text_projection):

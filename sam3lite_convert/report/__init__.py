@@ -1,1 +1,1 @@
-"""Shows records, on a terminal and as a page."""
+"""Shows records: on a terminal and as an HTML page."""

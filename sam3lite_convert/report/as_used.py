@@ -1,4 +1,4 @@
-"""What people see of verdict 2: ids on both sides, how far each cause moves the text features, the recipe."""
+"""Shows verdict 2: ids on both sides, how far each cause changes the text features, and the recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAME = "verdict 2, behaviour: "
 
 
 def behaved(b: BehaviourRecord) -> None:
-    """What the second verdict rests on."""
+    """The evidence for the second verdict."""
     say()
     say(f"as used    {b.candidate}")
     say(f"           {b.tokenizer}")
@@ -24,22 +24,22 @@ def behaved(b: BehaviourRecord) -> None:
         say(f"    original  {ids_shown(p.original, p.valid.original)}")
         say(f"    as used   {ids_shown(p.as_used, p.valid.as_used)}")
     if b.built_in:
-        say("  (built-in prompts, one for each cause; your own: --prompt TEXT or --prompts-file FILE)")
+        say("  (built-in prompts, one for each cause; for your own use --prompt TEXT or --prompts-file FILE)")
     if b.prompts_total > _LISTED:
-        say(f"  ... these moved most, of {b.prompts_total:,}")
+        say(f"  ... the {_LISTED} that changed most, of {b.prompts_total:,}")
     say()
     _causes(b)
     say()
-    say("The recipe, the shortest code that calls it as the original is called:", "bold")
+    say("The recipe, the shortest code that reproduces the original's text features:", "bold")
     for line in b.recipe.code.splitlines():
         say(f"    {line}")
     say(f"with the recipe: {_named(b.recipe.verdict, b.recipe.summary)}", VERDICTS[b.recipe.verdict])
 
 
 def verdict(b: BehaviourRecord | None) -> None:
-    """The second verdict in one line, also if it was not asked for, and what to do about it."""
+    """The second verdict in one line, or that it was not asked for, and what to do about it."""
     if b is None:
-        say(f"{_NAME}not looked at; --as-used calls the transformers model as people do")
+        say(f"{_NAME}not compared; --as-used also calls the model through transformers")
         return
     say(_NAME + _named(b.verdict, b.summary), VERDICTS[b.verdict])
     if b.remedy:
@@ -51,7 +51,7 @@ def _named(verdict: str, summary: str) -> str:
 
 
 def _causes(b: BehaviourRecord) -> None:
-    """Each cause switched on alone, and all of them."""
+    """The error of each cause alone, and of all causes together."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("cause, alone", no_wrap=True)
     names = ["rel. L2", "cosine", "max abs", "prompts"]
@@ -74,5 +74,5 @@ def _figures(error: FeatureError) -> list[str]:
 
 
 def cosine(value: float) -> str:
-    """A cosine, or a dash: there is none if a side is zero or not finite."""
+    """A cosine, or a dash if it is undefined because a side is zero or not finite."""
     return f"{value:.6f}" if math.isfinite(value) else "-"

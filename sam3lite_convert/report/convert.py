@@ -1,4 +1,4 @@
-"""Shows a conversion: its plan and what was written."""
+"""Shows a conversion: its plan, and what was written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sam3lite_convert.report.terminal import say
 
 
 def planned(r: ConvertDocument) -> None:
-    """A conversion's plan; nothing for one that was not planned, as its folder is complete."""
+    """A conversion's plan; nothing if none was made because the folder is complete."""
     if r.plan is None:
         return
     headline(r.plan.file)
@@ -50,7 +50,7 @@ def converted(r: ConvertDocument) -> None:
 def planned_alone(r: ConvertDocument) -> None:
     """The end of a dry run."""
     say()
-    say(f"Dry run: the plan is sound, nothing was written. It would go to {r.output}")
+    say(f"Dry run: the plan is sound, nothing was written. The output folder would be {r.output}")
 
 
 def proofs(done: WrittenConversion) -> None:

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 def demo_begins() -> None:
-    """What the commands are run on."""
+    """The checkpoint that the commands are run on."""
     say("A small checkpoint with the keys of a released one and random values: demo.pt")
 
 
 def demo_step(command: str, document: StepDocument | None) -> None:
-    """One command that has run; ``document`` None: it was left out."""
+    """A command and its result. ``document``: None if the command was skipped."""
     say()
     say(f"$ sam3lite {command}", "bold cyan")
     if document is None:
-        say("left out: it needs transformers (pip install 'sam3lite-convert[transformers]')")
+        say("skipped: needs transformers (pip install 'sam3lite-convert[transformers]')")
     elif isinstance(document, InspectDocument):
         inspected(document)
     elif isinstance(document, ConvertDocument):
@@ -43,7 +43,7 @@ def demo_step(command: str, document: StepDocument | None) -> None:
 
 
 def demo_end(d: DemoDocument, output: Path | None) -> None:
-    """The verdicts, and what to type next."""
+    """The verdicts, and the next command to try."""
     kept = f"The files are in {output}." if output else "The files were deleted; --output DIR keeps them."
     verdicts = {layout: document.judgement.verdict for layout, document in d.compared.items()}
     parity = ", ".join(f"{layout} {verdict.replace('_', ' ')}" for layout, verdict in verdicts.items())

@@ -1,4 +1,4 @@
-"""Shows one key of a plan."""
+"""Shows what a plan does with one key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sam3lite_convert.report.terminal import say
 
 
 def explained(d: ExplainDocument) -> None:
-    """One key."""
+    """The source tensor, its operation, its targets and the rule that applies."""
     say(f"source  {d.source.key}  {_tensor(d.source)}")
     if d.source.canonical != d.source.key:
         say(f"        canonical name {d.source.canonical}")

@@ -1,4 +1,4 @@
-"""Shows what a checkpoint is, and the parts of that which other commands show too."""
+"""Shows what a checkpoint is; other commands use parts of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LISTED = 20
 
 
 def inspected(d: InspectDocument) -> None:
-    """What a checkpoint is."""
+    """The kind of a checkpoint, its contents, and whether it converts."""
     headline(d.file)
     say(f"kind: {d.kind}")
     text_encoder(d.architecture, d.file)
@@ -55,7 +55,7 @@ def headline(file: FileFacts) -> None:
 
 
 def text_encoder(architecture: ArchitectureRecord | None, file: FileFacts) -> None:
-    """The text encoder's sizes beside SAM3's; nothing if there is none that is known."""
+    """The text encoder's sizes compared with SAM3's; nothing if no text encoder was recognised."""
     a = architecture
     if a is None:
         return
@@ -70,7 +70,7 @@ def text_encoder(architecture: ArchitectureRecord | None, file: FileFacts) -> No
 
 
 def component_table(accounting: Accounting) -> None:
-    """What becomes of every tensor, by component, and why tensors are dropped."""
+    """How many tensors are mapped and dropped, by component, and why tensors are dropped."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("component", no_wrap=True)
     for name in ("keys", "mapped", "dropped", "parameters"):
@@ -89,7 +89,7 @@ def _cells(c: ComponentRecord) -> list[str]:
 
 
 def counts_line(counts: Counts | None) -> None:
-    """The sum of the plan; nothing if there is no plan."""
+    """The totals of the plan; nothing if there is no plan."""
     if counts:
         say(
             f"{counts.source:,} source tensors = {counts.mapped:,} mapped + {counts.dropped:,} dropped; "
@@ -98,7 +98,7 @@ def counts_line(counts: Counts | None) -> None:
 
 
 def notes(architecture: ArchitectureRecord | None, notes: tuple[str, ...]) -> None:
-    """The notes, and what was assumed because weights cannot tell it."""
+    """The notes, and the assumptions about what the weights do not show."""
     assumed = (architecture.assumed if architecture else None) or {}
     said = [f"assumed {name}: {what}" for name, what in assumed.items()]
     for text in [*notes, *(s for s in said if s not in notes)]:
@@ -106,12 +106,12 @@ def notes(architecture: ArchitectureRecord | None, notes: tuple[str, ...]) -> No
 
 
 def fetched(fetched: Fetched | None) -> None:
-    """How much of a file on the Hub was read; nothing if all of the file is here."""
+    """How much of a file on the Hub was read; nothing if the whole file is on disk."""
     if fetched:
         read = (
             f"{human_bytes(fetched.bytes)} of {human_bytes(fetched.of)}"
             if fetched.bytes
-            else "nothing, it was fetched before"
+            else "nothing, all of it was cached"
         )
         say(f"note: read by range requests from the Hub, not downloaded: {read}")
 

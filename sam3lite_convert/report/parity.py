@@ -1,4 +1,4 @@
-"""What people see of a parity run: the table of taps, the verdict, the likely cause, the self-test."""
+"""Shows a parity run: the table of taps, the verdict, the likely cause, and the self-test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LISTED = 20
 
 
 def paritied(d: ParityDocument, debug: bool) -> None:
-    """Two encoders side by side; with ``debug`` a row for each tap."""
+    """The comparison of two encoders; with ``debug`` a row for each tap."""
     sides, inputs, judgement = d.sides, d.inputs, d.judgement
     say(f"reference  {sides.reference}, from {sides.checkpoint}")
     if d.original_repo:
@@ -53,7 +53,8 @@ def paritied(d: ParityDocument, debug: bool) -> None:
     if d.diagnosis:
         _diagnosis(d.diagnosis)
     if d.not_compared:
-        say(f"  this is of the text encoder; the folder's other {d.not_compared:,} tensors: {sides.verify_command}")
+        others = f"the folder's other {d.not_compared:,} tensors"
+        say(f"  only the text encoder was compared; for {others}: {sides.verify_command}")
     as_used.verdict(d.behaviour)
     for text in d.notes:
         say(f"note: {text}")
@@ -64,22 +65,22 @@ def paritied(d: ParityDocument, debug: bool) -> None:
 
 
 def _checkout(o: CheckoutRecord) -> None:
-    """What was run of the user's checkout, and whether our own reference agrees with it."""
-    say(f"           its code was run: {', '.join(o.files)}")
+    """Which files of the user's checkout were run, and whether our own reference agrees with them."""
+    say(f"           files that were run: {', '.join(o.files)}")
     if o.stood_in:
-        say(f"           not run, stood in for: {', '.join(o.stood_in)}")
+        say(f"           not run, replaced by stand-ins: {', '.join(o.stood_in)}")
     found, at = o.against_original_ref, ""
     if found.verdict == "differs":
-        at = f", first at {found.first_divergence}; the causes below are looked for with original_ref"
+        at = f", first at {found.first_divergence}; the causes below were found with original_ref"
     verdict = found.verdict.replace("_", " ")
     say(
-        f"           beside it, original_ref: {verdict}, max abs diff {number(found.max_abs_diff)}{at}",
+        f"           compared with original_ref: {verdict}, max abs diff {number(found.max_abs_diff)}{at}",
         VERDICTS[found.verdict],
     )
 
 
 def _worst(d: ParityDocument) -> None:
-    """The prompts that are furthest off, where not all of them are shown anyway."""
+    """The prompts with the largest differences, unless all prompts are shown anyway."""
     if d.judgement.verdict == "exact" or not d.worst_prompts or d.inputs.prompts_total <= _LISTED:
         return
     say(f"the worst prompts, by max abs diff at {d.worst_prompts[0].tap}:")
@@ -92,21 +93,21 @@ def _verdict(j: JudgementRecord) -> None:
     if j.max_abs_diff != 0:
         say(f"smallest tolerance that would have passed: {number(j.smallest_passing_tolerance)}")
     if j.first_divergence:
-        also = f" (and by themselves: {', '.join(j.also_diverging)})" if j.also_diverging else ""
+        also = f" (independently also: {', '.join(j.also_diverging)})" if j.also_diverging else ""
         say(f"first divergence: {j.first_divergence}{also}", "bold red")
         tap = next(t for t in j.layers if t.name == j.first_divergence)
         if tap.isolated_max_abs_diff <= tap.isolated_tolerance and tap.floor:
             mean, floor = number(tap.isolated_mean_abs_diff), number(tap.floor.mean_isolated)
-            say(f"  by its mean abs diff of {mean}, where the floor is {floor}")
+            say(f"  because of its mean abs diff of {mean}; the noise floor is {floor}")
 
 
 def _diagnosis(d: DiagnosisRecord) -> None:
     say(f"likely cause: {d.cause}", "bold")
     for fit in d.fits[1:4]:
-        say(f"  would fit as well: {fit.cause}")
+        say(f"  also possible: {fit.cause}")
     tensors = sorted(d.tensors, key=lambda t: t.fault is None)
     ours, theirs = _common([t.target for t in tensors]), _common([t.source for t in tensors])
-    say(f"the tensors behind {d.tap}, {ours}*, and the rules that made them of {theirs}*:")
+    say(f"the tensors used by {d.tap}, {ours}*, and the rules that made them from {theirs}*:")
     for t in tensors[:_LISTED]:
         target, source = t.target.removeprefix(ours), t.source.removeprefix(theirs)
         say(f"  {target:<28}  <- {t.operation}, [{t.rule}] of {t.table}: {source}")
@@ -118,7 +119,7 @@ def _diagnosis(d: DiagnosisRecord) -> None:
 
 def _common(names: list[str]) -> str:
     """What all names begin with, up to a dot."""
-    start = os.path.commonprefix(names)  # noqa: RUF071  these are no paths
+    start = os.path.commonprefix(names)  # noqa: RUF071  these are not paths
     return start[: start.rfind(".") + 1]
 
 
@@ -149,7 +150,7 @@ def _tap_table(taps: tuple[TapRecord, ...]) -> None:
     show(table)
 
 
-# The word behind a row, and its colour.
+# The word at the end of a row, and the colour of the row.
 _STATUS: dict[TapStatus, tuple[str, str | None]] = {
     "equal": ("equal", None),
     "within": ("within", None),
@@ -177,13 +178,13 @@ def tried(t: TrialRecord) -> None:
     if t.outcome == "found":
         say(f"              {t.first_divergence}: {t.cause}")
     elif t.outcome == "missed":
-        say(f"              made in {t.made_in}; found {t.first_divergence}: {t.cause}")
+        say(f"              made in {t.made_in}, but found in {t.first_divergence}: {t.cause}")
     else:
-        say(f"              these inputs keep {t.made_in} within the noise floor; try --seed N --batch 8")
+        say(f"              with these inputs {t.made_in} stays within the noise floor; try --seed N --batch 8")
 
 
 def self_tested(d: SelfTestDocument) -> None:
-    """The sum of a self-test."""
+    """The totals of a self-test."""
     say()
     say(
         f"self-test {d.verdict}: {d.counts['found']} faults found in their layer and named, "

@@ -1,4 +1,4 @@
-"""What people see of the Hub: what a push would change, where it went, and the verdicts on many files."""
+"""Shows what a push to the Hub would change and where it went, and the verdicts on several files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sam3lite_convert.report.terminal import fault, printable, say, show
 
 
 def converted_end(r: ConvertDocument) -> None:
-    """Where it was pushed to, or what to type next."""
+    """Where the folder was pushed to, or the next command to try."""
     if r.done.push:
         pushed(r.done.push)
     elif not r.done.verification:
@@ -28,7 +28,7 @@ def converted_end(r: ConvertDocument) -> None:
 
 
 def push_planned(p: PushPlanRecord) -> None:
-    """What a push would change, before it goes."""
+    """What a push will change, before anything is sent."""
     say()
     how = "a new repository" if p.creates else "a repository that exists"
     seen = "private" if p.private else "public"
@@ -37,9 +37,9 @@ def push_planned(p: PushPlanRecord) -> None:
     for name, f in p.files.items():
         say(f"  {f.state:<8} {name}  {human_bytes(f.bytes)}")
     for name in p.deleted:
-        say(f"  delete   {name}, of an earlier conversion")
+        say(f"  delete   {name}, from an earlier conversion")
     if p.left:
-        say(f"  not sent, since no conversion writes it: {', '.join(p.left)}")
+        say(f"  not sent, because conversions do not write it: {', '.join(p.left)}")
     if kept := _kept(p):
         say(f"  {', '.join(kept)} there was not written by a conversion and is kept; --hub-overwrite replaces it")
 
@@ -51,23 +51,23 @@ def _kept(p: PushPlanRecord) -> list[str]:
 def pushed(p: PushRecord) -> None:
     """Where a push went."""
     if p.plan is None or p.commit is None:
-        say(f"Not pushed to {p.repo}: parity with the original is what it lacks.", "bold red")
+        say(f"Not pushed to {p.repo}: the text encoder differs from the original.", "bold red")
     elif p.state == "current":
         where = f"at commit {p.commit[:12]}" + ("" if p.plan.revision == "main" else f", {p.plan.revision}")
         kept = _kept(p.plan)
-        but = f", but for {', '.join(kept)}, which was edited there" if kept else ""
-        say(f"{p.repo} on the Hub holds exactly this {where}{but}; nothing was pushed.", "bold green")
+        but = f", except for {', '.join(kept)}, which was edited there" if kept else ""
+        say(f"{p.repo} on the Hub already holds these files {where}{but}; nothing was pushed.", "bold green")
     else:
         say(f"Pushed to {p.repo}, commit {p.commit[:12]}: {p.url}", "bold green")
 
 
 def batch_begins(number: int, total: int, name: str, size: int | None) -> None:
-    """Which file of several it is about now. ``size`` in bytes, of one that is converted."""
+    """The start of one of several conversions. ``size``: of the file in bytes; None if it is not converted."""
     say(f"[{number}/{total}] {name}" + (f", {human_bytes(size)}" if size is not None else ""), "bold")
 
 
 def batch_ends(r: ConvertDocument | FailedConversion) -> None:
-    """The verdict on one of several."""
+    """The verdict on one of several conversions."""
     if isinstance(r, FailedConversion):
         fault(f"{r.checkpoint}: {r.error.message}")
         return
@@ -79,7 +79,7 @@ def batch_ends(r: ConvertDocument | FailedConversion) -> None:
 
 
 def converted_all(r: ConvertAllDocument) -> None:
-    """All verdicts at the end."""
+    """The verdicts on all conversions."""
     say()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("checkpoint", "verdict", "proof"):
@@ -97,7 +97,7 @@ def converted_all(r: ConvertAllDocument) -> None:
 
 
 def _verdict(result: ConvertDocument | FailedConversion) -> list[str]:
-    """Verdict, proof and push of one of several."""
+    """The cells of a row: verdict, proof and push."""
     if isinstance(result, FailedConversion):
         return ["FAILED", "", ""]
     proof, push = result.done.verification, result.done.push

@@ -14,23 +14,23 @@ from rich.table import Table
 from sam3lite_convert.records.record import Document
 from sam3lite_convert.workers import Advance
 
-_LONGEST_LINE = 2000  # characters; a name in a file may have a million
+_LONGEST_LINE = 2000  # characters; a key in a file may be a million long
 
 
 class _Console(Console):
-    """Goes on where its reader went away (for example head): the exit code is still that of the checks."""
+    """Continues after a broken pipe (as with ``| head``), so that the exit code is still that of the checks."""
 
     def on_broken_pipe(self) -> None:
         into_nothing()
 
 
 def into_nothing() -> None:
-    """What is still said on stdout goes nowhere: its reader went away, or it cannot be written to."""
+    """Discard further output on stdout, whose reader has closed it or which cannot be written to."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _out() -> Console:
-    # Made per call: the width and the stream are those of the moment.
+    # Made for each call, since the width and the stream may change.
     return _Console(highlight=False, markup=False)
 
 
@@ -39,12 +39,12 @@ def _err() -> Console:
 
 
 def say(text: str = "", style: str | None = None) -> None:
-    """A line of results."""
+    """Print a line of results on stdout."""
     _out().print(printable(text), style=style, soft_wrap=True)
 
 
 def show(table: Table) -> None:
-    """A table of results. Where no column of it wraps it keeps its width: a narrow place cuts no number."""
+    """Print a table of results. If no column may wrap, it keeps its full width, so that no number is cut."""
     console = _out()
     if all(column.no_wrap for column in table.columns):
         console.width = max(console.width, console.measure(table, options=_unbounded(console)).maximum)
@@ -61,17 +61,17 @@ def is_terminal() -> bool:
 
 
 def width() -> int:
-    """Columns of the place that results go to."""
+    """The width of stdout in columns."""
     return _out().width
 
 
 def note(text: str) -> None:
-    """A line beside the results."""
+    """Print a note on stderr."""
     _err().print(printable(text), soft_wrap=True)
 
 
 def as_json(document: Document) -> None:
-    """The one JSON document on stdout."""
+    """Print the document as JSON on stdout."""
     try:
         sys.stdout.write(json.dumps(document.to_json(), indent=2, allow_nan=False) + "\n")
         sys.stdout.flush()
@@ -80,12 +80,12 @@ def as_json(document: Document) -> None:
 
 
 def fault(message: str) -> None:
-    """A foreseeable failure."""
+    """Print an error message on stderr."""
     _err().print(printable(f"error: {message}"), style="red", soft_wrap=True)
 
 
 def printable(text: str) -> str:
-    """Names come out of files: what would steer the terminal is shown, not sent, and no line is endless."""
+    """The text with control characters escaped and long lines shortened, since names come from untrusted files."""
     shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
     if len(shown) <= _LONGEST_LINE:
         return shown
@@ -101,7 +101,7 @@ def printable(text: str) -> str:
 def byte_progress(
     totals: Mapping[str, int | None], labels: dict[str, str], quiet: bool
 ) -> Iterator[Callable[[str], Advance]]:
-    """Bars by bytes with rate and time left, on a terminal only."""
+    """Progress bars in bytes, with rate and time left; shown only on a terminal."""
     console = _err()
     if quiet or not console.is_terminal:
         yield lambda what: lambda n: None
@@ -118,7 +118,7 @@ def byte_progress(
 
 @contextmanager
 def count_progress(label: str, total: int, quiet: bool) -> Iterator[Advance]:
-    """A bar over things that are counted, with the time left, on a terminal only."""
+    """A progress bar over ``total`` steps, with the time left; shown only on a terminal."""
     console = _err()
     if quiet or not console.is_terminal:
         yield lambda n: None

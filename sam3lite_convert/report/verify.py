@@ -12,7 +12,7 @@ def verified(r: VerifyDocument) -> None:
     say(f"{r.folder}: layout {r.layout}, component {r.component}, {r.dtype}", "bold")
     _rows("wrong", [(m.key, m.why) for m in r.mismatched])
     _rows("missing", [(k, "") for k in r.missing])
-    _rows("unexpected, since the model has no such tensor", [(k, "") for k in r.unexpected])
+    _rows("unexpected (the model has no such tensor)", [(k, "") for k in r.unexpected])
     counters = [n for n in r.notes if "BatchNorm does not read it" in n]
     if counters:
         say(f"note: {len(counters)} BatchNorm counters (num_batches_tracked) are absent or differ; nothing reads them")

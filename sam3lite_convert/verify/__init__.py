@@ -1,1 +1,1 @@
-"""Turns a folder back, compares, names what is wrong."""
+"""Converts a folder back, compares it with its source, and says what is wrong."""

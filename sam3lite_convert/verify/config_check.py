@@ -1,7 +1,6 @@
-"""Whether a config.json fits the weights that lie beside it.
+"""Checks whether a config.json fits the weights in its folder.
 
-A field is judged where it changes what the model computes. Those that config.json does not need to
-hold count with the value that the library takes for them.
+A field is judged if it changes what the model computes. A field that is left out has the library's default value.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from sam3lite_convert.convert.config import make_config
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.record import Json, JsonValue
 
-# What transformers takes for a field that a config.json leaves out (released library, 5.23).
+# Defaults of transformers for fields that a config.json leaves out (released library, 5.23).
 _LIBRARY_DEFAULTS: dict[str, Json] = {
     "text_config": {
         "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "projection_dim": 512,
@@ -41,8 +40,8 @@ _LIBRARY_DEFAULTS: dict[str, Json] = {
     },
     "mask_decoder_config": {"hidden_size": 256, "num_upsampling_stages": 3, "num_attention_heads": 8},
 }  # fmt: skip
-# Fields that we leave to the library's default, which is the original's value: the ViT's rotary
-# embedding has base 10000, and the feed-forward blocks of the DETR parts a ReLU (layout notes).
+# Fields that we do not write because the library's default is the original's value: the ViT's rotary
+# embedding has base 10000, and the feed-forward blocks of the DETR parts use ReLU (layout notes).
 _KEPT_AT_DEFAULT: dict[str, Json] = {
     "": {"quantization_config": None},
     "backbone_config": {
@@ -53,7 +52,7 @@ _KEPT_AT_DEFAULT: dict[str, Json] = {
     "detr_encoder_config": {"hidden_act": "relu"},
     "detr_decoder_config": {"hidden_act": "relu"},
 }  # fmt: skip
-# Read in training only, when a model is made anew, by other tasks, or (the DETR parts' eps) not at all.
+# Read only in training, when weights are initialised or by other tasks, or (the DETR parts' eps) never.
 _WITHOUT_EFFECT = frozenset(
     {
         "_name_or_path", "transformers_version", "torch_dtype", "dtype", "model_type", "architectures", "return_dict",
@@ -66,31 +65,35 @@ _WITHOUT_EFFECT = frozenset(
 
 
 class ConfigFault(NamedTuple):
-    """One field: its path in config.json, and what is wrong with it in words."""
+    """A field that does not fit: its path in config.json, and in words what is wrong with it."""
 
     path: str
     why: str
 
 
 class ConfigCheck(NamedTuple):
-    """``faults``: fields that do not fit. ``unjudged``: paths of fields that this tool does not know."""
+    """The result of ``check_config``.
+
+    faults: fields that do not fit.
+    unjudged: paths of fields that this tool does not know.
+    """
 
     faults: list[ConfigFault]
     unjudged: list[str]
 
 
 def check_config(plan: Plan, actual: Json) -> ConfigCheck:
-    """Hold a config.json against the plan's weights.
+    """Compare a config.json with the plan's weights.
 
-    A field that is left out counts with the value that transformers takes for it.
+    A field that is left out has the default value of transformers.
     """
     expected = make_config(plan)
     library = plan.layout.loader.library is not None
     if not library and actual.get("model_type") != expected["model_type"]:
         if str(actual.get("model_type", "")).startswith(plan.layout.family.library.model_type):
             why = (
-                f"is {actual['model_type']!r}: transformers would load these weights there and leave at random values "
-                "what it does not find under its own names"
+                f"is {actual['model_type']!r}: transformers would load these weights as that model and leave every "
+                "tensor that it does not find under its own name at random values"
             )
             return ConfigCheck([ConfigFault("model_type", why)], [])
         for name in ("model_type", "layout", "component"):
@@ -104,14 +107,14 @@ def check_config(plan: Plan, actual: Json) -> ConfigCheck:
 
 
 def _architectures(expected: JsonValue, actual: Json) -> Iterator[ConfigFault]:
-    # Loaders by model_type do not read it, others pick the class by it; left out it misleads nobody.
+    # Some loaders go by model_type, others pick the class by this field. It does no harm if it is left out.
     found = actual.get("architectures")
     if isinstance(expected, list) and found and found != expected:
-        yield ConfigFault("architectures", f"is {found!r}; these tensors are those of {expected[0]}")
+        yield ConfigFault("architectures", f"is {found!r}; these are the tensors of {expected[0]}")
 
 
 def _others(expected: Json, actual: Json, path: str, section: str, unjudged: list[str]) -> Iterator[ConfigFault]:
-    """Fields that we do not write: judged where we know that they matter, else collected."""
+    """Fields that we do not write: judged if they are known to matter, otherwise added to ``unjudged``."""
     known = _KEPT_AT_DEFAULT.get(section, {})
     for name, have in actual.items():
         where, ours = f"{path}{name}", expected.get(name)
@@ -144,16 +147,16 @@ def _compare(expected: Json, actual: Json, path: str, plan: Plan, section: str) 
             have = actual.get("dtype", actual.get("torch_dtype", want))
         if isinstance(want, dict):
             if name not in actual and not library:
-                continue  # a config of another tool that does not speak of this part
+                continue  # another tool's config, without this section
             yield from _compare(want, have if isinstance(have, dict) else {}, f"{where}.", plan, name)
         elif (have is None and (name == "model_type" or not library)) or name in guessed or _equal(have, want):
             continue
         elif name == "layer_norm_eps":
-            left_out = "" if name in actual else " (left out, so the library's default holds)"
+            left_out = "" if name in actual else " (left out, so the library's default applies)"
             which = "the ViT's" if "backbone" in path else "the text encoder's"
-            yield ConfigFault(where, f"eps is {have!r}{left_out}; {which} LayerNorms run at {want:g} in the original")
+            yield ConfigFault(where, f"eps is {have!r}{left_out}; {which} LayerNorms use {want:g} in the original")
         else:
-            left_out = "" if name in actual else " (left out, so the library's default holds)"
+            left_out = "" if name in actual else " (left out, so the library's default applies)"
             yield ConfigFault(where, f"is {have!r}{left_out}; the weights say {want!r}")
 
 

@@ -1,7 +1,7 @@
-"""What is wrong with a converted tensor, in the words of somebody who ports the model.
+"""Explains what is wrong with a converted tensor, in the terms of somebody who ports the model.
 
-Pure functions: bytes in, one sentence out. The first hypothesis that reproduces the found bytes
-exactly is the diagnosis; only if none does are values compared.
+Bytes in, one sentence out. The first hypothesis that reproduces the found bytes exactly is the diagnosis; values are
+compared only if no hypothesis does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sam3lite_convert.plan.unsound import shape_text
 
 
 class Diagnoser:
-    """Knows the plan and the source; explains one wrong tensor at a time."""
+    """Explains wrong tensors, one at a time, given the plan and the source."""
 
     def __init__(self, plan: Plan, source: BinaryIO) -> None:
         self._plan = plan
@@ -34,7 +34,7 @@ class Diagnoser:
         return b"".join(target_chunks(self._source, piece))
 
     def explain(self, piece: Mapped, found: bytes) -> str:
-        """Why ``found``, of the right shape and dtype, is not what the plan says."""
+        """Why ``found``, which has the right shape and dtype, differs from what the plan writes."""
         expected = self.expected(piece)
         for hypothesis in (self._arrangement, self._class_row, self._filled, self._other_tensor):
             sentence = hypothesis(piece, expected, found)
@@ -52,10 +52,10 @@ class Diagnoser:
             if rows == columns and matrix.T.tobytes() == found:
                 if isinstance(piece.operation, Transpose):
                     return (
-                        f"stored untransposed: it is {piece.source.key} as it stands. The original computes x @ P, a "
-                        "Linear computes x @ W.T, so the pooled output is unrelated to the original's"
+                        f"stored untransposed: it is an exact copy of {piece.source.key}. The original computes x @ P, "
+                        "but a Linear computes x @ W.T, so the pooled output is unrelated to the original's"
                     )
-                return "stored transposed: it is the transpose of the source, and square, so nothing complains"
+                return "stored transposed: it is the transpose of the source; it is square, so no shape check notices"
             if matrix.reshape(columns, rows).T.tobytes() == found:
                 return "its elements are the source's, reordered by a reshape and a transpose"
         if piece.shape and piece.shape[0] % 3 == 0 and piece.part is None and _is_fused(piece):
@@ -70,7 +70,7 @@ class Diagnoser:
             fused = self._cast(piece, read_tensor(self._source, piece.source))
             if how := _interleaved(fused, found, piece, Split.labels.index(piece.part)):
                 return (
-                    f"was taken as if the rows of {piece.source.key} were {how}; they are all of q, then all of k, "
+                    f"was split as if the rows of {piece.source.key} were {how}; they are all of q, then all of k, "
                     "then all of v"
                 )
         return None
@@ -80,7 +80,7 @@ class Diagnoser:
             return None
         whole = self._cast(piece, read_tensor(self._source, piece.source))
         if whole[: len(found)] == found:
-            return "the last row was dropped, and the class position kept as the first; every position is off by one"
+            return "the last row was dropped instead of the first, the class position; every position is off by one"
         return None
 
     # ---- another tensor in its place
@@ -100,7 +100,7 @@ class Diagnoser:
             if (source.nbytes, source.dtype) != (piece.nbytes, piece.source.dtype):
                 continue
             if self._cast(piece, read_tensor(self._source, source)) == found:
-                return f"holds {source.key}, a tensor that has no counterpart here ({dropped.reason})"
+                return f"holds {source.key}, a tensor that has no counterpart in this layout ({dropped.reason})"
         return None
 
     def _holders(self, found: bytes) -> list[str]:
@@ -126,7 +126,7 @@ class Diagnoser:
         narrow = [d for d in ("float16", "bfloat16") if piece.dtype == "float32"]
         for dtype in narrow:
             if cast(cast(expected, piece.dtype, dtype), dtype, piece.dtype) == found:
-                return f"went through {dtype} on its way: rounded to it and widened again"
+                return f"was rounded to {dtype} and converted back to {piece.dtype}"
         wanted = as_float64(expected, piece.dtype)
         if wanted is None or wanted.size != values.size:
             return None
@@ -148,10 +148,11 @@ class Diagnoser:
 
 
 def _interleaved(fused: bytes, found: bytes, piece: Mapped, part: int | None = None) -> str | None:
-    """How q, k and v were taken to lie among each other if that gives ``found``, in words.
+    """In words, which interleaving of the rows of q, k and v gives ``found``; None if none does.
 
-    ``fused``: all rows of q, k and v. ``part`` None: ``found`` is a whole fused tensor in another
-    order; else it is that third of one which was read in another order.
+    fused: all rows of q, k and v.
+    part: None if ``found`` is a whole fused tensor in another order; otherwise the index of the part (q, k or v) that
+        ``found`` should hold.
     """
     if not piece.shape or not fused:
         return None
@@ -167,11 +168,11 @@ def _interleaved(fused: bytes, found: bytes, piece: Mapped, part: int | None = N
 
 
 def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> str:
-    """Why a target of this shape is not the planned one."""
+    """In words, how a tensor came to have this shape instead of the planned one."""
     found, wanted = shape_text(shape), shape_text(piece.shape)
     rows, trained = positions(shape), positions(piece.shape)
     if piece.position_table and rows and trained and rows > trained:
-        return f"is {found}: the table was stretched; the original has {trained} rows that were trained"
+        return f"is {found}: the table was stretched; the original has {trained} trained rows"
     if isinstance(piece.operation, DropClassRow) and shape == piece.source.shape:
         return f"is {found}: the class position was kept; the model has {wanted} there"
     if shape == piece.shape[::-1]:
@@ -182,7 +183,7 @@ def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> str:
 
 
 def as_float64(data: bytes, dtype: str) -> np.ndarray | None:
-    """The values as float64; None for dtypes that are not numbers."""
+    """The values as float64; None if there are none, or if they are boolean or complex."""
     import torch
 
     if not data or dtype.startswith("complex") or dtype == "bool":

@@ -1,4 +1,4 @@
-"""Which conversion a folder claims to be, read off its keys and tensors."""
+"""Recognises from a folder's keys and tensors which conversion it is."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from sam3lite_convert.plan.targets import expected_targets, written_name
 
 
 def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal: bool = False) -> Plan:
-    """The plan whose result the folder claims to be, read off its keys and tensors.
+    """The plan of the conversion that the folder seems to be, recognised from its keys and tensors.
 
-    Raises CannotRun if its names are those of no layout, or of one whose tables are missing; UnsoundPlan if no plan
-    fits the checkpoint.
+    Raises CannotRun if its keys belong to no known layout or the layout's mapping tables were not given, UnsoundPlan
+    if no plan fits the checkpoint.
     """
     receipt = folder.receipt or {}
     said = receipt.get("layout")
     if receipt.get("own_tables") is True and said not in list(mappings.layouts):
         raise CannotRun(
-            f"{folder.path} was converted to the layout {said} with mapping tables that are not at hand: pass their "
-            "folder with --mapping DIR",
+            f"{folder.path} was converted to the layout {said} with other mapping tables; pass their folder with "
+            "--mapping DIR",
             "unknown_layout",
         )
     names = canonical_names(checkpoint, mappings.spellings)
     architecture = infer_architecture({n: checkpoint.tensors[k[0]].shape for n, k in names.sources.items()}, causal)
     keys = set(folder.tensors) | folder.listed
-    # How much of the folder a layout explains comes first: a folder that lost tensors is still of its
-    # layout. How much of the layout it fills decides between those that explain it equally well.
-    # Where two layouts have the same keys, it is the one that the receipt names.
+    # First criterion: how many of the folder's keys a layout explains, since a folder that lost tensors still has its
+    # layout. Second: how many of the layout's keys the folder holds. Third, if two layouts have the same keys: which
+    # of them the receipt names.
     scores: dict[tuple[str, str], tuple[float, float, bool]] = {}
     for layout in mappings.layouts.values():
         for component in ("all", "text"):
@@ -46,7 +46,7 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
                 scores[layout.name, component] = (common / len(keys), common / len(wanted), layout.name == said)
     if not scores:
         raise CannotRun(
-            f"{folder.path}: its keys are those of no layout ({', '.join(sorted(mappings.layouts))}); the first are "
+            f"{folder.path}: its keys match no layout ({', '.join(sorted(mappings.layouts))}); the first are "
             + ", ".join(sorted(keys)[:3]),
             "unknown_layout",
         )
@@ -57,7 +57,7 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
 
 
 def _cast_to(folder: Folder, plan: Plan) -> str | None:
-    """The dtype that the folder's floating tensors were cast to, None where they are as in the source."""
+    """The dtype that the folder's floating tensors were cast to; None if they have the dtypes of the source."""
     pairs = [
         (piece.source.dtype, folder.tensors[key][1].dtype)
         for key, piece in plan.mapped.items()
@@ -67,7 +67,7 @@ def _cast_to(folder: Folder, plan: Plan) -> str | None:
     common = Counter(found for _, found in pairs if dtypes.is_floating(found)).most_common(1)
     if not common or kept == len(pairs) or kept > common[0][1]:
         return None
-    # One wrong tensor does not make a cast: a single dtype holds the folder, or most of it did not keep its own.
+    # A single wrong tensor is not a cast: either all tensors have one dtype, or most did not keep their own.
     return common[0][0] if common[0][1] == len(pairs) or kept < len(pairs) / 2 else None
 
 

@@ -1,7 +1,7 @@
-"""Proof that a converted folder is its source: every tensor turned back and compared bit for bit.
+"""Proves that a converted folder matches its source: every tensor is converted back and compared bit for bit.
 
-Works on what this tool wrote and on what another tool wrote; layout, component, dtype and context
-are read off the folder's own keys and tensors.
+Works on folders written by this tool and by others; layout, component, dtype and context are recognised from the
+folder's own keys and tensors.
 """
 
 from __future__ import annotations
@@ -33,8 +33,14 @@ COUNTER = "num_batches_tracked"
 
 @dataclass
 class Verification:
-    """The outcome, which ``commands.verify`` makes a document of. ``mismatched`` holds (key, why); ``checked`` counts
-    tensors proven equal or not."""
+    """The outcome; ``commands.verify`` makes a document of it.
+
+    checked: number of tensors that were compared.
+    mismatched: (key, why it is wrong).
+    missing: keys that the plan writes and the folder does not hold.
+    unexpected: keys that the folder holds and the plan does not write.
+    loss: what the cast to the folder's dtype lost.
+    """
 
     plan: Plan
     checked: int = 0
@@ -50,19 +56,19 @@ class Verification:
 
     @property
     def up_to(self) -> str | None:
-        """The cast that the proof allows for."""
+        """The cast up to which the folder is proven equal, in words; None if there was no cast."""
         return f"the cast to {self.plan.options.dtype}" if self.loss.tensors else None
 
     @property
     def lost(self) -> Losses:
-        """What the folder does not hold of its source."""
+        """The parts of the source that the folder does not hold."""
         return losses(self.plan, self.loss)
 
 
 def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None = None) -> Verification:
     """Compare every tensor of the folder with the plan's source, and config.json with its sizes.
 
-    Raises Untrusted where the source is damaged or its twins differ.
+    Raises Untrusted if the source is damaged or if two names of one of its tensors hold different values.
     """
     advance = progress or (lambda what: lambda n: None)
     out = Verification(plan)
@@ -106,7 +112,7 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
 
 
 def tensor_faults(folder: Folder, plan: Plan, keys: Iterable[str]) -> dict[str, str]:
-    """What is wrong with these tensors of the folder, by key; those that are right are left out."""
+    """What is wrong with these tensors of the folder, by key; correct ones are left out."""
     faults: dict[str, str] = {}
     with open_source(plan.checkpoint) as source:
         diagnoser = Diagnoser(plan, source)
@@ -123,7 +129,7 @@ def tensor_faults(folder: Folder, plan: Plan, keys: Iterable[str]) -> dict[str, 
 def _fault(
     source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, diagnoser: Diagnoser, loss: CastLoss | None
 ) -> str | None:
-    """Why a found tensor is not what the plan writes; None where it is."""
+    """Why a found tensor differs from what the plan writes; None if it does not."""
     if found.shape != piece.shape:
         return explain_shape(piece, found.shape)
     if found.dtype != piece.dtype:
@@ -134,7 +140,7 @@ def _fault(
 
 
 def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, loss: CastLoss | None) -> bool:
-    """Whether the inverse of the operation turns the found tensor back into the source's bytes."""
+    """Whether the inverse of the operation gives the source's bytes (cast, if the folder is)."""
     if found.shape != piece.shape or found.dtype != piece.dtype:
         return False
     if loss is not None and piece.casts:
@@ -144,7 +150,7 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
         original = source_bytes(source, piece)
         return data == (cast(original, piece.source.dtype, piece.dtype, loss) if piece.casts else original)
     width, wide = dtypes.itemsize(found.dtype), dtypes.itemsize(piece.source.dtype)
-    # The same number of elements a step on both sides.
+    # Both sides are read in steps of the same number of elements.
     step = CHUNK // wide
     theirs = ranges(found.offset, found.nbytes, step * width)
     for original, (start, length) in zip(source_chunks(source, piece, step * wide), theirs, strict=True):
@@ -158,7 +164,7 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
 def _name_swaps(
     mismatched: list[tuple[str, str]], wrong: dict[str, bytes], plan: Plan, diagnoser: Diagnoser
 ) -> list[tuple[str, str]]:
-    """Where two wrong tensors hold each other's bytes, say so at both."""
+    """If two wrong tensors hold each other's bytes, say so for both."""
     sizes: dict[int, list[str]] = {}
     for key, data in wrong.items():
         sizes.setdefault(len(data), []).append(key)
@@ -188,7 +194,7 @@ def _check_config(folder: Folder, plan: Plan, out: Verification) -> None:
     checked = check_config(plan, folder.config)
     out.mismatched += [(f"config.json: {path}", why) for path, why in checked.faults]
     if checked.unjudged:
-        out.notes.append("config.json: not known to this tool, and not judged: " + ", ".join(checked.unjudged))
+        out.notes.append("config.json: unknown to this tool, so not checked: " + ", ".join(checked.unjudged))
 
 
 def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> None:
@@ -196,10 +202,10 @@ def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> Non
         out.notes.append(f"no {RECEIPT_NAME}; another tool wrote this folder")
         return
     source = folder.receipt.get("source")
-    # A conversion that read ranges alone has the Hub's word for it.
+    # A conversion that read only ranges of the file records the hash that the Hub states.
     stated = (source.get("sha256") or source.get("etag")) if isinstance(source, dict) else None
     if stated != (sha256 or (out.plan.checkpoint.hub and out.plan.checkpoint.hub.etag)):
-        out.notes.append(f"{RECEIPT_NAME} speaks of another source file (SHA-256 {str(stated)[:16]}...)")
+        out.notes.append(f"{RECEIPT_NAME} names another source file (SHA-256 {str(stated)[:16]}...)")
     plan = out.plan
     true: Json = {
         "layout": plan.layout.name,
@@ -212,4 +218,4 @@ def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> Non
     }
     for name, value in true.items():
         if folder.receipt.get(name) != value:
-            out.mismatched.append((f"{RECEIPT_NAME}: {name}", "is not what this conversion of this source does"))
+            out.mismatched.append((f"{RECEIPT_NAME}: {name}", "does not match this conversion of this source"))

@@ -56,7 +56,11 @@ def test_the_checkout_is_the_reference(kind, layout, files, checkout):
 def test_what_was_run_is_said(files, checkout):
     done = sam3lite("parity", "--checkpoint", files["s0"], "--original-repo", checkout)
     assert f"note: --original-repo runs Python code of {checkout}\n" in done.err
-    assert STUDENT in done.out and "not run, stood in for: timm" in done.out and "beside it, original_ref: " in done.out
+    assert (
+        STUDENT in done.out
+        and "not run, replaced by stand-ins: timm" in done.out
+        and "compared with original_ref: " in done.out
+    )
     plain = sam3lite("parity", "--checkpoint", files["s0"])
     assert "runs Python code" not in plain.err and "original_ref" not in plain.out
 

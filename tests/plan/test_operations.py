@@ -105,13 +105,13 @@ def test_drop_has_no_target_and_needs_a_reason():
 @pytest.mark.parametrize(
     ("operation", "shape", "says"),
     [
-        (Split(), (), "no multiple of three"),
-        (Split(), (4, 3), "no multiple of three"),
+        (Split(), (), "not a multiple of three"),
+        (Split(), (4, 3), "not a multiple of three"),
         (Transpose(), (4,), "only a matrix"),
         (Transpose(), (2, 3, 4), "only a matrix"),
         (DropClassRow(), (17, 4), "three dimensions"),
-        (DropClassRow(), (1, 15, 4), "no square grid"),
-        (DropClassRow(), (1, 3, 4), "no square grid"),
+        (DropClassRow(), (1, 15, 4), "not a square grid"),
+        (DropClassRow(), (1, 3, 4), "not a square grid"),
         (Keep(2), (3, 4), "four dimensions"),
         (Keep(2), (1, 1, 3, 4, 1), "four dimensions"),
     ],

@@ -398,11 +398,11 @@ def test_a_wrong_shape_is_told_with_both_shapes(small_rows):
     [
         (TEXT + "encoder.projection_layer", (64, 64, 1), "only a matrix can be transposed"),
         (TEXT + "encoder.projection_layer", (64,), "only a matrix can be transposed"),
-        (VISION + "trunk.blocks.0.attn.qkv.weight", (383, 128), "no multiple of three"),
-        (VISION + "trunk.blocks.0.attn.qkv.weight", (), "no multiple of three"),
+        (VISION + "trunk.blocks.0.attn.qkv.weight", (383, 128), "not a multiple of three"),
+        (VISION + "trunk.blocks.0.attn.qkv.weight", (), "not a multiple of three"),
         (VISION + "trunk.pos_embed", (17, 128), "has three dimensions"),
         (VISION + "trunk.pos_embed", (1, 17, 128, 1), "has three dimensions"),
-        (VISION + "trunk.pos_embed", (1, 15, 128), "no square grid"),
+        (VISION + "trunk.pos_embed", (1, 15, 128), "not a square grid"),
         (TEXT + "encoder.positional_embedding.pos_embed.pos_embed", (16, 64), "has four dimensions"),
     ],
 )

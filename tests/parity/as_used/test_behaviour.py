@@ -164,7 +164,7 @@ def test_a_fault_in_the_weights_is_in_the_first_verdict_and_not_in_the_causes(s0
 def test_both_verdicts_stand_on_lines_of_their_own(s0):
     out = sam3lite("parity", "--checkpoint", s0).out
     assert re.search(r"^verdict 1, weights: exact", out, re.M)
-    assert re.search(r"^verdict 2, behaviour: not looked at; --as-used", out, re.M)
+    assert re.search(r"^verdict 2, behaviour: not compared; --as-used", out, re.M)
     assert sam3lite("parity", "--checkpoint", s0, "--json").json["verdicts"] == {"weights": "exact", "behaviour": None}
     out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--prompt", "a dog").out
     either = "|".join(right_verdicts("transformers", (1, 16, 64))).replace("_", " ")
@@ -320,7 +320,9 @@ def test_a_folder_with_a_tokenizer_is_used_with_that(s0, folder):
 def test_what_the_words_rest_on_is_said(s0, folder, tmp_path):
     """Verdict 1 is of the text encoder; a cast is on both sides; a fault in the weights comes first."""
     out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", folder).out
-    assert re.search(r"this is of the text encoder; the folder's other [\d,]+ tensors: sam3lite verify ", out)
+    assert re.search(
+        r"only the text encoder was compared; for the folder's other [\d,]+ tensors: sam3lite verify ", out
+    )
     assert "built-in prompts" in out and "both pad with id 0" in out
     out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--prompt", "dog").out
     assert "built-in" not in out and "HTML entities" not in out and "other tensors" not in out
