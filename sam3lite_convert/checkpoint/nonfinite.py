@@ -133,7 +133,5 @@ def words_of(found: Mapping[str, NonFinite], shown: int = 5) -> str:
 
 
 def _words(counts: NonFinite) -> str:
-    parts = [f"{counts.nan:,} not a number"] * bool(counts.nan) + [f"{counts.infinite:,} infinite"] * bool(
-        counts.infinite
-    )
+    parts = [f"{counts.nan:,} NaN"] * bool(counts.nan) + [f"{counts.infinite:,} infinite"] * bool(counts.infinite)
     return " and ".join(parts)

@@ -76,6 +76,9 @@ def parity(
             raise CannotRun("--judge reads saved activations and takes only --tolerance and --report", "usage")
         document = parity_commands.judge_activations(judge, tolerance)
     else:
+        mappings = load_mappings(mapping)
+        if candidate is not None:
+            mappings.layout(candidate)  # a layout that does not exist is told before anything is looked up
         location = locate(name or "s0", repo_id, revision, cache_dir, json)
         from sam3lite_convert.parity.setup import ParityOptions  # imports torch: after the name was found
 
@@ -91,7 +94,6 @@ def parity(
         )  # fmt: skip
         if self_test and (save_activations or looks.as_used or html):
             raise CannotRun("--self-test cannot be combined with --save-activations, --as-used or --report", "usage")
-        mappings = load_mappings(mapping)
         read = _parity_source(location, partial, mappings, causal, json)
         if self_test:
             _self_test(read, mappings, options, converted, json)

@@ -237,7 +237,7 @@ def verified(work: Path, source: Source, mappings: Mappings, request: Request, f
         faults += [f"{key} is missing" for key in document.missing]
         faults += [f"{key} is not part of the model" for key in document.unexpected]
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        message = f"{folder} does not verify: {'; '.join(faults[:3])}{more}"
+        message = f"verification of {folder} failed: {'; '.join(faults[:3])}{more}"
         raise NotProven(message, "not_proven", document)
     return document
 

@@ -83,7 +83,6 @@ WRONG = {
     ("convert", "x", "--context", "8 tokens"): "Invalid value for '--context': '8 tokens' is not a whole number.",
     ("convert", "x", "--dtype", "fp16"): "'--dtype': 'fp16' is not one of 'float32', 'float16', 'bfloat16'.",
     ("convert", "x", "--component", "vision"): "'--component': 'vision' is not one of 'all', 'text'.",
-    ("parity", "--candidate", "onnx"): "'--candidate': 'onnx' is not one of 'packed', 'transformers'.",
     ("parity", "--attention", "flash"): "'--attention': 'flash' is not one of 'eager', 'sdpa'.",
     ("inspect",): "Missing argument 'CHECKPOINT'.",
     ("frobnicate",): "No such command 'frobnicate'.",
@@ -294,3 +293,9 @@ def test_completing_a_line_imports_nothing_heavy(tmp_path):
 def test_a_size_error_is_json_where_json_is_asked_for(tiny, tmp_path):
     out = sam3lite("convert", tiny, "--output", tmp_path / "out", "--max-shard-size", "500", "--json").out
     assert json.loads(out)["error"]["code"] == "bad_size"
+
+
+def test_a_candidate_that_is_no_layout_is_told_before_anything_is_looked_up():
+    done = sam3lite("parity", "--candidate", "onnx")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: no layout 'onnx'; there are: original, packed, transformers\n"
