@@ -209,7 +209,7 @@ def test_every_edit_of_the_folders_card_arrives(s0, hub):
 def test_a_kept_card_is_said_to_differ(s0, hub):
     sam3lite(*PUSH)
     hub.commit(MINE, {"README.md": b"# edited\n"})
-    assert "but for README.md" in sam3lite(*PUSH).out
+    assert "except for README.md" in sam3lite(*PUSH).out
 
 
 def test_files_that_somebody_put_there_stay(s0, hub):
