@@ -166,12 +166,12 @@ MUTE = [(EMBED, f"        class Mute(Exception):\n            __str__ = None\n  
 # name -> (changes, what is said)
 OTHERWISE = {
     "a layer that gives a pair": (PAIR, "at layers.0 it makes tuple"),
-    "a layer whose forward is called": ([(CALL, "x = layer.forward(x, mask)")], "nothing is seen at "),
-    "a norm whose forward is called": (NORM, "nothing is seen at final_layer_norm"),
+    "a layer whose forward is called": ([(CALL, "x = layer.forward(x, mask)")], "no activation at "),
+    "a norm whose forward is called": (NORM, "no activation at final_layer_norm"),
     "another order of axes": (AXES, "at projected it makes"),
     "a narrower pooled output": (NARROW, "at pooled it makes"),
     "a pair of pooled outputs": (POOLED, "at pooled it makes tuple"),
-    "no list of layers": (NAMED, "no list of layers"),
+    "no list of layers": (NAMED, "is not a list of layers"),
     "an exception that cannot be read": (MUTE, "Mute"),
     "a leave": ([(EMBED, f"        raise GeneratorExit\n{EMBED}")], "GeneratorExit"),
 }
