@@ -508,7 +508,7 @@ def test_a_folder_never_runs_code(s0, own, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"pad_token": "[PAD]"}, "it makes the id 49,408, and the model's vocabulary ends at 49,407"),
+        ({"pad_token": "[PAD]"}, "it makes the id 49,408, but the model's vocabulary ends at 49,407"),
         ({"model_max_length": "x"}, "ids of 'dog': the library failed: "),
         ({"pad_token": None}, "it has no padding id"),
     ],
@@ -529,7 +529,7 @@ def test_where_the_recipe_cannot_be_exact_it_says_why(s0):
     record = as_used(s0, "--prompt", "dog <end_of_text> cat", "--prompt", "a dog")
     used = record["behaviour"]
     (note,) = used["notes"]
-    assert "not the original's for 1 prompts, as 'dog <end_of_text> cat'" in note
+    assert "differ from the original's for 1 prompts, such as 'dog <end_of_text> cat'" in note
     assert used["recipe"]["verdict"] == "differs"
     assert used["remedy"] == "It still differs when called as in the recipe."
     assert used["recipe"]["prompts"] == 1 or (used["recipe"]["prompts"] == 2 and rounding(record))

@@ -488,7 +488,7 @@ def raises(what):
         (raises("from ....... import x"), "imports ......., which is not in the checkout"),
         (raises("import sam3.nothing"), "imports sam3.nothing, which is not in the checkout"),
         (raises("from .tokenizer_ve import f\nf()\n"), "tokenizer_ve.f was called"),
-        (("nn.Module", "object"), "no nn.Module"),
+        (("nn.Module", "object"), "is not an nn.Module"),
     ],
 )
 def test_a_module_that_does_not_run(checkout, change, said):
@@ -503,7 +503,7 @@ def test_the_other_module_does_not_run(checkout, text):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("output_dim=256, ", "output_dim, tokens, "), "wants tokens"),
+        (("output_dim=256, ", "output_dim, tokens, "), "requires tokens"),
         (("self, cfg, context_length, output_dim=256, bpe_path=None", "self"), "takes no cfg"),
         (
             ("super().__init__()", "super().__init__()\n        cfg['missing']"),
