@@ -327,7 +327,7 @@ def test_what_the_words_rest_on_is_said(s0, folder, tmp_path):
     half = convert(s0, tmp_path / "half", *TF, "--dtype", "float16")
     out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", half).out
     assert re.search("^verdict 1, weights: .*, both sides in float16", out, re.M)
-    assert re.search("^with the recipe: .* the original's, run in float16 as well,", out, re.M)
+    assert re.search("^with the recipe: .* the original's.*, both in float16", out, re.M)
     card = (half / "README.md").read_text()
     assert "the original's, rounded to float16" in card and "of the original run in float16 to the bit" in card
     bad = tmp_path / "bad"
@@ -553,7 +553,7 @@ def test_a_tokenizer_that_pads_on_the_left_is_compared_word_by_word(s0, folder, 
     assert prompt["as_used"] == [0] * 28 + DOG and prompt["valid"] == {"original": 4, "as_used": 4}
     assert used["together"]["tokens_without_counterpart"] == 0
     assert used["notes"][1:] == ["for 1 prompts the processor's ids are not what these causes together would give"]
-    assert "pads elsewhere" in used["notes"][0] and used["recipe"]["verdict"] == "differs"
+    assert "does not pad on the right" in used["notes"][0] and used["recipe"]["verdict"] == "differs"
     # Worked out by hand: the same words at the end of 32, with what stands before them masked.
     model = reference("s0")
     mask = torch.zeros(32)
