@@ -1,8 +1,8 @@
-"""What a porter would write: load everything, rename in memory, build the model, save it.
+"""The common way to port a checkpoint: load everything, rename in memory, build the model, save it.
 
     python benchmarks/common_way.py CHECKPOINT FOLDER_OF_THE_TRANSFORMERS_LAYOUT OUTPUT
 
-The names come from the receipt of a conversion, so that only the way of doing it is compared.
+The names come from the receipt of a conversion, so that both do the same work.
 """
 
 import json

@@ -2,10 +2,9 @@
 
     python benchmarks/convert.py [--checkpoint FILE] [--runs 3] [--json]
 
-Every command is a process of its own, timed from outside; the commands take turns, and the disk is
-synced before each, so that none pays for what another one left to be written. Ratios are medians of
-the turns' ratios, with the least and the greatest beside them. Without --checkpoint, one of S0's
-sizes is generated (2.2 GB; deleted at the end).
+Every command runs in its own process; the commands take turns, and the disk is synced before each, so that
+none waits for another's writes. Ratios are medians over the turns, shown with minimum and maximum. Without
+--checkpoint, a checkpoint of S0's size is generated (2.2 GB; deleted at the end).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from harness import HERE, Results, Targets, benchmark, generate, measure, take_t
 
 
 def commands(checkpoint: Path, small: Path, reference: Path) -> dict[str, list[str]]:
-    """Name -> command line; what a command writes is called ``out`` and removed after each turn."""
+    """Name -> command line. A command writes to ``out``, which is removed after each turn."""
     sam3lite = [sys.executable, "-m", "sam3lite_convert"]
     convert = [*sam3lite, "convert", "--output", "out", "--checkpoint"]
     return {
@@ -36,7 +35,7 @@ def commands(checkpoint: Path, small: Path, reference: Path) -> dict[str, list[s
 
 
 def run(checkpoint: Path, work: Path, runs: int) -> Results:
-    """All commands in turn, ``runs`` times after one turn that is not counted."""
+    """All commands in turn, ``runs`` times after one uncounted turn."""
     small, reference = work / "small.pt", work / "reference"
     generate(small, {})
     first = [sys.executable, "-m", "sam3lite_convert", "convert", "--layout", "transformers", "--checkpoint"]
@@ -45,12 +44,12 @@ def run(checkpoint: Path, work: Path, runs: int) -> Results:
 
 
 def by_stage(checkpoint: Path, work: Path, runs: int) -> dict[str, stages.Stages]:
-    """Where the time of each layout's conversion goes."""
+    """Time by stage of the conversion to each layout."""
     return {layout: stages.of_conversion(checkpoint, layout, work, runs) for layout in ("packed", "transformers")}
 
 
 def judge(results: Results) -> Targets:
-    """The targets: what was asked, what was seen in the turns, whether the median held."""
+    """Compare the results with the targets."""
     target = Targets(results)
     for layout in ("packed", "transformers"):
         name = f"convert, {layout}"

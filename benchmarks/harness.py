@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes measured from outside, targets, and the two tables."""
+"""Shared by the benchmarks: measure processes, compare with targets, print the two tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ S0 = {
 
 
 class Sample(NamedTuple):
-    """One process, measured from outside: seconds, and megabytes of 10^6 bytes."""
+    """One process: wall and processor time in seconds, peak memory in megabytes of 10^6 bytes."""
 
     wall: float
     user_sys: float
@@ -38,13 +38,13 @@ Results = dict[str, list[Sample]]
 
 
 def environment() -> dict[str, str]:
-    """Ours, with the checkout that this file lies in first on the module path."""
+    """The environment of this process, with the checkout of this file first on the module path."""
     path = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def measure(command: list[str], cwd: Path, **variables: str) -> Sample:
-    """Run one process to its end; ``variables`` are added to its environment."""
+    """Run one process to its end, with ``variables`` added to its environment."""
     os.sync()
     start = time.perf_counter()
     surroundings = environment() | variables
@@ -61,7 +61,7 @@ def measure(command: list[str], cwd: Path, **variables: str) -> Sample:
 
 
 def generate(path: Path, sizes: dict[str, int]) -> None:
-    """Write a checkpoint in a process of its own: a child's peak memory starts at its parent's."""
+    """Write a checkpoint in a separate process, since a child's peak memory starts at its parent's."""
     code = (
         "import sys, json, torch; from sam3lite_convert.synthetic import small_architecture, state_dict; "
         "sizes = json.loads(sys.argv[2]); torch.save({'model': state_dict(small_architecture(**sizes))}, sys.argv[1])"
@@ -78,7 +78,7 @@ def clear(path: Path) -> None:
 
 
 def take_turns(commands: dict[str, list[str]], work: Path, runs: int) -> Results:
-    """All commands in turn, ``runs`` times after one turn that is not counted; ``out`` is what they write."""
+    """All commands in turn, ``runs`` times after one uncounted turn; each writes to ``out``."""
     results: Results = {}
     for turn in range(runs + 1):
         for name, command in commands.items():
@@ -98,8 +98,10 @@ def benchmark(
 ) -> None:
     """The command line of a benchmark: generate what is missing, measure, print, exit 0.
 
-    ``run(checkpoint, work, runs)`` measures in the folder ``work``; ``judge`` holds that against the targets;
-    ``more`` measures something of another form, which ``more_table`` shows.
+    ``run(checkpoint, work, runs)``: measures in the folder ``work``.
+    ``judge``: compares the results with the targets.
+    ``more``: an additional measurement.
+    ``more_table``: makes its table.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path)
@@ -125,7 +127,7 @@ def benchmark(
 
 
 class Targets:
-    """What was asked, what was seen in the turns, and whether the median held."""
+    """The targets, the values measured in the turns, and whether the median meets each target."""
 
     def __init__(self, results: Results) -> None:
         self._results = results
@@ -153,7 +155,7 @@ class Targets:
 
 
 def show(results: Results, rows: list[dict[str, Any]]) -> None:
-    """Two tables: what was measured, and what was asked."""
+    """Print two tables: the measurements and the targets."""
     console = Console()
     table = Table("command", "wall s, median", "min", "max", "user+sys s", "peak MB")
     for name, samples in results.items():

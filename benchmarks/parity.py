@@ -1,10 +1,10 @@
-"""Wall time and peak memory of ``sam3lite parity`` on a full-size checkpoint, against importing its libraries.
+"""Wall time and peak memory of ``sam3lite parity`` on a full-size checkpoint, compared with importing its libraries.
 
     python benchmarks/parity.py [--checkpoint FILE] [--runs 3] [--json]
 
-Every command is a process of its own, timed from outside; the commands take turns. Without
---checkpoint, one of S0's sizes is generated (2.2 GB; deleted at the end). The checkpoint is in the
-page cache for all of them. Needs ``.[transformers]``.
+Every command runs in its own process; the commands take turns. Without --checkpoint, a checkpoint of S0's
+size is generated (2.2 GB; deleted at the end). The checkpoint is in the page cache for all of them.
+Needs ``.[transformers]``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def commands(checkpoint: Path, converted: Path) -> dict[str, list[str]]:
 
 
 def run(checkpoint: Path, work: Path, runs: int) -> Results:
-    """All commands in turn, ``runs`` times after one turn that is not counted."""
+    """All commands in turn, ``runs`` times after one uncounted turn."""
     converted = work / "converted"
     sam3lite = [sys.executable, "-m", "sam3lite_convert"]
     measure([*sam3lite, "convert", "--checkpoint", str(checkpoint), "--output", str(converted)], work)
@@ -41,7 +41,7 @@ def run(checkpoint: Path, work: Path, runs: int) -> Results:
 
 
 def judge(results: Results) -> Targets:
-    """What was asked of parity."""
+    """Compare the results with the targets."""
     target = Targets(results)
     target.row("parity, packed: longer than import torch", target.more("parity, packed", TORCH), 2.5, "s")
     target.row("parity, packed: peak resident memory, worst", target.peaks("parity, packed"), 900, "MB", worst=True)

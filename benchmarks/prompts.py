@@ -1,9 +1,10 @@
-"""Wall time and peak memory of ``sam3lite parity`` over thousands of prompts, against one side's forward passes.
+"""Wall time and peak memory of ``sam3lite parity`` on thousands of prompts, against one side's forward passes.
 
     python benchmarks/prompts.py [--checkpoint FILE] [--runs 3] [--json]
 
-The yardstick is a process that loads the original encoder and runs it over the same ids in the same batches, less
-one that only loads. Every command is a process of its own; they take turns. Needs ``.[transformers,prompts]``.
+The baseline is the time of a process that loads the original encoder and runs it over the same ids in the same
+batches, minus that of one that only loads it. Every command runs in its own process; they take turns.
+Needs ``.[transformers,prompts]``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def prompts_file(work: Path) -> Path:
 
 
 def run(checkpoint: Path, work: Path, runs: int) -> Results:
-    """All commands in turn, ``runs`` times after one turn that is not counted."""
+    """All commands in turn, ``runs`` times after one uncounted turn."""
     file, converted = prompts_file(work), work / "converted"
     sam3lite = [sys.executable, "-m", "sam3lite_convert"]
     convert = [*sam3lite, "convert", "--checkpoint", str(checkpoint), "--output", str(converted)]
@@ -64,7 +65,7 @@ def run(checkpoint: Path, work: Path, runs: int) -> Results:
 
 
 def judge(results: Results) -> Targets:
-    """What was asked of many prompts: the whole command, against the passes alone."""
+    """Compare the time of the whole command, relative to the passes alone, and its memory with the targets."""
     target = Targets(results)
     passes = target.more(FORWARD, LOAD)
     for name in ("parity, packed", "parity, transformers"):

@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--runs 3] [--sizes 0.5 1 2.2 8] [--six] [--json]
 
-The files have S0's sizes with more or fewer layers in the ViT, so both bytes and tensors grow. With
-``--six`` also ``convert --all`` over six full-size files, against one of them, from a server on
-loopback that speaks the Hub's protocol. Disk: three times the greatest file; with --six about 45 GB.
+The files have S0's sizes with more or fewer layers in the ViT, so both bytes and tensors grow. ``--six`` also
+measures ``convert --all`` over six full-size files, compared with one of them, from a server on loopback that speaks
+the Hub's protocol. Needs disk space for three times the largest file; with --six about 45 GB.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ REST, LAYER = 0.43e9, 55.7e6  # bytes of an S0 file without its ViT, and of one 
 
 
 def layers(gigabytes: float) -> int:
-    """Layers of the ViT that make a file of about this size."""
+    """The number of ViT layers that gives a file of about this size."""
     return max(2, round((gigabytes * 1e9 - REST) / LAYER))
 
 
 def measured(checkpoint: Path, work: Path, runs: int) -> Results:
-    """Each command on one file."""
+    """Measure each command on one file."""
     reference = work / "reference"
     measure([*SAM3LITE, "convert", "--checkpoint", str(checkpoint), "--output", str(reference)], work)
     commands = {
@@ -47,7 +47,7 @@ def measured(checkpoint: Path, work: Path, runs: int) -> Results:
 
 
 def by_size(sizes: list[float], work: Path, runs: int) -> dict[str, dict[str, float]]:
-    """Medians, and worst peaks, by file."""
+    """Median times and worst peaks by file."""
     rows = {}
     for size in sizes:
         path = work / "scale.pt"

@@ -1,10 +1,10 @@
-"""Where the time of one conversion goes, by stage.
+"""The time of one conversion by stage.
 
     python benchmarks/stages.py FILE [--layout packed] [--runs 3] [--json]
 
-The conversion runs in a process of its own with a clock around its functions. What one stage does
-inside another is counted once, in the inner one. Two threads work beside them: their processor time
-stands apart, and "waiting for both" is what is left of it when the writing is done.
+The conversion runs in its own process, with timers around its functions. The time of a stage inside another
+is counted for the inner stage only. Two threads run in parallel: their processor time is listed separately, and
+"waiting for both" is the time that the main thread waits for them after writing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Stages = dict[str, float]
 
 
 class _Clock:
-    """Seconds by stage, of the main thread; a stage within another takes its time off the outer one."""
+    """Seconds by stage in the main thread; the time of an inner stage is not counted for the outer one."""
 
     def __init__(self) -> None:
         self.seconds: Stages = {}
@@ -59,7 +59,7 @@ class _Clock:
             self._open.pop()
 
     def around(self, owner: Any, function: str, name: str) -> None:
-        """Have every call of ``owner.function`` counted under ``name``."""
+        """Count the time of every call of ``owner.function`` under ``name``."""
         inner = getattr(owner, function)
 
         def call(*arguments: Any, **named: Any) -> Any:
@@ -99,7 +99,7 @@ def _imports(clock: _Clock) -> Callable[..., Any]:
 
 
 def child(report: Path, arguments: list[str]) -> None:
-    """One command in this process; its stages go to ``report``."""
+    """Run one command in this process and write its stages to ``report``."""
     begun = time.time()
     clock, beside = _Clock(), Stages()
     clock.seconds["Python starts"] = begun - float(os.environ[_STARTED])
@@ -132,7 +132,7 @@ def child(report: Path, arguments: list[str]) -> None:
 
 
 def measure(arguments: list[str], work: Path) -> Stages:
-    """The stages of ``sam3lite ARGUMENTS`` in a process of its own, and what they come to."""
+    """Run ``sam3lite ARGUMENTS`` in a separate process; returns its stages and their total."""
     report = work / "stages.json"
     os.sync()
     started = time.time()
@@ -150,7 +150,7 @@ def measure(arguments: list[str], work: Path) -> Stages:
 
 
 def of_conversion(checkpoint: Path, layout: str, work: Path, runs: int) -> Stages:
-    """Medians by stage, after one run that is not counted."""
+    """Medians by stage, after one uncounted run."""
     seen: list[Stages] = []
     for turn in range(runs + 1):
         arguments = ["convert", "--checkpoint", str(checkpoint), "--output", "out", "--layout", layout]
@@ -162,7 +162,7 @@ def of_conversion(checkpoint: Path, layout: str, work: Path, runs: int) -> Stage
 
 
 def table(stages: dict[str, Stages]) -> Table:
-    """Stages down, conversions across."""
+    """A table with a row for each stage and a column for each conversion."""
     from rich.table import Table
 
     out = Table("stage", *[f"{name}: s" for name in stages], title="where the time goes")

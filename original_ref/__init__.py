@@ -1,6 +1,6 @@
-"""The reference text encoder: the original's modules, state-dict keys and numbers, on torch alone.
+"""The reference text encoder: same modules, state-dict keys and results as the original, with torch alone.
 
-Written from a specification of the original encoder's behaviour. There is no conversion code here.
+Written from a specification of the original encoder's behaviour. Contains no conversion code.
 """
 
 from original_ref.encoder import TextEncoder, TextStudentEncoder, Tokenizer, load_reference

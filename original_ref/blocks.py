@@ -14,7 +14,7 @@ KERNEL = 11  # of every depthwise convolution of a released model, along the seq
 
 
 class LayerNormFP32(nn.LayerNorm):
-    """LayerNorm that computes in float32 and casts back (in float64 it stays there)."""
+    """LayerNorm that computes in float32 (float64 for float64 input) and casts back to the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -23,7 +23,7 @@ class LayerNormFP32(nn.LayerNorm):
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention with fused rows q, k, v; no mask unless one is given: padding is attended to."""
+    """Self-attention with a fused q, k, v projection. Without a mask, attention reads padding too."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The original's text encoder and student wrapper, with its state-dict keys and its numbers.
+"""The text encoder and its student wrapper, with the original's state-dict keys and results.
 
-Evaluation only: dropout has no place here, and BatchNorm reads its running statistics.
+Evaluation only: there is no dropout, and BatchNorm uses its running statistics.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from original_ref.blocks import EPS, KERNEL, LayerNormFP32, RepMixerBlock, TransformerLayer
 
-# Prompts and a context length to ids of shape (prompts, context), padded with 0.
+# (prompts, context length) -> ids of shape (prompts, context), padded with 0.
 Tokenizer = Callable[[Sequence[str], int], Tensor]
 PAD = 0
 
 
 class PositionTable(nn.Module):
-    """A learned table of positions, resized to the length of the sequence where they differ."""
+    """A learned position table, resized if the sequence has another length."""
 
     def __init__(self, context_length: int, dim: int) -> None:
         super().__init__()
@@ -30,13 +30,13 @@ class PositionTable(nn.Module):
         """Positions of shape (1, length, dim)."""
         table: Tensor = self.pos_embed
         if length != table.shape[2]:
-            # Seen as one image of height context and width dim.
+            # The table is resized as an image of height context and width dim.
             table = functional.interpolate(table, size=(length, table.shape[3]), mode="bilinear", align_corners=False)
         return table.reshape(1, length, table.shape[3])
 
 
 class PositionalEmbedding(nn.Module):
-    """Only there because the original's keys have this level."""
+    """A wrapper that exists because the original's keys have this level."""
 
     def __init__(self, context_length: int, dim: int) -> None:
         super().__init__()
@@ -56,11 +56,11 @@ class TextEncoder(nn.Module):
         ffn = round(cfg.get("ffn_multiplier_per_layer", 4.0) * dim)
         model_name = cfg.get("model_name", "base")
         if cfg.get("norm_layer", "layer_norm_fp32") != "layer_norm_fp32":
-            raise ValueError(f"norm_layer {cfg['norm_layer']!r}: only layer_norm_fp32 is known")
+            raise ValueError(f"norm_layer {cfg['norm_layer']!r}: only layer_norm_fp32 is supported")
         if model_name not in ("base", "mct"):
-            raise ValueError(f"model_name {model_name!r}: known are base and mct")
+            raise ValueError(f"model_name {model_name!r}: must be base or mct")
         self.causal_masking = bool(cfg.get("causal_masking", False))
-        # Not drawn at random: weights are loaded, and torch's initialisation would load its compiler.
+        # Zeros, since weights are loaded afterwards and torch's random initialisation would import its compiler.
         table = torch.zeros(cfg.get("vocab_size", 49408), dim)
         self.embedding_layer = nn.Embedding.from_pretrained(table, freeze=False)  # type: ignore[no-untyped-call]
         self.positional_embedding = (
@@ -75,32 +75,34 @@ class TextEncoder(nn.Module):
         self.projection_layer = nn.Parameter(torch.zeros(dim, cfg.get("projection_dim", dim)))
 
     def forward_embedding(self, input_ids: Tensor) -> Tensor:
-        """Token plus position embedding, (batch, sequence, dim); nothing is scaled."""
+        """Token plus position embedding, (batch, sequence, dim), without scaling."""
         x: Tensor = self.embedding_layer(input_ids)
         if self.positional_embedding is not None:
             x = x + self.positional_embedding(input_ids.shape[1]).to(x.dtype)
         return x
 
     def causal_mask(self, x: Tensor) -> Tensor | None:
-        """The additive mask for ``x``: -inf above the diagonal where the encoder masks causally, else None."""
+        """The additive mask for ``x``: -inf above the diagonal; None if the encoder does not mask causally."""
         if not self.causal_masking:
             return None
         length = x.shape[1]
         return torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
 
     def pool(self, tokens: Tensor, input_ids: Tensor) -> Tensor:
-        """The token at the first greatest id, times the projection: (batch, projection_dim)."""
+        """The token at the first position of the greatest id, times the projection: (batch, projection_dim)."""
         rows = torch.arange(tokens.shape[0], device=tokens.device)
         return tokens[rows, input_ids.argmax(dim=-1)] @ self.projection_layer
 
     def forward(self, x: Tensor, return_all_tokens: bool = False, input_is_embeddings: bool = False) -> Tensor:
         """Final-norm tokens (batch, sequence, dim), or the pooled output (batch, projection_dim).
 
-        ``x``: ids of shape (batch, sequence), or embeddings with ``input_is_embeddings``; the pooled
-        output needs the ids, so with embeddings it is a ValueError to ask for it.
+        ``x``: ids (batch, sequence), or embeddings (batch, sequence, dim) with ``input_is_embeddings``.
+        ``return_all_tokens``: return all tokens instead of the pooled output.
+
+        Raises ValueError if the pooled output is asked for with embeddings: pooling needs the ids.
         """
         if input_is_embeddings and not return_all_tokens:
-            raise ValueError("the pooled output is taken where the greatest id stands, and embeddings hold no ids")
+            raise ValueError("the pooled output is the token at the greatest id, so it needs ids, not embeddings")
         tokens = x if input_is_embeddings else self.forward_embedding(x)
         mask = self.causal_mask(tokens)
         for block in self.transformer:
@@ -112,12 +114,27 @@ class TextEncoder(nn.Module):
 class TextStudentEncoder(nn.Module):
     """The text encoder as the detector holds it: ``encoder`` and ``projector``.
 
-    ``cfg``: ``dim``, ``n_transformer_layers``, ``n_heads_per_layer``, ``ffn_multiplier_per_layer``,
-    ``vocab_size``, ``context_length``, ``model_name`` ("mct" or "base"), ``causal_masking``,
-    ``no_pos_embedding``; ``embed_dropout`` and ``no_scale_embedding`` have no effect here. Where
-    ``projection_dim`` is left out it is ``dim``, and ``kernel_size`` 11; no released cfg has either.
-    ``context_length`` rows are in the position table.
-    ``tokenizer`` is what ``forward`` uses. Raises ValueError for a cfg that no original has.
+    ``cfg``: the original's settings, see below.
+    ``context_length``: number of rows in the position table.
+    ``output_dim``: width of the projected tokens.
+    ``tokenizer``: used by ``forward`` alone.
+
+    Keys of ``cfg``:
+
+    ``dim``: width of the tokens.
+    ``n_transformer_layers``: number of transformer layers.
+    ``n_heads_per_layer``: attention heads.
+    ``ffn_multiplier_per_layer``: width of the feed-forward part over ``dim``, by default 4.
+    ``vocab_size``: rows of the token embedding, by default 49408.
+    ``model_name``: "mct" (with a RepMixer block at each end) or "base", the default.
+    ``causal_masking``: by default False.
+    ``no_pos_embedding``: by default False.
+    ``projection_dim``: width of the pooled output, by default ``dim``; not in any released cfg.
+    ``kernel_size``: of the RepMixer blocks, by default 11; not in any released cfg.
+    ``norm_layer``: "layer_norm_fp32", the default.
+    ``embed_dropout``, ``no_scale_embedding``: no effect here.
+
+    Raises ValueError if the cfg is not supported.
     """
 
     def __init__(
@@ -141,13 +158,15 @@ class TextStudentEncoder(nn.Module):
             table.pos_embed = nn.Parameter(table.pos_embed[:, :, :length].detach().clone(), requires_grad=False)
 
     def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Padding mask (batch, sequence), True where the id is 0; projected tokens (sequence, batch,
-        output_dim); embeddings (sequence, batch, dim).
+        """Encode prompts.
 
-        Raises ValueError without a tokenizer.
+        Returns the padding mask (batch, sequence), which is True where the id is 0; the projected tokens (sequence,
+        batch, output_dim); the embeddings (sequence, batch, dim).
+
+        Raises ValueError if there is no tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError("prompts need a tokenizer; give one to the constructor, or call encoder with ids")
+            raise ValueError("prompts need a tokenizer: pass one to the constructor, or call encoder with ids")
         input_ids = self.tokenizer(prompts, self.context_length)
         embeddings = self.encoder.forward_embedding(input_ids)
         tokens = self.encoder(embeddings, return_all_tokens=True, input_is_embeddings=True)
@@ -158,16 +177,20 @@ class TextStudentEncoder(nn.Module):
 def load_reference(
     cfg: Mapping[str, Any], state_dict: Mapping[str, Tensor], output_dim: int | None = None
 ) -> TextStudentEncoder:
-    """A reference in evaluation mode that holds exactly these weights, without copying them.
+    """Load a reference in evaluation mode with exactly these weights, which are not copied.
 
-    ``state_dict``: keys ``encoder.*`` and ``projector.*``. Raises RuntimeError where a key is
-    missing, unexpected or of another shape: a reference that is not fully loaded proves nothing.
+    ``cfg``: see ``TextStudentEncoder``; it must also hold ``context_length``.
+    ``state_dict``: keys ``encoder.*`` and ``projector.*``.
+    ``output_dim``: width of the projected tokens, by default that of the state dict's projector.
+
+    Raises RuntimeError if a key is missing, unexpected or of another shape: a reference that is not fully loaded proves
+    nothing.
     """
     projector = state_dict.get("projector.weight")
     width = output_dim if output_dim is not None else 256 if projector is None else projector.shape[0]
     with torch.device("meta"):
         model = TextStudentEncoder(cfg, cfg["context_length"], width)
-    # torch fills in a BatchNorm's counter where a state dict without version lacks it.
+    # torch would silently fill in a missing BatchNorm counter if the state dict has no version.
     if missing := [name for name in model.state_dict() if name not in state_dict]:
         raise RuntimeError(f"missing from the state dict: {', '.join(missing)}")
     model.load_state_dict(dict(state_dict), strict=True, assign=True)

@@ -1,1 +1,1 @@
-"""Original and candidate side by side: taps, noise floor, verdict."""
+"""Compare the converted text encoder with the original: taps, noise floor, verdict."""

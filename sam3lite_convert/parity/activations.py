@@ -1,7 +1,7 @@
-"""Recorded activations on disk: both sides in one safetensors file, to be judged again without a model.
+"""Save recorded activations of both encoders to one safetensors file, which can be judged again without a model.
 
 Tensors: ``input_ids``, and ``reference.TAP``, ``candidate.TAP`` and ``isolated.TAP`` for every tap.
-What else a judgement needs stands as JSON under ``sam3lite_parity`` in the file's metadata.
+Everything else a judgement needs is stored as JSON under ``sam3lite_parity`` in the file's metadata.
 """
 
 from __future__ import annotations
@@ -31,8 +31,16 @@ _SIDES = ("reference", "candidate", "isolated")
 
 @dataclass(frozen=True)
 class SavedActivations:
-    """What a file holds. ``prompts_total``: prompts of the run, of which ``inputs`` may be a few; ``reference``,
-    ``candidate`` and ``isolated``: activations by tap; ``isolated`` is empty if its writer had none."""
+    """The content of one file.
+
+    ``sides``: description of the two encoders.
+    ``inputs``: the ids that the activations were recorded for.
+    ``prompts_total``: number of prompts in the run; ``inputs`` may be a subset of them.
+    ``reference``: the original's activations by tap.
+    ``candidate``: the candidate's activations by tap.
+    ``isolated``: the candidate's isolated activations by tap; empty if they were not recorded.
+    ``floors``: noise floors by tap; None if they were not measured.
+    """
 
     sides: ComparedSides
     inputs: Inputs
@@ -44,9 +52,9 @@ class SavedActivations:
 
 
 def save_activations(path: Path, saved: SavedActivations) -> None:
-    """Write one file, whole or not at all.
+    """Write one file atomically.
 
-    Raises CannotRun where it cannot be written, and where something else stands there: only an
+    Raises CannotRun if the file cannot be written, or if the path exists and is not a file of activations: only an
     earlier file of activations is replaced.
     """
     from safetensors.torch import save
@@ -71,9 +79,12 @@ def save_activations(path: Path, saved: SavedActivations) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raises CannotRun where something stands that is no file of activations."""
+    """Raises CannotRun if the path exists and is not a file of activations."""
     if path.exists() and not _holds_activations(path):
-        raise CannotRun(f"{path} exists and holds no activations, so it was kept; name another file", "output_exists")
+        raise CannotRun(
+            f"{path} exists and is not a file of activations, so it was not overwritten; choose another name",
+            "output_exists",
+        )
 
 
 def _holds_activations(path: Path) -> bool:
@@ -84,7 +95,10 @@ def _holds_activations(path: Path) -> bool:
 
 
 def load_activations(path: Path) -> SavedActivations:
-    """Raises CannotRun for a file that is not there or is no such file, Untrusted for a damaged one."""
+    """Read a file of activations.
+
+    Raises CannotRun if the file does not exist or is not a file of activations, Untrusted if it is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -96,18 +110,16 @@ def load_activations(path: Path) -> SavedActivations:
     except (SafetensorError, OSError) as fault:
         raise Untrusted(f"{path}: cannot be read as safetensors ({fault})", "corrupt_file") from fault
     if _METADATA not in metadata:
-        raise CannotRun(
-            f"{path} holds no activations of a parity run (--save-activations writes them)", "no_activations"
-        )
+        raise CannotRun(f"{path} is not a file of activations; parity --save-activations writes one", "no_activations")
     try:
         said = json.loads(metadata[_METADATA])
         taps, about, floors = list(said["taps"]), said["about"], said["floors"]
         if not are_complete(taps):
-            raise ValueError("the names of its taps")
+            raise ValueError("unexpected tap names")
         compared = ComparedSides.from_json({"converted": None, **about})
         ids = tensors["input_ids"]
         if ids.dtype != torch.int64 or ids.dim() != 2 or not ids.numel():
-            raise ValueError("input_ids is no (batch, sequence) of int64")
+            raise ValueError("input_ids is not an int64 tensor of shape (batch, sequence)")
         sides = {
             side: {tap: _activation(tensors[f"{side}.{tap}"], tap, ids.shape) for tap in taps}
             for side in _SIDES
@@ -116,22 +128,22 @@ def load_activations(path: Path) -> SavedActivations:
         inputs, prompts_total = _read_inputs(about["inputs"], ids)
         measured = None if floors is None else {tap: _read_floor(floors[tap]) for tap in taps}
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as fault:
-        raise Untrusted(f"{path}: its activations are not complete ({fault})", "corrupt_file") from fault
+        raise Untrusted(f"{path}: incomplete or invalid activations ({fault})", "corrupt_file") from fault
     isolated = sides.get("isolated", {})
     return SavedActivations(compared, inputs, prompts_total, sides["reference"], sides["candidate"], isolated, measured)
 
 
 def _read_inputs(inputs: dict[str, object], ids: Tensor) -> tuple[Inputs, int]:
-    """What the ids are, and the number of prompts of the run, which a file from elsewhere need not state.
+    """The inputs, and the number of prompts in the run (by default, the number of prompts in the file).
 
-    Raises ValueError, KeyError or TypeError if they are not described.
+    Raises ValueError, KeyError or TypeError if the description of the inputs is missing or invalid.
     """
     what, prompts = inputs["what"], inputs["prompts"]
     if not isinstance(what, str) or not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
-        raise ValueError("what its ids are")
+        raise ValueError("invalid description of the ids")
     total = inputs.get("prompts_total", len(prompts))
     if not isinstance(total, int):
-        raise ValueError("the number of its prompts")
+        raise ValueError("invalid number of prompts")
     return Inputs(ids, what, tuple(prompts)), total
 
 
@@ -143,8 +155,8 @@ def _activation(tensor: Tensor, tap: str, rows: torch.Size) -> Tensor:
 
 
 def _read_floor(numbers: list[float | None]) -> Floor:
-    """Max abs propagated and isolated, and their means, which an older file does not have."""
+    """A floor from its JSON list: propagated, isolated and, except in older files, the mean of each."""
     floor = Floor(*(math.inf if n is None else float(n) for n in numbers))
     if not all(n >= 0 for n in astuple(floor)) or not math.isfinite(floor.propagated + floor.isolated):
-        raise ValueError("a noise floor is no number")
+        raise ValueError("a noise floor is not a finite number from 0 on")
     return floor

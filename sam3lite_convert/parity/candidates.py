@@ -1,4 +1,4 @@
-"""The encoders that are compared with the original."""
+"""The converted encoders that parity compares with the original."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sam3lite_convert.records.record import JsonValue
 def packed_encoder(
     family: Family, config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
 ) -> Encoder:
-    """The project's own encoder. ``config``: ``text_config`` of a packed config.json."""
+    """The packed encoder of this project. ``config``: ``text_config`` of a packed config.json."""
     parsed = PackedTextConfig.from_dict(config)
     model = PackedTextModel.from_weights(parsed, cast(weights, dtype), attention)
     return Encoder(
@@ -35,9 +35,11 @@ def packed_encoder(
 def transformers_encoder(
     family: Family, config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
 ) -> Encoder:
-    """The family's text model of transformers with the text projection. ``config``: ``text_config`` of its config.json.
+    """The family's text model in transformers, with the text projection.
 
-    Raises CannotRun where transformers is missing or does not have the model.
+    ``config``: ``text_config`` of a config.json in the transformers layout.
+
+    Raises CannotRun if transformers is not installed or does not have the model.
     """
     names = family.library
     try:
@@ -75,7 +77,7 @@ def transformers_encoder(
     return Encoder(name, both, tapped_modules(both, TRANSFORMERS), run)
 
 
-# By the name of a layout's loader.
+# Loader of a layout -> the function that builds its encoder.
 CANDIDATES: dict[str, Callable[[Family, Mapping[str, JsonValue], Mapping[str, Tensor], torch.dtype, str], Encoder]] = {
     "packed_encoder": packed_encoder,
     "transformers": transformers_encoder,
@@ -83,12 +85,11 @@ CANDIDATES: dict[str, Callable[[Family, Mapping[str, JsonValue], Mapping[str, Te
 
 
 def check_candidate(layout: Layout, mappings: Mappings) -> None:
-    """Raises CannotRun if no encoder here loads the layout, so that there is nothing to run beside the original."""
+    """Raises CannotRun if parity has no encoder for the layout."""
     if layout.loader.name not in CANDIDATES:
         able = ", ".join(name for name, other in mappings.layouts.items() if other.loader.name in CANDIDATES)
         raise CannotRun(
-            f"nothing here runs the layout {layout.name} (loader = {layout.loader.name}), so parity has no encoder to "
-            f"compare with the original; it has one for: {able}. sam3lite verify proves the tensors of a folder in any "
-            "layout.",
+            f"parity has no encoder for the layout {layout.name} (loader = {layout.loader.name}); it has one for: "
+            f"{able}. sam3lite verify checks the tensors of a folder in any layout.",
             "no_candidate",
         )

@@ -1,4 +1,4 @@
-"""Two activations compared: pure functions that return records. All arithmetic in float64."""
+"""Compare two activations. Pure functions; all arithmetic is in float64."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a candidate's activation is from the reference's.
+    """The difference between a candidate's activation and the reference's. NaN on one side only counts as infinite.
 
-    ``row_mean``: the greatest mean of a row (the first axis), which many good rows do not thin out.
-    ``position``, ``reference`` and ``candidate``: where the greatest difference is, and both values
-    there. Not-a-number on one side alone counts as an infinite difference.
+    ``shape``: of either activation.
+    ``max_abs``: greatest absolute difference.
+    ``position``: index of the greatest difference.
+    ``reference``: the reference's value there.
+    ``candidate``: the candidate's value there.
+    ``mean_abs``: mean absolute difference.
+    ``row_mean``: greatest mean absolute difference of a row (first axis); good rows do not dilute a bad one.
+    ``relative_l2``: L2 norm of the difference over that of the reference.
+    ``cosine``: cosine similarity; 1 if both are equal.
+    ``finite``: whether all values of both are finite.
     """
 
     shape: tuple[int, ...]
@@ -32,9 +39,9 @@ class Difference:
 
 
 def absolute_difference(reference: Tensor, candidate: Tensor) -> Tensor:
-    """Element by element, in float64; equal infinities and two not-a-numbers differ by 0.
+    """The absolute difference of each element, in float64. Equal infinities, and NaN on both sides, differ by 0.
 
-    Raises ValueError for different shapes.
+    Raises ValueError if the shapes differ.
     """
     if reference.shape != candidate.shape:
         raise ValueError(f"shapes differ: {tuple(reference.shape)} and {tuple(candidate.shape)}")
@@ -44,25 +51,27 @@ def absolute_difference(reference: Tensor, candidate: Tensor) -> Tensor:
 
 
 def max_abs(reference: Tensor, candidate: Tensor) -> float:
-    """The greatest absolute difference; 0.0 for empty tensors. Raises ValueError for different shapes."""
+    """The greatest absolute difference; 0.0 for empty tensors. Raises ValueError if the shapes differ."""
     difference = absolute_difference(reference, candidate)
     return float(difference.max()) if difference.numel() else 0.0
 
 
 def greatest_and_row_mean(reference: Tensor, candidate: Tensor) -> tuple[float, float]:
-    """The greatest absolute difference, and the greatest mean of a row (the first axis); 0.0 for empty tensors.
-    Raises ValueError for different shapes."""
+    """The greatest absolute difference, and the greatest mean of a row (first axis); 0.0 for empty tensors.
+
+    Raises ValueError if the shapes differ.
+    """
     difference = absolute_difference(reference, candidate)
     return (float(difference.max()), float(row_means(difference).max())) if difference.numel() else (0.0, 0.0)
 
 
 def row_means(difference: Tensor) -> Tensor:
-    """The mean of each row (the first axis)."""
+    """The mean of each row (first axis)."""
     return difference.reshape(len(difference), -1).mean(1)
 
 
 class Running:
-    """A difference that is added up batch by batch, so that no more than one batch is in memory."""
+    """A difference accumulated batch by batch, so that only one batch is in memory."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -75,9 +84,9 @@ class Running:
         self._finite = True
 
     def add(self, reference: Tensor, candidate: Tensor) -> Tensor:
-        """Rows that follow those before them; returns their absolute difference, in float64.
+        """Add the next rows; returns their absolute difference, in float64.
 
-        Raises ValueError for different shapes.
+        Raises ValueError if the shapes differ.
         """
         difference = absolute_difference(reference, candidate)
         self._shape = tuple(reference.shape[1:])
@@ -93,7 +102,7 @@ class Running:
             self._worst = (float(flat[worst]), (rows + first, *rest), float(a[worst]), float(b[worst]))
         self._sum += float(flat.sum())
         self._row_mean = max(self._row_mean, float(row_means(difference).max()))
-        # Norms, not squares: those of the smallest numbers would vanish.
+        # Norms, not their squares, which underflow for the smallest numbers.
         ours, theirs = float(a.norm()), float(b.norm())
         if ours and theirs:
             self._cosines.append((float((a / ours) @ (b / theirs)), ours, theirs))
@@ -103,7 +112,7 @@ class Running:
         return difference
 
     def add_equal(self, both: Tensor) -> None:
-        """Rows that are equal to the bit and finite: only their norm counts, which is much less work."""
+        """Add rows that are bitwise equal on both sides. Only their norm is computed, which is much cheaper."""
         self._shape = tuple(both.shape[1:])
         self.rows += len(both)
         if not both.numel():
@@ -119,7 +128,7 @@ class Running:
         self._count += both.numel()
 
     def difference(self) -> Difference:
-        """What was added so far."""
+        """The difference over all rows added so far."""
         greatest, position, ours, theirs = self._worst
         cosine = sum(c * (a / self._ours) * (b / self._theirs) for c, a, b in self._cosines)
         equal = greatest == 0
@@ -132,14 +141,14 @@ class Running:
             self._sum / self._count if self._count else 0.0,
             self._row_mean,
             0.0 if equal else self._error / self._ours if self._ours else math.inf,
-            # Exactly equal activations have cosine 1 by definition; rounding must not say 0.9999999.
+            # Equal activations have cosine 1; computed, it could be rounded to 0.9999999.
             1.0 if equal else cosine,
             self._finite,
         )
 
 
 def compare(reference: Tensor, candidate: Tensor) -> Difference:
-    """Raises ValueError for different shapes."""
+    """The difference between two activations. Raises ValueError if the shapes differ."""
     running = Running()
     running.add(reference, candidate)
     return running.difference()

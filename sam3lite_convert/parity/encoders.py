@@ -1,4 +1,4 @@
-"""The two text encoders of a comparison, behind one interface: run on ids, and record at the taps."""
+"""One interface for both text encoders of a comparison: run on ids, and record activations at the taps."""
 
 from __future__ import annotations
 
@@ -18,28 +18,34 @@ Activations = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Encoder:
-    """One side. ``modules``: tap -> the module that is hooked for it (see ``tapped_modules``); ``run(ids)`` gives the
-    taps that have none: projected (batch, sequence, output_dim) and pooled (batch, projection_dim)."""
+    """One text encoder of a comparison.
+
+    ``name``: description for reports.
+    ``model``: the module that holds all weights.
+    ``modules``: tap -> the module that is hooked for it (see ``tapped_modules``).
+    ``run``: ids -> the taps without a module: projected (batch, sequence, output_dim), pooled (batch, projection_dim).
+    ``in_place``: whether its layers may overwrite tensors made earlier, so that activations must be copied.
+    """
 
     name: str
     model: nn.Module
     modules: Mapping[str, nn.Module]
     run: Callable[[Tensor], tuple[Tensor, Tensor]]
-    in_place: bool = False  # its layers may write over what they or others made before
+    in_place: bool = False
 
     def run_quietly(self, input_ids: Tensor) -> None:
-        """One forward pass for its faults alone."""
+        """Run one forward pass and discard the result, to see whether it raises."""
         with torch.inference_mode():
             self.run(input_ids)
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
-        """Its layers, modules on (batch, sequence, hidden)."""
+        """The layers: modules that read and return (batch, sequence, hidden)."""
         return tuple(module for tap, module in self.modules.items() if point_of(tap) is LAYER)
 
     @property
     def final_layer_norm(self) -> nn.Module:
-        """The LayerNorm behind the last layer."""
+        """The LayerNorm after the last layer."""
         return self.modules[FINAL_NORM.name]
 
     @property
@@ -50,9 +56,9 @@ class Encoder:
 
 
 def tapped_modules(model: nn.Module, kind: str) -> dict[str, nn.Module]:
-    """The modules of an encoder of this kind that the table of taps names, by tap.
+    """Tap -> module, for the modules that the table of taps names in an encoder of this kind.
 
-    Raises AttributeError if there is no such module.
+    Raises AttributeError if a module that is not optional is missing.
     """
     depth = next(i for i in itertools.count() if not _has(model, LAYER.module(kind, i)))
     return {
@@ -71,7 +77,7 @@ def _has(model: nn.Module, path: str) -> bool:
 
 
 def hook_tap(tap: str, module: nn.Module, read: Callable[[str, Tensor], Tensor]) -> RemovableHandle:
-    """Call ``read(tap, activation)`` whenever the module runs; what it returns takes the activation's place."""
+    """Call ``read(tap, activation)`` whenever the module runs; its result replaces the activation."""
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -85,10 +91,10 @@ def hook_tap(tap: str, module: nn.Module, read: Callable[[str, Tensor], Tensor])
 
 
 def record(encoder: Encoder, input_ids: Tensor, fed: Mapping[str, Tensor] | None = None) -> Activations:
-    """Every tap's activation in one forward pass.
+    """Record the activation at every tap in one forward pass.
 
-    ``fed``: activations of another encoder, by tap. Each module then reads those instead of what the
-    module before it made: what it makes of them is its own doing, errors made earlier do not reach it.
+    ``fed``: activations of another encoder, by tap. Each module then reads these instead of the output of the module
+    before it, so that its output shows its own error alone.
     """
     seen: Activations = {}
 

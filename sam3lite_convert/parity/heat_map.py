@@ -1,4 +1,4 @@
-"""Where two encoders differ: the map of one tap by position and channel, for the page."""
+"""The heat map of the HTML report: differences at one tap by position and channel."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from sam3lite_convert.parity.setup import Setup
 from sam3lite_convert.parity.taps import point_of
 from sam3lite_convert.records.parity import HeatMap
 
-_COLUMNS = 64  # a channel each, or the largest of a few side by side
+_COLUMNS = 64  # each shows one channel, or the greatest of several adjacent ones
 
 
 def heat_map(setup: Setup, outcome: Outcome) -> HeatMap | None:
-    """Max abs diff by position and channel of the worst row, at the first tap that diverges or else at the one that
-    is furthest off. None if the verdict is exact."""
+    """Max abs diff by position and channel of the worst row; None if the verdict is exact.
+
+    The tap is the first divergence, or else the one with the greatest difference.
+    """
     judgement = outcome.judgement
-    if judgement.verdict == "exact":  # then at most last bits of what the detector does not read differ
+    if judgement.verdict == "exact":  # only taps that the detector does not read may differ, within their floors
         return None
     tap = judgement.first_divergence
-    # Of a layer that is wrong by itself, what it makes of the right input.
+    # A module that is wrong by itself is shown with the right input.
     candidate = outcome.isolated if tap else outcome.propagated
     if tap is None:
         wide = [t for t in judgement.taps if point_of(t.name).has_positions and t.difference.max_abs]

@@ -1,4 +1,4 @@
-"""The ids that both encoders are run on, and which of their positions are padding."""
+"""The ids that both encoders run on, and which of their positions are padding."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.prompts import tokenize
 from sam3lite_convert.records.parity import InputsRecord
 
-CLASSIC = (START, 320, 1125, END)  # "a photo", the input that ports of CLIP are tried on
-BATCH = 128  # rows that run at once
-_MOST = 100_000  # beyond it, a typing error
+CLASSIC = (START, 320, 1125, END)  # "a photo", the usual test input for ports of CLIP
+BATCH = 128  # rows per forward pass
+_MOST = 100_000  # a greater number is a typing error
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """``ids``: (batch, sequence), int64. ``what`` says in words where they come from."""
+    """The ids of a comparison.
+
+    ``ids``: (batch, sequence), int64.
+    ``what``: where they come from, for reports.
+    ``prompts``: the prompt of each row; empty if the ids were not made from prompts.
+    """
 
     ids: Tensor
     what: str
@@ -29,7 +34,7 @@ class Inputs:
 
     @property
     def padded(self) -> Tensor:
-        """Whether a position lies behind the end id: (batch, sequence), bool."""
+        """True at positions after the end id: (batch, sequence), bool."""
         return torch.arange(self.ids.shape[1]) > self.ids.argmax(-1, keepdim=True)
 
     def rows(self, rows: Sequence[int]) -> Inputs:
@@ -38,8 +43,11 @@ class Inputs:
         return Inputs(self.ids[list(rows)], self.what, texts)
 
     def record(self, total: int, rows: int | None = None) -> InputsRecord:
-        """The inputs as they stand in the JSON. ``total``: prompts that were given; ``rows``: rows that were run, if
-        these are some of them."""
+        """The inputs for the JSON.
+
+        ``total``: number of prompts that were given.
+        ``rows``: number of rows that were run, if ``ids`` is a part of them.
+        """
         batch, length = self.ids.shape
         return InputsRecord(
             what=self.what,
@@ -51,18 +59,20 @@ class Inputs:
 
 
 def given_ids(ids: Tensor | np.ndarray | Sequence[Sequence[int]], vocab: int) -> Inputs:
-    """The user's own ids, (batch, sequence). Raises CannotRun if they are not whole numbers below ``vocab``."""
+    """The user's own ids, (batch, sequence). Raises CannotRun if they are not integers from 0 to ``vocab`` - 1."""
     try:
         found = torch.as_tensor(ids)
     except (ValueError, TypeError, RuntimeError) as fault:
-        raise CannotRun(f"ids are not (batch, sequence) of whole numbers: {fault}", "bad_ids") from fault
+        raise CannotRun(f"ids must be integers of shape (batch, sequence): {fault}", "bad_ids") from fault
     if found.dim() != 2 or not found.numel() or found.is_floating_point() or found.is_complex():
         raise CannotRun(
-            f"ids are {found.dtype} {tuple(found.shape)}, not (batch, sequence) of whole numbers", "bad_ids"
+            f"ids must be integers of shape (batch, sequence), not {found.dtype} {tuple(found.shape)}", "bad_ids"
         )
     if int(found.min()) < 0 or int(found.max()) >= vocab:
-        raise CannotRun(f"ids go from 0 to {vocab - 1:,}; these go from {found.min()} to {found.max()}", "bad_ids")
-    return Inputs(found.long(), "ids that were given")
+        raise CannotRun(
+            f"ids must be from 0 to {vocab - 1:,}; these are from {found.min()} to {found.max()}", "bad_ids"
+        )
+    return Inputs(found.long(), "ids given by the caller")
 
 
 def make_inputs(
@@ -73,27 +83,32 @@ def make_inputs(
     length: int | None = None,
     prompts: Sequence[str] = (),
 ) -> Inputs:
-    """Ids for an encoder with ``context`` positions and ``vocab`` entries.
+    """Make ids for an encoder.
 
-    Without ``seed`` and ``prompts`` the classic dummy; with ``seed`` random words, the first row
-    filling the sequence and the others of random lengths. ``length``: of the sequence, the context
-    by default; another one makes the encoders resize their position table.
-    Raises CannotRun for values that no encoder can run on.
+    ``context``: number of positions of the encoder.
+    ``vocab``: number of entries of its vocabulary.
+    ``seed``: draw random words; the first row fills the sequence, the others have random lengths.
+    ``batch``: number of rows, if there are no prompts.
+    ``length``: sequence length, by default the context; another length makes the encoders resize their position table.
+    ``prompts``: texts to tokenize, one row each.
+
+    Without ``seed`` and ``prompts``, every row is the dummy input "a photo".
+    Raises CannotRun if a value is out of range, or if options exclude each other.
     """
     length = context if length is None else length
     if length < 1 or batch < 1:
-        raise CannotRun("--length and --batch are at least 1", "usage")
+        raise CannotRun("--length and --batch must be at least 1", "usage")
     if seed is not None and not 0 <= seed < 1 << 63:
-        raise CannotRun("--seed is a whole number from 0 to 2^63 - 1", "usage")
+        raise CannotRun("--seed must be an integer from 0 to 2^63 - 1", "usage")
     if length > _MOST or batch > _MOST:
-        raise CannotRun(f"--length and --batch go up to {_MOST:,}", "usage")
+        raise CannotRun(f"--length and --batch must be at most {_MOST:,}", "usage")
     if prompts:
         if seed is not None or batch != 1:
-            raise CannotRun("prompts make the batch themselves: leave --seed and --batch out", "usage")
+            raise CannotRun("prompts cannot be combined with --seed or --batch", "usage")
         ids = tokenize(prompts, length)
         if int(ids.max()) >= vocab:
             raise CannotRun(
-                f"the tokenizer's ids reach {int(ids.max())}, and this encoder has {vocab} entries; use --seed N",
+                f"the tokenizer's ids reach {int(ids.max())}, but this encoder has {vocab} entries; use --seed N",
                 "vocabulary_too_small",
             )
         return Inputs(ids, f"{len(prompts):,} prompt{'s' * (len(prompts) > 1)}", tuple(prompts))
@@ -115,7 +130,7 @@ def make_inputs(
 
 
 def _framed(words: Sequence[int], length: int, start: int, end: int) -> list[int]:
-    """Start, words, end and padding; what does not fit is cut with the end id last."""
+    """Start id, words, end id and padding; too many words are cut, with the end id last."""
     row = [start, *words, end]
     row = row if len(row) <= length else [*row[: length - 1], end]
     return row + [PAD] * (length - len(row))

@@ -1,6 +1,6 @@
-"""From two encoders' activations to a verdict: pure functions over what was recorded.
+"""Judge the recorded activations of two encoders. Pure functions.
 
-The tolerance of a tap is what the user gives, or a small multiple of the noise floor measured there.
+The tolerance at a tap is the one the user gives, or a small multiple of the noise floor measured there.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from sam3lite_convert.parity.compare import Difference, absolute_difference, com
 from sam3lite_convert.parity.taps import point_of
 from sam3lite_convert.records.parity import FloorRecord, JudgementRecord, TapRecord, TapStatus, Verdict
 
-# Two ways to compute the same thing are each a floor away from the exact result, and the greatest of
-# a few thousand errors varies: with sdpa or in half precision up to 2 floors were seen.
+# Two correct computations are each one floor away from the exact result, and the greatest of a few thousand errors
+# varies: differences up to 2 floors were seen with sdpa or in half precision.
 FLOORS = 4.0
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The noise floor of one tap, max abs and the greatest mean abs of a row: rounding carried on from the
-    first tap, and made here alone. A mean that was not measured is infinite, so that it limits nothing."""
+    """The noise floor at one tap. A mean that was not measured is infinite, so that it limits nothing.
+
+    ``propagated``: max abs diff of the rounding carried on from the first tap.
+    ``isolated``: max abs diff of the rounding of this tap's module alone.
+    ``mean_propagated``: greatest mean abs diff of a row, carried on from the first tap.
+    ``mean_isolated``: greatest mean abs diff of a row, of this tap's module alone.
+    """
 
     propagated: float
     isolated: float
@@ -34,11 +39,11 @@ class Floor:
     mean_isolated: float = math.inf
 
     def without_isolated(self) -> Floor:
-        """For a candidate whose isolated activations nobody recorded."""
+        """The floor for a candidate whose isolated activations were not recorded."""
         return Floor(self.propagated, self.propagated, self.mean_propagated, self.mean_propagated)
 
     def record(self) -> FloorRecord:
-        """The floor as it stands in the JSON."""
+        """The floor for the JSON."""
         return FloorRecord(
             propagated=self.propagated,
             isolated=self.isolated,
@@ -49,10 +54,22 @@ class Floor:
 
 @dataclass(frozen=True)
 class JudgedTap:
-    """A tap and its verdict. ``isolated`` and ``mean_isolated``: max abs diff and the greatest mean of a row when the
-    candidate's module reads the reference's recorded input. ``valid`` and ``padded``: the propagated max
-    abs diff by position, None where there are none. The means are judged too where the floor is the limit:
-    one great channel can set a max abs floor under which all the others hide."""
+    """A tap and its verdict.
+
+    With measured tolerances the means are judged too: one channel of large values can set a max abs floor that hides
+    errors in all other channels.
+
+    ``name``: the tap.
+    ``difference``: the propagated difference.
+    ``isolated``: max abs diff when the candidate's module reads the reference's recorded input.
+    ``tolerance``: largest propagated max abs diff that passes.
+    ``isolated_tolerance``: largest isolated max abs diff that passes.
+    ``floor``: the noise floor; None if it was not measured.
+    ``valid``: propagated max abs diff at words; None if there are none.
+    ``padded``: propagated max abs diff at padding; None if there is none.
+    ``mean_isolated``: greatest isolated mean abs diff of a row.
+    ``measured``: whether the tolerances come from the noise floor, not from the user.
+    """
 
     name: str
     difference: Difference
@@ -63,28 +80,28 @@ class JudgedTap:
     valid: float | None
     padded: float | None
     mean_isolated: float
-    measured: bool  # the limits are floors, not what the user gave
+    measured: bool
 
     @property
     def read_by_detector(self) -> bool:
-        """Whether the detector's result follows from it."""
+        """Whether the detector's result depends on this tap."""
         return point_of(self.name).read_by_detector
 
     @property
     def mean_isolated_tolerance(self) -> float:
-        """What ``mean_isolated`` is held to; infinite where the user gave a tolerance."""
+        """Largest ``mean_isolated`` that passes; infinite if the user gave a tolerance."""
         return FLOORS * self.floor.mean_isolated if self.measured and self.floor else math.inf
 
     @property
     def diverges(self) -> bool:
-        """The candidate's module itself is wrong, whatever reached it."""
+        """Whether the candidate's module is wrong by itself, with the right input."""
         limit = self.mean_isolated_tolerance
         finite = math.isfinite(self.isolated)
         return not finite or self.isolated > self.isolated_tolerance or self.mean_isolated > limit
 
     @property
     def within(self) -> bool:
-        """Neither its own error nor what reached it is above the limits."""
+        """Whether the isolated and the propagated error are within the tolerances."""
         limit = FLOORS * self.floor.mean_propagated if self.measured and self.floor else math.inf
         error = self.difference
         return (
@@ -96,7 +113,7 @@ class JudgedTap:
 
     @property
     def near_floor(self) -> bool:
-        """0.0, or within the floors, whatever tolerance was given."""
+        """Whether the error is 0.0 or within the noise floor, regardless of a given tolerance."""
         if self.difference.max_abs == 0 == self.isolated:
             return True
         floor = self.floor
@@ -108,7 +125,7 @@ class JudgedTap:
 
     @property
     def floors(self) -> float:
-        """The greatest of its errors over its own floor."""
+        """The greatest error as a multiple of its noise floor; 0.0 if no floor was measured."""
         if self.floor is None:
             return 0.0
         f = self.floor
@@ -118,7 +135,7 @@ class JudgedTap:
 
     @property
     def status(self) -> TapStatus:
-        """What a reader of the tap has to know first."""
+        """The tap's result in one word, for reports."""
         if self.diverges:
             return "diverges"
         if not self.within:
@@ -126,7 +143,7 @@ class JudgedTap:
         return "equal" if self.difference.max_abs == 0 == self.isolated else "within"
 
     def record(self) -> TapRecord:
-        """The tap as it stands in the JSON."""
+        """The tap for the JSON."""
         error = self.difference
         return TapRecord(
             name=self.name,
@@ -155,14 +172,18 @@ class JudgedTap:
 
 @dataclass(frozen=True)
 class Judgement:
-    """All taps in the order of execution. ``given``: the user's tolerance, None for the measured one."""
+    """The judgement of a comparison.
+
+    ``taps``: all taps in the order of execution.
+    ``given``: the user's tolerance; None if it is measured.
+    """
 
     taps: tuple[JudgedTap, ...]
     given: float | None
 
     @property
     def verdict(self) -> Verdict:
-        """``exact``: 0.0 wherever the detector reads, and what it does not read within its floor."""
+        """The verdict. ``exact``: 0.0 at every tap that the detector reads, and the others are within their floors."""
         if not all(t.within for t in self.taps):
             return "differs"
         zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.read_by_detector)
@@ -176,7 +197,7 @@ class Judgement:
 
     @property
     def also_diverging(self) -> list[str]:
-        """Taps behind the first divergence that are wrong by themselves, not by what reached them."""
+        """Later taps whose isolated error is above their tolerance too."""
         return [t.name for t in self.taps if t.diverges][1:]
 
     @property
@@ -185,7 +206,7 @@ class Judgement:
 
     @property
     def tolerance(self) -> float:
-        """The given one, or the greatest of the measured ones."""
+        """The given tolerance, or the greatest of the measured ones."""
         return self.given if self.given is not None else max(t.tolerance for t in self.taps)
 
     @property
@@ -199,13 +220,13 @@ class Judgement:
         return "given" if self.given is not None else f"measured: {FLOORS:g} noise floors at each tap"
 
     def summary(self, dtype: str) -> str:
-        """What the verdict says, in words. ``dtype``: both sides ran in it."""
+        """The verdict in one sentence. ``dtype``: what both sides ran in."""
         run = "" if dtype == "float32" else f", both sides in {dtype}"
         limit = f"tolerance {number(self.tolerance)}, {self.tolerance_is}"
         if self.verdict == "exact":
             beside = ""
             for t in self.taps:
-                if t.difference.max_abs:  # then the detector does not read it
+                if t.difference.max_abs:  # true only for taps that the detector does not read
                     floors = f", {t.floors:.2g} noise floors" if t.floors else ""
                     beside += f"; {t.name}, which it does not read: {number(t.difference.max_abs)}{floors}"
             return f"0.0 at every tap that the detector reads{run}{beside}"
@@ -219,7 +240,7 @@ class Judgement:
         return f"max abs diff {number(self.max_abs)}{run} ({limit}){carried}"
 
     def record(self, dtype: str = "float32") -> JudgementRecord:
-        """The verdict and its taps as they stand in the JSON. ``dtype``: both sides ran in it."""
+        """The verdict and its taps for the JSON. ``dtype``: what both sides ran in."""
         return JudgementRecord(
             verdict=self.verdict,
             tolerance=self.tolerance,
@@ -241,9 +262,16 @@ def judge(
     padded: Tensor,
     tolerance: float | None = None,
 ) -> Judgement:
-    """``reference``, ``candidate``, ``isolated``: activations by tap, (batch, sequence, width), pooled
-    (batch, width). ``floors`` None: none was measured, because nothing differs. ``padded``: (batch,
-    sequence), bool. Raises ValueError for taps or shapes that do not match.
+    """Judge two sides' activations: (batch, sequence, width), pooled (batch, width).
+
+    ``reference``: the original's activations by tap.
+    ``candidate``: the candidate's activations by tap.
+    ``isolated``: the candidate's activations by tap when each module reads the reference's recorded input.
+    ``floors``: noise floors by tap; None if they were not measured because nothing differs.
+    ``padded``: True at padding, (batch, sequence), bool.
+    ``tolerance``: the user's; None to derive it from the floors.
+
+    Raises ValueError if taps or shapes do not match.
     """
     if list(reference) != list(candidate) or list(reference) != list(isolated):
         raise ValueError("the two sides were not recorded at the same taps")
@@ -279,8 +307,10 @@ def judge(
 def isolated_belongs(
     reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor], isolated: Mapping[str, Tensor]
 ) -> bool:
-    """Whether isolated activations can be the candidate's own: up to its first difference, its modules
-    read what the reference's read, so there both columns are the same."""
+    """Whether the isolated activations can belong to this candidate.
+
+    Up to the first difference, its modules read the same inputs as the reference's, so both columns must be equal.
+    """
     for name, ours in reference.items():
         if not torch.equal(candidate[name], isolated[name]):
             return False
@@ -290,20 +320,20 @@ def isolated_belongs(
 
 
 def check_tolerance(tolerance: float | None) -> None:
-    """Raises CannotRun for a tolerance that is none."""
+    """Raises CannotRun if the tolerance is negative or not finite."""
     if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise CannotRun("--tolerance is a number from 0 on", "usage")
+        raise CannotRun("--tolerance must be a finite number from 0 on", "usage")
 
 
 def require_finite(reference: Mapping[str, Tensor]) -> None:
-    """Raises CannotRun where the reference itself is not finite: equal to that proves nothing."""
+    """Raises CannotRun if the reference holds NaN or infinity: being equal to that proves nothing."""
     for name, value in reference.items():
         if not bool(value.isfinite().all()):
             dtype = str(value.dtype).removeprefix("torch.")
             raise CannotRun(
-                f"the original itself is not finite from {name} on (in {dtype}), so nothing can be compared with it. "
-                "In half precision that is an overflow: try --dtype float32. In float32 its weights hold infinities or "
-                "not-a-numbers.",
+                f"the original itself gives NaN or infinity from {name} on (in {dtype}), so nothing can be compared "
+                "with it. In half precision that is an overflow: try --dtype float32. In float32 its weights hold NaN "
+                "or infinity.",
                 "not_finite",
                 {"tap": name},
             )

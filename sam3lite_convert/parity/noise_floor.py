@@ -1,6 +1,6 @@
-"""The noise floor: how far the reference is from itself when only its arithmetic is changed.
+"""The noise floor: how much the reference's activations change when only its arithmetic changes.
 
-Measured in the run: the reference in the dtype under test against the same weights in float64.
+Measured in each run: the reference in the dtype under test against the same weights in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sam3lite_convert.parity.original import wrap_reference
 
 
 def noise_floor(model: TextStudentEncoder, recorded: Activations, input_ids: Tensor) -> dict[str, Floor]:
-    """By tap. ``recorded``: the reference's own activations for these ids."""
+    """Noise floors by tap. ``recorded``: the reference's own activations for these ids."""
     reference = wrap_reference(model)
     with _in_float64(model):
         propagated = record(reference, input_ids)
@@ -34,10 +34,10 @@ def _floor(recorded: Tensor, propagated: Tensor, isolated: Tensor) -> Floor:
 
 @contextmanager
 def _in_float64(model: nn.Module) -> Iterator[None]:
-    """While it lasts, the model computes in float64.
+    """Run the model in float64 inside this context.
 
-    A module's weights are cast when it is called and are as before when it returns, so that no second copy of the
-    model is in memory.
+    A module's weights are cast when it is called and restored when it returns, so that there is no second copy of the
+    model in memory.
     """
     held: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
@@ -54,10 +54,10 @@ def _in_float64(model: nn.Module) -> Iterator[None]:
 
     handles = []
     for module in model.modules():
-        if isinstance(module, nn.Embedding):  # rows are the same in both, and the table is large
+        if isinstance(module, nn.Embedding):  # the table is large, and casting its rows gives the same result
             handles.append(module.register_forward_hook(lambda module, args, rows: rows.double()))
         elif next(module.children(), None) is not None:
-            widen(module)  # it may have a few weights of its own, which are read outside of its forward too
+            widen(module)  # it may have a few weights of its own, which are also read outside its forward
         else:
             handles.append(module.register_forward_pre_hook(lambda module, args: widen(module)))
             handles.append(module.register_forward_hook(lambda module, args, output: restore(module)))

@@ -1,4 +1,4 @@
-"""The reference: the original encoder from original_ref, or from the user's own clone."""
+"""The reference: the original encoder from ``original_ref``, or from the user's own clone."""
 
 from __future__ import annotations
 
@@ -35,20 +35,24 @@ def reference_cfg(architecture: Architecture, rows: int) -> dict[str, int | floa
 
 
 def reference_encoder(architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Encoder:
-    """The original, with its own weights (``source_weights``); a longer table is cut as the original cuts it."""
+    """The reference with the checkpoint's weights (``source_weights``).
+
+    A position table longer than the context is cut as the original cuts it.
+    Raises UnsoundPlan if the weights do not fit.
+    """
     state = cast(weights, dtype)
     rows = state["encoder.positional_embedding.pos_embed.pos_embed"].shape[2]
     try:
         model = load_reference(reference_cfg(architecture, rows), state)
     except RuntimeError as fault:
-        raise UnsoundPlan(f"the reference did not get its weights: {fault}", "weights_not_loaded") from None
+        raise UnsoundPlan(f"the reference could not be loaded: {fault}", "weights_not_loaded") from None
     if architecture.sizes["context"] < rows:
         model.set_context_length(architecture.sizes["context"])
     return wrap_reference(model)
 
 
 def wrap_reference(model: TextStudentEncoder) -> Encoder:
-    """The interface over a loaded reference."""
+    """The ``Encoder`` of a loaded reference."""
     inner = model.encoder
 
     def run(input_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,11 +65,11 @@ def wrap_reference(model: TextStudentEncoder) -> Encoder:
 def checkout_encoder(
     repo: OriginalRepo, architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Encoder:
-    """The encoder of the user's own checkout, with the weights that the reference gets.
+    """The encoder of the user's own checkout, with the same weights as the reference.
 
-    Raises CannotRun where it cannot be built, or not be run as the original is.
+    Raises CannotRun if it cannot be built, or if its modules are not those of the original.
     """
-    # Copies: what its code does to its weights or ids must not reach what it is compared with.
+    # Copies: its code may change weights or ids in place, which must not affect the other side.
     state = {name: tensor.clone() for name, tensor in cast(weights, dtype).items()}
     rows = state["encoder.positional_embedding.pos_embed.pos_embed"].shape[2]
     cfg = reference_cfg(architecture, rows) | {
@@ -77,7 +81,7 @@ def checkout_encoder(
             model.set_context_length(architecture.sizes["context"])
         layers, inner = tuple(model.encoder.transformer), model.encoder
         if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
-            raise CannotRun("encoder.transformer is no list of layers", "original_repo_failed")
+            raise CannotRun("encoder.transformer is not a list of layers", "original_repo_failed")
         modules = tapped_modules(model, ORIGINAL)
 
     def run(input_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,15 +95,16 @@ def checkout_encoder(
 
 
 def record_checkout(encoder: Encoder, repo: OriginalRepo, input_ids: Tensor, like: Activations) -> Activations:
-    """What the checkout's encoder makes at every tap.
+    """The activations of the checkout's encoder at every tap.
 
-    Raises CannotRun where that cannot be recorded, or is not what ``like``, our reference, makes in shape.
+    Raises CannotRun if they cannot be recorded, or if a shape differs from that in ``like``, the activations of
+    ``original_ref``.
     """
     try:
         found = record(encoder, input_ids)
     except KeyError as fault:
         raise CannotRun(
-            f"{repo.path}: nothing is seen at {fault.args[0]}: its code does not call that module",
+            f"{repo.path}: no activation at {fault.args[0]}: its code does not call that module",
             "original_repo_failed",
         ) from None
     for tap, ours in like.items():
@@ -107,8 +112,8 @@ def record_checkout(encoder: Encoder, repo: OriginalRepo, input_ids: Tensor, lik
         if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
             shape = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
             raise CannotRun(
-                f"{repo.path}: at {tap} it makes {shape} where original_ref makes {tuple(ours.shape)}, so they cannot "
-                "be compared",
+                f"{repo.path}: at {tap} its activation is {shape}, but that of original_ref is {tuple(ours.shape)}, so "
+                "they cannot be compared",
                 "original_repo_failed",
             )
     return found

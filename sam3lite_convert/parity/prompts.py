@@ -1,7 +1,7 @@
-"""Prompts to ids as the original's tokenizer makes them (extra ``prompts``).
+"""Tokenize prompts as the original does (extra ``prompts``).
 
-The text is cleaned as CLIP cleans it, then split by byte-level BPE: start 49406, end 49407, padded
-with 0; a prompt that is too long is cut to the context with the end id last.
+The text is cleaned as CLIP cleans it, then split by byte-level BPE. Ids begin with 49406, end with 49407 and are padded
+with 0; a prompt that is too long is cut to the context, with the end id last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def clean(text: str) -> str:
-    """Html unescaped twice, whitespace runs to one space, stripped, lower-cased; ftfy went before."""
+    """Unescape HTML twice, collapse whitespace, strip and lower-case. ``text`` has been fixed by ftfy before."""
     text = html.unescape(html.unescape(text))
     return re.sub(r"\s+", " ", text).strip().lower()
 
@@ -28,12 +28,14 @@ def clean(text: str) -> str:
 def tokenize(prompts: Sequence[str], context: int) -> Tensor:
     """Ids of shape (prompts, context), int64.
 
-    Raises CannotRun without the extra ``prompts``, and for a context that has no room for a word.
+    Raises CannotRun if the extra ``prompts`` is not installed, or if the context has no room for a word.
     """
     import torch
 
     if context < 3:
-        raise CannotRun(f"a context of {context} holds no word between the start and the end id", "short_context")
+        raise CannotRun(
+            f"a context of {context} has no room for a word between the start and the end id", "short_context"
+        )
     ids = torch.full((len(prompts), context), PAD, dtype=torch.int64)
     for row, words in zip(ids, words_of(prompts), strict=True):
         found = cut(words, context)
@@ -44,7 +46,7 @@ def tokenize(prompts: Sequence[str], context: int) -> Tensor:
 def words_of(prompts: Sequence[str]) -> list[list[int]]:
     """The ids of each prompt from the start id to the end id, neither cut nor padded.
 
-    Raises CannotRun without the extra ``prompts``.
+    Raises CannotRun if the extra ``prompts`` is not installed.
     """
     try:
         import ftfy
@@ -53,7 +55,7 @@ def words_of(prompts: Sequence[str]) -> list[list[int]]:
         if sys.version_info >= (3, 13):
             raise CannotRun(
                 "prompts need the package instant-clip-tokenizer, which has no build for Python 3.13 and newer: use "
-                "Python 3.10 to 3.12. Here, the default input or --seed N compare the same encoders on ids.",
+                "Python 3.10 to 3.12. Without it, the default input or --seed N compare the same encoders on ids.",
                 "no_tokenizer",
             ) from None
         raise CannotRun(

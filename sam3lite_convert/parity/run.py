@@ -1,4 +1,4 @@
-"""Original and candidate text encoder side by side: run, judge, and say why they differ."""
+"""Run the candidate beside the original, judge the difference and find its likely cause."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from sam3lite_convert.verify.config_check import check_config
 
 @dataclass(frozen=True)
 class Outcome:
-    """One comparison: both columns' activations, the floors if any were measured, and the judgement."""
+    """The result of one comparison.
+
+    ``candidate``: the encoder that was run.
+    ``propagated``: its activations by tap in a normal forward pass.
+    ``isolated``: its activations by tap when each module reads the reference's recorded input.
+    ``floors``: noise floors by tap; None if they were not measured.
+    ``judgement``: the verdict.
+    """
 
     candidate: Encoder
     propagated: Activations
@@ -31,8 +38,7 @@ class Outcome:
 
 
 def notes(setup: Setup, outcome: Outcome) -> list[str]:
-    """What a reader of the verdict has to know: what the inputs or the dtype cannot show, and what
-    was taken from the folder's word."""
+    """Notes on the verdict: assumptions about the folder, and faults that these inputs or this dtype cannot show."""
     said = list(setup.notes)
     if setup.folder is not None and setup.folder.config is not None:
         faults = check_config(setup.plan, setup.folder.config).faults
@@ -41,14 +47,14 @@ def notes(setup: Setup, outcome: Outcome) -> list[str]:
     if outcome.judgement.verdict != "differs":
         text_tensors = [m for m in setup.plan.mapped.values() if m.canonical.startswith(TEXT)]
         for key, why in _tensor_faults(setup, text_tensors).items():
-            said.append(f"these inputs do not show that {key} {why}")
+            said.append(f"not visible with these inputs: {key} {why}")
         if setup.dtype in (torch.float16, torch.bfloat16) and outcome.judgement.max_abs:
-            said.append("in half precision, faults smaller than its rounding stay unseen: compare in float32 too")
+            said.append("half precision hides faults smaller than its rounding: compare in float32 too")
     return said
 
 
 def _tensor_faults(setup: Setup, tensors: Sequence[Mapped]) -> dict[str, str]:
-    """Which of these tensors are not the source's in the folder, by target key, and why."""
+    """Target key -> fault, for those of these tensors that differ between the folder and the source."""
     if setup.folder is None:
         return {}
     from sam3lite_convert.verify.verify import tensor_faults
@@ -59,17 +65,19 @@ def _tensor_faults(setup: Setup, tensors: Sequence[Mapped]) -> dict[str, str]:
 
 def measured_floors(setup: Setup) -> dict[str, Floor]:
     """The reference's noise floors for the inputs of this run, by tap."""
-    # Of our own reference: a checkout that computes something else would have a floor as high as its fault.
+    # Measured on original_ref: the floor of a faulty checkout would be as high as its fault.
     return noise_floor(setup.evidence.model, setup.own, setup.inputs.ids)
 
 
 def compare_encoders(setup: Setup, candidate: Encoder, closely: bool = False) -> Outcome:
-    """Run the candidate, once where one run fills both columns, and judge it. ``closely``: with floors even
-    where nothing differs here, since something does in other batches."""
+    """Run the candidate and judge it. If nothing differs, one run gives both columns.
+
+    ``closely``: measure floors even if nothing differs here, because other batches differ.
+    """
     propagated = record(candidate, setup.inputs.ids)
     same = all(torch.equal(propagated[name], value) for name, value in setup.recorded.items())
     if same and not closely:
-        # Every module read what the reference's module read, so the columns are the same.
+        # Every module read the same input as the reference's, so both columns are the same.
         isolated, floors = propagated, None
     else:
         isolated = record(candidate, setup.inputs.ids, setup.recorded)
@@ -79,7 +87,7 @@ def compare_encoders(setup: Setup, candidate: Encoder, closely: bool = False) ->
 
 
 def against_own_reference(setup: Setup) -> OwnReferenceRecord:
-    """How ``original_ref`` compares with the user's checkout, over the inputs that are looked at closely."""
+    """Compare ``original_ref`` with the user's checkout, over ``setup.inputs``."""
     floors = None
     if not all(torch.equal(setup.own[name], value) for name, value in setup.recorded.items()):
         floors = {name: floor.without_isolated() for name, floor in measured_floors(setup).items()}
@@ -91,8 +99,13 @@ def against_own_reference(setup: Setup) -> OwnReferenceRecord:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why a tap diverges. ``fits``: hypotheses that explain it, the closest first; ``tensors``: those
-    behind the tap; ``faults``: target key -> what is wrong with it in the folder."""
+    """Why a tap diverges.
+
+    ``tap``: the first divergence.
+    ``fits``: hypotheses that explain it, the closest first.
+    ``tensors``: the tensors that the tap's module uses.
+    ``faults``: target key -> what is wrong with the tensor in the folder.
+    """
 
     tap: str
     fits: tuple[Fit, ...]
@@ -105,13 +118,13 @@ class Diagnosis:
         if self.fits:
             return self.fits[0].words
         if self.faults:
-            return "tensors behind it are not the source's: " + "; ".join(
+            return "tensors used at this tap differ from the source: " + "; ".join(
                 f"{k} {why}" for k, why in self.faults.items()
             )
-        return "no simple fault explains it; the tensors behind it are the place to look"
+        return "no known fault explains it; check the tensors listed for this tap"
 
     def record(self) -> DiagnosisRecord:
-        """The diagnosis as it stands in the JSON."""
+        """The diagnosis for the JSON."""
         return DiagnosisRecord(
             tap=self.tap,
             cause=self.words,
@@ -131,7 +144,7 @@ class Diagnosis:
 
 
 def diagnose(setup: Setup, outcome: Outcome) -> Diagnosis | None:
-    """The likely cause of the first divergence; None where nothing diverges."""
+    """The likely cause of the first divergence; None if nothing diverges."""
     tap = outcome.judgement.first_divergence
     if tap is None:
         return None

@@ -1,8 +1,7 @@
-"""The comparison tried on itself: every known fault made in a copy of the candidate, and found or not.
+"""The self-test: inject every known fault into a copy of the candidate and check that parity finds it.
 
-Faults of weights are made in the source's terms and go through the plan into the candidate's layout;
-faults of code are made in the candidate's modules. The diagnosis knows nothing of either: it tries
-its hypotheses on the reference.
+Faults of weights are made in the source tensors and converted by the plan into the candidate's layout; faults of code
+are made in the candidate's modules. The diagnosis is independent of both: it tries its hypotheses on the reference.
 """
 
 from __future__ import annotations
@@ -32,9 +31,16 @@ _PROJECTION = TEXT + "encoder.projection_layer"
 
 @dataclass(frozen=True)
 class InjectedFault:
-    """A fault to be made on purpose. ``tap``: where it has to be found; ``cause``: the key of the
-    hypothesis that has to name it; ``weights`` and ``config``: the candidate's, changed; ``spoil``
-    changes the finished candidate; ``full_table``: see Evidence."""
+    """A fault made on purpose.
+
+    ``words``: the fault in one sentence.
+    ``tap``: where it has to be found.
+    ``cause``: key of the hypothesis that has to explain it.
+    ``weights``: the candidate's changed state dict; None if unchanged.
+    ``config``: the candidate's changed text config; None if unchanged.
+    ``spoil``: changes the candidate after it is built.
+    ``full_table``: see ``Evidence``.
+    """
 
     words: str
     tap: str
@@ -47,7 +53,13 @@ class InjectedFault:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one fault."""
+    """The outcome for one fault.
+
+    ``fault``: the fault that was injected.
+    ``outcome``: found, missed or not revealed.
+    ``first_divergence``: the tap that parity named.
+    ``diagnosis``: the cause that parity named.
+    """
 
     fault: InjectedFault
     outcome: TrialOutcome
@@ -55,7 +67,7 @@ class Trial:
     diagnosis: str | None
 
     def record(self) -> TrialRecord:
-        """The trial as it stands in the JSON."""
+        """The trial for the JSON."""
         return TrialRecord(
             fault=self.fault.words,
             made_in=self.fault.tap,
@@ -66,8 +78,11 @@ class Trial:
 
 
 def run_self_test(setup: Setup) -> Iterator[Trial]:
-    """Every fault in turn. A fault that leaves the reference itself within its floor for these inputs
-    cannot be seen by anybody: ``not revealed``."""
+    """Try every fault in turn.
+
+    A fault is ``not revealed`` if it changes the reference by no more than the tolerance for these inputs, so that no
+    comparison could find it.
+    """
     floors = noise_floor(setup.evidence.model, setup.recorded, setup.inputs.ids)
     for fault in known_faults(setup):
         table = fault.full_table if fault.full_table is not None else setup.evidence.full_table
@@ -88,17 +103,17 @@ def run_self_test(setup: Setup) -> Iterator[Trial]:
 
 
 def _revealed(setup: Setup, fault: InjectedFault, limit: float) -> bool:
-    """Whether the reference with this fault leaves its floor at the tap."""
+    """Whether this fault changes the reference by more than ``limit`` at the tap."""
     for hypothesis in itertools.chain(hypotheses(setup.evidence, fault.tap), other_layers(setup.evidence, fault.tap)):
         if hypothesis.key == fault.cause:
             with torch.inference_mode():
                 made = hypothesis.output()
             return distance(made, setup.recorded[fault.tap])[0] > limit
-    return True  # nobody to ask, so it has to be found
+    return True  # no hypothesis tells, so it has to be found
 
 
 def known_faults(setup: Setup) -> Iterator[InjectedFault]:
-    """All faults that this architecture can have; single layers stand for their kind."""
+    """All faults that this architecture can have; of each kind of layer, one layer is tried."""
     blocks = setup.plan.architecture.blocks
     yield from _embedding_faults(setup)
     if blocks["repmixer_blocks"]:
@@ -127,7 +142,7 @@ def _embedding_faults(setup: Setup) -> Iterator[InjectedFault]:
     longer = torch.cat([table, table.flip(2)], 2)
     config = {**setup.config, "max_position_embeddings": longer.shape[2]}
     weights = {**setup.weights, target: longer}
-    words = f"the position table is not cut: {longer.shape[2]} rows where {table.shape[2]} belong"
+    words = f"the position table is not cut: {longer.shape[2]} rows instead of {table.shape[2]}"
     yield InjectedFault(words, EMBEDDINGS.name, "positions_not_cut", weights, config, full_table=longer.to(setup.dtype))
 
 
@@ -187,7 +202,7 @@ def _transformer_faults(setup: Setup, layers: tuple[int, ...]) -> Iterator[Injec
 
 
 def _source(setup: Setup, canonical: str, weights: dict[str, Tensor] | None = None) -> Tensor:
-    """A source tensor, put together again from the candidate's state dict."""
+    """A source tensor, reassembled from the candidate's state dict."""
     held = weights or setup.weights
     pieces = [m for m in setup.plan.mapped.values() if m.canonical == canonical]
     operation, tensors = pieces[0].operation, [held[m.target] for m in pieces]
@@ -202,7 +217,7 @@ def _source(setup: Setup, canonical: str, weights: dict[str, Tensor] | None = No
 def _altered(
     setup: Setup, canonical: str, change: Callable[[Tensor], Tensor], weights: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The candidate's state dict as the plan would make it of a source with this tensor changed."""
+    """The candidate's state dict as the plan would convert it from a source with this tensor changed."""
     held = dict(weights or setup.weights)
     pieces = [m for m in setup.plan.mapped.values() if m.canonical == canonical]
     made = change(_source(setup, canonical, held)).contiguous()

@@ -1,4 +1,4 @@
-"""What a parity run starts from: the reference loaded and recorded, and the candidate's weights, checked."""
+"""Set up a parity run: load and record the reference, and check the candidate's weights."""
 
 from __future__ import annotations
 
@@ -37,9 +37,19 @@ _RUNS_IN = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True)
 class ParityOptions:
-    """What the user asks of a comparison. None: the folder's, or packed, float32, the measured
-    tolerance, the dummy input, the context. ``original``: the user's checkout, in the place of
-    ``original_ref``."""
+    """The user's options for a comparison.
+
+    ``candidate``: layout of the converted encoder. None: the folder's, or packed without a folder.
+    ``attention``: attention implementation of the candidate.
+    ``dtype``: dtype that both sides run in. None: the folder's, or float32.
+    ``tolerance``: largest max abs diff that passes. None: derived from the measured noise floors.
+    ``seed``: seed of random ids. None: the dummy input.
+    ``batch``: number of rows, without prompts.
+    ``length``: sequence length. None: the context.
+    ``prompts``: texts to compare on.
+    ``causal``: whether the encoder masks causally.
+    ``original``: the user's checkout, used instead of ``original_ref``.
+    """
 
     candidate: str | None = None
     attention: str = "eager"
@@ -55,11 +65,23 @@ class ParityOptions:
 
 @dataclass(frozen=True)
 class Setup:
-    """The reference, loaded and recorded, and what a candidate is made from.
+    """A loaded and recorded reference, and everything that a candidate is built from.
 
-    ``config``: ``text_config`` for the candidate; ``weights``: its state dict by target key;
-    ``folder``: where they come from, None for the plan alone. ``inputs`` are what is looked at closely, all
-    at once; ``every`` what was asked for, of which they are the first rows where there are many.
+    ``plan``: the conversion plan.
+    ``layout``: name of the candidate's layout.
+    ``attention``: attention implementation of the candidate.
+    ``dtype``: dtype that both sides run in.
+    ``reference``: the original encoder, or that of the user's checkout.
+    ``inputs``: the ids that are compared closely, in one batch; the first rows of ``every`` if there are many.
+    ``recorded``: the reference's activations for ``inputs``.
+    ``evidence``: what the diagnosis tries its hypotheses on.
+    ``config``: the candidate's ``text_config``.
+    ``weights``: the candidate's state dict by target key.
+    ``folder``: the converted folder that they come from; None if they come from the plan.
+    ``tolerance``: the user's; None if it is measured.
+    ``every``: all inputs that were asked for.
+    ``own``: activations of ``original_ref``; the same as ``recorded`` unless the reference is the user's checkout.
+    ``notes``: notes on the verdict.
     """
 
     plan: Plan
@@ -75,13 +97,13 @@ class Setup:
     folder: Folder | None
     tolerance: float | None
     every: Inputs
-    own: Activations  # of original_ref, where the reference is the user's checkout; else the recorded ones
+    own: Activations
     notes: tuple[str, ...] = ()
 
     def candidate(self, weights: Mapping[str, Tensor] | None = None, config: Json | None = None) -> Encoder:
-        """The candidate with these weights and this config, its own by default; it has run once.
+        """Build the candidate, by default with its own weights and config, and run it once.
 
-        Raises UnsoundPlan where that makes no encoder, or not one that runs.
+        Raises UnsoundPlan if the encoder cannot be built or run, or if its number of layers is not the original's.
         """
         try:
             layout, given = self.plan.layout, (config or self.config, weights or self.weights)
@@ -89,10 +111,10 @@ class Setup:
             made.run_quietly(self.inputs.ids)
         except Sam3LiteError:
             raise
-        except Exception as fault:  # a config.json can hold anything, and the library raises as it likes
+        except Exception as fault:  # config.json is untrusted: the library may raise anything
             said = str(fault).strip().splitlines() or [type(fault).__name__]
             raise UnsoundPlan(
-                f"the text config makes no encoder that runs with these weights: {said[0]}", "bad_config"
+                f"the text config does not give an encoder that runs with these weights: {said[0]}", "bad_config"
             ) from fault
         if len(made.layers) != len(self.reference.layers):
             raise UnsoundPlan(
@@ -102,15 +124,15 @@ class Setup:
 
 
 def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, converted: Path | None = None) -> Setup:
-    """Load the reference from ``source`` and record it; take the candidate's weights from
-    ``converted``, or from the plan.
+    """Load the reference from ``source`` and record it.
 
-    Raises CannotRun for options that do not go together, UnsoundPlan and Untrusted as a conversion
-    does, UnsoundPlan where an encoder does not get all of its weights, and Untrusted for a folder
-    that contradicts itself.
+    The candidate's weights come from the folder ``converted``, or from the plan if it is None.
+
+    Raises CannotRun if options exclude each other, UnsoundPlan and Untrusted as a conversion does, UnsoundPlan if an
+    encoder does not get all of its weights, and Untrusted if the folder contradicts itself.
     """
     if options.attention not in ATTENTION:
-        raise CannotRun(f"--attention is one of {', '.join(ATTENTION)}", "usage")
+        raise CannotRun(f"--attention must be one of {', '.join(ATTENTION)}", "usage")
     check_tolerance(options.tolerance)
     folder: Folder | None = None
     notes: list[str] = []
@@ -127,8 +149,8 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     name = options.dtype or (plan.options.dtype if plan.options.dtype in _RUNS_IN else None) or "float32"
     if plan.options.dtype not in (None, name) and plan.options.dtype in ("float16", "bfloat16"):
         notes.append(
-            f"the folder was cast to {plan.options.dtype} and both sides run in {name}: the difference holds what the "
-            "cast rounded off; without --dtype both run in the folder's"
+            f"the folder was cast to {plan.options.dtype} and both sides run in {name}, so the difference includes the "
+            "rounding of the cast; without --dtype both run in the folder's dtype"
         )
     dtype = getattr(torch, name)
     sizes = plan.architecture.sizes
@@ -172,7 +194,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
 
 
 def _whole(folder: Folder) -> Folder:
-    """The folder, if loaders see in it what stands in it."""
+    """The folder itself. Raises Untrusted if its files contradict each other."""
     if folder.faults:
         listed = "; ".join(f"{key} {why}" for key, why in folder.faults[:5])
         raise Untrusted(f"{folder.path} contradicts itself: {listed}", "corrupt_folder")
@@ -187,42 +209,45 @@ def _recognised(
     said = (folder.receipt or {}).get("options")
     stated = isinstance(said, dict) and said.get("causal") is True
     if stated and not options.causal:
-        notes.append("causal masking is taken from the folder's receipt; weights cannot tell")
+        notes.append("causal masking is taken from the folder's receipt, since the weights do not show it")
     plan = recognise(folder, source, mappings, options.causal or stated)
     if options.candidate not in (None, plan.layout.name):
         raise CannotRun(
-            f"{folder.path} is in the layout {plan.layout.name}, so the candidate is {plan.layout.name}, not "
-            f"{options.candidate}; leave --candidate out",
+            f"{folder.path} is in the layout {plan.layout.name}, so the candidate cannot be {options.candidate}; leave "
+            "--candidate out",
             "usage",
         )
     return plan
 
 
 def _check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:
-    """The text tensors' twins and checksums: a conversion would refuse a source that fails them."""
+    """Check twins and checksums of the text tensors, as a conversion does.
+
+    Raises Untrusted if a checksum does not match.
+    """
     begins = {m.source.offset for m in pieces}
     with open_file(source.path) as file:
         check_twins(file, tuple(t for t in plan.twins if t.first.offset in begins))
     records = [r for r in source.records if any(r.offset <= at < r.offset + r.nbytes for at in begins)]
     damaged = damaged_records(source.path, records)
-    # Where not one matches, the file was written without checksums.
+    # If none matches, the file was written without checksums.
     if damaged and len(damaged) < len(records):
         raise Untrusted(
-            f"{source.path.name} is damaged: {', '.join(damaged[:5])} do not match the checksum that the archive "
-            "states for them. Fetch it again.",
+            f"{source.path.name} is damaged: {', '.join(damaged[:5])} do not match their checksums in the archive. "
+            "Download it again.",
             "corrupt_file",
             {"records": damaged},
         )
 
 
 def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor]) -> None:
-    """Raises UnsoundPlan, naming the keys, where the candidate's tensors are not those of this original.
+    """Raises UnsoundPlan, naming the keys, if the candidate's tensors do not match this original.
 
-    The position table may have another number of rows: what that does is compared.
+    The position table may have another number of rows: the comparison shows its effect.
     """
     wanted = {m.target: m for m in pieces}
     faults = [f"{key} is missing" for key in wanted if key not in held and not key.endswith(COUNTER)]
-    faults += [f"{key} is no part of the encoder" for key in held if key not in wanted]
+    faults += [f"{key} is not part of the encoder" for key in held if key not in wanted]
     for key, piece in wanted.items():
         if key not in held or key.endswith(COUNTER):
             continue
@@ -231,13 +256,13 @@ def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor]) -> None:
         if piece.position_table and rows is not None:
             shape = with_positions(shape, rows)
         if tuple(found.shape) != shape or not found.numel():
-            faults.append(f"{key} is {tuple(found.shape)} where the original's would be {shape}")
+            faults.append(f"{key} has shape {tuple(found.shape)}, expected {shape}")
         elif found.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            faults.append(f"{key} is {str(found.dtype).removeprefix('torch.')}, which no encoder here runs in")
+            faults.append(f"{key} is {str(found.dtype).removeprefix('torch.')}, which is not supported here")
     if faults:
         more = f" ... and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise UnsoundPlan(
-            f"the candidate's weights are not those of this original, so there is nothing to compare: "
+            f"the candidate's weights do not match this original, so they cannot be compared: "
             f"{'; '.join(faults[:20])}{more}",
             "weights_not_loaded",
             {"faults": faults},
@@ -245,7 +270,10 @@ def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor]) -> None:
 
 
 def _text_config(plan: Plan, folder: Folder | None) -> Json:
-    """The candidate's text config: the folder's own where it has one, faults included."""
+    """The candidate's text config: the folder's own, unchecked, or that of the plan.
+
+    Raises CannotRun if the folder has no config.json.
+    """
     config = make_config(plan) if folder is None else folder.config
     if config is None:
         raise CannotRun(f"{folder.path if folder else ''} has no config.json, so no encoder can be built", "no_config")

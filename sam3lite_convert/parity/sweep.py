@@ -1,7 +1,7 @@
-"""Many prompts through both encoders, batch by batch: how far each is off, and which are the worst.
+"""Run many prompts through both encoders, batch by batch, and find the worst ones.
 
-What takes more than one pass of each side (isolated activations, noise floors, the likely cause) is
-then measured on the worst prompts alone, so thousands of prompts cost little more than their passes.
+Isolated activations, noise floors and the likely cause need more than one pass of each side. They are computed for the
+worst prompts only, so thousands of prompts cost little more than one pass of each side.
 """
 
 from __future__ import annotations
@@ -22,13 +22,20 @@ from sam3lite_convert.parity.taps import text_features
 from sam3lite_convert.records.parity import WorstPrompt
 
 _LISTED = 10
-_FIRST = 16  # prompts looked at closely because they are the worst at the tap that ranks them
+_FIRST = 16  # prompts compared closely because they are the worst at the ranking tap
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """``totals``: by tap over all prompts; ``greatest`` and ``means``: tap -> max and mean abs diff of each prompt,
-    (prompts,); ``valid`` and ``padded``: tap -> the greatest on words and on padding, None where there are none."""
+    """The differences over all prompts.
+
+    ``inputs``: all prompts.
+    ``totals``: tap -> difference over all prompts.
+    ``greatest``: tap -> max abs diff of each prompt, (prompts,).
+    ``means``: tap -> mean abs diff of each prompt, (prompts,).
+    ``valid``: tap -> max abs diff at words; None if there are none.
+    ``padded``: tap -> max abs diff at padding; None if there is none.
+    """
 
     inputs: Inputs
     totals: dict[str, Running]
@@ -38,8 +45,10 @@ class Sweep:
     padded: dict[str, float | None]
 
     def worst(self) -> list[int]:
-        """The prompts to look at closely, the worst first: the worst of every tap, by max and by mean, are among
-        them."""
+        """The prompts to compare closely, the worst first.
+
+        The worst prompts of every tap are included, by max and by mean abs diff.
+        """
         chosen: dict[int, None] = {}
         first = self.greatest[ranking_tap({tap: float(g.max()) for tap, g in self.greatest.items()})]
         each = max(1, (BATCH - _FIRST) // (2 * len(self.greatest)))
@@ -50,17 +59,21 @@ class Sweep:
 
 
 def ranking_tap(greatest: Mapping[str, float]) -> str:
-    """The tap that prompts are ranked by: what the detector reads, or the first that differs at all.
-    ``greatest``: max abs diff by tap."""
+    """The tap that prompts are ranked by: the text features, or the first tap that differs if they do not.
+
+    ``greatest``: max abs diff by tap.
+    """
     differing = [tap for tap, most in greatest.items() if most]
     features = text_features(list(greatest))
     return features if features in differing or not differing else differing[0]
 
 
 def sweep(setup: Setup, candidate: Encoder, advance: Callable[[int], None] = lambda n: None) -> Sweep:
-    """One pass of each side over every input; ``advance`` is told how many are done.
+    """Run each side once over every input.
 
-    Raises CannotRun where the reference is not finite for one of them.
+    ``advance``: called with the number of rows after each batch.
+
+    Raises CannotRun if the reference gives NaN or infinity for an input.
     """
     inputs = setup.every
     taps = setup.reference.taps
@@ -100,7 +113,7 @@ def _greater(so_far: float | None, by_token: Tensor | None, where: Tensor) -> fl
 
 
 def focus(setup: Setup, swept: Sweep) -> Setup:
-    """The same comparison over the worst prompts; over the first ones where none is worse than another."""
+    """The setup for comparing the worst prompts closely, or the first ones if no prompt differs."""
     rows = swept.worst() or list(range(min(BATCH, len(swept.inputs.ids))))
     inputs = swept.inputs.rows(rows)
     recorded = record(setup.reference, inputs.ids)
@@ -112,7 +125,7 @@ def focus(setup: Setup, swept: Sweep) -> Setup:
 
 
 def over_all(judgement: Judgement, swept: Sweep) -> Judgement:
-    """A judgement of the worst prompts, with what was carried through all of them."""
+    """The judgement of the worst prompts, with the propagated differences of all prompts."""
     taps = [
         replace(t, difference=swept.totals[t.name].difference(), valid=swept.valid[t.name], padded=swept.padded[t.name])
         for t in judgement.taps
@@ -123,8 +136,10 @@ def over_all(judgement: Judgement, swept: Sweep) -> Judgement:
 def worst_prompts(
     tap: str, rows: Sequence[int], inputs: Inputs, reference: Activations, candidate: Activations
 ) -> tuple[WorstPrompt, ...]:
-    """The prompts that are furthest off at a tap, the worst first; none where ids were made without prompts.
-    ``rows``: the places of ``inputs`` among all."""
+    """The prompts with the greatest difference at a tap, the worst first; empty if the ids have no prompts.
+
+    ``rows``: the indexes of ``inputs`` among all prompts.
+    """
     found: list[WorstPrompt] = []
     for n, (row, prompt) in enumerate(zip(rows, inputs.prompts, strict=False)):
         d = compare(reference[tap][n : n + 1], candidate[tap][n : n + 1])

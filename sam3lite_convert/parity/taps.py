@@ -1,9 +1,9 @@
 """The taps: the places at which the activations of both text encoders are recorded and compared.
 
-This table is all that is known of a tap. To add one, add a row where it comes in the order of execution: recording,
-isolated activations, noise floor, judgement, files of activations and the tensors behind it follow from the row.
-Causes that the diagnosis can name at this tap alone are written in ``faults/layers.py`` or ``faults/ends.py`` and
-registered in ``faults/hypotheses.py``.
+This table defines every tap. To add one, add a row at its place in the order of execution: recording, isolated
+activations, noise floor, judgement, files of activations and the list of its tensors follow from the row. Write causes
+that apply to this tap alone in ``faults/layers.py`` or ``faults/ends.py`` and register them in
+``faults/hypotheses.py``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ ORIGINAL, PACKED, TRANSFORMERS = "original", "packed", "transformers"  # the kin
 
 @dataclass(frozen=True, eq=False)
 class TapPoint:
-    """A row of the table. In its strings ``{i}`` stands for the number of a layer: such a row is a tap of each layer.
+    """A row of the table. ``{i}`` in its strings is the number of a layer: such a row is one tap in each layer.
 
     ``name``: in reports and files.
-    ``tensors``: how the keys of its tensors start in the original's text encoder; the plan knows their target keys.
-    ``reads``: names of rows. Its module reads the nearest tap before it that is of one of them; none: the ids.
-    ``modules``: kind of encoder -> path of the module that is hooked. Empty: a value that ``Encoder.run`` returns.
-    ``at_input``: what the module reads is recorded, not what it returns.
-    ``read_by_detector``: the detector's result follows from it.
-    ``has_positions``: the shape is (batch, sequence, width), else (batch, width).
-    ``optional``: it exists only where the original has the module (not every layer is of one type).
-    ``inside``: the row whose computation it is a step of: the causes known there are tried at this tap too.
+    ``tensors``: prefixes of the keys of its tensors in the original's text encoder.
+    ``reads``: names of rows; its module reads the nearest earlier tap of one of them. Empty: it reads the ids.
+    ``modules``: kind of encoder -> path of the hooked module. Empty: the value is returned by ``Encoder.run``.
+    ``at_input``: whether the module's input is recorded, instead of its output.
+    ``read_by_detector``: whether the detector's result depends on it.
+    ``has_positions``: whether the shape is (batch, sequence, width); otherwise it is (batch, width).
+    ``optional``: whether the tap may be missing in a layer, because not all layers have the module.
+    ``inside``: name of the row whose computation includes it; the causes of that row are tried at this tap too.
     """
 
     name: str
@@ -47,11 +47,11 @@ class TapPoint:
         return "{i}" in self.name
 
     def at(self, layer: int) -> str:
-        """The tap's name in a layer; the same in every layer if it is not one of layers."""
+        """The tap's name in a layer; ``name`` itself if the row is not per layer."""
         return _at(self.name, layer)
 
     def module(self, kind: str, layer: int = 0) -> str:
-        """The path of its module in an encoder of this kind."""
+        """The path of the hooked module in an encoder of this kind."""
         return _at(self.modules[kind], layer)
 
 
@@ -99,8 +99,10 @@ OUTPUTS = tuple(point for point in TAPS if not point.modules)  # in the order of
 
 
 def points(layers: int) -> Iterator[tuple[TapPoint, int]]:
-    """Every tap of an encoder with so many layers, in the order of execution, with the number of its layer (0 for a
-    tap that is not one of layers)."""
+    """Every tap of an encoder with this number of layers, in the order of execution.
+
+    Yields the row and the number of the layer, which is 0 for a row that is not per layer.
+    """
     for per_layer, rows in groupby(TAPS, key=lambda point: point.per_layer):
         group = list(rows)
         for layer in range(layers if per_layer else 1):
@@ -108,12 +110,12 @@ def points(layers: int) -> Iterator[tuple[TapPoint, int]]:
 
 
 def point_of(tap: str) -> TapPoint:
-    """The row of a tap. Raises KeyError if there is none of this name."""
+    """The row of a tap. Raises KeyError if no tap has this name."""
     return _BY_NAME[_row_name(tap)]
 
 
 def layer_of(tap: str) -> int:
-    """The number of the layer that a tap belongs to. Raises ValueError for a tap that is not one of layers."""
+    """The number of the layer that a tap belongs to. Raises ValueError if it does not belong to one."""
     number = _NUMBER.search(tap)
     if number is None:
         raise ValueError(f"{tap} is not a tap of a layer")
@@ -121,9 +123,11 @@ def layer_of(tap: str) -> int:
 
 
 def read_at(tap: str, taps: Sequence[str]) -> str:
-    """The tap that the module of ``tap`` reads; ``taps``: all of an encoder, in the order of execution.
+    """The tap that the module of ``tap`` reads.
 
-    Raises ValueError for a tap that reads the ids.
+    ``taps``: all taps of the encoder, in the order of execution.
+
+    Raises ValueError if the module reads the ids.
     """
     reads = point_of(tap).reads
     for before in reversed(taps[: taps.index(tap)]):
@@ -133,24 +137,24 @@ def read_at(tap: str, taps: Sequence[str]) -> str:
 
 
 def tensors_behind(tap: str) -> tuple[str, ...]:
-    """How the keys of a tap's tensors start in the original's text encoder."""
+    """The prefixes of the keys of a tap's tensors in the original's text encoder."""
     point = point_of(tap)
     return tuple(_at(start, layer_of(tap)) if point.per_layer else start for start in point.tensors)
 
 
 def enclosing(tap: str) -> str | None:
-    """The tap whose computation this one is a step of; None if there is none."""
+    """The tap whose computation includes this one; None if there is no such tap."""
     point = point_of(tap)
     return _at(point.inside, layer_of(tap) if point.per_layer else 0) or None
 
 
 def text_features(taps: Sequence[str]) -> str:
-    """The tap whose activation the detector gets: the last of those that it reads."""
+    """The tap whose activation the detector receives: the last one that it reads."""
     return [tap for tap in taps if point_of(tap).read_by_detector][-1]
 
 
 def are_complete(names: Sequence[object]) -> bool:
-    """Whether these are all taps of an encoder in their order, if without some that not every layer has."""
+    """Whether these are all taps of an encoder, in order; optional taps may be missing."""
     layers = sum(isinstance(name, str) and _row_name(name) == LAYER.name for name in names)
     wanted = ((point, point.at(layer)) for point, layer in points(layers))
     return layers > 0 and [n for point, n in wanted if not point.optional or n in names] == list(names)

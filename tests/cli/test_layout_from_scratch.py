@@ -147,14 +147,14 @@ def test_parity_says_that_nothing_runs_it(component, checkpoint, mine, tmp_path)
     tables = ["--checkpoint", checkpoint, "--mapping", mine]
     for options in (["--converted", folder], ["--candidate", "mine"], ["--converted", folder, "--as-used"]):
         message = one_sentence(sam3lite("parity", *tables, *options), 2)
-        assert "nothing here runs the layout mine" in message and "sam3lite verify" in message
+        assert "parity has no encoder for the layout mine" in message and "sam3lite verify" in message
         assert "packed" in message and "transformers" in message
 
 
 def test_convert_with_parity_is_refused_before_anything_is_written(checkpoint, mine, tmp_path):
     options = ["--layout", "mine", "--mapping", mine, "--parity"]
     done = sam3lite("convert", "--checkpoint", checkpoint, "--output", tmp_path / "out", *options)
-    assert "nothing here runs the layout mine" in one_sentence(done, 2)
+    assert "parity has no encoder for the layout mine" in one_sentence(done, 2)
     assert not (tmp_path / "out").exists()
 
 

@@ -169,13 +169,13 @@ NAMED = [("nn.ModuleList(layers)", "nn.ModuleDict({str(n): l for n, l in enumera
 MUTE = [(EMBED, f"        class Mute(Exception):\n            __str__ = None\n        raise Mute\n{EMBED}")]
 # name -> (changes, what is said)
 OTHERWISE = {
-    "a layer that gives a pair": (PAIR, "at layers.0 it makes tuple"),
-    "a layer whose forward is called": ([(CALL, "x = layer.forward(x, mask)")], "nothing is seen at "),
-    "a norm whose forward is called": (NORM, "nothing is seen at final_layer_norm"),
-    "another order of axes": (AXES, "at projected it makes"),
-    "a narrower pooled output": (NARROW, "at pooled it makes"),
-    "a pair of pooled outputs": (POOLED, "at pooled it makes tuple"),
-    "no list of layers": (NAMED, "no list of layers"),
+    "a layer that gives a pair": (PAIR, "at layers.0 its activation is tuple"),
+    "a layer whose forward is called": ([(CALL, "x = layer.forward(x, mask)")], "no activation at "),
+    "a norm whose forward is called": (NORM, "no activation at final_layer_norm"),
+    "another order of axes": (AXES, "at projected its activation is"),
+    "a narrower pooled output": (NARROW, "at pooled its activation is"),
+    "a pair of pooled outputs": (POOLED, "at pooled its activation is tuple"),
+    "no list of layers": (NAMED, "is not a list of layers"),
     "an exception that cannot be read": (MUTE, "Mute"),
     "a leave": ([(EMBED, f"        raise GeneratorExit\n{EMBED}")], "GeneratorExit"),
 }

@@ -359,7 +359,7 @@ def test_forward_without_a_tokenizer_is_refused():
 
 
 def test_the_pooled_output_of_embeddings_is_refused():
-    with pytest.raises(ValueError, match="no ids"):
+    with pytest.raises(ValueError, match="needs ids, not embeddings"):
         tiny().encoder(golden("tiny_mct").activations()["embeddings"], input_is_embeddings=True)
 
 

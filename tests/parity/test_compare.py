@@ -472,7 +472,7 @@ def test_what_is_not_finite_is_carried_on_as_any_error_is():
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_reference_that_is_not_finite_proves_nothing(value):
     require_finite(side(layers_0=1e38))
-    with pytest.raises(CannotRun, match=r"not finite from layers\.1 on .*float32") as caught:
+    with pytest.raises(CannotRun, match=r"gives NaN or infinity from layers\.1 on .*float32") as caught:
         require_finite(side(layers_1=value, projected=value))
     assert (caught.value.exit_code, caught.value.details) == (2, {"tap": "layers.1"})
 

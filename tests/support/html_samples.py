@@ -185,13 +185,14 @@ def behaviour(prompts: list[str], **fields: JsonValue) -> Json:
         "\nout = model(input_ids=ids, attention_mask=None)\n"
         f"print({SCRIPT!r})",
         "verdict": "exact",
-        "summary": "the text features of every word are the original's to the bit",
+        "summary": "the text features of every valid token equal the original's bit for bit",
     }
     document: Json = {
         "verdict": "differs",
-        "summary": "the text features of words are off the original's by relative L2 6.13e-01, max abs diff 5.52e+00; "
-        "3 tokens exist on one side only and are not compared",
-        "remedy": "The weights are not the reason: call the model as the recipe does.",
+        "summary": "the text features of valid tokens differ from the original's: relative L2 6.13e-01, "
+        "max abs diff 5.52e+00; "
+        "3 tokens exist on one side only and were not compared",
+        "remedy": "The weights are not the cause. Call the model as in the recipe.",
         "tolerance": 1e-6,
         "context": 16,
         "built_in": False,
@@ -292,7 +293,7 @@ def differs() -> ParityDocument:
         for part in ("out_proj", "in_proj", "fc1", "fc2")
     ]  # fmt: skip
     prompts = [*PROMPTS, *(f"prompt number {i}" for i in range(11))]
-    remedy = "Settle the weights first: with other weights no call gives the original's features."
+    remedy = "Fix the weights first: as long as they differ, no call gives the original's features."
     return parity(
         checkpoint=f"{SCRIPT}.pt",
         converted="ported/" + "a-folder-with-a-name-that-goes-on-and-on-without-an-end" * 2,

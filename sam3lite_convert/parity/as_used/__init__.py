@@ -1,1 +1,1 @@
-"""The second verdict: the released model as people call it."""
+"""The second verdict: the stock model, called the way users call it."""

@@ -1,8 +1,7 @@
-"""Verdict 2: does the model, as it is called, do what the original does, and if not, by which cause.
+"""Verdict 2: does the stock call give the original's text features, and if not, which setting is the cause?
 
-The original's call and the stock call differ in a few settings. Each is switched on alone
-in the candidate, then all together; compared are the text features at the valid tokens (those of
-words, with start and end), where both sides have one.
+The original's call and the stock call differ in a few settings. Each setting is first changed alone in the candidate,
+then all of them together. Text features are compared at the valid tokens (start, words, end) that both sides have.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from sam3lite_convert.records.parity import (
     Verdict,
 )
 
-# One for each cause, where nobody gives prompts.
+# The default prompts: one for each cause.
 PROMPTS = (
     "a dog",
     "person in a red coat!",
@@ -61,10 +60,15 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class CallSettings:
-    """How a prompt reaches the text encoder; a field that differs between two calls is a cause. ``text_cleaning``:
-    whose ids, a key of ``Prompts.words``; ``truncation``: whether they are cut to the context, with the end id
-    last; ``sequence_length``: what they are padded to at least; ``pad_id``: with what; ``mask``: whether padding
-    is masked; ``attention``: the implementation."""
+    """How a prompt is turned into the text encoder's input. A field that differs between two calls is a cause.
+
+    ``text_cleaning``: the tokenizer that makes the ids, a key of ``Prompts.words``.
+    ``truncation``: whether ids are cut to the context, with the end id last.
+    ``sequence_length``: minimum length that ids are padded to.
+    ``pad_id``: the padding id.
+    ``mask``: whether padding is masked in attention.
+    ``attention``: the attention implementation.
+    """
 
     text_cleaning: str
     truncation: bool
@@ -76,28 +80,37 @@ class CallSettings:
 
 @dataclass(frozen=True)
 class Call:
-    """One prompt on its way: ``ids``, and for each 1 where it is a word and 0 where it is padding; ``masked``:
-    whether padding is hidden from attention."""
+    """The encoder's input for one prompt.
+
+    ``ids``: token ids, padded.
+    ``words``: for each id, 1 for a valid token and 0 for padding.
+    ``masked``: whether padding is masked in attention.
+    """
 
     ids: tuple[int, ...]
     words: tuple[int, ...]
     masked: bool
 
     def valid(self, features: Tensor) -> Tensor:
-        """The rows of words, of (sequence, width)."""
+        """The rows of the valid tokens. ``features``: (sequence, width)."""
         return features[torch.tensor(self.words, dtype=torch.bool)]
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts with their ids by either tokenizer, neither cut nor padded; ``context`` is the checkpoint's."""
+    """Prompts and their ids.
+
+    ``texts``: the prompts.
+    ``words``: tokenizer ("original" or "stock") -> ids of each prompt, neither cut nor padded.
+    ``context``: the checkpoint's context length.
+    """
 
     texts: tuple[str, ...]
     words: dict[str, list[list[int]]]
     context: int
 
     def calls(self, settings: CallSettings, rows: range) -> list[Call]:
-        """What reaches the encoder for these prompts."""
+        """The encoder's inputs for the prompts in ``rows``."""
         out = []
         for words in self.words[settings.text_cleaning][rows.start : rows.stop]:
             words = cut(words, self.context) if settings.truncation else words
@@ -108,7 +121,7 @@ class Prompts:
 
 
 class Moved:
-    """How far text features are from others, at the valid tokens that both have."""
+    """The difference between two sides' text features, at the valid tokens that both have."""
 
     def __init__(self) -> None:
         self.running = Running()
@@ -116,7 +129,7 @@ class Moved:
         self.moved = self.only_one_side = 0
 
     def add(self, reference: Tensor, candidate: Tensor) -> None:
-        """One prompt's valid tokens, (tokens, output_dim) each."""
+        """Add one prompt's valid tokens, (tokens, output_dim) on each side."""
         common = min(len(reference), len(candidate))
         one = Running()
         one.add(reference[:common], candidate[:common])
@@ -143,21 +156,24 @@ class Moved:
 
 @dataclass(frozen=True)
 class Stock:
-    """The stock side of a comparison, loaded."""
+    """The stock tokenizer and model, loaded."""
 
     tokenizer: Tokenizer
     model: StockModel
 
 
 def load_stock(setup: Setup) -> Stock:
-    """Raises CannotRun for another layout than transformers', and where its library is missing."""
+    """Load the stock tokenizer and model.
+
+    Raises CannotRun if the layout is not transformers', or if the library is not installed.
+    """
     if setup.plan.layout.loader.library is None:
         instead = "Use --candidate transformers"
         if setup.folder is not None:
             instead = "Convert with --layout transformers and give that folder"
         raise CannotRun(
-            f"--as-used asks how the released transformers model is called; nothing calls the layout {setup.layout} "
-            f"that way. {instead}, or leave --as-used out",
+            f"--as-used compares the call of the released transformers model, which does not exist for the layout "
+            f"{setup.layout}. {instead}, or leave --as-used out",
             "usage",
         )
     model = stock_model(setup.plan.layout.family, setup.config, setup.weights, setup.dtype)
@@ -173,17 +189,20 @@ def behaviour(
     advance: Advance = lambda n: None,
     weights: Verdict = "exact",
 ) -> BehaviourRecord:
-    """Verdict 2 over these prompts, in batches. ``floors``: of this reference, where they are measured already;
-    ``advance`` is told how many prompts are done; ``weights``: verdict 1, which decides what to do about this one.
+    """Verdict 2 over these prompts, in batches.
 
-    Raises CannotRun if the tokenizer makes ids that the model's vocabulary does not have.
+    ``floors``: noise floors of this reference if they were measured already.
+    ``advance``: called with the number of prompts after each batch.
+    ``weights``: verdict 1, on which the suggested remedy depends.
+
+    Raises CannotRun if the tokenizer makes ids outside the model's vocabulary.
     """
     context, vocab = (setup.plan.architecture.sizes[name] for name in ("context", "vocab"))
     prompts = Prompts(tuple(texts), {"original": words_of(texts), "stock": stock.tokenizer.words(texts)}, context)
     greatest = max(stock.tokenizer.pad, *(max(ids, default=0) for ids in prompts.words["stock"]))
     if greatest >= vocab:
         raise CannotRun(
-            f"{stock.tokenizer.name}: it makes the id {greatest:,}, and the model's vocabulary ends at {vocab - 1:,}",
+            f"{stock.tokenizer.name}: it makes the id {greatest:,}, but the model's vocabulary ends at {vocab - 1:,}",
             "other_tokenizer",
         )
     original = CallSettings("original", True, context, PAD, False, "eager")
@@ -219,7 +238,7 @@ def behaviour(
                 elsewhere.append(text)
         advance(len(rows))
     zero = together.zero and by_recipe.zero
-    # A folder of the text encoder alone holds no model that the recipe could load.
+    # The recipe loads the whole model, which a folder of the text encoder alone does not hold.
     place = setup.folder.path if setup.folder and setup.plan.options.component == "all" else None
     code = recipe(
         setup.plan.layout.family, context, str(place or PLACEHOLDER), place is not None and own_tokenizer(place)
@@ -228,12 +247,12 @@ def behaviour(
     notes = []
     if elsewhere:
         notes.append(
-            f"the recipe's ids are not the original's for {len(elsewhere)} prompts, as {elsewhere[0][:60]!r}: it "
-            "cannot be exact where a prompt spells out a special token, or with a tokenizer that is not CLIP's or that "
-            "pads elsewhere"
+            f"the recipe's ids differ from the original's for {len(elsewhere)} prompts, such as "
+            f"{elsewhere[0][:60]!r}: it cannot be exact if a prompt spells out a special token, or if the tokenizer is "
+            "not CLIP's or does not pad on the right"
         )
     if others:
-        notes.append(f"{others} prompts get other ids from the processor than these causes add up to")
+        notes.append(f"for {others} prompts the processor's ids are not what these causes together would give")
     dtype = str(setup.dtype).removeprefix("torch.")
     asked = prompts.calls(original, range(len(texts)))
     longer = sum(len(words) > STOCK_LENGTH for words in prompts.words["stock"])
@@ -268,32 +287,32 @@ def behaviour(
 
 
 def _limit(setup: Setup, floors: Mapping[str, Floor] | None) -> float:
-    """Of the text features' max abs difference: the user's tolerance, or the noise floor's."""
+    """The largest max abs diff of the text features that passes: the user's tolerance, or the measured one."""
     if setup.tolerance is not None:
         return setup.tolerance
     return FLOORS * (floors or measured_floors(setup))[PROJECTED.name].propagated
 
 
 def _valid(ids: Tensor) -> int:
-    """Tokens up to the end id, which is the greatest."""
+    """The number of tokens up to and including the end id, which is the greatest id."""
     return int(ids.argmax()) + 1
 
 
 def _reference(setup: Setup, calls: Sequence[Call]) -> list[Tensor]:
-    """The original's text features of each call's valid tokens, all in one batch."""
+    """The original's text features at each call's valid tokens, in one batch."""
     with torch.inference_mode():
         out = setup.reference.run(torch.tensor([c.ids for c in calls]))[0]
     return [c.valid(row) for row, c in zip(out, calls, strict=True)]
 
 
 def _features(model: StockModel, calls: Sequence[Call], attention: str) -> list[Tensor]:
-    """The candidate's text features of each call's valid tokens; calls of one length go together."""
+    """The candidate's text features at each call's valid tokens; calls of the same length share a batch."""
     out: dict[int, Tensor] = {}
     order = sorted(range(len(calls)), key=lambda n: (len(calls[n].ids), n))
     for _, rows in groupby(order, key=lambda n: len(calls[n].ids)):
         group = list(rows)
         ids = torch.tensor([calls[n].ids for n in group])
-        # All calls of the same settings have a mask or none has.
+        # Calls with the same settings either all have a mask or all have none.
         mask = torch.tensor([calls[n].words for n in group]) if calls[group[0]].masked else None
         for n, row in zip(group, model.features(ids, mask, attention), strict=True):
             out[n] = calls[n].valid(row)
@@ -308,7 +327,7 @@ def _move(
     after: Sequence[Call],
     attention: str,
 ) -> None:
-    """Add how far these calls' features are from those before; equal calls are not made again."""
+    """Add the difference that the changed calls make; unchanged calls are not run again."""
     changed = [n for n, (a, b) in enumerate(zip(before, after, strict=True)) if a != b or attention != "eager"]
     features = dict(zip(changed, _features(model, [after[n] for n in changed], attention), strict=True))
     for n, ours in enumerate(alone):
@@ -316,7 +335,7 @@ def _move(
 
 
 def _worst(prompts: Prompts, ours: Sequence[Call], theirs: Sequence[Call], moved: Moved) -> tuple[UsedPrompt, ...]:
-    """The prompts that moved most, the worst first."""
+    """The prompts with the largest differences, the worst first."""
     order = sorted(range(len(prompts.texts)), key=lambda n: -_badness(moved.prompts[n]))
     return tuple(
         UsedPrompt(
@@ -337,7 +356,7 @@ def _badness(d: Difference) -> float:
 
 
 def verdict_of(moved: Moved, limit: float) -> Verdict:
-    """``exact``: not a bit and not a token differs; ``limit``: of the max abs difference."""
+    """The verdict. ``exact``: no value and no number of tokens differs. ``limit``: largest max abs diff that passes."""
     if moved.zero:
         return "exact"
     worst = moved.running.difference()
@@ -345,43 +364,43 @@ def verdict_of(moved: Moved, limit: float) -> Verdict:
 
 
 def _summary(verdict: Verdict, error: FeatureError, dtype: str) -> str:
-    """What stands behind the name of a verdict on text features. ``dtype``: both sides ran in it."""
-    run = "" if dtype == "float32" else f", run in {dtype} as well,"
+    """A verdict on text features in one sentence. ``dtype``: what both sides ran in."""
+    run = "" if dtype == "float32" else f", both in {dtype}"
     if verdict == "exact":
-        return f"the text features of every word are the original's{run} to the bit"
+        return f"the text features of every valid token equal the original's bit for bit{run}"
     missing = error.tokens_without_counterpart
-    lost = f"; {missing:,} tokens exist on one side only and are not compared" if missing else ""
+    lost = f"; {missing:,} tokens exist on one side only and were not compared" if missing else ""
     figures = f"relative L2 {number(error.relative_l2)}, max abs diff {number(error.max_abs_diff)}"
-    return f"the text features of words are off the original's{run} by {figures}{lost}"
+    return f"the text features of valid tokens differ from the original's{run}: {figures}{lost}"
 
 
 def _remedy(verdict: Verdict, recipe_verdict: Verdict, weights: Verdict) -> str | None:
-    """What to do about a call that differs."""
+    """What to do if the stock call differs; None if it does not."""
     if verdict != "differs":
         return None
     if weights == "differs":
-        return "Settle the weights first: with other weights no call gives the original's features."
+        return "Fix the weights first: as long as they differ, no call gives the original's features."
     if recipe_verdict != "differs":
-        return "The weights are not the reason: call the model as the recipe does."
-    return "Called as the recipe does, it still differs."
+        return "The weights are not the cause. Call the model as in the recipe."
+    return "It still differs when called as in the recipe."
 
 
 def _words(name: str, original: CallSettings, used: CallSettings, longer: int) -> str:
-    """What the stock call does otherwise, in one sentence."""
+    """What the stock call does differently, in one sentence."""
     beyond = (
-        f"; {longer} of these have more than {used.sequence_length}, and a batch with one of them fails there"
+        f"; {longer} of these have more than {used.sequence_length}, and the processor fails on a batch with one"
         if longer
         else ""
     )
     return {
-        "text_cleaning": "the library's tokenizer makes other ids of the text: HTML entities, full-width letters, "
-        "ligatures and the names of special tokens are taken otherwise",
+        "text_cleaning": "the library's tokenizer makes different ids: it handles HTML entities, full-width letters, "
+        "ligatures and the names of special tokens differently",
         "truncation": f"a prompt longer than {original.sequence_length} tokens is not cut{beyond}",
         "sequence_length": f"padded to {used.sequence_length}, not {original.sequence_length}: the position table is "
         "resized",
-        "pad_id": f"padded with id {used.pad_id}, not {original.pad_id}, and padding is attended to",
+        "pad_id": f"padded with id {used.pad_id}, not {original.pad_id}, and attention reads the padding",
         "mask": "padding is masked in the text encoder; the original attends to it",
-        "attention": f"{used.attention} attention, not eager: other rounding",
+        "attention": f"{used.attention} attention, not eager: different rounding",
     }[name]
 
 

@@ -1,6 +1,4 @@
-"""The text side of the released library as people call it: its processor's tokenizer call and the model's
-``get_text_features``.
-"""
+"""The stock call of the released library: its processor's tokenizer call and the model's ``get_text_features``."""
 
 from __future__ import annotations
 
@@ -28,12 +26,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What the library's processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not cut.
+# Length the library's processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not truncate.
 STOCK_LENGTH = 32
 
 
 class LibraryTokenizer(Protocol):
-    """What is used of a tokenizer of the library."""
+    """The part of the library's tokenizer interface that is used here."""
 
     @property
     def pad_token_id(self) -> int | None: ...
@@ -43,19 +41,26 @@ class LibraryTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer of the library; ``name`` says in words which. ``pad`` is its padding id."""
+    """A tokenizer of the library.
+
+    ``name``: description for messages and reports.
+    ``made``: the library's object.
+    ``pad``: the padding id.
+    """
 
     name: str
     made: LibraryTokenizer
     pad: int
 
     def words(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The ids of each prompt, neither cut nor padded. Raises CannotRun where it makes none of one."""
+        """The ids of each prompt, neither cut nor padded. Raises CannotRun if the tokenizer fails on a prompt."""
         return [ids for ids, _ in self._each(prompts, self.made)]
 
     def stock(self, prompts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Ids and attention mask of each as the library's processor has them made. Raises CannotRun where it makes
-        none of one."""
+        """Ids and attention mask of each prompt, made as the library's processor makes them.
+
+        Raises CannotRun if the tokenizer fails on a prompt.
+        """
         return self._each(prompts, partial(self.made, padding="max_length", max_length=STOCK_LENGTH))
 
     def _each(self, prompts: Sequence[str], call: Callable[[str], BatchEncoding]) -> list[tuple[list[int], list[int]]]:
@@ -67,14 +72,15 @@ class Tokenizer:
 
 
 def own_tokenizer(folder: Path) -> bool:
-    """Whether somebody who loads the folder's tokenizer gets one of its own."""
+    """Whether the folder holds tokenizer files of its own."""
     return any((folder / name).is_file() for name in TOKENIZER_NAMES)
 
 
 def stock_tokenizer(folder: Folder | None = None) -> Tokenizer:
-    """The folder's own tokenizer, or CLIP's as the library makes it.
+    """The folder's own tokenizer; CLIP's, built by the library, if the folder has none.
 
-    Raises CannotRun without transformers or the extra ``prompts``, and for tokenizer files that make none.
+    Raises CannotRun if transformers or the extra ``prompts`` is not installed, or if the tokenizer files cannot be
+    loaded.
     """
     AutoTokenizer, CLIPTokenizer = _library("AutoTokenizer", "CLIPTokenizer")
     if folder is not None and own_tokenizer(folder.path):
@@ -104,9 +110,9 @@ def _made(make: Callable[[], T], what: str) -> T:
     try:
         with _silence():
             return make()
-    except Exception as fault:  # files of strangers; the library raises as it likes
+    except Exception as fault:  # untrusted files: the library may raise anything
         said = str(fault).strip().splitlines() or [type(fault).__name__]
-        raise CannotRun(f"{what} cannot be made: {said[0]}", "no_tokenizer") from fault
+        raise CannotRun(f"{what}: the library failed: {said[0]}", "no_tokenizer") from fault
 
 
 def _library(*names: str) -> list[Any]:
@@ -116,15 +122,15 @@ def _library(*names: str) -> list[Any]:
         return [getattr(transformers, name) for name in names]
     except (ImportError, AttributeError):
         raise CannotRun(
-            "--as-used calls the model as transformers releases it, and needs version 5.6 or later of it: "
-            "pip install 'sam3lite-convert[transformers,prompts]'. Without --as-used, parity compares weights alone.",
+            "--as-used needs transformers 5.6 or later: pip install 'sam3lite-convert[transformers,prompts]'. Without "
+            "--as-used, parity compares the weights alone.",
             "no_transformers",
         ) from None
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Without the library's warnings on lengths: what they warn of is what is measured here."""
+    """Silence the library's warnings about lengths, whose effect is measured here."""
     import logging as levels
 
     from transformers.utils import logging
@@ -138,8 +144,12 @@ def _silence() -> Iterator[None]:
 
 
 class StockModel:
-    """The family's model with the weights of its text side; the rest of it has none and is not run. ``name``: in
-    words, what is called and of which version."""
+    """The family's stock model with the weights of its text side; the rest has no weights and is not run.
+
+    ``model``: the library's model.
+    ``name``: the calls and the version of the library, for reports.
+    ``default_attention``: the attention implementation that the library chose.
+    """
 
     def __init__(self, model: Sam3LiteTextModel, name: str) -> None:
         self.model = model
@@ -147,12 +157,12 @@ class StockModel:
         self.default_attention = str(model.config._attn_implementation)
 
     def use(self, attention: str) -> None:
-        """From now on with this attention."""
+        """Use this attention implementation from now on."""
         self.model.text_encoder.set_attn_implementation(attention)
 
     @torch.inference_mode()
     def features(self, ids: Tensor, mask: Tensor | None, attention: str) -> Tensor:
-        """What the detector reads, (batch, sequence, output_dim). ``ids``, ``mask``: (batch, sequence)."""
+        """The text features, (batch, sequence, output_dim). ``ids``, ``mask``: (batch, sequence)."""
         self.use(attention)
         out: Tensor = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
         return out
@@ -161,9 +171,12 @@ class StockModel:
 def stock_model(
     family: Family, config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype
 ) -> StockModel:
-    """``config``: ``text_config`` of the transformers layout; ``weights``: by target key, not copied.
+    """Build the stock model around these weights.
 
-    Raises CannotRun without transformers, UnsoundPlan where the text side does not get all of its weights.
+    ``config``: ``text_config`` of the transformers layout.
+    ``weights``: by target key; not copied.
+
+    Raises CannotRun if transformers is not installed, UnsoundPlan if the text side does not get all of its weights.
     """
     Config, Model = _library(family.library.model_config, family.library.model)
     state = cast(weights, dtype)

@@ -1,1 +1,1 @@
-"""The user's own clone of the original."""
+"""Run the original text encoder from the user's own clone of EfficientSAM3."""

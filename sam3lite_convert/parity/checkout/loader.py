@@ -1,9 +1,9 @@
-"""The Python files of a checkout: read without running them, and the few that are asked for run by file.
+"""Parse the Python files of a checkout without running them, and run the few that the text encoder needs.
 
-Each file runs in a namespace with an ``__import__`` of its own, so imports in functions resolve the same way
-whenever they run, and ``sys.meta_path``, ``sys.path`` and the names of installed packages stay as they are.
-No bytecode is written. Of an import from the checkout, a file that holds an imported ``nn.Module`` class, or
-a base or decorator of a class, is run too; everything else is an inert placeholder.
+Each file runs in a namespace with its own ``__import__``. So imports inside functions resolve the same way whenever
+they run, and ``sys.meta_path``, ``sys.path`` and the names of installed packages stay unchanged. No bytecode is
+written. A file that an import leads to is run only if it holds an imported ``nn.Module`` class, or a base or decorator
+of a class; everything else imported from the checkout is an inert placeholder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INIT = "__init__.py"
 
 
 def _inside(path: Path, name: str) -> Path | None:
-    """The file or folder of the module ``name`` in a folder."""
+    """The file or folder of the module ``name`` in a folder; None if there is none."""
     file, folder = path / f"{name}.py", path / name
     if (folder / INIT).is_file() or not file.is_file():
         return folder if folder.is_dir() else None
@@ -37,7 +37,7 @@ def _inside(path: Path, name: str) -> Path | None:
 
 
 def top_level(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a module, also those in if and try."""
+    """The statements of a module, including those inside ``if`` and ``try``."""
     for node in body:
         yield node
         if isinstance(node, (ast.If, ast.Try)):
@@ -46,7 +46,7 @@ def top_level(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _bound(node: ast.stmt) -> Iterator[tuple[str, str]]:
-    """(name bound, name imported or itself) of a statement."""
+    """The names that a statement binds, as pairs (bound name, imported name); without an import both are the same."""
     if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         yield node.name, node.name
     elif isinstance(node, (ast.Assign, ast.AnnAssign)):
@@ -62,7 +62,7 @@ def _last(node: ast.expr) -> str:
 
 
 def installed(top: str) -> bool:
-    """Whether a package of that name can be imported here."""
+    """Whether a package of this name is installed."""
     try:
         return top in sys.stdlib_module_names or importlib.util.find_spec(top) is not None
     except (ImportError, ValueError):
@@ -70,13 +70,13 @@ def installed(top: str) -> bool:
 
 
 class CheckoutCode:
-    """Files of the checkout by what they say, and the modules that were run."""
+    """The parsed files of a checkout, and the modules that were run."""
 
     def __init__(self, path: Path) -> None:
         self.given = path  # for messages
         self.path = self.root = path.resolve()
         while (self.root / INIT).is_file() and self.root.parent != self.root:
-            self.root = self.root.parent  # a folder inside a package: the package's imports start above it
+            self.root = self.root.parent  # the folder is inside a package, whose imports start above it
         self.trees: dict[Path, ast.Module | None] = {}
         self.modules: dict[Path, ModuleType] = {}
         self.wanted: set[Path] = set()
@@ -92,10 +92,10 @@ class CheckoutCode:
         return ".".join(path.relative_to(top).with_suffix("").parts)
 
     def parse(self, file: Path) -> ast.Module:
-        """Raises CannotRun where the file cannot be read or is no Python."""
+        """Parse a file. Raises CannotRun if it cannot be read or is not valid Python."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about their string literals
+                warnings.simplefilter("ignore")  # warnings about string literals in their code
                 return ast.parse(file.read_bytes(), str(file))
         except SyntaxError as fault:
             where = f"{self.shown(file)}, line {fault.lineno}"
@@ -112,8 +112,10 @@ class CheckoutCode:
         return self.trees[file]
 
     def locate(self, file: Path, name: str, level: int) -> tuple[Path, Path] | None:
-        """(first, last) of the files or folders that a dotted name of an import in ``file`` goes through, or
-        None where it is not in the checkout."""
+        """The first and last file or folder on the path of a dotted name imported in ``file``.
+
+        None if the name is not in the checkout.
+        """
         parts = name.split(".") if name else []
         above = [p for p in file.parents if p == self.root or self.root in p.parents]
         if level:
@@ -122,7 +124,7 @@ class CheckoutCode:
             return None
         else:
             starts = [p for p in reversed(above) if not (p / INIT).is_file()]
-        for strict in (True, False):  # a folder without __init__.py only where there is nothing better
+        for strict in (True, False):  # a folder without __init__.py only if nothing else matches
             if not strict and not level and installed(parts[0]):
                 return None
             for start in starts:
@@ -137,8 +139,10 @@ class CheckoutCode:
         return None
 
     def origin(self, at: Path, name: str, seen: set[tuple[Path, str]] | None = None) -> tuple[Path, ast.stmt] | None:
-        """File and statement that define what a module calls ``name``, re-exports followed. ``seen``: where it
-        was looked for already."""
+        """The file and statement that define ``name`` of a module; re-exports are followed.
+
+        ``seen``: the (file, name) pairs searched so far, so that circular imports end.
+        """
         seen = set() if seen is None else seen
         file = at / INIT if at.is_dir() else at
         tree = self.tree(file) if file.is_file() and (file, name) not in seen else None
@@ -155,7 +159,7 @@ class CheckoutCode:
         return None
 
     def is_layer(self, found: tuple[Path, ast.stmt] | None, depth: int = 0) -> bool:
-        """Whether it is a class that derives from nn.Module."""
+        """Whether the definition is a class that derives from nn.Module."""
         if found is None or not isinstance(found[1], ast.ClassDef) or depth > 20:
             return False
         for base in map(_last, found[1].bases):
@@ -170,7 +174,7 @@ class CheckoutCode:
         return at.is_file() and any(self.is_layer((at, node)) for node in top_level(getattr(self.tree(at), "body", [])))
 
     def needs(self, file: Path) -> set[Path]:
-        """The files of the checkout that hold layers, bases or decorators that ``file`` imports."""
+        """The files of the checkout that define layers, bases or decorators imported by ``file``."""
         tree, found = self.tree(file), set()
         nodes = list(ast.walk(tree)) if tree else []
         classes = [n for n in nodes if isinstance(n, ast.ClassDef)]
@@ -189,7 +193,7 @@ class CheckoutCode:
         return found
 
     def resolves(self, file: Path) -> bool:
-        """Whether all that it imports at the top can be had."""
+        """Whether every top-level import of the file can be resolved."""
         imports = list(top_level(getattr(self.tree(file), "body", [])))
         names = [(a.name, 0) for n in imports if isinstance(n, ast.Import) for a in n.names]
         names += [(n.module or "", n.level) for n in imports if isinstance(n, ast.ImportFrom)]
@@ -202,7 +206,10 @@ class CheckoutCode:
     # ---- running ---------------------------------------------------------------------------------
 
     def run(self, file: Path) -> ModuleType:
-        """The module of a file, run once. Raises what it raises, and CannotRun where it is no Python."""
+        """The module of a file, run at most once.
+
+        Raises whatever its code raises, and CannotRun if it is not valid Python.
+        """
         if file in self.modules:
             return self.modules[file]
         code = compile(self.parse(file), str(file), "exec", dont_inherit=True)
@@ -211,7 +218,7 @@ class CheckoutCode:
         module.__file__ = str(file)
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": partial(self.serve, file)}
         self.modules[file] = module
-        # A name that nothing imports: dataclasses looks its module up while a class is made.
+        # dataclasses looks the module up in sys.modules while it makes a class; nothing imports it by this name.
         sys.modules[module.__name__] = module
         try:
             exec(code, module.__dict__)
@@ -231,7 +238,7 @@ class CheckoutCode:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        """What ``__import__`` gives to a file of the checkout."""
+        """``__import__`` for a file of the checkout."""
         if to := self.locate(file, name, level):
             if "*" in (fromlist or ()):
                 return self.run(to[1]) if to[1] in self.wanted else ModuleType(name)
@@ -259,23 +266,23 @@ class CheckoutCode:
 
     def not_stood_in(self, module: str, name: str) -> NoReturn:
         top, known = module.partition(".")[0], " and ".join(STAND_INS[module.partition(".")[0]])
-        raise NotHere(f"it needs {name} of {module}; without {top} only {known} can be had: pip install {top}")
+        raise NotHere(f"it needs {name} of {module}; without {top}, only {known} can be replaced: pip install {top}")
 
     def module(self, at: Path) -> ModuleType:
-        """A module of the checkout, which is run when something of it is needed."""
+        """A module of the checkout, which runs only when one of its attributes is needed."""
         return AskedModule(self.dotted(at), partial(self.attribute, at))
 
     def attribute(self, at: Path, name: str) -> object:
         if at in self.wanted or at in self.modules:
             return getattr(self.run(at), name)
         found = self.origin(at, name)
-        # A package's own file pulls in the rest.
+        # Running a package's __init__.py would run the rest of the package too.
         if found and found[0].name != INIT and (found[0] in self.wanted or self.is_layer(found)):
             return getattr(self.run(found[0]), getattr(found[1], "name", name))
         if found is None and at.is_dir() and (inside := _inside(at, name)):
             return self.module(inside)
         if found is None and at.is_file():
-            self.parse(at)  # what cannot be read may hold the layers
+            self.parse(at)  # raises if the file cannot be parsed: it may define the layers
         full = f"{self.dotted(at)}.{name}"
         self.stood_in[full] = None
         made = inert(full, name)
@@ -283,9 +290,9 @@ class CheckoutCode:
 
 
 def said_by(fault: BaseException) -> str:
-    """The first line of what an exception says, and its kind."""
+    """The type and the first line of the message of an exception."""
     try:
         lines = str(fault).strip().splitlines()
-    except Exception:  # of an exception of theirs
+    except Exception:  # an exception class of the checkout may fail in __str__
         lines = []
     return f"{type(fault).__name__}: {lines[0]}" if lines else type(fault).__name__

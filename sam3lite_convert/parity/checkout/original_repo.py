@@ -1,4 +1,4 @@
-"""The text encoder of the user's own checkout of EfficientSAM3, found in it and loaded with a checkpoint's weights."""
+"""Find the text encoder in the user's checkout of EfficientSAM3 and load it with a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -29,30 +29,35 @@ SKIPPED = {"node_modules", "site-packages", "__pycache__", "build", "venv", "env
 
 @dataclass(frozen=True)
 class OriginalRepo:
-    """A checkout whose text encoder was found and its modules run."""
+    """A checkout whose text encoder was found and whose modules were run.
+
+    ``path``: the folder the user gave.
+    ``encoder_class``: its TextStudentEncoder.
+    ``commit``: the commit that is checked out, or None if unknown. Files may have been edited since.
+    """
 
     path: Path
     encoder_class: type[nn.Module]
-    commit: str | None  # that is checked out; None where it cannot be told. Files may differ from it.
+    commit: str | None
     _checkout: CheckoutCode
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What was run of the checkout, relative to ``path``; building may add to it."""
+        """The files of the checkout that were run, relative to ``path``; ``build`` may add to them."""
         return tuple(map(self._checkout.shown, self._checkout.modules))
 
     @property
     def stood_in(self) -> tuple[str, ...]:
-        """What a placeholder was used for, by dotted name; building may add to it."""
+        """Dotted names that a placeholder was used for; ``build`` may add to them."""
         return tuple(self._checkout.stood_in)
 
     def build(
         self, cfg: Mapping[str, object], context_length: int, output_dim: int, state_dict: Mapping[str, Tensor]
     ) -> nn.Module:
-        """Their TextStudentEncoder with exactly these weights, which it does not copy, for evaluation.
+        """The checkout's TextStudentEncoder in evaluation mode, with exactly these weights, which are not copied.
 
-        Raises CannotRun where it cannot be constructed, lacks what the comparison reads, or where a key
-        is missing, unexpected or of another shape; BatchNorm counters may be absent.
+        Raises CannotRun if it cannot be constructed, if it lacks a module that the comparison reads, or if a key is
+        missing, unexpected or of another shape; BatchNorm counters may be absent.
         """
         with _foreseen(self._checkout, f"{STUDENT} cannot be constructed"):
             call = _arguments(self, {"cfg": dict(cfg), "context_length": context_length, "output_dim": output_dim})
@@ -66,7 +71,7 @@ class OriginalRepo:
         dtype = {t.dtype for t in state_dict.values() if t.is_floating_point()}
         with _foreseen(self._checkout, f"{STUDENT} does not take its weights"):
             if len(dtype) == 1:
-                model.to(dtype.pop())  # also buffers that a state dict does not hold
+                model.to(dtype.pop())  # also converts buffers that are not in the state dict
             try:
                 load_all(model, state_dict, STUDENT)
             except UnsoundPlan as fault:
@@ -79,7 +84,7 @@ class OriginalRepo:
             return model.requires_grad_(False).eval()
 
     def running(self) -> AbstractContextManager[None]:
-        """While their code runs: what it raises is a CannotRun."""
+        """A context in which exceptions of the checkout's code become CannotRun."""
         return _foreseen(self._checkout, f"{STUDENT} does not run")
 
     def _failed(self, message: str, details: object = None) -> CannotRun:
@@ -89,8 +94,8 @@ class OriginalRepo:
 def open_original(path: Path) -> OriginalRepo:
     """Find the text encoder in a checkout and run its modules.
 
-    Raises CannotRun where the path is no folder, no file or more than one file in it defines
-    TextStudentEncoder, a package is missing, or a module does not run.
+    Raises CannotRun if the path is not a folder, if no file or more than one file in it defines TextStudentEncoder,
+    if a package is missing, or if a module fails to run.
     """
     if not path.is_dir():
         what = "is a file; give the folder of the checkout" if path.exists() else "does not exist"
@@ -100,7 +105,7 @@ def open_original(path: Path) -> OriginalRepo:
     with _foreseen(checkout, f"{checkout.shown(file)} does not run"):
         found = getattr(checkout.run(file), STUDENT, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise CannotRun(f"{path}: {checkout.shown(file)}: {STUDENT} is no nn.Module", "original_repo_failed")
+        raise CannotRun(f"{path}: {checkout.shown(file)}: {STUDENT} is not an nn.Module", "original_repo_failed")
     return OriginalRepo(path, found, _commit(path), checkout)
 
 
@@ -121,18 +126,17 @@ def _student(path: Path, checkout: CheckoutCode) -> Path:
         if faults:
             raise faults[0]
         raise CannotRun(
-            f"{path} is no checkout of EfficientSAM3: no file in it defines {STUDENT}. Its branches sam3_litetext "
+            f"{path} is not a checkout of EfficientSAM3: no file in it defines {STUDENT}. The branches sam3_litetext "
             "and main have it",
             "no_original_repo",
         )
-    # With several, the one that runs: with all its imports, and with an encoder of the checkout.
+    # Of several, prefer one whose imports all resolve and whose encoder is in the checkout.
     fit = [f for f in found if checkout.resolves(f)] or found
     fit = [f for f in fit if checkout.needs(f)] or fit
     if len({f.read_bytes() for f in fit}) > 1:
         names = [str(checkout.shown(f)) for f in fit]
         raise CannotRun(
-            f"{path}: {len(fit)} files define {STUDENT}: {', '.join(names)}. Give the folder that has only the one "
-            "that is meant",
+            f"{path}: {len(fit)} files define {STUDENT}: {', '.join(names)}. Give a folder that holds only one of them",
             "no_original_repo",
             names,
         )
@@ -140,7 +144,7 @@ def _student(path: Path, checkout: CheckoutCode) -> Path:
 
 
 def _python_files(path: Path, checkout: CheckoutCode) -> list[Path]:
-    """Those nearest to the top first. Links to folders are not followed, so there are no loops."""
+    """The Python files of a folder, those nearest to the top first. Links to folders are not followed."""
     found: list[Path] = []
     for folder, folders, names in os.walk(checkout.path):
         here = Path(folder)
@@ -155,9 +159,11 @@ def _python_files(path: Path, checkout: CheckoutCode) -> list[Path]:
 
 @contextlib.contextmanager
 def _foreseen(checkout: CheckoutCode, what: str) -> Iterator[None]:
-    """Whatever the checkout's code raises as CannotRun; what it prints goes to stderr, and its random
-    numbers are not the caller's. Search path, environment and torch's default dtype are put back; what it
-    patches in other packages stays patched."""
+    """Turn whatever the checkout's code raises into CannotRun.
+
+    What the code prints goes to stderr. The caller's random state, search path, environment and torch default dtype
+    are restored; patches to other packages are not.
+    """
     path, variables, dtype = sys.path[:], dict(os.environ), torch.get_default_dtype()
     try:
         with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
@@ -192,7 +198,10 @@ def _foreseen(checkout: CheckoutCode, what: str) -> Iterator[None]:
 
 
 def _arguments(repo: OriginalRepo, given: dict[str, object]) -> inspect.BoundArguments:
-    """How the constructor takes what it is given: by name, or where a name is not its own, by position."""
+    """Arguments for the constructor: by name, or by position if it has no parameter of that name.
+
+    Raises CannotRun if the constructor requires something else, or takes no cfg.
+    """
     signature = inspect.signature(repo.encoder_class)
     call = inspect.BoundArguments(signature, {})
     plain = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -204,16 +213,16 @@ def _arguments(repo: OriginalRepo, given: dict[str, object]) -> inspect.BoundArg
         elif required and i < len(at) and at[i] not in signature.parameters:
             call.arguments[name] = given[at[i]]
         elif required and (re.search("path|file|dir", name) or parameter.annotation in (str, "str", Path, "Path")):
-            call.arguments[name] = "not-read"  # of the tokenizer, which is stood in for
+            call.arguments[name] = "not-read"  # the tokenizer's file; a placeholder replaces the tokenizer
         elif required:
-            raise repo._failed(f"the constructor of {STUDENT} wants {name}, which is not known here")
+            raise repo._failed(f"the constructor of {STUDENT} requires {name}, which sam3lite does not know")
     if given["cfg"] not in call.arguments.values():
         raise repo._failed(f"the constructor of {STUDENT} takes no cfg: it is {STUDENT}{signature}")
     return call
 
 
 def _commit(path: Path) -> str | None:
-    """The commit that is checked out, read from the files of .git."""
+    """The commit that is checked out, read from the files of .git; None if it cannot be read."""
     try:
         git = path / ".git"
         if git.is_file():  # a worktree or a submodule

@@ -1,4 +1,4 @@
-"""What takes the place of what is not run or not installed when a checkout's encoder is loaded."""
+"""Placeholders for modules that are not run or not installed when a checkout's encoder is loaded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from sam3lite_convert.errors import CannotRun
 
 
 class _Unused(nn.Module):
-    """A layer that drops paths in training and is the identity in evaluation."""
+    """Placeholder for a layer that drops paths in training and is the identity in evaluation."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__()
 
     def forward(self, x: Tensor, *args: object) -> Tensor:
         if self.training:
-            raise CannotRun(f"{type(self).__name__} is stood in for, which holds in evaluation only", "original_repo")
+            raise CannotRun(
+                f"{type(self).__name__} is a placeholder that works in evaluation mode only", "original_repo"
+            )
         return x
 
 
@@ -27,7 +29,7 @@ def _leave(tensor: Tensor, *args: object, **kwargs: object) -> Tensor:
     return tensor  # weights are loaded afterwards
 
 
-# Evaluation with loaded weights uses none of them.
+# In evaluation mode with loaded weights these have no effect.
 STAND_INS: dict[str, dict[str, object]] = {
     "timm": {"DropPath": type("DropPath", (_Unused,), {}), "trunc_normal_": _leave},
     "torchvision": {"StochasticDepth": type("StochasticDepth", (_Unused,), {})},
@@ -43,7 +45,7 @@ class _InertType(type):
 
 
 class _Inert(metaclass=_InertType):
-    """Something of the checkout that is not run: takes any arguments, has any attribute, does nothing."""
+    """Placeholder for an object of the checkout that is not run: takes any arguments, has any attribute."""
 
     of = ""
 
@@ -55,25 +57,25 @@ class _Inert(metaclass=_InertType):
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         raise CannotRun(
-            f"the checkout's {self.of} was called, which is stood in for: of the checkout, only the modules of the "
-            "text encoder are run",
+            f"the checkout's {self.of} was called, which is a placeholder: only the modules of the text encoder are "
+            "run",
             "original_repo",
         )
 
 
 def inert(of: str, name: str) -> type:
-    """A class that stands for the attribute ``name`` of a module that is not here, and does nothing."""
+    """A placeholder class for the attribute ``name`` of a module that is not run."""
     if name.startswith("__"):
-        raise AttributeError(name)  # nothing that Python itself looks for
+        raise AttributeError(name)  # Python looks these up itself and must not find them
     return _InertType(name, (_Inert,), {"of": of})
 
 
 class NotHere(ImportError):
-    """An import that cannot be served, in words for people."""
+    """An import that cannot be resolved; its message is shown to the user."""
 
 
 class AskedModule(ModuleType):
-    """A module whose attributes are made when they are asked for."""
+    """A module whose attributes are computed by a function on access."""
 
     def __init__(self, name: str, get: Callable[[str], object]) -> None:
         super().__init__(name)

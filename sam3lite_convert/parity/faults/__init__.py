@@ -1,1 +1,1 @@
-"""What ports get wrong, tried on the reference."""
+"""Known faults of ports, tried on the reference to find the cause of a difference."""

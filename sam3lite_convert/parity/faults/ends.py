@@ -1,4 +1,4 @@
-"""Faults that a port can have before its layers and behind them: embeddings, final norm, the two outputs."""
+"""Faults that a port can have outside its layers: embeddings, final LayerNorm, the two outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sam3lite_convert.parity.taps import FINAL_NORM
 
 
 def embeddings_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
-    """Faults in what the first layer reads: tokens and positions."""
+    """Faults of the first layer's input: token and position embedding."""
     encoder, ids = evidence.model.encoder, evidence.ids
     tokens = encoder.embedding_layer(ids)
     dim, length = tokens.shape[2], ids.shape[1]
@@ -35,17 +35,17 @@ def embeddings_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
         yield Hypothesis(f"scaled_sum:{key}", words, scaled(factor, True))
     yield Hypothesis("no_positions", "the position table is not added", lambda: tokens)
     for shift in (*range(1, table.shape[2]), *range(-1, -table.shape[2], -1)):
-        if 2 * abs(shift) <= table.shape[2]:  # more than half of the rows speak
+        if 2 * abs(shift) <= table.shape[2]:  # at least half of the rows are compared
             rolled = table.roll(-shift, 2).clone()
-            # Which rows came in at the end is anybody's guess, so those are not judged.
+            # The rows that moved in at the end are unknown: NaN excludes them from the comparison.
             if shift > 0:
                 rolled[:, :, -shift:] = torch.nan
                 words = f"the position table is shifted: position 0 reads row {shift}"
             else:
                 rolled[:, :, :-shift] = torch.nan
-                words = f"the position table is shifted: row 0 stands at position {-shift}"
+                words = f"the position table is shifted: row 0 is at position {-shift}"
             yield Hypothesis(f"positions_shifted:{shift:+d}", words, with_table(rolled))
-    words = "the position table is reversed: the last row stands first"
+    words = "the position table is reversed: the last row comes first"
     yield Hypothesis("positions_reversed", words, with_table(table.flip(2)))
     start, end = ids[0, 0], ids[0].max()
     others = {
@@ -54,14 +54,14 @@ def embeddings_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
             "start and end id are exchanged",
             encoder.embedding_layer(torch.where(ids == start, end, torch.where(ids == end, start, ids))),
         ),
-        "vocabulary_shifted:+1": ("every id reads the row behind its own", _rows(encoder.embedding_layer, ids + 1)),
+        "vocabulary_shifted:+1": ("every id reads the row after its own", _rows(encoder.embedding_layer, ids + 1)),
         "vocabulary_shifted:-1": ("every id reads the row before its own", _rows(encoder.embedding_layer, ids - 1)),
     }
     for key, (words, embedded) in others.items():
         yield Hypothesis(key, words, lambda e=embedded: e + positions)  # type: ignore[misc]
     full, rows = evidence.full_table, table.shape[2]
     if full is not None and full.shape[2] > rows:
-        words = f"the position table was not cut to {rows} rows: all {full.shape[2]} are squeezed into {length}"
+        words = f"the position table was not cut to {rows} rows: all {full.shape[2]} are resized to {length}"
         yield Hypothesis("positions_not_cut", words, with_table(full))
     if length < rows:
         words = f"the first {length} rows of the position table are used; the original resizes the table"
@@ -72,7 +72,7 @@ def embeddings_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
 
 
 def _rows(embedding: nn.Module, ids: Tensor) -> Tensor:
-    """Rows of the table; those that it does not have say nothing."""
+    """Rows of the table; NaN for ids outside it, which excludes them from the comparison."""
     table = embedding.weight
     assert isinstance(table, Tensor)
     inside = (ids >= 0) & (ids < table.shape[0])
@@ -88,7 +88,7 @@ def _resized(table: Tensor, length: int, align_corners: bool = False) -> Tensor:
 
 
 def final_norm_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
-    """Faults of the LayerNorm behind the last layer."""
+    """Faults of the LayerNorm after the last layer."""
     run = Run(evidence, tap, evidence.model.encoder.final_layer_norm)
     yield from run.eps(nn.LayerNorm, "LayerNorm")
     yield from run.biases()
@@ -111,7 +111,7 @@ def projected_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
 
 
 def pooled_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
-    """Faults of the pooled output: which token, which matrix, which way round."""
+    """Faults of the pooled output: the choice of the token, the projection and its orientation."""
     tokens, ids = evidence.read_by(tap), evidence.ids
     matrix = evidence.model.encoder.projection_layer
     rows = torch.arange(ids.shape[0])

@@ -1,4 +1,4 @@
-"""What hypotheses are tried on: the reference, its recorded activations, and runs of one changed module."""
+"""The evidence that hypotheses are tried on: the reference, its recorded activations, runs of a changed module."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ class _Quick(nn.Module):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """``key`` is stable, ``words`` say the fault, ``output()`` is the reference's tap if it had it;
-    not-a-number stands where the hypothesis says nothing."""
+    """A fault that a port may have.
+
+    ``key``: stable name, for the JSON.
+    ``words``: the fault in one sentence.
+    ``output``: computes the reference's activation at the tap with this fault; NaN where it predicts nothing.
+    """
 
     key: str
     words: str
@@ -41,7 +45,13 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The reference, its recorded activations for ``ids``, and its position table before any cut."""
+    """The reference and its recorded activations.
+
+    ``model``: the reference.
+    ``recorded``: its activations by tap.
+    ``ids``: the ids they were recorded for, (batch, sequence).
+    ``full_table``: the checkpoint's position table before any cut.
+    """
 
     model: TextStudentEncoder
     recorded: Activations
@@ -49,15 +59,15 @@ class Evidence:
     full_table: Tensor | None = None
 
     def read_by(self, tap: str) -> Tensor:
-        """What the module behind a tap reads, as recorded."""
+        """The recorded input of a tap's module."""
         return self.recorded[read_at(tap, list(self.recorded))]
 
     def block(self, tap: str) -> nn.Module:
-        """The layer behind a tap of a layer."""
+        """The reference's layer that a tap belongs to."""
         return self.model.encoder.transformer[layer_of(tap)]
 
     def seen_at(self, tap: str, hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
-        """Hypotheses of the tap around this one, by what the reference puts out here if it had the fault."""
+        """Hypotheses of the enclosing tap, with the activation that the reference would have at ``tap``."""
         point = point_of(tap)
         module = self.model.get_submodule(point.module(ORIGINAL, layer_of(tap) if point.per_layer else 0))
 
@@ -73,14 +83,14 @@ class Evidence:
                 hypothesis.output()
             finally:
                 handle.remove()
-            return found[0] if found else torch.empty(0)  # its computation does not come by here
+            return found[0] if found else torch.empty(0)  # with this fault the module at this tap does not run
 
         for hypothesis in hypotheses:
             yield Hypothesis(hypothesis.key, hypothesis.words, partial(seen, hypothesis))
 
 
 class Run:
-    """Runs a tap's module with tensors or attributes exchanged for the time of the run."""
+    """Runs a tap's module with tensors or attributes replaced during the run."""
 
     def __init__(self, evidence: Evidence, tap: str, module: nn.Module) -> None:
         self._module = module
@@ -105,7 +115,7 @@ class Run:
         return output
 
     def eps(self, kind: type[nn.Module], name: str) -> Iterator[Hypothesis]:
-        """Another eps in all modules of a kind."""
+        """Hypotheses that all modules of a kind use another eps."""
         norms = [m for m in self._module.modules() if isinstance(m, kind)]
         for eps, said in _EPS.items():
             words = f"{name} runs at eps {said}; the original's is {norms[0].eps:g}"

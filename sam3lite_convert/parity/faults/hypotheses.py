@@ -1,8 +1,8 @@
-"""Tries known faults of ports on the reference and ranks those that explain what the candidate computed.
+"""Try known faults of ports on the reference and rank those that explain the candidate's activation.
 
-A hypothesis that makes the reference compute what the candidate does is the likely cause. It needs nothing of the
-candidate but its activation, so it works for any port. To add one: a fault of a layer is written in ``layers.py``, a
-fault of the other taps (embeddings, final norm, projections) in ``ends.py``.
+A hypothesis that makes the reference compute what the candidate computed is the likely cause. It needs only the
+candidate's activation, so it works for any port. To add one, write a fault of a layer in ``layers.py``, and a fault of
+another tap (embeddings, final norm, projections) in ``ends.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis
 from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
 from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, TapPoint, enclosing, point_of
 
-# A row of the table of taps -> its hypotheses. A tap inside one of these has the same ones, seen from there.
+# Row of the table of taps -> its hypotheses. A tap inside one of these rows has the same hypotheses.
 _KNOWN: dict[TapPoint, Callable[[Evidence, str], Iterator[Hypothesis]]] = {
     EMBEDDINGS: embeddings_faults,
     LAYER: layer_faults,
@@ -32,7 +32,11 @@ _KNOWN: dict[TapPoint, Callable[[Evidence, str], Iterator[Hypothesis]]] = {
 
 @dataclass(frozen=True)
 class Fit:
-    """A hypothesis that explains a candidate's activation up to ``error`` (max abs)."""
+    """A hypothesis that explains the candidate's activation.
+
+    ``key``, ``words``: of the hypothesis.
+    ``error``: remaining max abs diff.
+    """
 
     key: str
     words: str
@@ -42,11 +46,13 @@ class Fit:
 def explain(
     evidence: Evidence, tap: str, candidate: Tensor, tolerance: float, mean_tolerance: float = math.inf
 ) -> list[Fit]:
-    """Hypotheses that bring the tap's isolated error down to ``tolerance``, and its mean down to
-    ``mean_tolerance``, the closest first.
+    """Hypotheses that explain the candidate's activation within the tolerances, the closest first.
 
-    ``candidate``: its activation at the tap when fed the reference's recorded input. Other layers'
-    tensors are tried only where nothing simpler fits.
+    ``candidate``: its activation at the tap when it reads the reference's recorded input.
+    ``tolerance``: largest max abs diff to a hypothesis that fits.
+    ``mean_tolerance``: largest mean abs diff to a hypothesis that fits.
+
+    Tensors of other layers are tried only if nothing simpler fits.
     """
     for group in (hypotheses, other_layers):
         fits = []
@@ -64,7 +70,7 @@ def explain(
 
 
 def distance(made: Tensor, candidate: Tensor) -> tuple[float, float]:
-    """Max and mean abs diff over the elements that the hypothesis speaks of (it leaves others not-a-number)."""
+    """Max and mean abs diff over the elements that the hypothesis predicts (the others are NaN)."""
     known = ~made.isnan()
     if not bool(known.any()):
         return math.inf, math.inf
@@ -73,7 +79,7 @@ def distance(made: Tensor, candidate: Tensor) -> tuple[float, float]:
 
 
 def hypotheses(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
-    """All that are known for a tap, but for tensors of other layers."""
+    """All hypotheses for a tap, except tensors of other layers."""
     if known := _KNOWN.get(point_of(tap)):
         return known(evidence, tap)
     around = enclosing(tap)

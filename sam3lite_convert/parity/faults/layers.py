@@ -1,4 +1,4 @@
-"""Faults that a port's transformer layers and RepMixer blocks can have, tried on the reference's."""
+"""Faults that transformer layers and RepMixer blocks of a port can have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sam3lite_convert.parity.taps import LAYER, enclosing, point_of
 
 
 def layer_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
-    """Faults of a layer, whichever of both it is."""
+    """Faults of a layer, a transformer layer or a RepMixer block."""
     block = evidence.block(tap)
     if isinstance(block, TransformerLayer):
         return transformer_faults(evidence, tap, block)
@@ -74,7 +74,7 @@ def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) ->
     matrix, heads, width = run.tensors[out], attention.heads, attention.head_dim
     columns = {
         "heads_interleaved": ("attention's heads are interleaved, not side by side, before out_proj", width, heads),
-        "out_proj_columns": ("out_proj's columns are those of heads that are interleaved", heads, width),
+        "out_proj_columns": ("out_proj's columns are ordered for interleaved heads", heads, width),
     }
     for key, (words, outer, inner) in columns.items():
         permuted = matrix.reshape(-1, outer, inner).transpose(1, 2).reshape(matrix.shape)
@@ -101,7 +101,7 @@ def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) ->
     if evidence.model.encoder.causal_masking:
         yield Hypothesis("not_causal", "there is no causal mask; the original has one", run.having({}, None))
     else:
-        words = "attention is masked causally; the original masks nothing"
+        words = "attention has a causal mask; the original has no mask"
         yield Hypothesis("causal", words, run.having({}, upper))
         behind = torch.arange(length) > evidence.ids.argmax(-1, keepdim=True)
         if behind.any():
@@ -111,7 +111,7 @@ def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) ->
 
 
 def _other_wiring(run: Run, block: TransformerLayer) -> Iterator[Hypothesis]:
-    """A transformer layer whose parts are right and put together differently."""
+    """Transformer layers with the right parts, connected wrongly."""
     norm, attention = block.pre_norm_mha
     norm2, *rest = block.pre_norm_ffn
     ffn = nn.Sequential(*rest)
@@ -137,7 +137,10 @@ def _other_wiring(run: Run, block: TransformerLayer) -> Iterator[Hypothesis]:
         "no_attention": ("attention is left out", lambda: x + ffn(norm2(x))),
         "no_ffn": ("the feed-forward is left out", attended),
         "parallel": ("attention and feed-forward both read the layer's input", lambda: attended() + ffn(norm2(x))),
-        "post_norm": ("the LayerNorms stand behind the additions; the original's before attention and FFN", post_norm),
+        "post_norm": (
+            "the LayerNorms come after the additions; the original's come before attention and FFN",
+            post_norm,
+        ),
         "no_layer": ("the layer does nothing", lambda: x),
     }
     for key, (words, output) in wirings.items():
@@ -168,7 +171,7 @@ def repmixer_faults(evidence: Evidence, tap: str, block: RepMixerBlock) -> Itera
     words = "the running statistics of the BatchNorms were not loaded (mean 0, variance 1)"
     yield Hypothesis("no_statistics", words, run.having(fresh))
     batch_norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
-    # With momentum 0 and no counter the running statistics stay as they are.
+    # With momentum 0 and no counter the running statistics do not change.
     training = {"training": True, "momentum": 0.0, "num_batches_tracked": None}
     words = "the BatchNorms run in training mode, on the statistics of this batch (call eval())"
     changes = [(m, name, value) for m in batch_norms for name, value in training.items()]
@@ -208,7 +211,7 @@ def _shifted(kernel: Tensor, by: int) -> Tensor:
 
 
 def _other_mixing(run: Run, block: RepMixerBlock) -> Iterator[Hypothesis]:
-    """A RepMixer block whose parts are right and put together differently."""
+    """RepMixer blocks with the right parts, connected wrongly."""
     mixer = block.token_mixer
     image = run.read.transpose(1, 2).unsqueeze(2)
     skip, conv, norm = mixer.mixer.rbr_skip, mixer.mixer.rbr_conv[0], mixer.norm
@@ -240,7 +243,7 @@ def _other_mixing(run: Run, block: RepMixerBlock) -> Iterator[Hypothesis]:
 
 
 def other_layers(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
-    """Tensors of another layer in the place of this one's: the whole layer, and one at a time."""
+    """Tensors of another layer in place of this one's: the whole layer, a module, or a single tensor."""
     if point_of(tap) is not LAYER:
         if around := enclosing(tap):
             yield from evidence.seen_at(tap, other_layers(evidence, around))

@@ -123,7 +123,7 @@ def test_the_weights_are_exact_the_behaviour_differs_and_the_recipe_is_exact(kin
     assert record["verdicts"] == {"weights": record["verdict"], "behaviour": "differs"} and used["verdict"] == "differs"
     assert used["recipe"]["verdict"] in right(record) and used["recipe"]["max_abs_diff"] <= rounding(record)
     assert (used["recipe"]["verdict"] == "exact") == (used["recipe"]["prompts"] == 0)
-    assert used["remedy"] == "The weights are not the reason: call the model as the recipe does."
+    assert used["remedy"] == "The weights are not the cause. Call the model as in the recipe."
     wanted = [c for c in CAUSES if not ("32" in kind and c == "sequence_length")]
     assert [c["name"] for c in used["causes"]] == wanted
     assert [c["name"] for c in used["absent"]] == [c for c in CAUSES if c not in wanted]
@@ -150,7 +150,7 @@ def test_a_fault_in_the_weights_is_in_the_first_verdict_and_not_in_the_causes(s0
     assert record["verdicts"] == {"weights": "differs", "behaviour": "differs"}
     assert record["first_divergence"] == "projected"
     assert record["behaviour"]["recipe"]["verdict"] == "differs"
-    assert record["behaviour"]["remedy"].startswith("Settle the weights first")
+    assert record["behaviour"]["remedy"].startswith("Fix the weights first")
     assert record["behaviour"]["recipe"]["max_abs_diff"] == pytest.approx(1, abs=1e-4)
     # All together is held against the original, so the fault is in that.
     far = good["behaviour"]["together"]["max_abs_diff"]
@@ -172,7 +172,7 @@ def test_both_verdicts_stand_on_lines_of_their_own(s0):
     assert re.search(r"^verdict 2, behaviour: differs: .*relative L2", out, re.M)
     assert f"original  {START} 320 1929 {END} 0 x12\n" in out
     assert f"as used   {START} 320 1929 {END} {END} x28\n" in out
-    assert "The weights are not the reason: call the model as the recipe does." in out
+    assert "The weights are not the cause. Call the model as in the recipe." in out
     assert (
         re.search(f"^with the recipe: ({either})", out, re.M)
         and recipe(SAM3_LITETEXT, 16, "FOLDER-OF-THE-DETECTOR", False).splitlines()[-1] in out
@@ -286,7 +286,7 @@ def test_the_processor_calls_its_tokenizer_as_is_assumed_here():
 def test_prompts_that_the_processor_does_not_cut_are_counted(s0):
     used = as_used(s0)["behaviour"]
     (cause,) = [c for c in used["causes"] if c["name"] == "truncation"]
-    assert used["longer_than_the_processor_pads"] == 1 and "a batch with one of them fails" in cause["words"]
+    assert used["longer_than_the_processor_pads"] == 1 and "the processor fails on a batch with one" in cause["words"]
     assert max(len(p["as_used"]) for p in used["prompts"]) > 32
 
 
@@ -329,14 +329,14 @@ def test_what_the_words_rest_on_is_said(s0, folder, tmp_path):
     half = convert(s0, tmp_path / "half", *TF, "--dtype", "float16")
     out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", half).out
     assert re.search("^verdict 1, weights: .*, both sides in float16", out, re.M)
-    assert re.search("^with the recipe: .* the original's, run in float16 as well,", out, re.M)
+    assert re.search("^with the recipe: .* the original's.*, both in float16", out, re.M)
     card = (half / "README.md").read_text()
     assert "the original's, rounded to float16" in card and "of the original run in float16 to the bit" in card
     bad = tmp_path / "bad"
     shutil.copytree(folder, bad)
     edit(bad, {"text_projection.bias": tensors(bad)["text_projection.bias"] + 1})
     out = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", bad).out
-    assert "Settle the weights first" in out and "not the reason" not in out
+    assert "Fix the weights first" in out and "not the cause" not in out
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(3, 5), (5, 3)])
@@ -453,7 +453,7 @@ def test_options_that_do_not_go_with_it(options, said, s0):
 def test_a_packed_folder_is_not_called_by_the_library(s0, tmp_path):
     packed = convert(s0, tmp_path / "packed")
     done = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", packed)
-    assert done.code == 2 and "nothing calls the layout packed that way" in done.err
+    assert done.code == 2 and "does not exist for the layout packed" in done.err
     assert "Convert with --layout transformers and give that folder" in done.err
 
 
@@ -510,8 +510,8 @@ def test_a_folder_never_runs_code(s0, own, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"pad_token": "[PAD]"}, "it makes the id 49,408, and the model's vocabulary ends at 49,407"),
-        ({"model_max_length": "x"}, "ids of 'dog' cannot be made: "),
+        ({"pad_token": "[PAD]"}, "it makes the id 49,408, but the model's vocabulary ends at 49,407"),
+        ({"model_max_length": "x"}, "ids of 'dog': the library failed: "),
         ({"pad_token": None}, "it has no padding id"),
     ],
 )
@@ -531,9 +531,9 @@ def test_where_the_recipe_cannot_be_exact_it_says_why(s0):
     record = as_used(s0, "--prompt", "dog <end_of_text> cat", "--prompt", "a dog")
     used = record["behaviour"]
     (note,) = used["notes"]
-    assert "not the original's for 1 prompts, as 'dog <end_of_text> cat'" in note
+    assert "differ from the original's for 1 prompts, such as 'dog <end_of_text> cat'" in note
     assert used["recipe"]["verdict"] == "differs"
-    assert used["remedy"] == "Called as the recipe does, it still differs."
+    assert used["remedy"] == "It still differs when called as in the recipe."
     assert used["recipe"]["prompts"] == 1 or (used["recipe"]["prompts"] == 2 and rounding(record))
 
 
@@ -554,8 +554,8 @@ def test_a_tokenizer_that_pads_on_the_left_is_compared_word_by_word(s0, folder, 
     (prompt,) = used["prompts"]
     assert prompt["as_used"] == [0] * 28 + DOG and prompt["valid"] == {"original": 4, "as_used": 4}
     assert used["together"]["tokens_without_counterpart"] == 0
-    assert used["notes"][1:] == ["1 prompts get other ids from the processor than these causes add up to"]
-    assert "pads elsewhere" in used["notes"][0] and used["recipe"]["verdict"] == "differs"
+    assert used["notes"][1:] == ["for 1 prompts the processor's ids are not what these causes together would give"]
+    assert "does not pad on the right" in used["notes"][0] and used["recipe"]["verdict"] == "differs"
     # Worked out by hand: the same words at the end of 32, with what stands before them masked.
     model = reference("s0")
     mask = torch.zeros(32)

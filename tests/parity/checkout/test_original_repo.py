@@ -134,7 +134,7 @@ def test_a_prompt_is_not_tokenized(checkout):
 def test_the_stand_ins_for_layers_hold_in_evaluation_only(checkout):
     weights = {k: t.clone() for k, t in golden("tiny_mct").weights().items()}  # training writes into a BatchNorm
     model = build(open_original(checkout), state_dict=weights).train()
-    with pytest.raises(CannotRun, match="in evaluation only"):
+    with pytest.raises(CannotRun, match="in evaluation mode only"):
         model.encoder(golden("tiny_mct").ids())
 
 
@@ -449,7 +449,7 @@ def test_a_path_that_is_no_folder(tmp_path):
 
 def test_a_folder_without_the_encoder(tmp_path):
     write(tmp_path, "a.py", "# TextStudentEncoder\ndef f():\n    class TextStudentEncoder: pass\n")
-    fault = refused(tmp_path, "is no checkout of EfficientSAM3: no file in it defines TextStudentEncoder")
+    fault = refused(tmp_path, "is not a checkout of EfficientSAM3: no file in it defines TextStudentEncoder")
     assert fault.code == "no_original_repo"
 
 
@@ -488,7 +488,7 @@ def raises(what):
         (raises("from ....... import x"), "imports ......., which is not in the checkout"),
         (raises("import sam3.nothing"), "imports sam3.nothing, which is not in the checkout"),
         (raises("from .tokenizer_ve import f\nf()\n"), "tokenizer_ve.f was called"),
-        (("nn.Module", "object"), "no nn.Module"),
+        (("nn.Module", "object"), "is not an nn.Module"),
     ],
 )
 def test_a_module_that_does_not_run(checkout, change, said):
@@ -503,7 +503,7 @@ def test_the_other_module_does_not_run(checkout, text):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("output_dim=256, ", "output_dim, tokens, "), "wants tokens"),
+        (("output_dim=256, ", "output_dim, tokens, "), "requires tokens"),
         (("self, cfg, context_length, output_dim=256, bpe_path=None", "self"), "takes no cfg"),
         (
             ("super().__init__()", "super().__init__()\n        cfg['missing']"),

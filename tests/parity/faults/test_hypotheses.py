@@ -833,7 +833,7 @@ def test_a_fault_without_a_name_shows_the_tensors_behind_the_layer(sources, setu
     setup = setups()
     found = diagnosed(setup, weights({L3 + "fc1.weight": lambda t: t + 0.1})(setup))
     assert (found.fits, found.faults) == ((), {})
-    assert "no simple fault" in found.words
+    assert "no known fault" in found.words
     assert {m.target for m in found.tensors} == {k for k in setup.weights if k.startswith(L3)}
     assert found.record().fits == ()
     # With a folder at hand, what is wrong with its tensors is known.
