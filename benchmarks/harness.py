@@ -63,7 +63,7 @@ def measure(command: list[str], cwd: Path, **variables: str) -> Sample:
 def generate(path: Path, sizes: dict[str, int]) -> None:
     """Write a checkpoint in a separate process, since a child's peak memory starts at its parent's."""
     code = (
-        "import sys, json, torch; from sam3lite_convert.synthetic import small_architecture, state_dict; "
+        "import sys, json, torch; from sam3lite_convert.plan.synthetic import small_architecture, state_dict; "
         "sizes = json.loads(sys.argv[2]); torch.save({'model': state_dict(small_architecture(**sizes))}, sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, str(path), json.dumps(sizes)], check=True, env=environment())

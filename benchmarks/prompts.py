@@ -24,11 +24,11 @@ WORDS = (
 _PASSES = """
 import sys
 from pathlib import Path
-from sam3lite_convert.checkpoint import read_checkpoint
-from sam3lite_convert.inputs import BATCH
-from sam3lite_convert.parity_commands import read_prompts
-from sam3lite_convert.parity_setup import ParityOptions, set_up
-from sam3lite_convert.tables import load_mappings
+from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.parity.inputs import BATCH
+from sam3lite_convert.commands.parity import read_prompts
+from sam3lite_convert.parity.setup import ParityOptions, set_up
+from sam3lite_convert.plan.tables import load_mappings
 prompts = read_prompts([], Path(sys.argv[2]))
 setup = set_up(read_checkpoint(Path(sys.argv[1])), load_mappings(None), ParityOptions(prompts=prompts))
 for ids in setup.every.ids.split(BATCH) if sys.argv[3] == "run" else ():
