@@ -331,7 +331,7 @@ def test_what_the_words_rest_on_is_said(s0, folder, tmp_path):
     assert re.search("^verdict 1, weights: .*, both sides in float16", out, re.M)
     assert re.search("^with the recipe: .* the original's.*, both in float16", out, re.M)
     card = (half / "README.md").read_text()
-    assert "the original's, rounded to float16" in card and "of the original run in float16 to the bit" in card
+    assert "the original's, rounded to float16" in card and "of the original run in float16, bit for bit" in card
     bad = tmp_path / "bad"
     shutil.copytree(folder, bad)
     edit(bad, {"text_projection.bias": tensors(bad)["text_projection.bias"] + 1})
