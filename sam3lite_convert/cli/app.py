@@ -91,6 +91,8 @@ def run(arguments: list[str] | None = None) -> int:
     except MemoryError:
         return _fail(CannotRun("not enough memory", "no_memory"), as_json)
     except OSError as fault:
+        if type(fault).__name__ == "ShellDetectionFailure":  # some versions of typer do not catch it
+            return _fail(_unknown_shell(), as_json)
         return _fail(CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}".lstrip(": "), "os_error"), as_json)
     except Exception as fault:
         # Usage errors of the command-line library. Recent versions of typer hold a copy of click: the class differs.

@@ -282,8 +282,10 @@ def test_completing_a_line_imports_nothing_heavy(tmp_path):
         "import os, sys\nfrom sam3lite_convert.cli.app import run\n"
         "os.environ.update(_SAM3LITE_COMPLETE='complete_bash', COMP_WORDS='sam3lite inspect ', COMP_CWORD='2')\n"
         "try:\n    run([])\nexcept SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'torch', 'numpy', 'safetensors', 'transformers', 'huggingface_hub', 'rich'} & sys.modules.keys()\n"
-        "assert not heavy, heavy\n"
+        # rich is imported by some versions of typer themselves; here only the module counts that we import it in.
+        "heavy = {'torch', 'numpy', 'safetensors', 'transformers', 'huggingface_hub'}\n"
+        "heavy.add('sam3lite_convert.report.terminal')\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
     )
     done = python("-c", code)
     assert (done.returncode, done.stderr) == (0, "")
