@@ -84,7 +84,7 @@ class Watch:
         kinds = self._dtypes.get(record.offset, set()) & (_NUMPY.keys() | _WORDS.keys())
         if not kinds or record.offset in self._suspects:
             return
-        # Of several kinds in one record each tensor is looked at by itself, afterwards.
+        # If one entry holds several dtypes, each of its tensors is searched by itself afterwards.
         alike = len(self._dtypes[record.offset]) == 1 and len(data) % _WIDTH == 0
         if not alike or any(_count(data, kinds.pop())):
             self._suspects.add(record.offset)
