@@ -6,7 +6,12 @@ import itertools
 import math
 from collections.abc import Sequence
 
-VERDICTS = {"exact": "bold green", "within_tolerance": "bold green", "differs": "bold red"}  # verdict -> style
+VERDICTS = {  # verdict -> style
+    "exact": "bold green",
+    "within_tolerance": "bold green",
+    "incomplete": "bold yellow",
+    "differs": "bold red",
+}
 
 
 def number(value: float | None) -> str:

@@ -226,6 +226,7 @@ def convert(
     overwrite: o.Overwrite = False,
     verify: o.VerifyOption = None,
     parity: o.ParityOption = False,
+    allow_not_read: o.AllowNotRead = False,
     partial: o.Partial = False,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
@@ -284,6 +285,7 @@ def convert(
         command=typed(),
         strict=Strict(fail_on_nonfinite, not allow_overflow),
         mapping=mapping,
+        not_read_allowed=allow_not_read,
     )
     mappings = load_mappings(mapping)
     to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)

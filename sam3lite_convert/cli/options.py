@@ -217,6 +217,13 @@ VerifyOption = Annotated[
 ParityOption = Annotated[
     bool, typer.Option("--parity", help="Run parity on the folder and add the result to its model card.")
 ]
+AllowNotRead = Annotated[
+    bool,
+    typer.Option(
+        "--allow-not-read",
+        help="Exit with 0 although the file holds text tensors that no module of the reference reads.",
+    ),
+]
 PushToHub = Annotated[bool, typer.Option("--push-to-hub", help="Verify the folder and push it to the Hub.")]
 HubModelId = Annotated[
     str | None,

@@ -40,6 +40,7 @@ def parity(
     judge: o.Judge = None,
     as_used: o.AsUsed = False,
     strict_behaviour: o.StrictBehaviour = False,
+    allow_not_read: o.AllowNotRead = False,
     original_repo: o.OriginalRepo = None,
     html: o.HtmlReport = None,
     partial: o.Partial = False,
@@ -70,7 +71,7 @@ def parity(
             name, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
             self_test or None, partial or None, causal or None, batch if batch != 1 else None,
             attention if attention is not o.Attention.eager else None, as_used or strict_behaviour or None,
-            original_repo,
+            original_repo, allow_not_read or None,
         ]  # fmt: skip
         if any(value is not None for value in given):
             raise CannotRun("--judge reads saved activations and takes only --tolerance and --report", "usage")
@@ -89,7 +90,7 @@ def parity(
             original,
         )  # fmt: skip
         looks = parity_commands.Looks(
-            as_used or strict_behaviour, html is not None, typed(),
+            as_used or strict_behaviour, html is not None, typed(), allow_not_read,
             lambda label, total: terminal.count_progress(label, total, json),
         )  # fmt: skip
         if self_test and (save_activations or looks.as_used or html):
@@ -107,8 +108,7 @@ def parity(
         terminal.as_json(document)
     else:
         parity_report.paritied(document, debug_intermediates)
-    verdicts = document.verdicts
-    failed = verdicts.weights == "differs" or (strict_behaviour and verdicts.behaviour == "differs")
+    failed = document.failed or (strict_behaviour and document.verdicts.behaviour == "differs")
     leave(failed, document.report_error is None)
 
 

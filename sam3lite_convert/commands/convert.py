@@ -42,7 +42,7 @@ class Request:
     folder; ``tokenizer``: folder or repository to take one from, None to leave it out, and ``tokenizer_named``
     where the user named it; ``model_id``: the repository that the card names; ``partial``: fetch the text
     tensors alone; ``strict``: which values are refused; ``command``: what the user typed, to be typed again;
-    ``mapping``: the folder of tables that the user named."""
+    ``mapping``: the folder of tables that the user named; ``not_read_allowed``: as in ``commands.parity.Looks``."""
 
     options: Options
     output: Path | None = None
@@ -58,6 +58,7 @@ class Request:
     command: str | None = None
     strict: Strict = field(default_factory=Strict)
     mapping: Path | None = None
+    not_read_allowed: bool = False
 
     def folder(self, location: Location) -> Path:
         """The folder to write."""
@@ -213,6 +214,7 @@ def finished(
         lost=receipt.lost,
         missing_files=tuple(absent),
         parity_verdict=receipt.parity.verdict if receipt.parity else None,
+        not_read_allowed=bool(receipt.parity and receipt.parity.not_read_allowed),
         late_notes=tuple(late),
         added=(),
         verification=verification,
@@ -246,11 +248,11 @@ def add_parity(
     folder: Path, receipt: Receipt, source: Source, mappings: Mappings, request: Request
 ) -> tuple[Receipt, ParityDocument]:
     """Run parity on the folder; returns the receipt with what a reader of the card wants of it, and its document."""
-    from sam3lite_convert.commands.parity import run_parity
+    from sam3lite_convert.commands.parity import Looks, run_parity
     from sam3lite_convert.parity.setup import ParityOptions
 
     options = ParityOptions(causal=request.options.causal)
-    document = run_parity(source, mappings, options, folder)
+    document = run_parity(source, mappings, options, folder, looks=Looks(not_read_allowed=request.not_read_allowed))
     sides, judgement = document.sides, document.judgement
     summary = ParitySummary(
         verdict=judgement.verdict,
@@ -270,5 +272,6 @@ def add_parity(
             )
             for tap in judgement.layers
         ),
+        not_read_allowed=request.not_read_allowed,
     )
     return replace(receipt, parity=summary), document

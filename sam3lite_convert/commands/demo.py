@@ -96,7 +96,7 @@ def _run(step: Step) -> DemoDocument:
         compared[layout] = run_parity(source, mappings, ParityOptions(), folder)
         step(f"{command} --debug-intermediates", compared[layout])
     proven = all(document.verdict == "proven" for document in verified.values())
-    differs = any(document.judgement.verdict == "differs" for document in compared.values())
+    differs = any(document.failed for document in compared.values())
     return DemoDocument(
         inspected=inspected,
         converted=converted,

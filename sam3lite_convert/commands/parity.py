@@ -37,11 +37,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Looks:
     """What is compared beside the weights. ``as_used``: the behaviour too; ``report``: also what a page shows;
-    ``command``: as it was typed; ``progress(label, total)``: a bar over prompts."""
+    ``command``: as it was typed; ``not_read_allowed``: text tensors that no module of the reference reads do not fail
+    the run; ``progress(label, total)``: a bar over prompts."""
 
     as_used: bool = False
     report: bool = False
     command: str = ""
+    not_read_allowed: bool = False
     progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = lambda label, total: nullcontext(
         lambda n: None
     )
@@ -122,7 +124,7 @@ def run_parity(
     sides = ComparedSides(
         checkpoint=source.name,
         converted=str(converted) if converted else None,
-        reference=setup.reference.name,
+        reference=_reference_name(setup),
         candidate=setup.layout,
         candidate_encoder=outcome.candidate.name,
         attention=setup.attention,
@@ -157,6 +159,7 @@ def run_parity(
         behaviour=used,
         worst_prompts=worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
         not_compared=len(_beside_text(setup.plan)) if converted else 0,
+        not_read_allowed=looks.not_read_allowed,
         original_repo=_checkout(options.original, setup) if options.original else None,
         saved_activations=str(save) if save else None,
         judged=None,
@@ -165,6 +168,12 @@ def run_parity(
         heat_map=heat_map(setup, outcome) if looks.report else None,
         page=page,
     )
+
+
+def _reference_name(setup: Setup) -> str:
+    """What was run as the original. It is only the architecture that is known here if the file holds more."""
+    name = setup.reference.name
+    return f"{name}, the architecture that is known here; the file holds more" if setup.plan.not_read else name
 
 
 def _checkout(repo: OriginalRepo, setup: Setup) -> CheckoutRecord:
@@ -245,6 +254,7 @@ def judge_activations(path: Path, tolerance: float | None = None) -> ParityDocum
         behaviour=None,
         worst_prompts=(),
         not_compared=0,
+        not_read_allowed=False,
         original_repo=None,
         saved_activations=None,
         judged=str(path),
@@ -294,6 +304,7 @@ def judge_port(
     # Without isolated activations, an error that was carried is held to the floor of what is carried.
     limits = {tap: floors[tap].without_isolated() for tap in theirs}
     judgement = judge(ours, theirs, theirs, limits, inputs.padded, tolerance)
+    judgement = replace(judgement, not_read=plan.not_read)
     notes = ["isolated activations were not given: an error that was carried to a layer counts as made there"]
     if missing := [tap for tap in recorded if tap not in theirs]:
         notes.append(f"not given, and so not compared: {', '.join(missing)}")
@@ -316,6 +327,7 @@ def judge_port(
         behaviour=None,
         worst_prompts=(),
         not_compared=0,
+        not_read_allowed=False,
         original_repo=None,
         saved_activations=None,
         judged=name,

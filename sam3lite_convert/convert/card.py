@@ -20,7 +20,7 @@ CARD_NAME = "README.md"
 
 # Measured against the original code; the layout notes, fact 5.
 _AS_USED = """\
-The weights are the original's{cast}. Called through the stock `{processor}`, the model still differs from the
+The weights are {whose}{cast}. Called through the stock `{processor}`, the model still differs from the
 original, for reasons that no weight file can fix:
 
 - the processor pads every prompt to a length of 32, whatever the tokenizer's `model_max_length`{stretched};
@@ -77,7 +77,8 @@ def model_card(receipt: Receipt) -> str:
         padded = "; the tokenizer here pads with 0" if receipt.tokenizer else ""
         cast = f", rounded to {receipt.dtype}" if receipt.lost.cast else ""
         processor = family.library.processor
-        said = _AS_USED.format(processor=processor, stretched=stretched, padded=padded, cast=cast)
+        known = "those tensors of the original that are known here" if receipt.not_read else "the original's"
+        said = _AS_USED.format(whose=known, processor=processor, stretched=stretched, padded=padded, cast=cast)
         lines += ["## As it is used", "", said, "", *_recipe(receipt, family)]
     lines += ["## Checking", "", "```", _check(receipt), "```", ""]
     return "\n".join(lines)
@@ -241,7 +242,8 @@ def _recipe(receipt: Receipt, family: Family) -> Iterator[str]:
     if a.vocab_size <= END:  # a test checkpoint: CLIP's tokenizer has more ids than its vocabulary
         return
     run = f" run in {receipt.dtype}" if receipt.lost.cast else ""
-    yield f"This code gives the text features of the original{run}, bit for bit (it needs `ftfy`):"
+    part = ", as far as its tensors are known here" if receipt.not_read else ", bit for bit"
+    yield f"This code gives the text features of the original{run}{part} (it needs `ftfy`):"
     yield ""
     yield "```python"
     yield recipe(family, a.context_length, receipt.model_id or ".", bool(receipt.tokenizer)) + "```"
@@ -257,6 +259,9 @@ def _parity(parity: ParitySummary | None) -> Iterator[str]:
         f"`{parity.verdict}`: {parity.reference} and {parity.candidate_encoder}, {parity.dtype}, "
         f"{parity.inputs}; compared in float64."
     )
+    if parity.verdict == "incomplete":
+        yield ""
+        yield "Not `exact`: the tensors above that no module of the reference reads take part on neither side."
     yield ""
     yield "| tap | max abs diff | isolated | relative L2 |"
     yield "|---|---|---|---|"

@@ -80,6 +80,7 @@ def make_receipt(
         model_id=model_id,
         tensors={key: piece.record() for key, piece in sorted(plan.mapped.items())},
         dropped={key: dropped.reason for key, dropped in sorted(plan.dropped.items())},
+        not_read=plan.not_read,
     )
 
 

@@ -24,6 +24,7 @@ from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.workers import Advance
 
+_LISTED = 5
 _HEADROOM = 16 << 20  # headers, receipt, config
 
 
@@ -51,9 +52,21 @@ def plan_notes(plan: Plan) -> list[str]:
     notes = list(plan.checkpoint.notes)
     if plan.twins:
         notes.append(f"{len(plan.twins)} tensors are stored under two names; convert checks that both are equal")
+    if plan.not_read:
+        notes.append(not_read_words(plan))
     notes += plan.layout.family.doubts(plan.architecture)
     notes += [f"assumed {name}: {what}" for name, what in plan.architecture.assumed.items()]
     return notes
+
+
+def not_read_words(plan: Plan) -> str:
+    """What it means that a rule drops tensors of the text encoder."""
+    listed = ", ".join(plan.not_read[:_LISTED])
+    more = f" and {len(plan.not_read) - _LISTED:,} more" if len(plan.not_read) > _LISTED else ""
+    return (
+        f"dropped although they belong to the text encoder: {listed}{more}. The architecture that is known here has no "
+        "place for them, so the converted model computes without them what the original may compute with them"
+    )
 
 
 def convert(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -176,16 +176,24 @@ class Judgement:
 
     ``taps``: all taps in the order of execution.
     ``given``: the user's tolerance; None if it is measured.
+    ``not_read``: source keys of text tensors that no module of the reference reads.
     """
 
     taps: tuple[JudgedTap, ...]
     given: float | None
+    not_read: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict. ``exact``: 0.0 at every tap that the detector reads, and the others are within their floors."""
+        """The verdict. ``exact``: 0.0 at every tap that the detector reads, and the others are within their floors.
+        ``incomplete``: nothing differs, but the reference does not read all text tensors of the file either."""
         if not all(t.within for t in self.taps):
             return "differs"
+        return "incomplete" if self.not_read else self._of_what_was_read
+
+    @property
+    def _of_what_was_read(self) -> Verdict:
+        """The verdict on taps that are all within their tolerances."""
         zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.read_by_detector)
         near = all(t.near_floor for t in self.taps if not t.read_by_detector)
         return "exact" if zero and near else "within_tolerance"
@@ -223,6 +231,15 @@ class Judgement:
         """The verdict in one sentence. ``dtype``: what both sides ran in."""
         run = "" if dtype == "float32" else f", both sides in {dtype}"
         limit = f"tolerance {number(self.tolerance)}, {self.tolerance_is}"
+        if self.verdict == "incomplete":
+            many = len(self.not_read)
+            tensors = f"{many:,} tensor{'s' * (many > 1)} of the text encoder in this file"
+            rest = replace(self, not_read=())
+            return (
+                f"{tensors} fit no module of the architecture that is known here, so neither side reads them and the "
+                f"original may compute something else; the others: {rest.verdict.replace('_', ' ')}, "
+                f"{rest.summary(dtype)}"
+            )
         if self.verdict == "exact":
             beside = ""
             for t in self.taps:
@@ -251,6 +268,7 @@ class Judgement:
             also_diverging=tuple(self.also_diverging),
             layers=tuple(t.record() for t in self.taps),
             summary=self.summary(dtype),
+            not_read=self.not_read,
         )
 
 

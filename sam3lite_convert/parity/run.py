@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -83,6 +83,7 @@ def compare_encoders(setup: Setup, candidate: Encoder, closely: bool = False) ->
         isolated = record(candidate, setup.inputs.ids, setup.recorded)
         floors = measured_floors(setup)
     judgement = judge(setup.recorded, propagated, isolated, floors, setup.inputs.padded, setup.tolerance)
+    judgement = replace(judgement, not_read=setup.plan.not_read)
     return Outcome(candidate, propagated, isolated, floors, judgement)
 
 

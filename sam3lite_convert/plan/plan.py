@@ -146,6 +146,12 @@ class Plan:
         return dict(Counter(d.label for d in self.dropped.values()))
 
     @property
+    def not_read(self) -> tuple[str, ...]:
+        """Source keys of the text encoder that a rule drops: the architecture that is known here has no place for
+        them, so what the original computes with them is unknown."""
+        return tuple(k for k, d in self.dropped.items() if d.rule is not None and d.canonical.startswith(TEXT))
+
+    @property
     def out_nbytes(self) -> int:
         return sum(m.out_nbytes for m in self.mapped.values())
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sam3lite_convert.records.receipt import Losses, ParitySummary, SourceRecord
 from sam3lite_convert.records.record import Document, Record, flat
-from sam3lite_convert.records.shared import Accounting, ArchitectureRecord, Counts, ErrorDetails, FileFacts
+from sam3lite_convert.records.shared import Accounting, ArchitectureRecord, Counts, ErrorDetails, FileFacts, refuses
 
 if TYPE_CHECKING:
     from sam3lite_convert.records.parity import JudgementRecord, ParityDocument
@@ -88,6 +88,7 @@ class WrittenConversion(Record):
     converted_from: the source as the receipt has it.
     missing_files: names of tokenizer files that could not be had.
     parity_verdict: of the receipt.
+    not_read_allowed: --allow-not-read was given.
     late_notes: what the plan did not know yet.
     added: files that were added to a folder that was complete and current.
     """
@@ -97,6 +98,7 @@ class WrittenConversion(Record):
     lost: Losses
     missing_files: tuple[str, ...]
     parity_verdict: str | None
+    not_read_allowed: bool
     late_notes: tuple[str, ...]
     added: tuple[str, ...]
     verification: VerifyDocument | None
@@ -112,12 +114,13 @@ class WrittenConversion(Record):
     def failed(self) -> bool:
         """Whether parity differs in this run, or kept it from pushing."""
         refused = self.push is not None and self.push.state == "not pushed"
-        return refused or (self.judgement is not None and self.judgement.verdict == "differs")
+        return refused or (self.judgement is not None and refuses(self.judgement.verdict, self.not_read_allowed))
 
     @property
     def differs(self) -> bool:
         """Whether parity failed, in this run or in an earlier one that the receipt tells of."""
-        return "differs" in (self.judgement.verdict if self.judgement else None, self.parity_verdict)
+        verdicts = (self.judgement.verdict if self.judgement else None, self.parity_verdict)
+        return any(refuses(verdict, self.not_read_allowed) for verdict in verdicts)
 
 
 @dataclass(frozen=True, kw_only=True)

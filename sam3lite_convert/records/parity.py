@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sam3lite_convert.records.record import Document, Record, flat, optional
-from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts
+from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts, refuses
 
-Verdict = Literal["exact", "within_tolerance", "differs"]
+Verdict = Literal["exact", "within_tolerance", "incomplete", "differs"]
 TapStatus = Literal["equal", "within", "carried", "diverges"]
 TrialOutcome = Literal["found", "missed", "not revealed"]
 
@@ -71,6 +71,8 @@ class JudgementRecord(Record):
     smallest_passing_tolerance: the smallest --tolerance that would have passed.
     first_divergence: the first tap whose isolated error is above its tolerance.
     summary: what stands behind the verdict's name, in words.
+    not_read: source keys of text tensors that no module of the reference reads. With any, the verdict is incomplete or
+        differs: the original may compute something with them.
     """
 
     verdict: Verdict
@@ -82,6 +84,7 @@ class JudgementRecord(Record):
     also_diverging: tuple[str, ...]
     layers: tuple[TapRecord, ...]
     summary: str
+    not_read: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +339,7 @@ class ParityDocument(Document):
     values: the first values of projected and pooled.
     judged: the file of activations that was judged.
     not_compared: tensors of the folder that are not the text encoder's.
+    not_read_allowed: --allow-not-read was given.
     heat_map: with --report.
     page: with --report.
     """
@@ -350,6 +354,7 @@ class ParityDocument(Document):
     behaviour: BehaviourRecord | None
     worst_prompts: tuple[WorstPrompt, ...]
     not_compared: int
+    not_read_allowed: bool
     original_repo: CheckoutRecord | None
     saved_activations: str | None
     judged: str | None
@@ -358,6 +363,11 @@ class ParityDocument(Document):
     heat_map: HeatMap | None = field(default=None, metadata=optional())
     page: PageFacts | None = field(default=None, metadata=optional())
     report_error: str | None = field(default=None, metadata=optional())
+
+    @property
+    def failed(self) -> bool:
+        """Whether the weights did not pass."""
+        return refuses(self.judgement.verdict, self.not_read_allowed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,6 +152,7 @@ class ParitySummary(Record):
     """What the receipt keeps of a parity run.
 
     inputs: in words.
+    not_read_allowed: --allow-not-read was given.
     """
 
     verdict: str
@@ -163,6 +164,7 @@ class ParitySummary(Record):
     max_abs_diff: float
     inputs: str
     layers: tuple[TapSummary, ...]
+    not_read_allowed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +181,7 @@ class Receipt(Document):
     nonfinite: by source key.
     tensors: by target key.
     dropped: reason by source key.
+    not_read: dropped keys of the text encoder; the architecture that is known here has no place for them.
     model_id: the repository that the card names.
     card_blob_id: git's id of the card as it was written.
     edited_card_blob_id: of one that somebody edited in the folder.
@@ -210,3 +213,4 @@ class Receipt(Document):
     edited_card_blob_id: str | None = field(default=None, metadata=optional())
     tensors: dict[str, MappedTensor]
     dropped: dict[str, str]
+    not_read: tuple[str, ...] = ()

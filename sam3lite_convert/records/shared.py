@@ -181,3 +181,8 @@ class PageFacts(Record):
     versions: dict[str, str | None]
     command: str
     made: str
+
+
+def refuses(verdict: str | None, not_read_allowed: bool) -> bool:
+    """Whether a verdict on the weights means that they did not pass."""
+    return verdict == "differs" or (verdict == "incomplete" and not not_read_allowed)

@@ -58,5 +58,5 @@ def proofs(done: WrittenConversion) -> None:
     if v := done.verification:
         say(f"{v.verdict}{f' up to {v.up_to}' if v.up_to else ''}: {v.summary}")
     if p := done.judgement:
-        style = "bold red" if p.verdict == "differs" else None
+        style = {"differs": "bold red", "incomplete": "bold yellow"}.get(p.verdict)
         say(f"parity: {p.verdict.replace('_', ' ')}, max abs diff {p.max_abs_diff:.3g}", style)

@@ -50,6 +50,7 @@ def paritied(d: ParityDocument, debug: bool) -> None:
         as_used.behaved(d.behaviour)
     say()
     _verdict(judgement)
+    _not_read(judgement.not_read, d.not_read_allowed)
     if d.diagnosis:
         _diagnosis(d.diagnosis)
     if d.not_compared:
@@ -86,6 +87,19 @@ def _worst(d: ParityDocument) -> None:
     say(f"the worst prompts, by max abs diff at {d.worst_prompts[0].tap}:")
     for w in d.worst_prompts:
         say(f"  {number(w.max_abs_diff)}  rel. L2 {number(w.relative_l2)}  no. {w.index + 1:,}: {w.prompt!r}")
+
+
+def _not_read(keys: tuple[str, ...], allowed: bool) -> None:
+    """The text tensors that no module of the reference reads."""
+    if not keys:
+        return
+    say(f"{len(keys):,} text tensors of the file are not read by the reference:", "yellow")
+    for key in keys[:_LISTED]:
+        say(f"  {key}")
+    if len(keys) > _LISTED:
+        say(f"  ... and {len(keys) - _LISTED:,} more; --json lists all of them")
+    if not allowed:
+        say("  --allow-not-read accepts this, and exits with 0 if nothing else differs")
 
 
 def _verdict(j: JudgementRecord) -> None:
