@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
-from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture
+from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture, component_of
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import Names, canonical_names
@@ -147,9 +148,10 @@ class Plan:
 
     @property
     def not_read(self) -> tuple[str, ...]:
-        """Source keys of the text encoder that a rule drops: the architecture that is known here has no place for
-        them, so what the original computes with them is unknown."""
-        return tuple(k for k, d in self.dropped.items() if d.rule is not None and d.canonical.startswith(TEXT))
+        """Source keys of the text encoder that are dropped: the architecture that is known here has no place for them,
+        so what the original computes with them is unknown. A key of no known component is taken for one of the text
+        encoder if its name says so."""
+        return tuple(k for k, d in self.dropped.items() if d.label != "twin" and _may_be_text(d))
 
     @property
     def out_nbytes(self) -> int:
@@ -160,6 +162,17 @@ class Plan:
         """The widest floating dtype of the output: what config.json states."""
         present = {m.dtype for m in self.mapped.values()}
         return next((d for d in dtypes.FLOATING if d in present), "float32")
+
+
+# Words in the names of tensors that text encoders were extended with.
+_OF_TEXT = re.compile(r"text|lang|prompt|token|adapter|lora", re.IGNORECASE)
+
+
+def _may_be_text(dropped: Dropped) -> bool:
+    if dropped.canonical.startswith(TEXT):
+        return True
+    unknown = component_of(dropped.canonical) == "other" and dtypes.is_floating(dropped.source.dtype)
+    return unknown and _OF_TEXT.search(dropped.canonical) is not None
 
 
 def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> Plan:

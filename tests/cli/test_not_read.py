@@ -112,3 +112,10 @@ def test_a_file_that_holds_nothing_more_is_exact_as_before(tmp_path: Path) -> No
     done = sam3lite("parity", write(tmp_path, tiny_state()), "--json")
     assert done.code == 0
     assert done.json["not_read"] == [] and done.json["verdict"] != "incomplete"
+
+
+def test_a_tensor_beside_the_encoder_counts_if_its_name_says_text(tmp_path: Path) -> None:
+    beside = {"detector.text_adapter.weight": torch.randn(4, 4), "detector.step": torch.tensor(3)}
+    done = sam3lite("parity", write(tmp_path, tiny_state() | beside), "--json")
+    assert (done.code, done.json["verdict"]) == (1, "incomplete")
+    assert done.json["not_read"] == ["detector.text_adapter.weight"]
