@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import SourceHash
+from sam3lite_convert.commands.fingerprint import add_fingerprint
 from sam3lite_convert.commands.sources import Location, Source
 from sam3lite_convert.convert import side_files
 from sam3lite_convert.convert import write as conversion
@@ -154,12 +155,14 @@ def convert_checkpoint(
         planned(document)
         tokenizer = side_files.fetch_tokenizer(plan, request.tokenizer, request.cache)
         why: str | None = None
+        unprinted: str | None = None
         verification: VerifyDocument | None = None
 
         def finish(work: Path, receipt: Receipt) -> Receipt:
-            nonlocal why, verification
+            nonlocal why, unprinted, verification
             receipt = side_files.with_config(work, receipt)
             receipt, why = side_files.add_processor_files(work, receipt, plan, tokenizer)
+            receipt, unprinted = add_fingerprint(work, receipt, plan)
             if request.verify:
                 verification = verified(work, source, mappings, request, folder)
             return receipt
@@ -179,7 +182,7 @@ def convert_checkpoint(
         if request.parity:
             receipt, parity = add_parity(folder, receipt, source, mappings, request)
             receipt, _ = side_files.write_receipt(folder, receipt)
-    late = [n for n in receipt.notes if n not in document.notes]
+    late = [n for n in receipt.notes if n not in document.notes] + ([unprinted] if unprinted else [])
     document = replace(document, state="converted")
     return finished(document, folder, receipt, location, request, why, late, verification, parity)
 

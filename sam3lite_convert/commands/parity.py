@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
     from sam3lite_convert.parity.setup import ParityOptions, Setup
+    from sam3lite_convert.records.fingerprint import ReleasedCheck
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def run_parity(
         worst_prompts=worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
         not_compared=len(_beside_text(setup.plan)) if converted else 0,
         not_read_allowed=looks.not_read_allowed,
+        released=_released(source, setup),
         original_repo=_checkout(options.original, setup) if options.original else None,
         saved_activations=str(save) if save else None,
         judged=None,
@@ -168,6 +170,20 @@ def run_parity(
         heat_map=heat_map(setup, outcome) if looks.report else None,
         page=page,
     )
+
+
+def _released(source: Source, setup: Setup) -> ReleasedCheck | None:
+    """The reference beside what was recorded of the released weights, if the file could be one of them."""
+    import torch
+
+    from sam3lite_convert.parity.released import check_released, could_be_released
+
+    table = setup.evidence.full_table
+    name = setup.plan.checkpoint.hub.path if setup.plan.checkpoint.hub else source.path.name
+    if table is None or setup.dtype is not torch.float32:
+        return None
+    found = could_be_released(name, setup.plan.architecture, table.shape[2])
+    return check_released(setup.evidence.model, found) if found else None
 
 
 def _reference_name(setup: Setup) -> str:
@@ -255,6 +271,7 @@ def judge_activations(path: Path, tolerance: float | None = None) -> ParityDocum
         worst_prompts=(),
         not_compared=0,
         not_read_allowed=False,
+        released=None,
         original_repo=None,
         saved_activations=None,
         judged=str(path),
@@ -328,6 +345,7 @@ def judge_port(
         worst_prompts=(),
         not_compared=0,
         not_read_allowed=False,
+        released=None,
         original_repo=None,
         saved_activations=None,
         judged=name,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
 from sam3lite_convert.commands.convert import Request, add_parity, fetch, finished, sizes, verified
+from sam3lite_convert.commands.fingerprint import FINGERPRINT_NAME, add_fingerprint
 from sam3lite_convert.commands.sources import Location
 from sam3lite_convert.convert import processor_files, side_files, up_to_date
 from sam3lite_convert.convert.card import CARD_NAME
@@ -72,12 +73,16 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
             "edited",
         )
     why = verification = parity = None
-    if request.verify or request.parity or wants_files:
-        whole = (request.verify or request.parity) and not request.partial
+    wants_fingerprint = FINGERPRINT_NAME in gone
+    if request.verify or request.parity or wants_files or wants_fingerprint:
+        whole = (request.verify or request.parity or wants_fingerprint) and not request.partial
         source = fetch(location, mappings, request) if whole or request.partial else location.index()
         with source.trusted():
-            if wants_files:
-                plan = make_plan(source.read(), mappings, request.options)
+            plan = make_plan(source.read(), mappings, request.options) if wants_files or wants_fingerprint else None
+            if plan is not None and wants_fingerprint:
+                receipt, _ = add_fingerprint(folder, receipt, plan)
+                receipt, _ = side_files.write_receipt(folder, receipt)
+            if plan is not None and wants_files:
                 tokenizer = side_files.fetch_tokenizer(
                     plan, request.tokenizer if wants_tokenizer else None, request.cache
                 )

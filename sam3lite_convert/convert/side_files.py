@@ -82,6 +82,12 @@ def with_config(folder: Path, receipt: Receipt) -> Receipt:
     return _with_hashes(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
 
 
+def add_file(folder: Path, receipt: Receipt, name: str, data: bytes) -> Receipt:
+    """Write one file into a folder; the receipt that lists it."""
+    write_whole(folder / name, data)
+    return _with_hashes(receipt, {name: data})
+
+
 def _with_hashes(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return replace(receipt, beside=dict(sorted({**receipt.beside, **hashes}.items())))

@@ -17,7 +17,7 @@ from sam3lite_convert.files import check_space, resolved, sibling_place, sync_fo
 # What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else.
 OWN_FILES = re.compile(
     r"(model(-\d{5}-of-\d{5})?|text_projection)\.safetensors|model\.safetensors\.index\.json|(?:config|conversion|"
-    r"generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map|vocab|"
+    r"fingerprint|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map|vocab|"
     r"added_tokens)\.json|merges\.txt|README\.md|\.gitattributes"
 )
 

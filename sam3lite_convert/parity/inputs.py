@@ -115,7 +115,7 @@ def make_inputs(
     start, end = (START, END) if vocab > END else (vocab - 2, vocab - 1)
     if seed is None:
         words = [w for w in CLASSIC[1:-1] if w < start] or [1]
-        row = torch.tensor(_framed(words, length, start, end))
+        row = torch.tensor(framed(words, length, start, end))
         name = f"the dummy [{', '.join(str(i) for i in row[:4].tolist())}, {PAD} ...]"
         return Inputs(row.repeat(batch, 1), f"{name}, batch {batch}, length {length}")
     if start < 2:
@@ -125,11 +125,11 @@ def make_inputs(
     for n in range(batch):
         count = length - 2 if n == 0 else int(torch.randint(0, max(length - 1, 1), (), generator=generator))
         words = torch.randint(1, start, (max(count, 0),), generator=generator).tolist()
-        rows.append(_framed(words, length, start, end))
+        rows.append(framed(words, length, start, end))
     return Inputs(torch.tensor(rows), f"random ids, seed {seed}, batch {batch}, length {length}")
 
 
-def _framed(words: Sequence[int], length: int, start: int, end: int) -> list[int]:
+def framed(words: Sequence[int], length: int, start: int, end: int) -> list[int]:
     """Start id, words, end id and padding; too many words are cut, with the end id last."""
     row = [start, *words, end]
     row = row if len(row) <= length else [*row[: length - 1], end]

@@ -21,7 +21,7 @@ from sam3lite_convert.parity.original import wrap_reference
 def noise_floor(model: TextStudentEncoder, recorded: Activations, input_ids: Tensor) -> dict[str, Floor]:
     """Noise floors by tap. ``recorded``: the reference's own activations for these ids."""
     reference = wrap_reference(model)
-    with _in_float64(model):
+    with in_float64(model):
         propagated = record(reference, input_ids)
         isolated = record(reference, input_ids, recorded)
     return {tap: _floor(value, propagated[tap], isolated[tap]) for tap, value in recorded.items()}
@@ -33,7 +33,7 @@ def _floor(recorded: Tensor, propagated: Tensor, isolated: Tensor) -> Floor:
 
 
 @contextmanager
-def _in_float64(model: nn.Module) -> Iterator[None]:
+def in_float64(model: nn.Module) -> Iterator[None]:
     """Run the model in float64 inside this context.
 
     A module's weights are cast when it is called and restored when it returns, so that there is no second copy of the

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sam3lite_convert.records.fingerprint import ReleasedCheck
 from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts, refuses
 
@@ -340,6 +341,7 @@ class ParityDocument(Document):
     judged: the file of activations that was judged.
     not_compared: tensors of the folder that are not the text encoder's.
     not_read_allowed: --allow-not-read was given.
+    released: the reference beside what was recorded of the released weights; null if the file can't be one of them.
     heat_map: with --report.
     page: with --report.
     """
@@ -355,6 +357,7 @@ class ParityDocument(Document):
     worst_prompts: tuple[WorstPrompt, ...]
     not_compared: int
     not_read_allowed: bool
+    released: ReleasedCheck | None
     original_repo: CheckoutRecord | None
     saved_activations: str | None
     judged: str | None

@@ -9,7 +9,7 @@ import typing
 from dataclasses import fields
 from typing import Literal, Union
 
-from sam3lite_convert.records import convert, demo, explain, inspect, parity, receipt, shared, verify
+from sam3lite_convert.records import convert, demo, explain, fingerprint, inspect, parity, receipt, shared, verify
 from sam3lite_convert.records.record import AnyJson, Json, JsonValue, Record, field_types, is_flat, is_optional
 
 DOCUMENTS: dict[str, type[Record]] = {
@@ -21,11 +21,13 @@ DOCUMENTS: dict[str, type[Record]] = {
     "parity": parity.ParityDocument,
     "parity-self-test": parity.SelfTestDocument,
     "demo": demo.DemoDocument,
+    "judge-fingerprint": fingerprint.FingerprintDocument,
+    "fingerprint": fingerprint.Fingerprint,
     "error": shared.ErrorDocument,
     "conversion": receipt.Receipt,
 }
 _NAMES: dict[str, object] = {
-    name: cls for module in (convert, inspect, parity, verify) for name, cls in vars(module).items()
+    name: cls for module in (convert, fingerprint, inspect, parity, verify) for name, cls in vars(module).items()
 }
 
 

@@ -56,6 +56,9 @@ def paritied(d: ParityDocument, debug: bool) -> None:
     if d.not_compared:
         others = f"the folder's other {d.not_compared:,} tensors"
         say(f"  only the text encoder was compared; for {others}: {sides.verify_command}")
+    if d.released:
+        say(f"released weights: {d.released.summary}", "bold green" if d.released.agrees else "yellow")
+        say(f"  {d.released.request}")
     as_used.verdict(d.behaviour)
     for text in d.notes:
         say(f"note: {text}")

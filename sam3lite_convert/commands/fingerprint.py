@@ -1,0 +1,131 @@
+"""Makes the fingerprint of a checkpoint, puts it into converted folders, and judges ports by it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.convert.side_files import add_file
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted, in_short
+from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.records.fingerprint import Fingerprint, FingerprintDocument, FingerprintSource
+from sam3lite_convert.records.receipt import Receipt
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FINGERPRINT_NAME = "fingerprint.json"
+_LIMIT = 4 << 20  # bytes; that of the largest released variant takes some 20 kB
+
+
+def fingerprint_of(plan: Plan, sha256: str | None = None) -> Fingerprint:
+    """What the original text encoder computes with the weights of a plan's checkpoint.
+
+    ``plan``: of the whole file or of its text encoder; its tensors must be on this machine.
+    ``sha256``: of the checkpoint; None if it is not known.
+
+    Raises CannotRun if the reference computes NaN or infinity, UnsoundPlan if the weights do not fit it.
+    """
+    import torch
+
+    from original_ref import TextStudentEncoder
+    from sam3lite_convert.convert.text_weights import source_weights
+    from sam3lite_convert.parity.fingerprint import make_fingerprint
+    from sam3lite_convert.parity.original import reference_encoder
+
+    reference = reference_encoder(plan.architecture, source_weights(plan), torch.float32)
+    assert isinstance(reference.model, TextStudentEncoder)
+    source = FingerprintSource(name=plan.checkpoint.path.name, size=plan.checkpoint.size, sha256=sha256)
+    return make_fingerprint(reference.model, plan.architecture, source, plan.not_read)
+
+
+def add_fingerprint(folder: Path, receipt: Receipt, plan: Plan) -> tuple[Receipt, str | None]:
+    """Write fingerprint.json into a folder. Returns the receipt that lists it, and why there is none: None if it was
+    written."""
+    if importlib.util.find_spec("torch") is None:
+        return receipt, f"no {FINGERPRINT_NAME}: torch is not installed"
+    try:
+        from sam3lite_convert.parity.fingerprint import in_lines
+
+        made = fingerprint_of(plan, receipt.source.sha256)
+    except CannotRun as fault:
+        return receipt, f"no {FINGERPRINT_NAME}: {fault.message}"
+    return add_file(folder, receipt, FINGERPRINT_NAME, in_lines(made)), None
+
+
+def read_fingerprint(path: Path) -> Fingerprint:
+    """Read a fingerprint. Raises CannotRun if there is no such file, Untrusted if it is not a fingerprint."""
+    if path.is_dir():
+        path = path / FINGERPRINT_NAME
+    if not path.is_file():
+        raise CannotRun(f"{path}: no such file", "no_such_file")
+    if path.stat().st_size > _LIMIT:
+        raise Untrusted(f"{path}: is too large for a fingerprint", "corrupt_file")
+    try:
+        found = Fingerprint.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, OSError, RecursionError) as fault:
+        raise Untrusted(f"{path}: is not a fingerprint ({in_short(fault)})", "corrupt_file") from fault
+    for tap in found.taps:
+        where = found.positions.get("x".join(map(str, tap.shape)), ())
+        numel = 1
+        for side in tap.shape:
+            numel *= side
+        if not where or len(where) != len(tap.values) or not all(0 <= n < numel for n in where):
+            raise Untrusted(f"{path}: its positions do not fit the values at {tap.name}", "corrupt_file")
+        if not (tap.floor >= 0 and tap.floor_l2 >= 0):
+            raise Untrusted(f"{path}: its floor at {tap.name} is not a number from 0 on", "corrupt_file")
+    if not found.taps or not 0 <= found.tolerance <= 64:
+        raise Untrusted(f"{path}: it holds no taps, or a tolerance that would pass anything", "corrupt_file")
+    return found
+
+
+def fault_of(stated: Path, plan: Plan) -> str | None:
+    """What is wrong with a folder's fingerprint, in words, by making it again; None if nothing is."""
+    from sam3lite_convert.parity.fingerprint import first_difference
+
+    try:
+        return first_difference(read_fingerprint(stated), fingerprint_of(plan))
+    except Sam3LiteError as fault:
+        return fault.message
+
+
+def judge_by_fingerprint(
+    path: Path, activations: Mapping[str, np.ndarray], name: str, notes: tuple[str, ...] = ()
+) -> FingerprintDocument:
+    """A port's activations on the fingerprint's ids, by tap, compared with it.
+
+    Raises CannotRun if none of them is at a tap of the fingerprint, and as ``read_fingerprint`` does.
+    """
+    from sam3lite_convert.parity.fingerprint import by_tap
+
+    fingerprint = read_fingerprint(path)
+    checks = by_tap(fingerprint, activations)
+    if not checks:
+        taps = ", ".join(tap.name for tap in fingerprint.taps)
+        raise CannotRun(f"no activation of {name} is at a tap of the fingerprint; its taps are {taps}", "unknown_tap")
+    given = {check.name for check in checks}
+    missing = tuple(tap.name for tap in fingerprint.taps if tap.name not in given)
+    first = next((check for check in checks if not check.agrees), None)
+    looked_at = sum(len(tap.values) for tap in fingerprint.taps if tap.name in given)
+    if fingerprint.not_read:
+        notes = (*notes, f"the checkpoint holds {len(fingerprint.not_read):,} text tensors that no reference reads")
+    if first is not None:
+        summary = f"differs from the original at {first.name}: {first.why}"
+    else:
+        summary = f"{looked_at:,} values and the norms of {len(checks)} taps agree with the original's"
+    if missing:
+        summary += f"; not given, and so not compared: {', '.join(missing)}"
+    return FingerprintDocument(
+        candidate=name,
+        fingerprint=str(path),
+        source=fingerprint.source,
+        verdict="agrees" if first is None else "differs",
+        first_off=first.name if first else None,
+        taps=checks,
+        not_given=missing,
+        notes=notes,
+        summary=summary,
+    )
