@@ -27,6 +27,8 @@ _WHEN = {
     "parity": "`sam3lite parity CHECKPOINT --json`, also with `--judge`",
     "parity-self-test": "`sam3lite parity CHECKPOINT --self-test --json`",
     "demo": "`sam3lite demo --json`",
+    "judge-fingerprint": "`sam3lite judge FILE --fingerprint JSON --json`",
+    "fingerprint": "`fingerprint.json` in a converted folder",
     "error": "any command that failed",
     "conversion": "`conversion.json`, the receipt in a converted folder",
 }
