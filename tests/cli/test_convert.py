@@ -53,7 +53,7 @@ from support.folders import (
 from sam3lite_convert.convert import safetensors_writer
 from sam3lite_convert.convert import write as conversion
 
-FILES = ["README.md", "config.json", "conversion.json", "model.safetensors"]
+FILES = ["README.md", "config.json", "conversion.json", "fingerprint.json", "model.safetensors"]
 
 
 @pytest.fixture(scope="module")

@@ -280,8 +280,8 @@ def test_what_differs_from_the_original_is_not_pushed(s0, hub, monkeypatch):
 
     inner = parity_commands.run_parity
 
-    def differs(*arguments):
-        document = inner(*arguments)
+    def differs(*arguments, **options):
+        document = inner(*arguments, **options)
         return replace(document, judgement=replace(document.judgement, verdict="differs"))
 
     monkeypatch.setattr(parity_commands, "run_parity", differs)

@@ -1,4 +1,4 @@
-"""What was recorded of the released weights: agreement is found, the tap where it ends is named, others are left alone."""
+"""What was recorded of the released weights: agreement is found, and the tap where it ends is named."""
 
 from __future__ import annotations
 
