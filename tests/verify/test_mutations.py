@@ -1,0 +1,101 @@
+"""Folders with one change each: no false "proven", no false "exact".
+
+Whether a change matters is decided by the program that reads such a folder, not by this tool. The suite tries a hundred
+of them; SAM3LITE_MUTATIONS=all tries every one and prints the table that RELIABILITY.md has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.folders import convert, sam3lite, tiny_state, write
+from support.mutations import Mutation, Reading, mutations, reading
+
+ASKED = os.environ.get("SAM3LITE_MUTATIONS", "100")
+
+
+class Trial:
+    """A good folder, and what its reader takes from it."""
+
+    def __init__(self, place: Path, layout: str, with_receipt: bool) -> None:
+        self.checkpoint = write(place, tiny_state())
+        self.layout, self.place = layout, place
+        self.folder = convert(self.checkpoint, place / "good", "--layout", layout)
+        if not with_receipt:
+            for name in ("conversion.json", "fingerprint.json", "README.md"):
+                (self.folder / name).unlink()
+        good = reading(self.folder, layout)
+        assert good is not None
+        self.good: Reading = good
+
+    def chosen(self) -> Sequence[Mutation]:
+        """All mutations, or a share of each kind, the same ones each time."""
+        every = list(mutations(self.folder, self.layout))
+        if ASKED == "all":
+            return every
+        order = sorted(every, key=lambda m: hashlib.sha256(m.name.encode()).digest())
+        out: list[Mutation] = []
+        for kind, share in (("config", 12), ("processor", 4), ("tensor", 8), ("file", 10)):
+            out += [m for m in order if m.kind == kind][: share * int(ASKED) // 100]
+        return out
+
+    def run(self, mutation: Mutation) -> tuple[str, list[str]]:
+        """What happened in one word, and what is wrong with it."""
+        folder = self.place / "changed"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.folder, folder)
+        mutation.apply(folder)
+        proof = sam3lite("verify", folder, "--checkpoint", self.checkpoint, "--json")
+        side = sam3lite("parity", self.checkpoint, "--converted", folder, "--json")
+        wrong = [f"traceback: {x.err}" for x in (proof, side) if x.code not in (0, 1, 2, 3, 4)]
+        verdict = proof.json.get("verdict", "refused")
+        parity = side.json.get("verdict", "refused")
+        if verdict != "proven" and parity != "exact":
+            return verdict, wrong
+        now = reading(folder, self.layout)
+        if verdict == "proven" and mutation.kind == "processor":
+            wrong.append("proven, although a field of the processor is another")
+        if verdict == "proven" and (now is None or not now.same(self.good)):
+            wrong.append("false proven" if now else "proven, and its reader fails")
+        if parity == "exact" and (now is None or not now.text().same(self.good.text())):
+            wrong.append("false exact" if now else "exact, and its reader fails")
+        if verdict == "proven":
+            return "proven, and the same", wrong
+        return verdict, wrong
+
+
+def named(mutation: Mutation, document: Any) -> bool:
+    """Whether a finding names the changed field of config.json."""
+    field = mutation.name.split(": ")[1].split(" ")[0]
+    parts = field.split(".")
+    said = [key for finding in document["findings"] for key in finding["keys"]]
+    return any(part in key for key in said for part in (field, ".".join(parts[:-1]) or field))
+
+
+@pytest.mark.parametrize(
+    ("layout", "with_receipt"),
+    [("transformers", False), ("transformers", True), ("packed", False)],
+    ids=["another tool's", "ours", "packed"],
+)
+def test_no_changed_folder_is_proven(tmp_path: Path, layout: str, with_receipt: bool) -> None:
+    if layout == "transformers":
+        pytest.importorskip("transformers")
+    trial = Trial(tmp_path, layout, with_receipt)
+    faults: list[str] = []
+    counts: Counter[tuple[str, str]] = Counter()
+    chosen = trial.chosen()
+    for mutation in chosen:
+        outcome, wrong = trial.run(mutation)
+        counts[mutation.kind, outcome] += 1
+        faults += [f"{mutation.name}: {what}" for what in wrong]
+    for (kind, outcome), n in sorted(counts.items()):
+        print(f"{layout}{', receipt' if with_receipt else ''} | {kind} | {outcome} | {n}")
+    assert not faults, "\n".join(faults)
+    assert len(chosen) >= 28
