@@ -232,14 +232,11 @@ def _tensor_mutations(folder: Path) -> Iterator[Mutation]:
     counter = next((k for k in state if k.endswith("num_batches_tracked")), None)
     if counter:
         yield Mutation("tensor", f"{counter}: of shape [1]", _with(lambda s: {counter: s[counter].reshape(1)}))
-        yield Mutation(
-            "tensor", f"{counter}: two values", _with(lambda s: {counter: torch.zeros(2, dtype=torch.int64)})
-        )
-    yield Mutation(
-        "tensor", "all through float16", _with(lambda s: {k: EDITS["through float16"](t) for k, t in _floats(s)})
-    )
-    yield Mutation("tensor", "all random", _with(lambda s: {k: EDITS["random"](t) for k, t in _floats(s)}))
-    yield Mutation("tensor", "all zeros", _with(lambda s: {k: torch.zeros_like(t) for k, t in _floats(s)}))
+        two = torch.zeros(2, dtype=torch.int64)
+        yield Mutation("tensor", f"{counter}: two values", _with(lambda s: {counter: two}))
+    for name in ("through float16", "random", "zeros", "times 1.001"):
+        edit = EDITS[name]
+        yield Mutation("tensor", f"all {name}", _with(lambda s, e=edit: {k: e(t) for k, t in _floats(s)}))  # type: ignore[misc]
     yield Mutation("tensor", "one more tensor", _with(lambda s: {"text_encoder.extra.weight": torch.ones(2, 2)}))
 
 
@@ -300,20 +297,18 @@ def _file_mutations(folder: Path) -> Iterator[Mutation]:
     yield Mutation("file", "shards, one of them missing", _shards_one_missing)
     yield Mutation("file", "shards in place of the file", lambda f: _shards(f, remove=True))
     yield Mutation("file", "a pytorch_model.bin of zeros beside", _bin_beside)
-    yield Mutation(
-        "file", "all keys behind model.", lambda f: _rewrite(f, lambda s: {f"model.{k}": t for k, t in s.items()})
-    )
-    yield Mutation(
-        "file",
-        "all keys behind _orig_mod.",
-        lambda f: _rewrite(f, lambda s: {f"_orig_mod.{k}": t for k, t in s.items()}),
-    )
+    for prefix in ("model.", "_orig_mod.", "module.module."):
+        yield Mutation("file", f"all keys behind {prefix}", _behind(prefix))
     for name in PROCESSOR:
         if (folder / name).exists():
             yield Mutation("file", f"{name} removed", lambda f, n=name: (f / n).unlink())  # type: ignore[misc]
             yield Mutation("file", f"{name} is empty", lambda f, n=name: _text(f / n, "{}"))  # type: ignore[misc]
     if (folder / "fingerprint.json").exists():
         yield Mutation("file", "fingerprint.json with another value", _other_fingerprint)
+
+
+def _behind(prefix: str) -> Callable[[Path], None]:
+    return lambda folder: _rewrite(folder, lambda state: {prefix + k: t for k, t in state.items()})
 
 
 def _text(path: Path, text: str) -> None:
@@ -338,7 +333,7 @@ def _split_off(folder: Path) -> None:
 
 def _stale(folder: Path) -> None:
     shutil.copy(folder / MODEL, folder / "right.safetensors")
-    _rewrite(folder, lambda s: {k: t for k, t in list(s.items())[::2]})
+    _rewrite(folder, lambda s: dict(list(s.items())[::2]))
 
 
 def _zeros(path: Path, like: Path) -> None:
@@ -442,16 +437,9 @@ def _by_transformers(folder: Path) -> Reading:
     }
     geometry = model.config.geometry_encoder_config.to_dict()
     # Read by no run here: boxes need torchvision. What is left out has no effect in evaluation.
-    for name in (
-        "hidden_dropout",
-        "dropout",
-        "initializer_range",
-        "layer_norm_eps",
-        "model_type",
-        "transformers_version",
-    ):
-        geometry.pop(name, None)
-    settings = json.dumps({k: v for k, v in geometry.items() if not k.startswith("_")}, sort_keys=True, default=str)
+    without = {"hidden_dropout", "dropout", "initializer_range", "layer_norm_eps", "model_type", "transformers_version"}
+    read = {k: v for k, v in geometry.items() if k not in without and not k.startswith("_")}
+    settings = json.dumps(read, sort_keys=True, default=str)
     state = {k: _hash(t) for k, t in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     return Reading(state, outputs, settings)
 
