@@ -65,9 +65,9 @@ class Trial:
         if verdict == "proven" and (now is None or not now.same(self.good)):
             wrong.append("false proven" if now else "proven, and its reader fails")
         # Parity speaks of the text encoder alone: that the rest cannot be loaded is not its subject.
-        if parity == "exact" and (now is not None or "text_" in mutation.name or mutation.kind == "file"):
-            if now is None or not now.text().same(self.good.text()):
-                wrong.append("false exact" if now else "exact, and its reader fails")
+        spoken_of = now is not None or "text_" in mutation.name or mutation.kind == "file"
+        if parity == "exact" and spoken_of and (now is None or not now.text().same(self.good.text())):
+            wrong.append("false exact" if now else "exact, and its reader fails")
         if verdict == "proven":
             return "proven, and the same", wrong
         return verdict, wrong
