@@ -101,6 +101,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
         component=receipt.component,
         dtype=receipt.dtype,
         architecture=receipt.architecture,
+        context=receipt.context,
         counts=receipt.counts,
         notes=(),
         mapping=str(request.mapping) if request.mapping else None,

@@ -73,6 +73,8 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     advance = progress or (lambda what: lambda n: None)
     out = Verification(plan)
     out.mismatched += folder.faults
+    if said := plan.context.beside(plan.architecture.sizes["context"]):
+        out.notes.append(said)
     wrong: dict[str, bytes] = {}
     with ExitStack() as stack:
         source = stack.enter_context(open_source(plan.checkpoint))
@@ -197,6 +199,18 @@ def _check_config(folder: Folder, plan: Plan, out: Verification) -> None:
         out.notes.append("config.json: unknown to this tool, so not checked: " + ", ".join(checked.unjudged))
 
 
+def _context(receipt: Json, plan: Plan) -> Json:
+    """The context as the receipt has to state it. Of a file that was renamed since, its name tells nothing of the
+    origin."""
+    true = plan.context.record().to_json()
+    said, source = receipt.get("context"), receipt.get("source")
+    origin = said.get("origin") if isinstance(said, dict) else None
+    renamed = isinstance(source, dict) and source.get("name") != plan.checkpoint.path.name
+    if renamed and plan.context.meta is None and origin in ("name", "option", "unknown"):
+        true |= {"origin": origin}
+    return true
+
+
 def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> None:
     if folder.receipt is None:
         out.notes.append(f"no {RECEIPT_NAME}; another tool wrote this folder")
@@ -213,6 +227,7 @@ def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> Non
         "dtype": plan.floating_dtype,
         "counts": plan.counts.to_json(),
         "architecture": plan.architecture.record().to_json(),
+        "context": _context(folder.receipt, plan),
         "tensors": {key: piece.record().to_json() for key, piece in plan.mapped.items()},
         "dropped": {key: dropped.reason for key, dropped in plan.dropped.items()},
     }
