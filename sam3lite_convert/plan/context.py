@@ -128,7 +128,8 @@ def called_context(checkpoint: Checkpoint, rows: int, option: int | None = None)
             f"--context {option}: must be from 1 to {rows}, the number of rows of the text position table",
             "context_too_long",
         )
-    meta, name = _length(checkpoint.meta.get(META_KEY)), context_in_name(checkpoint)
+    path = Path(checkpoint.hub.path) if checkpoint.hub else checkpoint.path
+    meta, name = _length(checkpoint.meta.get(META_KEY)), context_in_name(path)
     by: ContextOrigin = "meta" if meta is not None else "name" if name is not None else "unknown"
     stated = name if meta is None else meta
     if option is not None and option != stated:
@@ -136,10 +137,9 @@ def called_context(checkpoint: Checkpoint, rows: int, option: int | None = None)
     return CalledContext(rows if stated is None else stated, rows, by, meta, name)
 
 
-def context_in_name(checkpoint: Checkpoint) -> int | None:
+def context_in_name(path: Path) -> int | None:
     """The N of ``ctxN``, a word of its own in the file's name; None if there is none, or two that differ."""
-    name = checkpoint.hub.path if checkpoint.hub else checkpoint.path.name
-    found = {_length(int(n)) for n in _IN_NAME.findall(Path(name).stem)}
+    found = {_length(int(n)) for n in _IN_NAME.findall(path.stem)}
     return found.pop() if len(found) == 1 else None
 
 
