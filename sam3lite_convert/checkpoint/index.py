@@ -71,6 +71,7 @@ class Checkpoint:
     ``tensors``: by key, in the order of the file.
     ``records``: the zip entries; of a partial copy, those that are downloaded.
     ``others``: entries of the state dict that are not tensors.
+    ``meta``: whole numbers of the file's ``meta`` entry, by key.
     ``extents``: of a partial copy, by tensor key, the byte range (start, end) that contains its zip entry.
     ``hub``: origin of the file; None for a local file.
     ``partial``: whether it is a partial copy. The offset of a tensor that is not downloaded is a lower bound.
@@ -85,6 +86,7 @@ class Checkpoint:
     records: tuple[ZipEntry, ...] = ()
     notes: tuple[str, ...] = ()
     others: frozenset[str] = frozenset()
+    meta: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     extents: dict[str, tuple[int, int]] = field(default_factory=dict)
     hub: HubFile | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +11,8 @@ from typing import BinaryIO
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import INDEX_LIMIT, Checkpoint, StoredTensor, check_names, contiguous_stride
 from sam3lite_convert.errors import Untrusted, in_short
+
+_DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 def read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
@@ -57,7 +60,9 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         raise Untrusted("the safetensors file is truncated: it ends before its last tensor", "truncated_file")
     if 8 + length + position != size:
         raise Untrusted("the safetensors file has extra bytes after its last tensor", "corrupt_file")
-    return Checkpoint(path, size, "safetensors", None, tensors, metadata=metadata)
+    # A header holds text alone: a whole number of the meta stands there as its digits.
+    meta = {key: int(value) for key, value in metadata.items() if _DIGITS.fullmatch(str(value))}
+    return Checkpoint(path, size, "safetensors", None, tensors, metadata=metadata, meta=meta)
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

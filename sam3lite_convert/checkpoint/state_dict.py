@@ -10,6 +10,7 @@ from sam3lite_convert.checkpoint.index import StoredTensor, check_names
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
 
 WRAPPERS = ("model", "state_dict")
+META = "meta"  # facts about the weights, which may stand beside them
 _MOST_ELEMENTS = 1 << 40  # no tensor has more, however often it repeats one value
 
 
@@ -40,12 +41,14 @@ class Found(NamedTuple):
     ``tensors``: by key.
     ``notes``: on other contents of the file.
     ``others``: keys of entries that are not tensors.
+    ``meta``: whole numbers of the file's ``meta`` entry, by key.
     """
 
     wrapper: str | None
     tensors: dict[str, unpickle.TensorRecord]
     notes: tuple[str, ...]
     others: list[str]
+    meta: dict[str, int]
 
 
 def find_state_dict(tree: object) -> Found:
@@ -61,8 +64,12 @@ def find_state_dict(tree: object) -> Found:
     wrapper = holders[0] if holders else None
     inner = tree[wrapper] if wrapper else tree
     notes = []
+    meta = _numbers(tree.get(META))
     if wrapper and len(tree) > 1:
-        notes.append("not read, beside the state dict: " + ", ".join(sorted(_named(k) for k in tree if k != wrapper)))
+        beside = sorted(
+            _named(k) + " (but for its whole numbers)" * bool(k == META and meta) for k in tree if k != wrapper
+        )
+        notes.append("not read, beside the state dict: " + ", ".join(beside))
     tensors, others = {}, []
     for key, value in inner.items():
         if isinstance(value, unpickle.TensorRecord) and isinstance(key, str):
@@ -78,7 +85,14 @@ def find_state_dict(tree: object) -> Found:
         notes.append(
             f"{len(others)} entries of the state dict are not tensors and are left out: " + ", ".join(others[:5])
         )
-    return Found(wrapper, tensors, tuple(notes), others)
+    return Found(wrapper, tensors, tuple(notes), others, meta)
+
+
+def _numbers(meta: object) -> dict[str, int]:
+    """The plain whole numbers of a ``meta`` entry. Nothing else in it is looked at."""
+    if not isinstance(meta, Mapping):
+        return {}
+    return {key: value for key, value in meta.items() if isinstance(key, str) and type(value) is int}
 
 
 def _named(key: object) -> str:

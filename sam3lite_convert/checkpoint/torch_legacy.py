@@ -46,4 +46,5 @@ def read_legacy(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         position += 8 + nbytes
     note = "written in the format of torch before 1.6, which has no checksums: damage inside it cannot be detected"
     tensors = locate(found.tensors, storages)
-    return Checkpoint(path, size, "legacy", found.wrapper, tensors, (), (note, *found.notes), frozenset(found.others))
+    notes, others = (note, *found.notes), frozenset(found.others)
+    return Checkpoint(path, size, "legacy", found.wrapper, tensors, (), notes, others, found.meta)

@@ -88,7 +88,7 @@ def read_zip(path: Path, file: BinaryIO, size: int, copy: FetchedRanges | None) 
     # Of a partial copy, only entries that are complete can be checked.
     known = (r for n, r in records.items() if n in fetched and (copy is None or copy.present(r.offset, r.nbytes)))
     checkpoint = Checkpoint(
-        path, size, "zip", found.wrapper, tensors, tuple(known), found.notes, frozenset(found.others)
+        path, size, "zip", found.wrapper, tensors, tuple(known), found.notes, frozenset(found.others), found.meta
     )
     if copy is None:
         return checkpoint

@@ -12,6 +12,7 @@ def explain(
     key: o.KeyArgument,
     layout: o.Layout = "packed",
     component: o.ComponentOption = o.Component.all,
+    context: o.ContextOption = None,
     causal: o.Causal = False,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
@@ -29,7 +30,7 @@ def explain(
     from sam3lite_convert.report.explain import explained
     from sam3lite_convert.report.terminal import as_json
 
-    options = Options(layout, component.value, causal=causal)
+    options = Options(layout, component.value, context=context, causal=causal)
     source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
     document = explain_key(source, key, load_mappings(mapping), options)
     (as_json if json else explained)(document)

@@ -9,6 +9,7 @@ from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 def inspect(
     checkpoint: o.CheckpointArgument,
+    context: o.ContextOption = None,
     causal: o.Causal = False,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
@@ -26,5 +27,5 @@ def inspect(
     from sam3lite_convert.report.terminal import as_json
 
     source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
-    document = inspect_checkpoint(source, load_mappings(mapping), causal, mapping)
+    document = inspect_checkpoint(source, load_mappings(mapping), causal, mapping, context)
     (as_json if json else inspected)(document)

@@ -173,7 +173,8 @@ ContextOption = Annotated[
     typer.Option(
         metavar="N",
         parser=_whole_number,
-        help="Context length in tokens: keep the first N rows of the text position table. Default: all rows.",
+        help="Context in tokens that the model is called with; a longer position table is cut to its first N rows. "
+        "Default: what the file's meta or name (ctx16) states, else all rows.",
     ),
 ]
 FailOnNonfinite = Annotated[

@@ -44,6 +44,7 @@ def parity(
     original_repo: o.OriginalRepo = None,
     html: o.HtmlReport = None,
     partial: o.Partial = False,
+    context: o.ContextOption = None,
     causal: o.Causal = False,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
@@ -69,7 +70,7 @@ def parity(
     if judge is not None:
         given = [
             name, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
-            self_test or None, partial or None, causal or None, batch if batch != 1 else None,
+            self_test or None, partial or None, context, causal or None, batch if batch != 1 else None,
             attention if attention is not o.Attention.eager else None, as_used or strict_behaviour or None,
             original_repo, allow_not_read or None,
         ]  # fmt: skip
@@ -87,7 +88,7 @@ def parity(
         options = ParityOptions(
             candidate, attention.value, dtype.value if dtype else None, tolerance, seed,
             batch, length, parity_commands.read_prompts(prompt or [], prompts_file), causal,
-            original,
+            original, context,
         )  # fmt: skip
         looks = parity_commands.Looks(
             as_used or strict_behaviour, html is not None, typed(), allow_not_read,

@@ -93,6 +93,7 @@ def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> Conv
         component=plan.options.component,
         dtype=plan.floating_dtype,
         architecture=plan.architecture.record(),
+        context=plan.context.record(),
         counts=plan.counts,
         notes=tuple(notes),
         mapping=str(request.mapping) if request.mapping else None,
@@ -254,7 +255,7 @@ def add_parity(
     from sam3lite_convert.commands.parity import Looks, run_parity
     from sam3lite_convert.parity.setup import ParityOptions
 
-    options = ParityOptions(causal=request.options.causal)
+    options = ParityOptions(causal=request.options.causal, context=request.options.context)
     document = run_parity(source, mappings, options, folder, looks=Looks(not_read_allowed=request.not_read_allowed))
     sides, judgement = document.sides, document.judgement
     summary = ParitySummary(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import UnsoundPlan
-from sam3lite_convert.plan.architecture import TEXT
+from sam3lite_convert.plan.architecture import TEXT, Architecture, Shapes
+from sam3lite_convert.plan.context import called_context
 from sam3lite_convert.plan.counts import accounting, parameters
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import canonical_names
@@ -18,12 +20,19 @@ _COMPONENTS = ("all", "text")  # what convert can be asked for
 
 
 def inspect_checkpoint(
-    source: Source, mappings: Mappings, causal: bool = False, mapping: Path | None = None
+    source: Source,
+    mappings: Mappings,
+    causal: bool = False,
+    mapping: Path | None = None,
+    context: int | None = None,
 ) -> InspectDocument:
-    """What a file is. Reads no tensor data. ``mapping``: the folder of the user's that ``mappings`` were read from.
+    """What a file is. Reads no tensor data.
 
-    Raises CannotRun and Untrusted if the file cannot be read. A file that can be read but not converted is described
-    all the same, with the reason under ``convert``.
+    mapping: the folder of the user's that ``mappings`` were read from.
+    context: what the model is called with, where the file does not say it.
+
+    Raises CannotRun if the position table has fewer rows than ``context``, CannotRun and Untrusted if the file cannot
+    be read. A file that can be read but not converted is described all the same, with the reason under ``convert``.
     """
     with source.trusted():
         checkpoint = source.read()
@@ -35,12 +44,14 @@ def inspect_checkpoint(
     refusals: dict[str, UnsoundPlan] = {}
     for component in _COMPONENTS:
         try:
-            plans[component] = make_plan(checkpoint, mappings, Options(component=component, causal=causal))
+            plans[component] = make_plan(
+                checkpoint, mappings, Options(component=component, context=context, causal=causal)
+            )
         except UnsoundPlan as fault:
             refusals[component] = fault
     plan = plans.get("all") or plans.get("text")
     try:
-        architecture = plan.architecture if plan else infer_architecture(shapes, causal)
+        architecture = plan.architecture if plan else _inferred(checkpoint, shapes, context, causal)
     except UnsoundPlan:
         architecture = None
     only_text = all(name.startswith(TEXT) for name in names.sources)
@@ -61,9 +72,16 @@ def inspect_checkpoint(
         spellings=names.spellings,
         twins=len(names.twins),
         architecture=architecture.record() if architecture else None,
+        context=architecture.context.record() if architecture and architecture.context else None,
         accounting=accounting(checkpoint, names, plan),
         counts=plan.counts if plan else None,
         convert={c: "yes" if c in plans else refusals[c].message for c in _COMPONENTS},
         notes=tuple(notes),
         mapping=str(mapping) if mapping else None,
     )
+
+
+def _inferred(checkpoint: Checkpoint, shapes: Shapes, context: int | None, causal: bool) -> Architecture:
+    """The architecture of a file that cannot be converted, with the context that it is called with."""
+    found = infer_architecture(shapes, causal)
+    return found.with_context(called_context(checkpoint, found.sizes["context"], context))

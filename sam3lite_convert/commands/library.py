@@ -40,6 +40,7 @@ class OpenCheckpoint:
 
     name: as it was given to ``open_checkpoint``.
     tensors: by key of the file: dtype, shape, and where the bytes lie.
+    context: as it was given to ``open_checkpoint``.
     """
 
     name: str
@@ -47,6 +48,7 @@ class OpenCheckpoint:
     source: Source = field(repr=False)
     index: Checkpoint = field(repr=False)
     mappings: Mappings = field(repr=False)
+    context: int | None = None
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -72,17 +74,19 @@ def open_checkpoint(
     revision: str = DEFAULT_REVISION,
     cache_dir: Path | None = None,
     mapping: Path | None = None,
+    context: int | None = None,
 ) -> OpenCheckpoint:
     """Read the index of a checkpoint: a local file, an alias (``s0``), or a path in a repository on the Hub.
 
     No tensor data is read, and nothing is downloaded but the index. ``mapping``: a folder of tables in place of ours.
+    ``context``: the context in tokens that the model is called with; default what the file's meta or name states.
     Raises CannotRun if there is no such file, Untrusted if it is damaged or hostile.
     """
     location = locate(str(name), HubLocation(repo_id, revision, cache_dir))
     source = location.index()
     with source.trusted():
         index = source.read()
-    return OpenCheckpoint(str(name), location, source, index, load_mappings(mapping))
+    return OpenCheckpoint(str(name), location, source, index, load_mappings(mapping), context)
 
 
 Checkpointlike = OpenCheckpoint | str | Path
@@ -151,7 +155,8 @@ def make_plan(
 
     component: ``all`` or ``text``.
     dtype: cast floating tensors; None keeps each tensor's own.
-    context: keep the first rows of the text position table.
+    context: the context in tokens that the model is called with; a longer text position table is cut to it. Default:
+        that of ``open_checkpoint``, else what the file's meta or name states, else all rows.
     causal: state that the text encoder masks causally.
 
     Raises UnsoundPlan, with all faults in ``details``, if the checkpoint does not fit; CannotRun for options that the
@@ -159,7 +164,7 @@ def make_plan(
     """
     opened = _opened(checkpoint)
     with opened.source.trusted():
-        options = Options(layout, component, dtype, context, causal)
+        options = Options(layout, component, dtype, opened.context if context is None else context, causal)
         return ConversionPlan(opened, planning.make_plan(opened.index, opened.mappings, options))
 
 
@@ -233,7 +238,8 @@ def run_parity(
     from sam3lite_convert.parity.setup import ParityOptions
 
     opened = _opened(checkpoint)
-    options = ParityOptions(candidate, attention, dtype, tolerance, seed, batch, length, tuple(prompts), causal)
+    given = (candidate, attention, dtype, tolerance, seed, batch, length, tuple(prompts), causal)
+    options = ParityOptions(*given, context=opened.context)
     folder = Path(converted) if converted is not None else None
     looks = parity.Looks(as_used=as_used)
     return parity.run_parity(opened.location.whole(), opened.mappings, options, folder, looks=looks)

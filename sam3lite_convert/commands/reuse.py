@@ -15,6 +15,7 @@ from sam3lite_convert.convert.strict import refuse
 from sam3lite_convert.convert.up_to_date import EarlierConversion
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import clear_leftovers
+from sam3lite_convert.plan.context import context_in_name
 from sam3lite_convert.plan.plan import make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.convert import ConvertDocument
@@ -43,14 +44,25 @@ def find_current(
             identity = location.file.etag if location.file else None
             if identity is None:  # a local file, or a cache without symbolic links, which tell the etag
                 identity = hashing.digest() if hashing else sha256_of(location.here())
-            if up_to_date.same_source(found.receipt, identity):
+            if not up_to_date.same_source(found.receipt, identity):
+                why = f"it was converted from another file ({found.receipt.source.name})"
+            elif (why := _other_context(found.receipt, location)) is None:
                 return found
-            why = f"it was converted from another file ({found.receipt.source.name})"
     raise CannotRun(
         f"{folder} exists and was not changed: {why}. Replace it with --overwrite, or choose another folder with "
         "--output DIR.",
         "output_exists",
     )
+
+
+def _other_context(receipt: Receipt, location: Location) -> str | None:
+    """How the context of the receipt differs from the one that the file's name states now, in words; None if it does
+    not. The bytes, and so the meta and the rows, are the same."""
+    context = receipt.context
+    if receipt.options.context is not None or context.origin == "meta":
+        return None
+    now = context_in_name(location.path) or context.rows
+    return None if now == context.called else f"the file had another name (context: {context.called} there, {now} now)"
 
 
 def complete(location: Location, mappings: Mappings, request: Request, found: EarlierConversion) -> ConvertDocument:
@@ -106,6 +118,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
         component=receipt.component,
         dtype=receipt.dtype,
         architecture=receipt.architecture,
+        context=receipt.context,
         counts=receipt.counts,
         notes=(),
         mapping=str(request.mapping) if request.mapping else None,

@@ -23,7 +23,11 @@ tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 model = {model}.from_pretrained({place}, attn_implementation="eager").eval()
 prompts = ["a dog"]
 """
-# ``run_recipe`` and the tests execute exactly these lines.
+# ``run_recipe`` and the tests execute exactly these lines, the first of them for a table with more rows alone.
+_CUT = """\
+positions = model.text_encoder.embeddings.position_embedding
+positions.position_embedding.data = positions.position_embedding.data[:, :, :{rows}]  # the original reads no other rows
+"""
 _USE = """\
 cleaned = [html.unescape(html.unescape(ftfy.fix_text(prompt))) for prompt in prompts]
 text = tokenizer(cleaned, padding="max_length", truncation=True, max_length={context}, return_tensors="pt")
@@ -42,21 +46,28 @@ _AFTER = """\
 PLACEHOLDER = "FOLDER-OF-THE-DETECTOR"  # printed if no folder in the layout transformers was given
 
 
-def recipe(family: Family, context: int, place: str, own_tokenizer: bool = True) -> str:
-    """The code for a checkpoint of this family with this context length.
+def recipe(family: Family, context: int, place: str, own_tokenizer: bool = True, rows: int | None = None) -> str:
+    """The code for a checkpoint of this family that is called with this context.
 
     place: the folder or repository of the model.
     own_tokenizer: whether ``place`` holds tokenizer files; if not, the code loads CLIP's tokenizer.
+    rows: to cut the position table to, where the folder's has more than the original reads.
     """
     tokenizer = json.dumps(place if own_tokenizer else DEFAULT_TOKENIZER)
     loading = _LOADING.format(model=family.library.model, tokenizer=tokenizer, place=json.dumps(place))
-    return f"{loading}\n{_USE.format(context=context)}{_AFTER}"
+    return f"{loading}\n{_lines(context, rows)}{_AFTER}"
 
 
-def run_recipe(context: int, tokenizer: Any, model: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def _lines(context: int, rows: int | None) -> str:
+    return (_CUT.format(rows=rows) if rows is not None else "") + _USE.format(context=context)
+
+
+def run_recipe(
+    context: int, tokenizer: Any, model: Any, prompts: Sequence[str], rows: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Run the printed lines; returns the input ids (batch, context) and the features (batch, context, output_dim).
 
-    model: a loaded model with eager attention.
+    model: a loaded model with eager attention. ``rows``: as in ``recipe``; the model's table stays cut.
     """
     import html
 
@@ -66,5 +77,5 @@ def run_recipe(context: int, tokenizer: Any, model: Any, prompts: Sequence[str])
     names: dict[str, Any] = {
         "html": html, "ftfy": ftfy, "torch": torch, "tokenizer": tokenizer, "model": model, "prompts": list(prompts),
     }  # fmt: skip
-    exec(_USE.format(context=context), names)
+    exec(_lines(context, rows), names)
     return names["input_ids"], names["text_embeds"].pooler_output

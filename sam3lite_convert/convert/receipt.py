@@ -71,6 +71,7 @@ def make_receipt(
         dtype=plan.floating_dtype,
         options=options_record(plan.options, max_shard_size),
         architecture=plan.architecture.record(),
+        context=plan.context.record(),
         text_parameters=text_parameters(plan),
         counts=plan.counts,
         files=tuple(files),

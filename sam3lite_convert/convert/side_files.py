@@ -53,7 +53,7 @@ def add_processor_files(
     try:
         if tokenizer is not None:
             found = tokenizer.result()
-            made = processor_files.tokenizer_files(found, plan.architecture.sizes["context"])
+            made = processor_files.tokenizer_files(found, plan.architecture.called)
             # Files of another tokenizer format that was here; the library would read both.
             others = set(TOKENIZER) - set(made)
             for name in others:

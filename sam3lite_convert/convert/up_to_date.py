@@ -70,7 +70,7 @@ def difference(receipt: Receipt, options: Options, max_shard_size: int | None, m
 
 
 # What it means that an option was not given.
-_NOT_GIVEN = {"dtype": "as stored", "context": "all rows", "max_shard_size": "one file"}
+_NOT_GIVEN = {"dtype": "as stored", "context": "not given", "max_shard_size": "one file"}
 
 
 def _in_words(option: str, value: object) -> str:

@@ -34,10 +34,14 @@ def reference_cfg(architecture: Architecture, rows: int) -> dict[str, int | floa
     }
 
 
-def reference_encoder(architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Encoder:
+def reference_encoder(
+    architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype, context: int | None = None
+) -> Encoder:
     """The reference with the checkpoint's weights (``source_weights``).
 
-    A position table longer than the context is cut as the original cuts it.
+    context: what it is called with, in tokens; default that of the architecture. A longer position table is cut as the
+        original cuts it.
+
     Raises UnsoundPlan if the weights do not fit.
     """
     state = cast(weights, dtype)
@@ -46,8 +50,7 @@ def reference_encoder(architecture: Architecture, weights: Mapping[str, Tensor],
         model = load_reference(reference_cfg(architecture, rows), state)
     except RuntimeError as fault:
         raise UnsoundPlan(f"the reference could not be loaded: {fault}", "weights_not_loaded") from None
-    if architecture.sizes["context"] < rows:
-        model.set_context_length(architecture.sizes["context"])
+    model.set_context_length(architecture.called if context is None else context)
     return wrap_reference(model)
 
 
@@ -63,9 +66,9 @@ def wrap_reference(model: TextStudentEncoder) -> Encoder:
 
 
 def checkout_encoder(
-    repo: OriginalRepo, architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype
+    repo: OriginalRepo, architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype, context: int
 ) -> Encoder:
-    """The encoder of the user's own checkout, with the same weights as the reference.
+    """The encoder of the user's own checkout, with the same weights as the reference, called with ``context`` tokens.
 
     Raises CannotRun if it cannot be built, or if its modules are not those of the original.
     """
@@ -77,8 +80,8 @@ def checkout_encoder(
     }  # fmt: skip
     model: Any = repo.build(cfg, rows, architecture.sizes["output_dim"], state)
     with repo.running():
-        if architecture.sizes["context"] < rows:
-            model.set_context_length(architecture.sizes["context"])
+        if context < rows:
+            model.set_context_length(context)
         layers, inner = tuple(model.encoder.transformer), model.encoder
         if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
             raise CannotRun("encoder.transformer is not a list of layers", "original_repo_failed")

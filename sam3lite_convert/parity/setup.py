@@ -26,7 +26,8 @@ from sam3lite_convert.parity.inputs import BATCH, Inputs, make_inputs
 from sam3lite_convert.parity.judgement import check_tolerance, require_finite
 from sam3lite_convert.parity.original import checkout_encoder, record_checkout, reference_encoder
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
-from sam3lite_convert.plan.operations import positions, with_positions
+from sam3lite_convert.plan.context import CalledContext, called_context
+from sam3lite_convert.plan.operations import POSITION_AXIS, positions, with_positions
 from sam3lite_convert.plan.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.twins import check_twins
@@ -45,10 +46,12 @@ class ParityOptions:
     ``tolerance``: largest max abs diff that passes. None: derived from the measured noise floors.
     ``seed``: seed of random ids. None: the dummy input.
     ``batch``: number of rows, without prompts.
-    ``length``: sequence length. None: the context.
+    ``length``: sequence length. None: the context that the original is called with.
     ``prompts``: texts to compare on.
     ``causal``: whether the encoder masks causally.
     ``original``: the user's checkout, used instead of ``original_ref``.
+    ``context``: the context that the original is called with. None: what the checkpoint's meta or name states, else the
+        rows that the folder holds.
     """
 
     candidate: str | None = None
@@ -61,6 +64,7 @@ class ParityOptions:
     prompts: tuple[str, ...] = ()
     causal: bool = False
     original: OriginalRepo | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Setup:
     ``tolerance``: the user's; None if it is measured.
     ``every``: all inputs that were asked for.
     ``own``: activations of ``original_ref``; the same as ``recorded`` unless the reference is the user's checkout.
+    ``context``: the context that the original is called with, in tokens.
     ``notes``: notes on the verdict.
     """
 
@@ -98,6 +103,7 @@ class Setup:
     tolerance: float | None
     every: Inputs
     own: Activations
+    context: int
     notes: tuple[str, ...] = ()
 
     def candidate(self, weights: Mapping[str, Tensor] | None = None, config: Json | None = None) -> Encoder:
@@ -142,7 +148,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     else:
         layout = mappings.layout(options.candidate or Options().layout)
         check_candidate(layout, mappings)
-        plan = make_plan(source, mappings, Options(layout.name, "text", causal=options.causal))
+        plan = make_plan(source, mappings, Options(layout.name, "text", context=options.context, causal=options.causal))
     check_candidate(plan.layout, mappings)
     pieces = [m for m in plan.mapped.values() if m.canonical.startswith(TEXT)]
     _check_source(source, plan, pieces)
@@ -153,27 +159,27 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
             "rounding of the cast; without --dtype both run in the folder's dtype"
         )
     dtype = getattr(torch, name)
-    sizes = plan.architecture.sizes
-    every = make_inputs(sizes["context"], sizes["vocab"], options.seed, options.batch, options.length, options.prompts)
+    held = planned_weights(plan) if folder is None else folder_weights(folder, plan.layout)
+    _check_weights(pieces, held)
+    called = called_context(source, plan.context.rows, options.context)
+    notes += _context_notes(called, plan, _rows_held(pieces, held))
+    # Where nothing states the context, a folder with fewer rows was made for that call.
+    context = plan.architecture.called if called.origin == "unknown" else called.called
+    vocab = plan.architecture.sizes["vocab"]
+    every = make_inputs(context, vocab, options.seed, options.batch, options.length, options.prompts)
     inputs = every if len(every.ids) <= BATCH else every.rows(range(BATCH))
     weights = source_weights(plan)
     table = weights[POSITION_TABLE.removeprefix(TEXT)]
-    if table.shape[2] != sizes["context"]:
-        notes.append(
-            f"the folder holds the first {sizes['context']} of {table.shape[2]} positions; the original is cut too"
-        )
-    reference = reference_encoder(plan.architecture, weights, dtype)
+    reference = reference_encoder(plan.architecture, weights, dtype, context)
     ours = reference.model
     assert isinstance(ours, TextStudentEncoder)
     own = recorded = record(reference, inputs.ids)
     require_finite(recorded)
     if options.original is not None:
-        reference = checkout_encoder(options.original, plan.architecture, weights, dtype)
+        reference = checkout_encoder(options.original, plan.architecture, weights, dtype, context)
         recorded = record_checkout(reference, options.original, inputs.ids, own)
         require_finite(recorded)
     del weights
-    held = planned_weights(plan) if folder is None else folder_weights(folder, plan.layout)
-    _check_weights(pieces, held)
     return Setup(
         plan,
         plan.layout.name,
@@ -189,8 +195,29 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         options.tolerance,
         every,
         own,
+        context,
         tuple(notes),
     )
+
+
+def _rows_held(pieces: list[Mapped], held: Mapping[str, Tensor]) -> int:
+    """Rows of the candidate's text position table."""
+    return next(int(held[m.target].shape[POSITION_AXIS]) for m in pieces if m.position_table)
+
+
+def _context_notes(called: CalledContext, plan: Plan, rows: int) -> list[str]:
+    """What is said where the context, the checkpoint's table and the candidate's table are not one number."""
+    if called.origin == "unknown":
+        if rows < called.rows:
+            return [f"the folder holds the first {rows} of {called.rows} positions; the original is cut too"]
+        said = called.note(plan.layout.family.contexts)
+        return [said] if said else []
+    if said := called.beside(rows):
+        return [said]
+    if called.called < called.rows:
+        return [f"{called.says}; its position table has {called.rows} rows, and the original is cut as it cuts itself"]
+    said = called.note(plan.layout.family.contexts)
+    return [said] if said else []
 
 
 def _whole(folder: Folder) -> Folder:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from sam3lite_convert.plan.context import CalledContext
 from sam3lite_convert.records.record import Json, Record
 from sam3lite_convert.records.shared import ArchitectureRecord
 
@@ -70,7 +71,8 @@ class Architecture:
     """Sizes and lists of layers, under the names of the target tables, and further facts for config.json.
 
     ``sizes``: size name -> value; ``blocks``: list name -> layer indices. A size that the file
-    does not show is absent. ``vision``: None without a ViT.
+    does not show is absent; ``context`` among them are the rows of the position table that the target holds.
+    ``context``: what the model is called with; None if only shapes are known. ``vision``: None without a ViT.
     """
 
     sizes: dict[str, int]
@@ -80,6 +82,16 @@ class Architecture:
     causal_masking: bool
     vision: Vision | None = None
     assumed: dict[str, str] = field(default_factory=dict)
+    context: CalledContext | None = None
+
+    @property
+    def called(self) -> int:
+        """The context that the model is called with, in tokens."""
+        return self.context.called if self.context else self.sizes["context"]
+
+    def with_context(self, context: CalledContext) -> Architecture:
+        """The architecture with this context: the target holds the rows that the original reads."""
+        return replace(self, context=context, sizes=self.sizes | {"context": context.held})
 
     @property
     def num_hidden_layers(self) -> int:
@@ -101,7 +113,7 @@ class Architecture:
             intermediate_size=s["text_ffn"],
             num_hidden_layers=self.num_hidden_layers,
             num_attention_heads=s["text_heads"],
-            context_length=s["context"],
+            context_length=self.called,
             vocab_size=s["vocab"],
             projection_dim=s["projection_dim"],
             output_dim=s["output_dim"],

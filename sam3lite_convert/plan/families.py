@@ -71,6 +71,7 @@ class Family:
     library: the names of its classes in transformers.
     depths: name of a list of layers in the architecture -> its released depth.
     text_widths: the widths of its released text encoders.
+    contexts: the contexts that released models of the family are called with, in tokens.
     relatives: similar kinds of checkpoints that do not belong to the family.
     """
 
@@ -79,6 +80,7 @@ class Family:
     library: LibraryNames
     depths: dict[str, Depth]
     text_widths: tuple[int, ...]
+    contexts: tuple[int, ...]
     relatives: tuple[Relative, ...]
 
     def relatives_in(self, keys: Iterable[str]) -> list[Relative]:
@@ -87,8 +89,10 @@ class Family:
         return [r for r in self.relatives if any(map(re.compile(r.keys).match, names))]
 
     def doubts(self, architecture: Architecture) -> list[str]:
-        """Notes on numbers of layers that no released model of this width has: layers may be missing."""
+        """Notes on what no released model has: numbers of layers, a context that is not that of its table's rows."""
         out = []
+        if architecture.context and (said := architecture.context.note(self.contexts)):
+            out.append(said)
         for name, depth in self.depths.items():
             have = len(architecture.blocks.get(name, ()))
             if have and have != depth.layers and architecture.sizes.get(depth.of) == depth.width:
@@ -127,6 +131,7 @@ SAM3_LITETEXT = Family(
         "fpn_levels": Depth("fpn_hidden", 256, 4),
     },
     text_widths=(512, 768),
+    contexts=(16, 32),
     relatives=(
         Relative(
             "SAM3 with its CLIP teacher",

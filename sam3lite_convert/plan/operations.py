@@ -93,7 +93,7 @@ class Operation(ABC):
         return None
 
     def cut(self, positions: int) -> Operation:
-        """The operation for a text position table that is cut to its first ``positions`` rows (``--context``).
+        """The operation for a text position table that is cut to its first ``positions`` rows.
 
         An operation that cannot cut rows returns itself; the planner then reports the target's shape as wrong.
         """

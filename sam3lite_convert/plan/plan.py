@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.errors import UnsoundPlan
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture, component_of
+from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import Names, canonical_names
@@ -36,7 +37,7 @@ class Options:
     ``layout``: name of the target layout.
     ``component``: ``all`` or ``text``.
     ``dtype``: of floating-point tensors; None keeps the dtype of each tensor.
-    ``context``: rows of the text position table to keep; None for all.
+    ``context``: the context that the model is called with, in tokens; None for what the file states.
     ``causal``: whether the text encoder uses a causal mask.
     """
 
@@ -52,7 +53,7 @@ class Mapped:
     """One target tensor and the source it comes from.
 
     ``key`` is the name in the written file, ``target`` the name that the tables give it;
-    ``operation`` is the rule's, with the cut of the context where one was asked for; ``slice``: which
+    ``operation`` is the rule's, with the cut of the context where the table is longer; ``slice``: which
     elements of the source it holds.
     """
 
@@ -87,7 +88,7 @@ class Mapped:
 
     @property
     def position_table(self) -> bool:
-        """Whether it is the text encoder's position table, whose rows ``--context`` cuts."""
+        """Whether it is the text encoder's position table, which is cut to the context."""
         return self.canonical == POSITION_TABLE
 
     @property
@@ -131,6 +132,16 @@ class Plan:
     dropped: dict[str, Dropped]
     twins: tuple[Twin, ...]
     own_tables: bool = False
+
+    @property
+    def context(self) -> CalledContext:
+        """The context that the model is called with, beside the rows of its table.
+
+        Raises ValueError if the plan was not made by ``make_plan``.
+        """
+        if self.architecture.context is None:
+            raise ValueError("the architecture was made from shapes alone, which do not tell the context")
+        return self.architecture.context
 
     @property
     def counts(self) -> Counts:
@@ -198,13 +209,15 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
             f"else. Use {able}.",
             "causal_not_expressible",
         )
-    architecture = _cut_context(architecture, options)
+    rows = architecture.sizes["context"]
+    architecture = architecture.with_context(called_context(checkpoint, rows, options.context))
+    kept = architecture.sizes["context"] if architecture.sizes["context"] < rows else None
     expected = dict(expected_targets(layout, architecture, options.component))
     candidates, dropped, faults = _match(checkpoint, names, layout, options)
     mapped: dict[str, Mapped] = {}
     for rule, source, canonical, targets in candidates:
         try:
-            pieces = _pieces(rule, source, canonical, targets, options)
+            pieces = _pieces(rule, source, canonical, targets, options, kept)
         except ValueError as fault:
             faults.append(PlanFault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
             # Its target is not reported a second time as unfilled.
@@ -258,18 +271,6 @@ def _refuse_relatives(family: Family, shapes: dict[str, tuple[int, ...]], option
     )
 
 
-def _cut_context(architecture: Architecture, options: Options) -> Architecture:
-    if options.context is None:
-        return architecture
-    have = architecture.sizes["context"]
-    if not 1 <= options.context <= have:
-        raise CannotRun(
-            f"--context {options.context}: must be from 1 to {have}, the number of rows of the text position table",
-            "context_too_long",
-        )
-    return replace(architecture, sizes=architecture.sizes | {"context": options.context})
-
-
 Candidate = tuple[Rule, StoredTensor, str, tuple[str, ...]]
 
 
@@ -299,15 +300,18 @@ def _match(
 
 
 def _pieces(
-    rule: Rule, source: StoredTensor, canonical: str, targets: tuple[str, ...], options: Options
+    rule: Rule, source: StoredTensor, canonical: str, targets: tuple[str, ...], options: Options, kept: int | None
 ) -> list[Mapped]:
-    """The targets of one source; raises ValueError where its shape does not allow the operation."""
+    """The targets of one source. ``kept``: rows that the text position table is cut to; None if it is kept whole.
+
+    Raises ValueError if its shape does not allow the operation.
+    """
     dtype = options.dtype if options.dtype and dtypes.is_floating(source.dtype) else source.dtype
     if dtypes.safetensors_code(dtype) is None:
         raise ValueError(f"its dtype {dtype} has no place in a safetensors file")
     operation = rule.operation
-    if canonical == POSITION_TABLE and options.context is not None:
-        operation = operation.cut(options.context)
+    if canonical == POSITION_TABLE and kept is not None:
+        operation = operation.cut(kept)
     return [
         Mapped(target, target, MODEL, source, canonical, rule, operation, part, dtype)
         for target, part in zip(targets, operation.slices(source.shape), strict=True)

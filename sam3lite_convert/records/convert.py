@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 from sam3lite_convert.records.receipt import Losses, ParitySummary, SourceRecord
 from sam3lite_convert.records.record import Document, Record, flat
-from sam3lite_convert.records.shared import Accounting, ArchitectureRecord, Counts, ErrorDetails, FileFacts, refuses
+from sam3lite_convert.records.shared import (
+    Accounting,
+    ArchitectureRecord,
+    ContextRecord,
+    Counts,
+    ErrorDetails,
+    FileFacts,
+    refuses,
+)
 
 if TYPE_CHECKING:
     from sam3lite_convert.records.parity import JudgementRecord, ParityDocument
@@ -142,6 +150,7 @@ class ConvertDocument(Document):
     component: str
     dtype: str
     architecture: ArchitectureRecord
+    context: ContextRecord
     counts: Counts
     notes: tuple[str, ...]
     mapping: str | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sam3lite_convert.records.record import Document, flat
-from sam3lite_convert.records.shared import Accounting, ArchitectureRecord, Counts, FileFacts
+from sam3lite_convert.records.shared import Accounting, ArchitectureRecord, ContextRecord, Counts, FileFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,7 @@ class InspectDocument(Document):
     spellings: number of keys by prefix and by spelling rule.
     twins: tensors that the file holds under two spellings.
     architecture: null if there is no text encoder that is known.
+    context: null with the architecture.
     convert: by component, "yes" or why convert refuses it.
     mapping: the folder of --mapping.
     """
@@ -27,6 +28,7 @@ class InspectDocument(Document):
     spellings: dict[str, int]
     twins: int
     architecture: ArchitectureRecord | None
+    context: ContextRecord | None
     accounting: Accounting = field(metadata=flat())
     counts: Counts | None
     convert: dict[str, str]

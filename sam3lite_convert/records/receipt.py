@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sam3lite_convert.records.record import Document, JsonValue, Record, optional
-from sam3lite_convert.records.shared import ArchitectureRecord, Counts
+from sam3lite_convert.records.shared import ArchitectureRecord, ContextRecord, Counts
 
 LoaderName = Literal["transformers", "packed_encoder", "none"]
 LibraryName = Literal["transformers"]
@@ -199,6 +199,7 @@ class Receipt(Document):
     dtype: str
     options: OptionsRecord
     architecture: ArchitectureRecord
+    context: ContextRecord
     text_parameters: int
     counts: Counts
     files: tuple[str, ...]

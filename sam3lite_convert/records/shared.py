@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 from sam3lite_convert.records.record import Document, JsonValue, Record, optional
 
@@ -91,9 +92,28 @@ class Fetched(Record):
     of: int
 
 
+ContextOrigin = Literal["meta", "name", "option", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextRecord(Record):
+    """The context that the model is called with, beside the rows of its position table.
+
+    called: in tokens.
+    rows: of the checkpoint's text position table.
+    origin: what states ``called``: the checkpoint's meta, its name, or --context; unknown: nothing, so it is the rows.
+    """
+
+    called: int
+    rows: int
+    origin: ContextOrigin
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureRecord(Record):
     """What the shapes say the model is.
+
+    context_length: the context that the model is called with.
 
     num_hidden_layers: all text blocks.
     projection_dim: width of the pooled projection.

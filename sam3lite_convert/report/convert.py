@@ -13,7 +13,7 @@ def planned(r: ConvertDocument) -> None:
     if r.plan is None:
         return
     headline(r.plan.file)
-    text_encoder(r.architecture, r.plan.file)
+    text_encoder(r.architecture, r.context, r.plan.file)
     say()
     component_table(r.plan.accounting)
     counts_line(r.counts)

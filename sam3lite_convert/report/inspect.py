@@ -12,6 +12,7 @@ from sam3lite_convert.records.shared import (
     Accounting,
     ArchitectureRecord,
     ComponentRecord,
+    ContextRecord,
     Counts,
     Fetched,
     FileFacts,
@@ -25,7 +26,7 @@ def inspected(d: InspectDocument) -> None:
     """The kind of a checkpoint, its contents, and whether it converts."""
     headline(d.file)
     say(f"kind: {d.kind}")
-    text_encoder(d.architecture, d.file)
+    text_encoder(d.architecture, d.context, d.file)
     for name, n in d.spellings.items():
         say(f"spelling: {name} ({n} keys)")
     say()
@@ -54,19 +55,25 @@ def headline(file: FileFacts) -> None:
     say(f"tensors: {dtypes}")
 
 
-def text_encoder(architecture: ArchitectureRecord | None, file: FileFacts) -> None:
+def text_encoder(architecture: ArchitectureRecord | None, context: ContextRecord | None, file: FileFacts) -> None:
     """The text encoder's sizes compared with SAM3's; nothing if no text encoder was recognised."""
     a = architecture
-    if a is None:
+    if a is None or context is None:
         return
     count, whole = file.text_parameters, file.sam3_text_parameters
     fewer = 100 * (1 - count / whole)
     say(
         f"text encoder: {a.variant}, {a.num_hidden_layers} layers, {a.hidden_size} wide, "
-        f"{plural(a.num_attention_heads, 'head')}, context {a.context_length}"
-        + (", causal" if a.causal_masking else "")
+        f"{plural(a.num_attention_heads, 'head')}, {_context(context)}" + (", causal" if a.causal_masking else "")
     )
     say(f"  {human_count(count)} parameters; SAM3's has {whole / 1e6:.2f} M, so {fewer:.0f} % fewer")
+
+
+def _context(c: ContextRecord) -> str:
+    """What the model is called with, and the rows of its table where that is another number or all that is known."""
+    if c.origin == "unknown":
+        return f"context {c.called} (rows of its table; what it is called with is not stated)"
+    return f"context {c.called}" + (f" of {c.rows} rows" if c.called != c.rows else "")
 
 
 def component_table(accounting: Accounting) -> None:

@@ -72,9 +72,18 @@ def _cast_to(folder: Folder, plan: Plan) -> str | None:
 
 
 def _context(folder: Folder, plan: Plan) -> int | None:
+    """The ``--context`` that gives the rows that the folder holds; None if the checkpoint's own statement gives them,
+    or if nothing does because they are more than the checkpoint has."""
+    source = plan.context
+    options = (folder.receipt or {}).get("options")
+    stated = options.get("context") if isinstance(options, dict) else None
     for key, piece in plan.mapped.items():
-        if piece.position_table and key in folder.tensors:
-            found, planned = positions(folder.tensors[key][1].shape), positions(piece.shape)
-            if found and planned and found < planned:
-                return found
+        if not piece.position_table or key not in folder.tensors:
+            continue
+        found = positions(folder.tensors[key][1].shape)
+        if not found or found > source.rows:
+            return None
+        if type(stated) is int and stated == found:
+            return stated  # given though it made no difference: the receipt says so
+        return None if found == source.held else found
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +20,7 @@ from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactl
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
+from sam3lite_convert.plan.architecture import Architecture
 from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Losses
@@ -73,6 +74,8 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     advance = progress or (lambda what: lambda n: None)
     out = Verification(plan)
     out.mismatched += folder.faults
+    if said := plan.context.beside(plan.architecture.sizes["context"]):
+        out.notes.append(said)
     wrong: dict[str, bytes] = {}
     with ExitStack() as stack:
         source = stack.enter_context(open_source(plan.checkpoint))
@@ -197,6 +200,22 @@ def _check_config(folder: Folder, plan: Plan, out: Verification) -> None:
         out.notes.append("config.json: unknown to this tool, so not checked: " + ", ".join(checked.unjudged))
 
 
+def _stated_architecture(receipt: Json, plan: Plan) -> Architecture:
+    """The architecture as the receipt has to state it: where the file was renamed since, with the context that its
+    name stated then, if that gives the rows that the folder holds."""
+    said, source, context = receipt.get("context"), receipt.get("source"), plan.context
+    if not isinstance(said, dict) or not isinstance(source, dict):
+        return plan.architecture
+    called, origin = said.get("called"), said.get("origin")
+    renamed = context.meta is None and source.get("name") != plan.checkpoint.path.name
+    if not renamed or type(called) is not int or min(called, context.rows) != context.held:
+        return plan.architecture
+    for name in ("name", "option", "unknown"):
+        if origin == name:
+            return plan.architecture.with_context(replace(context, called=called, origin=name))
+    return plan.architecture
+
+
 def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> None:
     if folder.receipt is None:
         out.notes.append(f"no {RECEIPT_NAME}; another tool wrote this folder")
@@ -207,12 +226,14 @@ def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> Non
     if stated != (sha256 or (out.plan.checkpoint.hub and out.plan.checkpoint.hub.etag)):
         out.notes.append(f"{RECEIPT_NAME} names another source file (SHA-256 {str(stated)[:16]}...)")
     plan = out.plan
+    architecture = _stated_architecture(folder.receipt, plan)
     true: Json = {
         "layout": plan.layout.name,
         "component": plan.options.component,
         "dtype": plan.floating_dtype,
         "counts": plan.counts.to_json(),
-        "architecture": plan.architecture.record().to_json(),
+        "architecture": architecture.record().to_json(),
+        "context": architecture.context.record().to_json() if architecture.context else None,
         "tensors": {key: piece.record().to_json() for key, piece in plan.mapped.items()},
         "dropped": {key: dropped.reason for key, dropped in plan.dropped.items()},
     }

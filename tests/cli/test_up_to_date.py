@@ -53,7 +53,7 @@ def test_a_new_commit_with_the_same_file_is_current(s0, hub):
 
 
 OTHER = {
-    "--context 8": "context: all rows there, 8 now",
+    "--context 8": "context: not given there, 8 now",
     "--max-shard-size 1MB": "max shard size: one file there, 1.0 MB now",
     "--causal": "causal: no there, yes now",
     f"--dtype float16 --output {FOLDER}": ("dtype: as stored there, float16 now"),
@@ -70,7 +70,10 @@ def test_other_options_are_not_current(options, s0):
 
 
 def test_options_given_then_and_not_now_are_said_in_words(s0):
-    for options, said in (("--context 8", "8 there, all rows now"), ("--max-shard-size 2MB", "2.0 MB there, one file")):
+    for options, said in (
+        ("--context 8", "8 there, not given"),
+        ("--max-shard-size 2MB", "2.0 MB there, one file"),
+    ):
         sam3lite("convert", "--checkpoint", "s0", *options.split(), "--overwrite")
         assert said in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
 

@@ -73,6 +73,14 @@ def tiny_state() -> State:
     return dict(_tiny_state())
 
 
+OLD_NAME = "efficient_sam3_image_encoder_mobileclip_s0_ctx16.pt"  # of February to June 2026: 77 rows, called with 16
+
+
+def old_state(rows: int = 77, **sizes: Any) -> State:
+    """A checkpoint as the files of the old names were: its position table has more rows than it is called with."""
+    return synthetic.state_dict(tiny_architecture(context=rows, **sizes))
+
+
 def write(folder: Path, state: Any, name: str = "tiny.pt", wrapper: str | None = "model") -> Path:
     path = folder / name
     torch.save({wrapper: state} if wrapper else state, path)

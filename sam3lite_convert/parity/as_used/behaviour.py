@@ -64,6 +64,7 @@ class CallSettings:
 
     ``text_cleaning``: the tokenizer that makes the ids, a key of ``Prompts.words``.
     ``truncation``: whether ids are cut to the context, with the end id last.
+    ``table_rows``: rows of the position table that the encoder has, and resizes to the length of a call.
     ``sequence_length``: minimum length that ids are padded to.
     ``pad_id``: the padding id.
     ``mask``: whether padding is masked in attention.
@@ -72,6 +73,7 @@ class CallSettings:
 
     text_cleaning: str
     truncation: bool
+    table_rows: int
     sequence_length: int
     pad_id: int
     mask: bool
@@ -85,11 +87,13 @@ class Call:
     ``ids``: token ids, padded.
     ``words``: for each id, 1 for a valid token and 0 for padding.
     ``masked``: whether padding is masked in attention.
+    ``table_rows``: rows of the position table that the encoder has.
     """
 
     ids: tuple[int, ...]
     words: tuple[int, ...]
     masked: bool
+    table_rows: int
 
     def valid(self, features: Tensor) -> Tensor:
         """The rows of the valid tokens. ``features``: (sequence, width)."""
@@ -102,7 +106,7 @@ class Prompts:
 
     ``texts``: the prompts.
     ``words``: tokenizer ("original" or "stock") -> ids of each prompt, neither cut nor padded.
-    ``context``: the checkpoint's context length.
+    ``context``: what the original is called with, in tokens.
     """
 
     texts: tuple[str, ...]
@@ -116,7 +120,7 @@ class Prompts:
             words = cut(words, self.context) if settings.truncation else words
             behind = max(settings.sequence_length - len(words), 0)
             ids = (*words, *[settings.pad_id] * behind)
-            out.append(Call(ids, (1,) * len(words) + (0,) * behind, settings.mask))
+            out.append(Call(ids, (1,) * len(words) + (0,) * behind, settings.mask, settings.table_rows))
         return out
 
 
@@ -197,7 +201,7 @@ def behaviour(
 
     Raises CannotRun if the tokenizer makes ids outside the model's vocabulary.
     """
-    context, vocab = (setup.plan.architecture.sizes[name] for name in ("context", "vocab"))
+    context, vocab = setup.context, setup.plan.architecture.sizes["vocab"]
     prompts = Prompts(tuple(texts), {"original": words_of(texts), "stock": stock.tokenizer.words(texts)}, context)
     greatest = max(stock.tokenizer.pad, *(max(ids, default=0) for ids in prompts.words["stock"]))
     if greatest >= vocab:
@@ -205,8 +209,10 @@ def behaviour(
             f"{stock.tokenizer.name}: it makes the id {greatest:,}, but the model's vocabulary ends at {vocab - 1:,}",
             "other_tokenizer",
         )
-    original = CallSettings("original", True, context, PAD, False, "eager")
-    used = CallSettings("stock", False, STOCK_LENGTH, stock.tokenizer.pad, True, stock.model.default_attention)
+    table_rows, there = _rows_of_the_original(setup, stock.model.rows), stock.model.rows
+    cut = table_rows if table_rows != there else None
+    original = CallSettings("original", True, table_rows, context, PAD, False, "eager")
+    used = CallSettings("stock", False, there, STOCK_LENGTH, stock.tokenizer.pad, True, stock.model.default_attention)
     causes = {
         f.name: replace(original, **{f.name: getattr(used, f.name)})
         for f in fields(CallSettings)
@@ -223,13 +229,13 @@ def behaviour(
         alone = _features(stock.model, calls, original.attention)
         for name, changed in causes.items():
             _move(moved[name], stock.model, calls, alone, prompts.calls(changed, rows), changed.attention)
-        now = [Call(tuple(i), tuple(m), True) for i, m in stock.tokenizer.stock(texts[first : rows.stop])]
+        now = [Call(tuple(i), tuple(m), True, there) for i, m in stock.tokenizer.stock(texts[first : rows.stop])]
         as_used += now
         others += sum(a != b for a, b in zip(now, prompts.calls(used, rows), strict=True))
         for ours, theirs in zip(reference, _features(stock.model, now, used.attention), strict=True):
             together.add(ours, theirs)
-        stock.model.use(original.attention)
-        ids, features = run_recipe(context, stock.tokenizer.made, stock.model.model, texts[first : rows.stop])
+        stock.model.use(original.attention, there)
+        ids, features = run_recipe(context, stock.tokenizer.made, stock.model.model, texts[first : rows.stop], cut)
         for text, call, ours, row, theirs in zip(
             texts[first : rows.stop], calls, reference, ids, features, strict=True
         ):
@@ -241,7 +247,7 @@ def behaviour(
     # The recipe loads the whole model, which a folder of the text encoder alone does not hold.
     place = setup.folder.path if setup.folder and setup.plan.options.component == "all" else None
     code = recipe(
-        setup.plan.layout.family, context, str(place or PLACEHOLDER), place is not None and own_tokenizer(place)
+        setup.plan.layout.family, context, str(place or PLACEHOLDER), place is not None and own_tokenizer(place), cut
     )
     limit = 0.0 if zero else _limit(setup, floors)
     notes = []
@@ -260,7 +266,7 @@ def behaviour(
     return BehaviourRecord(
         verdict=verdict,
         summary=_summary(verdict, together.record(), dtype),
-        remedy=_remedy(verdict, recipe_verdict, weights),
+        remedy=_remedy(verdict, recipe_verdict, weights, cut),
         notes=tuple(notes),
         tolerance=limit,
         candidate=f"{stock.model.name}, {used.attention} attention",
@@ -284,6 +290,22 @@ def behaviour(
             error=by_recipe.record(),
         ),
     )
+
+
+def _rows_of_the_original(setup: Setup, there: int) -> int:
+    """Rows of the candidate's position table that the original reads: the first ones, if they are the original's and
+    more follow; else all that are there, since then the table itself is wrong or shorter.
+
+    ``there``: rows of the candidate's table.
+    """
+    source = setup.evidence.full_table
+    held = next(setup.weights[m.target] for m in setup.plan.mapped.values() if m.position_table)
+    if source is None:
+        return there
+    own = min(setup.context, source.shape[2])
+    # Both as the candidate holds them: after a cast, neither side keeps what the cast rounded off.
+    mine, theirs = held[:, :, :own].to(setup.dtype), source[:, :, :own].to(held.dtype).to(setup.dtype)
+    return own if own < there and torch.equal(mine, theirs) else there
 
 
 def _limit(setup: Setup, floors: Mapping[str, Floor] | None) -> float:
@@ -312,9 +334,10 @@ def _features(model: StockModel, calls: Sequence[Call], attention: str) -> list[
     for _, rows in groupby(order, key=lambda n: len(calls[n].ids)):
         group = list(rows)
         ids = torch.tensor([calls[n].ids for n in group])
-        # Calls with the same settings either all have a mask or all have none.
+        # Calls with the same settings either all have a mask or all have none, and the same table.
         mask = torch.tensor([calls[n].words for n in group]) if calls[group[0]].masked else None
-        for n, row in zip(group, model.features(ids, mask, attention), strict=True):
+        found = model.features(ids, mask, attention, calls[group[0]].table_rows)
+        for n, row in zip(group, found, strict=True):
             out[n] = calls[n].valid(row)
     return [out[n] for n in range(len(calls))]
 
@@ -384,10 +407,15 @@ def _summary(verdict: Verdict, error: FeatureError, dtype: str) -> str:
     return f"the text features of valid tokens differ from the original's{run}: {figures}{lost}"
 
 
-def _remedy(verdict: Verdict, recipe_verdict: Verdict, weights: Verdict) -> str | None:
-    """What to do if the stock call differs; None if it does not."""
+def _remedy(verdict: Verdict, recipe_verdict: Verdict, weights: Verdict, cut: int | None) -> str | None:
+    """What to do if the stock call differs; None if it does not. ``cut``: rows that the table is to be cut to."""
     if verdict != "differs":
         return None
+    if cut is not None and recipe_verdict != "differs":
+        return (
+            f"The tensors are the original's, but the original reads only the first {cut} rows of the position table. "
+            "Call the model as in the recipe, which cuts it, or convert the checkpoint again."
+        )
     if weights == "differs":
         return "Fix the weights first: as long as they differ, no call gives the original's features."
     if recipe_verdict != "differs":
@@ -406,6 +434,8 @@ def _words(name: str, original: CallSettings, used: CallSettings, longer: int) -
         "text_cleaning": "the library's tokenizer makes different ids: it handles HTML entities, full-width letters, "
         "ligatures and the names of special tokens differently",
         "truncation": f"a prompt longer than {original.sequence_length} tokens is not cut{beyond}",
+        "table_rows": f"the folder's position table has {used.table_rows} rows, all of which are resized to the length "
+        f"of a call; the original reads the first {original.table_rows} alone",
         "sequence_length": f"padded to {used.sequence_length}, not {original.sequence_length}: the position table is "
         "resized",
         "pad_id": f"padded with id {used.pad_id}, not {original.pad_id}, and attention reads the padding",
@@ -416,6 +446,7 @@ def _words(name: str, original: CallSettings, used: CallSettings, longer: int) -
 
 def _same(name: str, original: CallSettings) -> str:
     return {
+        "table_rows": f"both have a position table of {original.table_rows} rows",
         "sequence_length": f"both pad to {original.sequence_length}",
         "pad_id": f"both pad with id {original.pad_id}",
         "attention": f"both use {original.attention} attention",

@@ -149,21 +149,30 @@ class StockModel:
     ``model``: the library's model.
     ``name``: the calls and the version of the library, for reports.
     ``default_attention``: the attention implementation that the library chose.
+    ``table``: its text position table, (1, 1, rows, width).
     """
 
     def __init__(self, model: Sam3LiteTextModel, name: str) -> None:
         self.model = model
         self.name = name
         self.default_attention = str(model.config._attn_implementation)
+        self.table = model.text_encoder.embeddings.position_embedding.position_embedding.data
 
-    def use(self, attention: str) -> None:
-        """Use this attention implementation from now on."""
+    @property
+    def rows(self) -> int:
+        """Rows of its position table."""
+        return int(self.table.shape[2])
+
+    def use(self, attention: str, rows: int) -> None:
+        """Use this attention implementation, and the first ``rows`` rows of the position table, from now on."""
         self.model.text_encoder.set_attn_implementation(attention)
+        holder = self.model.text_encoder.embeddings.position_embedding
+        holder.position_embedding = torch.nn.Parameter(self.table[:, :, :rows], requires_grad=False)
 
     @torch.inference_mode()
-    def features(self, ids: Tensor, mask: Tensor | None, attention: str) -> Tensor:
+    def features(self, ids: Tensor, mask: Tensor | None, attention: str, rows: int) -> Tensor:
         """The text features, (batch, sequence, output_dim). ``ids``, ``mask``: (batch, sequence)."""
-        self.use(attention)
+        self.use(attention, rows)
         out: Tensor = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
         return out
 
