@@ -1,4 +1,4 @@
-"""Formats numbers and token ids for people, the same way everywhere."""
+"""Formats numbers, token ids and names of components for people, the same way everywhere."""
 
 from __future__ import annotations
 
@@ -46,3 +46,8 @@ def human_bytes(n: float) -> str:
 def human_count(n: int) -> str:
     """42,540,000 -> 42.54 M."""
     return f"{n / 1e6:.2f} M" if n >= 100_000 else f"{n:,}"
+
+
+def component_words(component: str) -> str:
+    """detr_encoder -> DETR encoder, text_encoder -> text encoder."""
+    return component.replace("_", " ").replace("detr", "DETR")

@@ -8,8 +8,8 @@ from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 
 def explain(
-    checkpoint: o.CheckpointArgument,
-    key: o.KeyArgument,
+    checkpoint: o.ExplainedArgument,
+    key: o.KeyArgument = None,
     layout: o.Layout = "packed",
     component: o.ComponentOption = o.Component.all,
     context: o.ContextOption = None,
@@ -20,16 +20,21 @@ def explain(
     cache_dir: o.CacheDir = None,
     json: o.Json = False,
 ) -> None:
-    """Show how one tensor is converted, or why it is dropped.
+    """Show how one tensor is converted, or why it is dropped; or what a finding of verify means.
 
-    Prints the rule, the operation, and the names and shapes on both sides. Reads no tensor data.
+    Prints the rule, the operation, and the names and shapes on both sides. Reads no tensor data. With CODE alone, such
+    as V-TRANSPOSED, prints what it means, how it is seen, what it costs and how to mend it.
     """
-    from sam3lite_convert.commands.explain import explain_key
+    from sam3lite_convert.commands.explain import explain_code, explain_key
     from sam3lite_convert.plan.plan import Options
     from sam3lite_convert.plan.tables import load_mappings
-    from sam3lite_convert.report.explain import explained
+    from sam3lite_convert.report.explain import code_explained, explained
     from sam3lite_convert.report.terminal import as_json
 
+    if key is None:
+        code = explain_code(checkpoint)
+        (as_json(code) if json else code_explained(code))
+        return
     options = Options(layout, component.value, context=context, causal=causal)
     source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
     document = explain_key(source, key, load_mappings(mapping), options)

@@ -253,8 +253,19 @@ CommitMessage = Annotated[
     str | None,
     typer.Option(metavar="TEXT", help="Commit message of the push. Default: names the checkpoint and the layout."),
 ]
+ExplainedArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT|CODE",
+        help=f"{_CHECKPOINT} Without KEY: the code of a finding of verify, such as V-TRANSPOSED.",
+        autocompletion=_complete_checkpoint,
+    ),
+]
 KeyArgument = Annotated[
-    str, typer.Argument(metavar="KEY", help="Name of a tensor, in the checkpoint or in the converted folder.")
+    str | None,
+    typer.Argument(
+        metavar="KEY", help="Name of a tensor, in the checkpoint or in the converted folder.", show_default=False
+    ),
 ]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Converted folder, by this tool or another one.")]
 Converted = Annotated[

@@ -1,4 +1,4 @@
-"""How one tensor of a checkpoint is converted."""
+"""How one tensor of a checkpoint is converted, and what the code of a finding means."""
 
 from __future__ import annotations
 
@@ -8,7 +8,28 @@ from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings, Rule
-from sam3lite_convert.records.explain import ExplainDocument, RuleFacts, TensorFacts
+from sam3lite_convert.records.explain import CodeDocument, ExplainDocument, RuleFacts, TensorFacts
+from sam3lite_convert.verify.codes import CODES
+
+
+def explain_code(name: str) -> CodeDocument:
+    """What the code of a finding means; upper and lower case are the same.
+
+    Raises CannotRun, with the nearest codes, if there is no such code.
+    """
+    code = CODES.get(name.upper())
+    if code is None:
+        wanted = name.upper() if name.upper().startswith("V-") else f"V-{name.upper()}"
+        near = difflib.get_close_matches(wanted, CODES, 4, 0.5)
+        hint = f" Nearest: {', '.join(near)}." if near else f" There are: {', '.join(CODES)}."
+        raise CannotRun(
+            f"{name} is not a code of verify.{hint} To explain a tensor: sam3lite explain CHECKPOINT KEY",
+            "unknown_code",
+            {"near": near},
+        )
+    return CodeDocument(
+        code=code.name, title=code.title, meaning=code.meaning, seen=code.seen, cost=code.cost, mend=code.mend
+    )
 
 
 def explain_key(source: Source, key: str, mappings: Mappings, options: Options) -> ExplainDocument:

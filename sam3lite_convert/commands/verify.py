@@ -61,6 +61,7 @@ def _document(outcome: Verification, folder: Path, source: Source, page: PageFac
         component=plan.options.component,
         dtype=plan.floating_dtype,
         checked=outcome.checked,
+        findings=tuple(outcome.findings),
         mismatched=tuple(Mismatch(key=key, why=why) for key, why in outcome.mismatched),
         missing=tuple(outcome.missing),
         unexpected=tuple(outcome.unexpected),
@@ -72,11 +73,10 @@ def _document(outcome: Verification, folder: Path, source: Source, page: PageFac
 
 
 def _summary(outcome: Verification) -> str:
-    counted = f"{outcome.checked:,} of {outcome.plan.counts.target:,} tensors"
-    if outcome.proven:
-        return f"{counted} turn back into their source bit for bit"
-    faults = len(outcome.mismatched) + len(outcome.missing) + len(outcome.unexpected)
-    return f"{faults:,} {'fault' if faults == 1 else 'faults'}; {counted} were compared"
+    if not outcome.proven:
+        return outcome.summary
+    counted = f"{outcome.equal:,} of {outcome.plan.counts.target:,} tensors turn back into their source"
+    return f"{counted}, up to {outcome.up_to}" if outcome.up_to else f"{counted} bit for bit"
 
 
 def _lost_words(lost: Losses) -> Iterator[str]:

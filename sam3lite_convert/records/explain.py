@@ -51,3 +51,22 @@ class ExplainDocument(Document):
     reason: str | None
     rule: RuleFacts | None
     targets: tuple[TensorFacts, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeDocument(Document):
+    """One code of a finding of ``verify``.
+
+    title: what is wrong, in a few words.
+    meaning: what is wrong, in full.
+    seen: how ``verify`` tells it.
+    cost: what a user of the folder gets.
+    mend: what to do.
+    """
+
+    code: str
+    title: str
+    meaning: str
+    seen: str
+    cost: str
+    mend: str

@@ -23,6 +23,7 @@ _WHEN = {
     "convert": "`sam3lite convert CHECKPOINT --json`, also with `--dry-run`",
     "convert-all": "`sam3lite convert --all --json`",
     "explain": "`sam3lite explain CHECKPOINT KEY --json`",
+    "explain-code": "`sam3lite explain CODE --json`",
     "verify": "`sam3lite verify DIR CHECKPOINT --json`",
     "parity": "`sam3lite parity CHECKPOINT --json`, also with `--judge`",
     "parity-self-test": "`sam3lite parity CHECKPOINT --self-test --json`",

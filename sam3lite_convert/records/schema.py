@@ -17,6 +17,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "convert": convert.ConvertDocument,
     "convert-all": convert.ConvertAllDocument,
     "explain": explain.ExplainDocument,
+    "explain-code": explain.CodeDocument,
     "verify": verify.VerifyDocument,
     "parity": parity.ParityDocument,
     "parity-self-test": parity.SelfTestDocument,

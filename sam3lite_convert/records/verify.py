@@ -19,13 +19,39 @@ class Mismatch(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finding(Record):
+    """One cause of what is wrong in one component.
+
+    code: of the catalogue; ``sam3lite explain CODE`` tells it in full.
+    component: of the model, or the kind of file.
+    cause: what is wrong, in words.
+    keys: all keys that have this cause; those of a field of a file are ``FILE: FIELD``.
+    patterns: the same keys as patterns, with a count where one stands for several.
+    summary: component, title of the code and cause in one line.
+    relative_l2: norm of the difference over the norm of the source, over all keys. max_abs_diff: the largest
+        difference. Both of values that no known cause gives to the bit.
+    """
+
+    code: str
+    component: str
+    cause: str
+    keys: tuple[str, ...]
+    patterns: tuple[str, ...]
+    summary: str
+    relative_l2: float | None = field(default=None, metadata=optional())
+    max_abs_diff: float | None = field(default=None, metadata=optional())
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyDocument(Document):
     """Whether a folder is its checkpoint.
 
     up_to: the cast that the proof allows for.
     checked: tensors that were compared.
     targets: tensors that the model has.
-    summary: the verdict in words.
+    summary: what was compared, and what differs by component, in one sentence.
+    findings: what is wrong, one a cause and component.
+    mismatched: the same by key, without missing and unexpected ones.
     lost_words: ``lost`` in words.
     page: with --report alone.
     """
@@ -42,6 +68,7 @@ class VerifyDocument(Document):
     component: str
     dtype: str
     checked: int
+    findings: tuple[Finding, ...]
     mismatched: tuple[Mismatch, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]

@@ -1,10 +1,17 @@
-"""Shows what a plan does with one key."""
+"""Shows what a plan does with one key, and what a code means."""
 
 from __future__ import annotations
 
-from sam3lite_convert.records.explain import ExplainDocument, TensorFacts
+from sam3lite_convert.records.explain import CodeDocument, ExplainDocument, TensorFacts
 from sam3lite_convert.report.inspect import fetched
 from sam3lite_convert.report.terminal import say
+
+
+def code_explained(d: CodeDocument) -> None:
+    """A code of a finding: its meaning, how it is seen, what it costs, how to mend it."""
+    say(f"{d.code}: {d.title}", "bold")
+    for name, text in (("meaning", d.meaning), ("seen by", d.seen), ("costs", d.cost), ("to mend", d.mend)):
+        say(f"{name:8}{text}")
 
 
 def explained(d: ExplainDocument) -> None:

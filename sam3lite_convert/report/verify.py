@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from sam3lite_convert.records.verify import VerifyDocument
+from sam3lite_convert.figures import component_words
+from sam3lite_convert.records.verify import Finding, VerifyDocument
 from sam3lite_convert.report.inspect import LISTED
 from sam3lite_convert.report.terminal import say
+
+PATTERNS = 6  # patterns of keys that are shown of one finding
 
 
 def verified(r: VerifyDocument) -> None:
     """The verdict on a folder."""
     say(f"{r.folder}: layout {r.layout}, component {r.component}, {r.dtype}", "bold")
-    _rows("wrong", [(m.key, m.why) for m in r.mismatched])
-    _rows("missing", [(k, "") for k in r.missing])
-    _rows("unexpected (the model has no such tensor)", [(k, "") for k in r.unexpected])
+    if r.verdict != "proven":
+        say(r.summary, "bold red")
+    for finding in r.findings[:LISTED]:
+        _finding(finding)
+    if len(r.findings) > LISTED:
+        say(f"... and {len(r.findings) - LISTED:,} more findings; --json lists all of them")
     counters = [n for n in r.notes if "BatchNorm does not read it" in n]
     if counters:
         say(f"note: {len(counters)} BatchNorm counters (num_batches_tracked) are absent or differ; nothing reads them")
@@ -21,17 +27,18 @@ def verified(r: VerifyDocument) -> None:
             say(f"note: {text}")
     for text in r.lost_words:
         say(f"not in the folder: {text}")
-    up_to = f" up to {r.up_to}" if r.up_to and r.verdict == "proven" else ""
-    say(f"{r.verdict}{up_to}: {r.summary}", "bold green" if r.verdict == "proven" else "bold red")
-
-
-def _rows(title: str, rows: list[tuple[str, str]]) -> None:
-    if not rows:
+    if r.verdict == "proven":
+        say(f"proven{f' up to {r.up_to}' if r.up_to else ''}: {r.summary}", "bold green")
         return
-    say(f"{len(rows):,} {title}:", "red")
-    for key, why in rows[:LISTED]:
-        say(f"  {key}")
-        if why:
-            say(f"      {why}")
-    if len(rows) > LISTED:
-        say(f"  ... and {len(rows) - LISTED:,} more; --json lists all of them")
+    count = f"{len(r.findings):,} {'finding' if len(r.findings) == 1 else 'findings'}"
+    say(f"mismatch: {count}; {r.checked:,} of {r.targets:,} tensors were compared", "bold red")
+    say(f"To read more: sam3lite explain {r.findings[0].code}")
+
+
+def _finding(finding: Finding) -> None:
+    say(f"{finding.code}  {component_words(finding.component)}", "red")
+    say(f"    {finding.cause}")
+    for pattern in finding.patterns[:PATTERNS]:
+        say(f"      {pattern}")
+    if len(finding.patterns) > PATTERNS:
+        say(f"      ... and {len(finding.patterns) - PATTERNS:,} more patterns, {len(finding.keys):,} keys in all")

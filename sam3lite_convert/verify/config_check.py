@@ -52,6 +52,9 @@ _KEPT_AT_DEFAULT: dict[str, Json] = {
     "detr_encoder_config": {"hidden_act": "relu"},
     "detr_decoder_config": {"hidden_act": "relu"},
 }  # fmt: skip
+_COMPONENTS = {"text": "text_encoder", "vision": "vision_encoder"} | {
+    name: name for name in ("geometry_encoder", "detr_encoder", "detr_decoder", "mask_decoder")
+}
 # Read only in training, when weights are initialised or by other tasks, or (the DETR parts' eps) never.
 _WITHOUT_EFFECT = frozenset(
     {
@@ -65,10 +68,17 @@ _WITHOUT_EFFECT = frozenset(
 
 
 class ConfigFault(NamedTuple):
-    """A field that does not fit: its path in config.json, and in words what is wrong with it."""
+    """A field that does not fit: its path in config.json, in words what is wrong with it, and the code of the cause."""
 
     path: str
     why: str
+    code: str = "V-CONFIG-FIELD"
+
+    @property
+    def component(self) -> str:
+        """The component of the model that the field configures; ``config`` for none or all."""
+        section = self.path.partition("_config")
+        return _COMPONENTS.get(section[0], "config") if section[1] else "config"
 
 
 class ConfigCheck(NamedTuple):
@@ -95,7 +105,7 @@ def check_config(plan: Plan, actual: Json) -> ConfigCheck:
                 f"is {actual['model_type']!r}: transformers would load these weights as that model and leave every "
                 "tensor that it does not find under its own name at random values"
             )
-            return ConfigCheck([ConfigFault("model_type", why)], [])
+            return ConfigCheck([ConfigFault("model_type", why, "V-CONFIG-CLASS")], [])
         for name in ("model_type", "layout", "component"):
             expected.pop(name)
     section = "text_config" if plan.options.component == "text" and library else ""
@@ -110,7 +120,7 @@ def _architectures(expected: JsonValue, actual: Json) -> Iterator[ConfigFault]:
     # Some loaders go by model_type, others pick the class by this field. It does no harm if it is left out.
     found = actual.get("architectures")
     if isinstance(expected, list) and found and found != expected:
-        yield ConfigFault("architectures", f"is {found!r}; these are the tensors of {expected[0]}")
+        yield ConfigFault("architectures", f"is {found!r}; these are the tensors of {expected[0]}", "V-CONFIG-CLASS")
 
 
 def _others(expected: Json, actual: Json, path: str, section: str, unjudged: list[str]) -> Iterator[ConfigFault]:
@@ -154,7 +164,9 @@ def _compare(expected: Json, actual: Json, path: str, plan: Plan, section: str) 
         elif name == "layer_norm_eps":
             left_out = "" if name in actual else " (left out, so the library's default applies)"
             which = "the ViT's" if "backbone" in path else "the text encoder's"
-            yield ConfigFault(where, f"eps is {have!r}{left_out}; {which} LayerNorms use {want:g} in the original")
+            yield ConfigFault(
+                where, f"eps is {have!r}{left_out}; {which} LayerNorms use {want:g} in the original", "V-CONFIG-EPS"
+            )
         else:
             left_out = "" if name in actual else " (left out, so the library's default applies)"
             yield ConfigFault(where, f"is {have!r}{left_out}; the weights say {want!r}")

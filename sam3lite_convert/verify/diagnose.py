@@ -1,6 +1,6 @@
 """Explains what is wrong with a converted tensor, in the terms of somebody who ports the model.
 
-Bytes in, one sentence out. The first hypothesis that reproduces the found bytes exactly is the diagnosis; values are
+Bytes in, a cause out. The first hypothesis that reproduces the found bytes exactly is the diagnosis; values are
 compared only if no hypothesis does.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -19,6 +20,18 @@ from sam3lite_convert.convert.tensor_bytes import cast, target_chunks
 from sam3lite_convert.plan.operations import DropClassRow, Split, Transpose, positions
 from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.unsound import shape_text
+from sam3lite_convert.verify.findings import Values, one_place
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a tensor differs; the fields are those of ``findings.Difference``."""
+
+    code: str
+    why: str
+    cause: str = ""
+    holds: tuple[str, ...] = ()
+    values: Values | None = None
 
 
 class Diagnoser:
@@ -33,118 +46,142 @@ class Diagnoser:
         """The bytes that the target should hold."""
         return b"".join(target_chunks(self._source, piece))
 
-    def explain(self, piece: Mapped, found: bytes) -> str:
+    def explain(self, piece: Mapped, found: bytes) -> Cause:
         """Why ``found``, which has the right shape and dtype, differs from what the plan writes."""
         expected = self.expected(piece)
         for hypothesis in (self._arrangement, self._class_row, self._filled, self._other_tensor):
-            sentence = hypothesis(piece, expected, found)
-            if sentence:
-                return sentence
+            cause = hypothesis(piece, expected, found)
+            if cause:
+                return cause
         return _compare_values(piece, expected, found)
 
     # ---- the same numbers, arranged differently
 
-    def _arrangement(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
+    def _arrangement(self, piece: Mapped, expected: bytes, found: bytes) -> Cause | None:
         width = dtypes.itemsize(piece.dtype)
         if len(piece.shape) == 2:
             rows, columns = piece.shape
             matrix = np.frombuffer(expected, dtype=f"V{width}").reshape(rows, columns)
             if rows == columns and matrix.T.tobytes() == found:
                 if isinstance(piece.operation, Transpose):
-                    return (
+                    why = (
                         f"stored untransposed: it is an exact copy of {piece.source.key}. The original computes x @ P, "
                         "but a Linear computes x @ W.T, so the pooled output is unrelated to the original's"
                     )
-                return "stored transposed: it is the transpose of the source; it is square, so no shape check notices"
+                    return Cause("V-TRANSPOSED", why)
+                why = "stored transposed: it is the transpose of the source; it is square, so no shape check notices"
+                return Cause("V-TRANSPOSED", why)
             if matrix.reshape(columns, rows).T.tobytes() == found:
-                return "its elements are the source's, reordered by a reshape and a transpose"
+                return Cause("V-RESHAPED", "its elements are the source's, reordered by a reshape and a transpose")
         if piece.shape and piece.shape[0] % 3 == 0 and piece.part is None and _is_fused(piece):
             step = len(expected) // 3
             blocks = {name: expected[n * step : (n + 1) * step] for n, name in enumerate("qkv")}
             for order in itertools.permutations("qkv"):
                 if b"".join(blocks[name] for name in order) == found:
-                    return f"its rows are in the order {', '.join(order)}; the original's are q, k, v"
+                    return Cause(
+                        "V-QKV-ORDER", f"its rows are in the order {', '.join(order)}; the original's are q, k, v"
+                    )
             if how := _interleaved(expected, found, piece):
-                return f"its rows are {how}; the original's are all of q, then all of k, then all of v"
+                why = f"its rows are {how}; the original's are all of q, then all of k, then all of v"
+                return Cause("V-QKV-INTERLEAVED", why)
         if piece.part:
             fused = self._cast(piece, read_tensor(self._source, piece.source))
             if how := _interleaved(fused, found, piece, Split.labels.index(piece.part)):
-                return (
-                    f"was split as if the rows of {piece.source.key} were {how}; they are all of q, then all of k, "
-                    "then all of v"
+                rest = f"were {how}; they are all of q, then all of k, then all of v"
+                return Cause(
+                    "V-QKV-INTERLEAVED",
+                    f"was split as if the rows of {piece.source.key} {rest}",
+                    f"split as if the fused rows {rest}",
                 )
         return None
 
-    def _class_row(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
+    def _class_row(self, piece: Mapped, expected: bytes, found: bytes) -> Cause | None:
         if not isinstance(piece.operation, DropClassRow) or not piece.operation.lost(piece.source.shape):
             return None
         whole = self._cast(piece, read_tensor(self._source, piece.source))
         if whole[: len(found)] == found:
-            return "the last row was dropped instead of the first, the class position; every position is off by one"
+            why = "the last row was dropped instead of the first, the class position; every position is off by one"
+            return Cause("V-CLASS-ROW", why)
         return None
 
     # ---- another tensor in its place
 
-    def _other_tensor(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
-        holders = [k for k in self._holders(found) if k != piece.key]
+    def _other_tensor(self, piece: Mapped, expected: bytes, found: bytes) -> Cause | None:
+        holders = self._holders(piece, found)
         others = [k for k in holders if self._plan.mapped[k].source.key != piece.source.key]
         same = [k for k in holders if k not in others]
         if same and piece.part:
             other = self._plan.mapped[same[0]]
-            return f"holds {other.part} where {piece.part} belongs (rows of {piece.source.key})"
+            holds = f"{other.part} where {piece.part} belongs"
+            why = f"holds {holds} (rows of {piece.source.key})"
+            return Cause("V-OTHER-TENSOR", why, f"holds {holds}", tuple(holders))
         if others:
             other = self._plan.mapped[others[0]]
-            return f"holds the tensor of {other.key}, which comes from {other.source.key}"
+            why = f"holds the tensor of {other.key}, which comes from {other.source.key}"
+            return Cause("V-OTHER-TENSOR", why, _other_layer(piece.key, other.key), tuple(holders))
         for dropped in self._plan.dropped.values():
             source = dropped.source
             if (source.nbytes, source.dtype) != (piece.nbytes, piece.source.dtype):
                 continue
             if self._cast(piece, read_tensor(self._source, source)) == found:
-                return f"holds {source.key}, a tensor that has no counterpart in this layout ({dropped.reason})"
+                why = f"holds {source.key}, a tensor that has no counterpart in this layout ({dropped.reason})"
+                return Cause("V-DROPPED-IN-PLACE", why)
         return None
 
-    def _holders(self, found: bytes) -> list[str]:
+    def _holders(self, piece: Mapped, found: bytes) -> list[str]:
+        """The other targets that should hold these bytes."""
         size = len(found)
         if size not in self._by_size:
             table: dict[bytes, list[str]] = {}
-            for key, piece in self._plan.mapped.items():
-                if piece.out_nbytes == size:
-                    table.setdefault(hashlib.sha256(self.expected(piece)).digest(), []).append(key)
+            for key, other in self._plan.mapped.items():
+                if other.out_nbytes == size:
+                    table.setdefault(hashlib.sha256(self.expected(other)).digest(), []).append(key)
             self._by_size[size] = table
-        return self._by_size[size].get(hashlib.sha256(found).digest(), [])
+        return [k for k in self._by_size[size].get(hashlib.sha256(found).digest(), []) if k != piece.key]
 
     # ---- other values
 
-    def _filled(self, piece: Mapped, expected: bytes, found: bytes) -> str | None:
+    def _filled(self, piece: Mapped, expected: bytes, found: bytes) -> Cause | None:
         values = as_float64(found, piece.dtype)
-        if values is None or values.size < 2:
+        if values is None:
             return None
         if np.isnan(values).all():
-            return "holds nothing but NaN"
-        if (values == values[0]).all():
-            return f"holds {values[0]:g} everywhere: it was never filled, or reset"
+            return Cause("V-NOT-FINITE", "holds nothing but NaN")
+        if values.size > 1 and (values == values[0]).all():
+            why = f"holds {values[0]:g} everywhere: it was never filled, or reset"
+            return Cause("V-CONSTANT", why, holds=tuple(self._holders(piece, found)))
         narrow = [d for d in ("float16", "bfloat16") if piece.dtype == "float32"]
         for dtype in narrow:
             if cast(cast(expected, piece.dtype, dtype), dtype, piece.dtype) == found:
-                return f"was rounded to {dtype} and converted back to {piece.dtype}"
+                return Cause("V-HALF-PRECISION", f"was rounded to {dtype} and converted back to {piece.dtype}")
         wanted = as_float64(expected, piece.dtype)
         if wanted is None or wanted.size != values.size:
             return None
         usable = np.abs(wanted) > 1e-6
         if usable.sum() < 2:
             return None
-        ratio = values[usable] / wanted[usable]
+        with np.errstate(invalid="ignore", over="ignore"):
+            ratio = values[usable] / wanted[usable]
         factor = float(np.median(ratio))
         if math.isfinite(factor) and abs(factor - 1) > 1e-3 and np.allclose(ratio, factor, rtol=1e-4):
             width = piece.source.shape[-1] if piece.source.shape else 1
             root = math.sqrt(width)
             name = f" = sqrt({width})" if math.isclose(factor, root, rel_tol=1e-4) else ""
             name = f" = 1/sqrt({width})" if math.isclose(factor, 1 / root, rel_tol=1e-4) else name
-            return f"holds the source times {factor:g}{name}; the original does not scale it"
+            return Cause("V-SCALED", f"holds the source times {factor:g}{name}; the original does not scale it")
         return None
 
     def _cast(self, piece: Mapped, data: bytes) -> bytes:
         return cast(data, piece.source.dtype, piece.dtype) if piece.casts else data
+
+
+def _other_layer(key: str, other: str) -> str:
+    """In words, which layer's tensor a key holds, for keys of the same tensor in two layers; otherwise empty."""
+    place = one_place(key, other)
+    if place is None or not key.split(".")[place].isdecimal():
+        return ""
+    start = ".".join(key.split(".")[:place])
+    return f"{start}.{key.split('.')[place]} holds tensors of {start}.{other.split('.')[place]}"
 
 
 def _interleaved(fused: bytes, found: bytes, piece: Mapped, part: int | None = None) -> str | None:
@@ -167,19 +204,21 @@ def _interleaved(fused: bytes, found: bytes, piece: Mapped, part: int | None = N
     return None
 
 
-def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> str:
-    """In words, how a tensor came to have this shape instead of the planned one."""
+def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> Cause:
+    """How a tensor came to have this shape instead of the planned one."""
     found, wanted = shape_text(shape), shape_text(piece.shape)
     rows, trained = positions(shape), positions(piece.shape)
     if piece.position_table and rows and trained and rows > trained:
-        return f"is {found}: the table was stretched; the original has {trained} trained rows"
+        return Cause("V-ROWS", f"is {found}: the table was stretched; the original has {trained} trained rows")
     if isinstance(piece.operation, DropClassRow) and shape == piece.source.shape:
-        return f"is {found}: the class position was kept; the model has {wanted} there"
+        return Cause("V-CLASS-ROW", f"is {found}: the class position was kept; the model has {wanted} there")
     if shape == piece.shape[::-1]:
-        return f"is {found}, stored transposed; the model has {wanted} there"
+        why, cause = (f"is {s}stored transposed" for s in (f"{found}, ", ""))
+        return Cause("V-TRANSPOSED", f"{why}; the model has {wanted} there", cause)
     if shape == piece.source.shape and piece.part:
-        return f"is {found}: q, k and v were not split; the model has {wanted} there"
-    return f"is {found}; the model has {wanted} there"
+        why = f"is {found}: q, k and v were not split; the model has {wanted} there"
+        return Cause("V-QKV-UNSPLIT", why, "q, k and v were not split")
+    return Cause("V-SHAPE", f"is {found}; the model has {wanted} there")
 
 
 def as_float64(data: bytes, dtype: str) -> np.ndarray | None:
@@ -195,7 +234,7 @@ def _is_fused(piece: Mapped) -> bool:
     return any(word in piece.canonical for word in ("qkv", "in_proj"))
 
 
-def _compare_values(piece: Mapped, expected: bytes, found: bytes) -> str:
+def _compare_values(piece: Mapped, expected: bytes, found: bytes) -> Cause:
     width = dtypes.itemsize(piece.dtype)
     a = np.frombuffer(expected, dtype=np.uint8).reshape(-1, width)
     b = np.frombuffer(found, dtype=np.uint8).reshape(-1, width)
@@ -207,8 +246,38 @@ def _compare_values(piece: Mapped, expected: bytes, found: bytes) -> str:
     x, y = as_float64(expected, piece.dtype), as_float64(found, piece.dtype)
     values = "" if x is None or y is None else f": {y[first]:.9g} where the source has {x[first]:.9g}"
     if flipped == 1:
-        return f"one bit differs, {where}{values}"
-    worst = ""
-    if x is not None and y is not None:
-        worst = f", max abs diff {float(np.nanmax(np.abs(x - y))):.3g}"
-    return f"{len(differing):,} of {len(a):,} elements differ{worst}; the first {where}{values}"
+        return Cause("V-ONE-BIT", f"one bit differs, {where}{values}", "one bit differs")
+    if x is None or y is None:
+        why = f"{len(differing):,} of {len(a):,} elements differ; the first {where}"
+        return Cause("V-OTHER-VALUES", why, values=Values(len(a), len(differing)))
+    sums = _value_sums(x, y, len(differing))
+    why = (
+        f"{len(differing):,} of {len(a):,} elements differ, max abs diff {sums.max_abs:.3g}; the first {where}{values}"
+    )
+    lost = int((np.isfinite(x) & ~np.isfinite(y)).sum())
+    if lost:
+        why = f"{lost:,} values are NaN or infinite that are not in the source; {why}"
+        return Cause("V-NOT-FINITE", why, "values are NaN or infinite that are not in the source")
+    return Cause("V-OTHER-VALUES", why, values=sums)
+
+
+def _value_sums(x: np.ndarray, y: np.ndarray, differing: int) -> Values:
+    """``x``: the source's values; ``y``: the folder's. Both float64."""
+    elements = x.size
+    finite = np.isfinite(x) & np.isfinite(y)
+    if not finite.all():
+        x, y = x[finite], y[finite]
+    if not x.size:
+        return Values(elements, differing)
+    with np.errstate(over="ignore", invalid="ignore"):  # values may be as large as the format allows
+        difference, p, q = y - x, x - x.mean(), y - y.mean()
+        return Values(
+            elements,
+            differing,
+            float(difference @ difference),
+            float(x @ x),
+            float(p @ p),
+            float(q @ q),
+            float(p @ q),
+            float(np.abs(difference).max()),
+        )

@@ -6,7 +6,8 @@ folder's own keys and tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,16 +21,19 @@ from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactl
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
-from sam3lite_convert.plan.architecture import Architecture
+from sam3lite_convert.plan.architecture import Architecture, component_of
 from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Losses
 from sam3lite_convert.records.record import Json
+from sam3lite_convert.records.verify import Finding
 from sam3lite_convert.verify.config_check import check_config
-from sam3lite_convert.verify.diagnose import Diagnoser, explain_shape
+from sam3lite_convert.verify.diagnose import Cause, Diagnoser, explain_shape
+from sam3lite_convert.verify.findings import Difference, component_of_key, gathered, summary_of
 from sam3lite_convert.workers import Advance
 
 COUNTER = "num_batches_tracked"
+MISSING, UNEXPECTED = "V-MISSING", "V-UNEXPECTED"
 
 
 @dataclass
@@ -37,23 +41,38 @@ class Verification:
     """The outcome; ``commands.verify`` makes a document of it.
 
     checked: number of tensors that were compared.
-    mismatched: (key, why it is wrong).
-    missing: keys that the plan writes and the folder does not hold.
-    unexpected: keys that the folder holds and the plan does not write.
+    equal: number of tensors that equal their source, to the bit or up to the cast.
+    differences: what is wrong, by key.
+    findings: the same by cause.
     loss: what the cast to the folder's dtype lost.
     """
 
     plan: Plan
     checked: int = 0
-    mismatched: list[tuple[str, str]] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
+    equal: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     loss: CastLoss = field(default_factory=CastLoss)
 
     @property
+    def missing(self) -> list[str]:
+        """Keys that the plan writes and the folder does not hold."""
+        return [d.key for d in self.differences if d.code == MISSING]
+
+    @property
+    def unexpected(self) -> list[str]:
+        """Keys that the folder holds and the plan does not write."""
+        return [d.key for d in self.differences if d.code == UNEXPECTED]
+
+    @property
+    def mismatched(self) -> list[tuple[str, str]]:
+        """All else that is wrong: (key, why)."""
+        return [(d.key, d.why) for d in self.differences if d.fatal and d.code not in (MISSING, UNEXPECTED)]
+
+    @property
     def proven(self) -> bool:
-        return not (self.mismatched or self.missing or self.unexpected)
+        return not any(d.fatal for d in self.differences)
 
     @property
     def up_to(self) -> str | None:
@@ -65,6 +84,14 @@ class Verification:
         """The parts of the source that the folder does not hold."""
         return losses(self.plan, self.loss)
 
+    @property
+    def summary(self) -> str:
+        """What differs by component, and what does not."""
+        totals: Counter[str] = Counter()
+        for piece in self.plan.mapped.values():
+            totals[component_of(piece.canonical)] += not piece.canonical.endswith(COUNTER)
+        return summary_of(self.findings, totals, self.equal, self.up_to)
+
 
 def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None = None) -> Verification:
     """Compare every tensor of the folder with the plan's source, and config.json with its sizes.
@@ -73,10 +100,9 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     """
     advance = progress or (lambda what: lambda n: None)
     out = Verification(plan)
-    out.mismatched += folder.faults
     if said := plan.context.beside(plan.architecture.sizes["context"]):
         out.notes.append(said)
-    wrong: dict[str, bytes] = {}
+    found_out = [Difference(key, "V-FILES", "files", why) for key, why in folder.faults]
     with ExitStack() as stack:
         source = stack.enter_context(open_source(plan.checkpoint))
         hashing = stack.enter_context(SourceHash(None if plan.checkpoint.partial else plan.checkpoint.path))
@@ -87,30 +113,36 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
         done = advance("write")
         diagnoser = Diagnoser(plan, source)
         for key, piece in plan.mapped.items():
+            component = component_of(piece.canonical)
             if key not in folder.tensors:
                 if piece.canonical.endswith(COUNTER):
                     out.notes.append(f"{key} is absent; BatchNorm does not read it in evaluation")
                 else:
-                    out.missing.append(key)
+                    found_out.append(Difference(key, MISSING, component, "is missing", "tensors are missing"))
                 continue
             path, found = folder.tensors[key]
             if path not in opened:
                 opened[path] = stack.enter_context(open_file(path))
             out.checked += 1
             if piece.canonical.endswith(COUNTER):
-                if not _same(source, piece, opened[path], found, None):
+                if _same(source, piece, opened[path], found, None):
+                    out.equal += 1
+                else:
                     out.notes.append(f"{key} differs; BatchNorm does not read it in evaluation")
-            elif why := _fault(source, piece, opened[path], found, diagnoser, out.loss):
-                out.mismatched.append((key, why))
-                if found.nbytes <= CHUNK:
-                    wrong[key] = read_tensor(opened[path], found)
+            elif cause := _fault(source, piece, opened[path], found, diagnoser, out.loss):
+                found_out.append(_difference(key, component, cause))
+            else:
+                out.equal += 1
             done(found.nbytes)
-        out.unexpected = sorted(set(folder.tensors) - set(plan.mapped))
-        out.mismatched = _name_swaps(out.mismatched, wrong, plan, diagnoser)
+        for key in sorted(set(folder.tensors) - set(plan.mapped)):
+            component = component_of_key(plan, key)
+            why = "is not part of the model"
+            found_out.append(Difference(key, UNEXPECTED, component, why, "tensors are not part of the model"))
         sha256, notes = hashing.result()
     out.notes += notes
-    _check_config(folder, plan, out)
-    _check_receipt(folder, sha256, out)
+    found_out += _config_differences(folder, plan, out.notes)
+    found_out += _receipt_differences(folder, plan, sha256, out.notes)
+    out.differences, out.findings = gathered(found_out)
     return out
 
 
@@ -124,19 +156,23 @@ def tensor_faults(folder: Folder, plan: Plan, keys: Iterable[str]) -> dict[str, 
                 continue
             path, found = folder.tensors[key]
             with open_file(path) as file:
-                if why := _fault(source, plan.mapped[key], file, found, diagnoser, None):
-                    faults[key] = why
+                if cause := _fault(source, plan.mapped[key], file, found, diagnoser, None):
+                    faults[key] = cause.why
     return faults
+
+
+def _difference(key: str, component: str, cause: Cause) -> Difference:
+    return Difference(key, cause.code, component, cause.why, cause.cause, cause.holds, cause.values)
 
 
 def _fault(
     source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, diagnoser: Diagnoser, loss: CastLoss | None
-) -> str | None:
+) -> Cause | None:
     """Why a found tensor differs from what the plan writes; None if it does not."""
     if found.shape != piece.shape:
         return explain_shape(piece, found.shape)
     if found.dtype != piece.dtype:
-        return f"is {found.dtype}; the rest of the folder is {piece.dtype}"
+        return Cause("V-DTYPE", f"is {found.dtype}; the rest of the folder is {piece.dtype}")
     if _same(source, piece, file, found, loss):
         return None
     return diagnoser.explain(piece, read_tensor(file, found))
@@ -164,40 +200,19 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
     return True
 
 
-def _name_swaps(
-    mismatched: list[tuple[str, str]], wrong: dict[str, bytes], plan: Plan, diagnoser: Diagnoser
-) -> list[tuple[str, str]]:
-    """If two wrong tensors hold each other's bytes, say so for both."""
-    sizes: dict[int, list[str]] = {}
-    for key, data in wrong.items():
-        sizes.setdefault(len(data), []).append(key)
-    swapped: dict[str, str] = {}
-    for keys in sizes.values():
-        if len(keys) < 2:
-            continue
-        expected = {diagnoser.expected(plan.mapped[k]): k for k in keys}
-        for key in keys:
-            other = expected.get(wrong[key])
-            if other and other != key and expected.get(wrong[other]) == key:
-                swapped[key] = other
-    out = []
-    for key, why in mismatched:
-        if key in swapped:
-            a, b = plan.mapped[key], plan.mapped[swapped[key]]
-            parts = f"{a.part} and {b.part} are swapped; " if a.part and b.part and a.source == b.source else ""
-            why = f"{parts}swapped with {swapped[key]}: {why}"
-        out.append((key, why))
-    return out
-
-
-def _check_config(folder: Folder, plan: Plan, out: Verification) -> None:
+def _config_differences(folder: Folder, plan: Plan, notes: list[str]) -> Iterator[Difference]:
+    """What is wrong with config.json. Adds to ``notes`` the fields that this tool does not know."""
     if folder.config is None:
-        out.mismatched.append(("config.json", "is missing; no library knows what these weights are"))
+        why = "is missing; no library knows what these weights are"
+        yield Difference("config.json", "V-CONFIG-MISSING", "config", why)
         return
     checked = check_config(plan, folder.config)
-    out.mismatched += [(f"config.json: {path}", why) for path, why in checked.faults]
+    for fault in checked.faults:
+        yield Difference(
+            f"config.json: {fault.path}", fault.code, fault.component, fault.why, f"{fault.path} {fault.why}"
+        )
     if checked.unjudged:
-        out.notes.append("config.json: unknown to this tool, so not checked: " + ", ".join(checked.unjudged))
+        notes.append("config.json: unknown to this tool, so not checked: " + ", ".join(checked.unjudged))
 
 
 def _stated_architecture(receipt: Json, plan: Plan) -> Architecture:
@@ -216,16 +231,16 @@ def _stated_architecture(receipt: Json, plan: Plan) -> Architecture:
     return plan.architecture
 
 
-def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> None:
+def _receipt_differences(folder: Folder, plan: Plan, sha256: str | None, notes: list[str]) -> Iterator[Difference]:
+    """What is wrong with the receipt. Adds to ``notes`` whether there is one, and whether it is of another source."""
     if folder.receipt is None:
-        out.notes.append(f"no {RECEIPT_NAME}; another tool wrote this folder")
+        notes.append(f"no {RECEIPT_NAME}; another tool wrote this folder")
         return
     source = folder.receipt.get("source")
     # A conversion that read only ranges of the file records the hash that the Hub states.
     stated = (source.get("sha256") or source.get("etag")) if isinstance(source, dict) else None
-    if stated != (sha256 or (out.plan.checkpoint.hub and out.plan.checkpoint.hub.etag)):
-        out.notes.append(f"{RECEIPT_NAME} names another source file (SHA-256 {str(stated)[:16]}...)")
-    plan = out.plan
+    if stated != (sha256 or (plan.checkpoint.hub and plan.checkpoint.hub.etag)):
+        notes.append(f"{RECEIPT_NAME} names another source file (SHA-256 {str(stated)[:16]}...)")
     architecture = _stated_architecture(folder.receipt, plan)
     true: Json = {
         "layout": plan.layout.name,
@@ -239,4 +254,5 @@ def _check_receipt(folder: Folder, sha256: str | None, out: Verification) -> Non
     }
     for name, value in true.items():
         if folder.receipt.get(name) != value:
-            out.mismatched.append((f"{RECEIPT_NAME}: {name}", "does not match this conversion of this source"))
+            why = "does not match this conversion of this source"
+            yield Difference(f"{RECEIPT_NAME}: {name}", "V-RECEIPT", "receipt", why)

@@ -27,6 +27,8 @@ def document_of(arguments: Sequence[str], document: object) -> str:
     command = next(a for a in arguments if not a.startswith("-"))
     if command == "convert" and "--all" in arguments:
         return "convert-all"
+    if command == "explain" and isinstance(document, dict) and "code" in document:
+        return "explain-code"
     return "parity-self-test" if command == "parity" and "--self-test" in arguments else command
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sam3lite_convert.figures import human_bytes, human_count
+from sam3lite_convert.figures import component_words, human_bytes, human_count
 from sam3lite_convert.records.parity import BehaviourRecord, HeatMap, ParityDocument, TapRecord
 from sam3lite_convert.records.record import Json, JsonValue
 from sam3lite_convert.records.verify import VerifyDocument
@@ -20,7 +20,7 @@ from sam3lite_convert.report.html import GENERATOR, charts, filters
 _LISTED = 200  # entries of a list; longer ones are slow on a phone, and --json has all of them
 _FILTERS = (
     filters.breaking, filters.code, filters.cosine, filters.figure, filters.lines, filters.number, filters.plural,
-    filters.quoted, filters.runs, filters.sentence, filters.times, human_count,
+    filters.quoted, filters.runs, filters.sentence, filters.times, component_words, human_count,
 )  # fmt: skip
 
 

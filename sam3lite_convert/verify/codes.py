@@ -1,0 +1,276 @@
+"""The catalogue of codes that ``verify`` gives its findings: what each means, how it is seen, what it costs, and how it
+is mended. ``sam3lite explain CODE`` prints an entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kind of finding.
+
+    name: what ``findings`` in the JSON and the terminal call it.
+    title: what is wrong, in a few words; of tensors so that it can follow "differ, ".
+    meaning: what is wrong, in full.
+    seen: how ``verify`` tells it.
+    cost: what a user of the folder gets.
+    mend: what to do.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    seen: str
+    cost: str
+    mend: str
+
+
+_AGAIN = "Convert the checkpoint again with sam3lite convert, or mend the script that wrote the folder."
+_FIELD = "Correct the field in config.json; sam3lite convert --dry-run shows the sizes that the checkpoint has."
+
+_ALL = (
+    # ---- the source's numbers, arranged in another way
+    Code(
+        "V-TRANSPOSED",
+        "stored transposed",
+        "The folder holds the transpose of the matrix that the model needs. The original's pooled projection is stored "
+        "as P in x @ P, a Linear as W in x @ W.T, so this one has to be transposed, and no other.",
+        "The transpose of the folder's matrix equals what the conversion writes, to the bit; or the shape is reversed.",
+        "A square matrix loads without a word, and everything behind it is unrelated to the original. For the pooled "
+        "projection: the detector does not read it, users of the text encoder alone do.",
+        "Transpose the matrix.",
+    ),
+    Code(
+        "V-RESHAPED",
+        "reordered by a reshape",
+        "The folder holds the source's numbers in another order, as a reshape to the wrong shape and a transpose leave "
+        "them.",
+        "Undoing the reshape gives what the conversion writes, to the bit.",
+        "The layer computes something unrelated to the original.",
+        _AGAIN,
+    ),
+    Code(
+        "V-QKV-ORDER",
+        "q, k and v in another order",
+        "The rows of a fused attention weight or bias are blocks of q, k and v. The original's order is q, k, v.",
+        "The folder's blocks in another order equal the source, to the bit.",
+        "Attention takes keys for queries, or values for keys: the layer's output is unrelated to the original's.",
+        "Put the blocks in the order q, k, v.",
+    ),
+    Code(
+        "V-QKV-INTERLEAVED",
+        "q, k and v interleaved by head",
+        "Some libraries store q, k and v head by head; the original stores all rows of q, then of k, then of v.",
+        "Interleaving the source's rows for some number of heads gives the folder's rows, to the bit.",
+        "The layer's output is unrelated to the original's.",
+        "Reorder the rows: all of q, then all of k, then all of v.",
+    ),
+    Code(
+        "V-QKV-UNSPLIT",
+        "q, k and v not split",
+        "A tensor that should hold one of q, k and v has the shape of all three.",
+        "Its shape is that of the source's fused tensor.",
+        "Loaders refuse the shape, or leave the layer at random values.",
+        "Split the rows into three blocks: q, k, v.",
+    ),
+    Code(
+        "V-SWAPPED",
+        "swapped",
+        "Two tensors hold each other's values: q and k of a layer, or the tensors of two layers.",
+        "Each of them equals, to the bit, what the other should hold.",
+        "Both layers compute something else; shapes agree, so no loader notices.",
+        "Swap them back.",
+    ),
+    Code(
+        "V-OTHER-TENSOR",
+        "another tensor in its place",
+        "The tensor holds what belongs to another name, while that one does not hold this one's values.",
+        "It equals, to the bit, what the conversion writes under another name.",
+        "The layer computes with another layer's weights.",
+        "Correct the rule that renames the key.",
+    ),
+    Code(
+        "V-DROPPED-IN-PLACE",
+        "a tensor without counterpart in its place",
+        "The tensor holds one that the model does not have, for example a projector of points where that of boxes "
+        "belongs. Two source tensors were written to one name, and the later one won.",
+        "It equals, to the bit, a source tensor that a conversion drops.",
+        "The layer computes with weights that were trained for something else.",
+        "Let the rename fail if two sources have one target, and drop the one without a counterpart.",
+    ),
+    Code(
+        "V-CLASS-ROW",
+        "class position not removed rightly",
+        "The ViT's position table starts with a class position that the model does not have. It was kept, or the last "
+        "row was removed in its place.",
+        "The shape is the source's, or the rows are the source's first ones.",
+        "Every position is off by one, or loaders refuse the shape.",
+        "Remove the first row.",
+    ),
+    Code(
+        "V-ROWS",
+        "other rows of the text position table",
+        "The text position table has more rows than the model is called with, or only one. The original reads the "
+        "first rows as they are; the stock call stretches or squeezes a table whose length is not that of the call.",
+        "The number of rows, and whether the rows are the source's, a bilinear stretch of them, or others.",
+        "Positions that the model was not trained with: all text features change.",
+        "Keep the source's first rows: sam3lite convert --context N.",
+    ),
+    # ---- other values
+    Code(
+        "V-HALF-PRECISION",
+        "went through half precision",
+        "The tensors were rounded to float16 or bfloat16 and stored as float32 again.",
+        "Rounding the source and widening it again gives the folder's values, to the bit.",
+        "Text features change by about 1e-3 (float16) or 1e-2 (bfloat16), at twice the size of a half-precision file.",
+        "Convert from the float32 checkpoint, without --dtype.",
+    ),
+    Code(
+        "V-SCALED",
+        "multiplied by a constant",
+        "The tensor is the source times one factor, for example the square root of the width that some models multiply "
+        "embeddings with. The original does not scale.",
+        "The ratio of all values is the same number.",
+        "Everything behind the tensor changes.",
+        "Divide by the factor, or take the scaling out of the script.",
+    ),
+    Code(
+        "V-CONSTANT",
+        "one value everywhere",
+        "All elements have one value: the tensor was never filled, or was reset to its initial value.",
+        "All elements are equal, and the source's are not.",
+        "The layer does nothing, or passes its input on.",
+        _AGAIN,
+    ),
+    Code(
+        "V-NOT-FINITE",
+        "NaN or infinity where the source has numbers",
+        "The tensor holds NaN or infinite values that the source does not have.",
+        "Counted, beside the source's own.",
+        "NaN spreads: most outputs become NaN.",
+        "Look for an overflow in half precision or for memory that was never filled, then convert again.",
+    ),
+    Code(
+        "V-ONE-BIT",
+        "by a single bit",
+        "One bit of one element differs: damage of a file, of memory or of a disk, not a fault of a conversion.",
+        "The exclusive or with the source has one bit.",
+        "From nothing to everything: a bit of the exponent makes a value huge.",
+        "Copy or download the folder again, and check memory and disk.",
+    ),
+    Code(
+        "V-FINE-TUNED",
+        "like a fine-tune",
+        "Most tensors of a component differ from the source in most elements, and are correlated with it: the "
+        "component was trained further, averaged (EMA) or merged with another.",
+        "At least half of the elements of several tensors differ, with a correlation with the source of 0.8 or more.",
+        "This is another model than the checkpoint; whether a better one, weights cannot tell.",
+        "Verify the folder with the checkpoint that it was really converted from.",
+    ),
+    Code(
+        "V-UNRELATED",
+        "unrelated to the source",
+        "Values have nothing to do with the source's: another training, or random values that a loader leaves where "
+        "it finds no tensor.",
+        "At least half of the elements differ, and their correlation with the source is below 0.3.",
+        "The component does not do what the checkpoint's does.",
+        "Verify with the right checkpoint; if it is, look for names that the loader did not find (V-MISSING).",
+    ),
+    Code(
+        "V-OTHER-VALUES",
+        "other values",
+        "Values differ from the source, and no known cause gives just these values.",
+        "Compared to the bit; the message says how many elements differ, by how much, and where the first one is.",
+        "Depends on the size of the difference; sam3lite parity shows what it does to the text features.",
+        _AGAIN,
+    ),
+    # ---- names, shapes, dtypes
+    Code(
+        "V-MISSING",
+        "missing",
+        "The model has a tensor that the folder does not hold.",
+        "The names that the conversion writes are compared with those of the folder.",
+        "transformers fills it with random values and prints a warning; other loaders stop.",
+        "Correct the rule that renames the key, or add the file that holds the tensor.",
+    ),
+    Code(
+        "V-UNEXPECTED",
+        "unexpected: the model has no such tensor",
+        "The folder holds a tensor under a name that the model does not have.",
+        "The names of the folder are compared with those that the conversion writes.",
+        "Loaders ignore it; if a tensor is missing too, this may be it under a wrong name.",
+        "Correct its name, or remove it.",
+    ),
+    Code(
+        "V-SHAPE",
+        "of another shape",
+        "The tensor has a shape that the model does not have there.",
+        "The shape in the file's header is compared with the one that the conversion writes.",
+        "Loaders stop, or leave the tensor at random values.",
+        _AGAIN,
+    ),
+    Code(
+        "V-DTYPE",
+        "of another dtype than the rest",
+        "The tensor has another dtype than the conversion gives it.",
+        "The dtype in the file's header.",
+        "Loaders cast it without a word; what a narrower dtype rounded off does not come back.",
+        "Store all floating tensors in one dtype.",
+    ),
+    # ---- config.json
+    Code(
+        "V-CONFIG-MISSING",
+        "config.json is missing",
+        "The folder has no config.json.",
+        "There is no such file.",
+        "No library knows what the weights are.",
+        "Take config.json from a conversion of the same checkpoint.",
+    ),
+    Code(
+        "V-CONFIG-CLASS",
+        "config.json names another model",
+        "model_type or architectures of config.json names another model than the one that these tensors belong to.",
+        "Compared with the class that loads the layout.",
+        "The tensors of the other class are randomly initialised: transformers finds none of them in the folder, "
+        "prints a warning, and goes on.",
+        "Write the config.json of the class that the tensors belong to.",
+    ),
+    Code(
+        "V-CONFIG-EPS",
+        "a LayerNorm has another eps",
+        "The original's LayerNorms have an eps of 1e-5. The library's default for the ViT is 1e-6, and takes effect "
+        "where config.json leaves the field out.",
+        "layer_norm_eps of vision_config.backbone_config or of text_config; if left out, the library's default.",
+        "The first LayerNorm of the ViT differs by up to 7e-4; where activations are small, far more.",
+        "Set the field to 1e-05.",
+    ),
+    Code(
+        "V-CONFIG-FIELD",
+        "a field of config.json does not fit the weights",
+        "A field has a value that the weights contradict, or that changes what is computed from them. A field that is "
+        "left out has the value that the reader gives it: the library's default, or that of PackedTextModel.",
+        "Compared with the sizes of the source's tensors and with the original's constants.",
+        "Loaders stop or leave tensors random where a size is wrong; where a constant is wrong (heads, activation, "
+        "window), the model loads and computes something else.",
+        _FIELD,
+    ),
+    # ---- the other files
+    Code(
+        "V-RECEIPT",
+        "conversion.json says something else",
+        "The receipt does not describe this conversion of this source.",
+        "Its fields are compared with those that the conversion would write.",
+        "Tools that trust the receipt are misled.",
+        "Convert again, or delete a receipt that belongs to another folder.",
+    ),
+    Code(
+        "V-FILES",
+        "loaders do not find the tensors where they are",
+        "Tensors lie in files, but the index or the names of the files do not lead a loader there.",
+        "The files are listed, and the index of shards is compared with what the shards hold.",
+        "Loaders stop, or leave tensors at random values.",
+        "Write the index again; sam3lite convert does.",
+    ),
+)  # fmt: skip
+CODES = {code.name: code for code in _ALL}

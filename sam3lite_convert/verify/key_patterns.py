@@ -1,0 +1,78 @@
+"""Keys as patterns: ``text_encoder.layers.{0..11}.self_attn.{q,k}_proj.weight`` stands for 24 keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+_Key = tuple[tuple[str, ...], ...]  # one entry a part of the key: the values that it takes
+
+
+def key_patterns(keys: Iterable[str]) -> tuple[str, ...]:
+    """Patterns that stand for exactly these keys, each with its number of keys if that is more than one."""
+    boxes: list[_Key] = [tuple((part,) for part in key.split(".")) for key in dict.fromkeys(keys)]
+    merged = True
+    while merged:
+        merged = False
+        # Numbers of layers first: a pattern over layers is what people look for.
+        for numeric in (True, False):
+            for place in range(max(map(len, boxes), default=0)):
+                fewer = _merged(boxes, place, numeric)
+                merged |= len(fewer) < len(boxes)
+                boxes = fewer
+    return tuple(map(_shown, boxes))
+
+
+def _merged(boxes: Sequence[_Key], place: int, numeric: bool) -> list[_Key]:
+    """The boxes, with those merged that differ at one place only."""
+    groups: dict[tuple[_Key, _Key, bool], list[str]] = {}
+    out: dict[object, _Key] = {}
+    for box in boxes:
+        if place >= len(box) or all(map(_is_number, box[place])) is not numeric:
+            out[box] = box
+            continue
+        name = (box[:place], box[place + 1 :], numeric)
+        values = groups.setdefault(name, [])
+        values += [v for v in box[place] if v not in values]
+        out[name] = (*name[0], tuple(values), *name[1])
+    return list(out.values())
+
+
+def _shown(box: _Key) -> str:
+    count = 1
+    for values in box:
+        count *= len(values)
+    text = ".".join(map(_part, box))
+    return f"{text} ({count:,})" if count > 1 else text
+
+
+def _part(values: Sequence[str]) -> str:
+    if len(values) == 1:
+        return values[0]
+    if all(map(_is_number, values)):
+        return "{" + ",".join(_ranges(sorted(map(int, values)))) + "}"
+    start = _common_start(values)
+    # A name is cut between its words only.
+    start = start[: start.rfind("_") + 1]
+    rest = [v[len(start) :] for v in values]
+    end = _common_start([v[::-1] for v in rest])[::-1]
+    end = end[end.find("_") :] if "_" in end else ""
+    return start + "{" + ",".join(v[: len(v) - len(end)] for v in rest) + "}" + end
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)
+    return first[: next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+
+
+def _is_number(part: str) -> bool:
+    return part.isdecimal() and str(int(part)) == part
+
+
+def _ranges(numbers: Sequence[int]) -> list[str]:
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][-1] == n - 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return [f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs]
