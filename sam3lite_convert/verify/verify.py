@@ -72,7 +72,8 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     """
     advance = progress or (lambda what: lambda n: None)
     out = Verification(plan)
-    out.mismatched += folder.faults
+    out.mismatched += [(fault.key, fault.why) for fault in folder.faults]
+    out.notes += folder.notes
     wrong: dict[str, bytes] = {}
     with ExitStack() as stack:
         source = stack.enter_context(open_source(plan.checkpoint))
@@ -89,6 +90,9 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
                     out.notes.append(f"{key} is absent; BatchNorm does not read it in evaluation")
                 else:
                     out.missing.append(key)
+                    if key in folder.elsewhere:
+                        place = folder.elsewhere[key]
+                        out.mismatched.append((key, f"lies in {place}, which {folder.reader} does not take"))
                 continue
             path, found = folder.tensors[key]
             if path not in opened:
@@ -145,7 +149,7 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
         return False
     if loss is not None and piece.casts:
         loss.tensors += 1
-    if not (piece.operation.verbatim and piece.source.contiguous):
+    if not (piece.operation.verbatim and piece.source.contiguous and found.contiguous):
         data = piece.operation.backward(read_tensor(file, found), piece.slice, found.dtype)
         original = source_bytes(source, piece)
         return data == (cast(original, piece.source.dtype, piece.dtype, loss) if piece.casts else original)
