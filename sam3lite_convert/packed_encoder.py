@@ -253,7 +253,8 @@ class PackedTextModel(nn.Module):
         """Load the text encoder of a folder in the packed layout; only its text tensors are read.
 
         The model is in evaluation mode and has the dtype of the file. Raises CannotRun if the folder does not exist or
-        has another layout, UnsoundPlan if a weight is missing, Untrusted if a file is damaged.
+        has another layout, UnsoundPlan if a weight is missing, Untrusted if a file is damaged. The files are those that
+        ``verify`` judges: ``model.safetensors``, else the shards of its index.
         """
         from sam3lite_convert.convert.config import PACKED_MODEL_TYPE
         from sam3lite_convert.convert.folder import read_folder
@@ -263,6 +264,9 @@ class PackedTextModel(nn.Module):
         config = found.config or {}
         if config.get("model_type") != PACKED_MODEL_TYPE:
             raise CannotRun(f"{folder} is not a folder of the packed layout", "not_packed")
+        if found.prefix:
+            message = f"{folder}: every key starts with {found.prefix!r}; save the tensors without it"
+            raise UnsoundPlan(message, "weights_not_loaded")
         text = config.get("text_config")
         parsed = PackedTextConfig.from_dict(text if isinstance(text, dict) else {})
         keys = (key for key in found.tensors if key.startswith(("text_encoder.", "text_projection.")))

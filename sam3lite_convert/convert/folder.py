@@ -1,81 +1,408 @@
-"""Index of a converted folder: its tensors, in one file or in shards, and its JSON files."""
+"""Index of a converted folder as its reader takes it: which files, which tensors in them, and its JSON files.
+
+What lies in a folder and what a program takes from it are two things. A file that the reader passes over counts as not
+there, however right its tensors are.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Protocol
 
-from sam3lite_convert.checkpoint.index import StoredTensor
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, stamp_of
 from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.convert.config import PACKED_MODEL_TYPE
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
-from sam3lite_convert.errors import CannotRun, Untrusted, in_short
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted, in_short
+from sam3lite_convert.plan.families import FAMILIES, LibraryNames
+from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.records.record import Json
 
-_JSON_LIMIT = 16 << 20  # bytes; the receipt of 1,300 tensors takes 0.4 MB
+JSON_LIMIT = 16 << 20  # bytes; the receipt of 1,300 tensors takes 0.4 MB
+SAFETENSORS = ".safetensors"
+_SINGLE, _PROJECTION = MODEL + SAFETENSORS, TEXT_PROJECTION + SAFETENSORS
+_BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+# The order in which transformers looks, and our own reader with it: the first that is there is taken.
+_ORDER = (_SINGLE, INDEX_NAME, _BIN, _BIN_INDEX)
+
+# Codes of the faults of a folder.
+NOT_TAKEN = "V-NOT-TAKEN"  # tensors lie in a file that the reader passes over
+INDEX = "V-INDEX"  # an index of shards and the shards do not agree
+TWICE = "V-TWICE"  # two of the files that are taken hold one key
+WEIGHTS = "V-WEIGHTS"  # config.json names a file of weights that cannot be taken
+FORMAT = "V-FORMAT"  # the content of a file is not what its name says, so that the reader does not open it
+WRAPPED = "V-WRAPPED"  # the tensors of a .bin lie under an entry, where the reader does not look
+PREFIX = "V-PREFIX"  # all keys share a prefix that the reader does not take off
+DISTRIBUTED = "V-DISTRIBUTED"  # a file makes transformers read a distributed checkpoint
+ADAPTER = "V-ADAPTER"  # a file makes transformers put an adapter into the model
+
+# What training and saving put in front of every key.
+_WRAPPERS = {
+    "model", "module", "net", "network", "student", "ema", "ema_model", "model_ema", "base_model", "state_dict",
+    "sam3_model", "detector_model", "_orig_mod", "_forward_module", "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+}  # fmt: skip
+_DISTRIBUTED_FILE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+
+
+@dataclass(frozen=True)
+class FolderFault:
+    """One fault of a folder. ``key``: of the tensor, or the file's name; ``code``: its kind, such as ``V-INDEX``."""
+
+    key: str
+    why: str
+    code: str
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The tensors of a converted folder and its JSON files.
+    """What the reader takes from a converted folder.
 
-    tensors: key -> (file, tensor).
-    listed: the keys in the index of shards, including those that no shard holds.
-    faults: (key or file name, what is wrong with it).
+    tensors: key -> (file, tensor). The keys are without ``prefix``; those of the tensors are as they are stored.
+    listed: further keys that the index names or that lie in files that are not taken.
+    elsewhere: keys that are not taken -> the file that holds them.
+    faults: what keeps the reader from taking what it should.
     config: the content of config.json; None if there is no such file.
     receipt: the content of conversion.json; None if there is no such file.
+    reader: what reads the folder, in words.
+    taken: names of the files whose tensors are taken, relative to the folder.
+    prefix: what stands before every key, with its dot; empty for none.
+    notes: what else is to be said of it.
+    names: of the files at its top that decide what is taken, as it was read.
+    stamps: identity, size and times of every file that was read; empty for a folder that is not on this machine.
     """
 
     path: Path
     tensors: dict[str, tuple[Path, StoredTensor]]
     listed: frozenset[str]
-    faults: tuple[tuple[str, str], ...]
+    faults: tuple[FolderFault, ...]
     config: Json | None
     receipt: Json | None
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    reader: str = "transformers"
+    taken: tuple[str, ...] = ()
+    prefix: str = ""
+    notes: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
+    stamps: dict[Path, tuple[int, ...]] = field(default_factory=dict)
+
+    def check_unchanged(self) -> None:
+        """Raises Untrusted if a file was changed, replaced or deleted since the folder was read, or if another file
+        of weights or JSON appeared in it."""
+        for path, stamp in self.stamps.items():
+            if not path.exists() or stamp_of(path) != stamp:
+                raise Untrusted(f"{path}: the file changed while the folder was read", "changed_file")
+        if self.stamps:
+            new = sorted(frozenset(filter(_matters, LocalPlace(self.path).names())) - self.names)
+            if new:
+                raise Untrusted(f"{self.path}: {', '.join(new)} appeared while the folder was read", "changed_file")
+
+
+class Place(Protocol):
+    """Where a folder lies: on this machine, or in a repository on the Hub."""
+
+    path: Path
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading costs requests."""
+
+    def names(self) -> list[str]:
+        """The names of the files at the top of the folder, sorted."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file; ``name``: relative, with slashes."""
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file. Raises Untrusted if it is too large to be one."""
+
+    def index(self, name: str) -> tuple[Path, Checkpoint]:
+        """The file on this machine that holds the tensors' bytes, or will when they are fetched, and its index."""
+
+
+class LocalPlace:
+    """A folder on this machine. ``stamps``: of the files that were read."""
+
+    remote = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stamps: dict[Path, tuple[int, ...]] = {}
+
+    def names(self) -> list[str]:
+        """The names of the files in it, sorted."""
+        return sorted(p.name for p in self.path.iterdir() if p.is_file())
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            return (self.path / name).is_file()
+        except (OSError, ValueError):  # a name that no file system takes
+            return False
+
+    def read(self, name: str) -> bytes:
+        """The content of a file of at most 16 MiB. Raises Untrusted if it is larger or cannot be read."""
+        path = self.path / name
+        try:
+            self.stamps[path] = stamp_of(path)
+            if path.stat().st_size > JSON_LIMIT:
+                raise Untrusted(f"{path}: is too large to have been written by a conversion", "corrupt_file")
+            return path.read_bytes()
+        except OSError as fault:
+            raise Untrusted(f"{path}: cannot be read ({in_short(fault)})", "corrupt_file") from fault
+
+    def index(self, name: str) -> tuple[Path, Checkpoint]:
+        """The file and its index. Raises as ``read_checkpoint`` does."""
+        path = self.path / name
+        checkpoint = read_checkpoint(path)
+        if checkpoint.stamp is not None:
+            self.stamps[path] = checkpoint.stamp
+        return path, checkpoint
 
 
 def read_folder(path: Path) -> Folder:
     """Index a converted folder. Raises CannotRun if there is none, Untrusted if a file is damaged."""
     if not path.is_dir():
         raise CannotRun(f"{path}: no such folder", "no_such_folder")
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise CannotRun(f"{path} holds no .safetensors file, so there is nothing to verify", "nothing_to_verify")
+    return read_place(LocalPlace(path))
+
+
+def read_place(place: Place) -> Folder:
+    """Index a folder wherever it lies. Raises CannotRun if it holds no weights, Untrusted if a file is damaged."""
+    names = place.names()
+    lying = [n for n in names if _is_weights(n)]
+    if not lying and not any(place.has(n) for n in _ORDER):
+        raise CannotRun(
+            f"{place.path} holds no .safetensors file and no pytorch_model.bin, so there is nothing to verify",
+            "nothing_to_verify",
+        )
+    config, receipt = _read_json(place, "config.json"), _read_json(place, RECEIPT_NAME)
+    reader = _Reader.of(config)
+    chosen = _choose(place, config, reader)
+    faults = list(chosen.faults)
     tensors: dict[str, tuple[Path, StoredTensor]] = {}
-    faults: list[tuple[str, str]] = []
-    for file in files:
-        for key, tensor in read_checkpoint(file).tensors.items():
+    holders: dict[str, str] = {}
+    for name in chosen.files:
+        path, checkpoint = place.index(name)
+        faults += _content_faults(name, checkpoint, reader)
+        for key, tensor in checkpoint.tensors.items():
             if key in tensors:
-                faults.append((key, f"is in {tensors[key][0].name} and also in {file.name}"))
-            tensors[key] = (file, tensor)
-    index = _read_json(path / INDEX_NAME)
-    places = _shards(index, path / INDEX_NAME)
-    if index is not None:
-        for key, name in places.items():
-            if key in tensors and tensors[key][0].name != name:
-                faults.append((key, f"the index says {name}, but it is in {tensors[key][0].name}"))
-            elif key not in tensors and (path / name).exists():
-                faults.append((key, f"the index says {name}, but it is not there"))
-        gone = sorted({name for name in places.values() if not (path / name).exists()})
-        faults += [(name, "the index names this shard, but it is missing") for name in gone]
-        beside = [k for k, (f, _) in tensors.items() if k not in places and f.name != "text_projection.safetensors"]
-        faults += [(k, "is in a shard but not in the index, so loaders do not see it") for k in beside]
-    elif not any(f.name == "model.safetensors" for f in files):
-        faults.append((INDEX_NAME, "is missing, and so is model.safetensors: loaders do not find the tensors"))
+                faults.append(FolderFault(key, f"is in {holders[key]} and also in {name}", TWICE))
+            tensors[key], holders[key] = (path, tensor), name
+    faults += _index_faults(chosen, holders, {fault.key for fault in faults if fault.code == TWICE})
+    prefix = _common_prefix(tensors, receipt)
+    notes = []
+    if prefix:
+        tensors = {key.removeprefix(prefix): found for key, found in tensors.items()}
+        if prefix == reader.prefix:
+            notes.append(f"every key starts with {prefix!r}, which {reader.name} takes off")
+        else:
+            faults.append(
+                FolderFault(
+                    prefix,
+                    f"stands before every key, and {reader.name} does not take it off: the model would be left at "
+                    "random values. The tensors are judged without it",
+                    PREFIX,
+                )
+            )
+    taken = list(chosen.files)
+    if reader.reads_projection and _PROJECTION in lying and _PROJECTION not in taken:
+        path, checkpoint = place.index(_PROJECTION)
+        taken.append(_PROJECTION)
+        for key, tensor in checkpoint.tensors.items():
+            if key in tensors:
+                faults.append(FolderFault(key, f"is in {chosen.what} and also in {_PROJECTION}", TWICE))
+            tensors[key] = (path, tensor)
+    aside = [n for n in lying if n not in taken]
+    elsewhere: dict[str, str] = {}
+    for name in aside if not (place.remote and chosen.files) else ():
+        try:
+            held = place.index(name)[1].tensors
+        except Sam3LiteError as fault:
+            notes.append(f"{name} cannot be read ({fault.message})")
+            continue
+        stripped = _common_prefix(held, receipt)
+        elsewhere |= {key.removeprefix(stripped): name for key in held}
+    elsewhere = {key: name for key, name in elsewhere.items() if key not in tensors}
+    if aside and chosen.files:
+        notes.append(f"not read, since {reader.name} takes {chosen.what}: {', '.join(aside)}")
+    faults += _other_files(names, reader)
     return Folder(
-        path,
-        tensors,
-        frozenset(places),
-        tuple(faults),
-        _read_json(path / "config.json"),
-        _read_json(path / RECEIPT_NAME),
+        path=place.path,
+        tensors=tensors,
+        listed=frozenset([*(k.removeprefix(prefix) for k in chosen.places), *elsewhere]),
+        # Where nothing at all is taken, that is the fault, and not each of the tensors.
+        elsewhere=elsewhere if chosen.files else {},
+        faults=tuple(faults),
+        config=config,
+        receipt=receipt,
+        reader=reader.name,
+        taken=tuple(taken),
+        prefix=prefix,
+        notes=tuple(notes),
+        names=frozenset(filter(_matters, names)),
+        stamps=place.stamps if isinstance(place, LocalPlace) else {},
     )
 
 
-def _shards(index: Json | None, path: Path) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Reader:
+    """What reads a folder, by its config.json.
+
+    name: in words.
+    library: whether it is transformers.
+    prefix: what it takes off the front of keys, once.
+    reads_projection: whether ``text_projection.safetensors`` belongs to the folder.
+    """
+
+    name: str
+    library: bool
+    prefix: str = ""
+    reads_projection: bool = False
+
+    @classmethod
+    def of(cls, config: Json | None) -> _Reader:
+        kind = (config or {}).get("model_type")
+        if kind == PACKED_MODEL_TYPE:
+            return cls("PackedTextModel", False)
+        if isinstance(kind, str) and kind.startswith("sam3lite_"):  # of a layout that no program of ours loads
+            return cls("a reader of such folders", False, reads_projection=True)
+        for names in (family.library for family in FAMILIES.values()):
+            if kind in (names.model_type, names.text_model_type):
+                return cls._of_library(names, kind == names.text_model_type)
+        return cls("transformers", True, reads_projection=kind is None)
+
+    @classmethod
+    def _of_library(cls, names: LibraryNames, text: bool) -> _Reader:
+        return cls("transformers", True, f"{names.text_prefix if text else names.prefix}.", text)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The files that a reader takes. ``what``: the file that it looked for first, in words; ``index``: its name if it
+    is an index of shards; ``places``: by key, the shard that the index names."""
+
+    files: tuple[str, ...]
+    what: str
+    faults: tuple[FolderFault, ...] = ()
+    index: str | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+def _choose(place: Place, config: Json | None, reader: _Reader) -> _Choice:
+    stated = (config or {}).get("transformers_weights") if reader.library else None
+    if stated is not None:
+        if why := _not_takable(stated, place):
+            return _Choice((), "", (FolderFault("config.json: transformers_weights", why, WEIGHTS),))
+        name = str(stated)
+    else:
+        name = next((n for n in _ORDER if place.has(n)), "")
+    if not name:
+        why = f"is missing, and so is {_SINGLE}: {reader.name} finds no tensors"
+        return _Choice((), "", (FolderFault(INDEX_NAME, why, NOT_TAKEN),))
+    if not name.endswith(".index.json"):
+        return _Choice((name,), name)
+    index = _read_json(place, name) or {}
+    places = _shards(index, place.path / name)
+    faults = []
+    if reader.library and not isinstance(index.get("metadata"), dict):
+        faults.append(FolderFault(name, f"has no 'metadata', without which {reader.name} does not load it", INDEX))
+    files = sorted(set(places.values()))
+    outside = [n for n in files if _leads_out(n)]
+    faults += [FolderFault(n, f"{name} names this shard, which lies outside of the folder", INDEX) for n in outside]
+    gone = [n for n in files if n not in outside and not place.has(n)]
+    faults += [FolderFault(n, "the index names this shard, but it is missing", INDEX) for n in gone]
+    there = tuple(n for n in files if n not in outside and n not in gone)
+    if len({n.endswith(SAFETENSORS) for n in files}) > 1:
+        faults.append(FolderFault(name, "names shards of two formats", INDEX))
+    if not places:
+        faults.append(FolderFault(name, "names no tensors", INDEX))
+    return _Choice(there, name, tuple(faults), name, places)
+
+
+def _not_takable(stated: object, place: Place) -> str | None:
+    """Why transformers does not load the file that config.json names; None if it does."""
+    if not isinstance(stated, str) or not stated.endswith((SAFETENSORS, SAFETENSORS + ".index.json")):
+        return f"is {stated!r}; transformers takes the name of a .safetensors file or of its index"
+    if _leads_out(stated):
+        return f"is {stated!r}, which lies outside of the folder"
+    return None if place.has(stated) else f"names {stated}, which is missing; transformers looks for no other file"
+
+
+def _leads_out(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name
+
+
+def _content_faults(name: str, checkpoint: Checkpoint, reader: _Reader) -> Iterable[FolderFault]:
+    if name.endswith(SAFETENSORS) != (checkpoint.format == "safetensors"):
+        holds = "safetensors" if checkpoint.format == "safetensors" else "a pickle of torch.save"
+        yield FolderFault(name, f"holds {holds} in spite of its name, so {reader.name} does not open it", FORMAT)
+    if checkpoint.wrapper is not None:
+        why = f"its tensors lie under the entry {checkpoint.wrapper!r}, where {reader.name} does not look"
+        yield FolderFault(name, why, WRAPPED)
+
+
+def _index_faults(chosen: _Choice, holders: Mapping[str, str], twice: set[str]) -> Iterable[FolderFault]:
+    """``holders``: by key, the file that it was taken from; ``twice``: keys that several files hold."""
+    if chosen.index is None:
+        return
+    for key, name in chosen.places.items():
+        if key in twice:
+            continue
+        if key in holders and holders[key] != name:
+            yield FolderFault(key, f"the index says {name}, but it is in {holders[key]}", INDEX)
+        elif key not in holders and name in chosen.files:
+            yield FolderFault(key, f"the index says {name}, but it is not there", INDEX)
+    for key, name in holders.items():
+        if key not in chosen.places:
+            yield FolderFault(key, f"is in {name} but not in the index, so readers that go by it do not see it", INDEX)
+
+
+def _other_files(names: list[str], reader: _Reader) -> Iterable[FolderFault]:
+    """Files that make transformers load something else, or something more."""
+    if not reader.library:
+        return
+    for name in names:
+        if _DISTRIBUTED_FILE.fullmatch(name):
+            why = "its name makes transformers read the folder as a distributed checkpoint, from whatever lies in it"
+            yield FolderFault(name, why, DISTRIBUTED)
+        if name == "adapter_config.json":
+            yield FolderFault(name, "makes transformers put an adapter into the model where peft is installed", ADAPTER)
+
+
+def _common_prefix(keys: Iterable[str], receipt: Json | None) -> str:
+    """What training or saving put before every key, with its dots; empty if there is nothing of the kind."""
+    rest = list(keys)
+    stated = (receipt or {}).get("tensors")
+    if isinstance(stated, dict) and any(key in stated for key in rest):
+        return ""  # the layout's own names begin so
+    prefix = ""
+    while rest:
+        first = rest[0].partition(".")[0]
+        if first not in _WRAPPERS or not all(key.startswith(first + ".") for key in rest):
+            break
+        prefix += first + "."
+        rest = [key[len(first) + 1 :] for key in rest]
+    return prefix
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(SAFETENSORS) or (name.startswith("pytorch_model") and name.endswith(".bin"))
+
+
+def _matters(name: str) -> bool:
+    return _is_weights(name) or name in (*_ORDER, "config.json", RECEIPT_NAME, "adapter_config.json")
+
+
+def _shards(index: Json, path: Path) -> dict[str, str]:
     """Key -> name of its shard, from the index. Raises Untrusted if the index cannot be read."""
-    places = (index or {}).get("weight_map") or {}
+    places = index.get("weight_map") or {}
     if isinstance(places, dict):
         names = {key: name for key, name in places.items() if isinstance(name, str)}
         if len(names) == len(places):
@@ -83,14 +410,13 @@ def _shards(index: Json | None, path: Path) -> dict[str, str]:
     raise Untrusted(f"{path}: its weight_map cannot be read", "corrupt_file")
 
 
-def _read_json(path: Path) -> Json | None:
-    if not path.exists():
+def _read_json(place: Place, name: str) -> Json | None:
+    if not place.has(name):
         return None
-    if path.stat().st_size > _JSON_LIMIT:
-        raise Untrusted(f"{path}: is too large to have been written by a conversion", "corrupt_file")
+    path = place.path / name
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as fault:
+        data = json.loads(place.read(name).decode("utf-8"))
+    except (ValueError, RecursionError) as fault:
         raise Untrusted(f"{path}: cannot be read as JSON ({in_short(fault)})", "corrupt_file") from fault
     if not isinstance(data, dict):
         raise Untrusted(f"{path}: is not a JSON object", "corrupt_file")

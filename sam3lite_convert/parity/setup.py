@@ -14,7 +14,7 @@ from sam3lite_convert.checkpoint.hashing import damaged_records
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.checkpoint.reader import open_file
 from sam3lite_convert.convert.config import make_config
-from sam3lite_convert.convert.folder import Folder, read_folder
+from sam3lite_convert.convert.folder import NOT_TAKEN, PREFIX, WRAPPED, Folder, read_folder
 from sam3lite_convert.convert.text_weights import COUNTER, folder_weights, planned_weights, source_weights
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
 from sam3lite_convert.packed_encoder import ATTENTION
@@ -144,6 +144,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     notes: list[str] = []
     if converted is not None:
         folder = _whole(read_folder(converted))
+        notes += folder.notes
         plan = _recognised(folder, source, mappings, options, notes)
     else:
         layout = mappings.layout(options.candidate or Options().layout)
@@ -160,7 +161,9 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         )
     dtype = getattr(torch, name)
     held = planned_weights(plan) if folder is None else folder_weights(folder, plan.layout)
-    _check_weights(pieces, held)
+    if folder is not None:
+        folder.check_unchanged()
+    _check_weights(pieces, held, folder.elsewhere if folder else {})
     called = called_context(source, plan.context.rows, options.context)
     notes += _context_notes(called, plan, _rows_held(pieces, held))
     # Where nothing states the context, a folder with fewer rows was made for that call.
@@ -221,11 +224,14 @@ def _context_notes(called: CalledContext, plan: Plan, rows: int) -> list[str]:
 
 
 def _whole(folder: Folder) -> Folder:
-    """The folder itself. Raises Untrusted if its files contradict each other."""
-    if folder.faults:
-        listed = "; ".join(f"{key} {why}" for key, why in folder.faults[:5])
-        raise Untrusted(f"{folder.path} contradicts itself: {listed}", "corrupt_folder")
-    return folder
+    """The folder itself. Raises Untrusted if its files contradict each other, UnsoundPlan if they do not but its reader
+    does not find the tensors: whatever was compared then would not be what a model loads."""
+    if not folder.faults:
+        return folder
+    listed = "; ".join(f"{fault.key} {fault.why}" for fault in folder.faults[:5])
+    if {fault.code for fault in folder.faults} <= {PREFIX, WRAPPED, NOT_TAKEN}:
+        raise UnsoundPlan(f"{folder.path}: {folder.reader} does not load its tensors: {listed}", "weights_not_loaded")
+    raise Untrusted(f"{folder.path} contradicts itself: {listed}", "corrupt_folder")
 
 
 def _recognised(
@@ -267,13 +273,18 @@ def _check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:
         )
 
 
-def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor]) -> None:
+def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor], elsewhere: Mapping[str, str]) -> None:
     """Raises UnsoundPlan, naming the keys, if the candidate's tensors do not match this original.
 
-    The position table may have another number of rows: the comparison shows its effect.
+    The position table may have another number of rows: the comparison shows its effect. ``elsewhere``: the file that
+    holds a key which is not taken.
     """
     wanted = {m.target: m for m in pieces}
-    faults = [f"{key} is missing" for key in wanted if key not in held and not key.endswith(COUNTER)]
+    faults = []
+    for key, piece in wanted.items():
+        if key not in held and not key.endswith(COUNTER):
+            where = f" (it lies in {elsewhere[piece.key]}, which is not taken)" if piece.key in elsewhere else ""
+            faults.append(f"{key} is missing{where}")
     faults += [f"{key} is not part of the encoder" for key in held if key not in wanted]
     for key, piece in wanted.items():
         if key not in held or key.endswith(COUNTER):

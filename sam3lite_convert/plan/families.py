@@ -33,6 +33,8 @@ class LibraryNames:
     """Names of a family's classes in transformers, and of their model types in config.json.
 
     since: the first version of the library that has these classes.
+    prefix, text_prefix: what loading the model, or the text encoder alone, takes off the front of keys
+        (``base_model_prefix`` of the class).
     """
 
     since: str
@@ -46,6 +48,8 @@ class LibraryNames:
     text_model_type: str
     vision_model_type: str
     vit_model_type: str
+    prefix: str
+    text_prefix: str
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ SAM3_LITETEXT = Family(
         text_model_type="sam3_lite_text_text_model",
         vision_model_type="sam3_vision_model",
         vit_model_type="sam3_vit_model",
+        prefix="detector_model",
+        text_prefix="model",
     ),
     depths={
         "vit_blocks": Depth("vit_hidden", 1024, 32),

@@ -102,7 +102,8 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     out = Verification(plan)
     if said := plan.context.beside(plan.architecture.sizes["context"]):
         out.notes.append(said)
-    found_out = [Difference(key, "V-FILES", "files", why) for key, why in folder.faults]
+    out.notes += folder.notes
+    found_out = [Difference(fault.key, fault.code, "files", fault.why) for fault in folder.faults]
     with ExitStack() as stack:
         source = stack.enter_context(open_source(plan.checkpoint))
         hashing = stack.enter_context(SourceHash(None if plan.checkpoint.partial else plan.checkpoint.path))
@@ -118,7 +119,12 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
                 if piece.canonical.endswith(COUNTER):
                     out.notes.append(f"{key} is absent; BatchNorm does not read it in evaluation")
                 else:
-                    found_out.append(Difference(key, MISSING, component, "is missing", "tensors are missing"))
+                    place = folder.elsewhere.get(key)
+                    if place is None:
+                        found_out.append(Difference(key, MISSING, component, "is missing", "tensors are missing"))
+                    else:
+                        why = f"lies in {place}, which {folder.reader} does not take"
+                        found_out.append(Difference(key, MISSING, component, f"is missing: it {why}", why))
                 continue
             path, found = folder.tensors[key]
             if path not in opened:
@@ -184,7 +190,7 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
         return False
     if loss is not None and piece.casts:
         loss.tensors += 1
-    if not (piece.operation.verbatim and piece.source.contiguous):
+    if not (piece.operation.verbatim and piece.source.contiguous and found.contiguous):
         data = piece.operation.backward(read_tensor(file, found), piece.slice, found.dtype)
         original = source_bytes(source, piece)
         return data == (cast(original, piece.source.dtype, piece.dtype, loss) if piece.casts else original)

@@ -1089,9 +1089,19 @@ def test_twins_of_the_text_encoder_that_differ_are_not_compared(tmp_path):
 def test_a_folder_that_is_truncated_or_contradicts_itself_is_not_compared(layout, s0, detector, bad, tmp_path):
     folder = bad(layout)
     file = folder / "model.safetensors"
-    shutil.copy(file, folder / "model-00002-of-00002.safetensors")
+    both = [folder / f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for shard in both:
+        shutil.copy(file, shard)
+    places = {key: both[n % 2].name for n, key in enumerate(load_file(file))}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    # The single file comes first: its shards are not read, and that is said.
+    assert "not read" in sam3lite("parity", "--checkpoint", s0, "--converted", folder).out
+    file.rename(tmp_path / "aside")
     assert "and also in" in errors(sam3lite("parity", "--checkpoint", s0, "--converted", folder), 4)
-    (folder / "model-00002-of-00002.safetensors").unlink()
+    (tmp_path / "aside").rename(file)
+    for path in (*both, index):
+        path.unlink()
     file.write_bytes(file.read_bytes()[:-100])
     assert file.name in errors(sam3lite("parity", "--checkpoint", s0, "--converted", folder), 4)
     cut = convert(detector, tmp_path / "cut", "--layout", layout, "--max-shard-size", "1MB")

@@ -24,6 +24,7 @@ from support.folders import (
     write_safetensors,
 )
 
+from sam3lite_convert.convert import folder as folders
 from sam3lite_convert.plan.plan import make_plan
 from sam3lite_convert.verify import recognise
 from sam3lite_convert.verify.codes import CODES
@@ -264,27 +265,26 @@ def spoil_heads(folder):
     edit_config(folder, "text_config", "num_attention_heads", value=4)
 
 
-def rename_weights(folder):
-    (folder / "model.safetensors").rename(folder / "weights.safetensors")
-
-
 FILES = {
     "V-CONFIG-CLASS": spoil_class,
     "V-CONFIG-EPS": spoil_eps,
     "V-CONFIG-MISSING": lose_config,
     "V-CONFIG-FIELD": spoil_heads,
-    "V-FILES": rename_weights,
 }
 PACKED = ("V-QKV-ORDER", "V-QKV-INTERLEAVED")
-# Made in the test of their own.
-ELSEWHERE = {"V-RECEIPT"}
+# Made in tests of their own; those of a folder in tests/verify/test_taken.py.
+OF_A_FOLDER = {
+    folders.NOT_TAKEN, folders.INDEX, folders.TWICE, folders.WEIGHTS, folders.FORMAT, folders.WRAPPED,
+    folders.PREFIX, folders.DISTRIBUTED, folders.ADAPTER,
+}  # fmt: skip
+ELSEWHERE = {"V-RECEIPT", *OF_A_FOLDER}
 
 
 def codes_in_the_code():
-    """Every code that stands in the modules of verify, but for the catalogue."""
+    """Every code that stands in the modules of verify and in that of folders, but for the catalogue."""
     return {
         code
-        for path in VERIFY.glob("*.py")
+        for path in (*VERIFY.glob("*.py"), Path(folders.__file__))
         if path.name != "codes.py"
         for code in re.findall(r"\"(V-[A-Z-]+)\"", path.read_text())
     } - {"V-CONFIG"}

@@ -661,7 +661,9 @@ def test_an_index_that_misleads_loaders_is_a_mismatch(tiny, tmp_path):
         index.write_text(json.dumps(whole | {"weight_map": weights}))
         assert faults(folder, tiny).keys() == {key}
     index.unlink()
-    assert faults(folder, tiny).keys() == {"model.safetensors.index.json"}
+    record = verify(folder, tiny).json
+    assert [m["key"] for m in record["mismatched"]] == ["model.safetensors.index.json"]
+    assert set(record["missing"]) == {k for k in whole["weight_map"] if not k.endswith("num_batches_tracked")}
 
 
 def test_a_missing_shard_is_a_mismatch(tiny, tmp_path):
@@ -740,8 +742,10 @@ def test_there_is_nothing_to_verify(tiny, tmp_path):
     (tmp_path / "file").write_text("x")
     for place in ("empty", "file", "nowhere"):
         assert verify(tmp_path / place, tiny).code == 2
-    (tmp_path / "empty" / "pytorch_model.bin").write_bytes(b"x")
+    (tmp_path / "empty" / "training_args.bin").write_bytes(b"x")
     assert verify(tmp_path / "empty", tiny).code == 2
+    (tmp_path / "empty" / "pytorch_model.bin").write_bytes(b"x")
+    assert verify(tmp_path / "empty", tiny).code == 4
 
 
 def test_a_folder_of_another_model_is_said_to_be_of_no_layout(tiny, tmp_path):
