@@ -454,7 +454,8 @@ def _attention(w: Mapping[str, Tensor], x: Tensor, mask: Tensor | None, behind: 
     if mask is None and "causal mask" in way:
         mask = torch.full((length, length), -math.inf, dtype=x.dtype).triu(1)
     if "padding masked" in way:
-        mask = torch.zeros(batch, 1, 1, length, dtype=x.dtype).masked_fill(behind[:, None, None, :], -math.inf)
+        padding = torch.zeros(batch, 1, 1, length, dtype=x.dtype).masked_fill(behind[:, None, None, :], -math.inf)
+        mask = padding if mask is None else mask + padding
     scale = head_dim**-0.5
     if "no attention scale" in way:
         scale = 1.0

@@ -54,6 +54,7 @@ def embeddings_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
             "start and end id are exchanged",
             encoder.embedding_layer(torch.where(ids == start, end, torch.where(ids == end, start, ids))),
         ),
+        **_other_ids(evidence),
         "vocabulary_shifted:+1": ("every id reads the row after its own", _rows(encoder.embedding_layer, ids + 1)),
         "vocabulary_shifted:-1": ("every id reads the row before its own", _rows(encoder.embedding_layer, ids - 1)),
     }
@@ -66,9 +67,41 @@ def embeddings_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     if length < rows:
         words = f"the first {length} rows of the position table are used; the original resizes the table"
         yield Hypothesis("positions_cut", words, lambda: tokens + table[:, 0, :length].to(tokens.dtype))
+    if length > rows:
+        at = torch.arange(length)
+        beyond = {
+            "positions_clamped": ("read its last row", table[:, 0, at.clamp(max=rows - 1)]),
+            "positions_wrapped": ("begin with its first row again", table[:, 0, at % rows]),
+            "positions_zero": ("are zero", functional.pad(table[:, 0], (0, 0, 0, length - rows))),
+        }
+        for key, (what, read) in beyond.items():
+            words = f"positions behind the position table {what}; the original resizes the table"
+            yield Hypothesis(key, words, lambda r=read: tokens + r.to(tokens.dtype))  # type: ignore[misc]
     if length != rows:
         words = "the position table is resized with align_corners; the original resizes it without"
         yield Hypothesis("align_corners", words, with_table(table, True))
+        nearest = functional.interpolate(table, (length, dim), mode="nearest")
+        words = "the position table is resized by its nearest rows; the original interpolates"
+        yield Hypothesis("positions_nearest", words, with_table(nearest))
+
+
+def _other_ids(evidence: Evidence) -> dict[str, tuple[str, Tensor]]:
+    """Key -> words and token embedding, for ids that a port may have been given in place of these."""
+    embedding, ids = evidence.model.encoder.embedding_layer, evidence.ids
+    behind = torch.arange(ids.shape[1]) > ids.argmax(-1, keepdim=True)
+    found = {}
+    if bool(behind.any()):
+        padded = torch.where(behind, ids.max(-1, keepdim=True).values, ids)
+        words = "padding is the end id, or another id whose embedding is equal; these ids hold other padding"
+        found["padded_with_end"] = words, embedding(padded)
+    for by, words in (
+        (1, "the ids begin one too late: the start id is missing"),
+        (-1, "the ids have one more in front"),
+    ):
+        moved = embedding(ids.roll(-by, 1))
+        moved[:, -1 if by > 0 else 0] = torch.nan  # what moved in is unknown
+        found[f"ids_shifted:{by:+d}"] = words, moved
+    return found
 
 
 def _rows(embedding: nn.Module, ids: Tensor) -> Tensor:
@@ -92,6 +125,7 @@ def final_norm_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     run = Run(evidence, tap, evidence.model.encoder.final_layer_norm)
     yield from run.eps(nn.LayerNorm, "LayerNorm")
     yield from run.biases()
+    yield from run.other_norms()
     ones = {"weight": torch.ones_like(run.tensors["weight"])}
     yield Hypothesis("no_weight", "the weight of the final LayerNorm is missing (one)", run.having(ones))
     read = evidence.read_by(tap)
@@ -105,6 +139,9 @@ def projected_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     before = evidence.read_by(FINAL_NORM.name)
     projector = evidence.model.projector
     yield Hypothesis("before_norm", "the tokens are projected before the final LayerNorm", lambda: projector(before))
+    right = evidence.recorded[tap]
+    words = "the projected tokens are normalised to length 1"
+    yield Hypothesis("normalised", words, lambda: functional.normalize(right, dim=-1))
     weight = run.tensors["weight"]
     if weight.shape[0] == weight.shape[1]:
         yield Hypothesis("transposed:projector", "the projector is transposed", run.having({"weight": weight.T}))
@@ -130,6 +167,8 @@ def pooled_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     yield Hypothesis("pool_first", "the first position is pooled, not the greatest id", lambda: tokens[:, 0] @ matrix)
     yield Hypothesis("pool_mean", "the mean of all tokens is pooled", lambda: tokens.mean(1) @ matrix)
     yield Hypothesis("not_projected", "the pooled token is not projected", lambda: picked)
+    words = "the pooled output is normalised to length 1"
+    yield Hypothesis("normalised", words, lambda: functional.normalize(picked @ matrix, dim=-1))
     before = evidence.read_by(FINAL_NORM.name)
     words = "the token is pooled before the final LayerNorm"
     yield Hypothesis("pool_before_norm", words, lambda: before[rows, first] @ matrix)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +16,49 @@ from original_ref import TextStudentEncoder
 from sam3lite_convert.parity.encoders import Activations, hook_tap
 from sam3lite_convert.parity.taps import LAYER, ORIGINAL, layer_of, point_of, read_at
 
+M = TypeVar("M", bound=nn.Module)
+
 _EPS = {1e-6: "1e-06", 1e-4: "0.0001", 1e-3: "0.001", 1e-12: "1e-08 or less"}
 _ACTIVATIONS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "gelu_tanh": ("GELU is the tanh approximation; the original's is exact (erf)", lambda: nn.GELU("tanh")),
     "quick_gelu": ("the activation is quick GELU (x * sigmoid(1.702 x)); the original's is exact", lambda: _Quick()),
     "silu": ("the activation is a SiLU; the original's is an exact GELU", nn.SiLU),
     "relu": ("the activation is a ReLU; the original's is an exact GELU", nn.ReLU),
+    "no_activation": ("the activation is left out; the original's is an exact GELU", nn.Identity),
 }
 
 
 class _Quick(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
+
+
+class _OtherNorm(nn.Module):
+    """A LayerNorm with its weights that computes something else."""
+
+    def __init__(self, norm: nn.LayerNorm, compute: Callable[[Tensor, float], Tensor]) -> None:
+        super().__init__()
+        self.weight, self.bias, self._eps, self._compute = norm.weight, norm.bias, norm.eps, compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._compute(x, self._eps) * self.weight + self.bias
+
+
+def _unbiased(x: Tensor, eps: float) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) * (x.var(-1, keepdim=True) + eps).rsqrt()
+
+
+def _not_centred(x: Tensor, eps: float) -> Tensor:
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
+_NORMS: dict[str, tuple[str, Callable[[Tensor, float], Tensor]]] = {
+    "layernorm_unbiased": ("LayerNorm divides the variance by n - 1; the original divides it by n", _unbiased),
+    "rms_norm": (
+        "the norm is an RMSNorm, which does not subtract the mean; the original's is a LayerNorm",
+        _not_centred,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -127,14 +159,29 @@ class Run:
                 yield Hypothesis(f"no_bias:{name}", f"{name} is missing (zero)", self.zero(name))
 
     def activations(self) -> Iterator[Hypothesis]:
-        places = [
-            (parent, name)
+        """Hypotheses that all GELUs are another activation."""
+        for key, (words, make) in _ACTIVATIONS.items():
+            changes = [(parent, name, make()) for parent, name, _ in self._children(nn.GELU)]
+            yield Hypothesis(key, words, self.setting(changes))
+
+    def other_norms(self) -> Iterator[Hypothesis]:
+        """Hypotheses that all LayerNorms, the module itself or those in it, compute something else."""
+        for key, (words, compute) in _NORMS.items():
+            if isinstance(self._module, nn.LayerNorm):
+                yield Hypothesis(key, words, partial(_OtherNorm(self._module, compute), self.read))
+            else:
+                found = self._children(nn.LayerNorm)
+                changes = [(parent, name, _OtherNorm(norm, compute)) for parent, name, norm in found]
+                yield Hypothesis(key, words, self.setting(changes))
+
+    def _children(self, kind: type[M]) -> list[tuple[nn.Module, str, M]]:
+        """Parent, name and module of those of a kind."""
+        return [
+            (parent, name, child)
             for parent in self._module.modules()
             for name, child in parent.named_children()
-            if isinstance(child, nn.GELU)
+            if isinstance(child, kind)
         ]
-        for key, (words, make) in _ACTIVATIONS.items():
-            yield Hypothesis(key, words, self.setting([(parent, name, make()) for parent, name in places]))
 
 
 @contextmanager

@@ -7,21 +7,29 @@ another tap (embeddings, final norm, projections) in ``ends.py``.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sam3lite_convert.parity.compare import absolute_difference
+from sam3lite_convert.parity.encoders import record
 from sam3lite_convert.parity.faults.ends import embeddings_faults, final_norm_faults, pooled_faults, projected_faults
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis
 from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
+from sam3lite_convert.parity.judgement import FLOORS
+from sam3lite_convert.parity.original import wrap_reference
 from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, TapPoint, enclosing, point_of
 
+Group = Callable[[Evidence, str], Iterator[Hypothesis]]
+
+_NEAR = 0.01  # of a divergence: what a hypothesis may leave of it and still be held to a noise floor of its own
+
 # Row of the table of taps -> its hypotheses. A tap inside one of these rows has the same hypotheses.
-_KNOWN: dict[TapPoint, Callable[[Evidence, str], Iterator[Hypothesis]]] = {
+_KNOWN: dict[TapPoint, Group] = {
     EMBEDDINGS: embeddings_faults,
     LAYER: layer_faults,
     FINAL_NORM: final_norm_faults,
@@ -44,29 +52,68 @@ class Fit:
 
 
 def explain(
-    evidence: Evidence, tap: str, candidate: Tensor, tolerance: float, mean_tolerance: float = math.inf
+    evidence: Evidence,
+    tap: str,
+    candidate: Tensor,
+    tolerance: float,
+    mean_tolerance: float = math.inf,
+    propagated: bool = False,
 ) -> list[Fit]:
     """Hypotheses that explain the candidate's activation within the tolerances, the closest first.
 
-    ``candidate``: its activation at the tap when it reads the reference's recorded input.
+    ``candidate``: its activation at the tap when it reads the reference's recorded input, or, with ``propagated``, in
+    a normal forward pass that agrees with the reference's up to this tap.
     ``tolerance``: largest max abs diff to a hypothesis that fits.
     ``mean_tolerance``: largest mean abs diff to a hypothesis that fits.
 
+    The tolerances are those of the right module. A fault may make rounding larger, so if nothing fits within them,
+    hypotheses that leave next to nothing of the divergence are held to noise floors of their own.
     Tensors of other layers are tried only if nothing simpler fits.
     """
+    near = _NEAR * distance(evidence.recorded[tap], candidate)[0]
+    exact = None
     for group in (hypotheses, other_layers):
-        fits = []
-        for hypothesis in group(evidence, tap):
+        fits, close = [], list[tuple[int, Fit, float]]()
+        for n, hypothesis in enumerate(group(evidence, tap)):
             with torch.inference_mode():
                 made = hypothesis.output()
             if made.shape != candidate.shape:
                 continue
             error, mean = distance(made, candidate)
+            fit = Fit(hypothesis.key, hypothesis.words, error)
             if error <= tolerance and mean <= mean_tolerance:
-                fits.append(Fit(hypothesis.key, hypothesis.words, error))
+                fits.append(fit)
+            elif error <= near:
+                close.append((n, fit, mean))
+        if close and not fits:
+            exact = exact or _in_float64(evidence, propagated)
+            floors = _own_floors(evidence, exact, group, tap, [n for n, _, _ in close])
+            for (_, fit, mean), (floor, mean_floor) in zip(close, floors, strict=True):
+                if fit.error <= max(tolerance, FLOORS * floor) and mean <= max(mean_tolerance, FLOORS * mean_floor):
+                    fits.append(fit)
         if fits:
             return sorted(fits, key=lambda f: f.error)
     return []
+
+
+def _own_floors(
+    evidence: Evidence, exact: Evidence, group: Group, tap: str, numbers: Sequence[int]
+) -> list[tuple[float, float]]:
+    """The noise floor of hypotheses, by their number in the group: max and mean abs diff to float64."""
+    ours, theirs = list(group(evidence, tap)), list(group(exact, tap))
+    with torch.inference_mode():
+        return [distance(ours[n].output(), theirs[n].output()) for n in numbers]
+
+
+def _in_float64(evidence: Evidence, propagated: bool) -> Evidence:
+    """The same in float64: from the first tap on, or from the recorded input of each module."""
+    model = copy.deepcopy(evidence.model).double()
+    if propagated:
+        recorded = record(wrap_reference(model), evidence.ids)
+    else:
+        recorded = {tap: value.double() for tap, value in evidence.recorded.items()}
+    table = evidence.full_table
+    return replace(evidence, model=model, recorded=recorded, full_table=None if table is None else table.double())
 
 
 def distance(made: Tensor, candidate: Tensor) -> tuple[float, float]:

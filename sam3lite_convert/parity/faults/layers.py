@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from original_ref.blocks import MultiHeadAttention, RepMixerBlock, TransformerLayer
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, Run
 from sam3lite_convert.parity.taps import LAYER, enclosing, point_of
+
+_MOST_HEADS = 64  # that a wrong number of heads is tried up to
 
 
 def layer_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
@@ -43,19 +45,13 @@ def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) ->
             for leaf, name in names.items():
                 key, words = f"qkv_order:{''.join(order)}:{leaf}", f"{swap}, in the {leaf} alone"
                 yield Hypothesis(key, words, run.having({name: rows[name]}))
-    if attention.heads > 1:
-        rows = {
-            n: torch.cat([t.reshape(attention.heads, 3, -1)[:, i].reshape(t.shape[0] // 3, -1) for i in range(3)])
-            for n, t in fused.items()
-        }
-        rows = {n: t.reshape(fused[n].shape) for n, t in rows.items()}
-        yield Hypothesis("qkv_by_head", "the fused rows were read as q, k, v of each head in turn", run.having(rows))
+    out = "pre_norm_mha.1.out_proj.weight"
+    yield from _other_rows(run, attention, fused, out)
     weight = parts[names["weight"]]
     for flipped in ("q", "k", "v", "qkv"):
         rows = {names["weight"]: torch.cat([weight[p].T if p in flipped else weight[p] for p in "qkv"])}
         which = "the projections of q, k and v are" if flipped == "qkv" else f"the projection of {flipped} is"
         yield Hypothesis(f"transposed:{flipped}", f"{which} transposed", run.having(rows))
-    out = "pre_norm_mha.1.out_proj.weight"
     yield Hypothesis("transposed:out_proj", "attention's out_proj is transposed", run.having({out: run.tensors[out].T}))
     yield from run.biases()
     for part in "qkv":
@@ -67,10 +63,11 @@ def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) ->
     yield Hypothesis("no_query_scale", "the query is not scaled by head_dim^-0.5", run.having(scale))
     twice = {n: torch.cat([p["q"] / root, p["k"], p["v"]]) for n, p in parts.items()}
     yield Hypothesis("query_scaled_twice", "the query is scaled by head_dim^-0.5 twice", run.having(twice))
-    width = attention.heads**-0.5
-    by_width = {n: torch.cat([p["q"] * width, p["k"], p["v"]]) for n, p in parts.items()}
-    words = "the query is scaled by dim^-0.5; the original scales it by head_dim^-0.5"
-    yield Hypothesis("query_scaled_by_width", words, run.having(by_width))
+    if attention.heads > 1:
+        width = attention.heads**-0.5
+        by_width = {n: torch.cat([p["q"] * width, p["k"], p["v"]]) for n, p in parts.items()}
+        words = "the query is scaled by dim^-0.5; the original scales it by head_dim^-0.5"
+        yield Hypothesis("query_scaled_by_width", words, run.having(by_width))
     matrix, heads, width = run.tensors[out], attention.heads, attention.head_dim
     columns = {
         "heads_interleaved": ("attention's heads are interleaved, not side by side, before out_proj", width, heads),
@@ -79,13 +76,14 @@ def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) ->
     for key, (words, outer, inner) in columns.items():
         permuted = matrix.reshape(-1, outer, inner).transpose(1, 2).reshape(matrix.shape)
         yield Hypothesis(key, words, run.having({out: permuted}))
-    for heads in (1, 2, 4, 6, 8, 12, 16, 32):
-        width = attention.heads * attention.head_dim
+    width = attention.heads * attention.head_dim
+    for heads in range(1, min(width, _MOST_HEADS) + 1):
         if heads != attention.heads and width % heads == 0:
             words = f"attention has {heads} heads; the original has {attention.heads}"
             changes = [(attention, "heads", heads), (attention, "head_dim", width // heads)]
             yield Hypothesis(f"heads:{heads}", words, run.setting(changes))
     yield from run.eps(nn.LayerNorm, "LayerNorm")
+    yield from run.other_norms()
     first, second = "pre_norm_mha.0", "pre_norm_ffn.0"
     both = ((first, second), (second, first))
     exchanged = {f"{x}.{leaf}": run.tensors[f"{y}.{leaf}"] for x, y in both for leaf in ("weight", "bias")}
@@ -98,21 +96,43 @@ def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) ->
     read = evidence.read_by(tap)
     length = read.shape[1]
     upper = torch.full((length, length), -torch.inf, dtype=read.dtype).triu(1)
-    if evidence.model.encoder.causal_masking:
+    causal = evidence.model.encoder.causal_masking
+    if causal:
         yield Hypothesis("not_causal", "there is no causal mask; the original has one", run.having({}, None))
     else:
         words = "attention has a causal mask; the original has no mask"
         yield Hypothesis("causal", words, run.having({}, upper))
-        behind = torch.arange(length) > evidence.ids.argmax(-1, keepdim=True)
-        if behind.any():
-            padding = torch.zeros(behind.shape, dtype=read.dtype).masked_fill(behind, -torch.inf)
-            words = "padding is masked; the original attends to it"
-            yield Hypothesis("padding_masked", words, run.having({}, padding[:, None, None, :]))
+    behind = torch.arange(length) > evidence.ids.argmax(-1, keepdim=True)
+    if behind.any():
+        padding = torch.zeros(behind.shape, dtype=read.dtype).masked_fill(behind, -torch.inf)[:, None, None, :]
+        words = "padding is masked; the original attends to it"
+        yield Hypothesis("padding_masked", words, run.having({}, padding + upper if causal else padding))
+
+
+def _other_rows(run: Run, attention: MultiHeadAttention, fused: Mapping[str, Tensor], out: str) -> Iterator[Hypothesis]:
+    """The fused rows of q, k, v (``fused``, by name) read in another order; ``out``: name of out_proj's weight."""
+    heads, width = attention.heads, attention.head_dim
+    dim = heads * width
+    rows = torch.arange(3 * dim)
+    orders = {"qkv_by_row": ("the fused rows were read as q, k, v row by row", rows.reshape(dim, 3).T.flatten())}
+    if heads > 1:
+        by_head = rows.reshape(heads, 3, width).transpose(0, 1).flatten()
+        orders["qkv_by_head"] = ("the fused rows were read as q, k, v of each head in turn", by_head)
+        innermost = rows.reshape(3, width, heads).transpose(1, 2).flatten()
+        orders["qkv_heads_innermost"] = ("the rows of q, k and v were read as (head_dim, heads)", innermost)
+    for key, (words, order) in orders.items():
+        yield Hypothesis(key, words, run.having({name: tensor[order] for name, tensor in fused.items()}))
+    if heads > 1:
+        columns = torch.arange(dim).reshape(width, heads).T.flatten()
+        both = {name: tensor[innermost] for name, tensor in fused.items()} | {out: run.tensors[out][:, columns]}
+        words = "attention's heads are interleaved from q, k and v to out_proj; the original's are side by side"
+        yield Hypothesis("heads_interleaved_throughout", words, run.having(both))
 
 
 def _other_wiring(run: Run, block: TransformerLayer) -> Iterator[Hypothesis]:
     """Transformer layers with the right parts, connected wrongly."""
     norm, attention = block.pre_norm_mha
+    assert isinstance(attention, MultiHeadAttention)
     norm2, *rest = block.pre_norm_ffn
     ffn = nn.Sequential(*rest)
     x, mask = run.read, run.mask
@@ -125,6 +145,40 @@ def _other_wiring(run: Run, block: TransformerLayer) -> Iterator[Hypothesis]:
         y: Tensor = attention(norm(x), mask)
         out: Tensor = y + ffn(norm2(y))
         return out
+
+    def residual_after_norm() -> Tensor:
+        y = norm(x)
+        y = norm2(y + attention(y, mask))
+        out: Tensor = y + ffn(y)
+        return out
+
+    def without_norm1() -> Tensor:
+        y = x + attention(x, mask)
+        out: Tensor = y + ffn(norm2(y))
+        return out
+
+    def without_norm2() -> Tensor:
+        y = attended()
+        out: Tensor = y + ffn(y)
+        return out
+
+    def with_attention(other: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
+        def output() -> Tensor:
+            y = x + attention.out_proj(other(*_query_key_value(attention, norm(x))))
+            out: Tensor = y + ffn(norm2(y))
+            return out
+
+        return output
+
+    def scores(query: Tensor, key: Tensor) -> Tensor:
+        out: Tensor = query * attention.head_dim**-0.5 @ key.mT
+        return out if mask is None else out + mask
+
+    def over_queries(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (scores(query, key).softmax(-2) @ value).transpose(1, 2).reshape(x.shape)
+
+    def not_transposed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (scores(query, key).softmax(-1) @ value).reshape(x.shape)
 
     def post_norm() -> Tensor:
         y = norm(x + attention(x, mask))
@@ -142,9 +196,26 @@ def _other_wiring(run: Run, block: TransformerLayer) -> Iterator[Hypothesis]:
             post_norm,
         ),
         "no_layer": ("the layer does nothing", lambda: x),
+        "residual_after_norm": ("the residual connections begin behind the LayerNorms", residual_after_norm),
+        "no_norm:pre_norm_mha.0": ("the LayerNorm before attention is left out", without_norm1),
+        "no_norm:pre_norm_ffn.0": ("the LayerNorm before the feed-forward is left out", without_norm2),
+        "softmax_over_queries": (
+            "softmax runs over the queries; the original's over the keys",
+            with_attention(over_queries),
+        ),
     }
+    if attention.heads > 1:
+        words = "attention's heads are not transposed back before they are merged"
+        wirings["heads_not_transposed"] = (words, with_attention(not_transposed))
     for key, (words, output) in wirings.items():
         yield Hypothesis(key, words, output)
+
+
+def _query_key_value(attention: MultiHeadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each (batch, heads, sequence, head_dim); the query is not scaled."""
+    fused = attention.qkv_proj(x).reshape(*x.shape[:2], 3, attention.heads, attention.head_dim)
+    query, key, value = fused.permute(2, 0, 3, 1, 4)
+    return query, key, value
 
 
 # ---- RepMixer blocks
@@ -189,6 +260,7 @@ def repmixer_faults(evidence: Evidence, tap: str, block: RepMixerBlock) -> Itera
     kernels = ("token_mixer.mixer.rbr_conv.0.conv.weight", "convffn.conv.conv.weight")
     flipped = {name: run.tensors[name].flip(-1) for name in kernels}
     yield Hypothesis("flipped:both", "the depthwise kernels are reversed", run.having(flipped))
+    yield from _other_padding(run, block)
     for shift, words in ((1, "to the right"), (-1, "to the left")):
         moved = {name: _shifted(run.tensors[name], shift) for name in kernels}
         yield Hypothesis(f"kernels_shifted:{shift:+d}", f"the depthwise kernels are shifted {words}", run.having(moved))
@@ -199,6 +271,27 @@ def repmixer_faults(evidence: Evidence, tap: str, block: RepMixerBlock) -> Itera
     yield Hypothesis("variance_as_deviation", words, run.having(deviations))
     yield from run.biases()
     yield from run.activations()
+
+
+def _other_padding(run: Run, block: RepMixerBlock) -> Iterator[Hypothesis]:
+    """Depthwise convolutions that read something else than zeros behind the ends, or only what comes before."""
+    convolutions = [m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[1] > 1]
+    length = run.read.shape[1]
+
+    def padded(mode: str, causal: bool = False) -> Callable[[], Tensor]:
+        changes: list[tuple[nn.Module, str, object]] = [(m, "padding_mode", mode) for m in convolutions]
+        for m in convolutions:
+            before, behind = (m.kernel_size[1] - 1, 0) if causal else (m.kernel_size[1] // 2,) * 2
+            changes.append((m, "_reversed_padding_repeated_twice", [before, behind, 0, 0]))
+        return run.setting(changes)
+
+    words = "the depthwise convolutions are padded in front alone (causal); the original's on both sides"
+    yield Hypothesis("convolution_causal", words, padded("constant", causal=True))
+    halves = [m.kernel_size[1] // 2 for m in convolutions]
+    for mode, least in (("replicate", 1), ("circular", max(halves)), ("reflect", max(halves) + 1)):
+        if length >= least:
+            words = f"the depthwise convolutions are padded in the mode {mode}; the original's with zeros"
+            yield Hypothesis(f"convolution_padding:{mode}", words, padded(mode))
 
 
 def _shifted(kernel: Tensor, by: int) -> Tensor:
@@ -233,6 +326,21 @@ def _other_mixing(run: Run, block: RepMixerBlock) -> Iterator[Hypothesis]:
     }
     for key, (words, update) in updates.items():
         yield Hypothesis(key, words, block_with(update))
+
+    def without_mixer_residual() -> Tensor:
+        y = mixer.layer_scale * (mixer.mixer(image) - norm(image))
+        y = y + block.layer_scale * block.convffn(y)
+        out: Tensor = y.squeeze(2).transpose(1, 2)
+        return out
+
+    def without_ffn_residual() -> Tensor:
+        y: Tensor = block.layer_scale * block.convffn(mixer(image))
+        return y.squeeze(2).transpose(1, 2)
+
+    words = "the token mixer's residual connection is left out"
+    yield Hypothesis("no_mixer_residual", words, without_mixer_residual)
+    words = "the residual connection around the block's feed-forward is left out"
+    yield Hypothesis("no_convffn_residual", words, without_ffn_residual)
 
     def without_ffn() -> Tensor:
         out: Tensor = mixer(image).squeeze(2).transpose(1, 2)
