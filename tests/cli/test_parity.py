@@ -584,8 +584,9 @@ def test_a_candidate_of_another_layout_than_the_folder_is_wrong_usage(layout, ot
 @pytest.mark.parametrize(
     "more",
     [
-        ["--converted", "x"], ["--self-test"], ["--save-activations", "y.st"], ["--checkpoint", "s0"], ["--seed", "1"],
+        ["--converted", "x"], ["--self-test"], ["--save-activations", "y.st"], ["--seed", "1"],
         ["--candidate", "packed"], ["--dtype", "float16"], ["--batch", "2"], ["--length", "3"], ["--prompt", "a dog"],
+        ["--causal"], ["--ids", "ids.npy"], ["--checkpoint", "s0.pt", "--seed", "1"],
     ],
 )  # fmt: skip
 def test_judge_takes_nothing_but_a_tolerance(more, saved):
