@@ -19,7 +19,17 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert.errors import CannotRun, Untrusted, in_short
-from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, TAPS, layer_of, point_of
+from sam3lite_convert.parity.taps import (
+    EMBEDDINGS,
+    FINAL_NORM,
+    LAYER,
+    POOLED,
+    PROJECTED,
+    TAPS,
+    layer_of,
+    point_of,
+    spelled,
+)
 from sam3lite_convert.records.record import JsonValue
 
 _IDS = ("input_ids", "ids")
@@ -130,15 +140,10 @@ def tap_of(name: str) -> tuple[str, str] | None:
     A name is a tap's, with ``candidate``, ``isolated`` or ``reference`` in front or not (the candidate's, then), and
     with any of ``. _ - /`` between its words: ``layers.0``, ``layers_0``, ``isolated/layers-0``.
     """
-    words = re.sub(r"[._/-]+", ".", name)
-    side, _, rest = words.partition(".")
-    if side not in _SIDES:
-        side, rest = "candidate", words
-    for point in TAPS:
-        pattern = re.escape(point.name.replace("_", ".")).replace(re.escape("{i}"), r"(\d{1,4})")
-        if match := re.fullmatch(pattern, rest):
-            return side, point.at(int(match[1])) if point.per_layer else point.name
-    return None
+    match = re.fullmatch(rf"({'|'.join(_SIDES)})[._/-]+(.+)", name)
+    side, rest = (match[1], match[2]) if match else ("candidate", name)
+    tap = spelled(rest)
+    return (side, tap) if tap else None
 
 
 def _port(path: Path | str, kind: str, found: Mapping[str, Tensor], names: list[str]) -> PortFile:

@@ -125,6 +125,19 @@ def point_of(tap: str) -> TapPoint:
     return _BY_NAME[_row_name(tap)]
 
 
+def spelled(name: str) -> str | None:
+    """The tap that a name in a port's file stands for; None if it is no tap's.
+
+    Between its words may stand any of ``. _ - /``: ``layers.0``, ``layers_0``, ``final-layer-norm``.
+    """
+    words = _SEPARATORS.sub(".", name)
+    for point in TAPS:
+        pattern = re.escape(_SEPARATORS.sub(".", point.name)).replace(re.escape("{i}"), r"(\d{1,4})")
+        if match := re.fullmatch(pattern, words):
+            return point.at(int(match[1])) if point.per_layer else point.name
+    return None
+
+
 def layer_of(tap: str) -> int:
     """The number of the layer that a tap belongs to. Raises ValueError if it does not belong to one."""
     number = _NUMBER.search(tap)
@@ -172,6 +185,7 @@ def are_complete(names: Sequence[object]) -> bool:
 
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_SEPARATORS = re.compile(r"[._/-]+")
 _BY_NAME = {point.name: point for point in TAPS}
 
 
