@@ -20,6 +20,8 @@ DOCUMENTS: dict[str, type[Record]] = {
     "explain-code": explain.CodeDocument,
     "verify": verify.VerifyDocument,
     "parity": parity.ParityDocument,
+    "judge": parity.ParityDocument,
+    "record": parity.RecordDocument,
     "parity-self-test": parity.SelfTestDocument,
     "demo": demo.DemoDocument,
     "judge-fingerprint": fingerprint.FingerprintDocument,
