@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from sam3lite_convert.records.verify import Mismatch, VerifyDocument
 from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
+    from sam3lite_convert.plan.plan import Plan
     from sam3lite_convert.verify.verify import Verification
 
 
@@ -41,9 +44,19 @@ def verify_folder(
     causal = causal or bool(isinstance(options, dict) and options.get("causal"))
     with source.trusted():
         plan = recognise(found, source.read(), mappings, causal)
-        outcome = verify(found, plan, progress)
+        outcome = verify(found, plan, progress, partial(_fingerprint, folder, plan))
     page = provenance(plan, found, report_of) if report_of is not None else None
     return _document(outcome, folder, source, page)
+
+
+def _fingerprint(folder: Path, plan: Plan) -> str | None:
+    """What is wrong with the folder's fingerprint, if it has one."""
+    from sam3lite_convert.commands.fingerprint import FINGERPRINT_NAME, fault_of
+
+    path = folder / FINGERPRINT_NAME
+    if not path.exists() or importlib.util.find_spec("torch") is None:
+        return None
+    return fault_of(path, plan)
 
 
 def _document(outcome: Verification, folder: Path, source: Source, page: PageFacts | None) -> VerifyDocument:

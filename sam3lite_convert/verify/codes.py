@@ -265,6 +265,14 @@ _ALL = (
         "Convert again, or delete a receipt that belongs to another folder.",
     ),
     Code(
+        "V-FINGERPRINT",
+        "fingerprint.json is not that of this checkpoint",
+        "The numbers in fingerprint.json are not what the original computes with this checkpoint's weights.",
+        "It is made again from the checkpoint and compared: ids, positions, and every value within its floor.",
+        "Ports that are judged by it are judged wrongly: right ones fail, or wrong ones pass.",
+        "Make it again: sam3lite record --checkpoint CHECKPOINT --fingerprint --output fingerprint.json.",
+    ),
+    Code(
         "V-NOT-TAKEN",
         "tensors lie in a file that the reader passes over",
         "A folder can hold several files of weights, and its reader takes one of them: the one that transformers_weights "

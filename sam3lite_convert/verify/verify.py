@@ -93,8 +93,15 @@ class Verification:
         return summary_of(self.findings, totals, self.equal, self.up_to)
 
 
-def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None = None) -> Verification:
+def verify(
+    folder: Folder,
+    plan: Plan,
+    progress: Callable[[str], Advance] | None = None,
+    fingerprint: Callable[[], str | None] = lambda: None,
+) -> Verification:
     """Compare every tensor of the folder with the plan's source, and config.json with its sizes.
+
+    ``fingerprint``: what is wrong with the folder's fingerprint, in words; None if nothing is, or if there is none.
 
     Raises Untrusted if the source is damaged or if two names of one of its tensors hold different values.
     """
@@ -148,6 +155,8 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     out.notes += notes
     found_out += _config_differences(folder, plan, out.notes)
     found_out += _receipt_differences(folder, plan, sha256, out.notes)
+    if other := fingerprint():
+        found_out.append(Difference("fingerprint.json", "V-FINGERPRINT", "files", other))
     out.differences, out.findings = gathered(found_out)
     return out
 
@@ -257,6 +266,7 @@ def _receipt_differences(folder: Folder, plan: Plan, sha256: str | None, notes: 
         "context": architecture.context.record().to_json() if architecture.context else None,
         "tensors": {key: piece.record().to_json() for key, piece in plan.mapped.items()},
         "dropped": {key: dropped.reason for key, dropped in plan.dropped.items()},
+        "not_read": list(plan.not_read),
     }
     for name, value in true.items():
         if folder.receipt.get(name) != value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -265,7 +266,15 @@ def spoil_heads(folder):
     edit_config(folder, "text_config", "num_attention_heads", value=4)
 
 
+def spoil_fingerprint(folder):
+    path = folder / "fingerprint.json"
+    content = json.loads(path.read_text())
+    content["taps"][3]["values"][5] += 0.5
+    path.write_text(json.dumps(content))
+
+
 FILES = {
+    "V-FINGERPRINT": spoil_fingerprint,
     "V-CONFIG-CLASS": spoil_class,
     "V-CONFIG-EPS": spoil_eps,
     "V-CONFIG-MISSING": lose_config,
