@@ -23,6 +23,7 @@ def judge(
     checkpoint: o.CheckpointOption = None,
     name: o.PortName = None,
     ids: o.IdsFile = None,
+    fingerprint: o.FingerprintFile = None,
     tolerance: o.Tolerance = None,
     html: o.HtmlReport = None,
     partial: o.Partial = False,
@@ -41,6 +42,12 @@ def judge(
     from sam3lite_convert.plan.tables import load_mappings
 
     found = one_checkpoint(source, checkpoint)
+    if fingerprint is not None:
+        others = [found, ids, tolerance, html, mapping, partial or None, causal or None]
+        if any(value is not None for value in others):
+            raise CannotRun("--fingerprint takes the place of a checkpoint, and goes with --name and --json", "usage")
+        _by_fingerprint(file, fingerprint, name, json)
+        return
     if html is not None:
         check_report_place(html)
     if found is None:
@@ -56,6 +63,17 @@ def judge(
         location, mappings = locate(found, repo_id, revision, cache_dir, json), load_mappings(mapping)
         document = judge_port(file, location, mappings, name, ids, tolerance, partial, causal, json)
     show_judged(document, html, json)
+
+
+def _by_fingerprint(file: Path, fingerprint: Path, name: str | None, json: bool) -> None:
+    from sam3lite_convert.commands.fingerprint import judge_by_fingerprint
+    from sam3lite_convert.parity.port_files import read_port_file
+    from sam3lite_convert.report.judge import judged_by_fingerprint
+    from sam3lite_convert.report.terminal import as_json
+
+    document = judge_by_fingerprint(fingerprint, read_port_file(file), name or file.name)
+    (as_json if json else judged_by_fingerprint)(document)
+    leave(document.verdict != "agrees", True)
 
 
 def judge_port(

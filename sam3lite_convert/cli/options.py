@@ -373,6 +373,22 @@ Compact = Annotated[
         help="Write norm, largest value and 64 values at stated positions of each tap as JSON, not whole activations.",
     ),
 ]
+FingerprintFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--fingerprint",
+        metavar="JSON",
+        help="Judge by a fingerprint.json, or by the one of a converted folder, without the checkpoint.",
+    ),
+]
+AsFingerprint = Annotated[
+    bool,
+    typer.Option(
+        "--fingerprint",
+        help="Write a fingerprint: three prompts, and norm, largest value and 64 values of each tap. With it sam3lite "
+        "judge --fingerprint judges a port without the checkpoint.",
+    ),
+]
 AsUsed = Annotated[
     bool,
     typer.Option(

@@ -13,6 +13,7 @@ def record(
     checkpoint: o.CheckpointOption = None,
     output: o.RecordTo = None,
     compact: o.Compact = False,
+    fingerprint: o.AsFingerprint = False,
     seed: o.Seed = None,
     batch: o.Batch = 1,
     length: o.Length = None,
@@ -31,20 +32,28 @@ def record(
     The file holds the ids, and the activations of the original alone.
     """
     from sam3lite_convert.commands.parity import read_prompts
-    from sam3lite_convert.commands.record import record_reference
+    from sam3lite_convert.commands.record import record_fingerprint, record_reference
     from sam3lite_convert.parity.reference_file import format_of
     from sam3lite_convert.plan.tables import load_mappings
-    from sam3lite_convert.report.record import recorded
+    from sam3lite_convert.report.record import fingerprinted, recorded
     from sam3lite_convert.report.terminal import as_json
 
     name = one_checkpoint(source, checkpoint)
     if name is None:
         raise CannotRun("record needs a checkpoint: sam3lite record CHECKPOINT --output FILE", "usage")
-    if output is not None:
+    if fingerprint and (compact or seed is not None or batch != 1 or length is not None or prompt or prompts_file):
+        raise CannotRun(
+            "--fingerprint has ids of its own: it cannot be combined with --compact or options for ids", "usage"
+        )
+    if output is not None and not fingerprint:
         format_of(output, compact)  # a name that cannot be written needs no download
     mappings = load_mappings(mapping)
     prompts = read_prompts(prompt or [], prompts_file)
     read = text_source(locate(name, repo_id, revision, cache_dir, json), partial, mappings, causal, json)
+    if fingerprint:
+        written = record_fingerprint(read, mappings, output, causal)
+        (as_json if json else fingerprinted)(written)
+        return
     document = record_reference(
         read,
         mappings,

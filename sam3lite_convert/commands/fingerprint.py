@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,8 @@ from sam3lite_convert.records.receipt import Receipt
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from sam3lite_convert.parity.port_files import PortFile
 
 FINGERPRINT_NAME = "fingerprint.json"
 _LIMIT = 4 << 20  # bytes; that of the largest released variant takes some 20 kB
@@ -92,16 +93,42 @@ def fault_of(stated: Path, plan: Plan) -> str | None:
         return fault.message
 
 
-def judge_by_fingerprint(
-    path: Path, activations: Mapping[str, np.ndarray], name: str, notes: tuple[str, ...] = ()
-) -> FingerprintDocument:
-    """A port's activations on the fingerprint's ids, by tap, compared with it.
+def _arranged(fingerprint: Fingerprint, port: PortFile) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The activations in the shapes of the fingerprint, where they can be read so, and how others were read."""
+    import torch
 
-    Raises CannotRun if none of them is at a tap of the fingerprint, and as ``read_fingerprint`` does.
+    from sam3lite_convert.parity.port import fitted
+    from sam3lite_convert.parity.taps import point_of
+
+    out, read = {}, dict[str, list[str]]()
+    for tap in fingerprint.taps:
+        if tap.name not in port.propagated:
+            continue
+        given = port.propagated[tap.name]
+        value, how = fitted(given, torch.Size(tap.shape), point_of(tap.name).has_positions)
+        out[tap.name] = (given if value is None else value).detach().double().numpy()
+        if how:
+            read.setdefault(how, []).append(tap.name)
+    return out, [f"{', '.join(taps)}: {how}" for how, taps in read.items()]
+
+
+def judge_by_fingerprint(path: Path, port: PortFile, name: str) -> FingerprintDocument:
+    """A port's activations on the fingerprint's ids, compared with it.
+
+    ``path``: of the fingerprint, or of a converted folder.
+
+    Raises CannotRun if the port's file holds other ids or no tap of the fingerprint, and as ``read_fingerprint`` does.
     """
     from sam3lite_convert.parity.fingerprint import by_tap
 
     fingerprint = read_fingerprint(path)
+    notes = port.notes
+    if port.ids is None:
+        notes = (*notes, f"{name} holds no ids: it is taken to be computed from those of the fingerprint")
+    elif tuple(map(tuple, port.ids.tolist())) != fingerprint.ids:
+        raise CannotRun(f"{name} was computed from other ids than those of the fingerprint", "bad_ids")
+    activations, arranged = _arranged(fingerprint, port)
+    notes = (*notes, *arranged)
     checks = by_tap(fingerprint, activations)
     if not checks:
         taps = ", ".join(tap.name for tap in fingerprint.taps)

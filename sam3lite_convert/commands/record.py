@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,12 +10,59 @@ from pathlib import Path
 
 from sam3lite_convert import __version__
 from sam3lite_convert.commands.sources import Source
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.files import write_whole
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.fingerprint import FingerprintWritten
 from sam3lite_convert.records.parity import RecordDocument, RecordedTap
 from sam3lite_convert.records.record import Json
 
 _DTYPE = "float32"
+
+
+def record_fingerprint(
+    source: Source, mappings: Mappings, output: Path | None = None, causal: bool = False
+) -> FingerprintWritten:
+    """Make the fingerprint of a checkpoint and write it to a file.
+
+    ``output``: the file. None: ``<stem of the checkpoint>-fingerprint.json``, here.
+
+    Raises CannotRun if the file exists and is not a fingerprint or cannot be written, UnsoundPlan and Untrusted as a
+    conversion does.
+    """
+    from sam3lite_convert.commands.fingerprint import fingerprint_of, read_fingerprint
+    from sam3lite_convert.parity.fingerprint import in_lines
+
+    path = output or Path(f"{source.path.stem}-fingerprint.json")
+    if path.exists():
+        try:
+            read_fingerprint(path)
+        except Sam3LiteError:
+            raise CannotRun(
+                f"{path} exists and is not a fingerprint, so it was not overwritten; choose another name",
+                "output_exists",
+            ) from None
+    with ExitStack() as stack:
+        stack.enter_context(source.trusted())
+        hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
+        checkpoint = source.read()
+        plan = make_plan(checkpoint, mappings, Options(component="text", causal=causal))
+        made = fingerprint_of(plan)
+        if hashing is not None:
+            hashing.check(replace(checkpoint, records=()))
+            made = replace(made, source=replace(made.source, sha256=hashing.result()[0]))
+    data = in_lines(made)
+    write_whole(path, data)
+    return FingerprintWritten(
+        checkpoint=source.name,
+        output=str(path),
+        size=len(data),
+        variant=plan.architecture.variant,
+        ids=made.ids,
+        taps=tuple(tap.name for tap in made.taps),
+        next=f'sam3lite judge mine.safetensors --fingerprint {shlex.quote(str(path))} --name "my port"',
+    )
 
 
 def record_reference(

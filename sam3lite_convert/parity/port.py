@@ -133,7 +133,7 @@ def _arranged(given: Mapping[str, Tensor], recorded: Activations) -> tuple[Activ
     for tap, ours in recorded.items():
         if tap not in given:
             continue
-        value, how = _fitted(given[tap], ours.shape, point_of(tap).has_positions)
+        value, how = fitted(given[tap], ours.shape, point_of(tap).has_positions)
         if value is None:
             wanted = "(batch, sequence, width)" if point_of(tap).has_positions else "(batch, width)"
             raise CannotRun(
@@ -147,7 +147,7 @@ def _arranged(given: Mapping[str, Tensor], recorded: Activations) -> tuple[Activ
     return out, notes
 
 
-def _fitted(value: Tensor, wanted: torch.Size, has_positions: bool) -> tuple[Tensor | None, str]:
+def fitted(value: Tensor, wanted: torch.Size, has_positions: bool) -> tuple[Tensor | None, str]:
     """The value in the reference's shape (None if it is of another), and how it was read if that is not plain.
 
     Where batch and sequence are equally long, it is always read as (batch, sequence, width).

@@ -69,6 +69,24 @@ class Fingerprint(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FingerprintWritten(Document):
+    """A fingerprint that was written. ``size`` in bytes.
+
+    output: the file.
+    ids: what a port has to run, (batch, sequence).
+    next: the command that judges a port.
+    """
+
+    checkpoint: str
+    output: str
+    size: int
+    variant: str
+    ids: tuple[tuple[int, ...], ...]
+    taps: tuple[str, ...]
+    next: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class FingerprintCheck(Record):
     """A port at one tap of a fingerprint.
 

@@ -31,6 +31,7 @@ _WHEN = {
     "parity-self-test": "`sam3lite parity CHECKPOINT --self-test --json`",
     "demo": "`sam3lite demo --json`",
     "judge-fingerprint": "`sam3lite judge FILE --fingerprint JSON --json`",
+    "record-fingerprint": "`sam3lite record CHECKPOINT --fingerprint --json`",
     "fingerprint": "`fingerprint.json` in a converted folder",
     "error": "any command that failed",
     "conversion": "`conversion.json`, the receipt in a converted folder",

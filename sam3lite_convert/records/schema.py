@@ -25,6 +25,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "parity-self-test": parity.SelfTestDocument,
     "demo": demo.DemoDocument,
     "judge-fingerprint": fingerprint.FingerprintDocument,
+    "record-fingerprint": fingerprint.FingerprintWritten,
     "fingerprint": fingerprint.Fingerprint,
     "error": shared.ErrorDocument,
     "conversion": receipt.Receipt,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from sam3lite_convert.figures import ids_shown
+from rich.table import Table
+
+from sam3lite_convert.figures import ids_shown, number
+from sam3lite_convert.records.fingerprint import FingerprintDocument
 from sam3lite_convert.records.parity import DiagnosisRecord, ParityDocument
 from sam3lite_convert.report import parity
-from sam3lite_convert.report.terminal import say
+from sam3lite_convert.report.terminal import say, show
 
 _LISTED = 20
 
@@ -27,6 +30,28 @@ def judged(d: ParityDocument) -> None:
     parity.not_read(d.judgement.not_read, d.not_read_allowed)
     if d.diagnosis:
         _diagnosis(d.diagnosis)
+    for text in d.notes:
+        say(f"note: {text}")
+
+
+def judged_by_fingerprint(d: FingerprintDocument) -> None:
+    """What a port computed beside a fingerprint."""
+    say(f"reference  {d.fingerprint}, of {d.source.name}")
+    if d.source.sha256:
+        say(f"           SHA-256 {d.source.sha256}")
+    say(f"candidate  {d.candidate}")
+    say()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tap", no_wrap=True)
+    for name in ("max abs diff", "tolerance", "norm diff"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for tap in d.taps:
+        cells = (number(tap.max_abs_diff), number(tap.tolerance), number(tap.l2_diff))
+        table.add_row(tap.name, *cells, "agrees" if tap.agrees else "OFF", style=None if tap.agrees else "bold red")
+    show(table)
+    say()
+    say(f"verdict: {d.verdict}: {d.summary}", "bold green" if d.verdict == "agrees" else "bold red")
     for text in d.notes:
         say(f"note: {text}")
 

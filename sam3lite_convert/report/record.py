@@ -5,10 +5,22 @@ from __future__ import annotations
 from rich.table import Table
 
 from sam3lite_convert.figures import human_bytes, ids_shown
+from sam3lite_convert.records.fingerprint import FingerprintWritten
 from sam3lite_convert.records.parity import RecordDocument
 from sam3lite_convert.report.terminal import say, show
 
 _LISTED = 20
+
+
+def fingerprinted(d: FingerprintWritten) -> None:
+    """A fingerprint that was written, and what to do with it."""
+    say(f"reference  the original text encoder ({d.variant}), from {d.checkpoint}")
+    say(f"taps       {', '.join(d.taps)}")
+    for ids in d.ids:
+        say(f"  {ids_shown(ids)}")
+    say(f"Wrote {d.output} ({human_bytes(d.size)}). Run its ids through your port and save what it computes at the")
+    say("taps. Next:")
+    say(f"  {d.next}")
 
 
 def recorded(d: RecordDocument) -> None:

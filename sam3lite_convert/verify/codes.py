@@ -275,8 +275,9 @@ _ALL = (
     Code(
         "V-NOT-TAKEN",
         "tensors lie in a file that the reader passes over",
-        "A folder can hold several files of weights, and its reader takes one of them: the one that transformers_weights "
-        "of config.json names, else model.safetensors, else the shards of its index, else pytorch_model.bin.",
+        "A folder can hold several files of weights, and its reader takes one of them: the one that "
+        "transformers_weights of config.json names, else model.safetensors, else the shards of its index, else "
+        "pytorch_model.bin.",
         "The files are listed in the order in which the reader looks for them.",
         "The tensors of the other files are not loaded, whatever they hold.",
         "Keep one set of weights: model.safetensors, or shards with their index.",

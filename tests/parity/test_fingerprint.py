@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.folders import ROOT, environment, sam3lite, tiny_state, write
 from support.plain_port import FAULTS, VARIATIONS, run_port
 
 from sam3lite_convert.commands.fingerprint import judge_by_fingerprint, read_fingerprint
 from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.parity.port_files import PortFile
 from sam3lite_convert.plan.synthetic import write_checkpoint
 
 TEXT = "detector.backbone.language_backbone."
@@ -52,6 +54,11 @@ def demo(tmp_path_factory: Any) -> tuple[Path, dict[str, torch.Tensor], Any]:
     return path, weights, json.loads(path.read_text())
 
 
+def judged(path: Path, made: dict[str, np.ndarray]) -> Any:
+    tensors = {tap: torch.from_numpy(value.copy()) for tap, value in made.items()}
+    return judge_by_fingerprint(path, PortFile("tensors", tensors, {}), "port")
+
+
 def port(demo: Any, **changes: Any) -> dict[str, np.ndarray]:
     _, weights, said = demo
     found = run_port(weights, torch.tensor(said["ids"]), **changes)
@@ -71,7 +78,7 @@ def test_the_faults_of_a_plain_port_are_found_at_their_tap(demo: Any) -> None:
     path, weights, said = demo
     right, look = port(demo), first_tap_off()
     floors = {tap["name"]: tap["floor"] for tap in said["taps"]}
-    found, hidden = [], []
+    named, hidden = [], []
     for name, fault in FAULTS.items():
         tap = fault.tap(weights)
         if tap is None or fault.needs:
@@ -81,11 +88,11 @@ def test_the_faults_of_a_plain_port_are_found_at_their_tap(demo: Any) -> None:
         if made[tap].shape == right[tap].shape and np.abs(made[tap] - right[tap]).max() <= 4 * floors[tap]:
             hidden.append(name)
             continue
-        judged = judge_by_fingerprint(path, made, "port")
-        assert (judged.verdict, judged.first_off) == ("differs", tap), name
+        found = judged(path, made)
+        assert (found.verdict, found.first_off) == ("differs", tap), name
         assert look(said, made)[0] == tap, name
-        found.append(name)
-    assert len(found) >= 20, (found, hidden)
+        named.append(name)
+    assert len(named) >= 20, (named, hidden)
     assert len(hidden) <= 6, hidden
 
 
@@ -96,8 +103,8 @@ def test_right_ports_agree(demo: Any) -> None:
         made = port(demo, variation=name)
         if any(value.dtype not in (np.float32, np.float64) for value in made.values()):
             continue
-        judged = judge_by_fingerprint(path, made, "port")
-        assert judged.verdict == "agrees", (name, judged.summary)
+        found = judged(path, made)
+        assert found.verdict == "agrees", (name, found.summary)
         assert look(said, made) is None, name
         passed += 1
     assert passed >= 10
@@ -110,24 +117,24 @@ def test_an_error_at_one_value_that_is_not_among_the_64_shows_in_the_norm(demo: 
     where = said["positions"]["x".join(map(str, tap.shape))]
     other = next(n for n in range(tap.size) if n not in where)
     tap.reshape(-1)[other] += 1.0
-    judged = judge_by_fingerprint(path, made, "port")
-    assert judged.first_off == "layers.2" and judged.verdict == "differs"
+    found = judged(path, made)
+    assert found.first_off == "layers.2" and found.verdict == "differs"
 
 
 def test_nan_never_agrees(demo: Any) -> None:
     path, _, said = demo
     made = port(demo)
     made["projected"] = np.full_like(made["projected"], np.nan)
-    assert judge_by_fingerprint(path, made, "port").first_off == "projected"
+    assert judged(path, made).first_off == "projected"
     assert first_tap_off()(said, made)[0] == "projected"
 
 
 def test_what_is_not_given_is_said(demo: Any) -> None:
     path, _, _ = demo
-    judged = judge_by_fingerprint(path, {"projected": port(demo)["projected"]}, "port")
-    assert judged.verdict == "agrees" and "not compared: embeddings" in judged.summary
+    found = judged(path, {"projected": port(demo)["projected"]})
+    assert found.verdict == "agrees" and "not compared: embeddings" in found.summary
     with pytest.raises(Sam3LiteError, match="its taps are embeddings"):
-        judge_by_fingerprint(path, {"nothing": np.zeros(3)}, "port")
+        judged(path, {"nothing": np.zeros(3)})
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
@@ -197,3 +204,50 @@ def test_a_missing_one_is_added_again(tmp_path: Path) -> None:
     done = sam3lite("convert", checkpoint, "--output", folder, "--json")
     assert done.code == 0 and done.json["added"] == ["fingerprint.json"]
     assert (folder / "fingerprint.json").read_bytes() == before
+
+
+def test_the_command_judges_a_port_without_the_checkpoint(demo: Any, tmp_path: Path) -> None:
+    path, _, said = demo
+    for name, fault in (("right", None), ("wrong", "tanh GELU")):
+        made = {tap: torch.from_numpy(value.copy()) for tap, value in port(demo, fault=fault).items()}
+        save_file({"input_ids": torch.tensor(said["ids"]), **made}, tmp_path / f"{name}.safetensors")
+    done = sam3lite("judge", tmp_path / "right.safetensors", "--fingerprint", path, "--name", "my port", "--json")
+    assert (done.code, done.json["verdict"], done.json["candidate"]) == (0, "agrees", "my port")
+    wrong = sam3lite("judge", tmp_path / "wrong.safetensors", "--fingerprint", path.parent)
+    assert wrong.code == 1 and "verdict: differs: differs from the original at layers.0" in wrong.out.replace("\n", " ")
+
+    # (sequence, batch, width) is read and said; other ids are refused, and none at all is said.
+    turned = {tap: t.transpose(0, 1).contiguous() if t.dim() == 3 else t for tap, t in made_right(tmp_path).items()}
+    save_file(turned, tmp_path / "turned.safetensors")
+    done = sam3lite("judge", tmp_path / "turned.safetensors", "--fingerprint", path, "--json")
+    assert done.code == 0, done.json
+    assert any("(sequence, batch, width)" in n for n in done.json["notes"])
+    assert any("holds no ids" in n for n in done.json["notes"])
+    save_file({**turned, "input_ids": torch.zeros(3, 16, dtype=torch.int64)}, tmp_path / "other.safetensors")
+    done = sam3lite("judge", tmp_path / "other.safetensors", "--fingerprint", path, "--json")
+    assert (done.code, done.json["error"]["code"]) == (2, "bad_ids")
+
+
+def made_right(place: Path) -> dict[str, torch.Tensor]:
+    return {k: t for k, t in load_file(place / "right.safetensors").items() if k != "input_ids"}
+
+
+def test_record_writes_the_same_fingerprint(demo: Any, tmp_path: Path) -> None:
+    path, _, said = demo
+    output = tmp_path / "print.json"
+    checkpoint = path.parents[1] / "demo.pt"
+    done = sam3lite("record", checkpoint, "--fingerprint", "--output", output, "--json")
+    assert done.code == 0 and done.json["taps"] == [tap["name"] for tap in said["taps"]]
+    assert output.read_bytes() == path.read_bytes()
+    assert "Next:" in sam3lite("record", checkpoint, "--fingerprint", "--output", output).out
+    other = tmp_path / "notes.json"
+    other.write_text("{}")
+    done = sam3lite("record", checkpoint, "--fingerprint", "--output", other, "--json")
+    assert (done.code, done.json["error"]["code"], other.read_text()) == (2, "output_exists", "{}")
+
+
+def test_options_that_do_not_go_together(demo: Any, tmp_path: Path) -> None:
+    path, _, _ = demo
+    for options in (["--tolerance", 1], ["--checkpoint", "s0.pt"]):
+        assert sam3lite("judge", path, "--fingerprint", path, *options).code == 2
+    assert sam3lite("record", "s0.pt", "--fingerprint", "--batch", 4).code == 2

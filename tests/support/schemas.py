@@ -29,6 +29,8 @@ def document_of(arguments: Sequence[str], document: object) -> str:
         return "convert-all"
     if command == "explain" and isinstance(document, dict) and "code" in document:
         return "explain-code"
+    if command in ("judge", "record") and "--fingerprint" in arguments:
+        return f"{command}-fingerprint"
     return "parity-self-test" if command == "parity" and "--self-test" in arguments else command
 
 
