@@ -231,7 +231,7 @@ def _what(receipt: Receipt) -> tuple[str, ...]:
         f"layout {receipt.layout}",
         f"component {receipt.component}",
         receipt.dtype,
-        *([f"context {options.context}"] if options.context else []),
+        f"context {receipt.context.called}",
         *(["causal True"] if options.causal else []),
     )
 

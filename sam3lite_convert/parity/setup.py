@@ -210,17 +210,17 @@ def _rows_held(pieces: list[Mapped], held: Mapping[str, Tensor]) -> int:
 
 def _context_notes(called: CalledContext, plan: Plan, rows: int) -> list[str]:
     """What is said where the context, the checkpoint's table and the candidate's table are not one number."""
-    if called.origin == "unknown":
-        if rows < called.rows:
-            return [f"the folder holds the first {rows} of {called.rows} positions; the original is cut too"]
-        said = called.note(plan.layout.family.contexts)
-        return [said] if said else []
-    if said := called.beside(rows):
-        return [said]
+    note = called.note(plan.layout.family.contexts)
+    said = [note] if note else []
+    if called.origin == "option":
+        return said + [f"the folder holds {rows} rows of the position table"] * (rows != called.held)
+    if called.origin == "unknown" and rows < called.rows:
+        return [f"the folder holds the first {rows} of {called.rows} positions; the original is cut too"]
+    if beside := called.beside(rows):
+        return [beside]
     if called.called < called.rows:
         return [f"{called.says}; its position table has {called.rows} rows, and the original is cut as it cuts itself"]
-    said = called.note(plan.layout.family.contexts)
-    return [said] if said else []
+    return said
 
 
 def _whole(folder: Folder) -> Folder:

@@ -19,9 +19,8 @@ META_KEY = "text_context_length"
 _LONGEST = 1024  # tokens; a greater number in a file is not a context
 _IN_NAME = re.compile(r"(?:^|[\W_])ctx(\d{1,5})(?=$|[\W_])", re.IGNORECASE)
 _SAYS = {
-    "meta": "the file's meta says that the model is called with {}",
-    "name": "the file's name says that the model is called with {}",
-    "option": "--context says that the model is called with {}",
+    "meta": "the file's meta says that the model is called with {} tokens",
+    "name": "the file's name says that the model is called with {} tokens",
 }
 
 
@@ -54,8 +53,8 @@ class CalledContext:
 
     @property
     def says(self) -> str:
-        """Who states the context, as the beginning of a sentence; empty if nothing does."""
-        return _SAYS[self.origin].format(f"{self.called} tokens") if self.origin in _SAYS else ""
+        """What in the file states the context, as the beginning of a sentence; empty if something else does."""
+        return _SAYS[self.origin].format(self.called) if self.origin in _SAYS else ""
 
     @property
     def file_says(self) -> str:
@@ -78,31 +77,31 @@ class CalledContext:
                 f"the context that the model is called with is not stated; its table has {self.rows} rows, which are "
                 "all kept (--context N keeps the first N)"
             )
-        said = self._contradiction()
-        if self.called < self.rows:
-            said += (
-                f"{self.says}; its position table has {self.rows} rows, of which the original reads the first "
-                f"{self.called}, and only these are kept"
-            )
-            if self.origin != "option":
-                said += f" (--context {self.rows} keeps all)"
-            if self.origin == "name":
-                said += ". If it was trained with all rows interpolated, only a meta entry could tell; there is none"
-        elif self.called > self.rows:
-            said += (
-                f"{self.says}; its position table has only {self.rows} rows, which are kept as they are: the original "
+        if self.origin == "option":
+            return self._note_on_option()
+        other = self.origin == "meta" and self.name not in (None, self.meta)
+        said = f"{self.says} (its name says {self.name})" if other else self.says
+        if self.called == self.rows:
+            return f"{said}, so all {self.rows} rows of its position table are kept" if other else None
+        if self.called > self.rows:
+            return (
+                f"{said}; its position table has only {self.rows} rows, which are kept as they are: the original "
                 f"stretches them to {self.called} in each call"
             )
-        elif said:
-            said += f"{self.says}, and all {self.rows} rows of its table are kept"
-        return said or None
+        said += (
+            f"; its position table has {self.rows} rows, of which the original reads the first {self.called}, and only "
+            f"these are kept (--context {self.rows} keeps all)"
+        )
+        if self.origin == "name":
+            said += ". If it was trained with all rows interpolated, only a meta entry could tell; none does"
+        return said
 
-    def _contradiction(self) -> str:
-        if self.origin == "option" and self.stated is not None:
-            return f"{self.file_says}, but --context is followed: "
-        if self.origin == "meta" and self.name not in (None, self.meta):
-            return f"{_SAYS['name'].format(self.name)}, but its meta is followed: "
-        return ""
+    def _note_on_option(self) -> str | None:
+        if self.stated is None and self.called == self.rows:
+            return None
+        said = f"--context {self.called} is followed" + (f", although {self.file_says}" if self.stated else "")
+        kept = "all of" if self.called == self.rows else f"the first {self.called} of"
+        return f"{said}: {kept} the {self.rows} rows of the position table are kept"
 
     def beside(self, rows: int) -> str | None:
         """What to say of a folder that holds so many rows of this table; None if the original reads just these."""

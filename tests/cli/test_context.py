@@ -115,7 +115,7 @@ def test_convert_keeps_the_rows_that_are_called(layout, old, table, clip, tmp_pa
 def test_the_option_keeps_all_rows_and_says_so(old, table, all_rows):
     done = sam3lite("convert", old, "--dry-run", "--context", 77, "--json")
     assert done.json["context"] == {"called": 77, "rows": 77, "origin": "option"}
-    (said,) = [note for note in done.json["notes"] if "--context is followed" in note]
+    (said,) = [note for note in done.json["notes"] if "--context 77 is followed" in note]
     assert "the file's name says that the model is called with 16" in said
     assert same(tensors(all_rows)[TEXT_POSITIONS["transformers"]], table)
     assert config(all_rows)["text_config"]["max_position_embeddings"] == 77
@@ -127,7 +127,7 @@ def test_a_meta_entry_counts_before_the_name(tmp_path):
     torch.save({"model": old_state(), "meta": {"text_context_length": 32, "epoch": 3}}, path)
     done = sam3lite("convert", path, "--output", tmp_path / "out", "--json")
     assert done.json["context"] == {"called": 32, "rows": 77, "origin": "meta"}
-    assert [n for n in done.json["notes"] if "name says that the model is called with 16, but its meta is" in n]
+    assert [n for n in done.json["notes"] if "called with 32 tokens (its name says 16); its position table" in n]
     assert tensors(tmp_path / "out")[TEXT_POSITIONS["packed"]].shape[2] == 32
     assert_proven(tmp_path / "out", path)
 
@@ -262,6 +262,7 @@ def test_a_folder_with_all_rows_differs_and_the_cause_is_named(old, all_rows, pu
         assert [n for n in record["notes"] if "reads the first 16 rows of its table, the folder holds 77" in n]
         record = parity(old, "--converted", folder, "--context", 77)
         assert record["inputs"]["shape"] == [1, 77] and record["verdict"] in right(record)
+        assert "--context 77 is followed, although the file's name says" in record["notes"][0]
 
 
 def test_a_folder_with_fewer_rows_differs_and_that_is_said(old, tmp_path):
@@ -269,6 +270,10 @@ def test_a_folder_with_fewer_rows_differs_and_that_is_said(old, tmp_path):
     record = parity(old, "--converted", folder, code=1)
     assert [n for n in record["notes"] if "the folder holds only the first 8 of the 77 rows" in n]
     assert parity(old, "--converted", folder, "--context", 8)["verdict"] == "exact"
+    assert (
+        "the folder holds 8 rows of the position table"
+        in parity(old, "--converted", folder, "--context", 9, code=1)["notes"]
+    )
 
 
 def test_convert_compares_what_it_was_told(old, tmp_path):

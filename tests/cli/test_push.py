@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from support.folders import sam3lite, snapshot
+from support.folders import old_state, sam3lite, snapshot, write
 from support.hub_files import OLD, clip_files, publish
 from support.hub_server import TOKEN, HubServer
 
@@ -373,6 +373,15 @@ def test_another_checkpoint_does_not_replace_the_first(s0, hub, tmp_path):
 def test_other_options_do_not_replace_the_first(options, s0, hub):
     sam3lite(*PUSH)
     assert "another conversion" in one_line_of_many(sam3lite(*PUSH, "--overwrite", *options))
+
+
+def test_a_folder_of_another_context_does_not_replace_the_first(hub, tmp_path):
+    """The same bytes and options: the name that the file has now states how it is called."""
+    convert = ["--push-to-hub", "--hub-model-id", "porter/own", "--output", "out", "--overwrite"]
+    path = write(tmp_path, old_state(), "x.pt")
+    assert sam3lite("convert", path, *convert).code == 0
+    said = one_line_of_many(sam3lite("convert", path.rename(tmp_path / "x_ctx16.pt"), *convert))
+    assert "another conversion" in said and "context 77" in said and "context 16" in said
 
 
 def test_the_same_name_in_another_repository_does_not_replace_the_first(s0, hub, tmp_path):

@@ -23,15 +23,19 @@ from packaging.version import Version
 from support.folders import (
     DATA,
     ENCODER,
+    OLD_NAME,
     ROUNDING,
+    TEXT_POSITIONS,
     convert,
     edit,
+    old_state,
     right,
     right_verdicts,
     rounding,
     sam3lite,
     tensors,
     tiny_architecture,
+    write,
     write_safetensors,
 )
 from support.hub_files import clip_files
@@ -567,3 +571,90 @@ def test_a_tokenizer_that_pads_on_the_left_is_compared_word_by_word(s0, folder, 
     (ours,) = features("s0", [padded(DOG, 16, 0)])
     expected = relative([ours], [theirs[28:].double().numpy()], [(4, 4)])
     assert used["together"]["relative_l2"] == pytest.approx(expected, rel=1e-4)
+
+
+# ---- a table with more rows than are called ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory) -> Path:
+    """A checkpoint with 77 rows, called with 16; read only."""
+    return write(tmp_path_factory.mktemp("old"), old_state(**SMALL), OLD_NAME)
+
+
+@pytest.fixture(scope="module")
+def published(old, folder, tmp_path_factory) -> Path:
+    """It as other tools convert it: with all rows, and no receipt; read only."""
+    place = convert(old, tmp_path_factory.mktemp("published") / "out", *TF, "--context", 77)
+    (place / "conversion.json").unlink()
+    for file in folder.glob("*token*"):
+        shutil.copy(file, place)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(folder / name, place)
+    return place
+
+
+def called_with(rows: int) -> TextStudentEncoder:
+    """The original with its table of 77 rows, cut as it cuts it."""
+    start = ENCODER.removesuffix("encoder.")
+    weights = {k.removeprefix(start): t for k, t in old_state(**SMALL).items() if k.startswith(start)}
+    cfg = {"dim": 64, "n_transformer_layers": 4, "n_heads_per_layer": 1, "context_length": 77, "model_name": "mct"}
+    model = load_reference(cfg, weights)
+    model.set_context_length(rows)
+    return model
+
+
+def projected(model: TextStudentEncoder, ids: Sequence[int]) -> np.ndarray:
+    with torch.inference_mode():
+        tokens = model.encoder(torch.tensor([list(ids)]), return_all_tokens=True)
+        return model.projector(tokens)[0].double().numpy()
+
+
+def test_rows_that_are_not_called_are_a_cause_of_their_own(old, published):
+    prompts = ["a dog", LONG]
+    used = as_used(old, "--converted", published, *prompt_options(prompts), code=1)["behaviour"]
+    assert used["context"] == 16
+    by_name = {c["name"]: c for c in used["causes"]}
+    assert list(by_name)[:4] == ["text_cleaning", "truncation", "table_rows", "sequence_length"]
+    assert "has 77 rows" in by_name["table_rows"]["words"] and "the first 16 alone" in by_name["table_rows"]["words"]
+    ids, sizes = [padded(DOG, 16, 0), CUT], [len(DOG), len(CUT)]
+    same = [(n, n) for n in sizes]
+    right_rows, all_rows = called_with(16), called_with(77)
+    ours = [projected(right_rows, row) for row in ids]
+    theirs = [projected(all_rows, row) for row in ids]
+    assert by_name["table_rows"]["relative_l2"] == pytest.approx(relative(ours, theirs, same), rel=1e-4)
+    assert by_name["table_rows"]["relative_l2"] > 0.01 and by_name["table_rows"]["prompts"] == 2
+    # Every other cause alone is that of a folder with the rows that are called.
+    longer = [projected(right_rows, padded(row[:n], 32, 0)) for row, n in zip(ids, sizes, strict=True)]
+    assert by_name["sequence_length"]["relative_l2"] == pytest.approx(relative(ours, longer, same), rel=1e-4)
+
+
+def test_the_recipe_cuts_the_table_of_such_a_folder_and_is_the_originals(old, published):
+    record = as_used(old, "--converted", published, code=1)
+    used = record["behaviour"]
+    assert used["recipe"]["verdict"] in ("exact", "within_tolerance") and used["recipe"]["max_abs_diff"] <= ROUNDING
+    assert used["remedy"].startswith("The tensors are the original's, but the original reads only the first 16 rows")
+    names = run(with_prompts(used["recipe"]["code"], ["a dog"]))
+    assert names["model"].config.text_config.max_position_embeddings == 77
+    assert names["input_ids"].tolist() == [padded(DOG, 16, 0)]
+    found = names["text_embeds"].pooler_output[0].double().numpy()
+    assert np.abs(found - projected(called_with(16), padded(DOG, 16, 0))).max() <= ROUNDING
+
+
+def test_a_conversion_to_the_called_rows_has_no_such_cause(old, tmp_path):
+    place = convert(old, tmp_path / "out", *TF)
+    for record in (as_used(old, "--converted", place), as_used(old)):
+        used = record["behaviour"]
+        assert "table_rows" in [c["name"] for c in used["absent"]] and used["context"] == 16
+        assert "position_embedding.data" not in used["recipe"]["code"]
+        assert used["recipe"]["verdict"] in right(record)
+
+
+def test_rows_that_are_not_the_originals_are_a_fault_of_the_weights_and_not_of_the_call(old, published, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(published, bad)
+    key = TEXT_POSITIONS["transformers"]
+    edit(bad, {key: tensors(bad)[key].flip(2)})
+    used = as_used(old, "--converted", bad, code=1)["behaviour"]
+    assert "table_rows" in [c["name"] for c in used["absent"]]
+    assert used["remedy"].startswith("Fix the weights first")
