@@ -93,6 +93,10 @@ class PartialCopy(io.RawIOBase):
         """Whether these bytes are in the copy."""
         return not self._missing(offset, offset + nbytes)
 
+    def holds(self, extent: Range) -> bool:
+        """Whether the bytes of this range (start, end) are in the copy."""
+        return not self._missing(*extent)
+
     def _missing(self, start: int, end: int) -> list[Range]:
         missing, at = [], start
         for begin, stop in self._ranges:

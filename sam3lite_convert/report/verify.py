@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sam3lite_convert.figures import human_bytes
 from sam3lite_convert.records.verify import VerifyDocument
 from sam3lite_convert.report.inspect import LISTED
 from sam3lite_convert.report.terminal import say
@@ -21,8 +22,12 @@ def verified(r: VerifyDocument) -> None:
             say(f"note: {text}")
     for text in r.lost_words:
         say(f"not in the folder: {text}")
-    up_to = f" up to {r.up_to}" if r.up_to and r.verdict == "proven" else ""
-    say(f"{r.verdict}{up_to}: {r.summary}", "bold green" if r.verdict == "proven" else "bold red")
+    up_to = f" up to {r.up_to}" if r.up_to and r.verdict != "mismatch" else ""
+    if r.fetched:
+        read, of = human_bytes(r.fetched.bytes), human_bytes(r.fetched.of)
+        say(f"read by {r.fetched.requests:,} range requests: {read} of {of}")
+    verdict = r.verdict.replace("_", " ")
+    say(f"{verdict}{up_to}: {r.summary}", "bold red" if r.verdict == "mismatch" else "bold green")
 
 
 def _rows(title: str, rows: list[tuple[str, str]]) -> None:

@@ -6,9 +6,9 @@ folder's own keys and tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,7 +35,8 @@ COUNTER = "num_batches_tracked"
 class Verification:
     """The outcome; ``commands.verify`` makes a document of it.
 
-    checked: number of tensors that were compared.
+    checked: number of tensors whose shape and dtype were compared.
+    compared: number of those whose values were compared too.
     mismatched: (key, why it is wrong).
     missing: keys that the plan writes and the folder does not hold.
     unexpected: keys that the folder holds and the plan does not write.
@@ -44,6 +45,7 @@ class Verification:
 
     plan: Plan
     checked: int = 0
+    compared: int = 0
     mismatched: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -65,8 +67,15 @@ class Verification:
         return losses(self.plan, self.loss)
 
 
-def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None = None) -> Verification:
+def verify(
+    folder: Folder,
+    plan: Plan,
+    progress: Callable[[str], Advance] | None = None,
+    values: Set[str] | None = None,
+) -> Verification:
     """Compare every tensor of the folder with the plan's source, and config.json with its sizes.
+
+    values: the keys whose values are compared, where the bytes of the others are not here; None for all.
 
     Raises Untrusted if the source is damaged or if two names of one of its tensors hold different values.
     """
@@ -80,10 +89,11 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
         hashing = stack.enter_context(SourceHash(None if plan.checkpoint.partial else plan.checkpoint.path))
         hashing.check(plan.checkpoint)
         hashing.follow(advance("hash"))
-        check_twins(source, plan.twins)
+        held = plan if values is None else _only(plan, values)
+        check_twins(source, held.twins)
         opened: dict[Path, BinaryIO] = {}
         done = advance("write")
-        diagnoser = Diagnoser(plan, source)
+        diagnoser = Diagnoser(held, source)
         for key, piece in plan.mapped.items():
             if key not in folder.tensors:
                 if piece.canonical.endswith(COUNTER):
@@ -95,9 +105,14 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
                         out.mismatched.append((key, f"lies in {place}, which {folder.reader} does not take"))
                 continue
             path, found = folder.tensors[key]
+            out.checked += 1
+            if key not in held.mapped:
+                if why := _form_fault(piece, found):
+                    out.mismatched.append((key, why))
+                continue
+            out.compared += 1
             if path not in opened:
                 opened[path] = stack.enter_context(open_file(path))
-            out.checked += 1
             if piece.canonical.endswith(COUNTER):
                 if not _same(source, piece, opened[path], found, None):
                     out.notes.append(f"{key} differs; BatchNorm does not read it in evaluation")
@@ -109,6 +124,8 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
         out.unexpected = sorted(set(folder.tensors) - set(plan.mapped))
         out.mismatched = _name_swaps(out.mismatched, wrong, plan, diagnoser)
         sha256, notes = hashing.result()
+        if values is not None and plan.checkpoint.partial:
+            notes = []  # on a download of the text tensors; what was read here is the caller's to say
     out.notes += notes
     _check_config(folder, plan, out)
     _check_receipt(folder, sha256, out)
@@ -134,13 +151,28 @@ def _fault(
     source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, diagnoser: Diagnoser, loss: CastLoss | None
 ) -> str | None:
     """Why a found tensor differs from what the plan writes; None if it does not."""
+    if why := _form_fault(piece, found):
+        return why
+    if _same(source, piece, file, found, loss):
+        return None
+    return diagnoser.explain(piece, read_tensor(file, found))
+
+
+def _form_fault(piece: Mapped, found: StoredTensor) -> str | None:
+    """What is wrong with a found tensor's shape or dtype; None if nothing is."""
     if found.shape != piece.shape:
         return explain_shape(piece, found.shape)
     if found.dtype != piece.dtype:
         return f"is {found.dtype}; the rest of the folder is {piece.dtype}"
-    if _same(source, piece, file, found, loss):
-        return None
-    return diagnoser.explain(piece, read_tensor(file, found))
+    return None
+
+
+def _only(plan: Plan, keys: Set[str]) -> Plan:
+    """The part of a plan whose bytes are here."""
+    mapped = {key: piece for key, piece in plan.mapped.items() if key in keys}
+    sources = {piece.source.key for piece in mapped.values()}
+    twins = tuple(twin for twin in plan.twins if twin.first.key in sources)
+    return replace(plan, mapped=mapped, dropped={}, twins=twins)
 
 
 def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, loss: CastLoss | None) -> bool:
