@@ -305,3 +305,16 @@ def test_the_page_says_no_more(options, said, good, tiny, hub):
     page = Path("page.html").read_text()
     assert said in page and "no values were compared" in page and ">Proven<" not in page
     assert "Each tensor is converted back" not in page
+
+
+def test_with_all_the_keys_of_a_released_file_less_than_a_megabyte_is_read(small_file, hub, tmp_path):
+    hub.add_repo(REPO, {OLD["s0"]: small_file})
+    upload(hub, convert(small_file, tmp_path / "out", "--layout", "transformers"))
+    record = checked(MINE, small_file)
+    assert record["verdict"] == "structure_only" and record["not_compared"] == 1204
+    assert hub.sent() < MB
+    hub.clear_log()
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    checked(MINE, "s0")
+    # Both sides together, with the listings of both repositories.
+    assert hub.sent() < MB and len(hub.requests("/resolve/", "GET")) < 12
