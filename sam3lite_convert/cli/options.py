@@ -267,11 +267,34 @@ KeyArgument = Annotated[
         metavar="KEY", help="Name of a tensor, in the checkpoint or in the converted folder.", show_default=False
     ),
 ]
-FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Converted folder, by this tool or another one.")]
-Converted = Annotated[
-    Path | None,
+FolderArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR",
+        help="Converted folder, by this tool or another one: a local one, or OWNER/NAME[@REVISION] on the Hub.",
+    ),
+]
+PartialFolder = Annotated[
+    bool,
     typer.Option(
-        metavar="DIR", help="Converted folder to compare with the original. Default: a conversion made in memory."
+        "--partial",
+        help="Of a DIR on the Hub, also download and compare the values of the text encoder, at most 400 MB. Default: "
+        "no values.",
+    ),
+]
+WholeFolder = Annotated[
+    bool,
+    typer.Option(
+        "--whole",
+        help="Download a DIR on the Hub to the cache, and compare every value as of a local one. Default: no values.",
+    ),
+]
+Converted = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Converted folder to compare with the original: a local one, or OWNER/NAME[@REVISION] on the Hub, which "
+        "is downloaded. Default: a conversion made in memory.",
     ),
 ]
 CandidateOption = Annotated[

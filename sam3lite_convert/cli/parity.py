@@ -61,6 +61,7 @@ def parity(
     from sam3lite_convert.cli.judge import judge_port, show_judged
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.commands import parity as parity_commands
+    from sam3lite_convert.commands.folders import locate_folder
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report import parity as parity_report
     from sam3lite_convert.report import terminal
@@ -112,11 +113,12 @@ def parity(
         )  # fmt: skip
         if self_test and (save_activations or looks.as_used or html):
             raise CannotRun("--self-test cannot be combined with --save-activations, --as-used or --report", "usage")
+        folder = locate_folder(converted, cache_dir).whole()[0] if converted is not None else None
         read = text_source(location, partial, mappings, causal, json)
         if self_test:
-            _self_test(read, mappings, options, converted, json)
+            _self_test(read, mappings, options, folder, converted, json)
             return
-        document = parity_commands.run_parity(read, mappings, options, converted, save_activations, looks)
+        document = parity_commands.run_parity(read, mappings, options, folder, save_activations, looks, converted)
     if html is not None:
         from sam3lite_convert.report.html.page import parity_page
 
@@ -139,7 +141,14 @@ def _open_original(path: Path | None) -> OriginalRepo | None:
     return open_original(path)
 
 
-def _self_test(source: Source, mappings: Mappings, options: ParityOptions, converted: Path | None, json: bool) -> None:
+def _self_test(
+    source: Source,
+    mappings: Mappings,
+    options: ParityOptions,
+    folder: Path | None,
+    converted: str | None,
+    json: bool,
+) -> None:
     from sam3lite_convert.commands import parity as parity_commands
     from sam3lite_convert.report import parity as parity_report
     from sam3lite_convert.report import terminal
@@ -148,7 +157,7 @@ def _self_test(source: Source, mappings: Mappings, options: ParityOptions, conve
         if not json:
             parity_report.tried(trial)
 
-    document = parity_commands.self_test_parity(source, mappings, options, converted, tried)
+    document = replace(parity_commands.self_test_parity(source, mappings, options, folder, tried), converted=converted)
     if json:
         terminal.as_json(document)
     else:

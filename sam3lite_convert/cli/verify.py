@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, typed, use_one_thread, write_report
+from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, quiet_hub, typed, use_one_thread, write_report
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
-    from sam3lite_convert.commands.sources import Source
+    from sam3lite_convert.commands.folders import FolderLocation
+    from sam3lite_convert.commands.sources import Location, Source
     from sam3lite_convert.plan.tables import Mappings
     from sam3lite_convert.records.verify import VerifyDocument
 
@@ -21,6 +22,8 @@ def verify(
     folder: o.FolderArgument,
     source: o.SourceArgument = None,
     checkpoint: o.CheckpointOption = None,
+    partial: o.PartialFolder = False,
+    whole: o.WholeFolder = False,
     causal: o.Causal = False,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
@@ -31,9 +34,12 @@ def verify(
 ) -> None:
     """Check every tensor of a converted folder against its checkpoint.
 
-    Exits with code 1, and lists the differences, if the folder does not match.
+    Of a folder on the Hub, names, shapes, dtypes and config.json are checked by range requests; --partial and --whole
+    compare values too. Exits with code 1, and lists the differences, if the folder does not match.
     """
     from sam3lite_convert.cli.report_place import check_report_place
+    from sam3lite_convert.commands.folders import locate_folder
+    from sam3lite_convert.commands.verify import check_extent
     from sam3lite_convert.convert.folder import read_folder
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.terminal import as_json
@@ -47,16 +53,25 @@ def verify(
         )
     if html is not None:
         check_report_place(html)
-    # Read first: a folder that cannot be read needs no download.
-    read_folder(folder)
-    found = locate(name, repo_id, revision, cache_dir, json).whole()
-    document = _verify(folder, found, load_mappings(mapping), causal, json, typed() if html else None)
+    place = locate_folder(folder, cache_dir)
+    check_extent(place, partial, whole)
+    quiet_hub(json)
+    mappings, report_of = load_mappings(mapping), typed() if html else None
+    if place.where is None or whole:
+        path, repository = place.whole()
+        read_folder(path)  # first: a folder that cannot be read needs no download of the checkpoint
+        found = locate(name, repo_id, revision, cache_dir, json).whole()
+        document = _verify(path, found, mappings, causal, json, report_of)
+        document = replace(document, folder=folder, repository=repository)
+    else:
+        location = locate(name, repo_id, revision, cache_dir, json)
+        document = _verify_repository(place, location, mappings, causal, partial, json, report_of)
     if html is not None:
         from sam3lite_convert.report.html.page import verify_page
 
         document = replace(document, report_error=write_report(html, lambda: verify_page(document)))
     (as_json if json else verified)(document)
-    leave(document.verdict != "proven", document.report_error is None)
+    leave(document.verdict == "mismatch", document.report_error is None)
 
 
 def _verify(
@@ -65,7 +80,25 @@ def _verify(
     from sam3lite_convert.commands.verify import verify_folder
     from sam3lite_convert.report.terminal import byte_progress
 
-    written = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    written = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     totals = {"write": written, "hash": source.path.stat().st_size}
     with byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
         return verify_folder(folder, source, mappings, causal, progress, report_of)
+
+
+def _verify_repository(
+    folder: FolderLocation,
+    checkpoint: Location,
+    mappings: Mappings,
+    causal: bool,
+    partial: bool,
+    json: bool,
+    report_of: str | None,
+) -> VerifyDocument:
+    from sam3lite_convert.commands.verify import verify_repository
+    from sam3lite_convert.report.terminal import byte_progress
+
+    totals = dict.fromkeys(("fetch", "write", "hash"))
+    labels = {"fetch": "fetching values", "write": "comparing", "hash": "hashing the source"}
+    with byte_progress(totals, labels, json) as progress:
+        return verify_repository(folder, checkpoint, mappings, causal, partial, progress, report_of)

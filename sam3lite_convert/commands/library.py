@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.commands.convert import Request
 from sam3lite_convert.commands.convert_all import Callbacks, publish
 from sam3lite_convert.commands.explain import explain_key
+from sam3lite_convert.commands.folders import locate_folder
 from sam3lite_convert.commands.reuse import find_current
 from sam3lite_convert.commands.sources import HubLocation, Location, Source, locate
 from sam3lite_convert.convert.folder import read_folder
@@ -202,15 +203,35 @@ def convert_checkpoint(
     return publish(opened.location, opened.mappings, request, found, None, Callbacks())
 
 
-def verify_folder(folder: str | Path, checkpoint: Checkpointlike, *, causal: bool = False) -> VerifyDocument:
+def verify_folder(
+    folder: str | Path,
+    checkpoint: Checkpointlike,
+    *,
+    causal: bool = False,
+    partial: bool = False,
+    whole: bool = False,
+    cache_dir: Path | None = None,
+) -> VerifyDocument:
     """Prove that a converted folder, also one that another tool wrote, is its checkpoint.
 
-    Raises CannotRun if the folder is of no known layout, Untrusted if one of the files is damaged.
+    folder: a local folder, or ``OWNER/NAME[@revision]`` on the Hub, of which names, shapes, dtypes and config.json are
+        compared by range requests (verdict ``structure_only``).
+    partial: of a folder on the Hub, compare the values of the text encoder too (``partly_proven``).
+    whole: download a folder on the Hub through the cache and compare all of it (``proven``).
+
+    Raises CannotRun if the folder is of no known layout, or if ``partial`` or ``whole`` is set for a local one;
+    Untrusted if one of the files is damaged.
     """
     from sam3lite_convert.commands import verify
 
     opened = _opened(checkpoint)
-    return verify.verify_folder(Path(folder), opened.location.whole(), opened.mappings, causal)
+    place = locate_folder(str(folder), cache_dir)
+    verify.check_extent(place, partial, whole)
+    if place.where is not None and not whole:
+        return verify.verify_repository(place, opened.location, opened.mappings, causal, partial)
+    path, repository = place.whole()
+    document = verify.verify_folder(path, opened.location.whole(), opened.mappings, causal)
+    return replace(document, folder=place.name, repository=repository)
 
 
 def run_parity(
@@ -230,7 +251,8 @@ def run_parity(
 ) -> ParityDocument:
     """Run the original and the converted text encoder on the same ids and compare them at every tap.
 
-    ``converted``: a folder; None converts in memory. The other arguments are the options of ``sam3lite parity``.
+    ``converted``: a folder, or ``OWNER/NAME[@revision]`` on the Hub; None converts in memory. The
+    others are the options of ``sam3lite parity``.
     Raises CannotRun for arguments that do not go together or a missing package, UnsoundPlan if an encoder does not get
     all of its weights.
     """
@@ -240,9 +262,10 @@ def run_parity(
     opened = _opened(checkpoint)
     given = (candidate, attention, dtype, tolerance, seed, batch, length, tuple(prompts), causal)
     options = ParityOptions(*given, context=opened.context)
-    folder = Path(converted) if converted is not None else None
+    called = str(converted) if converted is not None else None
+    folder = locate_folder(called).whole()[0] if called is not None else None
     looks = parity.Looks(as_used=as_used)
-    return parity.run_parity(opened.location.whole(), opened.mappings, options, folder, looks=looks)
+    return parity.run_parity(opened.location.whole(), opened.mappings, options, folder, None, looks, called)
 
 
 def judge_activations(

@@ -73,9 +73,11 @@ def run_parity(
     converted: Path | None = None,
     save: Path | None = None,
     looks: Looks = Looks(),
+    called: str | None = None,
 ) -> ParityDocument:
     """Original and candidate side by side; ``save``: a file for the activations of both. Many prompts run
-    in batches, and the worst of them are compared closely.
+    in batches, and the worst of them are compared closely. ``called``: what the user calls the folder, if it was
+    downloaded.
 
     Raises CannotRun if options do not go together or a package is missing, UnsoundPlan if an encoder does not get its
     weights, Untrusted if the checkpoint or the folder contradicts itself.
@@ -123,7 +125,7 @@ def run_parity(
     inputs, judgement = setup.inputs, outcome.judgement
     sides = ComparedSides(
         checkpoint=source.name,
-        converted=str(converted) if converted else None,
+        converted=(called or str(converted)) if converted else None,
         reference=_reference_name(setup),
         candidate=setup.layout,
         candidate_encoder=outcome.candidate.name,

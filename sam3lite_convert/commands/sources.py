@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.checkpoint.reader import read_checkpoint
@@ -109,10 +108,10 @@ class Source:
             return index
         wanted = list(tensors)
         # A zip's record begins somewhat before its tensor, with a header that says where exactly.
-        self.copy.fetch((index.extents.get(t.key) or _extent(t) for t in wanted), advance)
+        self.copy.fetch((index.extents.get(t.key) or t.extent for t in wanted), advance)
         # From here on the copy is read as a file, where a hole would be zeros.
         exact = self.read()
-        holes = [t.key for t in wanted if not self.copy.present(*_stretch(exact.tensors[t.key]))]
+        holes = [t.key for t in wanted if not self.copy.holds(exact.tensors[t.key].extent)]
         if holes:
             raise Untrusted(f"{self.path.name}: bytes of {', '.join(holes[:5])} lie outside of their records")
         return exact
@@ -253,13 +252,3 @@ def locate(name: str, where: HubLocation) -> Location:
         message = f"{name}: no such local file. On the Hub: {fault.message}"
         raise CannotRun(message, fault.code, fault.details) from fault
     return Location(name, Path(file.path), repository, file)
-
-
-def _stretch(tensor: StoredTensor) -> tuple[int, int]:
-    """Offset and length of a tensor's bytes."""
-    return tensor.offset, tensor.span * dtypes.itemsize(tensor.dtype)
-
-
-def _extent(tensor: StoredTensor) -> tuple[int, int]:
-    start, length = _stretch(tensor)
-    return start, start + length

@@ -1,23 +1,33 @@
-"""Checks a converted folder against its checkpoint."""
+"""Checks a converted folder, on this machine or on the Hub, against its checkpoint."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from sam3lite_convert.commands.sources import Source
+from sam3lite_convert.commands.folders import FolderLocation, origin, with_bytes
+from sam3lite_convert.commands.sources import Location, Source
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.figures import human_bytes
+from sam3lite_convert.plan.architecture import TEXT
+from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.receipt import Losses
-from sam3lite_convert.records.shared import PageFacts
+from sam3lite_convert.records.shared import Fetched, PageFacts
 from sam3lite_convert.records.verify import Mismatch, VerifyDocument
 from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
-    from sam3lite_convert.plan.plan import Plan
+    from sam3lite_convert.checkpoint.index import Checkpoint
+    from sam3lite_convert.convert.folder import Folder
+    from sam3lite_convert.hub.folder import HubFolder
     from sam3lite_convert.verify.verify import Verification
+
+PARTIAL_LIMIT = 400_000_000  # bytes of values that --partial downloads, of both sides together
 
 
 def verify_folder(
@@ -40,11 +50,10 @@ def verify_folder(
     from sam3lite_convert.verify.verify import verify  # loads numpy; convert starts without
 
     found = read_folder(folder)
-    options = found.receipt.get("options") if found.receipt else None
-    causal = causal or bool(isinstance(options, dict) and options.get("causal"))
     with source.trusted():
-        plan = recognise(found, source.read(), mappings, causal)
-        outcome = verify(found, plan, progress, partial(_fingerprint, folder, plan))
+        plan = recognise(found, source.read(), mappings, causal or _states_causal(found))
+        outcome = verify(found, plan, progress, fingerprint=partial(_fingerprint, folder, plan))
+    found.check_unchanged()
     page = provenance(plan, found, report_of) if report_of is not None else None
     return _document(outcome, folder, source, page)
 
@@ -57,6 +66,124 @@ def _fingerprint(folder: Path, plan: Plan) -> str | None:
     if not path.exists() or importlib.util.find_spec("torch") is None:
         return None
     return fault_of(path, plan)
+
+
+def _states_causal(folder: Folder) -> bool:
+    options = folder.receipt.get("options") if folder.receipt else None
+    return bool(isinstance(options, dict) and options.get("causal"))
+
+
+def check_extent(folder: FolderLocation, partial: bool, whole: bool) -> None:
+    """Raises CannotRun if ``--partial`` and ``--whole`` do not go with this folder or with each other."""
+    if folder.where is None and (partial or whole):
+        raise CannotRun("--partial and --whole are for a DIR on the Hub; of a local one all is compared", "usage")
+    if partial and whole:
+        raise CannotRun("--partial and --whole exclude each other", "usage")
+
+
+def verify_repository(
+    folder: FolderLocation,
+    checkpoint: Location,
+    mappings: Mappings,
+    causal: bool = False,
+    partial: bool = False,
+    progress: Callable[[str], Advance] | None = None,
+    report_of: str | None = None,
+) -> VerifyDocument:
+    """Judge a folder on the Hub without downloading it: names, shapes, dtypes and config.json, by range requests.
+
+    partial: compare the values of the text encoder too, at most 400 MB of both sides together. ``progress``: called
+    with "fetch", "write" and "hash". Raises as ``verify_folder`` does, and CannotRun if the Hub cannot be read.
+    """
+    from sam3lite_convert.commands.provenance import provenance
+    from sam3lite_convert.convert.folder import read_place
+    from sam3lite_convert.verify.recognise import recognise  # loads numpy; convert starts without
+    from sam3lite_convert.verify.verify import verify  # loads numpy; convert starts without
+
+    with folder.opened() as hub:
+        found = read_place(hub)
+        causal = causal or _states_causal(found)
+        source = checkpoint.index()
+        with source.trusted():
+            index = source.read()
+            plan = recognise(found, index, mappings, causal)
+            text = _text_keys(found, plan)
+            cost = {key: _cost(key, found, plan, hub, source) for key in text}
+            keys = list(_within(cost, PARTIAL_LIMIT)) if partial else []
+            if keys:
+                advance = progress("fetch") if progress else lambda n: None
+                whole = _with_sources(source, index, plan, keys, advance)
+                found = with_bytes(hub, found, keys, advance)
+                plan = recognise(found, whole, mappings, causal)
+            outcome = verify(found, plan, progress, frozenset(keys))
+        page = provenance(plan, found, report_of) if report_of is not None else None
+        document = _document(outcome, found.path, source, page)
+        copy = source.copy
+        fetched = Fetched(
+            bytes=hub.received + (copy.received if copy else 0),
+            requests=hub.requests + (copy.requests if copy else 0),
+            of=sum(hub.files[name].size for name in found.taken) + (copy.file.size if copy else 0),
+        )
+        return replace(
+            document,
+            verdict=document.verdict if document.verdict == "mismatch" else _partial_verdict(outcome),
+            summary=_partial_summary(outcome, document, sum(cost.values()), fetched.of),
+            repository=origin(hub),
+            fetched=fetched,
+        )
+
+
+def _text_keys(folder: Folder, plan: Plan) -> list[str]:
+    """Keys of the text encoder whose shape and dtype fit, so that their values can be compared."""
+    held = folder.tensors
+    return [
+        key
+        for key, piece in plan.mapped.items()
+        if piece.canonical.startswith(TEXT) and key in held
+        if (held[key][1].shape, held[key][1].dtype) == (piece.shape, piece.dtype)
+    ]
+
+
+def _cost(key: str, folder: Folder, plan: Plan, hub: HubFolder, source: Source) -> int:
+    """Bytes to download to compare the values of one tensor."""
+    there = folder.tensors[key][1].nbytes if hub.fetched_by_ranges(folder.tensors[key][0]) else 0
+    return there + (plan.mapped[key].nbytes if source.copy is not None else 0)
+
+
+def _within(cost: dict[str, int], limit: int) -> Iterator[str]:
+    """As many of these keys, in their order, as cost no more than the limit together."""
+    for key, nbytes in cost.items():
+        if nbytes <= limit:
+            limit -= nbytes
+            yield key
+
+
+def _with_sources(source: Source, index: Checkpoint, plan: Plan, keys: list[str], advance: Advance) -> Checkpoint:
+    """The index of the checkpoint with the bytes that these keys come from."""
+    wanted = {plan.mapped[key].source.key: plan.mapped[key].source for key in keys}
+    twins = [t for twin in plan.twins if twin.first.key in wanted for t in (twin.first, twin.second)]
+    return source.with_bytes_of(index, [*wanted.values(), *twins], advance)
+
+
+def _partial_verdict(outcome: Verification) -> Literal["proven", "partly_proven", "structure_only"]:
+    if outcome.compared == 0:
+        return "structure_only"
+    return "proven" if outcome.compared == outcome.checked else "partly_proven"
+
+
+def _partial_summary(outcome: Verification, document: VerifyDocument, text: int, of: int) -> str:
+    """``text``: bytes to fetch for the values of the text encoder; ``of``: for all of them."""
+    whole = f"--whole compares all of them ({human_bytes(of)})"
+    rest = outcome.checked - outcome.compared
+    if document.verdict == "mismatch":
+        fit = f"{outcome.summary}; the values of {outcome.compared:,} tensors were compared"
+    elif outcome.compared == 0:
+        partial = f"--partial compares the text encoder's values ({human_bytes(text)}), --whole all of them"
+        return f"names, shapes, dtypes and config.json fit; no values were compared; {partial} ({human_bytes(of)})"
+    else:
+        how = f", up to {outcome.up_to}" if outcome.up_to else " bit for bit"
+        fit = f"the values of {outcome.compared:,} tensors turn back into their source{how}"
+    return f"{fit}; of {rest:,} others no values were compared; {whole}" if rest else fit
 
 
 def _document(outcome: Verification, folder: Path, source: Source, page: PageFacts | None) -> VerifyDocument:
@@ -75,6 +202,8 @@ def _document(outcome: Verification, folder: Path, source: Source, page: PageFac
         dtype=plan.floating_dtype,
         checked=outcome.checked,
         findings=tuple(outcome.findings),
+        compared=outcome.compared,
+        not_compared=outcome.checked - outcome.compared,
         mismatched=tuple(Mismatch(key=key, why=why) for key, why in outcome.mismatched),
         missing=tuple(outcome.missing),
         unexpected=tuple(outcome.unexpected),

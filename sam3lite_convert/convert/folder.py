@@ -250,6 +250,22 @@ def read_place(place: Place) -> Folder:
     )
 
 
+def files_of(place: Place) -> list[str]:
+    """The files that a reader takes, and those that decide which; no weights are read.
+
+    Raises CannotRun if it takes none, Untrusted if a JSON file is damaged.
+    """
+    config = _read_json(place, "config.json")
+    reader, names = _Reader.of(config), place.names()
+    chosen = _choose(place, config, reader)
+    if not chosen.files:
+        why = "; ".join(f"{fault.key} {fault.why}" for fault in chosen.faults)
+        raise CannotRun(f"{place.path} holds no weights that {reader.name} takes: {why}", "nothing_to_verify")
+    beside = [_PROJECTION] if reader.reads_projection and _PROJECTION in names else []
+    index = [chosen.index] if chosen.index else []
+    return [*chosen.files, *beside, *index, *(fault.key for fault in _other_files(names, reader))]
+
+
 @dataclass(frozen=True)
 class _Reader:
     """What reads a folder, by its config.json.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sam3lite_convert.workers import Advance
 
 _BLOCK = 64 << 10  # what a small read fetches
-_HEAD, _TAIL = 64 << 10, 256 << 10  # a zip's directory of 1,300 entries takes 0.15 MB
+_HEAD, _TAIL = 64 << 10, 192 << 10  # a zip's directory of 1,300 entries takes 0.15 MB
 _REQUEST = 16 << 20
 _PIECE = re.compile(r"(\d{1,16})-(\d{1,16})-([0-9a-f]{64})")
 _FORGOTTEN = 24 * 3600  # seconds after which the copy of a killed process is cleared away
@@ -92,6 +92,10 @@ class PartialCopy(io.RawIOBase):
     def present(self, offset: int, nbytes: int) -> bool:
         """Whether these bytes are in the copy."""
         return not self._missing(offset, offset + nbytes)
+
+    def holds(self, extent: Range) -> bool:
+        """Whether the bytes of this range (start, end) are in the copy."""
+        return not self._missing(*extent)
 
     def _missing(self, start: int, end: int) -> list[Range]:
         missing, at = [], start

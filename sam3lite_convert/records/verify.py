@@ -7,7 +7,7 @@ from typing import Literal
 
 from sam3lite_convert.records.receipt import Losses
 from sam3lite_convert.records.record import Document, Record, optional
-from sam3lite_convert.records.shared import HubOrigin, PageFacts
+from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +43,32 @@ class Finding(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RepositoryRecord(Record):
+    """The repository on the Hub that holds the folder; ``commit``: the one that was read."""
+
+    repo: str
+    revision: str
+    commit: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyDocument(Document):
     """Whether a folder is its checkpoint.
 
+    verdict: proven: every tensor was turned back into its source. partly_proven: some of them were, and of the others
+        names, shapes and dtypes fit. structure_only: names, shapes, dtypes and config.json fit, and no values were
+        compared. mismatch: something is wrong.
     up_to: the cast that the proof allows for.
-    checked: tensors that were compared.
+    checked: tensors whose shape and dtype were compared.
+    compared: tensors whose values were compared, to the bit.
+    not_compared: tensors of which only name, shape and dtype were compared.
     targets: tensors that the model has.
     summary: what was compared, and what differs by component, in one sentence.
     findings: what is wrong, one a cause and component.
     mismatched: the same by key, without missing and unexpected ones.
+    repository: where a folder on the Hub was read.
+    fetched: how much of the folder, and of a checkpoint on the Hub, was read by range requests; left out if all of it
+        is here.
     lost_words: ``lost`` in words.
     page: with --report alone.
     """
@@ -61,7 +78,7 @@ class VerifyDocument(Document):
     option: str
     source: HubOrigin | None
     targets: int
-    verdict: Literal["proven", "mismatch"]
+    verdict: Literal["proven", "partly_proven", "structure_only", "mismatch"]
     up_to: str | None
     summary: str
     layout: str
@@ -69,11 +86,15 @@ class VerifyDocument(Document):
     dtype: str
     checked: int
     findings: tuple[Finding, ...]
+    compared: int
+    not_compared: int
     mismatched: tuple[Mismatch, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     lost: Losses
     lost_words: tuple[str, ...]
     notes: tuple[str, ...]
+    repository: RepositoryRecord | None = field(default=None, metadata=optional())
+    fetched: Fetched | None = field(default=None, metadata=optional())
     page: PageFacts | None = field(default=None, metadata=optional())
     report_error: str | None = field(default=None, metadata=optional())

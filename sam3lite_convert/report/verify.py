@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sam3lite_convert.figures import component_words
+from sam3lite_convert.figures import component_words, human_bytes
 from sam3lite_convert.records.verify import Finding, VerifyDocument
 from sam3lite_convert.report.inspect import LISTED
 from sam3lite_convert.report.terminal import say
@@ -27,8 +27,12 @@ def verified(r: VerifyDocument) -> None:
             say(f"note: {text}")
     for text in r.lost_words:
         say(f"not in the folder: {text}")
-    if r.verdict == "proven":
-        say(f"proven{f' up to {r.up_to}' if r.up_to else ''}: {r.summary}", "bold green")
+    if r.fetched:
+        read, of = human_bytes(r.fetched.bytes), human_bytes(r.fetched.of)
+        say(f"read by {r.fetched.requests:,} range requests: {read} of {of}")
+    if r.verdict != "mismatch":
+        up_to = f" up to {r.up_to}" if r.up_to else ""
+        say(f"{r.verdict.replace('_', ' ')}{up_to}: {r.summary}", "bold green")
         return
     count = f"{len(r.findings):,} {'finding' if len(r.findings) == 1 else 'findings'}"
     say(f"mismatch: {count}; {r.checked:,} of {r.targets:,} tensors were compared", "bold red")

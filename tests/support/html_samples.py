@@ -344,7 +344,8 @@ def verification(**fields: JsonValue) -> VerifyDocument:
         "folder": "converted/s0-packed", "checkpoint": "s0.pt", "option": "s0.pt", "source": None, "targets": 1204,
         "verdict": "proven", "up_to": "the cast to float16", "layout": "packed", "component": "all",
         "summary": "1,204 of 1,204 tensors turn back into their source, up to the cast to float16",
-        "dtype": "float16", "checked": 1204, "findings": [], "mismatched": [], "missing": [], "unexpected": [],
+        "dtype": "float16", "checked": 1204, "compared": 1204, "not_compared": 0,
+        "findings": [], "mismatched": [], "missing": [], "unexpected": [],
         "lost": {
             "dropped": {"tensors": 369, "bytes": 722504, "by_kind": by_kind},
             "class_row": {"tensor": tensor, "rows": 1, "bytes": 512},

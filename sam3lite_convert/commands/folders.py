@@ -1,0 +1,101 @@
+"""Finds DIR: a converted folder on this machine, or a repository on the Hub that holds one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.commands.sources import HubLocation
+from sam3lite_convert.convert.folder import Folder, files_of, read_place
+from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.hub.aliases import DEFAULT_REVISION
+from sam3lite_convert.records.verify import RepositoryRecord
+
+if TYPE_CHECKING:
+    from sam3lite_convert.hub.folder import HubFolder
+    from sam3lite_convert.workers import Advance
+
+_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
+_BESIDE = (".json", ".txt", ".md")  # files that are read, or shown, beside the weights
+_SMALL = 16 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class FolderLocation:
+    """A converted folder that was found and not read yet.
+
+    name: as the user typed it.
+    where: the repository; None for a folder on this machine.
+    """
+
+    name: str
+    where: HubLocation | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[HubFolder]:
+        """The repository, read by ranges; what was fetched is kept for the next run, unless it is not to be trusted.
+
+        Raises CannotRun if it cannot be listed; ValueError for a folder on this machine.
+        """
+        if self.where is None:
+            raise ValueError(f"{self.name} is on this machine")
+        from sam3lite_convert.hub.folder import HubFolder
+
+        try:
+            folder = HubFolder(self.where.repository(), self.name)
+        except CannotRun as fault:
+            message = f"{self.name}: no such local folder. On the Hub: {fault.message}"
+            raise CannotRun(message, fault.code, fault.details) from fault
+        with folder:
+            try:
+                yield folder
+            except Untrusted:
+                # A range has no hash that tells a damaged download from a damaged file.
+                folder.discard()
+                raise
+
+    def whole(self) -> tuple[Path, RepositoryRecord | None]:
+        """The folder on this machine, and where it came from. Of a repository, all that a reader takes is downloaded
+        through the cache.
+
+        Raises CannotRun if it cannot be downloaded or holds no weights, Untrusted if a file is damaged.
+        """
+        if self.where is None:
+            return Path(self.name), None
+        with self.opened() as hub:
+            taken = files_of(hub)
+            small = [n for n in hub.names() if n.endswith(_BESIDE) and hub.files[n].size <= _SMALL]
+            return hub.download(dict.fromkeys([*taken, *small])), origin(hub)
+
+
+def origin(hub: HubFolder) -> RepositoryRecord:
+    """Where a folder on the Hub lies, for documents."""
+    return RepositoryRecord(repo=hub.repository.repo, revision=hub.repository.revision, commit=hub.commit or "")
+
+
+def locate_folder(name: str, cache: Path | None = None) -> FolderLocation:
+    """Find DIR: a local path first, then OWNER/NAME[@revision] on the Hub. Nothing is read.
+
+    ``cache``: folder for downloads; None for the cache of huggingface_hub.
+    """
+    match = _NAME.fullmatch(name)
+    if Path(name).exists() or match is None or name.startswith("."):
+        return FolderLocation(name)
+    return FolderLocation(name, HubLocation(match["repo"], match["revision"] or DEFAULT_REVISION, cache))
+
+
+def with_bytes(hub: HubFolder, folder: Folder, keys: Iterable[str], advance: Advance = lambda n: None) -> Folder:
+    """The folder with the bytes of these tensors, fetched by ranges.
+
+    Raises CannotRun if they cannot be had, Untrusted if they lie outside of their records.
+    """
+    wanted = list(keys)
+    hub.fetch((folder.tensors[key] for key in wanted), advance)
+    # From here on the copies are read as files: the positions are exact once the bytes around them are here.
+    exact = read_place(hub)
+    hub.check_present(exact.tensors[key] for key in wanted)
+    return exact
