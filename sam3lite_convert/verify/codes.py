@@ -246,6 +246,22 @@ _ALL = (
         "Set the field to 1e-05.",
     ),
     Code(
+        "V-CONFIG-DTYPE",
+        "config.json states another dtype",
+        "dtype (or torch_dtype) of config.json is not the dtype of the weights.",
+        "Compared with the dtype of the tensors.",
+        "transformers casts the weights to it while it loads them.",
+        "Set the field to the dtype of the weights.",
+    ),
+    Code(
+        "V-CONFIG-ROPE",
+        "config.json changes the rotary embedding",
+        "The original's ViT has an axial rotary embedding with base 10000.",
+        "rope_parameters, rope_scaling (its old name), rope_theta and head_dim of vision_config.backbone_config.",
+        "Attention of every ViT block changes.",
+        "Remove the field: the library's default is the original's.",
+    ),
+    Code(
         "V-CONFIG-FIELD",
         "a field of config.json does not fit the weights",
         "A field has a value that the weights contradict, or that changes what is computed from them. A field that is "
@@ -253,6 +269,15 @@ _ALL = (
         "Compared with the sizes of the source's tensors and with the original's constants.",
         "Loaders stop or leave tensors random where a size is wrong; where a constant is wrong (heads, activation, "
         "window), the model loads and computes something else.",
+        _FIELD,
+    ),
+    Code(
+        "V-CONFIG-TYPE",
+        "a field of config.json has a value of another type",
+        "A field holds a value of a type that its reader does not accept: text for a number, true for 1, null, NaN, or "
+        "a list for a number.",
+        "Compared with the types of the reader's configuration.",
+        "The reader stops while it loads; older ones compute something else.",
         _FIELD,
     ),
     # ---- the other files

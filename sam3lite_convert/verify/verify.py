@@ -206,9 +206,8 @@ def _config_differences(folder: Folder, plan: Plan, notes: list[str]) -> Iterato
         return
     checked = check_config(plan, folder.config)
     for fault in checked.faults:
-        yield Difference(
-            f"config.json: {fault.path}", fault.code, fault.component, fault.why, f"{fault.path} {fault.why}"
-        )
+        cause = fault.cause or f"{fault.path} {fault.why}"
+        yield Difference(f"config.json: {fault.path}", fault.code, fault.component, fault.why, cause)
     if checked.unjudged:
         notes.append("config.json: unknown to this tool, so not checked: " + ", ".join(checked.unjudged))
 

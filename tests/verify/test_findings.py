@@ -264,6 +264,18 @@ def spoil_heads(folder):
     edit_config(folder, "text_config", "num_attention_heads", value=4)
 
 
+def spoil_dtype(folder):
+    edit_config(folder, "dtype", value="bfloat16")
+
+
+def spoil_rope(folder):
+    edit_config(folder, "vision_config", "backbone_config", "rope_theta", value=500.0)
+
+
+def spoil_type(folder):
+    edit_config(folder, "text_config", "num_attention_heads", value="2")
+
+
 def rename_weights(folder):
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
 
@@ -273,6 +285,9 @@ FILES = {
     "V-CONFIG-EPS": spoil_eps,
     "V-CONFIG-MISSING": lose_config,
     "V-CONFIG-FIELD": spoil_heads,
+    "V-CONFIG-DTYPE": spoil_dtype,
+    "V-CONFIG-ROPE": spoil_rope,
+    "V-CONFIG-TYPE": spoil_type,
     "V-FILES": rename_weights,
 }
 PACKED = ("V-QKV-ORDER", "V-QKV-INTERLEAVED")
