@@ -185,6 +185,14 @@ _ALL = (
         "Depends on the size of the difference; sam3lite parity shows what it does to the text features.",
         _AGAIN,
     ),
+    Code(
+        "V-CAST-OVERFLOW",
+        "made infinite by the cast",
+        "Values of the source are out of range for the folder's dtype, and became infinite or NaN.",
+        "The source's finite values, cast to the folder's dtype, are not finite.",
+        "Infinite weights give infinite or NaN outputs. sam3lite convert refuses such a cast.",
+        "Use bfloat16, which has the range of float32. If it is meant: convert --allow-overflow states it.",
+    ),
     # ---- names, shapes, dtypes
     Code(
         "V-MISSING",

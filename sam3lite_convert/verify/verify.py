@@ -25,10 +25,10 @@ from sam3lite_convert.plan.architecture import component_of
 from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Losses
-from sam3lite_convert.records.record import Json
+from sam3lite_convert.records.record import Json, JsonValue
 from sam3lite_convert.records.verify import Finding
 from sam3lite_convert.verify.config_check import check_config
-from sam3lite_convert.verify.diagnose import Cause, Diagnoser, explain_shape
+from sam3lite_convert.verify.diagnose import Cause, Diagnoser, explain_rows, explain_shape, one_row
 from sam3lite_convert.verify.findings import Difference, component_of_key, gathered, summary_of
 from sam3lite_convert.workers import Advance
 
@@ -77,7 +77,11 @@ class Verification:
     @property
     def up_to(self) -> str | None:
         """The cast up to which the folder is proven equal, in words; None if there was no cast."""
-        return f"the cast to {self.plan.options.dtype}" if self.loss.tensors else None
+        if not self.loss.tensors:
+            return None
+        count = self.loss.overflowed_values
+        lost = f", which made {count:,} {'value' if count == 1 else 'values'} infinite" if count else ""
+        return f"the cast to {self.plan.options.dtype}{lost}"
 
     @property
     def lost(self) -> Losses:
@@ -122,7 +126,7 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
             if path not in opened:
                 opened[path] = stack.enter_context(open_file(path))
             out.checked += 1
-            if piece.canonical.endswith(COUNTER):
+            if piece.canonical.endswith(COUNTER) and found.shape == piece.shape:
                 if _same(source, piece, opened[path], found, None):
                     out.equal += 1
                 else:
@@ -138,6 +142,9 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
             found_out.append(Difference(key, UNEXPECTED, component, why, "tensors are not part of the model"))
         sha256, notes = hashing.result()
     out.notes += notes
+    beyond = [*_cut_differences(folder, plan), *_overflow_differences(folder, plan, out.loss)]
+    out.equal -= sum(one.fatal for one in beyond)  # of tensors that are what the plan writes
+    found_out += beyond
     found_out += _config_differences(folder, plan, out.notes)
     found_out += _receipt_differences(folder, plan, sha256, out.notes)
     out.differences, out.findings = gathered(found_out)
@@ -168,7 +175,10 @@ def _fault(
 ) -> Cause | None:
     """Why a found tensor differs from what the plan writes; None if it does not."""
     if found.shape != piece.shape:
-        return explain_shape(piece, found.shape)
+        rows = None
+        if piece.position_table and found.dtype == piece.dtype:
+            rows = explain_rows(piece, source, found.shape, read_tensor(file, found))
+        return rows or explain_shape(piece, found.shape)
     if found.dtype != piece.dtype:
         return Cause("V-DTYPE", f"is {found.dtype}; the rest of the folder is {piece.dtype}")
     if _same(source, piece, file, found, loss):
@@ -185,17 +195,41 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
     if not (piece.operation.verbatim and piece.source.contiguous):
         data = piece.operation.backward(read_tensor(file, found), piece.slice, found.dtype)
         original = source_bytes(source, piece)
-        return data == (cast(original, piece.source.dtype, piece.dtype, loss) if piece.casts else original)
+        return data == (cast(original, piece.source.dtype, piece.dtype, loss, piece.key) if piece.casts else original)
     width, wide = dtypes.itemsize(found.dtype), dtypes.itemsize(piece.source.dtype)
     # Both sides are read in steps of the same number of elements.
     step = CHUNK // wide
     theirs = ranges(found.offset, found.nbytes, step * width)
     for original, (start, length) in zip(source_chunks(source, piece, step * wide), theirs, strict=True):
         if piece.casts:
-            original = cast(original, piece.source.dtype, piece.dtype, loss)
+            original = cast(original, piece.source.dtype, piece.dtype, loss, piece.key)
         if original != read_exactly(file, start, length):
             return False
     return True
+
+
+def _cut_differences(folder: Folder, plan: Plan) -> Iterator[Difference]:
+    """A text position table of one row, unless the receipt says that this was asked for."""
+    options = folder.receipt.get("options") if folder.receipt else None
+    stated = options.get("context") if isinstance(options, dict) else None
+    for key, piece in plan.mapped.items():
+        if key in folder.tensors and stated != 1 and (cause := one_row(piece)):
+            yield _difference(key, component_of(piece.canonical), cause)
+
+
+def _overflow_differences(folder: Folder, plan: Plan, loss: CastLoss) -> Iterator[Difference]:
+    """Values that the cast made infinite or NaN. ``convert`` refuses them unless --allow-overflow is given, which the
+    receipt then shows: so they are fatal unless it states the same."""
+    dtype = plan.options.dtype
+    record = loss.record(dtype).to_json().get("overflows")
+    stated: JsonValue = folder.receipt
+    for name in ("lost", "cast", "overflows"):
+        stated = stated.get(name) if isinstance(stated, dict) else None
+    for key, (count, largest) in loss.overflows.items():
+        why = f"{count:,} values became infinite by the cast to {dtype}, the largest of them {largest:.6g}"
+        cause = f"values became infinite by the cast to {dtype}, in all {loss.overflowed_values:,}"
+        component = component_of(plan.mapped[key].canonical)
+        yield Difference(key, "V-CAST-OVERFLOW", component, why, cause, fatal=record != stated)
 
 
 def _config_differences(folder: Folder, plan: Plan, notes: list[str]) -> Iterator[Difference]:
