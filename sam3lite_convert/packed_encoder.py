@@ -7,15 +7,15 @@ proves something.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.convert.packed_config import PackedTextConfig
+from sam3lite_convert.errors import CannotRun
 
 ATTENTION = ("eager", "sdpa")
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -24,40 +24,6 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
     "relu": lambda: nn.ReLU(),
 }
-
-
-@dataclass(frozen=True)
-class PackedTextConfig:
-    """The ``text_config`` of a packed folder's config.json."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    projection_dim: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    max_position_embeddings: int
-    output_dim: int
-    use_repmixer_blocks: bool
-    repmixer_kernel_size: int = 11
-    layer_norm_eps: float = 1e-5
-    hidden_act: str = "gelu"
-    causal_masking: bool = False
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> PackedTextConfig:
-        """Read ``text_config``; unknown entries are ignored.
-
-        Raises UnsoundPlan, naming the field, if a field is missing or ``hidden_act`` is not known.
-        """
-        known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
-        try:
-            config = cls(**known)
-        except TypeError as fault:
-            raise UnsoundPlan(f"config.json: text_config: {fault}".replace("__init__() ", ""), "bad_config") from None
-        if config.hidden_act not in _ACTIVATIONS:
-            raise UnsoundPlan(f"config.json: text_config.hidden_act {config.hidden_act!r} is not known", "bad_config")
-        return config
 
 
 class PackedTextOutput(NamedTuple):

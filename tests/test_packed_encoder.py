@@ -23,9 +23,10 @@ from support.folders import (
 from support.goldens import ATOL, TINY, golden
 
 from sam3lite_convert.convert.folder import read_folder
+from sam3lite_convert.convert.packed_config import PackedTextConfig
 from sam3lite_convert.convert.text_weights import folder_weights
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
-from sam3lite_convert.packed_encoder import PackedTextConfig, PackedTextModel
+from sam3lite_convert.packed_encoder import PackedTextModel
 from sam3lite_convert.parity.candidates import CANDIDATES
 from sam3lite_convert.parity.encoders import record
 from sam3lite_convert.plan import synthetic

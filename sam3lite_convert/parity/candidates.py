@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sam3lite_convert.convert.packed_config import PackedTextConfig
 from sam3lite_convert.convert.text_weights import cast, load_all
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.packed_encoder import PackedTextConfig, PackedTextModel
+from sam3lite_convert.packed_encoder import PackedTextModel
 from sam3lite_convert.parity.encoders import Encoder, tapped_modules
 from sam3lite_convert.parity.taps import PACKED, TRANSFORMERS
 from sam3lite_convert.plan.families import Family

@@ -185,6 +185,14 @@ _ALL = (
         "Depends on the size of the difference; sam3lite parity shows what it does to the text features.",
         _AGAIN,
     ),
+    Code(
+        "V-CAST-OVERFLOW",
+        "made infinite by the cast",
+        "Values of the source are out of range for the folder's dtype, and became infinite or NaN.",
+        "The source's finite values, cast to the folder's dtype, are not finite.",
+        "Infinite weights give infinite or NaN outputs. sam3lite convert refuses such a cast.",
+        "Use bfloat16, which has the range of float32. If it is meant: convert --allow-overflow states it.",
+    ),
     # ---- names, shapes, dtypes
     Code(
         "V-MISSING",
@@ -246,6 +254,22 @@ _ALL = (
         "Set the field to 1e-05.",
     ),
     Code(
+        "V-CONFIG-DTYPE",
+        "config.json states another dtype",
+        "dtype (or torch_dtype) of config.json is not the dtype of the weights.",
+        "Compared with the dtype of the tensors.",
+        "transformers casts the weights to it while it loads them.",
+        "Set the field to the dtype of the weights.",
+    ),
+    Code(
+        "V-CONFIG-ROPE",
+        "config.json changes the rotary embedding",
+        "The original's ViT has an axial rotary embedding with base 10000.",
+        "rope_parameters, rope_scaling (its old name), rope_theta and head_dim of vision_config.backbone_config.",
+        "Attention of every ViT block changes.",
+        "Remove the field: the library's default is the original's.",
+    ),
+    Code(
         "V-CONFIG-FIELD",
         "a field of config.json does not fit the weights",
         "A field has a value that the weights contradict, or that changes what is computed from them. A field that is "
@@ -253,6 +277,15 @@ _ALL = (
         "Compared with the sizes of the source's tensors and with the original's constants.",
         "Loaders stop or leave tensors random where a size is wrong; where a constant is wrong (heads, activation, "
         "window), the model loads and computes something else.",
+        _FIELD,
+    ),
+    Code(
+        "V-CONFIG-TYPE",
+        "a field of config.json has a value of another type",
+        "A field holds a value of a type that its reader does not accept: text for a number, true for 1, null, NaN, or "
+        "a list for a number.",
+        "Compared with the types of the reader's configuration.",
+        "The reader stops while it loads; older ones compute something else.",
         _FIELD,
     ),
     # ---- the other files

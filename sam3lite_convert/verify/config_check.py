@@ -9,7 +9,9 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.convert.config import make_config
+from sam3lite_convert.convert.packed_config import PackedTextConfig
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.record import Json, JsonValue
 
@@ -41,44 +43,71 @@ _LIBRARY_DEFAULTS: dict[str, Json] = {
     "mask_decoder_config": {"hidden_size": 256, "num_upsampling_stages": 3, "num_attention_heads": 8},
 }  # fmt: skip
 # Fields that we do not write because the library's default is the original's value: the ViT's rotary
-# embedding has base 10000, and the feed-forward blocks of the DETR parts use ReLU (layout notes).
+# embedding has base 10000, and the feed-forward blocks of the DETR parts use ReLU (layout notes). What a field does was
+# tried with the library, 5.23: each was changed in a small model, and its outputs compared.
+_ROPE: Json = {"rope_type": "axial", "rope_theta": 10000.0}
 _KEPT_AT_DEFAULT: dict[str, Json] = {
-    "": {"quantization_config": None},
+    "": {"quantization_config": None, "detector_config": None},
     "backbone_config": {
-        "rope_parameters": {"rope_type": "axial", "rope_theta": 10000.0}, "rope_theta": 10000.0,
-        "layer_scale_init_value": None,
+        "rope_parameters": _ROPE, "rope_scaling": _ROPE, "rope_theta": 10000.0, "layer_scale_init_value": None,
     },
     "geometry_encoder_config": {"hidden_act": "relu"},
     "detr_encoder_config": {"hidden_act": "relu"},
     "detr_decoder_config": {"hidden_act": "relu"},
 }  # fmt: skip
+# In any section: a part that returns tuples fails where its outputs are named; layers may have configs of their own.
+_KEPT_EVERYWHERE: Json = {"return_dict": True, "per_layer_config": None}
+# null is the same as leaving these out; in other fields of the library it is refused.
+_MAY_BE_NULL = frozenset(
+    {
+        "rope_parameters", "rope_scaling", "global_attn_indexes", "scale_factors",
+        "backbone_feature_sizes", "dtype", "per_layer_config", "quantization_config", "detector_config",
+    }
+)  # fmt: skip
+# The library takes one number, or height and width.
+_MAY_BE_PAIRS = frozenset({"image_size", "pretrain_image_size"})
+_ROPE_FIELDS = frozenset({"rope_parameters", "rope_scaling", "rope_theta", "head_dim"})
 _COMPONENTS = {"text": "text_encoder", "vision": "vision_encoder"} | {
     name: name for name in ("geometry_encoder", "detr_encoder", "detr_decoder", "mask_decoder")
 }
-# Read only in training, when weights are initialised or by other tasks, or (the DETR parts' eps) never.
+# Read only in training, when weights are initialised or by other tasks, or (the DETR parts' eps) never. The library
+# refuses some of them if they have another type, or are no rate: _TYPES says of which kind each has to be.
 _WITHOUT_EFFECT = frozenset(
     {
-        "_name_or_path", "transformers_version", "torch_dtype", "dtype", "model_type", "architectures", "return_dict",
+        "_name_or_path", "transformers_version", "torch_dtype", "dtype", "model_type", "architectures",
         "output_attentions", "output_hidden_states", "use_cache", "is_encoder_decoder", "chunk_size_feed_forward",
         "id2label", "label2id", "problem_type", "initializer_range", "dropout", "attention_dropout", "hidden_dropout",
         "layer_scale_init_value", "layer_norm_eps", "hidden_act", "tie_word_embeddings", "torchscript", "use_bfloat16",
-        "bos_token_id", "eos_token_id", "pad_token_id", "num_labels", "auto_map",
+        "bos_token_id", "eos_token_id", "pad_token_id", "num_labels", "auto_map", "tie_last_hidden_states",
     }
 )  # fmt: skip
+_TYPES = {
+    "initializer_range": "a decimal number", "layer_scale_init_value": "a decimal number",
+    "layer_norm_eps": "a decimal number",
+    "dropout": "a rate", "attention_dropout": "a rate", "hidden_dropout": "a rate",
+    "hidden_act": "a name", "id2label": "an object", "output_hidden_states": "a flag", "dtype": "a dtype",
+}  # fmt: skip
 
 
 class ConfigFault(NamedTuple):
-    """A field that does not fit: its path in config.json, in words what is wrong with it, and the code of the cause."""
+    """A field that does not fit.
+
+    path: its path in config.json.
+    why: what is wrong with it, in words.
+    code: of the cause (``codes.CODES``).
+    cause: the same for all fields of a section that is left out; empty if there is no such section.
+    """
 
     path: str
     why: str
     code: str = "V-CONFIG-FIELD"
+    cause: str = ""
 
     @property
     def component(self) -> str:
         """The component of the model that the field configures; ``config`` for none or all."""
-        section = self.path.partition("_config")
-        return _COMPONENTS.get(section[0], "config") if section[1] else "config"
+        name, found, _ = self.path.partition("_config")
+        return _COMPONENTS.get(name, "config") if found else "config"
 
 
 class ConfigCheck(NamedTuple):
@@ -95,24 +124,21 @@ class ConfigCheck(NamedTuple):
 def check_config(plan: Plan, actual: Json) -> ConfigCheck:
     """Compare a config.json with the plan's weights.
 
-    A field that is left out has the default value of transformers.
+    A field that is left out has the value that the reader of the layout gives it: the default of transformers, or of
+    ``PackedTextConfig``. Nothing reads the config.json of other layouts; there only what is stated is compared.
     """
     expected = make_config(plan)
     library = plan.layout.loader.library is not None
-    if not library and actual.get("model_type") != expected["model_type"]:
-        if str(actual.get("model_type", "")).startswith(plan.layout.family.library.model_type):
-            why = (
-                f"is {actual['model_type']!r}: transformers would load these weights as that model and leave every "
-                "tensor that it does not find under its own name at random values"
-            )
-            return ConfigCheck([ConfigFault("model_type", why, "V-CONFIG-CLASS")], [])
-        for name in ("model_type", "layout", "component"):
-            expected.pop(name)
-    section = "text_config" if plan.options.component == "text" and library else ""
     faults = list(_architectures(expected.pop("architectures", None), actual))
+    if not library:
+        faults += _own_model_type(plan, expected, actual)
+        if expected.pop("model_type") != actual.get("model_type"):  # of another tool
+            for name in ("layout", "component"):
+                expected.pop(name)
+    section = "text_config" if plan.options.component == "text" and library else ""
     faults += _compare(expected, actual, "", plan, section)
     unjudged: list[str] = []
-    faults += _others(expected, actual, "", section, unjudged)
+    faults += _others(expected, actual, "", section, plan, unjudged)
     return ConfigCheck(faults, unjudged)
 
 
@@ -123,58 +149,196 @@ def _architectures(expected: JsonValue, actual: Json) -> Iterator[ConfigFault]:
         yield ConfigFault("architectures", f"is {found!r}; these are the tensors of {expected[0]}", "V-CONFIG-CLASS")
 
 
-def _others(expected: Json, actual: Json, path: str, section: str, unjudged: list[str]) -> Iterator[ConfigFault]:
+def _own_model_type(plan: Plan, expected: Json, actual: Json) -> Iterator[ConfigFault]:
+    """The model_type of a layout that no library loads."""
+    found, wanted = actual.get("model_type"), expected["model_type"]
+    if found == wanted:
+        return
+    if str(found or "").startswith(plan.layout.family.library.model_type):
+        yield ConfigFault(
+            "model_type",
+            f"is {found!r}: transformers would load these weights as that model and leave every tensor that it does "
+            "not find under its own name at random values",
+            "V-CONFIG-CLASS",
+        )
+    elif plan.layout.loader.name == "packed_encoder":
+        said = f"is {found!r}" if "model_type" in actual else "is missing"
+        yield ConfigFault("model_type", f"{said}; PackedTextModel only loads a folder of {wanted!r}")
+
+
+def _others(
+    expected: Json, actual: Json, path: str, section: str, plan: Plan, unjudged: list[str]
+) -> Iterator[ConfigFault]:
     """Fields that we do not write: judged if they are known to matter, otherwise added to ``unjudged``."""
-    known = _KEPT_AT_DEFAULT.get(section, {})
+    library = plan.layout.loader.library is not None
+    known = _KEPT_AT_DEFAULT.get(section, {}) | _KEPT_EVERYWHERE | _other_names(expected, section, plan)
     for name, have in actual.items():
         where, ours = f"{path}{name}", expected.get(name)
-        if isinstance(ours, dict) and isinstance(have, dict):
-            yield from _others(ours, have, f"{where}.", name, unjudged)
-        elif name in expected:
+        if isinstance(ours, dict):
+            if isinstance(have, dict):
+                yield from _others(ours, have, f"{where}.", name, plan, unjudged)
+        elif name in expected or (have is None and name in _MAY_BE_NULL):
             continue
         elif name in known:
-            want = known[name]
-            parts, base = (
-                (have, want) if isinstance(have, dict) and isinstance(want, dict) else ({"": have}, {"": want})
-            )
-            for part, value in parts.items():
-                if not _equal(value, base.get(part)):
-                    field = f"{where}.{part}" if part else where
-                    yield ConfigFault(field, f"is {value!r}; the original model has {base.get(part)!r}")
+            yield from _kept(where, name, have, known[name])
         elif name not in _WITHOUT_EFFECT:
             unjudged.append(where)
+        elif (
+            library
+            and name in _TYPES
+            and not (_fits(have, _TYPES[name]) and (section != "text_config" or type(have) is not int))
+        ):
+            why = f"is {have!r}, which is not {_TYPES[name]}; transformers refuses it, although nothing reads it"
+            yield ConfigFault(where, why, "V-CONFIG-TYPE")
 
 
-def _compare(expected: Json, actual: Json, path: str, plan: Plan, section: str) -> Iterator[ConfigFault]:
-    library = plan.layout.loader.library is not None
-    defaults = _LIBRARY_DEFAULTS.get(section, {}) if library else {}
+def _other_names(expected: Json, section: str, plan: Plan) -> Json:
+    """Fields by which the library sets others that we write, with the values that they must have."""
+    vision = plan.architecture.vision
+    if section in ("detr_encoder_config", "detr_decoder_config"):
+        return {"num_hidden_layers": expected["num_layers"]}
+    if section == "backbone_config" and vision is not None:
+        return {"head_dim": plan.architecture.sizes["vit_hidden"] // vision.vit_heads}
+    if section in ("", "vision_config") and vision is not None and "vision" not in plan.architecture.assumed:
+        return {"image_size": vision.image_size}
+    return {}
+
+
+def _kept(where: str, name: str, have: JsonValue, want: JsonValue) -> Iterator[ConfigFault]:
+    """A field that has to have its default value; of an object, each of its entries."""
+    code = "V-CONFIG-ROPE" if name in _ROPE_FIELDS else "V-CONFIG-FIELD"
+    if isinstance(want, dict) and not isinstance(have, dict):
+        yield ConfigFault(where, f"is {have!r}, which is not an object", "V-CONFIG-TYPE")
+        return
+    if name in ("per_layer_config", "head_dim") and not have:
+        return
+    parts, base = (have, want) if isinstance(have, dict) and isinstance(want, dict) else ({"": have}, {"": want})
+    for part, value in parts.items():
+        default = base.get("rope_type" if part == "type" and want == _ROPE else part)
+        if not _equal(value, default, name in _MAY_BE_PAIRS):
+            field = f"{where}.{part}" if part else where
+            yield ConfigFault(field, f"is {value!r}; the original model has {default!r}", code)
+
+
+def _compare(
+    expected: Json, actual: Json, path: str, plan: Plan, section: str, left_out: str = ""
+) -> Iterator[ConfigFault]:
+    """Fields that we write. ``left_out``: says so of the whole section, if the file does not have it."""
+    defaults = _defaults(plan, section)
     unknown = {"num_attention_heads", "window_size", "image_size", "global_attn_indexes", "backbone_feature_sizes"}
     guessed = unknown if "vision" in plan.architecture.assumed and "vision" in path else set()
     for name, want in expected.items():
         where = f"{path}{name}"
-        have = actual.get(name, defaults.get(name))
+        absent = name not in actual or (actual[name] is None and name in _MAY_BE_NULL)
+        have = defaults.get(name) if absent else actual[name]
         if name == "dtype":
-            have = actual.get("dtype", actual.get("torch_dtype", want))
+            have = actual.get("dtype") or actual.get("torch_dtype") or want
         if isinstance(want, dict):
-            if name not in actual and not library:
-                continue  # another tool's config, without this section
-            yield from _compare(want, have if isinstance(have, dict) else {}, f"{where}.", plan, name)
-        elif (have is None and (name == "model_type" or not library)) or name in guessed or _equal(have, want):
+            yield from _compare_section(want, actual.get(name), where, plan, name)
+        elif absent and name not in defaults and (name == "model_type" or not _reads(plan, section)):
             continue
-        elif name == "layer_norm_eps":
-            left_out = "" if name in actual else " (left out, so the library's default applies)"
-            which = "the ViT's" if "backbone" in path else "the text encoder's"
-            yield ConfigFault(
-                where, f"eps is {have!r}{left_out}; {which} LayerNorms use {want:g} in the original", "V-CONFIG-EPS"
-            )
+        elif absent and name not in defaults and name != "dtype":
+            if name in PackedTextConfig.required():
+                yield ConfigFault(where, f"is missing; PackedTextModel refuses the folder. The weights say {want!r}")
+        elif not absent and (why := _type_fault(have, want, name, plan)):
+            yield ConfigFault(where, f"{why}; the weights say {want!r}", "V-CONFIG-TYPE")
+        elif name in guessed or _equal(have, want, name in _MAY_BE_PAIRS) or _same_blocks(name, have, want, plan):
+            continue
         else:
-            left_out = "" if name in actual else " (left out, so the library's default applies)"
-            yield ConfigFault(where, f"is {have!r}{left_out}; the weights say {want!r}")
+            yield _wrong_value(where, name, have, want, plan, absent, left_out)
 
 
-def _equal(have: JsonValue, want: JsonValue) -> bool:
+def _compare_section(want: Json, have: JsonValue, where: str, plan: Plan, name: str) -> Iterator[ConfigFault]:
+    if isinstance(have, dict):
+        yield from _compare(want, have, f"{where}.", plan, name)
+    elif have is not None:
+        yield ConfigFault(where, f"is {have!r}, which is not an object", "V-CONFIG-TYPE")
+    elif plan.layout.loader.library is not None:
+        said = f"{where} is left out, and the library's defaults do not fit the weights"
+        yield from _compare(want, {}, f"{where}.", plan, name, said)
+    elif _reads(plan, name):
+        yield ConfigFault(where, "is missing; PackedTextModel reads all sizes there and refuses the folder")
+
+
+def _wrong_value(
+    where: str, name: str, have: JsonValue, want: JsonValue, plan: Plan, absent: bool, left_out: str
+) -> ConfigFault:
+    reader = "the library's" if plan.layout.loader.library else "PackedTextModel's"
+    default = f" (left out, so {reader} default applies)" if absent else ""
+    if name == "layer_norm_eps":
+        which = "the ViT's" if "backbone" in where else "the text encoder's"
+        why = f"eps is {have!r}{default}; {which} LayerNorms use {want:g} in the original"
+        return ConfigFault(where, why, "V-CONFIG-EPS", left_out)
+    code = {"model_type": "V-CONFIG-CLASS", "dtype": "V-CONFIG-DTYPE"}.get(where, "V-CONFIG-FIELD")
+    return ConfigFault(where, f"is {have!r}{default}; the weights say {want!r}", code, left_out)
+
+
+def _reads(plan: Plan, section: str) -> bool:
+    """Whether a reader of the layout takes the fields of this section."""
+    return plan.layout.loader.library is not None or (
+        plan.layout.loader.name == "packed_encoder" and section == "text_config"
+    )
+
+
+def _defaults(plan: Plan, section: str) -> Json:
+    """What the reader takes for fields that are left out."""
+    if plan.layout.loader.library is not None:
+        return _LIBRARY_DEFAULTS.get(section, {})
+    return PackedTextConfig.defaults() if _reads(plan, section) else {}
+
+
+# ---- values and types
+
+
+def _type_fault(have: JsonValue, want: JsonValue, name: str, plan: Plan) -> str | None:
+    """In words, why a value is of a type that the reader does not take; None if it is of the right type."""
+    if have is None:
+        return "is null"
+    if isinstance(have, float) and not math.isfinite(have):
+        return f"is {have!r}"
+    if name in _MAY_BE_PAIRS and isinstance(have, list):
+        fits = len(have) == 2 and all(type(side) is int for side in have)
+    elif isinstance(want, list) and isinstance(have, list):
+        kinds = {type(item) for item in want}
+        fits = all(type(item) in kinds for item in have)
+    elif isinstance(want, float):
+        # transformers takes no whole number for one of its floats.
+        fits = type(have) is float or (type(have) is int and plan.layout.loader.library is None)
+    else:
+        fits = type(have) is type(want)
+    return None if fits else f"is {have!r}, a value of another type"
+
+
+def _fits(have: JsonValue, kind: str) -> bool:
+    """Whether a field that has no effect has a value that the library accepts."""
+    if kind == "a dtype":
+        return have is None or (isinstance(have, str) and have in dtypes.NAMES)
+    if kind == "an object":
+        return have is None or isinstance(have, dict)
+    if kind == "a flag":
+        return have is None or isinstance(have, bool)
+    if kind == "a name":
+        return isinstance(have, str)
+    if kind == "a decimal number":
+        return type(have) is float
+    return isinstance(have, int | float) and not isinstance(have, bool) and 0 <= have <= 1
+
+
+def _equal(have: JsonValue, want: JsonValue, pairs: bool = False) -> bool:
+    """Equal in value and in type; with ``pairs`` a number equals a height and a width of that number."""
     if isinstance(want, float) and isinstance(have, int | float) and not isinstance(have, bool):
         return math.isclose(have, want, rel_tol=1e-9)
-    if isinstance(want, int) and not isinstance(want, bool) and isinstance(have, list):
-        return bool(have) and all(h == want for h in have)  # image_size: [1008, 1008]
-    return bool(have == want)
+    if pairs and isinstance(have, list):
+        return len(have) == 2 and all(_equal(side, want) for side in have)
+    if isinstance(want, list) and isinstance(have, list):
+        return len(have) == len(want) and all(map(_equal, have, want))
+    return type(have) is type(want) and bool(have == want)
+
+
+def _same_blocks(name: str, have: JsonValue, want: JsonValue, plan: Plan) -> bool:
+    """Whether two lists of the ViT's global blocks name the same blocks of those that there are."""
+    if name != "global_attn_indexes" or not isinstance(have, list) or not isinstance(want, list):
+        return False
+    count = len(plan.architecture.blocks["vit_blocks"])
+    there = [{n for n in side if isinstance(n, int) and n < count} for side in (have, want)]
+    return there[0] == there[1]

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,6 +32,15 @@ class Cause:
     cause: str = ""
     holds: tuple[str, ...] = ()
     values: Values | None = None
+
+
+_STRETCHES: dict[str, dict[str, Any]] = {
+    "bilinearly": {"mode": "bilinear", "align_corners": False},
+    "bilinearly, with corners aligned": {"mode": "bilinear", "align_corners": True},
+    "bicubically": {"mode": "bicubic", "align_corners": False},
+    "by the nearest row": {"mode": "nearest"},
+}
+STOCK_LENGTH = 32  # tokens that the stock processor of transformers pads to (layout notes, fact 5)
 
 
 class Diagnoser:
@@ -207,9 +216,6 @@ def _interleaved(fused: bytes, found: bytes, piece: Mapped, part: int | None = N
 def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> Cause:
     """How a tensor came to have this shape instead of the planned one."""
     found, wanted = shape_text(shape), shape_text(piece.shape)
-    rows, trained = positions(shape), positions(piece.shape)
-    if piece.position_table and rows and trained and rows > trained:
-        return Cause("V-ROWS", f"is {found}: the table was stretched; the original has {trained} trained rows")
     if isinstance(piece.operation, DropClassRow) and shape == piece.source.shape:
         return Cause("V-CLASS-ROW", f"is {found}: the class position was kept; the model has {wanted} there")
     if shape == piece.shape[::-1]:
@@ -219,6 +225,55 @@ def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> Cause:
         why = f"is {found}: q, k and v were not split; the model has {wanted} there"
         return Cause("V-QKV-UNSPLIT", why, "q, k and v were not split")
     return Cause("V-SHAPE", f"is {found}; the model has {wanted} there")
+
+
+def explain_rows(piece: Mapped, source: BinaryIO, shape: tuple[int, ...], found: bytes) -> Cause | None:
+    """What the rows of a text position table are that has more of them than the plan writes.
+
+    found: the table's bytes, of the plan's dtype. Returns None if it is no such table.
+    """
+    rows, called = positions(shape), positions(piece.shape)
+    if not piece.position_table or not rows or not called or rows <= called or shape[3:] != piece.shape[3:]:
+        return None
+    width = len(found) // rows
+    data = read_tensor(source, piece.source)
+    whole = cast(data, piece.source.dtype, piece.dtype) if piece.casts else data
+    trained = len(whole) // width
+    if found[: called * width] == whole[: called * width]:
+        same = "so are the others" if found == whole[: len(found)] else "the others are not"
+        stock = "reads all of them" if rows == STOCK_LENGTH else "stretches them"
+        return Cause(
+            "V-ROWS",
+            f"{rows} rows, the first {called} are the source's; the stock call at {STOCK_LENGTH} {stock} "
+            f"({same}; the model is called with {called})",
+        )
+    for count in dict.fromkeys((called, trained)):
+        if how := _stretched(whole[: count * width], count, found, rows, piece):
+            return Cause("V-ROWS", f"{rows} rows, which are the source's first {count} stretched {how}")
+    return Cause("V-ROWS", f"{rows} rows, and the first {called} are not the source's; nor is it a stretch of them")
+
+
+def one_row(piece: Mapped) -> Cause | None:
+    """What is wrong with a text position table that was cut to its first row; None if it has more."""
+    if not piece.position_table or positions(piece.shape) != 1 or positions(piece.source.shape) == 1:
+        return None
+    return Cause("V-ROWS", f"1 row of {positions(piece.source.shape)}: every position of a prompt would be the same")
+
+
+def _stretched(source: bytes, count: int, found: bytes, rows: int, piece: Mapped) -> str | None:
+    """In words, how ``rows`` rows were interpolated from the source's ``count`` rows; None if they were not."""
+    import torch
+
+    dtype = getattr(torch, piece.dtype)
+    table = torch.frombuffer(bytearray(source), dtype=dtype).float().reshape(1, 1, count, -1)
+    got = torch.frombuffer(bytearray(found), dtype=dtype).float().reshape(1, 1, rows, -1)
+    for how, options in _STRETCHES.items():
+        made = torch.nn.functional.interpolate(table, (rows, table.size(3)), **options)
+        # Rounding of the interpolation and of the dtype, against values of the table's size.
+        limit = max(4 * torch.finfo(dtype).eps, 1e-6) * float(table.abs().max())
+        if torch.isfinite(got).all() and float((made - got).abs().max()) <= limit:
+            return how
+    return None
 
 
 def as_float64(data: bytes, dtype: str) -> np.ndarray | None:

@@ -25,10 +25,10 @@ from sam3lite_convert.plan.architecture import Architecture, component_of
 from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Losses
-from sam3lite_convert.records.record import Json
+from sam3lite_convert.records.record import Json, JsonValue
 from sam3lite_convert.records.verify import Finding
 from sam3lite_convert.verify.config_check import check_config
-from sam3lite_convert.verify.diagnose import Cause, Diagnoser, explain_shape
+from sam3lite_convert.verify.diagnose import Cause, Diagnoser, explain_rows, explain_shape, one_row
 from sam3lite_convert.verify.findings import Difference, component_of_key, gathered, summary_of
 from sam3lite_convert.workers import Advance
 
@@ -79,7 +79,11 @@ class Verification:
     @property
     def up_to(self) -> str | None:
         """The cast up to which the folder is proven equal, in words; None if there was no cast."""
-        return f"the cast to {self.plan.options.dtype}" if self.loss.tensors else None
+        if not self.loss.tensors:
+            return None
+        count = self.loss.overflowed_values
+        lost = f", which made {count:,} {'value' if count == 1 else 'values'} infinite" if count else ""
+        return f"the cast to {self.plan.options.dtype}{lost}"
 
     @property
     def lost(self) -> Losses:
@@ -147,7 +151,7 @@ def verify(
             out.compared += 1
             if path not in opened:
                 opened[path] = stack.enter_context(open_file(path))
-            if piece.canonical.endswith(COUNTER):
+            if piece.canonical.endswith(COUNTER) and found.shape == piece.shape:
                 if _same(source, piece, opened[path], found, None):
                     out.equal += 1
                 else:
@@ -165,6 +169,9 @@ def verify(
         if values is not None and plan.checkpoint.partial:
             notes = []  # on a download of the text tensors; what was read here is the caller's to say
     out.notes += notes
+    beyond = [*_cut_differences(folder, plan), *_overflow_differences(folder, plan, out.loss)]
+    out.equal -= sum(one.fatal for one in beyond)  # of tensors that are what the plan writes
+    found_out += beyond
     found_out += _config_differences(folder, plan, out.notes)
     found_out += _receipt_differences(folder, plan, sha256, out.notes)
     if other := fingerprint():
@@ -196,6 +203,10 @@ def _fault(
     source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, diagnoser: Diagnoser, loss: CastLoss | None
 ) -> Cause | None:
     """Why a found tensor differs from what the plan writes; None if it does not."""
+    if found.shape != piece.shape and piece.position_table and found.dtype == piece.dtype:
+        rows = explain_rows(piece, source, found.shape, read_tensor(file, found))
+        if rows is not None:
+            return rows
     if why := _form_fault(piece, found):
         return why
     if _same(source, piece, file, found, loss):
@@ -229,17 +240,41 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
     if not (piece.operation.verbatim and piece.source.contiguous and found.contiguous):
         data = piece.operation.backward(read_tensor(file, found), piece.slice, found.dtype)
         original = source_bytes(source, piece)
-        return data == (cast(original, piece.source.dtype, piece.dtype, loss) if piece.casts else original)
+        return data == (cast(original, piece.source.dtype, piece.dtype, loss, piece.key) if piece.casts else original)
     width, wide = dtypes.itemsize(found.dtype), dtypes.itemsize(piece.source.dtype)
     # Both sides are read in steps of the same number of elements.
     step = CHUNK // wide
     theirs = ranges(found.offset, found.nbytes, step * width)
     for original, (start, length) in zip(source_chunks(source, piece, step * wide), theirs, strict=True):
         if piece.casts:
-            original = cast(original, piece.source.dtype, piece.dtype, loss)
+            original = cast(original, piece.source.dtype, piece.dtype, loss, piece.key)
         if original != read_exactly(file, start, length):
             return False
     return True
+
+
+def _cut_differences(folder: Folder, plan: Plan) -> Iterator[Difference]:
+    """A text position table of one row, unless the receipt says that this was asked for."""
+    options = folder.receipt.get("options") if folder.receipt else None
+    stated = options.get("context") if isinstance(options, dict) else None
+    for key, piece in plan.mapped.items():
+        if key in folder.tensors and stated != 1 and (cause := one_row(piece)):
+            yield _difference(key, component_of(piece.canonical), cause)
+
+
+def _overflow_differences(folder: Folder, plan: Plan, loss: CastLoss) -> Iterator[Difference]:
+    """Values that the cast made infinite or NaN. ``convert`` refuses them unless --allow-overflow is given, which the
+    receipt then shows: so they are fatal unless it states the same."""
+    dtype = plan.options.dtype
+    record = loss.record(dtype).to_json().get("overflows")
+    stated: JsonValue = folder.receipt
+    for name in ("lost", "cast", "overflows"):
+        stated = stated.get(name) if isinstance(stated, dict) else None
+    for key, (count, largest) in loss.overflows.items():
+        why = f"{count:,} values became infinite by the cast to {dtype}, the largest of them {largest:.6g}"
+        cause = f"values became infinite by the cast to {dtype}, in all {loss.overflowed_values:,}"
+        component = component_of(plan.mapped[key].canonical)
+        yield Difference(key, "V-CAST-OVERFLOW", component, why, cause, fatal=record != stated)
 
 
 def _config_differences(folder: Folder, plan: Plan, notes: list[str]) -> Iterator[Difference]:
@@ -250,9 +285,8 @@ def _config_differences(folder: Folder, plan: Plan, notes: list[str]) -> Iterato
         return
     checked = check_config(plan, folder.config)
     for fault in checked.faults:
-        yield Difference(
-            f"config.json: {fault.path}", fault.code, fault.component, fault.why, f"{fault.path} {fault.why}"
-        )
+        cause = fault.cause or f"{fault.path} {fault.why}"
+        yield Difference(f"config.json: {fault.path}", fault.code, fault.component, fault.why, cause)
     if checked.unjudged:
         notes.append("config.json: unknown to this tool, so not checked: " + ", ".join(checked.unjudged))
 

@@ -273,12 +273,27 @@ def spoil_fingerprint(folder):
     path.write_text(json.dumps(content))
 
 
+def spoil_dtype(folder):
+    edit_config(folder, "dtype", value="bfloat16")
+
+
+def spoil_rope(folder):
+    edit_config(folder, "vision_config", "backbone_config", "rope_theta", value=500.0)
+
+
+def spoil_type(folder):
+    edit_config(folder, "text_config", "num_attention_heads", value="2")
+
+
 FILES = {
     "V-FINGERPRINT": spoil_fingerprint,
     "V-CONFIG-CLASS": spoil_class,
     "V-CONFIG-EPS": spoil_eps,
     "V-CONFIG-MISSING": lose_config,
     "V-CONFIG-FIELD": spoil_heads,
+    "V-CONFIG-DTYPE": spoil_dtype,
+    "V-CONFIG-ROPE": spoil_rope,
+    "V-CONFIG-TYPE": spoil_type,
 }
 PACKED = ("V-QKV-ORDER", "V-QKV-INTERLEAVED")
 # Made in tests of their own; those of a folder in tests/verify/test_taken.py.
@@ -286,7 +301,7 @@ OF_A_FOLDER = {
     folders.NOT_TAKEN, folders.INDEX, folders.TWICE, folders.WEIGHTS, folders.FORMAT, folders.WRAPPED,
     folders.PREFIX, folders.DISTRIBUTED, folders.ADAPTER,
 }  # fmt: skip
-ELSEWHERE = {"V-RECEIPT", *OF_A_FOLDER}
+ELSEWHERE = {"V-RECEIPT", "V-CAST-OVERFLOW", *OF_A_FOLDER}
 
 
 def codes_in_the_code():

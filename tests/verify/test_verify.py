@@ -180,6 +180,43 @@ def test_a_cast_that_overflows_and_values_that_are_not_finite_are_proven(tmp_pat
         assert_proven(convert(path, tmp_path / dtype, "--dtype", dtype, "--allow-overflow"), path)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_cast_that_overflows_is_named_and_not_proven_unless_it_was_allowed(layout, tmp_path):
+    state = tiny_state()
+    norm = torch.ones(128)
+    norm[3], norm[5], norm[7] = 1e6, -7e4, float("inf")  # two of them are finite, and beyond float16
+    state[ENCODER + "final_layer_norm.weight"] = norm
+    path = write(tmp_path, state)
+    key = "text_encoder.final_layer_norm.weight"
+    folder = convert(path, tmp_path / "out", "--dtype", "float16", "--allow-overflow", "--layout", layout)
+    allowed = assert_proven(folder, path)
+    assert allowed["up_to"] == "the cast to float16, which made 2 values infinite"
+    assert "bit" not in allowed["summary"] and "2 values infinite" in allowed["summary"]
+    (folder / "conversion.json").unlink()  # another tool's cast has no receipt that says it was meant
+    found = faults(folder, path)
+    assert found.keys() == {key}
+    assert "2 values became infinite by the cast to float16, the largest of them 1e+06" in found[key]
+    done = verify(folder, path).json
+    for record in (allowed, done):
+        (finding,) = record["findings"]
+        assert (finding["code"], finding["keys"]) == ("V-CAST-OVERFLOW", [key])
+    assert "equal to the bit" not in done["summary"]
+    assert done["lost"]["cast"]["overflows"] == {key: {"values": 2, "largest": 1e6}}
+    out = sam3lite("verify", folder, "--checkpoint", path).out
+    assert "V-CAST-OVERFLOW" in out and key in out and "2 values became infinite" in out
+
+
+def test_a_receipt_of_another_overflow_allows_nothing(tmp_path):
+    state = tiny_state()
+    state[ENCODER + "final_layer_norm.weight"] = torch.full((128,), 1e6)
+    path = write(tmp_path, state)
+    folder = convert(path, tmp_path / "out", "--dtype", "float16", "--allow-overflow")
+    said = json.loads((folder / "conversion.json").read_text())
+    said["lost"]["cast"]["overflows"] = {TOKENS: {"values": 128, "largest": 1e6}}
+    (folder / "conversion.json").write_text(json.dumps(said))
+    assert faults(folder, path).keys() == {"text_encoder.final_layer_norm.weight"}
+
+
 def test_a_causal_folder_is_proven_by_its_receipt_or_by_the_option(tmp_path):
     path = write(tmp_path, synthetic.state_dict(tiny_architecture(model_name="base", transformer_layers=2)))
     folder = convert(path, tmp_path / "out", "--causal")
@@ -464,14 +501,56 @@ def test_a_dropped_last_row_in_place_of_the_class_row_is_named(bad, tiny):
     assert "last row" in faults(bad, tiny)[key]
 
 
+STRETCHES = {
+    "stretched bilinearly": {"mode": "bilinear"},
+    "corners aligned": {"mode": "bilinear", "align_corners": True},
+    "bicubically": {"mode": "bicubic"},
+}
+
+
 @pytest.mark.parametrize("length", [32, 77])
-def test_a_stretched_position_table_is_named(length, bad, tiny):
+@pytest.mark.parametrize("how", STRETCHES)
+def test_a_stretched_position_table_is_named(how, length, bad, tiny):
     key = TEXT_POSITIONS["transformers"]
-    stretched = torch.nn.functional.interpolate(tensors(bad)[key], size=(length, 128), mode="bilinear")
+    stretched = torch.nn.functional.interpolate(tensors(bad)[key], size=(length, 128), **STRETCHES[how])
     edit(bad, {key: stretched})
     edit_config(bad, "text_config", "max_position_embeddings", value=length)
     found = faults(bad, tiny)
-    assert "stretched" in found[key]
+    assert how in found[key] and f"{length} rows" in found[key] and "first 16" in found[key]
+
+
+@pytest.mark.parametrize(("length", "stock"), [(77, "at 32 stretches them"), (32, "at 32 reads all of them")])
+def test_a_table_with_more_rows_that_begins_with_the_sources_is_not_said_to_be_stretched(length, stock, bad, tiny):
+    key = TEXT_POSITIONS["transformers"]
+    torch.manual_seed(0)
+    edit(bad, {key: torch.cat([tensors(bad)[key], torch.randn(1, 1, length - 16, 128)], 2)})
+    why = faults(bad, tiny)[key]
+    assert f"{length} rows, the first 16 are the source's; the stock call {stock}" in why
+
+
+def test_a_table_of_other_rows_is_said_to_be_of_others(bad, tiny):
+    key = TEXT_POSITIONS["transformers"]
+    torch.manual_seed(0)
+    edit(bad, {key: torch.randn(1, 1, 77, 128)})
+    assert "the first 16 are not the source's; nor is it a stretch" in faults(bad, tiny)[key]
+
+
+def test_a_table_that_was_cut_to_one_row_is_judged(bad, tiny, tmp_path):
+    key = TEXT_POSITIONS["transformers"]
+    edit(bad, {key: tensors(bad)[key][:, :, :1]})
+    edit_config(bad, "text_config", "max_position_embeddings", value=1)
+    assert "1 row of 16" in faults(bad, tiny)[key]
+    # Asked for, and so stated in the receipt, it is what the folder should hold.
+    assert_proven(convert(tiny, tmp_path / "out", "--context", 1), tiny)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (8,)])
+def test_a_counter_of_another_shape_is_a_mismatch(shape, bad, tiny):
+    """torch and transformers stop where a shape differs; only the number of batches is read by nobody."""
+    key = next(k for k in tensors(bad) if k.endswith("num_batches_tracked"))
+    edit(bad, {key: torch.full(shape, 1000)})
+    found = faults(bad, tiny)
+    assert found.keys() == {key}
 
 
 def test_unsplit_attention_rows_are_named(bad, tiny):
