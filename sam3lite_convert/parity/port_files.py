@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import math
 import re
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +41,13 @@ _FULL, _SUMMARY = "_debug_tree_FULL_TENSORS.json", "_debug_tree_SUMMARY.json"
 _KINDS = "a .safetensors file, a .npz, a folder of .npy files, or a dump of transformers' model debugger"
 _FULL_DUMP = "model_addition_debugger_context(model, debug_path=DIR, do_prune_layers=False, use_repr=False)"
 _LISTED = 8
+# What the libraries raise for damaged files.
+_ZIP_FAULTS = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
+)  # fmt: skip
+_NPY_FAULTS = (
+    ValueError, KeyError, TypeError, SyntaxError, OverflowError, RecursionError, EOFError, OSError, tokenize.TokenError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -213,7 +223,7 @@ def _npz(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                     raise Untrusted(f"{path}: {name} stands in it twice", "corrupt_file")
                 if name in _IDS or tap_of(name):
                     found[name] = _npy(archive.read(entry), f"{path}: {name}")
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as fault:
+    except _ZIP_FAULTS as fault:
         raise Untrusted(f"{path}: cannot be read as a .npz ({in_short(fault)})", "corrupt_file") from fault
     return found, names
 
@@ -232,7 +242,7 @@ def _npy(data: bytes, where: str) -> Tensor:
             raise ValueError("its size is not that of its header")
         stream.seek(0)
         array = np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, KeyError, EOFError, OSError, TypeError, SyntaxError, OverflowError) as fault:
+    except _NPY_FAULTS as fault:
         raise Untrusted(f"{where}: cannot be read as a .npy array ({in_short(fault)})", "corrupt_file") from fault
     try:
         return _tensor(array)

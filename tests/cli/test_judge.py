@@ -515,6 +515,7 @@ DAMAGED = {
     "cut": lambda data: data[:-100],
     "nothing but a magic": lambda data: data[:8],
     "another header": lambda data: data[:10] + b"[" + data[11:],
+    "a header without an end": lambda data: data[:10] + b"(" + data[10:100].replace(b"}", b"(") + data[101:],
     "more than it promises": lambda data: data + bytes(4),
     "a great promise": lambda data: promising("(1000000, 1000000, 1000)"),
     "a negative promise": lambda data: promising("(-1, 4)"),
@@ -542,13 +543,15 @@ def test_damaged_arrays_are_not_trusted(case, how, s0, tmp_path):
     assert "layers" in message and message.count("\n") == 1
 
 
-@pytest.mark.parametrize("how", ["cut", "a bit"])
+@pytest.mark.parametrize("how", ["cut", "a bit", "compressed"])
 def test_a_damaged_npz_is_not_trusted(how, s0, tmp_path):
-    data = bytearray(as_npz(tmp_path).read_bytes())
+    data = bytearray((as_compressed_npz if how == "compressed" else as_npz)(tmp_path).read_bytes())
     if how == "cut":
         del data[-200:]
-    else:
+    elif how == "a bit":
         data[len(data) // 2] ^= 1
+    else:
+        data[len(data) // 2 : len(data) // 2 + 40] = bytes(range(40))
     (tmp_path / "x.npz").write_bytes(data)
     assert "x.npz" in refused(4, tmp_path / "x.npz", s0)
 
