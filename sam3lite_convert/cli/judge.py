@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, write_report
+from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, typed, write_report
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
@@ -54,7 +54,7 @@ def judge(
         document = judge_saved(file, tolerance, name)
     else:
         location, mappings = locate(found, repo_id, revision, cache_dir, json), load_mappings(mapping)
-        document = judge_port(file, location, mappings, name, ids, tolerance, partial, causal, json)
+        document = judge_port(file, location, mappings, name, ids, tolerance, partial, causal, html, json)
     show_judged(document, html, json)
 
 
@@ -67,6 +67,7 @@ def judge_port(
     tolerance: float | None,
     partial: bool,
     causal: bool,
+    html: Path | None,
     json: bool,
 ) -> ParityDocument:
     """The verdict on a port's file. Raises as the command does."""
@@ -87,6 +88,7 @@ def judge_port(
         name=name,
         tolerance=tolerance,
         causal=causal,
+        report_of=typed() if html is not None else None,
     )
 
 

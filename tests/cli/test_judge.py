@@ -625,7 +625,14 @@ def test_the_page_of_a_port_says_what_it_is(s0, tmp_path):
     done = sam3lite("judge", file, s0, "--name", "my <port>", "--report", page)
     text = page.read_text()
     assert done.code == 1 and f"Report: {page}" in done.err
-    for part in ("my &lt;port&gt;", "which ran elsewhere", "2 of 10 given", "between layers.1 and layers.4"):
+    for part in (
+        "my &lt;port&gt;",
+        "which ran elsewhere",
+        "2 of 10 given",
+        "between layers.1 and layers.4",
+        "Where it differs",
+        "sam3lite judge",
+    ):
         assert part in text, part
     body = text.partition("</style>")[2]
     for part in ("Sam3LiteText", "converted", "m-isolated", "Behaviour"):
