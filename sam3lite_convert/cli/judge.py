@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, write_report
+from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, typed, write_report
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
@@ -51,17 +51,14 @@ def judge(
     if html is not None:
         check_report_place(html)
     if found is None:
-        if ids is not None or not file.is_file() or file.suffix in (".npz", ".json"):
-            raise CannotRun(
-                "judge needs the checkpoint that the port was made from: sam3lite judge FILE --checkpoint CHECKPOINT",
-                "usage",
-            )
+        if ids is not None:
+            raise CannotRun("--ids needs the checkpoint: sam3lite judge FILE --checkpoint CHECKPOINT", "usage")
         from sam3lite_convert.commands.judge import judge_saved
 
         document = judge_saved(file, tolerance, name)
     else:
         location, mappings = locate(found, repo_id, revision, cache_dir, json), load_mappings(mapping)
-        document = judge_port(file, location, mappings, name, ids, tolerance, partial, causal, json)
+        document = judge_port(file, location, mappings, name, ids, tolerance, partial, causal, html, json)
     show_judged(document, html, json)
 
 
@@ -85,6 +82,7 @@ def judge_port(
     tolerance: float | None,
     partial: bool,
     causal: bool,
+    html: Path | None,
     json: bool,
 ) -> ParityDocument:
     """The verdict on a port's file. Raises as the command does."""
@@ -105,6 +103,7 @@ def judge_port(
         name=name,
         tolerance=tolerance,
         causal=causal,
+        report_of=typed() if html is not None else None,
     )
 
 

@@ -87,7 +87,8 @@ def parity(
             )
         if found is not None:
             place, tables = locate(found, repo_id, revision, cache_dir, json), load_mappings(mapping)
-            show_judged(judge_port(judge, place, tables, name, ids, tolerance, partial, causal, json), html, json)
+            document = judge_port(judge, place, tables, name, ids, tolerance, partial, causal, html, json)
+            show_judged(document, html, json)
             return
         from sam3lite_convert.commands.judge import judge_saved
 

@@ -93,6 +93,7 @@ def judge_port(
     name: str | None = None,
     tolerance: float | None = None,
     causal: bool = False,
+    report_of: str | None = None,
 ) -> ParityDocument:
     """The verdict on what a port computed, against the reference on the same ids.
 
@@ -101,10 +102,13 @@ def judge_port(
     ``ids``: (batch, sequence), integers; None: those of the file, or else the default input of ``parity``.
     ``ids_from``: where ``ids`` come from, in words.
     ``name``: of the port. None: the name of the file.
+    ``report_of``: the command as it was typed, if a page is wanted.
 
     Raises CannotRun for ids that the encoder does not take or that are not known, an unknown tap or a shape that is not
     the reference's; UnsoundPlan and Untrusted as a conversion does.
     """
+    from sam3lite_convert.commands.provenance import provenance
+    from sam3lite_convert.parity.heat_map import heat_map
     from sam3lite_convert.parity.judgement import check_tolerance
     from sam3lite_convert.parity.port import judge_port_file
 
@@ -157,12 +161,14 @@ def judge_port(
         judged=str(file) if file else None,
         source=source.provenance(),
         fetched=source.fetched(),
+        heat_map=heat_map(judgement, judged.recorded, judged.given, judged.isolated) if report_of else None,
+        page=provenance(None, None, report_of) if report_of else None,
         port=PortRecord(
             file=str(file) if file else None,
             format=port.kind,
             dtypes=judged.dtypes,
             reference_dtype=ran_in,
-            isolated=judged.isolated,
+            isolated=len(judged.isolated),
             ids=inputs.what,
             checkpoint_sha256=digest,
         ),

@@ -168,7 +168,9 @@ def run_parity(
         judged=None,
         source=source.provenance(),
         fetched=source.fetched(),
-        heat_map=heat_map(setup, outcome) if looks.report else None,
+        heat_map=heat_map(judgement, setup.recorded, outcome.propagated, outcome.isolated, inputs.prompts)
+        if looks.report
+        else None,
         page=page,
     )
 

@@ -38,7 +38,7 @@ class JudgedPort:
     ``reference``: name of the reference.
     ``recorded``: its activations at the taps that were given.
     ``given``: the port's, in the reference's shapes.
-    ``isolated``: number of taps with isolated activations.
+    ``isolated``: its isolated activations, likewise; those that cannot be its own are left out.
     ``ran_in``: dtype of the reference.
     ``dtypes``: number of taps by dtype of the port's tensors.
     ``diagnosis``: why the first divergence differs; None if nothing does.
@@ -49,7 +49,7 @@ class JudgedPort:
     reference: str
     recorded: Activations
     given: Activations
-    isolated: int
+    isolated: Activations
     ran_in: torch.dtype
     dtypes: dict[str, int]
     diagnosis: DiagnosisRecord | None
@@ -95,9 +95,7 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
     diagnosis = _diagnosis(plan, reference, evidence, judgement, given | alone)
     if first is not None and (swapped := _swapped(given, ours)):
         notes.append(swapped)
-    return JudgedPort(
-        judgement, reference.name, ours, given, len(alone), ran_in, dtypes, diagnosis, (*port.notes, *notes)
-    )
+    return JudgedPort(judgement, reference.name, ours, given, alone, ran_in, dtypes, diagnosis, (*port.notes, *notes))
 
 
 # ---- dtypes and shapes

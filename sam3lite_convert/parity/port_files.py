@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import math
 import re
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +41,13 @@ _FULL, _SUMMARY = "_debug_tree_FULL_TENSORS.json", "_debug_tree_SUMMARY.json"
 _KINDS = "a .safetensors file, a .npz, a folder of .npy files, or a dump of transformers' model debugger"
 _FULL_DUMP = "model_addition_debugger_context(model, debug_path=DIR, do_prune_layers=False, use_repr=False)"
 _LISTED = 8
+# What the libraries raise for damaged files.
+_ZIP_FAULTS = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
+)  # fmt: skip
+_NPY_FAULTS = (
+    ValueError, KeyError, TypeError, SyntaxError, OverflowError, RecursionError, EOFError, OSError, tokenize.TokenError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -213,7 +223,7 @@ def _npz(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                     raise Untrusted(f"{path}: {name} stands in it twice", "corrupt_file")
                 if name in _IDS or tap_of(name):
                     found[name] = _npy(archive.read(entry), f"{path}: {name}")
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as fault:
+    except _ZIP_FAULTS as fault:
         raise Untrusted(f"{path}: cannot be read as a .npz ({in_short(fault)})", "corrupt_file") from fault
     return found, names
 
@@ -232,7 +242,7 @@ def _npy(data: bytes, where: str) -> Tensor:
             raise ValueError("its size is not that of its header")
         stream.seek(0)
         array = np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, KeyError, EOFError, OSError, TypeError, SyntaxError, OverflowError) as fault:
+    except _NPY_FAULTS as fault:
         raise Untrusted(f"{where}: cannot be read as a .npy array ({in_short(fault)})", "corrupt_file") from fault
     try:
         return _tensor(array)
@@ -278,11 +288,15 @@ def _dump(path: Path) -> PortFile:
     if not isinstance(tree, dict) or not isinstance(tree.get("module_path"), str):
         raise CannotRun(f"{path} is not a dump of transformers' model debugger", "no_activations")
     root = str(tree["module_path"])
-    found = {name: _value(path, value) for name, value in _places(dict(_calls(tree)), root).items()}
+    calls = dict(_calls(tree))
+    found = {name: _value(path, value) for name, value in _places(calls, root).items()}
     made = _port(path, f"a dump of transformers' model debugger, of {root}", found, list(found))
     layers = [layer_of(name) for name in found if name not in _IDS and point_of(name) is LAYER]
     if len(layers) <= max(layers):
         note = f"the debugger left out layers, as it does by default; to record all: {_FULL_DUMP}"
+        made = replace(made, notes=(*made.notes, note))
+    if any(re.search(r"\.layers\.\d+$", name) and _text_path(name) and _masked(call) for name, call in calls.items()):
+        note = "the model was called with an attention mask, which the original does not have"
         made = replace(made, notes=(*made.notes, note))
     return made
 
@@ -315,7 +329,7 @@ def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, J
     if not layers:
         raise CannotRun(f"the dump of {root} holds no layers of the text encoder", "no_activations")
     out: dict[str, JsonValue] = {
-        "input_ids": _first(calls[encoder], "inputs") if encoder in calls else None,
+        "input_ids": _first(calls[encoder], "inputs", _IDS[0]) if encoder in calls else None,
         FINAL_NORM.name: _first(calls[final], "outputs"),
     }
     for layer, path in layers.items():
@@ -331,12 +345,23 @@ def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, J
 
 def _text_path(path: str) -> bool:
     """Whether a module can be the text encoder's: a detector has other modules of these names."""
-    return path.count(".") == 1 or ".text_encoder." in path
+    return path.partition(".")[2].startswith((LAYER.at(0)[:-1], FINAL_NORM.name)) or ".text_encoder." in path
 
 
-def _first(call: dict[str, JsonValue], side: str) -> JsonValue:
-    """The first tensor among the inputs or outputs of a call."""
-    stack = [call.get(side)]
+def _masked(call: dict[str, JsonValue]) -> bool:
+    """Whether a call got an attention mask."""
+    inputs = call.get("inputs")
+    named = inputs.get("kwargs") if isinstance(inputs, dict) else None
+    return isinstance(named, dict) and isinstance(named.get("attention_mask"), dict)
+
+
+def _first(call: dict[str, JsonValue], side: str, name: str = "") -> JsonValue:
+    """The first tensor among the inputs or outputs of a call; the one of this name, if it was given by name."""
+    values = call.get(side)
+    named = values.get("kwargs") if isinstance(values, dict) else None
+    if isinstance(named, dict) and name in named:
+        values = named[name]
+    stack = [values]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):

@@ -301,13 +301,14 @@ def dumps(s0, tmp_path_factory):
     model = transformers.Sam3LiteTextTextModel.from_pretrained(
         convert(s0, root / "folder", "--layout", "transformers", "--component", "text"), attn_implementation="eager"
     ).eval()
-    kinds = {"whole": (False, False), "printed": (False, True), "pruned": (True, False), "swapped": (False, False)}
-    for kind, (prune, printed) in kinds.items():
+    kinds = {"whole": (False, False), "printed": (False, True), "pruned": (True, False), "masked": (False, False)}
+    for kind, (prune, printed) in {**kinds, "swapped": (False, False)}.items():
+        named = {"attention_mask": (IDS != 0).long()} if kind == "masked" else {}
         if kind == "swapped":
             attention = model.layers[3].self_attn
             attention.q_proj, attention.k_proj = attention.k_proj, attention.q_proj
         with debugging.model_addition_debugger_context(model, str(root / kind), prune, printed), torch.no_grad():
-            model(IDS)
+            model(input_ids=IDS, **named) if named else model(IDS)
     return root
 
 
@@ -328,6 +329,14 @@ def test_a_pruned_dump_is_judged_as_far_as_it_goes(dumps, s0):
     record = judge(dumps / "pruned", s0)
     assert record["not_given"] == ["layers.0", "layers.1", "layers.2", "layers.3", "projected"]
     assert any("do_prune_layers=False" in note for note in record["notes"])
+
+
+def test_a_dump_of_a_call_with_a_mask_says_so(dumps, s0):
+    record = judge(dumps / "masked", s0, code=1)
+    assert record["inputs"]["ids"] == IDS.tolist() and record["first_divergence"] == "layers.1"
+    assert any("with an attention mask" in note for note in record["notes"])
+    assert record["diagnosis"]["cause"] == "padding is masked; the original attends to it"
+    assert not any("mask" in note for note in judge(dumps / "whole", s0)["notes"])
 
 
 def test_a_dump_without_values_says_how_to_make_one(dumps, s0, tmp_path):
@@ -515,6 +524,7 @@ DAMAGED = {
     "cut": lambda data: data[:-100],
     "nothing but a magic": lambda data: data[:8],
     "another header": lambda data: data[:10] + b"[" + data[11:],
+    "a header without an end": lambda data: data[:10] + b"(" + data[10:100].replace(b"}", b"(") + data[101:],
     "more than it promises": lambda data: data + bytes(4),
     "a great promise": lambda data: promising("(1000000, 1000000, 1000)"),
     "a negative promise": lambda data: promising("(-1, 4)"),
@@ -542,13 +552,15 @@ def test_damaged_arrays_are_not_trusted(case, how, s0, tmp_path):
     assert "layers" in message and message.count("\n") == 1
 
 
-@pytest.mark.parametrize("how", ["cut", "a bit"])
+@pytest.mark.parametrize("how", ["cut", "a bit", "compressed"])
 def test_a_damaged_npz_is_not_trusted(how, s0, tmp_path):
-    data = bytearray(as_npz(tmp_path).read_bytes())
+    data = bytearray((as_compressed_npz if how == "compressed" else as_npz)(tmp_path).read_bytes())
     if how == "cut":
         del data[-200:]
-    else:
+    elif how == "a bit":
         data[len(data) // 2] ^= 1
+    else:
+        data[len(data) // 2 : len(data) // 2 + 40] = bytes(range(40))
     (tmp_path / "x.npz").write_bytes(data)
     assert "x.npz" in refused(4, tmp_path / "x.npz", s0)
 
@@ -622,7 +634,14 @@ def test_the_page_of_a_port_says_what_it_is(s0, tmp_path):
     done = sam3lite("judge", file, s0, "--name", "my <port>", "--report", page)
     text = page.read_text()
     assert done.code == 1 and f"Report: {page}" in done.err
-    for part in ("my &lt;port&gt;", "which ran elsewhere", "2 of 10 given", "between layers.1 and layers.4"):
+    for part in (
+        "my &lt;port&gt;",
+        "which ran elsewhere",
+        "2 of 10 given",
+        "between layers.1 and layers.4",
+        "Where it differs",
+        "sam3lite judge",
+    ):
         assert part in text, part
     body = text.partition("</style>")[2]
     for part in ("Sam3LiteText", "converted", "m-isolated", "Behaviour"):
