@@ -103,7 +103,7 @@ def _verdict(j: JudgementRecord) -> None:
 
 def _diagnosis(d: DiagnosisRecord) -> None:
     say(f"likely cause: {d.cause}", "bold")
-    for fit in d.fits[1:4]:
+    for fit in [fit for fit in d.fits if not fit.likely][:3]:
         say(f"  also possible: {fit.cause}")
     tensors = sorted(d.tensors, key=lambda t: t.fault is None)
     ours, theirs = _common([t.target for t in tensors]), _common([t.source for t in tensors])
