@@ -309,7 +309,50 @@ SaveActivations = Annotated[
 ]
 Judge = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Compute the verdict from a file of --save-activations; no encoder is run."),
+    typer.Option(
+        metavar="FILE",
+        help="Compute the verdict from a file of --save-activations, and run no encoder; with --checkpoint, from what "
+        "a port computed, as sam3lite judge does.",
+    ),
+]
+ActivationsArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        help="Activations of a port by tap: .safetensors, .npz, a folder of .npy files, or a dump of transformers' "
+        "model debugger. sam3lite record lists the taps.",
+    ),
+]
+PortName = Annotated[
+    str | None,
+    typer.Option(
+        "--name", metavar="TEXT", help="What the port is called in the result. Default: the name of its file."
+    ),
+]
+IdsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ids",
+        metavar="FILE",
+        help="Token ids that the port ran on, (batch, sequence): .npy, .json, or a file with input_ids. Default: those "
+        "of its file, or else the default input of parity, which is said.",
+    ),
+]
+RecordTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FILE",
+        help="File to write: .safetensors or .npz, or .json with --compact. Default: "
+        "<name of the checkpoint>-reference with the first or the last of these.",
+    ),
+]
+Compact = Annotated[
+    bool,
+    typer.Option(
+        "--compact",
+        help="Write norm, largest value and 64 values at stated positions of each tap as JSON, not whole activations.",
+    ),
 ]
 AsUsed = Annotated[
     bool,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, typed, write_report
+from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, typed, write_report
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
-    from sam3lite_convert.commands.sources import Location, Source
+    from sam3lite_convert.commands.sources import Source
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
     from sam3lite_convert.parity.setup import ParityOptions
     from sam3lite_convert.plan.tables import Mappings
@@ -38,6 +38,8 @@ def parity(
     self_test: o.SelfTest = False,
     save_activations: o.SaveActivations = None,
     judge: o.Judge = None,
+    name: o.PortName = None,
+    ids: o.IdsFile = None,
     as_used: o.AsUsed = False,
     strict_behaviour: o.StrictBehaviour = False,
     original_repo: o.OriginalRepo = None,
@@ -54,32 +56,47 @@ def parity(
 
     Exits with code 1 if they differ by more than the tolerance.
     """
+    from sam3lite_convert.cli.judge import judge_port, show_judged
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.commands import parity as parity_commands
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report import parity as parity_report
     from sam3lite_convert.report import terminal
 
-    name = one_checkpoint(source, checkpoint)
+    found = one_checkpoint(source, checkpoint)
     if html is not None:
         check_report_place(html)
         if save_activations is not None and html.resolve() == save_activations.resolve():
             raise CannotRun("--report and --save-activations name the same file", "usage")
     if judge is not None:
         given = [
-            name, converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, mapping,
-            self_test or None, partial or None, causal or None, batch if batch != 1 else None,
+            converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations,
+            self_test or None, batch if batch != 1 else None,
             attention if attention is not o.Attention.eager else None, as_used or strict_behaviour or None,
             original_repo,
         ]  # fmt: skip
-        if any(value is not None for value in given):
-            raise CannotRun("--judge reads saved activations and takes only --tolerance and --report", "usage")
-        document = parity_commands.judge_activations(judge, tolerance)
+        of_checkpoint = [ids, mapping, partial or None, causal or None]
+        if any(value is not None for value in given + (of_checkpoint if found is None else [])):
+            raise CannotRun(
+                "--judge reads activations from a file and takes only --tolerance, --name and --report, and with "
+                "--checkpoint also --ids, --causal, --mapping and --partial",
+                "usage",
+            )
+        if found is not None:
+            place, tables = locate(found, repo_id, revision, cache_dir, json), load_mappings(mapping)
+            document = judge_port(judge, place, tables, name, ids, tolerance, partial, causal, html, json)
+            show_judged(document, html, json)
+            return
+        from sam3lite_convert.commands.judge import judge_saved
+
+        document = judge_saved(judge, tolerance, name)
     else:
+        if name is not None or ids is not None:
+            raise CannotRun("--name and --ids need --judge FILE", "usage")
         mappings = load_mappings(mapping)
         if candidate is not None:
             mappings.layout(candidate)  # a layout that does not exist is told before anything is looked up
-        location = locate(name or "s0", repo_id, revision, cache_dir, json)
+        location = locate(found or "s0", repo_id, revision, cache_dir, json)
         from sam3lite_convert.parity.setup import ParityOptions  # imports torch: after the name was found
 
         original = _open_original(original_repo)
@@ -94,7 +111,7 @@ def parity(
         )  # fmt: skip
         if self_test and (save_activations or looks.as_used or html):
             raise CannotRun("--self-test cannot be combined with --save-activations, --as-used or --report", "usage")
-        read = _parity_source(location, partial, mappings, causal, json)
+        read = text_source(location, partial, mappings, causal, json)
         if self_test:
             _self_test(read, mappings, options, converted, json)
             return
@@ -120,16 +137,6 @@ def _open_original(path: Path | None) -> OriginalRepo | None:
 
     terminal.note(f"note: --original-repo runs Python code of {path}")
     return open_original(path)
-
-
-def _parity_source(location: Location, partial: bool, mappings: Mappings, causal: bool, json: bool) -> Source:
-    from sam3lite_convert.report import terminal
-
-    if not partial:
-        return location.whole()
-    totals = {"fetch": None}
-    with terminal.byte_progress(totals, {"fetch": "fetching the text tensors"}, json) as progress:
-        return location.text(mappings, causal, progress("fetch"))
 
 
 def _self_test(source: Source, mappings: Mappings, options: ParityOptions, converted: Path | None, json: bool) -> None:

@@ -14,7 +14,8 @@ import typer
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 
 if TYPE_CHECKING:
-    from sam3lite_convert.commands.sources import HubLocation, Location
+    from sam3lite_convert.commands.sources import HubLocation, Location, Source
+    from sam3lite_convert.plan.tables import Mappings
 
 # Casts are done in small pieces beside the thread that hashes; more threads only get in its way.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -36,6 +37,17 @@ def locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet
     from sam3lite_convert.commands.sources import locate
 
     return locate(name, where(repo_id, revision, cache_dir, quiet))
+
+
+def text_source(location: Location, partial: bool, mappings: Mappings, causal: bool, json: bool) -> Source:
+    """The checkpoint: whole, or with the bytes of the text tensors alone."""
+    from sam3lite_convert.report import terminal
+
+    if not partial:
+        return location.whole()
+    totals = {"fetch": None}
+    with terminal.byte_progress(totals, {"fetch": "fetching the text tensors"}, json) as progress:
+        return location.text(mappings, causal, progress("fetch"))
 
 
 def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> HubLocation:

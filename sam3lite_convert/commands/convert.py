@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -265,7 +266,8 @@ def add_parity(
             TapSummary(
                 name=tap.name,
                 max_abs_diff=tap.max_abs_diff,
-                isolated_max_abs_diff=tap.isolated_max_abs_diff,
+                # Both encoders ran here, so that null is an error that is not finite.
+                isolated_max_abs_diff=math.inf if tap.isolated_max_abs_diff is None else tap.isolated_max_abs_diff,
                 relative_l2=tap.relative_l2,
             )
             for tap in judgement.layers

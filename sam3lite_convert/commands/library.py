@@ -240,28 +240,43 @@ def run_parity(
 
 
 def judge_activations(
-    activations: Mapping[str, Tensor | np.ndarray],
+    activations: Mapping[str, Tensor | np.ndarray] | str | Path,
     checkpoint: Checkpointlike,
     *,
-    ids: Tensor | np.ndarray | Sequence[Sequence[int]],
-    name: str = "candidate",
+    ids: Tensor | np.ndarray | Sequence[Sequence[int]] | None = None,
+    name: str | None = None,
     tolerance: float | None = None,
     causal: bool = False,
 ) -> ParityDocument:
     """Judge what a port computed, in any framework, against the original on the same ids.
 
     activations: by tap: ``embeddings``, ``layers.0`` ..., ``final_layer_norm``, ``projected`` of shape (batch,
-        sequence, width), ``pooled`` of shape (batch, width). Any of them may be missing.
-    ids: (batch, sequence), whole numbers.
-    name: what the port is called in the result.
+        sequence, width) or (sequence, batch, width), ``pooled`` of shape (batch, width). Any of them may be missing.
+        ``isolated.layers.3`` is what layer 3 gave for the original's input. Or a file or folder, as of ``sam3lite
+        judge``.
+    ids: (batch, sequence), integers. Default: those of the file, or ``input_ids`` among the activations, or else the
+        default input of ``run_parity``, which a note then says.
+    name: what the port is called in the result. Default: the name of the file.
     tolerance: largest max abs diff that passes. Default: 4 times the noise floor measured at each tap.
 
-    Raises CannotRun for an unknown tap or a shape that is not the original's.
+    Raises CannotRun for an unknown tap or a shape that is not the original's, Untrusted for a damaged file.
     """
-    from sam3lite_convert.commands import parity
+    from sam3lite_convert.commands import judge
+    from sam3lite_convert.parity.port_files import given_activations, read_port_file
 
+    file = Path(activations) if isinstance(activations, str | Path) else None
+    port = given_activations(activations) if isinstance(activations, Mapping) else read_port_file(Path(activations))
     opened = _opened(checkpoint)
-    return parity.judge_port(opened.location.whole(), opened.mappings, activations, ids, name, tolerance, causal)
+    return judge.judge_port(
+        opened.location.whole(),
+        opened.mappings,
+        port,
+        file,
+        ids=ids,
+        name=name,
+        tolerance=tolerance,
+        causal=causal,
+    )
 
 
 def push_folder(

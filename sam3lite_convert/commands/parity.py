@@ -1,18 +1,18 @@
-"""Original and candidate side by side, the same judged from a file, and the comparison tried on itself."""
+"""Original and candidate side by side, and the comparison tried on itself."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.sources import Source
-from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted, in_short
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, in_short
 from sam3lite_convert.plan.architecture import TEXT
-from sam3lite_convert.plan.plan import Options, Plan, make_plan
+from sam3lite_convert.plan.plan import Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.parity import (
     CheckoutRecord,
@@ -27,7 +27,6 @@ from sam3lite_convert.records.parity import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
@@ -150,7 +149,7 @@ def run_parity(
         sides=sides,
         inputs=inputs.record(prompts_total, len(setup.every.ids)),
         judgement=judgement.record(sides.dtype),
-        values=_values(setup.recorded, outcome.propagated),
+        values=first_values(setup.recorded, outcome.propagated),
         diagnosis=diagnosis.record() if diagnosis else None,
         notes=tuple(said),
         verdicts=Verdicts(weights=judgement.verdict, behaviour=used.verdict if used else None),
@@ -162,7 +161,9 @@ def run_parity(
         judged=None,
         source=source.provenance(),
         fetched=source.fetched(),
-        heat_map=heat_map(setup, outcome) if looks.report else None,
+        heat_map=heat_map(judgement, setup.recorded, outcome.propagated, outcome.isolated, inputs.prompts)
+        if looks.report
+        else None,
         page=page,
     )
 
@@ -211,139 +212,7 @@ def _as_used(options: ParityOptions, converted: Path | None, mappings: Mappings)
     return replace(options, prompts=options.prompts or PROMPTS, candidate=candidate)
 
 
-def judge_activations(path: Path, tolerance: float | None = None) -> ParityDocument:
-    """The verdict of a parity run again, from its saved activations; no model is needed.
-
-    Raises CannotRun if there is no such file, it holds no activations or the tolerance is not a number from 0 on;
-    Untrusted if it is damaged or not complete.
-    """
-    from sam3lite_convert.parity.activations import load_activations
-    from sam3lite_convert.parity.judgement import check_tolerance, isolated_belongs, judge, require_finite
-
-    check_tolerance(tolerance)
-    saved = load_activations(path)
-    require_finite(saved.reference)
-    isolated, floors, notes = saved.isolated, saved.floors, list[str]()
-    try:
-        if not isolated or not isolated_belongs(saved.reference, saved.candidate, isolated):
-            which = "do not belong to this candidate" if isolated else "are missing from the file"
-            notes = [f"isolated activations {which}: errors passed on from earlier layers count at each layer"]
-            isolated = saved.candidate
-            # Differences that earlier layers pass on are compared with the noise that earlier layers pass on.
-            floors = floors and {tap: floor.without_isolated() for tap, floor in floors.items()}
-        judgement = judge(saved.reference, saved.candidate, isolated, floors, saved.inputs.padded, tolerance)
-    except ValueError as fault:
-        raise Untrusted(f"{path}: {fault}", "corrupt_file") from fault
-    return ParityDocument(
-        sides=saved.sides,
-        inputs=saved.inputs.record(saved.prompts_total),
-        judgement=judgement.record(saved.sides.dtype),
-        values=_values(saved.reference, saved.candidate),
-        diagnosis=None,
-        notes=tuple(notes),
-        verdicts=Verdicts(weights=judgement.verdict, behaviour=None),
-        behaviour=None,
-        worst_prompts=(),
-        not_compared=0,
-        original_repo=None,
-        saved_activations=None,
-        judged=str(path),
-        source=None,
-        fetched=None,
-    )
-
-
-def judge_port(
-    source: Source,
-    mappings: Mappings,
-    activations: Mapping[str, Tensor | np.ndarray],
-    ids: Tensor | np.ndarray | Sequence[Sequence[int]],
-    name: str = "candidate",
-    tolerance: float | None = None,
-    causal: bool = False,
-) -> ParityDocument:
-    """The verdict on what a port computed, against the reference on the same ids.
-
-    activations: by tap, (batch, sequence, width) or (batch, width) as the reference has it; any of the taps.
-    ids: (batch, sequence), whole numbers.
-
-    Raises CannotRun for ids that the encoder does not take, an unknown tap, a shape that is not the reference's, or no
-    tap at all.
-    """
-    import torch
-
-    from original_ref import TextStudentEncoder
-    from sam3lite_convert.convert.text_weights import source_weights
-    from sam3lite_convert.parity.encoders import record
-    from sam3lite_convert.parity.inputs import given_ids
-    from sam3lite_convert.parity.judgement import check_tolerance, judge, require_finite
-    from sam3lite_convert.parity.noise_floor import noise_floor
-    from sam3lite_convert.parity.original import reference_encoder
-
-    check_tolerance(tolerance)
-    with source.trusted():
-        plan = make_plan(source.read(), mappings, Options(component="text", causal=causal))
-        inputs = given_ids(ids, plan.architecture.sizes["vocab"])
-        reference = reference_encoder(plan.architecture, source_weights(plan), torch.float32)
-    recorded = record(reference, inputs.ids)
-    require_finite(recorded)
-    theirs = _port_activations(activations, recorded)
-    ours = {tap: recorded[tap] for tap in theirs}
-    assert isinstance(reference.model, TextStudentEncoder)
-    floors = noise_floor(reference.model, recorded, inputs.ids)
-    # Without isolated activations, an error that was carried is held to the floor of what is carried.
-    limits = {tap: floors[tap].without_isolated() for tap in theirs}
-    judgement = judge(ours, theirs, theirs, limits, inputs.padded, tolerance)
-    notes = ["isolated activations were not given: an error that was carried to a layer counts as made there"]
-    if missing := [tap for tap in recorded if tap not in theirs]:
-        notes.append(f"not given, and so not compared: {', '.join(missing)}")
-    return ParityDocument(
-        sides=ComparedSides(
-            checkpoint=source.name,
-            converted=None,
-            reference=reference.name,
-            candidate=name,
-            candidate_encoder=name,
-            attention="unknown",
-            dtype="float32",
-        ),
-        inputs=inputs.record(0),
-        judgement=judgement.record("float32"),
-        values=_values(ours, theirs),
-        diagnosis=None,
-        notes=tuple(notes),
-        verdicts=Verdicts(weights=judgement.verdict, behaviour=None),
-        behaviour=None,
-        worst_prompts=(),
-        not_compared=0,
-        original_repo=None,
-        saved_activations=None,
-        judged=name,
-        source=source.provenance(),
-        fetched=source.fetched(),
-    )
-
-
-def _port_activations(given: Mapping[str, Tensor | np.ndarray], recorded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The given activations in the order of the taps. Raises CannotRun if they are not of this encoder."""
-    import torch
-
-    unknown = [tap for tap in given if tap not in recorded]
-    if unknown or not given:
-        what = f"no such tap: {', '.join(unknown)}" if unknown else "no activations were given"
-        raise CannotRun(f"{what}; the taps of this encoder are {', '.join(recorded)}", "unknown_tap")
-    found = {tap: torch.as_tensor(given[tap]) for tap in recorded if tap in given}
-    for tap, value in found.items():
-        if value.shape != recorded[tap].shape or not value.is_floating_point():
-            raise CannotRun(
-                f"{tap} is {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}; the original's is "
-                f"{tuple(recorded[tap].shape)}, floating-point",
-                "other_shape",
-            )
-    return found
-
-
-def _values(reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> dict[str, Sides]:
+def first_values(reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> dict[str, Sides]:
     """A few values of both outputs: of the first token of the first row."""
     from sam3lite_convert.parity.taps import OUTPUTS
 

@@ -6,8 +6,10 @@ Everything else a judgement needs is stored as JSON under ``sam3lite_parity`` in
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.files import write_whole
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import Floor
+from sam3lite_convert.parity.port_files import tap_of
 from sam3lite_convert.parity.taps import are_complete, point_of
 from sam3lite_convert.records.parity import ComparedSides
 from sam3lite_convert.records.record import Json, JsonValue
@@ -40,6 +43,7 @@ class SavedActivations:
     ``candidate``: the candidate's activations by tap.
     ``isolated``: the candidate's isolated activations by tap; empty if they were not recorded.
     ``floors``: noise floors by tap; None if they were not measured.
+    ``foreign``: whether the candidate's tensors are not those that were saved: somebody put a port's in their place.
     """
 
     sides: ComparedSides
@@ -49,6 +53,7 @@ class SavedActivations:
     candidate: dict[str, Tensor]
     isolated: dict[str, Tensor]
     floors: dict[str, Floor] | None
+    foreign: bool = False
 
 
 def save_activations(path: Path, saved: SavedActivations) -> None:
@@ -73,6 +78,7 @@ def save_activations(path: Path, saved: SavedActivations) -> None:
         "tool": f"sam3lite-convert {__version__}",
         "taps": list(saved.reference),
         "floors": floors or None,
+        "candidate_sha256": _digest(saved.candidate),
         "about": saved.sides.to_json() | {"inputs": inputs},
     }
     write_whole(path, save(tensors, {"format": "pt", _METADATA: json.dumps(metadata)}))
@@ -110,6 +116,12 @@ def load_activations(path: Path) -> SavedActivations:
     except (SafetensorError, OSError) as fault:
         raise Untrusted(f"{path}: cannot be read as safetensors ({fault})", "corrupt_file") from fault
     if _METADATA not in metadata:
+        if any(tap_of(name) for name in tensors):
+            raise CannotRun(
+                f"{path} holds activations without the original's (plain save_file writes no metadata): judge it with "
+                f"the checkpoint, sam3lite judge {shlex.quote(str(path))} --checkpoint CHECKPOINT",
+                "no_checkpoint",
+            )
         raise CannotRun(f"{path} is not a file of activations; parity --save-activations writes one", "no_activations")
     try:
         said = json.loads(metadata[_METADATA])
@@ -130,7 +142,20 @@ def load_activations(path: Path) -> SavedActivations:
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as fault:
         raise Untrusted(f"{path}: incomplete or invalid activations ({fault})", "corrupt_file") from fault
     isolated = sides.get("isolated", {})
-    return SavedActivations(compared, inputs, prompts_total, sides["reference"], sides["candidate"], isolated, measured)
+    candidate = sides["candidate"]
+    # A file of an older version, or one that others wrote, has no digest.
+    foreign = said.get("candidate_sha256") not in (None, _digest(candidate))
+    columns = (sides["reference"], candidate, isolated)
+    return SavedActivations(compared, inputs, prompts_total, *columns, measured, foreign)
+
+
+def _digest(activations: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors, in the order of the taps."""
+    digest = hashlib.sha256()
+    for tap, tensor in activations.items():
+        digest.update(f"{tap} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read_inputs(inputs: dict[str, object], ids: Tensor) -> tuple[Inputs, int]:

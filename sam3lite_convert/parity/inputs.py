@@ -92,7 +92,8 @@ def make_inputs(
     ``length``: sequence length, by default the context; another length makes the encoders resize their position table.
     ``prompts``: texts to tokenize, one row each.
 
-    Without ``seed`` and ``prompts``, every row is the dummy input "a photo".
+    Without ``seed`` and ``prompts``, the first row is the dummy input "a photo"; the next ones are an empty prompt, one
+    word, a full sequence, and then other words and lengths, so that no row is like another.
     Raises CannotRun if a value is out of range, or if options exclude each other.
     """
     length = context if length is None else length
@@ -115,9 +116,12 @@ def make_inputs(
     start, end = (START, END) if vocab > END else (vocab - 2, vocab - 1)
     if seed is None:
         words = [w for w in CLASSIC[1:-1] if w < start] or [1]
-        row = torch.tensor(_framed(words, length, start, end))
-        name = f"the dummy [{', '.join(str(i) for i in row[:4].tolist())}, {PAD} ...]"
-        return Inputs(row.repeat(batch, 1), f"{name}, batch {batch}, length {length}")
+        rows = [_framed(words, length, start, end)]
+        name = f"the dummy [{', '.join(map(str, rows[0][:4]))}, {PAD} ...]"
+        if batch > 1:
+            name += f" and {batch - 1:,} other row{'s' * (batch > 2)}"
+            rows += [_framed(_other_words(n, length, start), length, start, end) for n in range(1, batch)]
+        return Inputs(torch.tensor(rows), f"{name}, batch {batch}, length {length}")
     if start < 2:
         raise CannotRun(f"a vocabulary of {vocab} has no words to draw from", "vocabulary_too_small")
     generator = torch.Generator().manual_seed(seed)
@@ -127,6 +131,14 @@ def make_inputs(
         words = torch.randint(1, start, (max(count, 0),), generator=generator).tolist()
         rows.append(_framed(words, length, start, end))
     return Inputs(torch.tensor(rows), f"random ids, seed {seed}, batch {batch}, length {length}")
+
+
+def _other_words(n: int, length: int, start: int) -> list[int]:
+    """The words of row ``n`` (from 1) beside the dummy: none, one, as many as fit, then 1, 2, ... again."""
+    most = max(length - 2, 0)
+    count = {1: 0, 2: 1, 3: most}.get(n, 1 + (n - 4) % max(most, 1))
+    # Two rows of one length differ in their words, since 7919 is a prime that divides no usual vocabulary.
+    return [1 + (7919 * n + 31 * i) % max(start - 1, 1) for i in range(count)]
 
 
 def _framed(words: Sequence[int], length: int, start: int, end: int) -> list[int]:

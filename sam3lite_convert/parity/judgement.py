@@ -6,7 +6,7 @@ The tolerance at a tap is the one the user gives, or a small multiple of the noi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import number
 from sam3lite_convert.parity.compare import Difference, absolute_difference, compare, greatest_and_row_mean
-from sam3lite_convert.parity.taps import point_of
+from sam3lite_convert.parity.taps import PROJECTED, point_of, read_at
 from sam3lite_convert.records.parity import FloorRecord, JudgementRecord, TapRecord, TapStatus, Verdict
 
 # Two correct computations are each one floor away from the exact result, and the greatest of a few thousand errors
@@ -38,10 +38,6 @@ class Floor:
     mean_propagated: float = math.inf
     mean_isolated: float = math.inf
 
-    def without_isolated(self) -> Floor:
-        """The floor for a candidate whose isolated activations were not recorded."""
-        return Floor(self.propagated, self.propagated, self.mean_propagated, self.mean_propagated)
-
     def record(self) -> FloorRecord:
         """The floor for the JSON."""
         return FloorRecord(
@@ -53,6 +49,20 @@ class Floor:
 
 
 @dataclass(frozen=True)
+class Upstream:
+    """What a tap was computed from, as far as it was given.
+
+    ``tap``: the nearest given tap that leads to it; None: the ids.
+    ``unseen``: the taps between the two, which were not given.
+    ``agrees``: whether ``tap`` is within its tolerances.
+    """
+
+    tap: str | None = None
+    unseen: tuple[str, ...] = ()
+    agrees: bool = True
+
+
+@dataclass(frozen=True)
 class JudgedTap:
     """A tap and its verdict.
 
@@ -61,26 +71,28 @@ class JudgedTap:
 
     ``name``: the tap.
     ``difference``: the propagated difference.
-    ``isolated``: max abs diff when the candidate's module reads the reference's recorded input.
+    ``isolated``: max abs diff when the candidate's module reads the reference's recorded input; None if not given.
     ``tolerance``: largest propagated max abs diff that passes.
     ``isolated_tolerance``: largest isolated max abs diff that passes.
     ``floor``: the noise floor; None if it was not measured.
     ``valid``: propagated max abs diff at words; None if there are none.
     ``padded``: propagated max abs diff at padding; None if there is none.
-    ``mean_isolated``: greatest isolated mean abs diff of a row.
+    ``mean_isolated``: greatest isolated mean abs diff of a row; None if not given.
     ``measured``: whether the tolerances come from the noise floor, not from the user.
+    ``upstream``: what it was computed from.
     """
 
     name: str
     difference: Difference
-    isolated: float
+    isolated: float | None
     tolerance: float
     isolated_tolerance: float
     floor: Floor | None
     valid: float | None
     padded: float | None
-    mean_isolated: float
+    mean_isolated: float | None
     measured: bool
+    upstream: Upstream = Upstream()
 
     @property
     def read_by_detector(self) -> bool:
@@ -93,34 +105,63 @@ class JudgedTap:
         return FLOORS * self.floor.mean_isolated if self.measured and self.floor else math.inf
 
     @property
+    def mean_tolerance(self) -> float:
+        """Largest propagated mean abs diff of a row that passes; infinite if the user gave a tolerance."""
+        return FLOORS * self.floor.mean_propagated if self.measured and self.floor else math.inf
+
+    @property
     def diverges(self) -> bool:
-        """Whether the candidate's module is wrong by itself, with the right input."""
-        limit = self.mean_isolated_tolerance
+        """Whether the candidate's module is wrong by itself, with the right input.
+
+        Without an isolated error this is known only where the module's own input was given and agrees.
+        """
+        if self.isolated is None or self.mean_isolated is None:
+            return self.off_first and not self.upstream.unseen
         finite = math.isfinite(self.isolated)
-        return not finite or self.isolated > self.isolated_tolerance or self.mean_isolated > limit
+        return (
+            not finite or self.isolated > self.isolated_tolerance or self.mean_isolated > self.mean_isolated_tolerance
+        )
+
+    @property
+    def off_first(self) -> bool:
+        """Whether it is off and the nearest given tap before it is not. Known only without an isolated error."""
+        return self.isolated is None and self.upstream.agrees and not self._passes_on_little
+
+    @property
+    def _passes_on_little(self) -> bool:
+        """Whether the propagated error is within the tolerances."""
+        error = self.difference
+        return (
+            math.isfinite(error.max_abs) and error.max_abs <= self.tolerance and error.row_mean <= self.mean_tolerance
+        )
 
     @property
     def within(self) -> bool:
-        """Whether the isolated and the propagated error are within the tolerances."""
-        limit = FLOORS * self.floor.mean_propagated if self.measured and self.floor else math.inf
-        error = self.difference
-        return (
-            not self.diverges
-            and math.isfinite(error.max_abs)
-            and error.max_abs <= self.tolerance
-            and (error.row_mean <= limit)
-        )
+        """Whether the isolated (where given) and the propagated error are within the tolerances."""
+        return not self.diverges and self._passes_on_little
+
+    @property
+    def own_tolerances(self) -> tuple[float, float]:
+        """Largest max and mean abs diff that pass where its own error is judged: isolated, or else propagated."""
+        if self.isolated is None:
+            return self.tolerance, self.mean_tolerance
+        return self.isolated_tolerance, self.mean_isolated_tolerance
+
+    @property
+    def equal(self) -> bool:
+        """Whether all errors that are known are 0.0."""
+        return self.difference.max_abs == 0 and not self.isolated
 
     @property
     def near_floor(self) -> bool:
         """Whether the error is 0.0 or within the noise floor, regardless of a given tolerance."""
-        if self.difference.max_abs == 0 == self.isolated:
+        if self.equal:
             return True
         floor = self.floor
         return (
             floor is not None
             and self.difference.max_abs <= FLOORS * floor.propagated
-            and (self.isolated <= FLOORS * floor.isolated)
+            and ((self.isolated or 0.0) <= FLOORS * floor.isolated)
         )
 
     @property
@@ -129,8 +170,9 @@ class JudgedTap:
         if self.floor is None:
             return 0.0
         f = self.floor
-        pairs = [(self.difference.max_abs, f.propagated), (self.isolated, f.isolated)]
-        pairs += [(self.difference.row_mean, f.mean_propagated), (self.mean_isolated, f.mean_isolated)]
+        pairs = [(self.difference.max_abs, f.propagated), (self.difference.row_mean, f.mean_propagated)]
+        if self.isolated is not None and self.mean_isolated is not None:
+            pairs += [(self.isolated, f.isolated), (self.mean_isolated, f.mean_isolated)]
         return max(error / floor if floor else math.inf if error else 0.0 for error, floor in pairs)
 
     @property
@@ -139,8 +181,8 @@ class JudgedTap:
         if self.diverges:
             return "diverges"
         if not self.within:
-            return "carried"
-        return "equal" if self.difference.max_abs == 0 == self.isolated else "within"
+            return "unknown" if self.isolated is None else "carried"
+        return "equal" if self.equal else "within"
 
     def record(self) -> TapRecord:
         """The tap for the JSON."""
@@ -158,6 +200,7 @@ class JudgedTap:
             candidate_value=error.candidate,
             isolated_max_abs_diff=self.isolated,
             isolated_mean_abs_diff=self.mean_isolated,
+            judged_by="propagated" if self.isolated is None else "isolated",
             tolerance=self.tolerance,
             isolated_tolerance=self.isolated_tolerance,
             floor=self.floor.record() if self.floor else None,
@@ -174,31 +217,54 @@ class JudgedTap:
 class Judgement:
     """The judgement of a comparison.
 
-    ``taps``: all taps in the order of execution.
+    ``taps``: all taps that were given, in the order of execution.
     ``given``: the user's tolerance; None if it is measured.
+    ``not_given``: the encoder's other taps, in the order of execution.
     """
 
     taps: tuple[JudgedTap, ...]
     given: float | None
+    not_given: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict. ``exact``: 0.0 at every tap that the detector reads, and the others are within their floors."""
+        """The verdict. ``exact``: 0.0 at every tap that the detector reads, and the others are within their floors.
+
+        Where only some taps were given, it needs the one that the detector receives.
+        """
         if not all(t.within for t in self.taps):
             return "differs"
-        zero = all(t.difference.max_abs == 0 == t.isolated for t in self.taps if t.read_by_detector)
+        zero = all(t.equal for t in self.taps if t.read_by_detector)
         near = all(t.near_floor for t in self.taps if not t.read_by_detector)
-        return "exact" if zero and near else "within_tolerance"
+        return "exact" if zero and near and PROJECTED.name not in self.not_given else "within_tolerance"
+
+    @property
+    def first(self) -> JudgedTap | None:
+        """The first tap whose isolated error is above its tolerance; where none is given, the first that is off."""
+        return next((t for t in self.taps if t.diverges or t.off_first), None)
 
     @property
     def first_divergence(self) -> str | None:
-        """The first tap whose isolated error is above its tolerance."""
-        return next((t.name for t in self.taps if t.diverges), None)
+        """The name of ``first``."""
+        return self.first.name if self.first else None
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Taps that were not given and may be where the first divergence was made."""
+        return self.first.upstream.unseen if self.first and not self.first.diverges else ()
+
+    @property
+    def place(self) -> str | None:
+        """Where the first divergence was made, in words; None if nothing diverges."""
+        if self.first is None or not self.unseen:
+            return self.first_divergence
+        after = self.first.upstream.tap
+        return f"between {after} and {self.first.name}" if after else f"at or before {self.first.name}"
 
     @property
     def also_diverging(self) -> list[str]:
-        """Later taps whose isolated error is above their tolerance too."""
-        return [t.name for t in self.taps if t.diverges][1:]
+        """Later taps that are known to be wrong by themselves too."""
+        return [t.name for t in self.taps if t.diverges and t is not self.first]
 
     @property
     def max_abs(self) -> float:
@@ -212,7 +278,7 @@ class Judgement:
     @property
     def smallest_passing(self) -> float:
         """The smallest ``--tolerance`` that would have passed."""
-        return max(max(t.difference.max_abs, t.isolated) for t in self.taps)
+        return max(max(t.difference.max_abs, t.isolated or 0.0) for t in self.taps)
 
     @property
     def tolerance_is(self) -> str:
@@ -229,15 +295,22 @@ class Judgement:
                 if t.difference.max_abs:  # true only for taps that the detector does not read
                     floors = f", {t.floors:.2g} noise floors" if t.floors else ""
                     beside += f"; {t.name}, which it does not read: {number(t.difference.max_abs)}{floors}"
-            return f"0.0 at every tap that the detector reads{run}{beside}"
+            return f"0.0 at {self._extent or 'every tap that the detector reads'}{run}{beside}"
+        at = f" at {self._extent}" if self._extent else ""
         if self.verdict == "within_tolerance":
-            return f"max abs diff {number(self.max_abs)}{run} ({limit})"
+            return f"max abs diff {number(self.max_abs)}{at}{run} ({limit})"
         carried = (
             ""
             if self.first_divergence
             else ("; no layer diverges by itself: small errors add up to more than the tolerance")
         )
-        return f"max abs diff {number(self.max_abs)}{run} ({limit}){carried}"
+        return f"max abs diff {number(self.max_abs)}{at}{run} ({limit}){carried}"
+
+    @property
+    def _extent(self) -> str:
+        """How many taps were compared, if not all."""
+        given = len(self.taps)
+        return f"the {given} of {given + len(self.not_given)} taps that were given" if self.not_given else ""
 
     def record(self, dtype: str = "float32") -> JudgementRecord:
         """The verdict and its taps for the JSON. ``dtype``: what both sides ran in."""
@@ -248,7 +321,10 @@ class Judgement:
             smallest_passing_tolerance=self.smallest_passing,
             max_abs_diff=self.max_abs,
             first_divergence=self.first_divergence,
+            place=self.place,
+            unseen=self.unseen,
             also_diverging=tuple(self.also_diverging),
+            not_given=self.not_given,
             layers=tuple(t.record() for t in self.taps),
             summary=self.summary(dtype),
         )
@@ -261,58 +337,78 @@ def judge(
     floors: Mapping[str, Floor] | None,
     padded: Tensor,
     tolerance: float | None = None,
+    every: Sequence[str] = (),
 ) -> Judgement:
     """Judge two sides' activations: (batch, sequence, width), pooled (batch, width).
 
     ``reference``: the original's activations by tap.
     ``candidate``: the candidate's activations by tap.
-    ``isolated``: the candidate's activations by tap when each module reads the reference's recorded input.
+    ``isolated``: the candidate's activations by tap when each module reads the reference's recorded input; taps may be
+    missing.
     ``floors``: noise floors by tap; None if they were not measured because nothing differs.
     ``padded``: True at padding, (batch, sequence), bool.
     ``tolerance``: the user's; None to derive it from the floors.
+    ``every``: all taps of the encoder in the order of execution, if the sides hold only some of them.
 
     Raises ValueError if taps or shapes do not match.
     """
-    if list(reference) != list(candidate) or list(reference) != list(isolated):
+    if list(reference) != list(candidate) or not isolated.keys() <= reference.keys():
         raise ValueError("the two sides were not recorded at the same taps")
-    taps = []
+    every = every or list(reference)
+    taps: dict[str, JudgedTap] = {}
     for name, ours in reference.items():
         floor = None if floors is None else floors[name]
         propagated_limit = isolated_limit = tolerance if tolerance is not None else 0.0
         if tolerance is None and floor is not None:
             propagated_limit, isolated_limit = FLOORS * floor.propagated, FLOORS * floor.isolated
         theirs = candidate[name]
-        alone, mean_alone = greatest_and_row_mean(ours, isolated[name])
+        alone: float | None = None
+        mean_alone: float | None = None
+        if name in isolated:
+            alone, mean_alone = greatest_and_row_mean(ours, isolated[name])
         difference = absolute_difference(ours, theirs)
         valid = behind = None
         if difference.shape[:-1] == padded.shape:
             valid, behind = _greatest(difference[~padded]), _greatest(difference[padded])
-        taps.append(
-            JudgedTap(
-                name,
-                compare(ours, theirs),
-                alone,
-                propagated_limit,
-                isolated_limit,
-                floor,
-                valid,
-                behind,
-                mean_alone,
-                tolerance is None,
-            )
+        before, unseen = _computed_from(name, every, reference.keys())
+        taps[name] = JudgedTap(
+            name,
+            compare(ours, theirs),
+            alone,
+            propagated_limit,
+            isolated_limit,
+            floor,
+            valid,
+            behind,
+            mean_alone,
+            tolerance is None,
+            Upstream(before, unseen, before is None or taps[before].within),
         )
-    return Judgement(tuple(taps), tolerance)
+    return Judgement(tuple(taps.values()), tolerance, tuple(name for name in every if name not in reference))
+
+
+def _computed_from(tap: str, every: Sequence[str], given: Collection[str]) -> tuple[str | None, tuple[str, ...]]:
+    """The nearest given tap that leads to this one (None: the ids), and the taps between, which were not given."""
+    unseen: list[str] = []
+    while True:
+        try:
+            tap = read_at(tap, every)
+        except ValueError:
+            return None, tuple(reversed(unseen))
+        if tap in given:
+            return tap, tuple(reversed(unseen))
+        unseen.append(tap)
 
 
 def isolated_belongs(
     reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor], isolated: Mapping[str, Tensor]
 ) -> bool:
-    """Whether the isolated activations can belong to this candidate.
+    """Whether the isolated activations, which may lack taps, can belong to this candidate.
 
     Up to the first difference, its modules read the same inputs as the reference's, so both columns must be equal.
     """
     for name, ours in reference.items():
-        if not torch.equal(candidate[name], isolated[name]):
+        if name in isolated and not torch.equal(candidate[name], isolated[name]):
             return False
         if not torch.equal(ours, candidate[name]):
             return True

@@ -90,8 +90,8 @@ def against_own_reference(setup: Setup) -> OwnReferenceRecord:
     """Compare ``original_ref`` with the user's checkout, over ``setup.inputs``."""
     floors = None
     if not all(torch.equal(setup.own[name], value) for name, value in setup.recorded.items()):
-        floors = {name: floor.without_isolated() for name, floor in measured_floors(setup).items()}
-    judgement = judge(setup.recorded, setup.own, setup.own, floors, setup.inputs.padded, setup.tolerance)
+        floors = measured_floors(setup)
+    judgement = judge(setup.recorded, setup.own, {}, floors, setup.inputs.padded, setup.tolerance)
     return OwnReferenceRecord(
         verdict=judgement.verdict, max_abs_diff=judgement.max_abs, first_divergence=judgement.first_divergence
     )

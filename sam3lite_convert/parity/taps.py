@@ -21,6 +21,7 @@ class TapPoint:
     """A row of the table. ``{i}`` in its strings is the number of a layer: such a row is one tap in each layer.
 
     ``name``: in reports and files.
+    ``what``: what the activation is, for the author of a port.
     ``tensors``: prefixes of the keys of its tensors in the original's text encoder.
     ``reads``: names of rows; its module reads the nearest earlier tap of one of them. Empty: it reads the ids.
     ``modules``: kind of encoder -> path of the hooked module. Empty: the value is returned by ``Encoder.run``.
@@ -34,6 +35,7 @@ class TapPoint:
     name: str
     tensors: tuple[str, ...]
     reads: tuple[str, ...]
+    what: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
     at_input: bool = False
     read_by_detector: bool = True
@@ -59,6 +61,7 @@ EMBEDDINGS = TapPoint(
     "embeddings",
     tensors=("encoder.embedding_layer.", "encoder.positional_embedding."),
     reads=(),
+    what="token plus position embedding, as layer 0 reads it",
     modules={
         ORIGINAL: "encoder.transformer.0",
         PACKED: "text_encoder.layers.0",
@@ -70,6 +73,7 @@ LAYER = TapPoint(
     "layers.{i}",
     tensors=("encoder.transformer.{i}.",),
     reads=("embeddings", "layers.{i}"),
+    what="what layer {i} returns, residuals included",
     modules={
         ORIGINAL: "encoder.transformer.{i}",
         PACKED: "text_encoder.layers.{i}",
@@ -80,17 +84,24 @@ FINAL_NORM = TapPoint(
     "final_layer_norm",
     tensors=("encoder.final_layer_norm.",),
     reads=("layers.{i}",),
+    what="every token after the last LayerNorm",
     modules={
         ORIGINAL: "encoder.final_layer_norm",
         PACKED: "text_encoder.final_layer_norm",
         TRANSFORMERS: "text_encoder.final_layer_norm",
     },
 )
-PROJECTED = TapPoint("projected", tensors=("projector.",), reads=("final_layer_norm",))
+PROJECTED = TapPoint(
+    "projected",
+    tensors=("projector.",),
+    reads=("final_layer_norm",),
+    what="final_layer_norm through the projector: the text features that the detector receives",
+)
 POOLED = TapPoint(
     "pooled",
     tensors=("encoder.projection_layer",),
     reads=("final_layer_norm",),
+    what="final_layer_norm at the greatest id, times the projection matrix; the detector does not read it",
     read_by_detector=False,
     has_positions=False,
 )
@@ -112,6 +123,19 @@ def points(layers: int) -> Iterator[tuple[TapPoint, int]]:
 def point_of(tap: str) -> TapPoint:
     """The row of a tap. Raises KeyError if no tap has this name."""
     return _BY_NAME[_row_name(tap)]
+
+
+def spelled(name: str) -> str | None:
+    """The tap that a name in a port's file stands for; None if it is no tap's.
+
+    Between its words may stand any of ``. _ - /``: ``layers.0``, ``layers_0``, ``final-layer-norm``.
+    """
+    words = _SEPARATORS.sub(".", name)
+    for point in TAPS:
+        pattern = re.escape(_SEPARATORS.sub(".", point.name)).replace(re.escape("{i}"), r"(\d{1,4})")
+        if match := re.fullmatch(pattern, words):
+            return point.at(int(match[1])) if point.per_layer else point.name
+    return None
 
 
 def layer_of(tap: str) -> int:
@@ -161,6 +185,7 @@ def are_complete(names: Sequence[object]) -> bool:
 
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_SEPARATORS = re.compile(r"[._/-]+")
 _BY_NAME = {point.name: point for point in TAPS}
 
 

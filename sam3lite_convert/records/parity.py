@@ -10,7 +10,7 @@ from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts
 
 Verdict = Literal["exact", "within_tolerance", "differs"]
-TapStatus = Literal["equal", "within", "carried", "diverges"]
+TapStatus = Literal["equal", "within", "carried", "unknown", "diverges"]
 TrialOutcome = Literal["found", "missed", "not revealed"]
 
 
@@ -30,14 +30,17 @@ class TapRecord(Record):
     """One tap of a comparison.
 
     read_by_detector: the detector's result follows from it (all taps but pooled).
-    isolated_max_abs_diff: of the candidate's module on the reference's recorded input.
+    isolated_max_abs_diff: of the candidate's module on the reference's recorded input; null if that was not given (see
+        judged_by), or if it is not finite.
+    isolated_mean_abs_diff: the largest mean of a row, likewise.
+    judged_by: which error tells whether the tap diverges: propagated where no isolated activation was given.
     floors: the largest error divided by its noise floor.
     valid_max_abs_diff: on words and on padding, null if the inputs have none.
     padded_max_abs_diff: on words and on padding, null if the inputs have none.
     position: where the largest difference is.
     reference_value: both values there.
     candidate_value: both values there.
-    status: carried means that the error was made at an earlier tap.
+    status: carried means that the error was made at an earlier tap, unknown that it was carried or made here.
     """
 
     name: str
@@ -50,8 +53,9 @@ class TapRecord(Record):
     position: tuple[int, ...]
     reference_value: float
     candidate_value: float
-    isolated_max_abs_diff: float
-    isolated_mean_abs_diff: float
+    isolated_max_abs_diff: float | None
+    isolated_mean_abs_diff: float | None
+    judged_by: Literal["isolated", "propagated"]
     tolerance: float
     isolated_tolerance: float
     floor: FloorRecord | None
@@ -69,7 +73,11 @@ class JudgementRecord(Record):
 
     tolerance: the largest that holds at a tap.
     smallest_passing_tolerance: the smallest --tolerance that would have passed.
-    first_divergence: the first tap whose isolated error is above its tolerance.
+    first_divergence: the first tap whose isolated error is above its tolerance; where no isolated activations were
+        given, the first tap that is off.
+    place: where it was made, in words: that tap, or "between layers.1 and layers.4" if taps between were not given.
+    unseen: the taps between.
+    not_given: taps of the encoder that were not compared.
     summary: what stands behind the verdict's name, in words.
     """
 
@@ -79,7 +87,10 @@ class JudgementRecord(Record):
     smallest_passing_tolerance: float
     max_abs_diff: float
     first_divergence: str | None
+    place: str | None
+    unseen: tuple[str, ...]
     also_diverging: tuple[str, ...]
+    not_given: tuple[str, ...]
     layers: tuple[TapRecord, ...]
     summary: str
 
@@ -332,9 +343,69 @@ class ComparedSides(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PortRecord(Record):
+    """A candidate that ran elsewhere, of which only activations are known.
+
+    file: what they were read from, null for activations in memory.
+    format: in words.
+    dtypes: number of taps by dtype.
+    reference_dtype: what the original ran in.
+    isolated: number of taps with an isolated activation.
+    ids: where the ids come from.
+    checkpoint_sha256: of the original's file; null if only a part of it was downloaded, or if no checkpoint was read.
+    """
+
+    file: str | None
+    format: str
+    dtypes: dict[str, int]
+    reference_dtype: str
+    isolated: int
+    ids: str
+    checkpoint_sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedTap(Record):
+    """One tap of the reference.
+
+    what: what the activation is, in words.
+    max_abs: its largest absolute value.
+    """
+
+    name: str
+    what: str
+    shape: tuple[int, ...]
+    max_abs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordDocument(Document):
+    """The reference's side alone: what a port has to compute.
+
+    checkpoint_sha256: null if only a part of the file was downloaded.
+    output: the file that was written. ``format``: safetensors, npz or compact.
+    next: the command that judges a port.
+    """
+
+    checkpoint: str
+    checkpoint_sha256: str | None
+    source: HubOrigin | None
+    reference: str
+    variant: str
+    dtype: str
+    inputs: InputsRecord
+    taps: tuple[RecordedTap, ...]
+    output: str
+    format: str
+    size: int
+    next: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParityDocument(Document):
     """Original and candidate side by side.
 
+    port: where the candidate ran elsewhere.
     values: the first values of projected and pooled.
     judged: the file of activations that was judged.
     not_compared: tensors of the folder that are not the text encoder's.
@@ -360,6 +431,7 @@ class ParityDocument(Document):
     heat_map: HeatMap | None = field(default=None, metadata=optional())
     page: PageFacts | None = field(default=None, metadata=optional())
     report_error: str | None = field(default=None, metadata=optional())
+    port: PortRecord | None = field(default=None, metadata=optional())
 
 
 @dataclass(frozen=True, kw_only=True)

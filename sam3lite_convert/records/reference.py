@@ -25,6 +25,8 @@ _WHEN = {
     "explain": "`sam3lite explain CHECKPOINT KEY --json`",
     "verify": "`sam3lite verify DIR CHECKPOINT --json`",
     "parity": "`sam3lite parity CHECKPOINT --json`, also with `--judge`",
+    "judge": "`sam3lite judge FILE CHECKPOINT --json`: a parity document about what a port computed",
+    "record": "`sam3lite record CHECKPOINT --output FILE --json`",
     "parity-self-test": "`sam3lite parity CHECKPOINT --self-test --json`",
     "demo": "`sam3lite demo --json`",
     "error": "any command that failed",

@@ -19,6 +19,8 @@ DOCUMENTS: dict[str, type[Record]] = {
     "explain": explain.ExplainDocument,
     "verify": verify.VerifyDocument,
     "parity": parity.ParityDocument,
+    "judge": parity.ParityDocument,
+    "record": parity.RecordDocument,
     "parity-self-test": parity.SelfTestDocument,
     "demo": demo.DemoDocument,
     "error": shared.ErrorDocument,

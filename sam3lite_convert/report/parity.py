@@ -31,14 +31,14 @@ def paritied(d: ParityDocument, debug: bool) -> None:
     say(f"reference  {sides.reference}, from {sides.checkpoint}")
     if d.original_repo:
         _checkout(d.original_repo)
-    say(f"candidate  {sides.candidate_encoder}, from {sides.converted or 'the plan, converted in memory'}")
-    say(f"input      {inputs.what}; {sides.dtype}, compared in float64")
+    say(f"candidate  {candidate(d)}")
+    say(f"input      {computed_from(d)}")
     if not d.behaviour and inputs.prompts_total <= _LISTED:
         for prompt, ids in zip(inputs.prompts, inputs.ids, strict=False):
             say(f"  {prompt!r}: {ids_shown(ids)}")
     say()
     if debug:
-        _tap_table(judgement.layers)
+        tap_table(judgement.layers)
     else:
         _outputs(d)
     if inputs.prompts:
@@ -49,7 +49,7 @@ def paritied(d: ParityDocument, debug: bool) -> None:
     if d.behaviour:
         as_used.behaved(d.behaviour)
     say()
-    _verdict(judgement)
+    verdict(judgement)
     if d.diagnosis:
         _diagnosis(d.diagnosis)
     if d.not_compared:
@@ -88,25 +88,61 @@ def _worst(d: ParityDocument) -> None:
         say(f"  {number(w.max_abs_diff)}  rel. L2 {number(w.relative_l2)}  no. {w.index + 1:,}: {w.prompt!r}")
 
 
-def _verdict(j: JudgementRecord) -> None:
-    say(f"verdict 1, weights: {j.verdict.replace('_', ' ')}: {j.summary}", VERDICTS[j.verdict])
+def candidate(d: ParityDocument) -> str:
+    """The candidate and where it comes from, in a line."""
+    sides, port = d.sides, d.port
+    if port is None:
+        return f"{sides.candidate_encoder}, from {sides.converted or 'the plan, converted in memory'}"
+    origin = f", from {port.file} ({port.format})" if port.file else ""
+    given = len(d.judgement.layers)
+    taps = f"{given} of {given + len(d.judgement.not_given)} taps"
+    alone = f", {port.isolated} of them also isolated" if port.isolated else ""
+    return f"{sides.candidate_encoder}{origin}: {taps}{alone}, {sides.dtype}"
+
+
+def computed_from(d: ParityDocument) -> str:
+    """The input and the dtype, in a line."""
+    dtype = f"the original in {d.port.reference_dtype}" if d.port else d.sides.dtype
+    return f"{d.inputs.what}; {dtype}, compared in float64"
+
+
+def verdict(j: JudgementRecord, kind: str = "verdict 1, weights") -> None:
+    """The verdict, and where the candidate diverges first."""
+    say(f"{kind}: {j.verdict.replace('_', ' ')}: {j.summary}", VERDICTS[j.verdict])
     if j.max_abs_diff != 0:
         say(f"smallest tolerance that would have passed: {number(j.smallest_passing_tolerance)}")
     if j.first_divergence:
         also = f" (independently also: {', '.join(j.also_diverging)})" if j.also_diverging else ""
-        say(f"first divergence: {j.first_divergence}{also}", "bold red")
+        say(f"first divergence: {j.place}{also}", "bold red")
         tap = next(t for t in j.layers if t.name == j.first_divergence)
-        if tap.isolated_max_abs_diff <= tap.isolated_tolerance and tap.floor:
-            mean, floor = number(tap.isolated_mean_abs_diff), number(tap.floor.mean_isolated)
-            say(f"  because of its mean abs diff of {mean}; the noise floor is {floor}")
+        _because_of_the_mean(tap)
+    if any(t.status == "unknown" for t in j.layers):
+        say("  unknown: carried on from there, or made at the tap; its isolated activation would tell")
 
 
-def _diagnosis(d: DiagnosisRecord) -> None:
+def _because_of_the_mean(t: TapRecord) -> None:
+    """Say so where a tap diverges although its max abs diff passes."""
+    if t.floor is None:
+        return
+    own = (t.isolated_max_abs_diff, t.isolated_tolerance, t.isolated_mean_abs_diff, t.floor.mean_isolated)
+    if t.judged_by == "propagated":
+        own = (t.max_abs_diff, t.tolerance, t.mean_abs_diff, t.floor.mean_propagated)
+    error, limit, mean, floor = own
+    if error is not None and error <= limit:
+        say(f"  because of its mean abs diff of {number(mean)}; the noise floor is {number(floor)}")
+
+
+def cause(d: DiagnosisRecord) -> None:
+    """The likely cause, and others that fit as well."""
     say(f"likely cause: {d.cause}", "bold")
     for fit in [fit for fit in d.fits if not fit.likely][:3]:
         say(f"  also possible: {fit.cause}")
+
+
+def _diagnosis(d: DiagnosisRecord) -> None:
+    cause(d)
     tensors = sorted(d.tensors, key=lambda t: t.fault is None)
-    ours, theirs = _common([t.target for t in tensors]), _common([t.source for t in tensors])
+    ours, theirs = common_start([t.target for t in tensors]), common_start([t.source for t in tensors])
     say(f"the tensors used by {d.tap}, {ours}*, and the rules that made them from {theirs}*:")
     for t in tensors[:_LISTED]:
         target, source = t.target.removeprefix(ours), t.source.removeprefix(theirs)
@@ -117,13 +153,14 @@ def _diagnosis(d: DiagnosisRecord) -> None:
         say(f"  ... and {len(tensors) - _LISTED:,} more; --json lists all of them")
 
 
-def _common(names: list[str]) -> str:
+def common_start(names: list[str]) -> str:
     """What all names begin with, up to a dot."""
     start = os.path.commonprefix(names)  # noqa: RUF071  these are not paths
     return start[: start.rfind(".") + 1]
 
 
-def _tap_table(taps: tuple[TapRecord, ...]) -> None:
+def tap_table(taps: tuple[TapRecord, ...]) -> None:
+    """One row for each tap; narrow terminals get fewer columns."""
     wide, narrow = width() >= 120, width() < 66
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tap", no_wrap=True)
@@ -136,7 +173,8 @@ def _tap_table(taps: tuple[TapRecord, ...]) -> None:
     table.add_column("", no_wrap=True)
     for t in taps:
         over = "-" if t.floor is None or t.floors == 0 else f"{t.floors:.2g}"
-        cells = [number(t.max_abs_diff), number(t.isolated_max_abs_diff), over]
+        alone = "-" if t.judged_by == "propagated" else number(t.isolated_max_abs_diff)
+        cells = [number(t.max_abs_diff), alone, over]
         rest = [number(t.relative_l2), as_used.cosine(t.cosine)]
         if wide:
             cells = ["x".join(map(str, t.shape)), *cells, number(t.mean_abs_diff), *rest]
@@ -155,6 +193,7 @@ _STATUS: dict[TapStatus, tuple[str, str | None]] = {
     "equal": ("equal", None),
     "within": ("within", None),
     "carried": ("carried", "yellow"),
+    "unknown": ("unknown", "yellow"),
     "diverges": ("DIVERGES", "bold red"),
 }
 

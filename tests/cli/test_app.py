@@ -45,7 +45,7 @@ from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import load_mappings
 
-COMMANDS = ("inspect", "convert", "explain", "verify", "parity", "demo")
+COMMANDS = ("inspect", "convert", "explain", "verify", "parity", "judge", "record", "demo")
 ALIASES = ("s0", "s1", "l", "s0-32", "s1-32", "l-32")
 
 

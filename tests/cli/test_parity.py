@@ -423,7 +423,7 @@ def test_the_default_is_the_classic_dummy():
     assert found.ids.tolist() == [[49406, 320, 1125, 49407, *[0] * 12]]
     assert found.ids.dtype == torch.int64
     assert found.padded.tolist() == [[False] * 4 + [True] * 12]
-    assert make_inputs(16, 49408, batch=3, length=6).ids.tolist() == [[49406, 320, 1125, 49407, 0, 0]] * 3
+    assert make_inputs(16, 49408, length=6).ids.tolist() == [[49406, 320, 1125, 49407, 0, 0]]
 
 
 @pytest.mark.parametrize(("vocab", "seed"), [(3, None), (4, 4), (10, None), (512, None), (512, 4), (49407, 4)])
@@ -462,10 +462,25 @@ def test_a_seed_gives_the_same_ids_again_and_another_seed_others(s0):
     assert [row[0] for row in first] == [510] * 3
 
 
-def test_the_dummy_is_repeated_to_a_batch(s0):
-    inputs = parity(s0, "--batch", 3)["inputs"]
-    assert inputs["ids"] == [[510, 320, 511, *[0] * 13]] * 3
-    assert inputs["shape"] == [3, 16]
+def test_a_batch_has_four_different_rows(s0):
+    inputs = parity(s0, "--batch", 4)["inputs"]
+    dummy, empty, word, full = inputs["ids"]
+    assert (dummy, empty) == ([510, 320, 511, *[0] * 13], [510, 511, *[0] * 14])
+    assert word == [510, word[1], 511, *[0] * 13] and word[1] not in (0, 320, 510, 511)
+    assert full.index(511) == 15 and len(set(full)) == 16
+    assert inputs["shape"] == [4, 16] and "3 other rows, batch 4" in inputs["what"]
+
+
+@pytest.mark.parametrize("vocab", [512, 49408])
+def test_no_row_of_a_great_batch_is_like_another(vocab):
+    ids = make_inputs(16, vocab, batch=300).ids
+    assert len({tuple(row) for row in ids.tolist()}) == 300
+    ends = ids.argmax(-1)
+    assert set(ends.tolist()) == set(range(1, 16))
+    start, end = (49406, 49407) if vocab > 49407 else (510, 511)
+    for row, at in zip(ids.tolist(), ends.tolist(), strict=True):
+        assert row[0] == start and row[at] == end and not any(row[at + 1 :])
+        assert all(0 < word < start for word in row[1:at])
 
 
 def test_prompts_are_tokenized_shown_and_compared_on_words_and_padding_apart(tmp_path, root):
@@ -569,8 +584,9 @@ def test_a_candidate_of_another_layout_than_the_folder_is_wrong_usage(layout, ot
 @pytest.mark.parametrize(
     "more",
     [
-        ["--converted", "x"], ["--self-test"], ["--save-activations", "y.st"], ["--checkpoint", "s0"], ["--seed", "1"],
+        ["--converted", "x"], ["--self-test"], ["--save-activations", "y.st"], ["--seed", "1"],
         ["--candidate", "packed"], ["--dtype", "float16"], ["--batch", "2"], ["--length", "3"], ["--prompt", "a dog"],
+        ["--causal"], ["--ids", "ids.npy"], ["--checkpoint", "s0.pt", "--seed", "1"],
     ],
 )  # fmt: skip
 def test_judge_takes_nothing_but_a_tolerance(more, saved):

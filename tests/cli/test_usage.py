@@ -19,7 +19,7 @@ from sam3lite_convert.cli.options import parse_size
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 
-COMMANDS = ("inspect", "convert", "explain", "verify", "parity", "demo")
+COMMANDS = ("inspect", "convert", "explain", "verify", "parity", "judge", "record", "demo")
 MAIN = [sys.executable, "-m", "sam3lite_convert"]
 
 
@@ -61,9 +61,10 @@ def test_the_checkpoint_may_be_given_both_ways_if_it_is_the_same(words, tiny, fo
     assert (done.code, done.err) == (2, f"error: two checkpoints: {tiny} and --checkpoint s1; give one of them\n")
 
 
-def test_all_takes_no_checkpoint_and_judge_none(tiny, tmp_path):
+def test_all_takes_no_checkpoint_and_judge_no_seed(tiny, tmp_path):
     assert "--all cannot be combined with a checkpoint" in sam3lite("convert", tiny, "--all").err
-    assert "takes only --tolerance and --report" in sam3lite("parity", tiny, "--judge", tmp_path / "file").err
+    done = sam3lite("parity", tiny, "--judge", tmp_path / "file", "--seed", 1)
+    assert done.code == 2 and "takes only --tolerance, --name and --report" in done.err
 
 
 def test_verify_without_a_checkpoint_says_how_to_give_it(folder):

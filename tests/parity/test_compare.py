@@ -487,6 +487,60 @@ def test_what_is_no_tolerance(tolerance):
     assert (caught.value.exit_code, caught.value.code) == (2, "usage")
 
 
+def alone(candidate, *given, measured=None, tolerance=None):
+    """Judged without isolated activations; ``given``: taps, if not all."""
+    kept = given or TAPS
+    sides = ({t: v for t, v in s.items() if t in kept} for s in (side(), candidate))
+    return judge(*sides, {}, measured or floors(), PADDED, tolerance, TAPS)
+
+
+def test_without_isolated_activations_the_first_tap_that_is_off_diverges_and_the_rest_is_unknown():
+    found = alone(side(layers_0=9.0, layers_1=9.0, projected=9.0))
+    assert (found.verdict, found.first_divergence, found.place) == ("differs", "layers.0", "layers.0")
+    assert (found.also_diverging, found.unseen) == (["projected"], ())  # final_layer_norm agrees, which it reads
+    record = found.record()
+    words = [t.status for t in record.layers]
+    assert words == ["equal", "diverges", "unknown", "equal", "diverges", "equal"]
+    assert {(t.isolated_max_abs_diff, t.isolated_mean_abs_diff, t.judged_by) for t in record.layers} == {
+        (None, None, "propagated")
+    }
+
+
+def test_without_isolated_activations_errors_are_held_to_the_floor_of_what_is_carried():
+    assert alone(side(layers_0=3.9)).verdict == "within_tolerance"
+    assert alone(side(layers_0=4.1)).first_divergence == "layers.0"
+    mean = floors(1.0, 0.5, 0.05, 0.01)
+    assert alone(everywhere("layers.0", 0.19), measured=mean).verdict == "within_tolerance"
+    assert alone(everywhere("layers.0", 0.21), measured=mean).first_divergence == "layers.0"
+    assert alone(side(layers_0=9.0), tolerance=9.0).verdict == "within_tolerance"
+    assert alone(side(layers_0=NAN), tolerance=1e300).first_divergence == "layers.0"
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "unseen"),
+    [
+        (["embeddings", "layers.1", "projected"], "between embeddings and layers.1", ("layers.0",)),
+        (["layers.1"], "at or before layers.1", ("embeddings", "layers.0")),
+        (["layers.0", "layers.1"], "layers.1", ()),
+        (["embeddings", "layers.0", "pooled"], "between layers.0 and pooled", ("layers.1", "final_layer_norm")),
+    ],
+)
+def test_where_taps_are_missing_the_place_is_a_range(given, place, unseen):
+    found = alone(side(layers_1=9.0, projected=9.0, pooled=9.0), *given)
+    assert (found.place, found.unseen) == (place, unseen)
+    assert found.first_divergence == place.split()[-1]
+    assert found.not_given == tuple(t for t in TAPS if t not in given)
+    assert [t.diverges for t in found.taps if t.name == found.first_divergence] == [not unseen]
+
+
+def test_some_taps_alone_are_exact_only_with_what_the_detector_receives():
+    assert alone(side(), *TAPS[:-1]).verdict == alone(side(), "projected").verdict == "exact"
+    for some in (TAPS[:-2], ["pooled"], ["embeddings", "pooled"]):
+        found = alone(side(), *some)
+        assert found.verdict == "within_tolerance"
+        assert f"0.0 at the {len(some)} of 6 taps that were given" in found.record().summary
+
+
 def test_isolated_activations_belong_to_a_candidate_up_to_its_first_difference():
     carried = side(layers_0=1.0, layers_1=1.0, final_layer_norm=1.0)
     assert isolated_belongs(side(), side(), side())
@@ -498,8 +552,12 @@ def test_isolated_activations_belong_to_a_candidate_up_to_its_first_difference()
     assert not isolated_belongs(side(), side(), side(pooled=1.0))
 
 
-@pytest.mark.parametrize("change", ["missing", "more", "another order", "another name"])
-@pytest.mark.parametrize("which", ["candidate", "isolated"])
+# Isolated activations may be missing, and are looked up by name.
+@pytest.mark.parametrize(
+    ("which", "change"),
+    [("candidate", c) for c in ("missing", "more", "another order", "another name")]
+    + [("isolated", c) for c in ("more", "another name")],
+)
 def test_other_taps_on_one_side_are_refused(change, which):
     other = {
         "missing": {t: v for t, v in side().items() if t != "layers.1"},

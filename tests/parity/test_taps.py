@@ -38,6 +38,7 @@ from sam3lite_convert.parity.taps import (
     point_of,
     points,
     read_at,
+    spelled,
     tensors_behind,
     text_features,
 )
@@ -336,3 +337,27 @@ def test_a_row_that_the_detector_does_not_read_is_held_to_its_floor(source, monk
     monkeypatch.setattr(taps, "_BY_NAME", taps._BY_NAME | {"projected": unread})
     monkeypatch.setattr(encoders, "OUTPUTS", (unread, taps.POOLED))
     assert compare_encoders(setup, moved).judgement.verdict == "exact"
+
+
+# ---- names in files of others -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "tap"),
+    [
+        ("layers.0", "layers.0"), ("layers_11", "layers.11"), ("layers/3", "layers.3"), ("layers-03", "layers.3"),
+        ("final_layer_norm", "final_layer_norm"), ("final-layer-norm", "final_layer_norm"), ("pooled", "pooled"),
+        ("layers", None), ("layers.0.weight", None), ("text_encoder.layers.0", None), ("layers.x", None),
+        ("Layers.0", None), ("pooled2", None), ("", None), ("layers.99999", None),
+    ],
+)  # fmt: skip
+def test_names_of_taps_in_files_of_others(name, tap):
+    assert spelled(name) == tap
+
+
+def test_a_new_row_is_found_in_files_of_others_too(more):
+    assert spelled("layers_2_attention") == "layers.2.attention" and spelled("tokens") == "tokens"
+
+
+def test_every_row_says_what_it_is():
+    assert all(len(point.what.split()) > 3 for point in TAPS)

@@ -68,9 +68,9 @@ def figure(value: float) -> Markup:
     return Markup('<span class="v">{}</span>').format(number(value))
 
 
-def number(value: float) -> str:
-    """An error as the terminal writes it. Infinity and NaN are both inf."""
-    return figures.number(value) if math.isfinite(value) else "inf"
+def number(value: float | None) -> str:
+    """An error as the terminal writes it. Infinity, NaN and the null that they are in JSON are all inf."""
+    return figures.number(value)
 
 
 def times(value: float) -> str:

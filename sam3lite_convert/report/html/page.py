@@ -62,9 +62,9 @@ def _environment() -> Environment:
     return environment
 
 
-def _drawn(value: float) -> float:
-    """An error as the charts take it: infinity stands for NaN too."""
-    return value if math.isfinite(value) else math.inf
+def _drawn(value: float | None) -> float:
+    """An error as the charts take it: infinity stands for NaN, and for the null that both are in JSON."""
+    return value if value is not None and math.isfinite(value) else math.inf
 
 
 def _layer_chart(taps: Iterable[TapRecord], title: str) -> Markup:
@@ -72,9 +72,9 @@ def _layer_chart(taps: Iterable[TapRecord], title: str) -> Markup:
         charts.LayerRow(
             filters.visible(t.name),
             _drawn(t.max_abs_diff),
-            _drawn(t.isolated_max_abs_diff),
+            None if t.judged_by == "propagated" else _drawn(t.isolated_max_abs_diff),
             _drawn(t.floor.propagated) if t.floor else None,
-            t.status if t.status in ("diverges", "carried") else "",
+            t.status if t.status in ("diverges", "carried", "unknown") else "",
             t.diverges,
         )
         for t in taps

@@ -1,0 +1,105 @@
+"""``sam3lite judge``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.cli import options as o
+from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, typed, write_report
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+
+if TYPE_CHECKING:
+    from sam3lite_convert.commands.sources import Location
+    from sam3lite_convert.plan.tables import Mappings
+    from sam3lite_convert.records.parity import ParityDocument
+
+
+def judge(
+    file: o.ActivationsArgument,
+    source: o.SourceArgument = None,
+    checkpoint: o.CheckpointOption = None,
+    name: o.PortName = None,
+    ids: o.IdsFile = None,
+    tolerance: o.Tolerance = None,
+    html: o.HtmlReport = None,
+    partial: o.Partial = False,
+    causal: o.Causal = False,
+    mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    json: o.Json = False,
+) -> None:
+    """Judge what a port computed, in any framework, against the original.
+
+    FILE holds its activations. Exits with code 1 if they differ by more than the tolerance.
+    """
+    from sam3lite_convert.cli.report_place import check_report_place
+    from sam3lite_convert.plan.tables import load_mappings
+
+    found = one_checkpoint(source, checkpoint)
+    if html is not None:
+        check_report_place(html)
+    if found is None:
+        if ids is not None or not file.is_file() or file.suffix in (".npz", ".json"):
+            raise CannotRun(
+                "judge needs the checkpoint that the port was made from: sam3lite judge FILE --checkpoint CHECKPOINT",
+                "usage",
+            )
+        from sam3lite_convert.commands.judge import judge_saved
+
+        document = judge_saved(file, tolerance, name)
+    else:
+        location, mappings = locate(found, repo_id, revision, cache_dir, json), load_mappings(mapping)
+        document = judge_port(file, location, mappings, name, ids, tolerance, partial, causal, html, json)
+    show_judged(document, html, json)
+
+
+def judge_port(
+    file: Path,
+    location: Location,
+    mappings: Mappings,
+    name: str | None,
+    ids: Path | None,
+    tolerance: float | None,
+    partial: bool,
+    causal: bool,
+    html: Path | None,
+    json: bool,
+) -> ParityDocument:
+    """The verdict on a port's file. Raises as the command does."""
+    from sam3lite_convert.commands import judge as judge_commands
+    from sam3lite_convert.parity.port_files import read_ids, read_port_file
+
+    port = read_port_file(file)  # first: a file that cannot be read needs no download
+    given = read_ids(ids) if ids is not None else None
+    if given is not None and given.dim() == 1:
+        given = given.unsqueeze(0)
+    return judge_commands.judge_port(
+        text_source(location, partial, mappings, causal, json),
+        mappings,
+        port,
+        file,
+        ids=given,
+        ids_from=f"the ids of {ids}",
+        name=name,
+        tolerance=tolerance,
+        causal=causal,
+        report_of=typed() if html is not None else None,
+    )
+
+
+def show_judged(document: ParityDocument, html: Path | None, json: bool) -> None:
+    """Show a port's verdict, write its page if one is asked for, and exit with its code."""
+    from sam3lite_convert.report import terminal
+    from sam3lite_convert.report.judge import judged
+
+    if html is not None:
+        from sam3lite_convert.report.html.page import parity_page
+
+        document = replace(document, report_error=write_report(html, lambda: parity_page(document)))
+    (terminal.as_json if json else judged)(document)
+    leave(document.verdicts.weights == "differs", document.report_error is None)

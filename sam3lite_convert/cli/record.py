@@ -1,0 +1,59 @@
+"""``sam3lite record``."""
+
+from __future__ import annotations
+
+from sam3lite_convert.cli import options as o
+from sam3lite_convert.cli.shared import locate, one_checkpoint, text_source
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+
+
+def record(
+    source: o.SourceArgument = None,
+    checkpoint: o.CheckpointOption = None,
+    output: o.RecordTo = None,
+    compact: o.Compact = False,
+    seed: o.Seed = None,
+    batch: o.Batch = 1,
+    length: o.Length = None,
+    prompt: o.Prompts = None,
+    prompts_file: o.PromptsFile = None,
+    partial: o.Partial = False,
+    causal: o.Causal = False,
+    mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    json: o.Json = False,
+) -> None:
+    """Write what the original computes at every tap, for the author of a port to compute too.
+
+    The file holds the ids, and the activations of the original alone.
+    """
+    from sam3lite_convert.commands.parity import read_prompts
+    from sam3lite_convert.commands.record import record_reference
+    from sam3lite_convert.parity.reference_file import format_of
+    from sam3lite_convert.plan.tables import load_mappings
+    from sam3lite_convert.report.record import recorded
+    from sam3lite_convert.report.terminal import as_json
+
+    name = one_checkpoint(source, checkpoint)
+    if name is None:
+        raise CannotRun("record needs a checkpoint: sam3lite record CHECKPOINT --output FILE", "usage")
+    if output is not None:
+        format_of(output, compact)  # a name that cannot be written needs no download
+    mappings = load_mappings(mapping)
+    prompts = read_prompts(prompt or [], prompts_file)
+    read = text_source(locate(name, repo_id, revision, cache_dir, json), partial, mappings, causal, json)
+    document = record_reference(
+        read,
+        mappings,
+        output,
+        compact=compact,
+        seed=seed,
+        batch=batch,
+        length=length,
+        prompts=prompts,
+        causal=causal,
+    )
+    (as_json if json else recorded)(document)

@@ -1,0 +1,104 @@
+"""Records the reference's side alone: what a port has to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from sam3lite_convert import __version__
+from sam3lite_convert.commands.sources import Source
+from sam3lite_convert.plan.plan import Options, make_plan
+from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.parity import RecordDocument, RecordedTap
+from sam3lite_convert.records.record import Json
+
+_DTYPE = "float32"
+
+
+def record_reference(
+    source: Source,
+    mappings: Mappings,
+    output: Path | None = None,
+    *,
+    compact: bool = False,
+    seed: int | None = None,
+    batch: int = 1,
+    length: int | None = None,
+    prompts: Sequence[str] = (),
+    causal: bool = False,
+) -> RecordDocument:
+    """Run the original on ids and write its activations to a file.
+
+    ``output``: .safetensors or .npz, or .json if ``compact``. None: ``<stem of the checkpoint>-reference``, here.
+    ``compact``: write a few numbers of each tap, not whole activations.
+    ``seed``, ``batch``, ``length``, ``prompts``: the ids, as of ``parity``.
+
+    Raises CannotRun for options that do not go together or a file that cannot be written, UnsoundPlan and Untrusted as
+    a conversion does.
+    """
+    import torch
+
+    from sam3lite_convert.convert.text_weights import source_weights
+    from sam3lite_convert.parity.encoders import record
+    from sam3lite_convert.parity.inputs import make_inputs
+    from sam3lite_convert.parity.judgement import require_finite
+    from sam3lite_convert.parity.original import reference_encoder
+    from sam3lite_convert.parity.reference_file import format_of, save_reference
+    from sam3lite_convert.parity.taps import layer_of, point_of
+
+    path = output or Path(f"{source.path.stem}-reference.{'json' if compact else 'safetensors'}")
+    form = format_of(path, compact)
+    with ExitStack() as stack:
+        stack.enter_context(source.trusted())
+        hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
+        checkpoint = source.read()
+        plan = make_plan(checkpoint, mappings, Options(component="text", causal=causal))
+        sizes = plan.architecture.sizes
+        inputs = make_inputs(sizes["context"], sizes["vocab"], seed, batch, length, prompts)
+        reference = reference_encoder(plan.architecture, source_weights(plan), torch.float32)
+        recorded = record(reference, inputs.ids)
+        require_finite(recorded)
+        digest = None
+        if hashing is not None:
+            hashing.check(replace(checkpoint, records=()))
+            digest = hashing.result()[0]
+    taps = tuple(
+        RecordedTap(
+            name=tap,
+            what=point_of(tap).what.replace("{i}", str(layer_of(tap)) if point_of(tap).per_layer else ""),
+            shape=tuple(value.shape),
+            max_abs=float(value.abs().max()),
+        )
+        for tap, value in recorded.items()
+    )
+    asked = inputs.record(len(prompts))
+    what: Json = {tap.name: tap.what for tap in taps}
+    about: Json = {
+        "version": 1,
+        "tool": f"sam3lite-convert {__version__}",
+        "checkpoint": source.name,
+        "checkpoint_sha256": digest,
+        "reference": reference.name,
+        "variant": plan.architecture.variant,
+        "causal_masking": causal,
+        "dtype": _DTYPE,
+        "inputs": {"what": asked.what, "prompts": list(asked.prompts)},
+        "taps": what,
+    }
+    size = save_reference(path, form, about, inputs.ids, recorded, plan.architecture.variant)
+    return RecordDocument(
+        checkpoint=source.name,
+        checkpoint_sha256=digest,
+        source=source.provenance(),
+        reference=reference.name,
+        variant=plan.architecture.variant,
+        dtype=_DTYPE,
+        inputs=asked,
+        taps=taps,
+        output=str(path),
+        format=form,
+        size=size,
+        next=f'sam3lite judge mine.safetensors --checkpoint {source.option} --name "my port"',
+    )

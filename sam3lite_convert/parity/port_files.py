@@ -1,0 +1,379 @@
+"""Reads what a port dumped: safetensors, ``.npz``, a folder of ``.npy`` files, dumps of transformers' model debugger.
+
+Nothing in a file is ever executed: arrays of Python objects and torch's own files, which are pickles, are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import math
+import re
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam3lite_convert.errors import CannotRun, Untrusted, in_short
+from sam3lite_convert.parity.taps import (
+    EMBEDDINGS,
+    FINAL_NORM,
+    LAYER,
+    POOLED,
+    PROJECTED,
+    TAPS,
+    layer_of,
+    point_of,
+    spelled,
+)
+from sam3lite_convert.records.record import JsonValue
+
+_IDS = ("input_ids", "ids")
+_SIDES = ("candidate", "isolated", "reference")
+_FULL, _SUMMARY = "_debug_tree_FULL_TENSORS.json", "_debug_tree_SUMMARY.json"
+_KINDS = "a .safetensors file, a .npz, a folder of .npy files, or a dump of transformers' model debugger"
+_FULL_DUMP = "model_addition_debugger_context(model, debug_path=DIR, do_prune_layers=False, use_repr=False)"
+_LISTED = 8
+# What the libraries raise for damaged files.
+_ZIP_FAULTS = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
+)  # fmt: skip
+_NPY_FAULTS = (
+    ValueError, KeyError, TypeError, SyntaxError, OverflowError, RecursionError, EOFError, OSError, tokenize.TokenError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PortFile:
+    """What a file of a port holds.
+
+    ``kind``: the format, in words.
+    ``propagated``: the port's activations by tap, in the shape and dtype of the file.
+    ``isolated``: those computed from the reference's recorded input, by tap.
+    ``ids``: the ids of the file; None if it holds none.
+    ``notes``: what was left out.
+    ``of_reference``: the file's own activations of a reference, by tap. They are never taken for the port's.
+    """
+
+    kind: str
+    propagated: dict[str, Tensor]
+    isolated: dict[str, Tensor]
+    ids: Tensor | None = None
+    notes: tuple[str, ...] = ()
+    of_reference: tuple[str, ...] = ()
+
+
+def read_port_file(path: Path) -> PortFile:
+    """Read a port's activations, from a file or a folder.
+
+    Raises CannotRun if there is no such file, its format is not supported or it holds no activations; Untrusted if it
+    is damaged or holds Python objects.
+    """
+    if path.is_dir():
+        if dumps := sorted(path.glob(f"*{_FULL}")) or sorted(path.glob(f"*{_SUMMARY}")):
+            if len(dumps) > 1:
+                raise CannotRun(f"{path} holds {len(dumps)} dumps of the debugger; name one of the files", "usage")
+            return _dump(dumps[0])
+        arrays = sorted(path.glob("*.npy"))
+        if not arrays:
+            raise CannotRun(f"{path} holds no .npy files; activations are read from {_KINDS}", "no_activations")
+        found = {file.stem: _npy(_bytes(file), str(file)) for file in arrays if tap_of(file.stem) or file.stem in _IDS}
+        return _port(path, "a folder of .npy files", found, [file.stem for file in arrays])
+    if not path.is_file():
+        raise CannotRun(f"{path}: no such file", "no_such_file")
+    if path.suffix == ".json":
+        return _dump(path)
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head.startswith(b"PK\x03\x04"):
+        found, names = _npz(path)
+        return _port(path, ".npz", found, names)
+    if head.startswith(b"\x93NUMPY"):
+        raise CannotRun(f"{path} is a single array; give a folder of .npy files, one for each tap", "no_activations")
+    if head[:1] == b"\x80":
+        raise CannotRun(f"{path} is a pickle, which is not read: it could run code; save {_KINDS}", "no_activations")
+    found = read_safetensors(path)
+    return _port(path, "safetensors", found, list(found))
+
+
+def given_activations(activations: Mapping[str, Tensor | np.ndarray]) -> PortFile:
+    """Activations in memory, by tap, as a file would hold them.
+
+    Raises CannotRun if none of the names is a tap, or if a value is not an array of numbers.
+    """
+    found = {}
+    for name, value in activations.items():
+        try:
+            found[str(name)] = value.detach().cpu() if isinstance(value, Tensor) else _tensor(np.asarray(value))
+        except (TypeError, ValueError, RuntimeError) as fault:
+            raise CannotRun(f"{name} is not an array of numbers ({in_short(fault)})", "bad_activation") from fault
+    return _port("the given activations", "memory", found, list(found))
+
+
+def read_ids(path: Path) -> Tensor:
+    """Ids from a ``.npy`` file, a ``.json`` file (rows of ids, or an object with ``ids``), or a file of activations.
+
+    Raises CannotRun if there are none in it, Untrusted if it is damaged.
+    """
+    if not path.exists():
+        raise CannotRun(f"{path}: no such file", "no_such_file")
+    if path.suffix == ".json" and not path.name.endswith((_FULL, _SUMMARY)):
+        data = _json(path)
+        if isinstance(data, dict):
+            data = next((data[name] for name in _IDS if name in data), None)
+        try:
+            return torch.tensor(data)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as fault:
+            raise CannotRun(f"{path}: no rows of ids in it ({in_short(fault)})", "bad_ids") from fault
+    if path.suffix == ".npy":
+        return _npy(_bytes(path), str(path))
+    if path.is_dir() or path.suffix == ".json":
+        ids = read_port_file(path).ids
+    else:
+        found = _npz(path)[0] if path.suffix == ".npz" else read_safetensors(path)
+        ids = next((found[name] for name in _IDS if name in found), None)
+    if ids is None:
+        raise CannotRun(f"{path}: no ids in it; they are named {' or '.join(_IDS)}", "bad_ids")
+    return ids
+
+
+def tap_of(name: str) -> tuple[str, str] | None:
+    """The side and the tap that a name stands for; None if it stands for no tap.
+
+    A name is a tap's, with ``candidate``, ``isolated`` or ``reference`` in front or not (the candidate's, then), and
+    with any of ``. _ - /`` between its words: ``layers.0``, ``layers_0``, ``isolated/layers-0``.
+    """
+    match = re.fullmatch(rf"({'|'.join(_SIDES)})[._/-]+(.+)", name)
+    side, rest = (match[1], match[2]) if match else ("candidate", name)
+    tap = spelled(rest)
+    return (side, tap) if tap else None
+
+
+def _port(path: Path | str, kind: str, found: Mapping[str, Tensor], names: list[str]) -> PortFile:
+    """The tensors of a file sorted by what they are. ``names``: of all that it holds."""
+    sides: dict[str, dict[str, Tensor]] = {side: {} for side in _SIDES}
+    owner: dict[tuple[str, str], str] = {}
+    ids = None
+    for name, tensor in found.items():
+        if name in _IDS:
+            if ids is not None and not torch.equal(ids, tensor):
+                raise Untrusted(f"{path}: {' and '.join(_IDS)} differ", "corrupt_file")
+            ids = tensor
+        elif place := tap_of(name):
+            if place in owner:
+                raise Untrusted(f"{path}: {owner[place]} and {name} are both {place[1]}", "corrupt_file")
+            owner[place] = name
+            sides[place[0]][place[1]] = tensor
+    others = [name for name in names if name not in _IDS and not tap_of(name)]
+    if not sides["candidate"]:
+        if sides["reference"]:
+            raise CannotRun(
+                f"{path} holds the reference's side alone; save your port's activations under the names of the taps, "
+                f"such as {next(iter(sides['reference']))}",
+                "no_activations",
+            )
+        held = f"it holds {_some(others)}" if others else "it is empty"
+        taps = ", ".join(point.name.replace("{i}", "0") for point in TAPS)
+        raise CannotRun(f"{path} is not a file of activations: {held}; taps are named {taps}", "no_activations")
+    notes = (f"not taps, and so not read: {_some(others)}",) if others else ()
+    return PortFile(kind, sides["candidate"], sides["isolated"], ids, notes, tuple(sides["reference"]))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+# ---- formats
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file. Raises Untrusted if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as fault:
+        raise Untrusted(f"{path}: cannot be read as safetensors ({in_short(fault)})", "corrupt_file") from fault
+
+
+def _npz(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The arrays of a ``.npz`` that are taps or ids, and the names of all."""
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(not entry.filename.endswith(".npy") for entry in entries):
+                raise CannotRun(
+                    f"{path} is a zip archive and not a .npz (torch.save makes such; its pickle is not read, as it "
+                    f"could run code); save {_KINDS}",
+                    "no_activations",
+                )
+            names = [entry.filename.removesuffix(".npy") for entry in entries]
+            for name, entry in zip(names, entries, strict=True):
+                if name in found:
+                    raise Untrusted(f"{path}: {name} stands in it twice", "corrupt_file")
+                if name in _IDS or tap_of(name):
+                    found[name] = _npy(archive.read(entry), f"{path}: {name}")
+    except _ZIP_FAULTS as fault:
+        raise Untrusted(f"{path}: cannot be read as a .npz ({in_short(fault)})", "corrupt_file") from fault
+    return found, names
+
+
+def _npy(data: bytes, where: str) -> Tensor:
+    """The array of a ``.npy`` file. Raises Untrusted if it is damaged or holds Python objects."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, _, dtype = read(stream)
+        if dtype.hasobject:
+            raise Untrusted(f"{where} holds Python objects (a pickle), which are not read: they could run code")
+        # A header may promise more than there is, which would be allocated before it is missed.
+        if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+            raise ValueError("its size is not that of its header")
+        stream.seek(0)
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+    except _NPY_FAULTS as fault:
+        raise Untrusted(f"{where}: cannot be read as a .npy array ({in_short(fault)})", "corrupt_file") from fault
+    try:
+        return _tensor(array)
+    except TypeError as fault:
+        raise CannotRun(f"{where} holds {array.dtype}; save floating-point numbers", "bad_activation") from fault
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """An array as a tensor of its own; unsigned integers, which torch hardly knows, as int64.
+
+    Raises TypeError for a dtype that torch does not have.
+    """
+    dtype = np.dtype(np.int64) if array.dtype.kind == "u" else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise CannotRun(f"{path}: {fault.strerror or fault}", "cannot_open") from fault
+
+
+def _json(path: Path) -> JsonValue:
+    try:
+        data: JsonValue = json.loads(_bytes(path))
+    except (ValueError, RecursionError) as fault:
+        raise Untrusted(f"{path}: cannot be read as JSON ({in_short(fault)})", "corrupt_file") from fault
+    return data
+
+
+# ---- transformers' model debugger
+
+
+def _dump(path: Path) -> PortFile:
+    """A tree of calls as ``transformers.model_debugging_utils`` writes it, with a safetensors file for each value."""
+    if path.name.endswith(_SUMMARY):
+        raise CannotRun(
+            f"{path.name} is a summary without values; the full dump lies beside it, and is made with {_FULL_DUMP}",
+            "no_activations",
+        )
+    tree = _json(path)
+    if not isinstance(tree, dict) or not isinstance(tree.get("module_path"), str):
+        raise CannotRun(f"{path} is not a dump of transformers' model debugger", "no_activations")
+    root = str(tree["module_path"])
+    found = {name: _value(path, value) for name, value in _places(dict(_calls(tree)), root).items()}
+    made = _port(path, f"a dump of transformers' model debugger, of {root}", found, list(found))
+    layers = [layer_of(name) for name in found if name not in _IDS and point_of(name) is LAYER]
+    if len(layers) <= max(layers):
+        note = f"the debugger left out layers, as it does by default; to record all: {_FULL_DUMP}"
+        made = replace(made, notes=(*made.notes, note))
+    return made
+
+
+def _calls(node: dict[str, JsonValue]) -> Iterator[tuple[str, dict[str, JsonValue]]]:
+    """Every call of a tree: the path of its module, and the call."""
+    stack: list[JsonValue] = [node]
+    while stack:
+        call = stack.pop()
+        if isinstance(call, dict) and isinstance(call.get("module_path"), str):
+            yield str(call["module_path"]), call
+            children = call.get("children")
+            stack += reversed(children) if isinstance(children, list) else []
+
+
+def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, JsonValue]:
+    """Tap or ids -> the recorded value that it is, in the calls of the library's text encoder.
+
+    The debugger keeps outputs of modules without parts alone, so that a layer's is the input of what follows it.
+    """
+    final = next((path for path in calls if path.endswith(f".{FINAL_NORM.name}") and _text_path(path)), None)
+    if final is None:
+        raise CannotRun(
+            f"the dump of {root} holds no call of the text encoder (no {FINAL_NORM.name})", "no_activations"
+        )
+    encoder = final.removesuffix(f".{FINAL_NORM.name}")
+    layers = {
+        int(match[1]): path for path in calls if (match := re.fullmatch(rf"{re.escape(encoder)}\.layers\.(\d+)", path))
+    }
+    if not layers:
+        raise CannotRun(f"the dump of {root} holds no layers of the text encoder", "no_activations")
+    out: dict[str, JsonValue] = {
+        "input_ids": _first(calls[encoder], "inputs") if encoder in calls else None,
+        FINAL_NORM.name: _first(calls[final], "outputs"),
+    }
+    for layer, path in layers.items():
+        out[LAYER.at(layer - 1) if layer else EMBEDDINGS.name] = _first(calls[path], "inputs")
+    out[LAYER.at(max(layers))] = _first(calls[final], "inputs")
+    if (pooled := f"{encoder}.projection") in calls:
+        out[POOLED.name] = _first(calls[pooled], "outputs")
+    projection = next((path for path in calls if path.endswith(".text_projection")), None)
+    if projection:
+        out[PROJECTED.name] = _first(calls[projection], "outputs")
+    return {name: value for name, value in out.items() if value is not None}
+
+
+def _text_path(path: str) -> bool:
+    """Whether a module can be the text encoder's: a detector has other modules of these names."""
+    return path.count(".") == 1 or ".text_encoder." in path
+
+
+def _first(call: dict[str, JsonValue], side: str) -> JsonValue:
+    """The first tensor among the inputs or outputs of a call."""
+    stack = [call.get(side)]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            if "shape" in value and "dtype" in value:
+                return value
+            stack += reversed(list(value.values()))
+        elif isinstance(value, list):
+            stack += reversed(value)
+    return None
+
+
+def _value(path: Path, value: JsonValue) -> Tensor:
+    """A recorded value from its file beside the tree. Raises CannotRun if only printed digits were kept."""
+    held = value.get("value") if isinstance(value, dict) else None
+    if not isinstance(held, str) or not held.endswith(".safetensors"):
+        raise CannotRun(
+            f"{path.name} holds printed numbers of a few digits, which prove nothing; record whole tensors with "
+            f"{_FULL_DUMP}",
+            "no_activations",
+        )
+    name = held.removeprefix("./")
+    if "/" in name or "\\" in name:
+        raise Untrusted(f"{path}: names the file {held}, which does not lie beside it", "corrupt_file")
+    file = path.parent / name
+    if not file.is_file():
+        raise CannotRun(f"{path} names {name}, which is not beside it; keep the whole folder", "no_such_file")
+    tensors = read_safetensors(file)
+    if list(tensors) != ["data"]:
+        raise Untrusted(f"{file}: holds {_some(list(tensors))}, not a recorded value", "corrupt_file")
+    return tensors["data"]

@@ -1,0 +1,88 @@
+"""Writes the reference's side alone, so that the author of a port knows what to compute: ids, taps, activations.
+
+Tensors: ``input_ids``, and ``reference.TAP`` for every tap; what they are stands as JSON beside them, under
+``sam3lite_reference``. The compact form is JSON with a few numbers of each tap (``compact.py``).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.files import json_bytes, resolved, write_whole
+from sam3lite_convert.parity.compact import POSITIONS, compact
+from sam3lite_convert.records.record import Json
+
+_ABOUT = "sam3lite_reference"
+ReferenceFormat = Literal["safetensors", "npz", "compact"]
+_SUFFIXES: dict[str, ReferenceFormat] = {".safetensors": "safetensors", ".npz": "npz", ".json": "compact"}
+
+
+def format_of(path: Path, small: bool) -> ReferenceFormat:
+    """The format that a file is written in, by its name. ``small``: whether the compact form is asked for.
+
+    Raises CannotRun if the name does not say it, if it says another, or if another file is there.
+    """
+    found = _SUFFIXES.get(path.suffix.lower())
+    if found is None or (found == "compact") != small:
+        wanted = ".json with --compact" if small else ".safetensors or .npz, or .json with --compact"
+        raise CannotRun(f"--output {path}: the name must end in {wanted}", "usage")
+    if path.exists() and not _is_ours(path):
+        raise CannotRun(
+            f"{path} exists and is not a file of sam3lite record, so it was not overwritten; choose another name",
+            "output_exists",
+        )
+    return found
+
+
+def save_reference(
+    path: Path, form: ReferenceFormat, about: Json, ids: Tensor, recorded: Mapping[str, Tensor], seed_name: str
+) -> int:
+    """Write the file as a whole; returns its size in bytes.
+
+    ``about``: what the activations are of.
+    ``seed_name``: the model's name, which fixes the positions of the compact form.
+
+    Raises CannotRun if it cannot be written.
+    """
+    if form == "compact":
+        taps: Json = {tap: compact(tap, value, seed_name).to_json() for tap, value in recorded.items()}
+        said: Json = {_ABOUT: about, "positions": POSITIONS, "variant": seed_name, "ids": ids.tolist(), "taps": taps}
+        data = json_bytes(said)
+    elif form == "npz":
+        arrays = {f"reference.{tap}": value.numpy() for tap, value in recorded.items()}
+        stream = io.BytesIO()
+        np.savez(stream, input_ids=ids.numpy(), **{_ABOUT: np.array(json.dumps(about))}, **arrays)  # type: ignore[arg-type]
+        data = stream.getvalue()
+    else:
+        from safetensors.torch import save
+
+        tensors = {f"reference.{tap}": value.contiguous().clone() for tap, value in recorded.items()}
+        data = save({"input_ids": ids} | tensors, {"format": "pt", _ABOUT: json.dumps(about)})
+    write_whole(resolved(path), data)
+    return len(data)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file was written here, so that it may be replaced."""
+    if not path.is_file():
+        return False
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return f"{_ABOUT}.npy" in archive.namelist()
+        if path.suffix.lower() == ".json":
+            data = json.loads(path.read_bytes())
+            return isinstance(data, dict) and _ABOUT in data
+        return _ABOUT in read_checkpoint(path).metadata
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile, Sam3LiteError):
+        return False

@@ -1,0 +1,35 @@
+"""Shows what was recorded of the original: the ids, and what each tap is."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from sam3lite_convert.figures import human_bytes, ids_shown
+from sam3lite_convert.records.parity import RecordDocument
+from sam3lite_convert.report.terminal import say, show
+
+_LISTED = 20
+
+
+def recorded(d: RecordDocument) -> None:
+    """What a port has to compute, and how it is judged then."""
+    say(f"reference  {d.reference} ({d.variant}), from {d.checkpoint}")
+    if d.checkpoint_sha256:
+        say(f"           SHA-256 {d.checkpoint_sha256}")
+    say(f"input      {d.inputs.what}; {d.dtype}")
+    for ids in d.inputs.ids[:_LISTED]:
+        say(f"  {ids_shown(ids)}")
+    say()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tap", no_wrap=True)
+    table.add_column("shape", no_wrap=True)
+    table.add_column("what it is")
+    for tap in d.taps:
+        table.add_row(tap.name, "x".join(map(str, tap.shape)), tap.what)
+    show(table)
+    say()
+    say(f"Wrote {d.output} ({human_bytes(d.size)}). Save what your port computes from the same ids under the names of")
+    say(
+        "the taps, as many as you have: .safetensors, .npz, or a folder of .npy files, with the ids as input_ids. Next:"
+    )
+    say(f"  {d.next}")
