@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from sam3lite_convert.parity.encoders import Activations, Encoder, record
-from sam3lite_convert.parity.faults.hypotheses import Fit, explain
+from sam3lite_convert.parity.faults.hypotheses import Fit, explain, in_words
 from sam3lite_convert.parity.judgement import Floor, Judgement, judge
 from sam3lite_convert.parity.noise_floor import noise_floor
 from sam3lite_convert.parity.setup import Setup
 from sam3lite_convert.parity.taps import tensors_behind
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Mapped
-from sam3lite_convert.records.parity import DiagnosisRecord, FitRecord, OwnReferenceRecord, SuspectTensor
+from sam3lite_convert.records.parity import DiagnosisRecord, OwnReferenceRecord, SuspectTensor
 from sam3lite_convert.verify.config_check import check_config
 
 
@@ -117,7 +117,7 @@ class Diagnosis:
     def words(self) -> str:
         """The likely cause in one sentence."""
         if self.fits:
-            return self.fits[0].words
+            return in_words(self.fits)
         if self.faults:
             return "tensors used at this tap differ from the source: " + "; ".join(
                 f"{k} {why}" for k, why in self.faults.items()
@@ -129,7 +129,7 @@ class Diagnosis:
         return DiagnosisRecord(
             tap=self.tap,
             cause=self.words,
-            fits=tuple(FitRecord(key=f.key, cause=f.words, remaining_error=f.error) for f in self.fits),
+            fits=tuple(fit.record() for fit in self.fits),
             tensors=tuple(
                 SuspectTensor(
                     target=m.target,

@@ -137,6 +137,9 @@ def _embedding_faults(setup: Setup) -> Iterator[InjectedFault]:
         yield InjectedFault(words, EMBEDDINGS.name, f"scaled:{key}", spoil=partial(_scale_tokens, factor=factor))
     shifted = _altered(setup, POSITION_TABLE, lambda t: t.roll(-1, 2))
     yield InjectedFault("the position table is shifted by one row", EMBEDDINGS.name, "positions_shifted:+1", shifted)
+    late = _altered(setup, POSITION_TABLE, lambda t: torch.cat([torch.zeros_like(t[:, :, :1]), t[:, :, :-1]], 2))
+    words = "the position table has a row of zeros in front"
+    yield InjectedFault(words, EMBEDDINGS.name, "positions_shifted:-1", late)
     target = next(m.target for m in setup.plan.mapped.values() if m.canonical == POSITION_TABLE)
     table = setup.weights[target]
     longer = torch.cat([table, table.flip(2)], 2)
@@ -155,9 +158,24 @@ def _repmixer_faults(setup: Setup, layer: int) -> Iterator[InjectedFault]:
     yield InjectedFault(f"a bias is missing in {tap} (convffn.fc2)", tap, "no_bias:convffn.fc2.bias", bias)
     words = f"BatchNorm runs at eps 1e-6 in {tap}"
     yield InjectedFault(words, tap, "batchnorm_eps_1e-06", spoil=lambda e: _set_eps(e.layers[layer], nn.BatchNorm2d))
-    yield InjectedFault(
-        f"GELU is the tanh approximation in {tap}", tap, "gelu_tanh", spoil=lambda e: _tanh(e.layers[layer])
-    )
+    yield from _activation_faults(layer)
+    words = f"the token mixer's residual connection is left out in {tap}"
+    yield InjectedFault(words, tap, "no_mixer_residual", spoil=lambda e: _without_mixer_residual(e.layers[layer]))
+    words = f"the residual connection around the feed-forward is left out in {tap}"
+    yield InjectedFault(words, tap, "no_convffn_residual", spoil=lambda e: _without_last_residual(e.layers[layer]))
+
+
+def _activation_faults(layer: int) -> Iterator[InjectedFault]:
+    others: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+        "gelu_tanh": ("GELU is the tanh approximation", lambda: nn.GELU("tanh")),
+        "relu": ("the activation is a ReLU", nn.ReLU),
+    }
+    for cause, (words, make) in others.items():
+
+        def spoil(encoder: Encoder, make: Callable[[], nn.Module] = make) -> None:
+            _set_activation(encoder.layers[layer], make)
+
+        yield InjectedFault(f"{words} in {LAYER.at(layer)}", LAYER.at(layer), cause, spoil=spoil)
 
 
 def _transformer_faults(setup: Setup, layers: tuple[int, ...]) -> Iterator[InjectedFault]:
@@ -165,11 +183,26 @@ def _transformer_faults(setup: Setup, layers: tuple[int, ...]) -> Iterator[Injec
     tap, key = LAYER.at(layer), f"{TEXT}encoder.transformer.{layer}."
     for order in ("kqv", "qvk", "vkq"):
         names = " and ".join(a for a, b in zip("qkv", order, strict=True) if a != b)
-        rows = None
-        for leaf in ("weight", "bias"):
-            source = f"{key}pre_norm_mha.1.qkv_proj.{leaf}"
-            rows = _altered(setup, source, partial(_reordered, order=order), rows)
+        rows = _altered_qkv(setup, key, partial(_reordered, order=order))
         yield InjectedFault(f"{names} are swapped in {tap}", tap, f"qkv_order:{order}", rows)
+    heads = setup.plan.architecture.sizes["text_heads"]
+    orders = {"qkv_by_row": ("row by row", setup.plan.architecture.sizes["text_hidden"])}
+    if heads > 1:
+        orders["qkv_by_head"] = ("head by head", heads)
+    for cause, (how, groups) in orders.items():
+        rows = _altered_qkv(setup, key, lambda t, n=groups: t.unflatten(0, (n, 3, -1)).transpose(0, 1).flatten(0, 2))  # type: ignore[misc]
+        yield InjectedFault(f"the fused rows are read as q, k, v {how} in {tap}", tap, cause, rows)
+    root = (setup.plan.architecture.sizes["text_hidden"] // heads) ** 0.5
+    unscaled = _altered_qkv(setup, key, lambda t: torch.cat([t.chunk(3)[0] * root, *t.chunk(3)[1:]]))
+    yield InjectedFault(f"the scale of attention is left out in {tap}", tap, "no_query_scale", unscaled)
+    words = f"attention has {2 * heads} heads in place of {heads} in {tap}"
+    yield InjectedFault(words, tap, f"heads:{2 * heads}", spoil=lambda e: _set_heads(e.layers[layer], 2 * heads))
+    words = f"attention's residual connection is left out in {tap}"
+    yield InjectedFault(
+        words, tap, "no_attention_residual", spoil=lambda e: _without_attention_residual(e.layers[layer])
+    )
+    words = f"the residual connection around the feed-forward is left out in {tap}"
+    yield InjectedFault(words, tap, "no_ffn_residual", spoil=lambda e: _without_last_residual(e.layers[layer]))
     out = _altered(setup, key + "pre_norm_mha.1.out_proj.weight", lambda t: t.T)
     yield InjectedFault(f"out_proj is transposed in {tap}", tap, "transposed:out_proj", out)
     one = _altered(
@@ -187,9 +220,7 @@ def _transformer_faults(setup: Setup, layers: tuple[int, ...]) -> Iterator[Injec
         yield InjectedFault(f"{tap} holds {name} of {LAYER.at(other)}", tap, f"layer:{other}:{name}", wrong)
     words = f"LayerNorm runs at eps 1e-6 in {tap}"
     yield InjectedFault(words, tap, "layernorm_eps_1e-06", spoil=lambda e: _set_eps(e.layers[layer], nn.LayerNorm))
-    yield InjectedFault(
-        f"GELU is the tanh approximation in {tap}", tap, "gelu_tanh", spoil=lambda e: _tanh(e.layers[layer])
-    )
+    yield from _activation_faults(layer)
     causal = setup.plan.architecture.causal_masking
     first = LAYER.at(layers[0])
     if causal:
@@ -229,6 +260,15 @@ def _altered(
     return held
 
 
+def _altered_qkv(setup: Setup, layer: str, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The same for the fused rows of q, k and v, weight and bias. ``layer``: what the layer's keys start with."""
+    rows = None
+    for leaf in ("weight", "bias"):
+        rows = _altered(setup, f"{layer}pre_norm_mha.1.qkv_proj.{leaf}", change, rows)
+    assert rows is not None
+    return rows
+
+
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
@@ -251,11 +291,49 @@ def _set_eps(module: nn.Module, kind: type[nn.Module], eps: float = 1e-6) -> Non
             setattr(part, "eps", eps)  # noqa: B010
 
 
-def _tanh(module: nn.Module) -> None:
+def _set_activation(module: nn.Module, make: Callable[[], nn.Module]) -> None:
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if "gelu" in type(child).__name__.lower():
-                setattr(parent, name, nn.GELU("tanh"))
+                setattr(parent, name, make())
+
+
+def _set_heads(layer: nn.Module, heads: int) -> None:
+    attention = next(m for m in layer.modules() if hasattr(m, "num_heads"))
+    width = next(m for m in layer.modules() if isinstance(m, nn.LayerNorm)).normalized_shape[0] // heads
+    for name, value in (("num_heads", heads), ("head_dim", width), ("scale", width**-0.5)):
+        if hasattr(attention, name):
+            setattr(attention, name, value)
+
+
+def _without_attention_residual(layer: nn.Module) -> None:
+    """What the layer reads is taken off again: from the input of its second half, and from the sum at its end."""
+    _, second = (m for m in layer.modules() if isinstance(m, nn.LayerNorm))
+    read: list[Tensor] = []
+
+    def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
+        read[:] = args[:1]
+
+    layer.register_forward_pre_hook(before, with_kwargs=True)
+    second.register_forward_pre_hook(lambda module, args: (args[0] - read[0],))
+    layer.register_forward_hook(lambda module, args, output: output - read[0])
+
+
+def _without_last_residual(layer: nn.Module) -> None:
+    """What the layer's second half reads is taken off the sum at its end."""
+    read: list[Tensor] = []
+    mixer = getattr(layer, "token_mixer", None)
+    if isinstance(mixer, nn.Module):
+        mixer.register_forward_hook(lambda module, args, output: read.__setitem__(slice(None), [output[:, :, 0].mT]))
+    else:
+        _, second = (m for m in layer.modules() if isinstance(m, nn.LayerNorm))
+        second.register_forward_pre_hook(lambda module, args: read.__setitem__(slice(None), args))
+    layer.register_forward_hook(lambda module, args, output: output - read[0])
+
+
+def _without_mixer_residual(layer: nn.Module) -> None:
+    mixer = layer.get_submodule("token_mixer")
+    mixer.register_forward_hook(lambda module, args, output: output - args[0])
 
 
 def _scale_tokens(encoder: Encoder, factor: float) -> None:

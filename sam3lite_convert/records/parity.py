@@ -129,11 +129,13 @@ class FitRecord(Record):
     """A known fault that explains a divergence.
 
     remaining_error: max abs diff that it leaves unexplained.
+    likely: whether it fits as well as the closest one, so that the cause names it.
     """
 
     key: str
     cause: str
     remaining_error: float
+    likely: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,7 +152,7 @@ def _because_of_the_mean(t: TapRecord) -> None:
 def cause(d: DiagnosisRecord) -> None:
     """The likely cause, and others that fit as well."""
     say(f"likely cause: {d.cause}", "bold")
-    for fit in d.fits[1:4]:
+    for fit in [fit for fit in d.fits if not fit.likely][:3]:
         say(f"  also possible: {fit.cause}")
 
 

@@ -317,8 +317,8 @@ def differs() -> ParityDocument:
                 "prompts_total": len(PROMPTS), "shape": [len(PROMPTS), 16],
                 "ids": [[START, 320 + i, END, *[0] * 13] for i in range(len(PROMPTS))]},
         diagnosis={"tap": "layers.3", "cause": f"q and k are swapped {SCRIPT}", "fits": [
-            {"key": "a", "cause": "q and k are swapped", "remaining_error": 1e-7},
-            {"key": "b", "cause": "the layer is another one's", "remaining_error": 2e-7}],
+            {"key": "a", "cause": "q and k are swapped", "remaining_error": 1e-7, "likely": True},
+            {"key": "b", "cause": "the layer is another one's", "remaining_error": 4e-7, "likely": False}],
             "tensors": tensors},
         notes=["the position table of 77 rows was resized to 16", OVERRIDE, KEY],
         behaviour=behaviour(prompts, remedy=remedy),

@@ -23,10 +23,13 @@ from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
 from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.original import wrap_reference
 from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, TapPoint, enclosing, point_of
+from sam3lite_convert.records.parity import FitRecord
 
 Group = Callable[[Evidence, str], Iterator[Hypothesis]]
 
 _NEAR = 0.01  # of a divergence: what a hypothesis may leave of it and still be held to a noise floor of its own
+
+_NAMED = 3  # likely causes in a sentence
 
 # Row of the table of taps -> its hypotheses. A tap inside one of these rows has the same hypotheses.
 _KNOWN: dict[TapPoint, Group] = {
@@ -44,11 +47,24 @@ class Fit:
 
     ``key``, ``words``: of the hypothesis.
     ``error``: remaining max abs diff.
+    ``likely``: whether it fits as well as the closest one: to twice its error, or to the noise floor.
     """
 
     key: str
     words: str
     error: float
+    likely: bool = True
+
+    def record(self) -> FitRecord:
+        """The fit for the JSON."""
+        return FitRecord(key=self.key, cause=self.words, remaining_error=self.error, likely=self.likely)
+
+
+def in_words(fits: Sequence[Fit]) -> str:
+    """The likely causes in one sentence, at most three of them."""
+    likely = [fit.words for fit in fits if fit.likely]
+    more = f"; or one of {len(likely) - _NAMED} more" if len(likely) > _NAMED else ""
+    return "; or ".join(likely[:_NAMED]) + more
 
 
 def explain(
@@ -70,7 +86,10 @@ def explain(
     hypotheses that leave next to nothing of the divergence are held to noise floors of their own.
     Tensors of other layers are tried only if nothing simpler fits.
     """
-    near = _NEAR * distance(evidence.recorded[tap], candidate)[0]
+    if candidate.shape != evidence.recorded[tap].shape:
+        return []
+    off = distance(evidence.recorded[tap], candidate)[0]
+    near = _NEAR * off if math.isfinite(off) else 0.0
     exact = None
     for group in (hypotheses, other_layers):
         fits, close = [], list[tuple[int, Fit, float]]()
@@ -92,7 +111,9 @@ def explain(
                 if fit.error <= max(tolerance, FLOORS * floor) and mean <= max(mean_tolerance, FLOORS * mean_floor):
                     fits.append(fit)
         if fits:
-            return sorted(fits, key=lambda f: f.error)
+            fits.sort(key=lambda fit: fit.error)
+            alike = max(2 * fits[0].error, tolerance / FLOORS)
+            return [replace(fit, likely=fit.error <= alike) for fit in fits]
     return []
 
 
