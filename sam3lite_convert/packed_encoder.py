@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sam3lite_convert.convert.packed_config import PackedTextConfig
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
 
 ATTENTION = ("eager", "sdpa")
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
