@@ -401,7 +401,7 @@ FingerprintFile = Annotated[
     typer.Option(
         "--fingerprint",
         metavar="JSON",
-        help="Judge by a fingerprint.json, or by the one of a converted folder, without the checkpoint.",
+        help="A fingerprint.json, or a converted folder that holds one, to judge by. Default: judge by the checkpoint.",
     ),
 ]
 AsFingerprint = Annotated[

@@ -51,10 +51,15 @@ def add_fingerprint(folder: Path, receipt: Receipt, plan: Plan) -> tuple[Receipt
     try:
         from sam3lite_convert.parity.fingerprint import in_lines
 
-        made = fingerprint_of(plan, receipt.source.sha256)
+        made = fingerprint_of(plan, receipt.source.sha256 or _stated(receipt.source.etag))
     except CannotRun as fault:
         return receipt, f"no {FINGERPRINT_NAME}: {fault.message}"
     return add_file(folder, receipt, FINGERPRINT_NAME, in_lines(made)), None
+
+
+def _stated(etag: str | None) -> str | None:
+    """The SHA-256 that the Hub states of a file of which only ranges were read; other files have another kind of etag."""
+    return etag if etag is not None and len(etag) == 64 else None
 
 
 def read_fingerprint(path: Path) -> Fingerprint:
