@@ -41,6 +41,9 @@ def earlier(folder: Path) -> EarlierConversion | str:
         return f"its {RECEIPT_NAME} was not written by this tool, or was damaged ({fault})"
     if receipt.family not in FAMILIES:
         return f"its {RECEIPT_NAME} names a family of checkpoints that this version does not know ({receipt.family})"
+    if set(receipt.files) != set(found.taken):
+        others = ", ".join(sorted(set(receipt.files) ^ set(found.taken)))
+        return f"its files of tensors are not those that its {RECEIPT_NAME} lists ({others})"
     held = {key: (t.dtype, t.shape) for key, (_, t) in found.tensors.items()}
     if found.faults or held != {key: (t.dtype, t.shape) for key, t in receipt.tensors.items()}:
         return f"its tensors differ from those listed in its {RECEIPT_NAME}"
