@@ -38,7 +38,8 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
     for one, other in (
         ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
         ("--partial", "--push-to-hub"), ("--dry-run", "--push-to-hub"), ("--dry-run", "--parity"),
-        ("--dry-run", "--verify"), ("--dry-run", "--fail-on-nonfinite"),
+        ("--dry-run", "--verify"), ("--dry-run", "--fail-on-nonfinite"), ("--trust", "--push-to-hub"),
+        ("--trust", "--verify"), ("--trust", "--overwrite"),
     ):  # fmt: skip
         if {one, other} <= asked | ({"--checkpoint"} if checkpoint is not None else set()):
             other = "a checkpoint" if other == "--checkpoint" else other
@@ -224,6 +225,7 @@ def convert(
     mapping: o.Mapping = None,
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
+    trust: o.Trust = False,
     verify: o.VerifyOption = None,
     parity: o.ParityOption = False,
     allow_not_read: o.AllowNotRead = False,
@@ -265,7 +267,7 @@ def convert(
         "--all": all_, "--dry-run": dry_run, "--pattern": pattern != DEFAULT_PATTERN, "--push-to-hub": push_to_hub,
         "--hub-model-id": hub_model_id, "--hub-namespace": hub_namespace, "--private": private,
         "--create-pr": create_pr, "--commit-message": commit_message, "--hub-overwrite": hub_overwrite,
-        "--partial": partial, "--parity": parity,
+        "--partial": partial, "--parity": parity, "--trust": trust, "--overwrite": overwrite,
         "--verify": verify, "--fail-on-nonfinite": fail_on_nonfinite, "--allow-overflow": allow_overflow,
     }  # fmt: skip
     check_together({name for name, value in asked.items() if value}, name, component.value, verify)
@@ -286,6 +288,7 @@ def convert(
         strict=Strict(fail_on_nonfinite, not allow_overflow),
         mapping=mapping,
         not_read_allowed=allow_not_read,
+        trust=trust,
     )
     mappings = load_mappings(mapping)
     to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)

@@ -208,6 +208,14 @@ Tokenizer = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion in the output folder.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Take an earlier conversion in the output folder as complete without reading its tensors, also if its "
+        "files changed or were copied since. Default: compare them with the checkpoint then.",
+    ),
+]
 VerifyOption = Annotated[
     bool | None,
     typer.Option(

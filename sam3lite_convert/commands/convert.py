@@ -26,6 +26,7 @@ from sam3lite_convert.records.receipt import ParitySummary, Receipt, TapSummary
 from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
+    from sam3lite_convert.convert.folder import Folder
     from sam3lite_convert.records.parity import ParityDocument
     from sam3lite_convert.records.verify import VerifyDocument
 
@@ -44,7 +45,9 @@ class Request:
     folder; ``tokenizer``: folder or repository to take one from, None to leave it out, and ``tokenizer_named``
     where the user named it; ``model_id``: the repository that the card names; ``partial``: fetch the text
     tensors alone; ``strict``: which values are refused; ``command``: what the user typed, to be typed again;
-    ``mapping``: the folder of tables that the user named; ``not_read_allowed``: as in ``commands.parity.Looks``."""
+    ``mapping``: the folder of tables that the user named; ``not_read_allowed``: as in ``commands.parity.Looks``;
+    ``trust``: take the tensors of an earlier run as they are where sizes and times don't vouch for them; ``proven``:
+    called with the folder as it was read when it was proven."""
 
     options: Options
     output: Path | None = None
@@ -61,6 +64,8 @@ class Request:
     strict: Strict = field(default_factory=Strict)
     mapping: Path | None = None
     not_read_allowed: bool = False
+    trust: bool = False
+    proven: Callable[[Folder], None] = lambda folder: None
 
     def folder(self, location: Location) -> Path:
         """The folder to write."""
@@ -238,7 +243,9 @@ def verified(work: Path, source: Source, mappings: Mappings, request: Request, f
     source."""
     from sam3lite_convert.commands.verify import verify_folder
 
-    document = replace(verify_folder(work, source, mappings, request.options.causal), folder=str(folder))
+    held: list[Folder] = []
+    document = verify_folder(work, source, mappings, request.options.causal, proven=held.append)
+    document = replace(document, folder=str(folder))
     if document.verdict != "proven":
         faults = [f"{m.key}: {m.why}" for m in document.mismatched]
         faults += [f"{key} is missing" for key in document.missing]
@@ -246,6 +253,8 @@ def verified(work: Path, source: Source, mappings: Mappings, request: Request, f
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         message = f"verification of {folder} failed: {'; '.join(faults[:3])}{more}"
         raise NotProven(message, "not_proven", document)
+    for each in held:
+        request.proven(each)
     return document
 
 

@@ -30,6 +30,7 @@ from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
     from sam3lite_convert.commands.push import PushTarget
+    from sam3lite_convert.convert.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,14 @@ def publish(
         document = made(replace(request, verify=False, parity=False))
         parity = found.receipt.parity if request.parity else None
         return _with_push(document, push(found.path, plan, None), parity=parity)
-    document = made(replace(request, verify=True, model_id=target.repo))
+    proven: list[Folder] = []
+    document = made(replace(request, verify=True, model_id=target.repo, proven=proven.append))
     if document.done.differs:
         # What does not do as the original does is not for others.
         return _with_push(document, PushRecord(repo=target.repo, state="not pushed"))
     plan = plan_push(Path(document.output), target)
     callbacks.pushes(plan.record())
-    return _with_push(document, push(Path(document.output), plan, document.done.verification))
+    return _with_push(document, push(Path(document.output), plan, document.done.verification, proven[0]))
 
 
 def _with_push(document: ConvertDocument, pushed: PushRecord, parity: ParitySummary | None = None) -> ConvertDocument:

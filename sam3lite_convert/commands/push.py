@@ -6,8 +6,8 @@ Files are uploaded by ``huggingface_hub``, which does not send content again tha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
@@ -21,12 +21,14 @@ from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sam3lite_convert.checkpoint.hashing import sha256_of
+from sam3lite_convert.checkpoint.index import stamp_of
 from sam3lite_convert.convert.card import CARD_NAME, blob_id
+from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.processor_files import TOKENIZER_NAMES
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
 from sam3lite_convert.convert.side_files import CONFIG_NAME
-from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
 from sam3lite_convert.hub.requests import INVALID_NAME, hub_faults, retried
 from sam3lite_convert.records.convert import FileState, PushedFile, PushPlanRecord, PushRecord
@@ -60,7 +62,8 @@ class PushTarget:
 class PushPlan:
     """What a push would do. ``files``: by name; ``left``: files of the folder that no conversion writes; ``deleted``:
     files of an earlier conversion that this one does not have; ``head``: the commit that it is based
-    on, None for a repository that does not exist; ``revision``: what that is the head of."""
+    on, None for a repository that does not exist; ``revision``: what that is the head of; ``stamps``: identity, size
+    and times of the files when the plan was made."""
 
     target: PushTarget
     files: dict[str, PushedFile]
@@ -69,6 +72,7 @@ class PushPlan:
     private: bool
     left: tuple[str, ...] = ()
     revision: str = DEFAULT_REVISION
+    stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def nothing(self) -> bool:
@@ -114,11 +118,12 @@ def check_name(repo: str) -> None:
 
 
 def plan_push(folder: Path, target: PushTarget) -> PushPlan:
-    """Compare the folder with the repository.
+    """Compare the folder with the repository. What changes in the folder after this is not pushed.
 
     Raises CannotRun if the repository holds files that no conversion wrote, or another conversion, or if it is public
     and ``private`` is set.
     """
+    stamps = {p.name: stamp_of(p) for p in _files(folder)}
     with hub_faults(target.repo, "write"):
         api = HfApi()
         try:
@@ -128,7 +133,7 @@ def plan_push(folder: Path, target: PushTarget) -> PushPlan:
         except RepositoryNotFoundError:
             # A private one of somebody else looks the same; creating it will say so.
             local = {p.name: PushedFile(bytes=p.stat().st_size, state="new") for p in _files(folder)}
-            return PushPlan(target, local, (), None, target.private, _left(folder))
+            return PushPlan(target, local, (), None, target.private, _left(folder), stamps=stamps)
         head = str(info.sha)
         there = _tree(api, target.repo, head)
         if target.private and not info.private:
@@ -148,7 +153,7 @@ def plan_push(folder: Path, target: PushTarget) -> PushPlan:
         listed = _listed(earlier) if earlier else frozenset()
         tokenizer = TOKENIZER_NAMES if _receipt(folder).tokenizer is None else frozenset()
         deleted = tuple(n for n in deleted if n in listed - tokenizer)
-        plan = PushPlan(target, files, deleted, head, bool(info.private), _left(folder))
+        plan = PushPlan(target, files, deleted, head, bool(info.private), _left(folder), stamps=stamps)
         return (_proposed(api, folder, plan) or plan) if target.create_pr and not plan.nothing else plan
 
 
@@ -250,16 +255,19 @@ def _state(path: Path, there: RepoFile | None) -> FileState:
     return "same" if blob_id(path.read_bytes()) == there.blob_id else "changed"
 
 
-def push(folder: Path, plan: PushPlan, verification: VerifyDocument | None) -> PushRecord:
+def push(folder: Path, plan: PushPlan, verification: VerifyDocument | None, proven: Folder | None = None) -> PushRecord:
     """Carry out a plan; returns where it went. Only for a folder whose verification succeeded.
 
-    ``verification``: the record of the folder's verification, which must have succeeded.
-    Raises CannotRun if the push fails; the folder is not changed.
+    ``verification``: the record of the folder's verification, which must have succeeded. ``proven``: the folder as it
+    was read then; what is sent are the files that were read.
+    Raises CannotRun if the push fails, or if the plan sends other weights than were proven; Untrusted if a file changed
+    since. The folder is not changed.
     """
     if plan.nothing:
         return PushRecord(repo=plan.target.repo, state="current", plan=plan.record(), commit=plan.head)
-    if verification is None or verification.verdict != "proven":
+    if verification is None or verification.verdict != "proven" or proven is None:
         raise CannotRun(f"{folder} was not verified, so it is not pushed", "not_verified")
+    _check_sent(folder, plan, proven)
     try:
         return _commit(folder, plan)
     except Sam3LiteError as fault:
@@ -268,6 +276,30 @@ def push(folder: Path, plan: PushPlan, verification: VerifyDocument | None) -> P
             "again to continue; files that have arrived are not sent again.",
             fault.code,
         ) from fault
+
+
+def _check_sent(folder: Path, plan: PushPlan, proven: Folder) -> None:
+    """Raises CannotRun if the weights that the plan sends are not those that were proven, Untrusted if a file that was
+    read then changed since."""
+    sent = {name for name in plan.files if name.endswith((".safetensors", ".bin"))}
+    if sent != set(proven.taken):
+        odd = ", ".join(sorted(sent ^ set(proven.taken)))
+        raise CannotRun(
+            f"not pushed: the receipt of {folder} lists other files of tensors than were proven ({odd}). --overwrite "
+            "converts again.",
+            "edited",
+        )
+    # The folder may have been moved into place since, and its receipt and card were written after the proof.
+    stamps = {path.relative_to(proven.path).as_posix(): stamp for path, stamp in proven.stamps.items()}
+    stamps.pop(RECEIPT_NAME, None)
+    _check_unchanged(folder, stamps, "verified")
+
+
+def _check_unchanged(folder: Path, stamps: Mapping[str, tuple[int, ...]], since: str) -> None:
+    changed = [n for n, stamp in stamps.items() if not (folder / n).exists() or stamp_of(folder / n) != stamp]
+    if changed:
+        message = f"not pushed: {', '.join(changed)} in {folder} changed since it was {since}. Run the command again."
+        raise Untrusted(message, "changed_file")
 
 
 def _commit(folder: Path, plan: PushPlan) -> PushRecord:
@@ -281,12 +313,12 @@ def _commit(folder: Path, plan: PushPlan) -> PushRecord:
             head = _create(api, target)
 
         def commit() -> CommitInfo:
+            # Each file is hashed here, and that hash is what the Hub is told.
+            added = [CommitOperationAdd(path_in_repo=n, path_or_fileobj=folder / n) for n in sent]
+            _check_unchanged(folder, plan.stamps, "compared with the Hub")
             return api.create_commit(
                 target.repo,
-                [
-                    *(CommitOperationAdd(path_in_repo=n, path_or_fileobj=folder / n) for n in sent),
-                    *(CommitOperationDelete(path_in_repo=n) for n in plan.deleted),
-                ],
+                [*added, *(CommitOperationDelete(path_in_repo=n) for n in plan.deleted)],
                 commit_message=message,
                 create_pr=target.create_pr,
                 # Fails if somebody else committed in between.

@@ -27,7 +27,9 @@ def find_current(
 ) -> EarlierConversion | None:
     """The folder of an earlier run that already is what this one would write; None where there is none.
 
-    A file on the Hub is not read: its etag is compared. ``hashing``: the hash of a local file, being computed.
+    A file on the Hub is not read: its etag is compared. ``hashing``: the hash of a local file, being computed. Tensors
+    that were touched since are compared with the checkpoint, which is downloaded for that, unless ``request.trust`` is
+    set or ``request.verify`` compares them anyway.
     Raises CannotRun if the folder holds anything else and ``overwrite`` is not set.
     """
     folder = request.folder(location)
@@ -47,7 +49,7 @@ def find_current(
             if not up_to_date.same_source(found.receipt, identity):
                 why = f"it was converted from another file ({found.receipt.source.name})"
             elif (why := _other_context(found.receipt, location)) is None:
-                return found
+                return _vouched(found, location, mappings, request)
     raise CannotRun(
         f"{folder} exists and was not changed: {why}. Replace it with --overwrite, or choose another folder with "
         "--output DIR.",
@@ -65,10 +67,35 @@ def _other_context(receipt: Receipt, location: Location) -> str | None:
     return None if now == context.called else f"the file had another name (context: {context.called} there, {now} now)"
 
 
+def _vouched(found: EarlierConversion, location: Location, mappings: Mappings, request: Request) -> EarlierConversion:
+    """The folder, with what was done about files of tensors that were touched since the receipt was written.
+
+    Raises CannotRun if they are not what was converted.
+    """
+    if not found.touched or request.verify:
+        return found
+    files = f"{', '.join(found.touched)} changed or {'were' if len(found.touched) > 1 else 'was'} copied"
+    since = f"{files} after {RECEIPT_NAME} was written"
+    if request.trust:
+        return replace(found, note=f"{since}; trusted, and not read (--trust)")
+    from sam3lite_convert.commands.verify import verify_folder
+
+    source = fetch(location, mappings, request)
+    proof = verify_folder(found.path, source, mappings, request.options.causal)
+    if proof.verdict != "proven":
+        raise CannotRun(
+            f"{found.path} exists and was not changed: {since}, and is not what this checkpoint converts to "
+            f"({proof.summary}). Replace it with --overwrite, or choose another folder with --output DIR.",
+            "output_exists",
+        )
+    return replace(found, note=f"{since}; compared with the checkpoint: every tensor is as it was converted")
+
+
 def complete(location: Location, mappings: Mappings, request: Request, found: EarlierConversion) -> ConvertDocument:
     """The document of a folder that is up to date. Added is only what an earlier run could not do or was not
     asked for: tokenizer files, a proof, parity."""
     folder, receipt = found.path, found.receipt
+    said = [found.note] if found.note else []
     before = {n: (folder / n).stat().st_mtime_ns for n in sizes(folder)}
     gone = side_files.missing(folder, receipt, request.tokenizer is not None)
     # A run that was cut off may have left files that the receipt does not know of.
@@ -105,7 +132,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
             if request.parity:
                 receipt, parity = add_parity(folder, receipt, source, mappings, request)
     changed = side_files.edited(folder, receipt)
-    late = [f"{', '.join(changed)}: edited since the conversion, and kept as it is"] if changed else []
+    late = [*said, *([f"{', '.join(changed)}: edited since the conversion, and kept as it is"] if changed else [])]
     receipt, note = side_files.write_receipt(folder, _renewed(receipt, location, request))
     late += [note] if note else []
     document = ConvertDocument(

@@ -37,9 +37,10 @@ def verify_folder(
     causal: bool = False,
     progress: Callable[[str], Advance] | None = None,
     report_of: str | None = None,
+    proven: Callable[[Folder], None] = lambda folder: None,
 ) -> VerifyDocument:
     """Prove a folder; ``verdict`` says whether it is its source. ``report_of``: the command as it was typed, if the
-    document also has to hold what a page shows.
+    document also has to hold what a page shows. ``proven``: called with what was read of the folder if it is.
 
     Raises CannotRun if there is no folder, or none of a known layout; UnsoundPlan if no plan fits the checkpoint;
     Untrusted if a file is damaged.
@@ -54,6 +55,8 @@ def verify_folder(
         plan = recognise(found, source.read(), mappings, causal or _states_causal(found))
         outcome = verify(found, plan, progress, fingerprint=partial(_fingerprint, folder, plan))
     found.check_unchanged()
+    if outcome.proven:
+        proven(found)
     page = provenance(plan, found, report_of) if report_of is not None else None
     return _document(outcome, folder, source, page)
 

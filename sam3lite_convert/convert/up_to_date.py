@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam3lite_convert.convert.folder import read_folder
+from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, options_record, tool_record
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.figures import human_bytes
@@ -17,10 +17,17 @@ from sam3lite_convert.records.receipt import Receipt
 
 @dataclass(frozen=True)
 class EarlierConversion:
-    """A complete conversion that an earlier run left: its folder and its receipt."""
+    """A complete conversion that an earlier run left: its folder and its receipt.
+
+    touched: files of tensors that were written, moved or copied after the receipt, so that neither size nor time tells
+        whether they are still what was converted.
+    note: what was done about them, for the user; None if there are none.
+    """
 
     path: Path
     receipt: Receipt
+    touched: tuple[str, ...] = ()
+    note: str | None = None
 
 
 def present(folder: Path) -> bool:
@@ -41,12 +48,27 @@ def earlier(folder: Path) -> EarlierConversion | str:
         return f"its {RECEIPT_NAME} was not written by this tool, or was damaged ({fault})"
     if receipt.family not in FAMILIES:
         return f"its {RECEIPT_NAME} names a family of checkpoints that this version does not know ({receipt.family})"
+    if set(receipt.files) != set(found.taken):
+        others = ", ".join(sorted(set(receipt.files) ^ set(found.taken)))
+        return f"its files of tensors are not those that its {RECEIPT_NAME} lists ({others})"
     held = {key: (t.dtype, t.shape) for key, (_, t) in found.tensors.items()}
     if found.faults or held != {key: (t.dtype, t.shape) for key, t in receipt.tensors.items()}:
         return f"its tensors differ from those listed in its {RECEIPT_NAME}"
     if found.config is None:
         return "its config.json is missing"
-    return EarlierConversion(folder, receipt)
+    return EarlierConversion(folder, receipt, _touched(found))
+
+
+def _touched(folder: Folder) -> tuple[str, ...]:
+    """The files of tensors that changed after the receipt was written, by their times.
+
+    A conversion writes the receipt last. The time of the last change of the file's own entry counts too, which no
+    program can set back.
+    """
+    receipt = (folder.path / RECEIPT_NAME).stat()
+    written = max(receipt.st_mtime_ns, receipt.st_ctime_ns)
+    files = {name: (folder.path / name).stat() for name in folder.taken}
+    return tuple(name for name, found in files.items() if max(found.st_mtime_ns, found.st_ctime_ns) > written)
 
 
 def difference(receipt: Receipt, options: Options, max_shard_size: int | None, mappings: Mappings) -> str | None:

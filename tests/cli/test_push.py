@@ -328,6 +328,81 @@ def test_a_folder_that_was_changed_since_is_not_pushed(s0, hub):
     assert not [r for r in hub.log if r.method in ("POST", "PUT")]
 
 
+def flip_last_bit(path: Path) -> None:
+    """Change the file, and leave its size and its time of change as they were."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("moment", ["plan_push", "push_planned"])
+@pytest.mark.parametrize("converted", [False, True])
+def test_what_changes_after_the_proof_is_not_sent(converted, moment, name, s0, hub, monkeypatch):
+    from sam3lite_convert.commands import push as commands
+    from sam3lite_convert.report import push as shown
+
+    if converted:
+        sam3lite("convert", "--checkpoint", "s0")
+    module = commands if moment == "plan_push" else shown
+    inner = getattr(module, moment)
+
+    def meanwhile(*arguments):
+        if moment == "push_planned" or (FOLDER / "README.md").read_text().count(MINE):
+            flip_last_bit(FOLDER / name)
+        return inner(*arguments)
+
+    monkeypatch.setattr(module, moment, meanwhile)
+    done = sam3lite(*PUSH)
+    assert done.code == 4 and name in done.err and "changed since" in done.err, done
+    assert not uploads(hub) and not [r for r in hub.log if "/commit/" in r.path]
+
+
+def test_what_changes_while_it_is_hashed_for_the_hub_is_not_sent(s0, hub, monkeypatch):
+    from sam3lite_convert.commands import push as commands
+
+    inner = commands.CommitOperationAdd
+
+    def meanwhile(*arguments, **named):
+        made = inner(*arguments, **named)
+        if named["path_in_repo"] == "model.safetensors":
+            flip_last_bit(FOLDER / "model.safetensors")
+        return made
+
+    monkeypatch.setattr(commands, "CommitOperationAdd", meanwhile)
+    done = sam3lite(*PUSH)
+    assert done.code != 0 and "model.safetensors" in done.err and "changed since" in done.err
+    assert not uploads(hub) and not [r for r in hub.log if "/commit/" in r.path]
+
+
+def test_a_receipt_that_lists_half_of_the_files_sends_nothing(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0", "--max-shard-size", "3MB")
+    path = FOLDER / "conversion.json"
+    receipt = json.loads(path.read_text())
+    gone = receipt["files"].pop()
+    path.write_text(json.dumps(receipt))
+    assert gone in one_line_of_many(sam3lite(*PUSH, "--max-shard-size", "3MB"))
+    assert not [r for r in hub.log if r.method in ("POST", "PUT")]
+
+
+def test_the_files_that_are_sent_are_those_that_were_proven(s0, hub):
+    from sam3lite_convert.commands.sources import Location
+    from sam3lite_convert.commands.verify import verify_folder
+    from sam3lite_convert.errors import CannotRun
+    from sam3lite_convert.plan.tables import load_mappings
+
+    sam3lite("convert", "--checkpoint", "s0")
+    held = []
+    proof = verify_folder(FOLDER, Location("s0", s0).whole(), load_mappings(), proven=held.append)
+    path = FOLDER / "conversion.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": ["config.json"]}))
+    with pytest.raises(CannotRun, match=r"model\.safetensors"):
+        push(FOLDER, plan_push(FOLDER, PushTarget(MINE)), proof, held[0])
+    assert not [r for r in hub.log if r.method in ("POST", "PUT")]
+
+
 def test_a_library_user_cannot_push_what_is_not_verified(s0, hub):
     from sam3lite_convert.commands.sources import Location
     from sam3lite_convert.commands.verify import verify_folder

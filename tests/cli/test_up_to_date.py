@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -160,6 +161,58 @@ def test_a_folder_whose_tensors_are_others_is_not_current(s0):
     for wrong in ({k: t for k, t in tensors.items() if k != key}, tensors | {key: tensors[key].half()}):
         save_file(wrong, FOLDER / "model.safetensors")
         assert "its tensors" in one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+
+
+def spoil(path: Path, back: bool) -> None:
+    """Change one bit; ``back``: set the time of change back to what it was."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    if back:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_folder_whose_bytes_changed_is_not_current(back, s0):
+    sam3lite("convert", "--checkpoint", "s0")
+    spoil(FOLDER / "model.safetensors", back)
+    before = snapshot(FOLDER)
+    said = one_line(sam3lite("convert", "--checkpoint", "s0"), 2)
+    assert "model.safetensors changed or was copied" in said and "1 fault" in said and "--overwrite" in said
+    assert snapshot(FOLDER) == before
+
+
+def test_the_bytes_of_a_copied_folder_are_read_and_that_is_said(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0")
+    assert not any("compared with the checkpoint" in n for n in notes(sam3lite("convert", "s0", "--json")))
+    shutil.copytree(FOLDER, "copy")
+    FOLDER.rename("aside")
+    os.utime("copy/model.safetensors")  # whatever the order of copying
+    Path("copy").rename(FOLDER)
+    done = sam3lite("convert", "--checkpoint", "s0", "--json")
+    assert done.json["state"] == "current" and any("compared with the checkpoint" in n for n in notes(done))
+    # Without the checkpoint on this machine it is fetched for that.
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    hub.clear_log()
+    assert sam3lite("convert", "--checkpoint", "s0", "--json").json["state"] == "current"
+    assert downloads(hub) >= s0.stat().st_size
+
+
+def notes(done) -> list[str]:
+    return done.json["notes"]
+
+
+def test_what_is_trusted_is_said(s0, hub):
+    sam3lite("convert", "--checkpoint", "s0")
+    spoil(FOLDER / "model.safetensors", False)
+    hub.clear_log()
+    done = sam3lite("convert", "--checkpoint", "s0", "--trust", "--json")
+    assert done.json["state"] == "current" and downloads(hub) == 0
+    assert any("model.safetensors" in n and "trusted, and not read (--trust)" in n for n in notes(done))
+    assert "trusted" in sam3lite("convert", "--checkpoint", "s0", "--trust").out
+    for other in ("--push-to-hub", "--verify", "--overwrite"):
+        assert "--trust" in one_line(sam3lite("convert", "--checkpoint", "s0", "--trust", other), 2)
 
 
 def test_what_stands_in_the_way_is_said_before_the_download(s0, hub):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from sam3lite_convert.convert import folder as folders
 from sam3lite_convert.errors import UnsoundPlan
 from sam3lite_convert.packed_encoder import PackedTextModel
 from sam3lite_convert.plan.families import SAM3_LITETEXT
+from sam3lite_convert.verify import recognise
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -416,6 +418,52 @@ def test_every_kind_of_fault_has_its_code(good, right, tmp_path):
         WRONG[way](folder, right)
         codes = {fault.code for fault in folders.read_folder(folder).faults}
         assert codes == ({code} if code else set()), way
+
+
+# ---- a folder that changes meanwhile --------------------------------------------------------------------
+
+
+def rewrite(folder: Path) -> None:
+    path = folder / SINGLE
+    before = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace_by_a_copy(folder: Path) -> None:
+    shutil.copy(folder / SINGLE, folder / "copy")
+    os.replace(folder / "copy", folder / SINGLE)
+
+
+def edit_the_config(folder: Path) -> None:
+    edit_config(folder, "model_type", value="other")
+
+
+def put_shards_beside(folder: Path) -> None:
+    (folder / "extra.safetensors").write_bytes(b"")
+
+
+def take_the_receipt_away(folder: Path) -> None:
+    (folder / "conversion.json").unlink()
+
+
+@pytest.mark.parametrize("command", ["verify", "parity"])
+@pytest.mark.parametrize(
+    "change", [rewrite, replace_by_a_copy, edit_the_config, put_shards_beside, take_the_receipt_away]
+)
+def test_a_folder_that_changes_while_it_is_read_is_noticed(change, command, good, tiny, tmp_path, monkeypatch):
+    folder = shutil.copytree(good, tmp_path / "out")
+    inner = recognise.recognise
+
+    def meanwhile(*arguments):
+        plan = inner(*arguments)
+        change(folder)
+        return plan
+
+    monkeypatch.setattr(recognise, "recognise", meanwhile)
+    words = ["verify", folder] if command == "verify" else ["parity", "--converted", folder]
+    done = sam3lite(*words, "--checkpoint", tiny, "--json")
+    assert done.code == 4 and done.json["error"]["code"] == "changed_file", done
 
 
 # ---- the packed layout ----------------------------------------------------------------------------------
