@@ -260,4 +260,4 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
 
 def _beside(finding: Finding) -> bool:
     """Whether a finding is about a file beside the tensors, or about the source, rather than about a tensor."""
-    return finding.code.startswith(("V-CONFIG", "V-RECEIPT", "V-FILES"))
+    return finding.code.startswith(("V-CONFIG", "V-RECEIPT", "V-FILES", "V-PROCESSOR", "V-TOKENIZER"))

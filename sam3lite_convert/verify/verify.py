@@ -30,6 +30,7 @@ from sam3lite_convert.records.verify import Finding
 from sam3lite_convert.verify.config_check import check_config
 from sam3lite_convert.verify.diagnose import Cause, Diagnoser, explain_rows, explain_shape, one_row
 from sam3lite_convert.verify.findings import Difference, component_of_key, gathered, summary_of
+from sam3lite_convert.verify.side_files_check import check_side_files
 from sam3lite_convert.workers import Advance
 
 COUNTER = "num_batches_tracked"
@@ -147,6 +148,10 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
     found_out += beyond
     found_out += _config_differences(folder, plan, out.notes)
     found_out += _receipt_differences(folder, plan, sha256, out.notes)
+    for fault in check_side_files(folder, plan):
+        key = f"{fault.name}: {fault.field}" if fault.field else fault.name
+        component = "processor" if fault.code == "V-PROCESSOR" else "tokenizer"
+        found_out.append(Difference(key, fault.code, component, fault.why, f"{key} {fault.why}"))
     out.differences, out.findings = gathered(found_out)
     return out
 

@@ -276,6 +276,15 @@ def spoil_type(folder):
     edit_config(folder, "text_config", "num_attention_heads", value="2")
 
 
+def spoil_processor(folder):
+    path = folder / "preprocessor_config.json"
+    path.write_text(path.read_text().replace("0.5", "0.4"))
+
+
+def spoil_tokenizer(folder):
+    (folder / "tokenizer_config.json").write_text('{"pad_token": "<|endoftext|>"}')
+
+
 def rename_weights(folder):
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
 
@@ -289,6 +298,8 @@ FILES = {
     "V-CONFIG-ROPE": spoil_rope,
     "V-CONFIG-TYPE": spoil_type,
     "V-FILES": rename_weights,
+    "V-PROCESSOR": spoil_processor,
+    "V-TOKENIZER": spoil_tokenizer,
 }
 PACKED = ("V-QKV-ORDER", "V-QKV-INTERLEAVED")
 # Made in the test of their own.
