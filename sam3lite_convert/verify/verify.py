@@ -23,6 +23,7 @@ from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
 from sam3lite_convert.plan.architecture import component_of
 from sam3lite_convert.plan.plan import Mapped, Plan
+from sam3lite_convert.plan.rotary import random_tables, rotary_faults
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Losses
 from sam3lite_convert.records.record import Json, JsonValue
@@ -141,6 +142,7 @@ def verify(folder: Folder, plan: Plan, progress: Callable[[str], Advance] | None
             component = component_of_key(plan, key)
             why = "is not part of the model"
             found_out.append(Difference(key, UNEXPECTED, component, why, "tensors are not part of the model"))
+        found_out += _rotary_differences(plan, source, out.notes)
         sha256, notes = hashing.result()
     out.notes += notes
     beyond = [*_cut_differences(folder, plan), *_overflow_differences(folder, plan, out.loss)]
@@ -211,6 +213,17 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
         if original != read_exactly(file, start, length):
             return False
     return True
+
+
+def _rotary_differences(plan: Plan, source: BinaryIO, notes: list[str]) -> Iterator[Difference]:
+    """Rotary tables of the checkpoint that the target would compute otherwise. Adds random ones to ``notes``."""
+    random = 0
+    for fault in rotary_faults(plan, source):
+        random += fault.random
+        if not fault.random:
+            yield Difference(fault.key, "V-ROTARY", "vision_encoder", fault.why, fault.cause)
+    if random:
+        notes.append(random_tables(random))
 
 
 def _cut_differences(folder: Folder, plan: Plan) -> Iterator[Difference]:
