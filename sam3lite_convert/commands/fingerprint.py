@@ -58,7 +58,7 @@ def add_fingerprint(folder: Path, receipt: Receipt, plan: Plan) -> tuple[Receipt
 
 
 def _stated(etag: str | None) -> str | None:
-    """The SHA-256 that the Hub states of a file of which only ranges were read; other files have another kind of etag."""
+    """The SHA-256 that the Hub states of a file of which only ranges were read; small files have another etag."""
     return etag if etag is not None and len(etag) == 64 else None
 
 

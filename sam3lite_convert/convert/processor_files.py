@@ -79,7 +79,7 @@ def fetch_tokenizer(source: str, cache: Path | None = None) -> TokenizerFiles:
         raise CannotRun(
             f"{source} holds no CLIP tokenizer: neither {_WHOLE} nor {' and '.join(_PARTS)}", "no_tokenizer"
         )
-    _check_vocabulary(source, found.files)
+    check_vocabulary(source, found.files)
     return found
 
 
@@ -106,7 +106,7 @@ def _complete(names: Container[str]) -> bool:
     return _WHOLE in names or all(name in names for name in _PARTS)
 
 
-def _check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
+def check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
     """Raises CannotRun if the ids are not CLIP's: every prompt would then mean something else.
 
     CLIP's vocabulary consists of 256 byte symbols, the same symbols with an end-of-word mark, one token for each

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sam3lite_convert.checkpoint.hashing import SourceHash
 from sam3lite_convert.checkpoint.nonfinite import not_finite, searching, words_of
@@ -19,6 +20,7 @@ from sam3lite_convert.convert.tensor_bytes import CastLoss
 from sam3lite_convert.convert.whole_folder import check_destination, whole_folder
 from sam3lite_convert.files import write_json, write_text
 from sam3lite_convert.plan.plan import Options, Plan
+from sam3lite_convert.plan.rotary import random_tables, rotary_faults
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Receipt
@@ -45,6 +47,21 @@ def default_output(checkpoint: Path, options: Options) -> Path:
     if options.dtype not in (None, "float32"):
         name += f"-{options.dtype}"
     return Path("converted") / name
+
+
+def _rotary_notes(plan: Plan, source: BinaryIO) -> list[str]:
+    """What is dropped in the belief that the target computes the same, and is not the same."""
+    faults = list(rotary_faults(plan, source))
+    random = sum(fault.random for fault in faults)
+    others = [fault for fault in faults if not fault.random]
+    notes = [random_tables(random)] if random else []
+    if others:
+        more = f", and {len(others) - 1:,} more" if len(others) > 1 else ""
+        notes.append(
+            f"{others[0].key} {others[0].why}{more}. The original computes with the stored table, the target with its "
+            "own (sam3lite explain V-ROTARY)"
+        )
+    return notes
 
 
 def plan_notes(plan: Plan) -> list[str]:
@@ -127,7 +144,7 @@ def convert(
         sha256, more = hashing.result()
         special = search.result() | not_finite(plan.checkpoint.path, hashing.suspects(sources.values()))
         strict.check(special, loss, plan.options.dtype)
-        notes = plan_notes(plan) + more
+        notes = plan_notes(plan) + more + _rotary_notes(plan, source)
         if special:
             notes.append(f"the checkpoint holds NaN or infinity, which are kept: {words_of(special)}")
         if loss.overflowed_values:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sam3lite_convert.plan.architecture import TEXT, VISION, Architecture
+from sam3lite_convert.plan.rotary import axial_table
 from sam3lite_convert.plan.tables import Layout, load_mappings
 from sam3lite_convert.plan.targets import expected_targets
 
@@ -86,12 +87,12 @@ def _other_level(source: str, architecture: Architecture) -> bool:
 
 
 def draw(key: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    """Random values for one tensor: float32, but for the rotary tables and the counters."""
+    """Random values for one tensor: float32, but for the counters, and the rotary tables, which are computed."""
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode()) + seed))
     if key.endswith("num_batches_tracked"):
         return torch.tensor(1000, dtype=torch.int64)
     if key.endswith("freqs_cis"):
-        return torch.polar(torch.ones(shape), torch.from_numpy(rng.random(shape, dtype=np.float32)) * 2 * math.pi)
+        return torch.from_numpy(axial_table(math.isqrt(shape[0]), shape[1], _WINDOW).astype(np.complex64))
     if key.endswith("running_var"):
         return torch.from_numpy(rng.random(shape, dtype=np.float32) + np.float32(0.5))
     scale = np.float32(0.1 if len(shape) <= 1 else max(math.prod(shape) / shape[0], 1) ** -0.5)

@@ -290,6 +290,34 @@ _ALL = (
     ),
     # ---- the other files
     Code(
+        "V-PROCESSOR",
+        "the image processor is another",
+        "A file of the processor does not prepare pictures as the original does: mean and deviation 0.5, values scaled "
+        "by 1/255, resized bilinearly to the model's size, without keeping the aspect ratio.",
+        "The fields of preprocessor_config.json and processor_config.json; with a receipt, also the files' hashes.",
+        "The model sees other pixels than it was trained with.",
+        "Take the file from a conversion of the same checkpoint.",
+    ),
+    Code(
+        "V-TOKENIZER",
+        "the tokenizer is another",
+        "A file of the tokenizer gives other ids than the original's: other vocabulary or merges, another padding id "
+        "(the original's is 0), another length than the model is called with.",
+        "The vocabulary and settings in the tokenizer's files; with a receipt, also the files' hashes.",
+        "Prompts become other ids; the text features are those of other words.",
+        "sam3lite convert --tokenizer writes the right files into a converted folder.",
+    ),
+    Code(
+        "V-ROTARY",
+        "the source's rotary table is not what the target computes",
+        "The checkpoint stores the ViT's rotary tables (freqs_cis). A conversion drops them, as the target computes "
+        "them. Here the stored table is another.",
+        "The table is computed from the original's formula and compared; 1e-4 is allowed for rounding in float32. "
+        "Random tables, which only generated checkpoints have, are said and do not change the verdict.",
+        "The original loads and uses the stored table, the converted model the computed one: image features differ.",
+        "Find out where the table comes from. If the computed one is right, store it in the checkpoint.",
+    ),
+    Code(
         "V-RECEIPT",
         "conversion.json says something else",
         "The receipt does not describe this conversion of this source.",

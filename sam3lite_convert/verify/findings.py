@@ -18,6 +18,7 @@ from sam3lite_convert.verify.key_patterns import key_patterns
 # independent tensors of n elements have one of about 1/sqrt(n): 0.3 is more than four standard deviations for the
 # smallest tensor that is asked (_ENOUGH), and 0.8 is a difference of 60 % of the source's spread.
 _CLOSE, _UNRELATED, _ENOUGH = 0.8, 0.3, 256
+_ROTARY = "rotary tables of the checkpoint"
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
     files: Counter[str] = Counter()
     for f in findings:
         if _beside(f):
-            files[f.keys[0].partition(":")[0]] += len(f.keys)
+            files[_ROTARY if f.code == "V-ROTARY" else f.keys[0].partition(":")[0]] += len(f.keys)
     said += [f"{name}: {n} {'fault' if n == 1 else 'faults'}" for name, n in files.items()]
     tensors = any(not _beside(f) for f in findings)
     same = f"equal up to {up_to}" if up_to else "equal to the bit"
@@ -260,4 +261,5 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
 
 def _beside(finding: Finding) -> bool:
     """Whether a finding is about a file beside the tensors, or about the source, rather than about a tensor."""
-    return finding.component == "files" or finding.code.startswith(("V-CONFIG", "V-RECEIPT"))
+    beside = ("V-CONFIG", "V-RECEIPT", "V-PROCESSOR", "V-TOKENIZER", "V-ROTARY")
+    return finding.component == "files" or finding.code.startswith(beside)

@@ -23,6 +23,7 @@ from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
 from sam3lite_convert.plan.architecture import Architecture, component_of
 from sam3lite_convert.plan.plan import Mapped, Plan
+from sam3lite_convert.plan.rotary import random_tables, rotary_faults
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Losses
 from sam3lite_convert.records.record import Json, JsonValue
@@ -30,6 +31,7 @@ from sam3lite_convert.records.verify import Finding
 from sam3lite_convert.verify.config_check import check_config
 from sam3lite_convert.verify.diagnose import Cause, Diagnoser, explain_rows, explain_shape, one_row
 from sam3lite_convert.verify.findings import Difference, component_of_key, gathered, summary_of
+from sam3lite_convert.verify.side_files_check import check_side_files
 from sam3lite_convert.workers import Advance
 
 COUNTER = "num_batches_tracked"
@@ -165,6 +167,7 @@ def verify(
             component = component_of_key(plan, key)
             why = "is not part of the model"
             found_out.append(Difference(key, UNEXPECTED, component, why, "tensors are not part of the model"))
+        found_out += _rotary_differences(held, source, out.notes)
         sha256, notes = hashing.result()
         if values is not None and plan.checkpoint.partial:
             notes = []  # on a download of the text tensors; what was read here is the caller's to say
@@ -174,6 +177,10 @@ def verify(
     found_out += beyond
     found_out += _config_differences(folder, plan, out.notes)
     found_out += _receipt_differences(folder, plan, sha256, out.notes)
+    for fault in check_side_files(folder, plan):
+        key = f"{fault.name}: {fault.field}" if fault.field else fault.name
+        component = "processor" if fault.code == "V-PROCESSOR" else "tokenizer"
+        found_out.append(Difference(key, fault.code, component, fault.why, f"{key} {fault.why}"))
     if other := fingerprint():
         found_out.append(Difference("fingerprint.json", "V-FINGERPRINT", "files", other))
     out.differences, out.findings = gathered(found_out)
@@ -251,6 +258,17 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
         if original != read_exactly(file, start, length):
             return False
     return True
+
+
+def _rotary_differences(plan: Plan, source: BinaryIO, notes: list[str]) -> Iterator[Difference]:
+    """Rotary tables of the checkpoint that the target would compute otherwise. Adds random ones to ``notes``."""
+    random = 0
+    for fault in rotary_faults(plan, source):
+        random += fault.random
+        if not fault.random:
+            yield Difference(fault.key, "V-ROTARY", "vision_encoder", fault.why, fault.cause)
+    if random:
+        notes.append(random_tables(random))
 
 
 def _cut_differences(folder: Folder, plan: Plan) -> Iterator[Difference]:

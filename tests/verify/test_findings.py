@@ -285,6 +285,15 @@ def spoil_type(folder):
     edit_config(folder, "text_config", "num_attention_heads", value="2")
 
 
+def spoil_processor(folder):
+    path = folder / "preprocessor_config.json"
+    path.write_text(path.read_text().replace("0.5", "0.4"))
+
+
+def spoil_tokenizer(folder):
+    (folder / "tokenizer_config.json").write_text('{"pad_token": "<|endoftext|>"}')
+
+
 FILES = {
     "V-FINGERPRINT": spoil_fingerprint,
     "V-CONFIG-CLASS": spoil_class,
@@ -294,6 +303,8 @@ FILES = {
     "V-CONFIG-DTYPE": spoil_dtype,
     "V-CONFIG-ROPE": spoil_rope,
     "V-CONFIG-TYPE": spoil_type,
+    "V-PROCESSOR": spoil_processor,
+    "V-TOKENIZER": spoil_tokenizer,
 }
 PACKED = ("V-QKV-ORDER", "V-QKV-INTERLEAVED")
 # Made in tests of their own; those of a folder in tests/verify/test_taken.py.
@@ -301,7 +312,7 @@ OF_A_FOLDER = {
     folders.NOT_TAKEN, folders.INDEX, folders.TWICE, folders.WEIGHTS, folders.FORMAT, folders.WRAPPED,
     folders.PREFIX, folders.DISTRIBUTED, folders.ADAPTER,
 }  # fmt: skip
-ELSEWHERE = {"V-RECEIPT", "V-CAST-OVERFLOW", *OF_A_FOLDER}
+ELSEWHERE = {"V-RECEIPT", "V-CAST-OVERFLOW", "V-ROTARY", *OF_A_FOLDER}
 
 
 def codes_in_the_code():

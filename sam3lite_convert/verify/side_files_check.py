@@ -1,0 +1,207 @@
+"""Checks the processor and tokenizer files of a folder that transformers loads.
+
+With a receipt their hashes are compared. With or without one, what they say is compared with what the family needs. A
+folder without such files is none the worse: the caller then brings a processor and a tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from sam3lite_convert.convert import processor_files
+from sam3lite_convert.convert.clip_ids import END, PAD, START
+from sam3lite_convert.convert.folder import Folder
+from sam3lite_convert.convert.processor_files import PROCESSOR, TOKENIZER
+from sam3lite_convert.convert.side_files import CONFIG_NAME
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.records.record import Json, JsonValue
+
+_LIMIT = 64 << 20  # bytes; a tokenizer.json takes 2 MB
+# Fields of the image processor that change the pixels; each that is left out has the original's value, but for size and
+# mask_size, whose defaults are those of the released models.
+_DEFAULT_SIZE = 1008
+_IMAGE_FIELDS = (
+    "do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
+    "image_std", "do_center_crop", "do_pad", "image_processor_type",
+)  # fmt: skip
+_NOT_DONE = ("do_center_crop", "do_pad")  # by the original, nor by the library unless they are asked for
+# What CLIPTokenizer takes for a field that is left out.
+_TOKENIZER_DEFAULTS: Json = {
+    "pad_token": "<|endoftext|>", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "padding_side": "right",
+    "truncation_side": "right", "do_lower_case": True,
+}  # fmt: skip
+_IDS = {"pad_token": PAD, "bos_token": START, "eos_token": END}
+
+
+class SideFileFault(NamedTuple):
+    """A field of a processor or tokenizer file that is wrong, or the file itself (``field`` is then empty)."""
+
+    name: str
+    field: str
+    why: str
+
+    @property
+    def code(self) -> str:
+        """The code of the cause."""
+        return "V-PROCESSOR" if self.name in PROCESSOR else "V-TOKENIZER"
+
+
+def check_side_files(folder: Folder, plan: Plan) -> Iterator[SideFileFault]:
+    """What is wrong with the processor and tokenizer files of a local folder."""
+    if not folder.path.is_dir() or not plan.layout.loader.processor:
+        return
+    files, unreadable = _read(folder.path)
+    yield from unreadable
+    said = set()
+    whole = plan.options.component == "all" and plan.architecture.vision is not None
+    for fault in (*(_processor(files, plan) if whole else ()), *_tokenizer(files, plan)):
+        said.add(fault.name)
+        yield fault
+    for fault in _hashes(folder, files):
+        if fault.name not in said:
+            yield fault
+
+
+def _read(folder: Path) -> tuple[dict[str, bytes], list[SideFileFault]]:
+    files: dict[str, bytes] = {}
+    faults = []
+    for name in (*PROCESSOR, *TOKENIZER):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            if path.stat().st_size > _LIMIT:
+                raise ValueError("it is too large for such a file")
+            files[name] = path.read_bytes()
+            if name.endswith(".json") and not isinstance(json.loads(files[name]), dict):
+                raise ValueError("it is not a JSON object")
+        except (OSError, ValueError, RecursionError) as fault:
+            files.pop(name, None)
+            faults.append(SideFileFault(name, "", f"cannot be read ({fault})"))
+    return files, faults
+
+
+def _hashes(folder: Folder, files: dict[str, bytes]) -> Iterator[SideFileFault]:
+    """Files that are not those that the receipt lists."""
+    listed = folder.receipt.get("beside") if folder.receipt else None
+    for name, digest in (listed if isinstance(listed, dict) else {}).items():
+        if name == CONFIG_NAME or name not in (*PROCESSOR, *TOKENIZER):
+            continue  # config.json is judged field by field
+        if name not in files:
+            if not (folder.path / name).exists():
+                yield SideFileFault(name, "", "is missing; the receipt lists it")
+        elif hashlib.sha256(files[name]).hexdigest() != digest:
+            yield SideFileFault(name, "", "is not the file that the receipt lists: its SHA-256 is another")
+
+
+def _json(files: dict[str, bytes], name: str) -> Json:
+    data = json.loads(files[name]) if name in files else {}
+    return data if isinstance(data, dict) else {}
+
+
+# ---- the image processor
+
+
+def _processor(files: dict[str, bytes], plan: Plan) -> Iterator[SideFileFault]:
+    wanted = json.loads(processor_files.processor_files(plan)[PROCESSOR[1]])
+    for name in PROCESSOR:
+        if name not in files:
+            continue
+        said = _json(files, name)
+        if name == PROCESSOR[0]:
+            yield from _processor_config(name, said, wanted)
+        nested = name == PROCESSOR[0]
+        image = said.get("image_processor") if nested else said
+        if isinstance(image, dict):
+            yield from _image(name, "image_processor." if nested else "", image, wanted)
+        elif image is not None:
+            yield SideFileFault(name, "image_processor", f"is {image!r}, which is not an object")
+
+
+def _processor_config(name: str, said: Json, wanted: Json) -> Iterator[SideFileFault]:
+    size = wanted["size"]
+    for field, want in (("target_size", size["height"] if isinstance(size, dict) else None), ("point_pad_value", -10)):
+        have = said.get(field)
+        if have is not None and (type(have) is not int or have != want):
+            yield SideFileFault(name, field, f"is {have!r}; the original's is {want!r}")
+
+
+def _image(name: str, path: str, image: Json, wanted: Json) -> Iterator[SideFileFault]:
+    for field in _IMAGE_FIELDS:
+        want = False if field in _NOT_DONE else wanted[field]
+        default: JsonValue = {"height": _DEFAULT_SIZE, "width": _DEFAULT_SIZE} if field == "size" else want
+        have = image.get(field)
+        left_out = "" if have is not None else " (left out, so the library's default applies)"
+        have = default if have is None else have
+        if field == "image_processor_type":
+            # The library writes the class that it loaded with, which may be the faster twin of the same processor.
+            if isinstance(have, str) and isinstance(want, str) and have.removesuffix("Fast") == want:
+                continue
+        elif _same(have, want):
+            continue
+        yield SideFileFault(name, path + field, f"is {have!r}{left_out}; the original's is {want!r}")
+
+
+def _same(have: JsonValue, want: JsonValue) -> bool:
+    if isinstance(want, dict):
+        return isinstance(have, dict) and have.keys() == want.keys() and all(_same(have[k], want[k]) for k in want)
+    if isinstance(want, list):
+        return isinstance(have, list) and len(have) == len(want) and all(map(_same, have, want))
+    if isinstance(want, bool) or not isinstance(want, int | float):
+        return type(have) is type(want) and have == want
+    return isinstance(have, int | float) and not isinstance(have, bool) and abs(have - want) <= 1e-9
+
+
+# ---- the tokenizer
+
+
+def _tokenizer(files: dict[str, bytes], plan: Plan) -> Iterator[SideFileFault]:
+    vocabulary = {n: files[n] for n in TOKENIZER if n in files and n not in processor_files.TOKENIZER[:2]}
+    if vocabulary:
+        try:
+            processor_files.check_vocabulary("the folder", vocabulary)
+        except CannotRun as fault:
+            first = next(iter(vocabulary))
+            yield SideFileFault(first, "", fault.message)
+    settings, special = (_json(files, name) for name in TOKENIZER[:2])
+    name = TOKENIZER[0]
+    if name not in files:
+        return
+    context, length = plan.architecture.sizes["context"], settings.get("model_max_length")
+    if length is not None and (type(length) not in (int, float) or length != context):
+        yield SideFileFault(name, "model_max_length", f"is {length!r}; the model is called with {context}")
+    for field, default in _TOKENIZER_DEFAULTS.items():
+        have = settings.get(field)
+        left_out = "" if have is not None else " (left out, so the library's default applies)"
+        have = _token(default if have is None else have)
+        if field not in _IDS:
+            if have != default:
+                yield SideFileFault(name, field, f"is {have!r}; the original's is {default!r}")
+        elif _id(have, settings) != _IDS[field]:
+            yield SideFileFault(name, field, f"is {have!r}{left_out}; the original's id for it is {_IDS[field]}")
+    for field, number in _IDS.items():
+        have = _token(special.get(field))
+        if have is not None and _id(have, settings) != number:
+            yield SideFileFault(TOKENIZER[1], field, f"is {have!r}; the original's id for it is {number}")
+
+
+def _token(value: JsonValue) -> JsonValue:
+    """The text of a token, which may be stored with settings of its own."""
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _id(token: JsonValue, settings: Json) -> int | None:
+    """CLIP's id of a token that is used as a special one."""
+    known = {"!": PAD, "<|startoftext|>": START, "<|endoftext|>": END}
+    if not isinstance(token, str):
+        return None
+    added = settings.get("added_tokens_decoder")
+    for number, entry in (added if isinstance(added, dict) else {}).items():
+        if _token(entry) == token and str(number).isdecimal():
+            return int(number)
+    return known.get(token)
