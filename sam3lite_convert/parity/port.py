@@ -15,7 +15,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.compare import max_abs
 from sam3lite_convert.parity.encoders import Activations, Encoder, hook_tap, record
 from sam3lite_convert.parity.faults.evidence import Evidence
-from sam3lite_convert.parity.faults.hypotheses import Fit, distance, explain, hypotheses
+from sam3lite_convert.parity.faults.hypotheses import Fit, distance, explain, hypotheses, in_words
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import JudgedTap, Judgement, isolated_belongs, judge, require_finite
 from sam3lite_convert.parity.noise_floor import noise_floor
@@ -24,7 +24,7 @@ from sam3lite_convert.parity.port_files import PortFile
 from sam3lite_convert.parity.taps import point_of, tensors_behind
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
 from sam3lite_convert.plan.plan import Plan
-from sam3lite_convert.records.parity import DiagnosisRecord, FitRecord, SuspectTensor
+from sam3lite_convert.records.parity import DiagnosisRecord, SuspectTensor
 
 _FEW = 4  # modules of a gap that are searched; each hypothesis in each of them is a run of the encoder
 _HALVES = (torch.bfloat16, torch.float16)
@@ -196,13 +196,14 @@ def _diagnosis(
         listed = f"{', '.join(places[:-1])} or {places[-1]}"
         cause = f"the fault was made in {listed}; give those taps too, and its place and cause can be told"
     else:
-        fits = explain(evidence, first.name, values[first.name], *first.own_tolerances)
+        propagated = first.isolated is None
+        fits = explain(evidence, first.name, values[first.name], *first.own_tolerances, propagated)
         cause = "no known fault explains it; check the tensors listed for this tap"
         suspects = tuple(_suspects(plan, first.name))
     return DiagnosisRecord(
         tap=first.name,
-        cause=fits[0].words if fits else cause,
-        fits=tuple(FitRecord(key=f.key, cause=f.words, remaining_error=f.error) for f in fits),
+        cause=in_words(fits) if fits else cause,
+        fits=tuple(fit.record() for fit in fits),
         tensors=suspects,
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import plain_port
 from support.folders import (
     LAYOUTS,
     POSITIONS,
@@ -765,8 +766,10 @@ def kind_of(key: str) -> str:
 def test_every_kind_of_hypothesis_is_tried_here(setups):
     tried = {kind_of(cause) for _, _, _, cause in FAULTS.values()}
     tried |= {"heads_interleaved", "not_causal", "positions_cut", "align_corners", "positions_not_cut", "argmax_last"}
+    # Those that need other code are made in a port of plain torch, in test_outside_ports.
+    tried |= {kind_of(cause) for fault in plain_port.FAULTS.values() for cause in fault.causes}
     known = set()
-    for setup in (setups(), setups(length=9), setups("base", causal=True)):
+    for setup in (setups(), setups(length=9), setups(length=20), setups("base", causal=True)):
         for tap in setup.recorded:
             known |= {h.key for group in (hypotheses, other_layers) for h in group(setup.evidence, tap)}
     assert {kind_of(key) for key in known} <= tried
