@@ -35,7 +35,7 @@ from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.parity import run as parity
 from sam3lite_convert.parity import self_test
 from sam3lite_convert.parity.encoders import Encoder, record
-from sam3lite_convert.parity.faults.hypotheses import Fit, explain, hypotheses
+from sam3lite_convert.parity.faults.hypotheses import Fit, explain, hypotheses, in_words
 from sam3lite_convert.parity.faults.layers import other_layers
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import Floor
@@ -1022,3 +1022,10 @@ def test_a_hypothesis_has_to_bring_the_mean_down_too(setups):
     off = setup.recorded["layers.3"] + 1e-4
     assert explain(setup.evidence, "layers.3", off, 1e-3)
     assert explain(setup.evidence, "layers.3", off, 1e-3, mean_tolerance=1e-6) == []
+
+
+def test_a_cause_names_three_that_fit_alike_and_counts_the_others():
+    fits = [Fit(letter, letter, 0.0) for letter in "abcde"]
+    assert in_words(fits[:1]) == "a"
+    assert in_words([*fits[:2], Fit("z", "z", 1.0, likely=False)]) == "a; or b"
+    assert in_words(fits) == "a; or b; or c; or one of 2 more"
