@@ -196,8 +196,8 @@ def _diagnosis(
         listed = f"{', '.join(places[:-1])} or {places[-1]}"
         cause = f"the fault was made in {listed}; give those taps too, and its place and cause can be told"
     else:
-        alone = first.isolated is not None
-        fits = explain(evidence, first.name, values[first.name], *first.own_tolerances, propagated=not alone)
+        propagated = first.isolated is None
+        fits = explain(evidence, first.name, values[first.name], *first.own_tolerances, propagated)
         cause = "no known fault explains it; check the tensors listed for this tap"
         suspects = tuple(_suspects(plan, first.name))
     return DiagnosisRecord(

@@ -63,9 +63,13 @@ FAULTS: dict[str, Fault] = {
     "positions with aligned corners": Fault("embeddings", ("align_corners",), "length"),
     "positions by the nearest row": Fault("embeddings", ("positions_nearest",), "length"),
     "positions end with the last row": Fault("embeddings", ("positions_clamped",), "long"),
+    "positions end with zeros": Fault("embeddings", ("positions_zero",), "long"),
+    "positions begin again": Fault("embeddings", ("positions_wrapped",), "long"),
     "positions stretched": Fault("embeddings", ("positions_not_cut",), "cut"),
     "padding embedded as zero": Fault("embeddings", ("pad_zero",)),
     "padded with the end id": Fault("embeddings", ("padded_with_end",)),
+    "ids without the start id": Fault("embeddings", ("ids_shifted:+1",)),
+    "start id twice": Fault("embeddings", ("ids_shifted:-1",)),
     # any layer
     "tanh GELU": Fault("layer", ("gelu_tanh",)),
     "quick GELU": Fault("layer", ("quick_gelu",)),
@@ -83,6 +87,7 @@ FAULTS: dict[str, Fault] = {
     "heads innermost in qkv": Fault("transformer", ("qkv_heads_innermost",), "heads"),
     "heads merged without transposing": Fault("transformer", ("heads_not_transposed",), "heads"),
     "heads interleaved": Fault("transformer", ("heads_interleaved",), "heads"),
+    "heads interleaved throughout": Fault("transformer", ("heads_interleaved_throughout",), "heads"),
     "q and k swapped": Fault("transformer", ("qkv_order:kqv",)),
     "q and v swapped": Fault("transformer", ("qkv_order:vkq",)),
     "v, q, k": Fault("transformer", ("qkv_order:vqk",)),
@@ -223,6 +228,10 @@ def run_port(
     way = _Way(frozenset({fault} - {None}), variation, heads or width // HEAD_DIM, context)  # type: ignore[arg-type]
     if "padded with the end id" in way:
         ids = torch.where(_behind_end(ids), ids.max(), ids)
+    elif "ids without the start id" in way:
+        ids = torch.cat([ids[:, 1:], torch.zeros_like(ids[:, :1])], 1)
+    elif "start id twice" in way:
+        ids = torch.cat([ids[:, :1], ids[:, :-1]], 1)
     if variation in ("float64", "float64, rounded"):
         held = {k: t.double() if t.is_floating_point() else t for k, t in held.items()}
 
@@ -334,6 +343,10 @@ def _positions(rows: Tensor, length: int, way: _Way) -> Tensor:
         return rows[:length]
     if "positions end with the last row" in way:
         return rows[torch.arange(length).clamp(max=len(rows) - 1)]
+    if "positions end with zeros" in way:
+        return torch.cat([rows, rows.new_zeros(length - len(rows), rows.shape[1])])
+    if "positions begin again" in way:
+        return rows[torch.arange(length) % len(rows)]
     if "positions by the nearest row" in way:
         return rows[(torch.arange(length) * len(rows)) // length]
     if "positions with aligned corners" in way:
@@ -466,7 +479,7 @@ def _attention(w: Mapping[str, Tensor], x: Tensor, mask: Tensor | None, behind: 
     mixed = _mixed(q, k, v, mask, scale, way)
     if "heads merged without transposing" in way:
         mixed = mixed.reshape(batch, length, dim)
-    elif "heads interleaved" in way:
+    elif {"heads interleaved", "heads interleaved throughout"} & way.faults:
         mixed = mixed.permute(0, 2, 3, 1).reshape(batch, length, dim)
     else:
         mixed = mixed.transpose(1, 2).reshape(batch, length, dim)
@@ -480,7 +493,7 @@ def _split(fused: Tensor, heads: int, way: _Way) -> tuple[Tensor, Tensor, Tensor
         q, k, v = fused.view(batch, length, heads, 3, dim // heads).permute(3, 0, 2, 1, 4)
     elif "qkv row by row" in way:
         q, k, v = fused.view(batch, length, heads, dim // heads, 3).permute(4, 0, 2, 1, 3)
-    elif "heads innermost in qkv" in way:
+    elif {"heads innermost in qkv", "heads interleaved throughout"} & way.faults:
         q, k, v = fused.view(batch, length, 3, dim // heads, heads).permute(2, 0, 4, 1, 3)
     else:
         q, k, v = fused.view(batch, length, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
