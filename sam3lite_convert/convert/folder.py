@@ -47,6 +47,7 @@ _WRAPPERS = {
     "sam3_model", "detector_model", "_orig_mod", "_forward_module", "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
 }  # fmt: skip
+_VARIANT = re.compile(r"(?:model|pytorch_model)\.(\w+)\.(?:safetensors|bin)")
 _DISTRIBUTED_FILE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -319,7 +320,7 @@ def _choose(place: Place, config: Json | None, reader: _Reader) -> _Choice:
     else:
         name = next((n for n in _ORDER if place.has(n)), "")
     if not name:
-        why = f"is missing, and so is {_SINGLE}: {reader.name} finds no tensors"
+        why = f"is missing, and so is {_SINGLE}: {reader.name} finds no tensors{_passed_over(place.names(), reader)}"
         return _Choice((), "", (FolderFault(INDEX_NAME, why, NOT_TAKEN),))
     if not name.endswith(".index.json"):
         return _Choice((name,), name)
@@ -339,6 +340,17 @@ def _choose(place: Place, config: Json | None, reader: _Reader) -> _Choice:
     if not places:
         faults.append(FolderFault(name, "names no tensors", INDEX))
     return _Choice(there, name, tuple(faults), name, places)
+
+
+def _passed_over(names: list[str], reader: _Reader) -> str:
+    """In words, the files of weights that are there under names that the reader does not look for."""
+    lying = [n for n in names if _is_weights(n)]
+    if not lying:
+        return ""
+    shown = ", ".join(lying[:3]) + (f" and {len(lying) - 3} more" if len(lying) > 3 else "")
+    variant = _VARIANT.fullmatch(lying[0])
+    how = f" (it takes {lying[0]} with variant={variant[1]!r})" if variant and reader.library else ""
+    return f"; it does not look for {shown}{how}"
 
 
 def _not_takable(stated: object, place: Place) -> str | None:

@@ -338,6 +338,14 @@ def test_a_key_that_two_shards_hold_is_named(empty, right, tiny):
     assert twice == {k for k in right if k.startswith("detr")}
 
 
+def test_a_variant_alone_is_named_with_the_way_to_load_it(empty, right, tiny):
+    variant_alone(empty, right)
+    loaded = transformers.Sam3LiteTextModel.from_pretrained(empty, variant="fp32").state_dict()
+    assert all(torch.equal(t, right[k]) for k, t in loaded.items())
+    (why,) = by_key(verify(empty, tiny).json).values()
+    assert "model.fp32.safetensors with variant='fp32'" in why
+
+
 def test_a_prefix_is_named_and_the_values_are_judged_without_it(empty, right, tiny):
     prefixed("_orig_mod.module.")(empty, right)
     assert by_key(verify(empty, tiny).json).keys() == {"_orig_mod.module."}
