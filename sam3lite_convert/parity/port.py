@@ -25,7 +25,8 @@ from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.parity import DiagnosisRecord, FitRecord, SuspectTensor
 
-_FEW = 4  # modules of a gap that are searched: each hypothesis in each of them is a run of those behind it
+# Modules of a gap that are searched: all of an S0, in seconds. Each hypothesis in one is a run of those behind it.
+_SEARCHED = 9
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -229,7 +230,7 @@ def _fits_between(evidence: Evidence, first: JudgedTap, places: Sequence[str], c
     Each is made in its module, and the reference runs on from there.
     ``places``: the modules by tap, in the order of execution, the last one being that of ``first``.
     """
-    if len(places) > _FEW:
+    if len(places) > _SEARCHED:
         return []
     limit, mean_limit = first.own_tolerances
     fits = []
