@@ -209,9 +209,14 @@ def test_between_two_taps_no_layer_is_blamed_but_the_one_whose_fault_it_is(s0, t
     assert "first divergence: between layers.1 and layers.4\n" in out and "DIVERGES" not in out
 
 
-def test_where_nothing_before_was_given_the_place_is_the_whole_way(s0, tmp_path):
-    record = judge(saved(tmp_path, only(bad(), "projected", "pooled")), s0, code=1)
+def test_where_nothing_before_was_given_the_place_is_the_whole_way(s0, tmp_path, monkeypatch):
+    file = saved(tmp_path, only(bad(), "projected", "pooled"))
+    record = judge(file, s0, code=1)
     assert record["place"] == "at or before projected" and record["unseen"] == TAPS[:-2]
+    assert record["diagnosis"]["cause"] == "in layers.3: q and k are swapped"
+    # A longer gap is not searched, and no layer is blamed.
+    monkeypatch.setattr("sam3lite_convert.parity.port._SEARCHED", 8)
+    record = judge(file, s0, code=1)
     assert record["diagnosis"]["fits"] == record["diagnosis"]["tensors"] == []
     assert "give those taps too" in record["diagnosis"]["cause"]
 
