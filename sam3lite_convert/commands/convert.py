@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import SourceHash
-from sam3lite_convert.commands.fingerprint import add_fingerprint
+from sam3lite_convert.commands.fingerprint import add_fingerprint, start_fingerprint
 from sam3lite_convert.commands.sources import Location, Source
 from sam3lite_convert.convert import side_files
 from sam3lite_convert.convert import write as conversion
@@ -161,6 +161,7 @@ def convert_checkpoint(
         document = _planned(source, plan, request, folder)
         planned(document)
         tokenizer = side_files.fetch_tokenizer(plan, request.tokenizer, request.cache)
+        fingerprint = start_fingerprint(plan)
         why: str | None = None
         unprinted: str | None = None
         verification: VerifyDocument | None = None
@@ -169,7 +170,7 @@ def convert_checkpoint(
             nonlocal why, unprinted, verification
             receipt = side_files.with_config(work, receipt)
             receipt, why = side_files.add_processor_files(work, receipt, plan, tokenizer)
-            receipt, unprinted = add_fingerprint(work, receipt, plan)
+            receipt, unprinted = add_fingerprint(work, receipt, fingerprint)
             if request.verify:
                 verification = verified(work, source, mappings, request, folder)
             return receipt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted, in_shor
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.fingerprint import Fingerprint, FingerprintDocument, FingerprintSource
 from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,11 +24,10 @@ FINGERPRINT_NAME = "fingerprint.json"
 _LIMIT = 4 << 20  # bytes; that of the largest released variant takes some 20 kB
 
 
-def fingerprint_of(plan: Plan, sha256: str | None = None) -> Fingerprint:
-    """What the original text encoder computes with the weights of a plan's checkpoint.
+def fingerprint_of(plan: Plan) -> Fingerprint:
+    """What the original text encoder computes with the weights of a plan's checkpoint. Its hash is left open.
 
     ``plan``: of the whole file or of its text encoder; its tensors must be on this machine.
-    ``sha256``: of the checkpoint; None if it is not known.
 
     Raises CannotRun if the reference computes NaN or infinity, UnsoundPlan if the weights do not fit it.
     """
@@ -39,22 +40,29 @@ def fingerprint_of(plan: Plan, sha256: str | None = None) -> Fingerprint:
 
     reference = reference_encoder(plan.architecture, source_weights(plan), torch.float32)
     assert isinstance(reference.model, TextStudentEncoder)
-    source = FingerprintSource(name=plan.checkpoint.path.name, size=plan.checkpoint.size, sha256=sha256)
+    source = FingerprintSource(name=plan.checkpoint.path.name, size=plan.checkpoint.size, sha256=None)
     return make_fingerprint(reference.model, plan.architecture, source, plan.not_read)
 
 
-def add_fingerprint(folder: Path, receipt: Receipt, plan: Plan) -> tuple[Receipt, str | None]:
+def start_fingerprint(plan: Plan) -> Worker[Fingerprint] | None:
+    """Start to make the fingerprint, while tensors are written; None without torch."""
+    return Worker(lambda: fingerprint_of(plan)) if importlib.util.find_spec("torch") is not None else None
+
+
+def add_fingerprint(folder: Path, receipt: Receipt, made: Worker[Fingerprint] | None) -> tuple[Receipt, str | None]:
     """Write fingerprint.json into a folder. Returns the receipt that lists it, and why there is none: None if it was
     written."""
-    if importlib.util.find_spec("torch") is None:
+    if made is None:
         return receipt, f"no {FINGERPRINT_NAME}: torch is not installed"
     try:
-        from sam3lite_convert.parity.fingerprint import in_lines
-
-        made = fingerprint_of(plan, receipt.source.sha256 or _stated(receipt.source.etag))
+        found = made.result()
     except CannotRun as fault:
         return receipt, f"no {FINGERPRINT_NAME}: {fault.message}"
-    return add_file(folder, receipt, FINGERPRINT_NAME, in_lines(made)), None
+    from sam3lite_convert.parity.fingerprint import in_lines
+
+    sha256 = receipt.source.sha256 or _stated(receipt.source.etag)
+    found = replace(found, source=replace(found.source, sha256=sha256))
+    return add_file(folder, receipt, FINGERPRINT_NAME, in_lines(found)), None
 
 
 def _stated(etag: str | None) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
 from sam3lite_convert.commands.convert import Request, add_parity, fetch, finished, sizes, verified
-from sam3lite_convert.commands.fingerprint import FINGERPRINT_NAME, add_fingerprint
+from sam3lite_convert.commands.fingerprint import FINGERPRINT_NAME, add_fingerprint, start_fingerprint
 from sam3lite_convert.commands.sources import Location
 from sam3lite_convert.convert import processor_files, side_files, up_to_date
 from sam3lite_convert.convert.card import CARD_NAME
@@ -119,7 +119,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
         with source.trusted():
             plan = make_plan(source.read(), mappings, request.options) if wants_files or wants_fingerprint else None
             if plan is not None and wants_fingerprint:
-                receipt, _ = add_fingerprint(folder, receipt, plan)
+                receipt, _ = add_fingerprint(folder, receipt, start_fingerprint(plan))
                 receipt, _ = side_files.write_receipt(folder, receipt)
             if plan is not None and wants_files:
                 tokenizer = side_files.fetch_tokenizer(
