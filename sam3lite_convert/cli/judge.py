@@ -27,6 +27,7 @@ def judge(
     tolerance: o.Tolerance = None,
     html: o.HtmlReport = None,
     partial: o.Partial = False,
+    context: o.ContextOption = None,
     causal: o.Causal = False,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
@@ -43,7 +44,7 @@ def judge(
 
     found = one_checkpoint(source, checkpoint)
     if fingerprint is not None:
-        others = [found, ids, tolerance, html, mapping, partial or None, causal or None]
+        others = [found, ids, tolerance, html, mapping, partial or None, context, causal or None]
         if any(value is not None for value in others):
             raise CannotRun("--fingerprint takes the place of a checkpoint, and goes with --name and --json", "usage")
         _by_fingerprint(file, fingerprint, name, json)
@@ -58,7 +59,7 @@ def judge(
         document = judge_saved(file, tolerance, name)
     else:
         location, mappings = locate(found, repo_id, revision, cache_dir, json), load_mappings(mapping)
-        document = judge_port(file, location, mappings, name, ids, tolerance, partial, causal, html, json)
+        document = judge_port(file, location, mappings, name, ids, tolerance, partial, context, causal, html, json)
     show_judged(document, html, json)
 
 
@@ -81,6 +82,7 @@ def judge_port(
     ids: Path | None,
     tolerance: float | None,
     partial: bool,
+    context: int | None,
     causal: bool,
     html: Path | None,
     json: bool,
@@ -102,6 +104,7 @@ def judge_port(
         ids_from=f"the ids of {ids}",
         name=name,
         tolerance=tolerance,
+        context=context,
         causal=causal,
         report_of=typed() if html is not None else None,
     )

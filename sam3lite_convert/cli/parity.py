@@ -73,21 +73,21 @@ def parity(
             raise CannotRun("--report and --save-activations name the same file", "usage")
     if judge is not None:
         given = [
-            converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations, context,
+            converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations,
             self_test or None, batch if batch != 1 else None,
             attention if attention is not o.Attention.eager else None, as_used or strict_behaviour or None,
             original_repo, allow_not_read or None,
         ]  # fmt: skip
-        of_checkpoint = [ids, mapping, partial or None, causal or None]
+        of_checkpoint = [ids, mapping, partial or None, context, causal or None]
         if any(value is not None for value in given + (of_checkpoint if found is None else [])):
             raise CannotRun(
                 "--judge reads activations from a file and takes only --tolerance, --name and --report, and with "
-                "--checkpoint also --ids, --causal, --mapping and --partial",
+                "--checkpoint also --ids, --context, --causal, --mapping and --partial",
                 "usage",
             )
         if found is not None:
             place, tables = locate(found, repo_id, revision, cache_dir, json), load_mappings(mapping)
-            document = judge_port(judge, place, tables, name, ids, tolerance, partial, causal, html, json)
+            document = judge_port(judge, place, tables, name, ids, tolerance, partial, context, causal, html, json)
             show_judged(document, html, json)
             return
         from sam3lite_convert.commands.judge import judge_saved

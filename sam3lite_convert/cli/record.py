@@ -20,6 +20,7 @@ def record(
     prompt: o.Prompts = None,
     prompts_file: o.PromptsFile = None,
     partial: o.Partial = False,
+    context: o.ContextOption = None,
     causal: o.Causal = False,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
@@ -51,7 +52,7 @@ def record(
     prompts = read_prompts(prompt or [], prompts_file)
     read = text_source(locate(name, repo_id, revision, cache_dir, json), partial, mappings, causal, json)
     if fingerprint:
-        written = record_fingerprint(read, mappings, output, causal)
+        written = record_fingerprint(read, mappings, output, context, causal)
         (as_json if json else fingerprinted)(written)
         return
     document = record_reference(
@@ -63,6 +64,7 @@ def record(
         batch=batch,
         length=length,
         prompts=prompts,
+        context=context,
         causal=causal,
     )
     (as_json if json else recorded)(document)

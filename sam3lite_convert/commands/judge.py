@@ -92,6 +92,7 @@ def judge_port(
     ids_from: str = "ids given by the caller",
     name: str | None = None,
     tolerance: float | None = None,
+    context: int | None = None,
     causal: bool = False,
     report_of: str | None = None,
 ) -> ParityDocument:
@@ -102,6 +103,7 @@ def judge_port(
     ``ids``: (batch, sequence), integers; None: those of the file, or else the default input of ``parity``.
     ``ids_from``: where ``ids`` come from, in words.
     ``name``: of the port. None: the name of the file.
+    ``context``: what the model is called with, in tokens. None: what the checkpoint states.
     ``report_of``: the command as it was typed, if a page is wanted.
 
     Raises CannotRun for ids that the encoder does not take or that are not known, an unknown tap or a shape that is not
@@ -119,7 +121,7 @@ def judge_port(
         # In a thread of its own, while the original runs.
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
         checkpoint = source.read()
-        plan = make_plan(checkpoint, mappings, Options(component="text", causal=causal))
+        plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         inputs, notes = _inputs(plan, port, ids, ids_from, called)
         try:
             judged = judge_port_file(plan, port, inputs, tolerance)

@@ -304,6 +304,7 @@ def judge_activations(
         ids=ids,
         name=name,
         tolerance=tolerance,
+        context=opened.context,
         causal=causal,
     )
 

@@ -22,7 +22,11 @@ _DTYPE = "float32"
 
 
 def record_fingerprint(
-    source: Source, mappings: Mappings, output: Path | None = None, causal: bool = False
+    source: Source,
+    mappings: Mappings,
+    output: Path | None = None,
+    context: int | None = None,
+    causal: bool = False,
 ) -> FingerprintWritten:
     """Make the fingerprint of a checkpoint and write it to a file.
 
@@ -47,7 +51,7 @@ def record_fingerprint(
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
         checkpoint = source.read()
-        plan = make_plan(checkpoint, mappings, Options(component="text", causal=causal))
+        plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         made = fingerprint_of(plan)
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))
@@ -75,6 +79,7 @@ def record_reference(
     batch: int = 1,
     length: int | None = None,
     prompts: Sequence[str] = (),
+    context: int | None = None,
     causal: bool = False,
 ) -> RecordDocument:
     """Run the original on ids and write its activations to a file.
@@ -82,6 +87,7 @@ def record_reference(
     ``output``: .safetensors or .npz, or .json if ``compact``. None: ``<stem of the checkpoint>-reference``, here.
     ``compact``: write a few numbers of each tap, not whole activations.
     ``seed``, ``batch``, ``length``, ``prompts``: the ids, as of ``parity``.
+    ``context``: what the model is called with, in tokens. None: what the checkpoint states.
 
     Raises CannotRun for options that do not go together or a file that cannot be written, UnsoundPlan and Untrusted as
     a conversion does.
@@ -102,7 +108,7 @@ def record_reference(
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
         checkpoint = source.read()
-        plan = make_plan(checkpoint, mappings, Options(component="text", causal=causal))
+        plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         sizes = plan.architecture.sizes
         inputs = make_inputs(sizes["context"], sizes["vocab"], seed, batch, length, prompts)
         reference = reference_encoder(plan.architecture, source_weights(plan), torch.float32)
