@@ -172,7 +172,7 @@ def _tokenizer(files: dict[str, bytes], plan: Plan) -> Iterator[SideFileFault]:
     name = TOKENIZER[0]
     if name not in files:
         return
-    context, length = plan.architecture.sizes["context"], settings.get("model_max_length")
+    context, length = plan.architecture.called, settings.get("model_max_length")
     if length is not None and (type(length) not in (int, float) or length != context):
         yield SideFileFault(name, "model_max_length", f"is {length!r}; the model is called with {context}")
     for field, default in _TOKENIZER_DEFAULTS.items():
