@@ -197,7 +197,7 @@ def _inputs(
         return inputs, []
     if held is not None:
         return replace(given_ids(held, sizes["vocab"]), what="the ids of the file"), []
-    inputs = make_inputs(sizes["context"], sizes["vocab"])
+    inputs = make_inputs(plan.architecture.called, sizes["vocab"])
     return inputs, [
         f"no ids were given: {called} is taken to be computed from the default input, {inputs.what}; if it is not, "
         "this verdict says nothing: give its ids with --ids FILE"

@@ -110,7 +110,7 @@ def record_reference(
         checkpoint = source.read()
         plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         sizes = plan.architecture.sizes
-        inputs = make_inputs(sizes["context"], sizes["vocab"], seed, batch, length, prompts)
+        inputs = make_inputs(plan.architecture.called, sizes["vocab"], seed, batch, length, prompts)
         reference = reference_encoder(plan.architecture, source_weights(plan), torch.float32)
         recorded = record(reference, inputs.ids)
         require_finite(recorded)

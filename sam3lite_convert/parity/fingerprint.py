@@ -65,8 +65,7 @@ def make_fingerprint(
 
     Raises CannotRun if the reference computes NaN or infinity.
     """
-    sizes = architecture.sizes
-    ids = fingerprint_ids(sizes["context"], sizes["vocab"])
+    ids = fingerprint_ids(architecture.called, architecture.sizes["vocab"])
     reference = wrap_reference(model)
     rounded = record(reference, ids)
     require_finite(rounded)
