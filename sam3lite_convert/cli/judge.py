@@ -44,11 +44,8 @@ def judge(
     if html is not None:
         check_report_place(html)
     if found is None:
-        if ids is not None or not file.is_file() or file.suffix in (".npz", ".json"):
-            raise CannotRun(
-                "judge needs the checkpoint that the port was made from: sam3lite judge FILE --checkpoint CHECKPOINT",
-                "usage",
-            )
+        if ids is not None:
+            raise CannotRun("--ids needs the checkpoint: sam3lite judge FILE --checkpoint CHECKPOINT", "usage")
         from sam3lite_convert.commands.judge import judge_saved
 
         document = judge_saved(file, tolerance, name)

@@ -107,6 +107,8 @@ def load_activations(path: Path) -> SavedActivations:
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir() or (path.is_file() and path.suffix in (".npz", ".json")):
+        raise _needs_checkpoint(path)
     if not path.is_file():
         raise CannotRun(f"{path}: no such file", "no_such_file")
     try:
@@ -117,11 +119,7 @@ def load_activations(path: Path) -> SavedActivations:
         raise Untrusted(f"{path}: cannot be read as safetensors ({fault})", "corrupt_file") from fault
     if _METADATA not in metadata:
         if any(tap_of(name) for name in tensors):
-            raise CannotRun(
-                f"{path} holds activations without the original's (plain save_file writes no metadata): judge it with "
-                f"the checkpoint, sam3lite judge {shlex.quote(str(path))} --checkpoint CHECKPOINT",
-                "no_checkpoint",
-            )
+            raise _needs_checkpoint(path)
         raise CannotRun(f"{path} is not a file of activations; parity --save-activations writes one", "no_activations")
     try:
         said = json.loads(metadata[_METADATA])
@@ -147,6 +145,14 @@ def load_activations(path: Path) -> SavedActivations:
     foreign = said.get("candidate_sha256") not in (None, _digest(candidate))
     columns = (sides["reference"], candidate, isolated)
     return SavedActivations(compared, inputs, prompts_total, *columns, measured, foreign)
+
+
+def _needs_checkpoint(path: Path) -> CannotRun:
+    return CannotRun(
+        f"{path} is not a file of parity --save-activations (plain save_file writes no metadata): judge it with the "
+        f"checkpoint, sam3lite judge {shlex.quote(str(path))} --checkpoint CHECKPOINT",
+        "no_checkpoint",
+    )
 
 
 def _digest(activations: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,20 +12,21 @@ from original_ref import TextStudentEncoder
 from sam3lite_convert.convert.text_weights import source_weights
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.compare import max_abs
-from sam3lite_convert.parity.encoders import Activations, Encoder, hook_tap, record
+from sam3lite_convert.parity.encoders import Activations, record
 from sam3lite_convert.parity.faults.evidence import Evidence
-from sam3lite_convert.parity.faults.hypotheses import Fit, distance, explain, hypotheses, in_words
+from sam3lite_convert.parity.faults.hypotheses import Fit, distance, explain, hypotheses, in_words, ranked
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import JudgedTap, Judgement, isolated_belongs, judge, require_finite
 from sam3lite_convert.parity.noise_floor import noise_floor
 from sam3lite_convert.parity.original import reference_encoder
 from sam3lite_convert.parity.port_files import PortFile
-from sam3lite_convert.parity.taps import point_of, tensors_behind
+from sam3lite_convert.parity.taps import LAYER, POOLED, PROJECTED, layer_of, point_of, tensors_behind
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.parity import DiagnosisRecord, SuspectTensor
 
-_FEW = 4  # modules of a gap that are searched; each hypothesis in each of them is a run of the encoder
+# Modules of a gap that are searched: all of an S0, in seconds. Each hypothesis in one is a run of those behind it.
+_SEARCHED = 9
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -92,7 +92,7 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
     table = weights[POSITION_TABLE.removeprefix(TEXT)].to(ran_in)
     evidence = Evidence(model, recorded, inputs.ids, table)
     first = judgement.first
-    diagnosis = _diagnosis(plan, reference, evidence, judgement, given | alone)
+    diagnosis = _diagnosis(plan, evidence, judgement, given | alone)
     if first is not None and (swapped := _swapped(given, ours)):
         notes.append(swapped)
     return JudgedPort(judgement, reference.name, ours, given, alone, ran_in, dtypes, diagnosis, (*port.notes, *notes))
@@ -179,9 +179,7 @@ def _swapped(given: Activations, ours: Activations) -> str | None:
 # ---- the cause
 
 
-def _diagnosis(
-    plan: Plan, reference: Encoder, evidence: Evidence, judgement: Judgement, values: Activations
-) -> DiagnosisRecord | None:
+def _diagnosis(plan: Plan, evidence: Evidence, judgement: Judgement, values: Activations) -> DiagnosisRecord | None:
     """The likely cause of the first divergence. ``values``: isolated where given, else propagated.
 
     The input of the first tap that is off agrees with the reference's, so that its own output is the evidence.
@@ -192,17 +190,22 @@ def _diagnosis(
     suspects: tuple[SuspectTensor, ...] = ()
     if judgement.unseen:
         places = (*judgement.unseen, first.name)
-        fits = list(_fits_between(reference, evidence, first, places, values[first.name]))
+        fits = list(_fits_between(evidence, first, places, values[first.name]))
         listed = f"{', '.join(places[:-1])} or {places[-1]}"
         cause = f"the fault was made in {listed}; give those taps too, and its place and cause can be told"
+        likely = [fit for fit in fits if fit.likely]
+        if len({fit.key.partition(":")[0] for fit in likely}) > 1:
+            cause = f"one of these, which explain {first.name} alike: {'; '.join(fit.words for fit in likely[:4])}"
+        elif fits:
+            cause = in_words(fits)
     else:
         propagated = first.isolated is None
         fits = explain(evidence, first.name, values[first.name], *first.own_tolerances, propagated)
-        cause = "no known fault explains it; check the tensors listed for this tap"
+        cause = in_words(fits) if fits else "no known fault explains it; check the tensors listed for this tap"
         suspects = tuple(_suspects(plan, first.name))
     return DiagnosisRecord(
         tap=first.name,
-        cause=in_words(fits) if fits else cause,
+        cause=cause,
         fits=tuple(fit.record() for fit in fits),
         tensors=suspects,
     )
@@ -223,41 +226,42 @@ def _suspects(plan: Plan, tap: str) -> Iterator[SuspectTensor]:
             )
 
 
-def _fits_between(
-    reference: Encoder, evidence: Evidence, first: JudgedTap, places: Sequence[str], candidate: Tensor
-) -> Iterable[Fit]:
+def _fits_between(evidence: Evidence, first: JudgedTap, places: Sequence[str], candidate: Tensor) -> Iterable[Fit]:
     """Known faults of the modules of a gap that explain the tap behind it, the closest first.
 
     Each is made in its module, and the reference runs on from there.
+    ``places``: the modules by tap, in the order of execution, the last one being that of ``first``.
     """
-    if len(places) > _FEW:
+    if len(places) > _SEARCHED:
         return []
     limit, mean_limit = first.own_tolerances
     fits = []
-    for place in places:
+    for n, place in enumerate(places):
         for hypothesis in hypotheses(evidence, place):
             with torch.inference_mode():
                 made = hypothesis.output()
             if place != first.name:
                 if made.shape != evidence.recorded[place].shape or bool(made.isnan().any()):
                     continue
-                made = _run_on(reference, evidence.ids, place, made)[first.name]
+                made = _run_on(evidence.model, evidence.ids, places[n + 1 :], made)
             if made.shape != candidate.shape:
                 continue
             error, mean = distance(made, candidate)
             if error <= limit and mean <= mean_limit:
                 fits.append(Fit(f"{place}:{hypothesis.key}", f"in {place}: {hypothesis.words}", error))
-    return sorted(fits, key=lambda fit: fit.error)
+    return ranked(fits, limit)
 
 
-def _run_on(reference: Encoder, ids: Tensor, place: str, made: Tensor) -> Activations:
-    """The reference's activations if its module at a tap had given this."""
-
-    def replaced(tap: str, value: Tensor, by: Tensor) -> Tensor:
-        return by
-
-    handle = hook_tap(place, reference.modules[place], partial(replaced, by=made))
-    try:
-        return record(reference, ids)
-    finally:
-        handle.remove()
+def _run_on(model: TextStudentEncoder, ids: Tensor, taps: Sequence[str], made: Tensor) -> Tensor:
+    """What the reference gives at the last of these taps if the module before the first of them gave ``made``."""
+    encoder = model.encoder
+    with torch.inference_mode():
+        for tap in taps:
+            point = point_of(tap)
+            if point is LAYER:
+                made = encoder.transformer[layer_of(tap)](made, encoder.causal_mask(made))
+            elif point is POOLED:
+                made = encoder.pool(made, ids)
+            else:
+                made = (model.projector if point is PROJECTED else encoder.final_layer_norm)(made)
+    return made

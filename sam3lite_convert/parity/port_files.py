@@ -288,11 +288,15 @@ def _dump(path: Path) -> PortFile:
     if not isinstance(tree, dict) or not isinstance(tree.get("module_path"), str):
         raise CannotRun(f"{path} is not a dump of transformers' model debugger", "no_activations")
     root = str(tree["module_path"])
-    found = {name: _value(path, value) for name, value in _places(dict(_calls(tree)), root).items()}
+    calls = dict(_calls(tree))
+    found = {name: _value(path, value) for name, value in _places(calls, root).items()}
     made = _port(path, f"a dump of transformers' model debugger, of {root}", found, list(found))
     layers = [layer_of(name) for name in found if name not in _IDS and point_of(name) is LAYER]
     if len(layers) <= max(layers):
         note = f"the debugger left out layers, as it does by default; to record all: {_FULL_DUMP}"
+        made = replace(made, notes=(*made.notes, note))
+    if any(re.search(r"\.layers\.\d+$", name) and _text_path(name) and _masked(call) for name, call in calls.items()):
+        note = "the model was called with an attention mask, which the original does not have"
         made = replace(made, notes=(*made.notes, note))
     return made
 
@@ -325,7 +329,7 @@ def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, J
     if not layers:
         raise CannotRun(f"the dump of {root} holds no layers of the text encoder", "no_activations")
     out: dict[str, JsonValue] = {
-        "input_ids": _first(calls[encoder], "inputs") if encoder in calls else None,
+        "input_ids": _first(calls[encoder], "inputs", _IDS[0]) if encoder in calls else None,
         FINAL_NORM.name: _first(calls[final], "outputs"),
     }
     for layer, path in layers.items():
@@ -341,12 +345,23 @@ def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, J
 
 def _text_path(path: str) -> bool:
     """Whether a module can be the text encoder's: a detector has other modules of these names."""
-    return path.count(".") == 1 or ".text_encoder." in path
+    return path.partition(".")[2].startswith((LAYER.at(0)[:-1], FINAL_NORM.name)) or ".text_encoder." in path
 
 
-def _first(call: dict[str, JsonValue], side: str) -> JsonValue:
-    """The first tensor among the inputs or outputs of a call."""
-    stack = [call.get(side)]
+def _masked(call: dict[str, JsonValue]) -> bool:
+    """Whether a call got an attention mask."""
+    inputs = call.get("inputs")
+    named = inputs.get("kwargs") if isinstance(inputs, dict) else None
+    return isinstance(named, dict) and isinstance(named.get("attention_mask"), dict)
+
+
+def _first(call: dict[str, JsonValue], side: str, name: str = "") -> JsonValue:
+    """The first tensor among the inputs or outputs of a call; the one of this name, if it was given by name."""
+    values = call.get(side)
+    named = values.get("kwargs") if isinstance(values, dict) else None
+    if isinstance(named, dict) and name in named:
+        values = named[name]
+    stack = [values]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):

@@ -209,9 +209,14 @@ def test_between_two_taps_no_layer_is_blamed_but_the_one_whose_fault_it_is(s0, t
     assert "first divergence: between layers.1 and layers.4\n" in out and "DIVERGES" not in out
 
 
-def test_where_nothing_before_was_given_the_place_is_the_whole_way(s0, tmp_path):
-    record = judge(saved(tmp_path, only(bad(), "projected", "pooled")), s0, code=1)
+def test_where_nothing_before_was_given_the_place_is_the_whole_way(s0, tmp_path, monkeypatch):
+    file = saved(tmp_path, only(bad(), "projected", "pooled"))
+    record = judge(file, s0, code=1)
     assert record["place"] == "at or before projected" and record["unseen"] == TAPS[:-2]
+    assert record["diagnosis"]["cause"] == "in layers.3: q and k are swapped"
+    # A longer gap is not searched, and no layer is blamed.
+    monkeypatch.setattr("sam3lite_convert.parity.port._SEARCHED", 8)
+    record = judge(file, s0, code=1)
     assert record["diagnosis"]["fits"] == record["diagnosis"]["tensors"] == []
     assert "give those taps too" in record["diagnosis"]["cause"]
 
@@ -301,13 +306,14 @@ def dumps(s0, tmp_path_factory):
     model = transformers.Sam3LiteTextTextModel.from_pretrained(
         convert(s0, root / "folder", "--layout", "transformers", "--component", "text"), attn_implementation="eager"
     ).eval()
-    kinds = {"whole": (False, False), "printed": (False, True), "pruned": (True, False), "swapped": (False, False)}
-    for kind, (prune, printed) in kinds.items():
+    kinds = {"whole": (False, False), "printed": (False, True), "pruned": (True, False), "masked": (False, False)}
+    for kind, (prune, printed) in {**kinds, "swapped": (False, False)}.items():
+        named = {"attention_mask": (IDS != 0).long()} if kind == "masked" else {}
         if kind == "swapped":
             attention = model.layers[3].self_attn
             attention.q_proj, attention.k_proj = attention.k_proj, attention.q_proj
         with debugging.model_addition_debugger_context(model, str(root / kind), prune, printed), torch.no_grad():
-            model(IDS)
+            model(input_ids=IDS, **named) if named else model(IDS)
     return root
 
 
@@ -328,6 +334,14 @@ def test_a_pruned_dump_is_judged_as_far_as_it_goes(dumps, s0):
     record = judge(dumps / "pruned", s0)
     assert record["not_given"] == ["layers.0", "layers.1", "layers.2", "layers.3", "projected"]
     assert any("do_prune_layers=False" in note for note in record["notes"])
+
+
+def test_a_dump_of_a_call_with_a_mask_says_so(dumps, s0):
+    record = judge(dumps / "masked", s0, code=1)
+    assert record["inputs"]["ids"] == IDS.tolist() and record["first_divergence"] == "layers.1"
+    assert any("with an attention mask" in note for note in record["notes"])
+    assert record["diagnosis"]["cause"] == "padding is masked; the original attends to it"
+    assert not any("mask" in note for note in judge(dumps / "whole", s0)["notes"])
 
 
 def test_a_dump_without_values_says_how_to_make_one(dumps, s0, tmp_path):

@@ -111,10 +111,14 @@ def explain(
                 if fit.error <= max(tolerance, FLOORS * floor) and mean <= max(mean_tolerance, FLOORS * mean_floor):
                     fits.append(fit)
         if fits:
-            fits.sort(key=lambda fit: fit.error)
-            alike = max(2 * fits[0].error, tolerance / FLOORS)
-            return [replace(fit, likely=fit.error <= alike) for fit in fits]
+            return ranked(fits, tolerance)
     return []
+
+
+def ranked(fits: Sequence[Fit], tolerance: float) -> list[Fit]:
+    """The fits, the closest first, and which of them are likely. ``tolerance``: largest error of a fit."""
+    alike = max(2 * min((fit.error for fit in fits), default=0.0), tolerance / FLOORS)
+    return [replace(fit, likely=fit.error <= alike) for fit in sorted(fits, key=lambda fit: fit.error)]
 
 
 def _own_floors(
