@@ -14,7 +14,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.compare import max_abs
 from sam3lite_convert.parity.encoders import Activations, record
 from sam3lite_convert.parity.faults.evidence import Evidence
-from sam3lite_convert.parity.faults.hypotheses import Fit, as_likely, distance, explain, hypotheses, in_words
+from sam3lite_convert.parity.faults.hypotheses import Fit, distance, explain, hypotheses, in_words, ranked
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import JudgedTap, Judgement, isolated_belongs, judge, require_finite
 from sam3lite_convert.parity.noise_floor import noise_floor
@@ -193,8 +193,9 @@ def _diagnosis(plan: Plan, evidence: Evidence, judgement: Judgement, values: Act
         fits = list(_fits_between(evidence, first, places, values[first.name]))
         listed = f"{', '.join(places[:-1])} or {places[-1]}"
         cause = f"the fault was made in {listed}; give those taps too, and its place and cause can be told"
-        if len({fit.key.partition(":")[0] for fit in fits}) > 1:
-            cause = f"one of these, which explain {first.name} alike: {'; '.join(fit.words for fit in fits[:4])}"
+        likely = [fit for fit in fits if fit.likely]
+        if len({fit.key.partition(":")[0] for fit in likely}) > 1:
+            cause = f"one of these, which explain {first.name} alike: {'; '.join(fit.words for fit in likely[:4])}"
         elif fits:
             cause = in_words(fits)
     else:
@@ -248,7 +249,7 @@ def _fits_between(evidence: Evidence, first: JudgedTap, places: Sequence[str], c
             error, mean = distance(made, candidate)
             if error <= limit and mean <= mean_limit:
                 fits.append(Fit(f"{place}:{hypothesis.key}", f"in {place}: {hypothesis.words}", error))
-    return as_likely(fits, limit)
+    return ranked(fits, limit)
 
 
 def _run_on(model: TextStudentEncoder, ids: Tensor, taps: Sequence[str], made: Tensor) -> Tensor:

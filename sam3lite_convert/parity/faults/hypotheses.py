@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,16 +111,14 @@ def explain(
                 if fit.error <= max(tolerance, FLOORS * floor) and mean <= max(mean_tolerance, FLOORS * mean_floor):
                     fits.append(fit)
         if fits:
-            return as_likely(fits, tolerance)
+            return ranked(fits, tolerance)
     return []
 
 
-def as_likely(fits: Iterable[Fit], tolerance: float) -> list[Fit]:
-    """The fits, the closest first, with those marked that fit as well as the closest one. ``tolerance``: the largest
-    error that fits, a multiple of the noise floor."""
-    ordered = sorted(fits, key=lambda fit: fit.error)
-    alike = max(2 * ordered[0].error, tolerance / FLOORS) if ordered else 0.0
-    return [replace(fit, likely=fit.error <= alike) for fit in ordered]
+def ranked(fits: Sequence[Fit], tolerance: float) -> list[Fit]:
+    """The fits, the closest first, and which of them are likely. ``tolerance``: largest error of a fit."""
+    alike = max(2 * min((fit.error for fit in fits), default=0.0), tolerance / FLOORS)
+    return [replace(fit, likely=fit.error <= alike) for fit in sorted(fits, key=lambda fit: fit.error)]
 
 
 def _own_floors(
