@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted, in_shor
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.fingerprint import Fingerprint, FingerprintDocument, FingerprintSource
 from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.records.record import SCHEMA_VERSION
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 FINGERPRINT_NAME = "fingerprint.json"
 _LIMIT = 4 << 20  # bytes; that of the largest released variant takes some 20 kB
+# Of the greatest value and of the norm: rounding to float32 moves them by far less, and a tolerance beyond it is none.
+_GREATEST_LIMIT = 0.01
 
 
 def fingerprint_of(plan: Plan) -> Fingerprint:
@@ -82,6 +86,13 @@ def read_fingerprint(path: Path) -> Fingerprint:
         found = Fingerprint.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError, RecursionError) as fault:
         raise Untrusted(f"{path}: is not a fingerprint ({in_short(fault)})", "corrupt_file") from fault
+    if found.schema_version != SCHEMA_VERSION:
+        said = f"is of version {found.schema_version}; this version of the tool reads {SCHEMA_VERSION}"
+        raise Untrusted(f"{path}: {said}", "corrupt_file")
+    if not found.taps or not 0 <= found.tolerance <= 64:
+        raise Untrusted(f"{path}: it holds no taps, or a tolerance that would pass anything", "corrupt_file")
+    if len({tap.name for tap in found.taps}) < len(found.taps):
+        raise Untrusted(f"{path}: it holds a tap twice", "corrupt_file")
     for tap in found.taps:
         where = found.positions.get("x".join(map(str, tap.shape)), ())
         numel = 1
@@ -89,10 +100,13 @@ def read_fingerprint(path: Path) -> Fingerprint:
             numel *= side
         if not where or len(where) != len(tap.values) or not all(0 <= n < numel for n in where):
             raise Untrusted(f"{path}: its positions do not fit the values at {tap.name}", "corrupt_file")
+        if not all(map(math.isfinite, (tap.l2, tap.max_abs, tap.floor, tap.floor_l2, *tap.values))):
+            raise Untrusted(f"{path}: it holds NaN or infinity at {tap.name}", "corrupt_file")
         if not (tap.floor >= 0 and tap.floor_l2 >= 0):
             raise Untrusted(f"{path}: its floor at {tap.name} is not a number from 0 on", "corrupt_file")
-    if not found.taps or not 0 <= found.tolerance <= 64:
-        raise Untrusted(f"{path}: it holds no taps, or a tolerance that would pass anything", "corrupt_file")
+        limits = found.tolerance * tap.floor, found.tolerance * tap.floor_l2
+        if limits[0] > _GREATEST_LIMIT * tap.max_abs or limits[1] > _GREATEST_LIMIT * tap.l2:
+            raise Untrusted(f"{path}: its floor at {tap.name} would pass wrong values", "corrupt_file")
     return found
 
 
@@ -149,13 +163,16 @@ def judge_by_fingerprint(path: Path, port: PortFile, name: str) -> FingerprintDo
     given = {check.name for check in checks}
     missing = tuple(tap.name for tap in fingerprint.taps if tap.name not in given)
     first = next((check for check in checks if not check.agrees), None)
-    looked_at = sum(len(tap.values) for tap in fingerprint.taps if tap.name in given)
+    # A position may be drawn twice.
+    drawn = {shape: len(set(where)) for shape, where in fingerprint.positions.items()}
+    looked_at = sum(drawn["x".join(map(str, tap.shape))] for tap in fingerprint.taps if tap.name in given)
     if fingerprint.not_read:
         notes = (*notes, f"the checkpoint holds {len(fingerprint.not_read):,} text tensors that no reference reads")
     if first is not None:
-        summary = f"differs from the original at {first.name}: {first.why}"
+        summary = f"at {first.name}: {first.why}"
     else:
-        summary = f"{looked_at:,} values and the norms of {len(checks)} taps agree with the original's"
+        norms = "the norm of 1 tap" if len(checks) == 1 else f"the norms of {len(checks)} taps"
+        summary = f"{looked_at:,} values and {norms} are the original's"
     if missing:
         summary += f"; not given, and so not compared: {', '.join(missing)}"
     return FingerprintDocument(

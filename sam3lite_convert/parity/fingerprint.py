@@ -159,9 +159,9 @@ def first_difference(stated: Fingerprint, made: Fingerprint) -> str | None:
 
     Values are compared with the tolerance, since another machine may round the last digit in another direction.
     """
-    for name in ("ids", "positions", "tolerance", "architecture"):
+    for name in ("ids", "positions", "tolerance", "architecture", "not_read"):
         if getattr(stated, name) != getattr(made, name):
-            return f"its {name} are not those that this checkpoint gives"
+            return f"{name!r} in it is not what this checkpoint gives"
     if [(t.name, t.shape) for t in stated.taps] != [(t.name, t.shape) for t in made.taps]:
         return "its taps are not those of this checkpoint"
     for ours, theirs in zip(made.taps, stated.taps, strict=True):

@@ -47,7 +47,8 @@ def judged_by_fingerprint(d: FingerprintDocument) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for tap in d.taps:
-        cells = (number(tap.max_abs_diff), number(tap.tolerance), number(tap.l2_diff))
+        difference = "-" if tap.max_abs_diff is None else number(tap.max_abs_diff)
+        cells = (difference, number(tap.tolerance), number(tap.l2_diff))
         table.add_row(tap.name, *cells, "agrees" if tap.agrees else "OFF", style=None if tap.agrees else "bold red")
     show(table)
     say()

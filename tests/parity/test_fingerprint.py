@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from support.plain_port import FAULTS, VARIATIONS, run_port
 
 from sam3lite_convert.commands.fingerprint import judge_by_fingerprint, read_fingerprint
 from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.parity.fingerprint import first_difference
 from sam3lite_convert.parity.port_files import PortFile
 from sam3lite_convert.plan.synthetic import write_checkpoint
 
@@ -133,6 +136,7 @@ def test_what_is_not_given_is_said(demo: Any) -> None:
     path, _, _ = demo
     found = judged(path, {"projected": port(demo)["projected"]})
     assert found.verdict == "agrees" and "not compared: embeddings" in found.summary
+    assert "64 values and the norm of 1 tap are the original's" in found.summary
     with pytest.raises(Sam3LiteError, match="its taps are embeddings"):
         judged(path, {"nothing": np.zeros(3)})
 
@@ -180,6 +184,14 @@ def test_other_kernels_and_thread_counts_write_the_same_values(demo: Any, tmp_pa
         (lambda f: f.update(taps=[]), "no taps"),
         (lambda f: f.update(tolerance=1e9), "pass anything"),
         (lambda f: f["taps"][0].update(floor=-1.0), "floor"),
+        (lambda f: f["taps"][0].update(floor=1e9), "its floor at embeddings would pass wrong values"),
+        (lambda f: f["taps"][2].update(floor_l2=1e9), "its floor at layers.1 would pass wrong values"),
+        (lambda f: f["taps"][0].update(floor=math.inf), "NaN or infinity at embeddings"),
+        (lambda f: f["taps"][0].update(max_abs=math.nan), "NaN or infinity at embeddings"),
+        (lambda f: f["taps"][1].update(l2=math.nan), "NaN or infinity at layers.0"),
+        (lambda f: f["taps"][1]["values"].__setitem__(3, math.nan), "NaN or infinity at layers.0"),
+        (lambda f: f["taps"].append(f["taps"][0]), "a tap twice"),
+        (lambda f: f.update(schema_version=99), "version 99"),
         (lambda f: f["positions"].clear(), "positions"),
         (lambda f: f["taps"][0]["values"].pop(), "positions"),
         (lambda f: f.pop("ids"), "not a fingerprint"),
@@ -214,7 +226,12 @@ def test_the_command_judges_a_port_without_the_checkpoint(demo: Any, tmp_path: P
     done = sam3lite("judge", tmp_path / "right.safetensors", "--fingerprint", path, "--name", "my port", "--json")
     assert (done.code, done.json["verdict"], done.json["candidate"]) == (0, "agrees", "my port")
     wrong = sam3lite("judge", tmp_path / "wrong.safetensors", "--fingerprint", path.parent)
-    assert wrong.code == 1 and "verdict: differs: differs from the original at layers.0" in wrong.out.replace("\n", " ")
+    assert wrong.code == 1 and "verdict: differs: at layers.0" in wrong.out.replace("\n", " ")
+
+    one_row = {tap: t[:1].contiguous() for tap, t in made_right(tmp_path).items()}
+    save_file(one_row, tmp_path / "row.safetensors")
+    shown = sam3lite("judge", tmp_path / "row.safetensors", "--fingerprint", path).out
+    assert "at embeddings: its shape is (1, 16, 64)" in shown.replace("\n", " ") and " inf" not in shown
 
     # (sequence, batch, width) is read and said; other ids are refused, and none at all is said.
     turned = {tap: t.transpose(0, 1).contiguous() if t.dim() == 3 else t for tap, t in made_right(tmp_path).items()}
@@ -230,6 +247,14 @@ def test_the_command_judges_a_port_without_the_checkpoint(demo: Any, tmp_path: P
 
 def made_right(place: Path) -> dict[str, torch.Tensor]:
     return {k: t for k, t in load_file(place / "right.safetensors").items() if k != "input_ids"}
+
+
+def test_one_that_hides_unread_tensors_is_not_this_checkpoints(demo: Any) -> None:
+    path, _, _ = demo
+    made = read_fingerprint(path)
+    assert first_difference(made, made) is None
+    said = first_difference(made, replace(made, not_read=("encoder.adapter.weight",)))
+    assert said is not None and "'not_read'" in said
 
 
 def test_record_writes_the_same_fingerprint(demo: Any, tmp_path: Path) -> None:
