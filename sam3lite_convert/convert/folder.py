@@ -211,6 +211,12 @@ def read_place(place: Place) -> Folder:
                     PREFIX,
                 )
             )
+    elif reader.prefix:
+        faults += [
+            FolderFault(key, f"and {reader.prefix}{key} are one tensor to {reader.name}, which takes either", TWICE)
+            for key in tensors
+            if f"{reader.prefix}{key}" in tensors
+        ]
     taken = list(chosen.files)
     if reader.reads_projection and _PROJECTION in lying and _PROJECTION not in taken:
         path, checkpoint = place.index(_PROJECTION)

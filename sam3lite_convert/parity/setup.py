@@ -33,6 +33,10 @@ from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.record import Json
 
+# Fields of config.json that do not reach the candidate here.
+_SET_HERE = frozenset(
+    {"dtype", "return_dict", "use_return_dict", "attn_implementation", "_attn_implementation", "detector_config"}
+)
 _RUNS_IN = ("float16", "bfloat16", "float32")
 
 
@@ -151,6 +155,8 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         check_candidate(layout, mappings)
         plan = make_plan(source, mappings, Options(layout.name, "text", context=options.context, causal=options.causal))
     check_candidate(plan.layout, mappings)
+    if folder is not None:
+        _check_config(folder, plan, options)
     pieces = [m for m in plan.mapped.values() if m.canonical.startswith(TEXT)]
     _check_source(source, plan, pieces)
     name = options.dtype or (plan.options.dtype if plan.options.dtype in _RUNS_IN else None) or "float32"
@@ -251,6 +257,25 @@ def _recognised(
             "usage",
         )
     return plan
+
+
+def _check_config(folder: Folder, plan: Plan, options: ParityOptions) -> None:
+    """Raises UnsoundPlan if config.json makes transformers load another model, or load this one in another way, where
+    a comparison does not show it: the class, and what is set here in place of config.json."""
+    from sam3lite_convert.verify.config_check import check_config
+
+    if plan.layout.loader.library is None or folder.config is None:
+        return
+    for fault in check_config(plan, folder.config).faults:
+        section, _, field = fault.path.rpartition(".")
+        if section not in ("", "text_config") or (field == "dtype" and options.dtype is not None):
+            continue
+        if fault.code == "V-CONFIG-CLASS" or field in _SET_HERE:
+            raise UnsoundPlan(
+                f"{folder.path}: config.json: {fault.path} {fault.why}. What transformers loads is not what would be "
+                f"compared here; correct the field{', or give --dtype' if field == 'dtype' else ''}",
+                "bad_config",
+            )
 
 
 def _check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:

@@ -57,6 +57,7 @@ _KEPT_AT_DEFAULT: dict[str, Json] = {
 }  # fmt: skip
 # In any section: a part that returns tuples fails where its outputs are named; layers may have configs of their own.
 _KEPT_EVERYWHERE: Json = {"return_dict": True, "per_layer_config": None}
+_ATTENTION, _OF_TORCH = ("_attn_implementation", "attn_implementation"), ("eager", "sdpa")
 # null is the same as leaving these out; in other fields of the library it is refused.
 _MAY_BE_NULL = frozenset(
     {
@@ -181,6 +182,8 @@ def _others(
             continue
         elif name in known:
             yield from _kept(where, name, have, known[name])
+        elif library and (why := _refused(name, have, path)):
+            yield ConfigFault(where, why)
         elif name not in _WITHOUT_EFFECT:
             unjudged.append(where)
         elif (
@@ -190,6 +193,19 @@ def _others(
         ):
             why = f"is {have!r}, which is not {_TYPES[name]}; transformers refuses it, although nothing reads it"
             yield ConfigFault(where, why, "V-CONFIG-TYPE")
+
+
+def _refused(name: str, have: JsonValue, path: str) -> str | None:
+    """Why transformers does not load a config.json with this field, or not everywhere; None if it does."""
+    if name == "use_return_dict":
+        return f"is {have!r}; transformers refuses a config.json with this field"
+    # That of a section is replaced by the whole model's.
+    if name in _ATTENTION and not path and have not in (None, *_OF_TORCH):
+        return (
+            f"is {have!r}: transformers then loads the model only where this implementation is installed, and computes "
+            f"with it; {' and '.join(_OF_TORCH)} are torch's own"
+        )
+    return None
 
 
 def _other_names(expected: Json, section: str, plan: Plan) -> Json:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from sam3lite_convert.packed_encoder import PackedTextModel
 
@@ -106,6 +106,7 @@ def mutations(folder: Path, layout: str) -> Iterator[Mutation]:
             yield from _json_mutations("processor", file, json.loads((folder / file).read_text()))
     yield from _tensor_mutations(folder)
     yield from _file_mutations(folder)
+    yield from _odd_mutations(folder, layout)
 
 
 def _json_mutations(kind: str, file: str, content: object) -> Iterator[Mutation]:
@@ -307,8 +308,12 @@ def _file_mutations(folder: Path) -> Iterator[Mutation]:
         yield Mutation("file", "fingerprint.json with another value", _other_fingerprint)
 
 
+def _named(name: Callable[[str], str]) -> Callable[[Path], None]:
+    return lambda folder: _rewrite(folder, lambda state: {name(k): t for k, t in state.items()})
+
+
 def _behind(prefix: str) -> Callable[[Path], None]:
-    return lambda folder: _rewrite(folder, lambda state: {prefix + k: t for k, t in state.items()})
+    return _named(lambda key: prefix + key)
 
 
 def _text(path: Path, text: str) -> None:
@@ -386,6 +391,273 @@ def _other_fingerprint(folder: Path) -> None:
     content = json.loads(path.read_text())
     content["taps"][3]["values"][5] += 0.5
     path.write_text(json.dumps(content))
+
+
+# ---- folders as other programs, editors and people leave them
+
+
+def _odd_mutations(folder: Path, layout: str) -> Iterator[Mutation]:
+    config = json.loads((folder / CONFIG).read_text())
+    for name, text in _odd_configs(config):
+        yield Mutation("config", f"config.json {name}", lambda f, t=text: _text(f / CONFIG, t))  # type: ignore[misc]
+    for path, value in _ODD_FIELDS.items():
+        if layout == "transformers" or len(path) == 1 or path[0] == "text_config":
+            name = f"{CONFIG}: {_dotted(path)} set to {json.dumps(value)}"
+            yield Mutation("config", name, _edit(CONFIG, path, value))
+    for name, content in _BESIDE.items():
+        yield Mutation("file", f"{name} beside", lambda f, n=name, c=content: _text(f / n, c))  # type: ignore[misc]
+    for form in ("np", "tf", "flax", "mlx", "PT", "", None):
+        yield Mutation("file", f"model.safetensors of the format {form!r}", _format(form))
+    for name in ("Model.safetensors", "MODEL.SAFETENSORS", "model.safetensors ", "model.safetensors.bak"):
+        yield Mutation("file", f"model.safetensors named {name!r}", lambda f, n=name: _move(f, n))  # type: ignore[misc]
+    for name in ("weights/model.safetensors", "model.fp16.safetensors", "diffusion_pytorch_model.safetensors"):
+        yield Mutation("file", f"model.safetensors moved to {name}", lambda f, n=name: _move_below(f, n))  # type: ignore[misc]
+    yield Mutation("file", "model.safetensors is a link", lambda f: _linked(f, MODEL))
+    yield Mutation("file", "model.safetensors is a link that leads nowhere", _linked_nowhere)
+    yield Mutation("file", "model.safetensors is a link to zeros", _linked_to_zeros)
+    yield Mutation("file", "model.safetensors is a folder", _is_a_folder)
+    yield Mutation("file", "config.json is a link", lambda f: _linked(f, CONFIG))
+    yield Mutation("file", "an index with absolute paths", _index_absolute)
+    yield Mutation("file", "an index with ./ before the names", lambda f: _index_renamed(f, "./"))
+    yield Mutation("file", "an index through a folder and back", lambda f: _index_renamed(f, "sub/../"))
+    yield Mutation("file", "an index with a key twice", _index_key_twice)
+    yield Mutation("file", "shards in a folder of their own", _shards_below)
+    yield Mutation("file", "one shard is named for all keys", _index_one_shard)
+    yield Mutation("file", "an index without shards beside a pytorch_model.bin", _index_and_bin)
+    yield Mutation("file", "a pytorch_model.bin in place of the file", _bin_instead)
+    yield Mutation("file", "a pytorch_model.bin of zeros in place of the file", _bin_of_zeros)
+    yield Mutation("file", "a pytorch_model.bin with an entry state_dict", lambda f: _bin_instead(f, "state_dict"))
+    yield Mutation("file", "text_projection.safetensors of zeros beside", _projection_beside)
+    yield Mutation(
+        "tensor", "all keys upper case", lambda f: _rewrite(f, lambda s: {k.upper(): t for k, t in s.items()})
+    )
+    yield Mutation("tensor", "all behind text_model.", _behind("text_model."))
+    yield Mutation("tensor", "all behind detector_model.", _behind("detector_model."))
+    yield Mutation("tensor", "text keys behind detector.", lambda f: _rewrite(f, _text_behind("detector.")))
+    yield Mutation("tensor", "gamma and beta", lambda f: _rewrite(f, _gamma_beta))
+    yield Mutation("tensor", "weights of zeros under gamma beside", lambda f: _rewrite(f, _gamma_beside))
+    yield Mutation("tensor", "a key of the old name beside", lambda f: _rewrite(f, _detector_model_beside))
+    both = [name for name in PROCESSOR if (folder / name).exists()]
+    if len(both) == 2:
+        for field, value in (("image_mean", [0.1, 0.2, 0.3]), ("size", {"height": 8, "width": 8}), ("resample", 0)):
+            name = f"preprocessor_config.json: {field} another than in processor_config.json"
+            yield Mutation("processor", name, _edit(PROCESSOR[0], (field,), value))
+
+
+# Values that a person or another program might write.
+_ODD_FIELDS: dict[JsonPath, object] = {
+    ("_attn_implementation",): "flash_attention_2",
+    ("attn_implementation",): "flex_attention",
+    ("_class_name",): "Sam3Model",
+    ("auto_map",): {"AutoModel": "modeling_mine.Mine"},
+    ("dtype",): "float16",
+    ("is_decoder",): True,
+    ("pruned_heads",): {"0": [0]},
+    ("output_hidden_states",): True,
+    ("output_attentions",): True,
+    ("use_return_dict",): False,
+    ("detector_config",): {"text_config": {}},
+    ("tie_word_embeddings",): True,
+    ("model_type",): "sam3",
+    ("architectures",): ["Sam3Model"],
+    ("text_config", "dtype"): "float16",
+    ("text_config", "torch_dtype"): "float16",
+    ("text_config", "model_type"): "clip_text_model",
+    ("text_config", "num_layers"): 1,
+    ("text_config", "max_length"): 8,
+    ("text_config", "is_causal"): True,
+    ("text_config", "eos_token_id"): 2,
+    ("text_config", "pad_token_id"): 5,
+    ("text_config", "return_dict"): False,
+    ("text_config", "_attn_implementation"): "flash_attention_2",
+    ("text_config", "text_config"): {"hidden_act": "relu"},
+    ("vision_config", "dtype"): "float16",
+    ("vision_config", "model_type"): "sam2_vision_model",
+    ("vision_config", "image_size"): 56,
+    ("vision_config", "backbone_config", "dtype"): "bfloat16",
+    ("vision_config", "backbone_config", "model_type"): "vit",
+    ("vision_config", "backbone_config", "qkv_bias"): False,
+    ("vision_config", "backbone_config", "use_rotary"): False,
+    ("vision_config", "num_feature_levels"): 1,
+    ("vision_config", "hidden_size"): 8,
+    ("geometry_encoder_config", "model_type"): "sam3_detr_encoder",
+    ("detr_encoder_config", "model_type"): "sam3_detr_decoder",
+    ("detr_encoder_config", "num_hidden_layers"): 1,
+    ("detr_decoder_config", "num_hidden_layers"): 1,
+    ("mask_decoder_config", "dtype"): "float16",
+    ("perception_encoder_config",): {"hidden_size": 8},
+    ("image_size",): 56,
+    ("hidden_act",): "relu",
+    ("layer_norm_eps",): 1e-6,
+    ("num_attention_heads",): 3,
+}
+
+
+def _odd_configs(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    text = json.dumps(config)
+    yield "begins with a byte order mark", "\ufeff" + text
+    yield "has a comment", "// mine\n" + text
+    yield "ends with a comma", text[:-1] + ",}"
+    yield "has a NaN", text.replace("1e-05", "NaN", 1)
+    yield "has an Infinity", text.replace("1e-05", "Infinity", 1)
+    yield "has text_config a second time, with relu", _twice(config, "text_config", hidden_act="relu")
+    yield "has text_config a second time, empty", text[:-1] + ', "text_config": {}}'
+    yield "has model_type a second time", text[:-1] + ', "model_type": "sam3"}'
+    yield "is a list of itself", f"[{text}]"
+    yield "lies under an entry", json.dumps({"model": config})
+    yield "has its text_config at the top", json.dumps({**config, **config["text_config"], "text_config": {}})
+    yield "is its text_config alone", json.dumps(config["text_config"])
+    swaps = (("text_config", "vision_config"), ("detr_encoder_config", "detr_decoder_config"))
+    for a, b in (*swaps, ("geometry_encoder_config", "detr_encoder_config")):
+        if a in config and b in config:
+            yield f"has {a} and {b} exchanged", json.dumps({**config, a: config[b], b: config[a]})
+    yield "has its sections in upper case", json.dumps({k.upper(): v for k, v in config.items()})
+    dashes = {k.replace("_", "-"): v for k, v in config.items()}
+    yield "has dashes in its names", json.dumps(dashes)
+
+
+def _twice(config: dict[str, Any], section: str, **fields: object) -> str:
+    second = json.dumps({**config[section], **fields})
+    return json.dumps(config)[:-1] + f', "{section}": {second}}}'
+
+
+_BESIDE = {
+    "generation_config.json": '{"max_length": 4}',
+    "adapter_config.json": '{"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"]}',
+    "adapter_model.safetensors": "",
+    "quantize_config.json": '{"bits": 4}',
+    "quantization_config.json": '{"quant_method": "bitsandbytes", "load_in_4bit": true}',
+    "hf_quant_config.json": '{"quantization": {"quant_algo": "FP8"}}',
+    "modeling_mine.py": "raise SystemExit",
+    "configuration.json": '{"model_type": "sam3"}',
+    "params.json": '{"dim": 8}',
+    "model.safetensors.index.json": "{",
+    "pytorch_model.bin.index.json": "[]",
+    "tf_model.h5": "",
+    "flax_model.msgpack": "",
+    "model.onnx": "",
+    "model.gguf": "",
+    ".gitattributes": "*.safetensors filter=lfs",
+    "training_args.bin": "no pickle",
+    "optimizer.safetensors": "no safetensors",
+    "conversion.json.bak": "{}",
+}
+
+
+def _format(form: str | None) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        state = load((folder / MODEL).read_bytes())
+        save_file(state, folder / MODEL, None if form is None else {"format": form})
+
+    return apply
+
+
+def _move_below(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    _move(folder, name)
+
+
+def _linked(folder: Path, name: str) -> None:
+    _move(folder, "blob")
+    (folder / MODEL).symlink_to("blob")
+    if name != MODEL:
+        (folder / name).rename(folder / "other")
+        (folder / name).symlink_to("other")
+
+
+def _linked_nowhere(folder: Path) -> None:
+    (folder / MODEL).unlink()
+    (folder / MODEL).symlink_to("gone")
+
+
+def _linked_to_zeros(folder: Path) -> None:
+    _zeros(folder / "blob", folder / MODEL)
+    (folder / MODEL).unlink()
+    (folder / MODEL).symlink_to("blob")
+
+
+def _is_a_folder(folder: Path) -> None:
+    _move(folder, "weights.safetensors")
+    (folder / MODEL).mkdir()
+
+
+def _index_absolute(folder: Path) -> None:
+    files = _shards(folder, remove=True)
+    state = [load_file(file) for file in files]
+    _index(folder, {k: str(file.resolve()) for file, held in zip(files, state, strict=True) for k in held})
+
+
+def _index_renamed(folder: Path, before: str) -> None:
+    (folder / "sub").mkdir()
+    files = _shards(folder, remove=True)
+    _index(folder, {k: before + file.name for file in files for k in load_file(file)})
+
+
+def _index_key_twice(folder: Path) -> None:
+    files = _shards(folder, remove=True)
+    path = folder / "model.safetensors.index.json"
+    key = next(iter(load_file(files[0])))
+    path.write_text(path.read_text()[:-2] + f', "{key}": "{files[1].name}"}}}}')
+
+
+def _shards_below(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    files = _shards(folder, remove=True)
+    _index(folder, {k: f"sub/{file.name}" for file in files for k in load_file(file)})
+    for file in files:
+        file.rename(folder / "sub" / file.name)
+
+
+def _index_one_shard(folder: Path) -> None:
+    files = _shards(folder, remove=True)
+    _index(folder, {k: files[0].name for file in files for k in load_file(file)})
+
+
+def _index_and_bin(folder: Path) -> None:
+    _bin_instead(folder)
+    _text(folder / "model.safetensors.index.json", '{"metadata": {}, "weight_map": {}}')
+
+
+def _bin_instead(folder: Path, entry: str | None = None) -> None:
+    state = load_file(folder / MODEL)
+    torch.save({entry: state} if entry else state, folder / "pytorch_model.bin")
+    (folder / MODEL).unlink()
+
+
+def _bin_of_zeros(folder: Path) -> None:
+    _bin_beside(folder)
+    (folder / MODEL).unlink()
+
+
+def _projection_beside(folder: Path) -> None:
+    state = load_file(folder / MODEL)
+    zeros = {k: torch.zeros_like(t) for k, t in state.items() if k.startswith("text_projection.")}
+    save_file(zeros, folder / "text_projection.safetensors", {"format": "pt"})
+
+
+def _text_behind(prefix: str) -> Callable[[State], State]:
+    return lambda state: {prefix + k if k.startswith("text_") else k: t for k, t in state.items()}
+
+
+def _gamma_beta(state: State) -> State:
+    """The names that norms have in TensorFlow; transformers renames them."""
+    norms = {k.rpartition(".")[0] for k in state if "layer_norm" in k and k.startswith("text_")}
+    new = {"weight": "gamma", "bias": "beta"}
+    out = {}
+    for key, tensor in state.items():
+        module, _, name = key.rpartition(".")
+        out[f"{module}.{new[name]}" if module in norms else key] = tensor
+    return out
+
+
+def _gamma_beside(state: State) -> State:
+    norm = next(k for k in state if k.startswith("text_") and "layer_norm" in k and k.endswith(".weight"))
+    return {**state, norm.removesuffix("weight") + "gamma": torch.zeros_like(state[norm])}
+
+
+def _detector_model_beside(state: State) -> State:
+    key = next(k for k in state if k.startswith("text_") and k.endswith(".weight"))
+    return {**state, "detector_model." + key: torch.zeros_like(state[key])}
 
 
 # ---- readers

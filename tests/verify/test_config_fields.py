@@ -234,6 +234,50 @@ def test_every_check_runs_behind_the_model_type_of_another_library(folders, tiny
     assert "randomly initialised" in record["summary"].partition(";")[0]
 
 
+# ---- what a comparison of the encoders alone does not show ---------------------------------------------
+
+UNSEEN = {
+    "dtype": "float16",
+    "model_type": "sam3",
+    "return_dict": False,
+    "use_return_dict": False,
+    "_attn_implementation": "flash_attention_2",
+    "attn_implementation": "flex_attention",
+    "detector_config": {"text_config": {}},
+    "text_config.return_dict": False,
+}
+
+
+@pytest.mark.parametrize("path", UNSEEN)
+def test_parity_is_not_exact_where_transformers_loads_something_else(path, folders, tiny, tmp_path):
+    folder = shutil.copytree(folders["transformers"], tmp_path / "bad")
+    edit_config(folder, *path.split("."), value=UNSEEN[path])
+    assert f"config.json: {path}" in [m["key"] for m in verify(folder, tiny).json["mismatched"]]
+    done = sam3lite("parity", tiny, "--converted", folder)
+    assert done.code == 3 and path in done.err, done
+
+
+def test_the_config_of_the_text_encoder_beside_all_tensors_is_another_class(folders, tiny, configs, tmp_path):
+    folder = shutil.copytree(folders["transformers"], tmp_path / "bad")
+    (folder / "config.json").write_text(json.dumps(configs["transformers"]["text_config"]))
+    assert verify(folder, tiny).json["verdict"] == "mismatch"
+    assert sam3lite("parity", tiny, "--converted", folder).code == 3
+
+
+def test_a_dtype_that_is_asked_for_is_compared(folders, tiny, tmp_path):
+    folder = shutil.copytree(folders["transformers"], tmp_path / "bad")
+    edit_config(folder, "dtype", value="float16")
+    assert sam3lite("parity", tiny, "--converted", folder, "--dtype", "float32").code == 0
+
+
+@pytest.mark.parametrize("value", ["eager", "sdpa"])
+def test_attention_of_torch_itself_may_be_stated(value, folders, tiny, tmp_path):
+    folder = shutil.copytree(folders["transformers"], tmp_path / "good")
+    edit_config(folder, "_attn_implementation", value=value)
+    assert verify(folder, tiny).json["verdict"] == "proven"
+    assert sam3lite("parity", tiny, "--converted", folder).code == 0
+
+
 # ---- what is left out, as its reader reads it ------------------------------------------------------------
 
 LEFT_OUT = ["text_config", "text_config.output_dim", "text_config.hidden_size", "text_config.use_repmixer_blocks"]

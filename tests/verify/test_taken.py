@@ -187,6 +187,11 @@ def variant_alone(f: Path, w: State) -> None:
     save(w, f / "model.fp32.safetensors")
 
 
+def twice_by_the_class_prefix(f: Path, w: State) -> None:
+    key = "text_encoder.final_layer_norm.weight"
+    save({**w, f"detector_model.{key}": torch.zeros_like(w[key])}, f / SINGLE)
+
+
 WRONG: dict[str, Callable[[Path, State], None]] = {
     "right tensors in a second file": extra_beside_wrong,
     "half in a second file": half_and_extra,
@@ -208,6 +213,7 @@ WRONG: dict[str, Callable[[Path, State], None]] = {
     "prefix module._orig_mod.": prefixed("module._orig_mod."),
     "the class's own prefix twice": prefixed("detector_model.detector_model."),
     "a variant alone": variant_alone,
+    "a key twice, once behind the class's own prefix": twice_by_the_class_prefix,
 }
 
 
@@ -420,6 +426,7 @@ def test_every_kind_of_fault_has_its_code(good, right, tmp_path):
         "config names a number": "V-WEIGHTS",
         "prefix model.": "V-PREFIX",
         "a variant alone": "V-NOT-TAKEN",
+        "a key twice, once behind the class's own prefix": "V-TWICE",
     }
     for number, (way, code) in enumerate(expected.items()):
         folder = shutil.copytree(good, tmp_path / str(number), ignore=lambda d, n: {SINGLE, "conversion.json"} & {*n})
