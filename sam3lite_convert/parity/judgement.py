@@ -327,7 +327,8 @@ class Judgement:
     def _extent(self) -> str:
         """How many taps were compared, if not all."""
         given = len(self.taps)
-        return f"the {given} of {given + len(self.not_given)} taps that were given" if self.not_given else ""
+        verb = "was" if given == 1 else "were"
+        return f"the {given} of {given + len(self.not_given)} taps that {verb} given" if self.not_given else ""
 
     def record(self, dtype: str = "float32") -> JudgementRecord:
         """The verdict and its taps for the JSON. ``dtype``: what both sides ran in."""

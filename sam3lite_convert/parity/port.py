@@ -203,6 +203,10 @@ def _diagnosis(plan: Plan, evidence: Evidence, judgement: Judgement, values: Act
         fits = explain(evidence, first.name, values[first.name], *first.own_tolerances, propagated)
         cause = in_words(fits) if fits else "no known fault explains it; check the tensors listed for this tap"
         suspects = tuple(_suspects(plan, first.name))
+    value = values[first.name]
+    if count := int((~value.isfinite()).sum()):
+        holds = "value that is" if count == 1 else "values that are"
+        cause, fits = f"{first.name} holds {count:,} {holds} NaN or infinite, of {value.numel():,}", []
     return DiagnosisRecord(
         tap=first.name,
         cause=cause,

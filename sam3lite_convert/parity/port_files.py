@@ -99,6 +99,8 @@ def read_port_file(path: Path) -> PortFile:
         raise CannotRun(f"{path} is a single array; give a folder of .npy files, one for each tap", "no_activations")
     if head[:1] == b"\x80":
         raise CannotRun(f"{path} is a pickle, which is not read: it could run code; save {_KINDS}", "no_activations")
+    if path.suffix == ".npz":
+        raise Untrusted(f"{path}: is not a .npz, which is a zip archive", "corrupt_file")
     found = read_safetensors(path)
     return _port(path, "safetensors", found, list(found))
 

@@ -126,7 +126,7 @@ def computed_from(d: ParityDocument) -> str:
 def verdict(j: JudgementRecord, kind: str = "verdict 1, weights") -> None:
     """The verdict, and where the candidate diverges first."""
     say(f"{kind}: {j.verdict.replace('_', ' ')}: {j.summary}", VERDICTS[j.verdict])
-    if j.max_abs_diff != 0:
+    if j.max_abs_diff != 0 and math.isfinite(j.smallest_passing_tolerance):
         say(f"smallest tolerance that would have passed: {number(j.smallest_passing_tolerance)}")
     if j.first_divergence:
         also = f" (independently also: {', '.join(j.also_diverging)})" if j.also_diverging else ""

@@ -192,7 +192,7 @@ def only(side: Side, *taps: str) -> Side:
 def test_exact_is_said_only_where_what_the_detector_receives_was_given(taps, verdict, s0, tmp_path):
     record = judge(saved(tmp_path, only(good(), *taps)), s0)
     assert (record["verdict"], record["max_abs_diff"]) == (verdict, 0.0)
-    assert f"the {len(taps)} of 10 taps that were given" in record["summary"]
+    assert f"the {len(taps)} of 10 taps that {'was' if len(taps) == 1 else 'were'} given" in record["summary"]
     assert record["not_given"] == [tap for tap in TAPS if tap not in taps]
     assert any("not given, and so not compared" in note for note in record["notes"])
 
@@ -436,6 +436,18 @@ def test_integers_and_nan_are_no_right_activations(s0, tmp_path):
     broken = good() | {"layers.2": torch.full_like(good()["layers.2"], torch.nan)}
     record = judge(saved(tmp_path, broken), s0, code=1)
     assert (record["verdict"], record["first_divergence"]) == ("differs", "layers.2")
+    one = good()["layers.2"].clone()
+    one[0, 3, 5] = torch.nan
+    path = saved(tmp_path, good() | {"layers.2": one})
+    assert judge(path, s0, code=1)["diagnosis"]["cause"].startswith("layers.2 holds 1 value that is NaN or infinite")
+    page = tmp_path / "page.html"
+    shown = sam3lite("judge", path, "--checkpoint", s0, "--report", page).out
+    assert "smallest tolerance" not in shown and "Smallest tolerance" not in page.read_text()
+
+
+def test_a_damaged_npz_is_called_one(s0, tmp_path):
+    (tmp_path / "mine.npz").write_bytes(b"<html>")
+    assert "is not a .npz" in refused(4, tmp_path / "mine.npz", s0)
 
 
 # ---- ids ----------------------------------------------------------------------------------------

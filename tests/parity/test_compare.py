@@ -538,7 +538,10 @@ def test_some_taps_alone_are_exact_only_with_what_the_detector_receives():
     for some in (TAPS[:-2], ["pooled"], ["embeddings", "pooled"]):
         found = alone(side(), *some)
         assert found.verdict == "within_tolerance"
-        assert f"0.0 at the {len(some)} of 6 taps that were given" in found.record().summary
+        assert (
+            f"0.0 at the {len(some)} of 6 taps that {'was' if len(some) == 1 else 'were'} given"
+            in found.record().summary
+        )
 
 
 def test_isolated_activations_belong_to_a_candidate_up_to_its_first_difference():
