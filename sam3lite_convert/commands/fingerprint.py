@@ -36,16 +36,19 @@ def fingerprint_of(plan: Plan, called: int | None = None) -> Fingerprint:
 
     from original_ref import TextStudentEncoder
     from sam3lite_convert.convert.text_weights import source_weights
-    from sam3lite_convert.parity.fingerprint import make_fingerprint
+    from sam3lite_convert.parity.fingerprint import fingerprint_ids, make_fingerprint
     from sam3lite_convert.parity.original import reference_encoder
 
     architecture = plan.architecture
     if called is not None and architecture.context is not None:
         architecture = architecture.with_context(replace(architecture.context, called=called))
-    reference = reference_encoder(architecture, source_weights(plan), torch.float32)
+    ids = fingerprint_ids(architecture.called, architecture.sizes["vocab"])
+    words = torch.unique(ids)  # sorted, so that the rows are in the order of the ids and the greatest stays the greatest
+    small = replace(architecture, sizes=architecture.sizes | {"vocab": len(words)})
+    reference = reference_encoder(small, source_weights(plan, words.tolist()), torch.float32)
     assert isinstance(reference.model, TextStudentEncoder)
     source = FingerprintSource(name=plan.checkpoint.path.name, size=plan.checkpoint.size, sha256=None)
-    return make_fingerprint(reference.model, architecture, source, plan.not_read)
+    return make_fingerprint(reference.model, architecture, source, ids, torch.searchsorted(words, ids), plan.not_read)
 
 
 def start_fingerprint(plan: Plan) -> Worker[Fingerprint] | None:
