@@ -43,7 +43,8 @@ def fingerprint_of(plan: Plan, called: int | None = None) -> Fingerprint:
     if called is not None and architecture.context is not None:
         architecture = architecture.with_context(replace(architecture.context, called=called))
     ids = fingerprint_ids(architecture.called, architecture.sizes["vocab"])
-    words = torch.unique(ids)  # sorted, so that the rows are in the order of the ids and the greatest stays the greatest
+    # Sorted: the rows are in the order of the ids, so that the greatest id stays the greatest.
+    words = torch.unique(ids)
     small = replace(architecture, sizes=architecture.sizes | {"vocab": len(words)})
     reference = reference_encoder(small, source_weights(plan, words.tolist()), torch.float32)
     assert isinstance(reference.model, TextStudentEncoder)
