@@ -28,10 +28,11 @@ _LIMIT = 4 << 20  # bytes; that of the largest released variant takes some 20 kB
 _GREATEST_LIMIT = 0.01
 
 
-def fingerprint_of(plan: Plan) -> Fingerprint:
+def fingerprint_of(plan: Plan, called: int | None = None) -> Fingerprint:
     """What the original text encoder computes with the weights of a plan's checkpoint. Its hash is left open.
 
     ``plan``: of the whole file or of its text encoder; its tensors must be on this machine.
+    ``called``: the context that the model is called with, in tokens; None: the plan's.
 
     Raises CannotRun if the reference computes NaN or infinity, UnsoundPlan if the weights do not fit it.
     """
@@ -39,13 +40,20 @@ def fingerprint_of(plan: Plan) -> Fingerprint:
 
     from original_ref import TextStudentEncoder
     from sam3lite_convert.convert.text_weights import source_weights
-    from sam3lite_convert.parity.fingerprint import make_fingerprint
+    from sam3lite_convert.parity.fingerprint import fingerprint_ids, make_fingerprint
     from sam3lite_convert.parity.original import reference_encoder
 
-    reference = reference_encoder(plan.architecture, source_weights(plan), torch.float32)
+    architecture = plan.architecture
+    if called is not None and architecture.context is not None:
+        architecture = architecture.with_context(replace(architecture.context, called=called))
+    ids = fingerprint_ids(architecture.called, architecture.sizes["vocab"])
+    # Sorted: the rows are in the order of the ids, so that the greatest id stays the greatest.
+    words = torch.unique(ids)
+    small = replace(architecture, sizes=architecture.sizes | {"vocab": len(words)})
+    reference = reference_encoder(small, source_weights(plan, words.tolist()), torch.float32)
     assert isinstance(reference.model, TextStudentEncoder)
     source = FingerprintSource(name=plan.checkpoint.path.name, size=plan.checkpoint.size, sha256=None)
-    return make_fingerprint(reference.model, plan.architecture, source, plan.not_read)
+    return make_fingerprint(reference.model, architecture, source, ids, torch.searchsorted(words, ids), plan.not_read)
 
 
 def start_fingerprint(plan: Plan) -> Worker[Fingerprint] | None:
@@ -115,7 +123,11 @@ def fault_of(stated: Path, plan: Plan) -> str | None:
     from sam3lite_convert.parity.fingerprint import first_difference
 
     try:
-        return first_difference(read_fingerprint(stated), fingerprint_of(plan))
+        found = read_fingerprint(stated)
+        # The file may have had another name when it was converted, which stated another context.
+        context, length = plan.architecture.context, len(found.ids[0]) if found.ids else 0
+        renamed = context is not None and length > 0 and min(length, context.rows) == context.held
+        return first_difference(found, fingerprint_of(plan, length if renamed else None))
     except Sam3LiteError as fault:
         return fault.message
 

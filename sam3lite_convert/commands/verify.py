@@ -221,7 +221,11 @@ def _summary(outcome: Verification) -> str:
     if not outcome.proven:
         return outcome.summary
     counted = f"{outcome.equal:,} of {outcome.plan.counts.target:,} tensors turn back into their source"
-    return f"{counted}, up to {outcome.up_to}" if outcome.up_to else f"{counted} bit for bit"
+    counted += f", up to {outcome.up_to}" if outcome.up_to else " bit for bit"
+    beside = len(outcome.plan.not_read)
+    if beside:
+        counted += f"; {beside:,} more of the source's text encoder were dropped, for which no model here has a place"
+    return counted
 
 
 def _lost_words(lost: Losses) -> Iterator[str]:

@@ -6,7 +6,7 @@ encoder alone stores them without their prefix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import torch
@@ -14,22 +14,30 @@ from torch import Tensor, nn
 
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.checkpoint.reader import open_file, open_source
-from sam3lite_convert.checkpoint.tensor_reader import read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import read_exactly, read_tensor
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.tensor_bytes import target_chunks
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
-from sam3lite_convert.plan.architecture import TEXT
+from sam3lite_convert.plan.architecture import TEXT, WORD_TABLE
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Layout
 
 COUNTER = "num_batches_tracked"  # a BatchNorm's counter, which evaluation does not read
 
 
-def source_weights(plan: Plan) -> dict[str, Tensor]:
-    """The original's state dict (``encoder.*``, ``projector.*``), as stored and uncut."""
+def source_weights(plan: Plan, words: Sequence[int] | None = None) -> dict[str, Tensor]:
+    """The original's state dict (``encoder.*``, ``projector.*``), as stored and uncut.
+
+    words: the rows of the token embedding that are read, most of the encoder's memory at S0; None for all.
+    """
     sources = {m.canonical: m.source for m in plan.mapped.values() if m.canonical.startswith(TEXT)}
     with open_source(plan.checkpoint) as file:
-        return {name.removeprefix(TEXT): _stored(file, source) for name, source in sources.items()}
+        return {
+            name.removeprefix(TEXT): _stored(file, source)
+            if words is None or name != WORD_TABLE
+            else _rows(file, source, words)
+            for name, source in sources.items()
+        }
 
 
 def planned_weights(plan: Plan) -> dict[str, Tensor]:
@@ -66,6 +74,15 @@ def _stored(file: BinaryIO, stored: StoredTensor) -> Tensor:
     if file.readinto(buffer) != stored.nbytes:  # type: ignore[attr-defined]
         raise Untrusted(f"{file.name}: the file ended while it was read; was it changed?", "truncated_file")
     return _view(buffer, stored.dtype, stored.shape)
+
+
+def _rows(file: BinaryIO, stored: StoredTensor, rows: Sequence[int]) -> Tensor:
+    """These rows of a matrix."""
+    if not stored.contiguous:
+        return _stored(file, stored)[list(rows)]
+    width = stored.nbytes // stored.shape[0]
+    chunks = (read_exactly(file, stored.offset + n * width, width) for n in rows)
+    return _tensor(chunks, len(rows) * width, stored.dtype, (len(rows), *stored.shape[1:]))
 
 
 def _tensor(chunks: Iterable[bytes], nbytes: int, dtype: str, shape: tuple[int, ...]) -> Tensor:

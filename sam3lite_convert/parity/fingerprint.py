@@ -57,20 +57,23 @@ def make_fingerprint(
     model: TextStudentEncoder,
     architecture: Architecture,
     source: FingerprintSource,
+    ids: Tensor,
+    rows: Tensor,
     not_read: tuple[str, ...] = (),
 ) -> Fingerprint:
     """The fingerprint of a loaded reference.
 
-    ``model``: the reference in float32, cut to its context.
+    ``model``: the reference in float32, cut to its context; its token embedding may hold some of the rows alone.
+    ``ids``: as ``fingerprint_ids`` gives them.
+    ``rows``: the row of the model's token embedding for each of the ids, in the same order of size.
 
     Raises CannotRun if the reference computes NaN or infinity.
     """
-    ids = fingerprint_ids(architecture.called, architecture.sizes["vocab"])
     reference = wrap_reference(model)
-    rounded = record(reference, ids)
+    rounded = record(reference, rows)
     require_finite(rounded)
     with in_float64(model):
-        exact = record(reference, ids)
+        exact = record(reference, rows)
     where: dict[str, tuple[int, ...]] = {}
     taps = []
     for name, value in exact.items():

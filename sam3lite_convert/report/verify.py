@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sam3lite_convert.figures import component_words, human_bytes
 from sam3lite_convert.records.verify import Finding, VerifyDocument
 from sam3lite_convert.report.inspect import LISTED
@@ -13,12 +15,13 @@ PATTERNS = 6  # patterns of keys that are shown of one finding
 def verified(r: VerifyDocument) -> None:
     """The verdict on a folder."""
     say(f"{r.folder}: layout {r.layout}, component {r.component}, {r.dtype}", "bold")
-    if r.verdict != "proven":
+    if r.verdict == "mismatch":
         say(r.summary, "bold red")
-    for finding in r.findings[:LISTED]:
-        _finding(finding)
-    if len(r.findings) > LISTED:
-        say(f"... and {len(r.findings) - LISTED:,} more findings; --json lists all of them")
+    causes = _by_cause(r.findings)
+    for findings in causes[:LISTED]:
+        _cause(findings)
+    if len(causes) > LISTED:
+        say(f"... and {len(causes) - LISTED:,} more causes; --json lists all of them")
     counters = [n for n in r.notes if "BatchNorm does not read it" in n]
     if counters:
         say(f"note: {len(counters)} BatchNorm counters (num_batches_tracked) are absent or differ; nothing reads them")
@@ -39,10 +42,23 @@ def verified(r: VerifyDocument) -> None:
     say(f"To read more: sam3lite explain {r.findings[0].code}")
 
 
-def _finding(finding: Finding) -> None:
-    say(f"{finding.code}  {component_words(finding.component)}", "red")
-    say(f"    {finding.cause}")
-    for pattern in finding.patterns[:PATTERNS]:
+def _by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings of one code and cause together, whatever their component."""
+    causes: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        causes.setdefault((finding.code, finding.cause), []).append(finding)
+    return list(causes.values())
+
+
+def _cause(findings: Sequence[Finding]) -> None:
+    components = [component_words(f.component) for f in findings]
+    counted = [f"{name} ({len(f.keys):,})" for name, f in zip(components, findings, strict=True)]
+    say(f"{findings[0].code}  {', '.join(counted if len(findings) > 1 else components)}", "red")
+    say(f"    {findings[0].cause}")
+    patterns = [pattern for f in findings for pattern in f.patterns]
+    for pattern in patterns[:PATTERNS]:
         say(f"      {pattern}")
-    if len(finding.patterns) > PATTERNS:
-        say(f"      ... and {len(finding.patterns) - PATTERNS:,} more patterns, {len(finding.keys):,} keys in all")
+    more = len(patterns) - PATTERNS
+    if more > 0:
+        keys = sum(len(f.keys) for f in findings)
+        say(f"      ... and {more:,} more {'pattern' if more == 1 else 'patterns'}, {keys:,} keys in all")

@@ -226,6 +226,9 @@ def _joins(values: Values, most: str) -> str:
 # ---- the summary
 
 
+_MISSING, _UNEXPECTED = "V-MISSING", "V-UNEXPECTED"
+
+
 def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: int, up_to: str | None) -> str:
     """One sentence: what differs by component, and what does not.
 
@@ -235,9 +238,16 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
     said = []
     if any(f.code == "V-CONFIG-CLASS" for f in findings):
         said.append("config.json names another model, whose tensors would be randomly initialised")
-    for component in dict.fromkeys([*totals, *(f.component for f in findings)]):
-        own = [f for f in findings if f.component == component and not _beside(f)]
-        if differing := [f for f in own if f.code not in ("V-MISSING", "V-UNEXPECTED")]:
+    of_tensors = [f for f in findings if not _beside(f)]
+    alike = {f.code for f in of_tensors}
+    if len(of_tensors) > 1 and len(alike) == 1 and alike.isdisjoint((_MISSING, _UNEXPECTED)):
+        keys = {k for f in of_tensors for k in f.keys}
+        if len(keys) == sum(totals.values()):
+            said.append(f"all {len(keys):,} tensors differ, {CODES[alike.pop()].title}")
+            totals, of_tensors = {}, []
+    for component in dict.fromkeys([*totals, *(f.component for f in of_tensors)]):
+        own = [f for f in of_tensors if f.component == component]
+        if differing := [f for f in own if f.code not in (_MISSING, _UNEXPECTED)]:
             keys = {k for f in differing for k in f.keys}
             titles = list(dict.fromkeys(CODES[f.code].title for f in differing))
             total = totals.get(component, len(keys))
@@ -245,7 +255,7 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
             verb = "differs" if len(keys) == 1 else "differ"
             what = titles[0] if len(titles) == 1 else f"by {len(differing)} causes"
             said.append(f"{component_words(component)}: {count} {verb}, {what}")
-        for code, word in (("V-MISSING", "missing"), ("V-UNEXPECTED", "unexpected")):
+        for code, word in ((_MISSING, "missing"), (_UNEXPECTED, "unexpected")):
             if absent := sum(len(f.keys) for f in own if f.code == code):
                 said.append(f"{component_words(component)}: {absent:,} {word}")
     files: Counter[str] = Counter()

@@ -88,6 +88,14 @@ def test_a_conversion_says_it_in_receipt_and_card(case: tuple[Path, Path], tmp_p
     assert "bit for bit" not in card
 
 
+def test_the_proof_says_what_it_leaves_out(case: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, tables = case
+    folder = tmp_path / "out"
+    assert sam3lite("convert", checkpoint, "--mapping", tables, "--output", folder).code == 0
+    done = sam3lite("verify", folder, checkpoint, "--mapping", tables, "--json")
+    assert done.code == 0 and "8 more of the source's text encoder were dropped" in done.json["summary"]
+
+
 def test_the_page_names_them(case: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     checkpoint, tables = case

@@ -117,7 +117,11 @@ def test_a_partial_conversion_writes_the_same_tensors(layout, s0, hub):
     sam3lite("convert", "--checkpoint", s0, "--output", "whole", *options)
     part, whole = (snapshot(Path(n)) for n in ("part", "whole"))
     for name in part:
-        assert name in ("conversion.json", "README.md") or part[name] == whole[name]
+        assert name in ("conversion.json", "README.md", "fingerprint.json") or part[name] == whole[name]
+    prints = [json.loads(Path(n, "fingerprint.json").read_text()) for n in ("part", "whole")]
+    # Only the name differs: the hash that the Hub states is that of the whole file.
+    assert prints[0].pop("source")["sha256"] == prints[1].pop("source")["sha256"]
+    assert prints[0] == prints[1]
     source = json.loads(Path("part/conversion.json").read_text())["source"]
     assert source["sha256"] is None and source["etag"] and source["commit"] == hub.head(REPO)
     notes = json.loads(Path("part/conversion.json").read_text())["notes"]
