@@ -91,13 +91,14 @@ def read_port_file(path: Path) -> PortFile:
     if path.suffix == ".json":
         return _dump(path)
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(9)
     if head.startswith(b"PK\x03\x04"):
         found, names = _npz(path)
         return _port(path, ".npz", found, names)
     if head.startswith(b"\x93NUMPY"):
         raise CannotRun(f"{path} is a single array; give a folder of .npy files, one for each tap", "no_activations")
-    if head[:1] == b"\x80":
+    # A safetensors file begins with the length of its header, whose first byte may be that of a pickle.
+    if head[:1] == b"\x80" and head[8:] != b"{":
         raise CannotRun(f"{path} is a pickle, which is not read: it could run code; save {_KINDS}", "no_activations")
     if path.suffix == ".npz":
         raise Untrusted(f"{path}: is not a .npz, which is a zip archive", "corrupt_file")

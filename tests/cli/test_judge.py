@@ -445,6 +445,17 @@ def test_integers_and_nan_are_no_right_activations(s0, tmp_path):
     assert "smallest tolerance" not in shown and "Smallest tolerance" not in page.read_text()
 
 
+def test_a_header_whose_length_begins_as_a_pickle_does_is_no_pickle(s0, tmp_path):
+    for blanks in range(0, 256, 8):  # the length of the header is a multiple of 8
+        path = tmp_path / "mine.safetensors"
+        save_file({**good(), "input_ids": IDS}, path, {"note": "x" * blanks})
+        if path.read_bytes()[0] == 0x80:
+            break
+    else:
+        pytest.fail("no header of such a length")
+    assert judge(path, s0)["verdict"] == "exact"
+
+
 def test_a_damaged_npz_is_called_one(s0, tmp_path):
     (tmp_path / "mine.npz").write_bytes(b"<html>")
     assert "is not a .npz" in refused(4, tmp_path / "mine.npz", s0)
