@@ -150,7 +150,7 @@ def judge_port(
             dtype=" and ".join(judged.dtypes),
         ),
         inputs=inputs.record(0),
-        judgement=judgement.record(ran_in),
+        judgement=judgement.record(ran_in, "both sides" if set(judged.dtypes) == {ran_in} else "the original"),
         values=first_values(judged.recorded, judged.given),
         diagnosis=judged.diagnosis,
         notes=(*notes, *judged.notes),

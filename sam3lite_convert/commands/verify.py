@@ -178,6 +178,8 @@ def _partial_summary(outcome: Verification, document: VerifyDocument, text: int,
     """``text``: bytes to fetch for the values of the text encoder; ``of``: for all of them."""
     whole = f"--whole compares all of them ({human_bytes(of)})"
     rest = outcome.checked - outcome.compared
+    if document.verdict == "mismatch" and outcome.compared == 0:
+        return f"{outcome.summary}; no values were compared; {whole}"
     if document.verdict == "mismatch":
         fit = f"{outcome.summary}; the values of {outcome.compared:,} tensors were compared"
     elif outcome.compared == 0:

@@ -206,8 +206,8 @@ def read_place(place: Place) -> Folder:
             faults.append(
                 FolderFault(
                     prefix,
-                    f"stands before every key, and {reader.name} does not take it off: the model would be left at "
-                    "random values. The tensors are judged without it",
+                    f"every key starts with {prefix!r}, which {reader.name} does not take off: the model would be left "
+                    "at random values. The tensors are judged without it",
                     PREFIX,
                 )
             )

@@ -293,9 +293,9 @@ class Judgement:
         """Where the tolerance comes from."""
         return "given" if self.given is not None else f"measured: {FLOORS:g} noise floors at each tap"
 
-    def summary(self, dtype: str) -> str:
-        """The verdict in one sentence. ``dtype``: what both sides ran in."""
-        run = "" if dtype == "float32" else f", both sides in {dtype}"
+    def summary(self, dtype: str, who: str = "both sides") -> str:
+        """The verdict in one sentence. ``dtype``: what the reference ran in; ``who``: who else did."""
+        run = "" if dtype == "float32" else f", {who} in {dtype}"
         limit = f"tolerance {number(self.tolerance)}, {self.tolerance_is}"
         if self.verdict == "incomplete":
             many = len(self.not_read)
@@ -304,7 +304,7 @@ class Judgement:
             return (
                 f"{tensors} fit no module of the architecture that is known here, so neither side reads them and the "
                 f"original may compute something else; the others: {rest.verdict.replace('_', ' ')}, "
-                f"{rest.summary(dtype)}"
+                f"{rest.summary(dtype, who)}"
             )
         if self.verdict == "exact":
             beside = ""
@@ -330,8 +330,8 @@ class Judgement:
         verb = "was" if given == 1 else "were"
         return f"the {given} of {given + len(self.not_given)} taps that {verb} given" if self.not_given else ""
 
-    def record(self, dtype: str = "float32") -> JudgementRecord:
-        """The verdict and its taps for the JSON. ``dtype``: what both sides ran in."""
+    def record(self, dtype: str = "float32", who: str = "both sides") -> JudgementRecord:
+        """The verdict and its taps for the JSON. ``dtype``: what the reference ran in; ``who``: who else did."""
         return JudgementRecord(
             verdict=self.verdict,
             tolerance=self.tolerance,
@@ -344,7 +344,7 @@ class Judgement:
             also_diverging=tuple(self.also_diverging),
             not_given=self.not_given,
             layers=tuple(t.record() for t in self.taps),
-            summary=self.summary(dtype),
+            summary=self.summary(dtype, who),
             not_read=self.not_read,
         )
 

@@ -86,7 +86,8 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
         notes.append(f"not given, and so not compared: {', '.join(judgement.not_given)}")
     name = str(ran_in).removeprefix("torch.")
     if set(dtypes) != {name}:
-        notes.append(f"the port's values are {' and '.join(dtypes)}; the original ran in {name}")
+        finer = f", and every tap is held to the rounding of {name}" if ran_in in _HALVES else ""
+        notes.append(f"the port's values are {' and '.join(dtypes)}; the original ran in {name}{finer}")
     if ran_in in _HALVES and judgement.max_abs:
         notes.append("half precision hides faults smaller than its rounding: compare in float32 too")
     table = weights[POSITION_TABLE.removeprefix(TEXT)].to(ran_in)

@@ -14,9 +14,9 @@ PATTERNS = 6  # patterns of keys that are shown of one finding
 
 def verified(r: VerifyDocument) -> None:
     """The verdict on a folder."""
-    say(f"{r.folder}: layout {r.layout}, component {r.component}, {r.dtype}", "bold")
     if r.verdict == "mismatch":
         say(r.summary, "bold red")
+    say(f"{r.folder}: layout {r.layout}, component {r.component}, {r.dtype}", "bold")
     causes = _by_cause(r.findings)
     for findings in causes[:LISTED]:
         _cause(findings)
@@ -32,13 +32,14 @@ def verified(r: VerifyDocument) -> None:
         say(f"not in the folder: {text}")
     if r.fetched:
         read, of = human_bytes(r.fetched.bytes), human_bytes(r.fetched.of)
-        say(f"read by {r.fetched.requests:,} range requests: {read} of {of}")
+        many = "request" if r.fetched.requests == 1 else "requests"
+        say(f"read by {r.fetched.requests:,} range {many}: {read} of {of}")
     if r.verdict != "mismatch":
         up_to = f" up to {r.up_to}" if r.up_to else ""
         say(f"{r.verdict.replace('_', ' ')}{up_to}: {r.summary}", "bold green")
         return
     count = f"{len(r.findings):,} {'finding' if len(r.findings) == 1 else 'findings'}"
-    say(f"mismatch: {count}; {r.checked:,} of {r.targets:,} tensors were compared", "bold red")
+    say(f"mismatch: {count}; {r.compared:,} of {r.targets:,} tensors were compared", "bold red")
     say(f"To read more: sam3lite explain {r.findings[0].code}")
 
 

@@ -238,6 +238,7 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
     said = []
     if any(f.code == "V-CONFIG-CLASS" for f in findings):
         said.append("config.json names another model, whose tensors would be randomly initialised")
+    said += [f.cause.partition(":")[0] for f in findings if f.code == "V-PREFIX"]
     of_tensors = [f for f in findings if not _beside(f)]
     alike = {f.code for f in of_tensors}
     if len(of_tensors) > 1 and len(alike) == 1 and alike.isdisjoint((_MISSING, _UNEXPECTED)):
@@ -260,12 +261,13 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
                 said.append(f"{component_words(component)}: {absent:,} {word}")
     files: Counter[str] = Counter()
     for f in findings:
-        if _beside(f):
+        if _beside(f) and f.code != "V-PREFIX":
             files[_ROTARY if f.code == "V-ROTARY" else f.keys[0].partition(":")[0]] += len(f.keys)
     said += [f"{name}: {n} {'fault' if n == 1 else 'faults'}" for name, n in files.items()]
     tensors = any(not _beside(f) for f in findings)
     same = f"equal up to {up_to}" if up_to else "equal to the bit"
-    said.append(f"the {'other ' if tensors else ''}{equal:,} {'' if tensors else 'tensors '}are {same}")
+    if equal:
+        said.append(f"the {'other ' if tensors else ''}{equal:,} {'' if tensors else 'tensors '}are {same}")
     return "; ".join(said)
 
 

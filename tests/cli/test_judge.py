@@ -429,6 +429,8 @@ def test_dtypes_may_be_mixed_and_the_coarsest_counts(s0, tmp_path):
     record = judge(saved(tmp_path, mixed), s0)
     assert record["port"]["dtypes"] == {"bfloat16": 7, "float32": 3}
     assert (record["verdict"], record["port"]["reference_dtype"]) == ("exact", "bfloat16")
+    assert "the original in bfloat16" in record["summary"] and "both sides" not in record["summary"]
+    assert any("every tap is held to the rounding of bfloat16" in note for note in record["notes"])
 
 
 def test_integers_and_nan_are_no_right_activations(s0, tmp_path):

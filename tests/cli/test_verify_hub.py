@@ -123,6 +123,9 @@ def test_structure_that_does_not_fit_is_a_mismatch(change, folder, tiny, hub):
     record = checked(MINE, tiny, code=1)
     assert record["verdict"] == "mismatch"
     assert key in [*record["missing"], *(m["key"] for m in record["mismatched"])]
+    assert "no values were compared" in record["summary"] and "equal" not in record["summary"]
+    shown = sam3lite("verify", MINE, tiny).out.splitlines()
+    assert shown[0].startswith(record["summary"][:20]) and any("; 0 of " in line for line in shown)
     assert hub.sent() < MB
 
 

@@ -354,7 +354,9 @@ def test_a_variant_alone_is_named_with_the_way_to_load_it(empty, right, tiny):
 
 def test_a_prefix_is_named_and_the_values_are_judged_without_it(empty, right, tiny):
     prefixed("_orig_mod.module.")(empty, right)
-    assert by_key(verify(empty, tiny).json).keys() == {"_orig_mod.module."}
+    record = verify(empty, tiny).json
+    assert by_key(record).keys() == {"_orig_mod.module."}
+    assert record["summary"].startswith("every key starts with '_orig_mod.module.', which transformers does not take")
     wrong = shifted({"mask_decoder.mask_embedder.layers.0.bias": right["mask_decoder.mask_embedder.layers.0.bias"]})
     prefixed("_orig_mod.module.")(empty, right | wrong)
     assert by_key(verify(empty, tiny).json).keys() == {"_orig_mod.module.", *wrong}
