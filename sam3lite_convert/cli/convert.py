@@ -229,7 +229,7 @@ def convert(
     verify: o.VerifyOption = None,
     parity: o.ParityOption = False,
     allow_not_read: o.AllowNotRead = False,
-    partial: o.Partial = False,
+    partial: o.PartialText = False,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,

@@ -146,8 +146,16 @@ Partial = Annotated[
     bool,
     typer.Option(
         "--partial",
-        help="Of a checkpoint on the Hub, download only the bytes of the text tensors. convert needs --component text "
-        "with it. Default: download the whole file.",
+        help="Of a checkpoint on the Hub, download only the bytes of the text tensors. Default: download the whole "
+        "file.",
+    ),
+]
+PartialText = Annotated[
+    bool,
+    typer.Option(
+        "--partial",
+        help="With --component text: of a checkpoint on the Hub, download only the bytes of the text tensors. Default: "
+        "download the whole file.",
     ),
 ]
 All = Annotated[

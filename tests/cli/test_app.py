@@ -294,6 +294,13 @@ def test_help_imports_nothing_heavy(arguments):
     assert done.stdout.strip()
 
 
+@pytest.mark.parametrize("command", ["judge", "record", "parity", "convert"])
+def test_help_of_partial_speaks_of_its_own_command(command):
+    words = " ".join(sam3lite(command, "--help").out.split())
+    assert "download only the bytes of the text tensors" in words
+    assert ("With --component text:" in words) == (command == "convert") and "convert needs" not in words
+
+
 def test_help_names_every_command_and_option():
     done = sam3lite("--help")
     assert done.code == 0
