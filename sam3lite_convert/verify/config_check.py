@@ -251,6 +251,8 @@ def _compare(
             have = actual.get("dtype") or actual.get("torch_dtype") or want
         if isinstance(want, dict):
             yield from _compare_section(want, actual.get(name), where, plan, name)
+        elif absent and name == "model_type" and section == "backbone_config" and not left_out:
+            yield ConfigFault(where, f"is missing; transformers does not load a backbone without it. It is {want!r}")
         elif absent and name not in defaults and (name == "model_type" or not _reads(plan, section)):
             continue
         elif absent and name not in defaults and name != "dtype":

@@ -234,6 +234,19 @@ def test_every_check_runs_behind_the_model_type_of_another_library(folders, tiny
     assert "randomly initialised" in record["summary"].partition(";")[0]
 
 
+def test_a_backbone_without_a_model_type_is_not_loaded(folders, tiny, tmp_path):
+    folder = shutil.copytree(folders["transformers"], tmp_path / "bad")
+    edit_config(folder, "vision_config", "backbone_config", "model_type")
+    with pytest.raises(KeyError):
+        transformers.Sam3LiteTextModel.from_pretrained(folder)
+    keys = [m["key"] for m in verify(folder, tiny).json["mismatched"]]
+    assert keys == ["config.json: vision_config.backbone_config.model_type"]
+    edit_config(folder, "vision_config", "backbone_config", "model_type", value="sam3_vit_model")
+    edit_config(folder, "vision_config", "model_type")  # has a default
+    transformers.Sam3LiteTextModel.from_pretrained(folder)
+    assert verify(folder, tiny).json["verdict"] == "proven"
+
+
 # ---- what a comparison of the encoders alone does not show ---------------------------------------------
 
 UNSEEN = {
