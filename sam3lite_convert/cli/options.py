@@ -124,7 +124,11 @@ Drop = Annotated[
 ]
 Reason = Annotated[
     list[str] | None,
-    typer.Option("--reason", metavar="TEXT", help="Why the keys of --drop may go; kept in the receipt."),
+    typer.Option(
+        "--reason",
+        metavar="TEXT",
+        help="Why the keys of --drop may go; kept in the receipt. Default: nothing is dropped.",
+    ),
 ]
 Layout = Annotated[
     str,

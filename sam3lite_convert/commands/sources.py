@@ -67,7 +67,7 @@ class Source:
 
     def read(self) -> Checkpoint:
         """The index, with its origin on the Hub. Raises as ``read_checkpoint`` does."""
-        checkpoint = replace(read_checkpoint(self.path, self.copy), selection=self.selection)
+        checkpoint = read_checkpoint(self.path, self.copy, self.selection)
         return replace(checkpoint, hub=self.hub) if self.hub else checkpoint
 
     def as_stated(self, receipt: Mapping[str, object] | None) -> Source:

@@ -22,8 +22,10 @@ def check_copies(checkpoint: Checkpoint, names: Names) -> None:
     if not named or len(names.copies) == 1:
         return
     of = {key: copy for copy, keys in names.copies.items() for key in keys}
-    if len(named) > 1 or any(len({of[key] for key in keys}) > 1 for keys in names.twins.values()):
-        raise _several(checkpoint, names.copies)
+    shared = [{of[key] for key in keys} for keys in names.twins.values()]
+    bare = any("" in copies and len(copies) > 1 for copies in shared)
+    if len(named) > 1 or bare:
+        raise _several(checkpoint, {copy: keys for copy, keys in names.copies.items() if copy or bare})
 
 
 def unknown_prefix(checkpoint: Checkpoint, spellings: tuple[Rule, ...], layout: Layout, names: Names) -> None:

@@ -371,11 +371,11 @@ _COUNTER = "num_batches_tracked"
 
 def _counters(mapped: dict[str, Mapped], expected: dict[str, Expected], layout: Layout) -> list[Mapped]:
     """The BatchNorm counters that the file lacks, as zeros: evaluation does not read them, and a file of parameters
-    that were averaged has none. A layer without its statistics gets none: it is not known."""
+    that were averaged has none. What else a layer lacks is reported as ever."""
     out = []
     for target in expected:
         module, _, leaf = target.rpartition(".")
-        if leaf != _COUNTER or target in mapped or f"{module}.running_mean" not in mapped:
+        if leaf != _COUNTER or target in mapped or f"{module}.weight" not in mapped:
             continue
         for rule in layout.rules:
             if source := rule.reverse(target):
