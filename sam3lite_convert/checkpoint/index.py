@@ -115,6 +115,15 @@ class Checkpoint:
     selection: Selection = NOTHING_STATED
     left: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def taken(self) -> str | None:
+        """Which entry of the file holds the weights, and what others hold, in words; None for a plain file."""
+        if self.wrapper in (None, "model", "state_dict") and not self.left:
+            return None
+        left = ", ".join(f"{path} ({n:,} tensors)" for path, n in self.left.items())
+        where = f"the entry {self.wrapper}" if self.wrapper else "the file itself"
+        return f"the weights are those of {where}" + (f"; not read: {left}" if left else "")
+
 
 class FetchedRanges(Protocol):
     """The part of a partial copy that the readers need."""

@@ -66,7 +66,7 @@ def _rotary_notes(plan: Plan, source: BinaryIO) -> list[str]:
 
 def plan_notes(plan: Plan) -> list[str]:
     """Notes for the user on this conversion, beyond the counts."""
-    notes = list(plan.checkpoint.notes)
+    notes = [*([plan.checkpoint.taken] if plan.checkpoint.taken else []), *plan.checkpoint.notes]
     if plan.twins:
         notes.append(f"{len(plan.twins)} tensors are stored under two names; convert checks that both are equal")
     if plan.filled:

@@ -119,6 +119,7 @@ def verify(
     out = Verification(plan)
     if said := plan.context.beside(plan.architecture.sizes["context"]):
         out.notes.append(said)
+    out.notes += [plan.checkpoint.taken] if plan.checkpoint.taken else []
     out.notes += folder.notes
     found_out = [Difference(fault.key, fault.code, "files", fault.why) for fault in folder.faults]
     with ExitStack() as stack:
