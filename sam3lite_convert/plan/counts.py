@@ -12,7 +12,15 @@ from sam3lite_convert.plan.names import Names
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.shared import Accounting, ComponentRecord, DroppedKind
 
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "freqs_cis", "positional_encoding_gaussian_matrix")
+_BUFFERS = (
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    "freqs_cis",
+    "freqs_cis_real",
+    "freqs_cis_imag",
+    "positional_encoding_gaussian_matrix",
+)
 
 
 def parameters(tensors: Iterable[StoredTensor]) -> int:
