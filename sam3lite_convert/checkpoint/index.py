@@ -12,6 +12,7 @@ from typing import BinaryIO, Protocol
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.origin import HubFile
+from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.errors import Untrusted
 
 # No index is longer. One of 1,300 tensors takes 0.2 MB; a hostile one would cost memory and time.
@@ -23,7 +24,8 @@ _LONGEST_NAME = 1000  # characters; the longest of a released file has 117
 class StoredTensor:
     """One tensor of a file.
 
-    ``offset``: byte position of its first element in the file.
+    ``offset``: byte position of its first element in the file; below zero for one that the file lacks and that is
+    taken to be all zeros.
     ``stride``: in elements; C-contiguous for nearly every tensor.
     """
 
@@ -32,6 +34,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     stride: tuple[int, ...]
+
+    @property
+    def absent(self) -> bool:
+        """Whether the file lacks it, so that it is taken to be all zeros."""
+        return self.offset < 0
 
     @property
     def numel(self) -> int:
@@ -58,6 +65,12 @@ class StoredTensor:
         return self.offset, self.offset + self.span * dtypes.itemsize(self.dtype)
 
 
+def zeros(key: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
+    """A tensor that no file holds, and that is read as zeros."""
+    nbytes = math.prod(shape) * dtypes.itemsize(dtype)
+    return StoredTensor(key, dtype, shape, -max(nbytes, 1), contiguous_stride(shape))
+
+
 @dataclass(frozen=True)
 class ZipEntry:
     """One entry of a zip archive: byte range of its data, and the CRC-32 from the directory."""
@@ -81,6 +94,8 @@ class Checkpoint:
     ``hub``: origin of the file; None for a local file.
     ``partial``: whether it is a partial copy. The offset of a tensor that is not downloaded is a lower bound.
     ``stamp``: identity and time of last change of the file; None for a partial copy.
+    ``selection``: what the user states about the file.
+    ``left``: number of tensors in the other entries of the file, by path.
     """
 
     path: Path
@@ -97,6 +112,17 @@ class Checkpoint:
     hub: HubFile | None = None
     partial: bool = False
     stamp: tuple[int, ...] | None = None
+    selection: Selection = NOTHING_STATED
+    left: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def taken(self) -> str | None:
+        """Which entry of the file holds the weights, and what others hold, in words; None for a plain file."""
+        if self.wrapper in (None, "model", "state_dict") and not self.left:
+            return None
+        left = ", ".join(f"{path} ({n:,} tensors)" for path, n in self.left.items())
+        where = f"the entry {self.wrapper}" if self.wrapper else "the file itself"
+        return f"the weights are those of {where}" + (f"; not read: {left}" if left else "")
 
 
 class FetchedRanges(Protocol):

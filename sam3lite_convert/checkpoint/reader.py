@@ -15,6 +15,8 @@ from typing import BinaryIO, cast
 
 from sam3lite_convert.checkpoint import safetensors_file, torch_legacy, torch_zip
 from sam3lite_convert.checkpoint.index import Checkpoint, FetchedRanges, check_unchanged, stamp_of
+from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
+from sam3lite_convert.checkpoint.state_dict import FILE_ITSELF
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 
 
@@ -51,11 +53,12 @@ def open_source(checkpoint: Checkpoint) -> Iterator[BinaryIO]:
         check_unchanged(checkpoint, checkpoint.path)
 
 
-def read_checkpoint(path: Path, copy: FetchedRanges | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, copy: FetchedRanges | None = None, selection: Selection = NOTHING_STATED) -> Checkpoint:
     """Index a ``.pt`` or ``.safetensors`` file. ``copy``: the partial copy to read in place of ``path``.
+    ``selection``: what the user states about the file.
 
-    Raises CannotRun if the file cannot be opened; Untrusted if it is empty, truncated, corrupt, hostile or not a
-    checkpoint; UnsoundPlan if it holds no state dict.
+    Raises CannotRun if the file cannot be opened, or has no entry of the stated path; Untrusted if it is empty,
+    truncated, corrupt, hostile or not a checkpoint; UnsoundPlan if it holds no state dict, or several.
     """
     with open_file(path) if copy is None else nullcontext(cast(BinaryIO, copy)) as file:
         size = os.fstat(file.fileno()).st_size
@@ -65,14 +68,19 @@ def read_checkpoint(path: Path, copy: FetchedRanges | None = None) -> Checkpoint
         file.seek(0)
         try:
             if head.startswith(b"PK\x03\x04"):
-                return replace(torch_zip.read_zip(path, file, size, copy), stamp=stamp)
+                found = torch_zip.read_zip(path, file, size, copy, selection)
+                return replace(found, stamp=stamp, selection=selection)
             if head.startswith(torch_legacy.LEGACY_MAGIC):
-                return replace(torch_legacy.read_legacy(path, file, size), stamp=stamp)
+                found = torch_legacy.read_legacy(path, file, size, selection)
+                return replace(found, stamp=stamp, selection=selection)
             if head[8:9] == b"{":
-                return replace(
-                    safetensors_file.read_safetensors(path, file, size), partial=copy is not None, stamp=stamp
-                )
-        except (Untrusted, UnsoundPlan) as fault:
+                if selection.state_dict_key not in (None, FILE_ITSELF) and not selection.passed_over:
+                    raise CannotRun(
+                        "--state-dict-key: a safetensors file has no entries to choose from", "unknown_entry"
+                    )
+                found = safetensors_file.read_safetensors(path, file, size)
+                return replace(found, partial=copy is not None, stamp=stamp, selection=selection)
+        except (CannotRun, Untrusted, UnsoundPlan) as fault:
             fault.message = f"{path.name}: {fault.message}"
             raise
     raise Untrusted(f"{path.name}: {_not_a_checkpoint(head, size)}", "not_a_checkpoint")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
 from sam3lite_convert.checkpoint import dtypes, unpickle
 from sam3lite_convert.checkpoint.index import StoredTensor, check_names
-from sam3lite_convert.errors import UnsoundPlan, Untrusted
+from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.records.record import JsonValue
 
-WRAPPERS = ("model", "state_dict")
+WRAPPERS = ("model", "state_dict")  # entries that hold weights, also ones whose names have no parts
+FILE_ITSELF = "."  # the path of a state dict that is not wrapped
+_DEEPEST = 8  # entries within entries
+_LISTED = 20
 META = "meta"  # facts about the weights, which may stand beside them
 _MOST_ELEMENTS = 1 << 40  # no tensor has more, however often it repeats one value
 
@@ -37,11 +44,12 @@ def read_at(file: BinaryIO, offset: int, nbytes: int) -> bytes:
 class Found(NamedTuple):
     """A state dict.
 
-    ``wrapper``: the entry of the file that holds it; None if the file is the state dict itself.
+    ``wrapper``: path of the entry that holds it, joined with dots; None if the file is the state dict itself.
     ``tensors``: by key.
     ``notes``: on other contents of the file.
     ``others``: keys of entries that are not tensors.
     ``meta``: whole numbers of the file's ``meta`` entry, by key.
+    ``left``: number of tensors in the other entries, by path.
     """
 
     wrapper: str | None
@@ -49,43 +57,148 @@ class Found(NamedTuple):
     notes: tuple[str, ...]
     others: list[str]
     meta: dict[str, int]
+    left: dict[str, int]
 
 
-def find_state_dict(tree: object) -> Found:
-    """The state dict of a checkpoint, wrapped or bare. Raises UnsoundPlan if there is none, or more than one."""
-    if not isinstance(tree, Mapping):
+class _Dict(NamedTuple):
+    """A dict of tensors in a file, and the path of keys that leads to it."""
+
+    path: tuple[str, ...]
+    content: Mapping[object, object]
+    tensors: dict[str, unpickle.TensorRecord]
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path) or FILE_ITSELF
+
+    @property
+    def like_weights(self) -> bool:
+        """Whether names have parts, as those of weights do; those of an optimizer's state, or of metrics, have none."""
+        return any("." in key for key in self.tensors)
+
+
+def find_state_dict(tree: object, selection: Selection = NOTHING_STATED) -> Found:
+    """The state dict of a checkpoint, wrapped at any depth or bare.
+
+    ``selection``: may state the path of its entry.
+    Raises UnsoundPlan if there is none, or more than one; CannotRun if no dict of tensors has the stated path.
+    """
+    if not _nests(tree):
         raise UnsoundPlan(f"the file holds {_kind(tree)}, not a state dict", "no_state_dict")
-    holders = [w for w in WRAPPERS if isinstance(tree.get(w), Mapping)]
-    if len(holders) > 1:
-        raise UnsoundPlan(
-            "the file holds both 'model' and 'state_dict'; save a file with only the one to convert", "two_state_dicts"
-        )
-    check_names(key for each in (tree, *(tree[w] for w in holders)) for key in each if isinstance(key, str))
-    wrapper = holders[0] if holders else None
-    inner = tree[wrapper] if wrapper else tree
+    dicts, wanted = list(_dicts(tree)), selection.state_dict_key
+    if not dicts and not isinstance(tree, Mapping):
+        raise UnsoundPlan("the file holds a list, not a state dict", "no_state_dict")
+    if selection.passed_over and wanted not in [d.name for d in dicts]:
+        wanted = None
+    chosen = _only(dicts) if wanted is None else _named_dict(dicts, wanted)
+    top = tree if isinstance(tree, Mapping) else {}
+    left = dict(_left(tree, chosen.path))
+    check_names(key for key in (*top, *chosen.content, *chosen.path, *left) if isinstance(key, str))
     notes = []
-    meta = _numbers(tree.get(META))
-    if wrapper and len(tree) > 1:
-        beside = sorted(
-            _named(k) + " (but for its whole numbers)" * bool(k == META and meta) for k in tree if k != wrapper
-        )
-        notes.append("not read, beside the state dict: " + ", ".join(beside))
-    tensors, others = {}, []
-    for key, value in inner.items():
-        if isinstance(value, unpickle.TensorRecord) and isinstance(key, str):
-            tensors[key] = value
-        else:
-            others.append(_named(key))
-    if not tensors:
-        raise UnsoundPlan(
-            "the file holds no state dict (no tensors with names)" + _hidden_state_dicts(inner),
-            "no_state_dict",
-        )
+    meta = _numbers(top.get(META))
+    if chosen.path and len(top) > 1:
+        beside = (_beside(key, left, bool(meta)) for key in top if _named(key) != chosen.path[0])
+        notes.append("not read, beside the state dict: " + ", ".join(sorted(beside)))
+    named = {_named(key) for key in top}
+    if deeper := [f"{path} ({n:,} tensors)" for path, n in left.items() if path not in named]:
+        notes.append("not read, beside the state dict: " + ", ".join(deeper))
+    others = [_named(key) for key in chosen.content if not (isinstance(key, str) and key in chosen.tensors)]
     if others:
         notes.append(
             f"{len(others)} entries of the state dict are not tensors and are left out: " + ", ".join(others[:5])
         )
-    return Found(wrapper, tensors, tuple(notes), others, meta)
+    return Found(".".join(chosen.path) or None, chosen.tensors, tuple(notes), others, meta, left)
+
+
+def _beside(key: object, left: dict[str, int], meta: bool) -> str:
+    """An entry that is not read, in words."""
+    name = _named(key)
+    n = left.get(name, 0)
+    return name + (f" ({n:,} tensors)" if n else "") + " (but for its whole numbers)" * (name == META and meta)
+
+
+def _entries(item: object) -> list[tuple[object, object]]:
+    """The entries of a dict, or of a list by position; nothing of another object."""
+    if isinstance(item, Mapping):
+        return list(item.items())
+    return list(enumerate(item)) if isinstance(item, list | tuple) else []
+
+
+def _nests(item: object) -> bool:
+    return isinstance(item, Mapping | list | tuple) and not isinstance(item, unpickle.TensorRecord)
+
+
+def _dicts(tree: object) -> Iterator[_Dict]:
+    """Every dict with named tensors, at any depth, outer ones first."""
+    stack: list[tuple[tuple[str, ...], object]] = [((), tree)]
+    seen: set[int] = set()
+    while stack:
+        path, item = stack.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        entries = _entries(item)
+        if isinstance(item, Mapping):
+            tensors = {k: v for k, v in entries if isinstance(k, str) and isinstance(v, unpickle.TensorRecord)}
+            if tensors:
+                yield _Dict(path, item, tensors)
+        if len(path) < _DEEPEST:
+            stack.extend(reversed([((*path, _named(k)), v) for k, v in entries if _nests(v)]))
+
+
+def _only(dicts: list[_Dict]) -> _Dict:
+    """The dict that holds the weights. Raises UnsoundPlan if there is none, or more than one."""
+    likely = [d for d in dicts if d.like_weights] or [d for d in dicts if d.name in WRAPPERS]
+    likely = likely or [d for d in dicts if not d.path]
+    if not likely:
+        hint = f". To take one all the same: --state-dict-key {shlex.quote(dicts[0].name)}" if dicts else ""
+        raise UnsoundPlan(f"the file holds no state dict (no tensors with names){hint}", "no_state_dict")
+    if any(d.tensors != likely[0].tensors for d in likely[1:]):
+        lines = [f"the file holds {len(likely)} dicts of tensors, which are not merged:"]
+        lines += [_listed(d) for d in likely[:_LISTED]]
+        lines += [f"  ... and {len(likely) - _LISTED} more"] if len(likely) > _LISTED else []
+        lines.append(f"Choose one: --state-dict-key {shlex.quote(likely[0].name)}")
+        raise UnsoundPlan("\n".join(lines), "several_state_dicts", {"entries": _counts(likely)})
+    return likely[0]
+
+
+def _named_dict(dicts: list[_Dict], wanted: str) -> _Dict:
+    found = [d for d in dicts if d.name == wanted]
+    if len(found) == 1:
+        return found[0]
+    why = "has two meanings in this file" if found else "is no dict of tensors in this file"
+    lines = [f"{wanted!r} {why} (--state-dict-key). It holds:", *(_listed(d) for d in dicts[:_LISTED])]
+    raise CannotRun("\n".join(lines), "unknown_entry", {"entries": _counts(dicts)})
+
+
+def _listed(entry: _Dict) -> str:
+    check_names(entry.path)
+    numel = sum(math.prod(t.shape) for t in entry.tensors.values())
+    return f"  {entry.name}: {len(entry.tensors):,} tensors, {numel:,} parameters"
+
+
+def _counts(dicts: list[_Dict]) -> dict[str, JsonValue]:
+    return {
+        d.name: {"tensors": len(d.tensors), "parameters": sum(math.prod(t.shape) for t in d.tensors.values())}
+        for d in dicts
+    }
+
+
+def _left(tree: object, path: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """The entries beside each part of a path that hold tensors: their path, and how many tensors."""
+    above: list[str] = []
+    for part in path:
+        entries = (
+            tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+        )
+        inner: object = None
+        for key, value in entries:
+            if _named(key) == part and _nests(value):
+                inner = value
+            elif n := sum(1 for _ in all_tensors(value)):
+                yield ".".join([*above, _named(key)]), n
+        above.append(part)
+        tree = inner
 
 
 def _numbers(meta: object) -> dict[str, int]:
@@ -107,25 +220,9 @@ def _kind(tree: object) -> str:
     """What an unpickled object is, in words."""
     if isinstance(tree, unpickle.TensorRecord):
         return "a single tensor"
-    if isinstance(tree, list | tuple):
-        return "a list"
     if tree is None or isinstance(tree, str | bytes | int | float):
         return "a single value"
     return "an object of another kind"
-
-
-def _hidden_state_dicts(tree: Mapping[object, object]) -> str:
-    """A hint at tensors one level below, in words. Only the known wrappers are opened, others are not guessed."""
-    counts = {
-        k: n
-        for k, v in tree.items()
-        if isinstance(k, str) and isinstance(v, Mapping)
-        if (n := sum(isinstance(t, unpickle.TensorRecord) for t in v.values()))
-    }
-    if not counts:
-        return ""
-    held = ", ".join(f"{name!r} holds {n} tensors" for name, n in counts.items())
-    return f". The entry {held}; save only the entry to convert, or save it under 'model' or 'state_dict'"
 
 
 def locate(found: dict[str, unpickle.TensorRecord], storages: dict[str, tuple[int, int]]) -> dict[str, StoredTensor]:

@@ -13,7 +13,12 @@ CHUNK = 4 << 20
 
 
 def read_exactly(file: BinaryIO, offset: int, nbytes: int) -> bytes:
-    """``nbytes`` bytes at ``offset``. Raises Untrusted if the file is shorter."""
+    """``nbytes`` bytes at ``offset``; zeros for an offset below zero, which is that of a tensor that the file lacks.
+
+    Raises Untrusted if the file is shorter.
+    """
+    if offset < 0:
+        return bytes(nbytes)
     file.seek(offset)
     data = file.read(nbytes)
     if len(data) != nbytes:

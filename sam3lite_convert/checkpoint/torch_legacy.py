@@ -9,14 +9,15 @@ from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes, unpickle
 from sam3lite_convert.checkpoint.index import INDEX_LIMIT, Checkpoint
+from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.checkpoint.state_dict import all_tensors, find_state_dict, locate, read_at
 from sam3lite_convert.errors import Untrusted
 
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
-def read_legacy(path: Path, file: BinaryIO, size: int) -> Checkpoint:
-    """Index the stream.
+def read_legacy(path: Path, file: BinaryIO, size: int, selection: Selection = NOTHING_STATED) -> Checkpoint:
+    """Index the stream. ``selection``: may state the entry to read.
 
     Raises Untrusted if it is truncated, corrupt or big-endian, UnsoundPlan if it holds no state dict.
     """
@@ -30,7 +31,7 @@ def read_legacy(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         raise Untrusted("the tensors are stored in big-endian order, which is not supported", "big_endian")
     tree = unpickle.load(stream)
     keys = unpickle.load(stream)
-    found = find_state_dict(tree)
+    found = find_state_dict(tree, selection)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise Untrusted("the file's list of storages is invalid", "corrupt_file")
     kinds = {t.storage.key: t.storage.dtype for t in all_tensors(tree)}
@@ -47,4 +48,4 @@ def read_legacy(path: Path, file: BinaryIO, size: int) -> Checkpoint:
     note = "written in the format of torch before 1.6, which has no checksums: damage inside it cannot be detected"
     tensors = locate(found.tensors, storages)
     notes, others = (note, *found.notes), frozenset(found.others)
-    return Checkpoint(path, size, "legacy", found.wrapper, tensors, (), notes, others, found.meta)
+    return Checkpoint(path, size, "legacy", found.wrapper, tensors, (), notes, others, found.meta, left=found.left)

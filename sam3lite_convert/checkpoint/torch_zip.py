@@ -12,6 +12,7 @@ from typing import BinaryIO, cast
 
 from sam3lite_convert.checkpoint import unpickle
 from sam3lite_convert.checkpoint.index import INDEX_LIMIT, Checkpoint, FetchedRanges, ZipEntry, check_names
+from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.checkpoint.state_dict import find_state_dict, locate, read_at
 from sam3lite_convert.errors import Untrusted, in_short
 
@@ -30,8 +31,10 @@ class _Sparing:
         return self._read(INDEX_LIMIT if nbytes < 0 else nbytes)  # without a number: the last 64 KiB, to their end
 
 
-def read_zip(path: Path, file: BinaryIO, size: int, copy: FetchedRanges | None) -> Checkpoint:
-    """Index the archive. ``copy``: the partial copy, if ``file`` is one.
+def read_zip(
+    path: Path, file: BinaryIO, size: int, copy: FetchedRanges | None, selection: Selection = NOTHING_STATED
+) -> Checkpoint:
+    """Index the archive. ``copy``: the partial copy, if ``file`` is one. ``selection``: may state the entry to read.
 
     Raises Untrusted if the archive is truncated, corrupt or was not written by ``torch.save``; UnsoundPlan if it
     holds no state dict.
@@ -83,12 +86,21 @@ def read_zip(path: Path, file: BinaryIO, size: int, copy: FetchedRanges | None) 
     for name, record in records.items():
         if name.startswith(root + "data/"):
             storages[name[len(root + "data/") :]] = (record.offset, record.nbytes)
-    found = find_state_dict(tree)
+    found = find_state_dict(tree, selection)
     tensors = locate(found.tensors, storages)
     # Of a partial copy, only entries that are complete can be checked.
     known = (r for n, r in records.items() if n in fetched and (copy is None or copy.present(r.offset, r.nbytes)))
     checkpoint = Checkpoint(
-        path, size, "zip", found.wrapper, tensors, tuple(known), found.notes, frozenset(found.others), found.meta
+        path,
+        size,
+        "zip",
+        found.wrapper,
+        tensors,
+        tuple(known),
+        found.notes,
+        frozenset(found.others),
+        found.meta,
+        left=found.left,
     )
     if copy is None:
         return checkpoint

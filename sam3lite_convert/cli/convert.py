@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import locate, one_checkpoint, typed, use_one_thread, where
@@ -37,6 +38,7 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
         )
     for one, other in (
         ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
+        ("--all", "--state-dict-key"), ("--all", "--strip-prefix"), ("--all", "--drop"),
         ("--partial", "--push-to-hub"), ("--dry-run", "--push-to-hub"), ("--dry-run", "--parity"),
         ("--dry-run", "--verify"), ("--dry-run", "--fail-on-nonfinite"), ("--trust", "--push-to-hub"),
         ("--trust", "--verify"), ("--trust", "--overwrite"),
@@ -222,6 +224,10 @@ def convert(
     fail_on_nonfinite: o.FailOnNonfinite = False,
     allow_overflow: o.AllowOverflow = False,
     tokenizer: o.Tokenizer = None,
+    state_dict_key: o.StateDictKey = None,
+    strip_prefix: o.StripPrefix = None,
+    drop: o.Drop = None,
+    reason: o.Reason = None,
     mapping: o.Mapping = None,
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
@@ -249,6 +255,7 @@ def convert(
     """
     from sam3lite_convert.checkpoint.hashing import SourceHash
 
+    chosen = selection(state_dict_key, strip_prefix, drop, reason)
     name = one_checkpoint(source, checkpoint)
     # Hashing takes longest: it begins before the rest is even imported.
     local = name is not None and not all_ and not dry_run and os.path.exists(name)
@@ -269,6 +276,7 @@ def convert(
         "--create-pr": create_pr, "--commit-message": commit_message, "--hub-overwrite": hub_overwrite,
         "--partial": partial, "--parity": parity, "--trust": trust, "--overwrite": overwrite,
         "--verify": verify, "--fail-on-nonfinite": fail_on_nonfinite, "--allow-overflow": allow_overflow,
+        "--state-dict-key": state_dict_key is not None, "--strip-prefix": strip_prefix, "--drop": drop,
     }  # fmt: skip
     check_together({name for name, value in asked.items() if value}, name, component.value, verify)
     if push_to_hub:
@@ -298,7 +306,7 @@ def convert(
         if every.verdict == "failed":
             raise typer.Exit(1)
         return
-    location = locate(str(name), repo_id, revision, cache_dir, json)
+    location = locate(str(name), repo_id, revision, cache_dir, json, chosen)
     if dry_run:
         document = plan_conversion(location, mappings, request)
         if not json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import locate
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
@@ -14,6 +15,10 @@ def explain(
     component: o.ComponentOption = o.Component.all,
     context: o.ContextOption = None,
     causal: o.Causal = False,
+    state_dict_key: o.StateDictKey = None,
+    strip_prefix: o.StripPrefix = None,
+    drop: o.Drop = None,
+    reason: o.Reason = None,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
@@ -35,7 +40,8 @@ def explain(
         code = explain_code(checkpoint)
         (as_json(code) if json else code_explained(code))
         return
+    chosen = selection(state_dict_key, strip_prefix, drop, reason)
     options = Options(layout, component.value, context=context, causal=causal)
-    source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
+    source = locate(checkpoint, repo_id, revision, cache_dir, json, chosen).index()
     document = explain_key(source, key, load_mappings(mapping), options)
     (as_json if json else explained)(document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import locate
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
@@ -11,6 +12,10 @@ def inspect(
     checkpoint: o.CheckpointArgument,
     context: o.ContextOption = None,
     causal: o.Causal = False,
+    state_dict_key: o.StateDictKey = None,
+    strip_prefix: o.StripPrefix = None,
+    drop: o.Drop = None,
+    reason: o.Reason = None,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
@@ -26,6 +31,7 @@ def inspect(
     from sam3lite_convert.report.inspect import inspected
     from sam3lite_convert.report.terminal import as_json
 
-    source = locate(checkpoint, repo_id, revision, cache_dir, json).index()
+    chosen = selection(state_dict_key, strip_prefix, drop, reason)
+    source = locate(checkpoint, repo_id, revision, cache_dir, json, chosen).index()
     document = inspect_checkpoint(source, load_mappings(mapping), causal, mapping, context)
     (as_json if json else inspected)(document)

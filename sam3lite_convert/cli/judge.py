@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, typed, write_report
 from sam3lite_convert.errors import CannotRun
@@ -29,6 +30,10 @@ def judge(
     partial: o.Partial = False,
     context: o.ContextOption = None,
     causal: o.Causal = False,
+    state_dict_key: o.StateDictKey = None,
+    strip_prefix: o.StripPrefix = None,
+    drop: o.Drop = None,
+    reason: o.Reason = None,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
@@ -42,9 +47,20 @@ def judge(
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.plan.tables import load_mappings
 
+    chosen = selection(state_dict_key, strip_prefix, drop, reason)
     found = one_checkpoint(source, checkpoint)
     if fingerprint is not None:
-        others = [found, ids, tolerance, html, mapping, partial or None, context, causal or None]
+        others = [
+            found,
+            ids,
+            tolerance,
+            html,
+            mapping,
+            partial or None,
+            context,
+            causal or None,
+            chosen.options or None,
+        ]
         if any(value is not None for value in others):
             raise CannotRun("--fingerprint takes the place of a checkpoint, and goes with --name and --json", "usage")
         _by_fingerprint(file, fingerprint, name, json)
@@ -58,7 +74,7 @@ def judge(
 
         document = judge_saved(file, tolerance, name)
     else:
-        location, mappings = locate(found, repo_id, revision, cache_dir, json), load_mappings(mapping)
+        location, mappings = locate(found, repo_id, revision, cache_dir, json, chosen), load_mappings(mapping)
         document = judge_port(file, location, mappings, name, ids, tolerance, partial, context, causal, html, json)
     show_judged(document, html, json)
 

@@ -95,6 +95,41 @@ Causal = Annotated[
         "it. Default: no causal mask.",
     ),
 ]
+StateDictKey = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dict-key",
+        metavar="PATH",
+        help="Entry of the file that holds the weights, such as model_ema; the parts of a nested one are joined with "
+        "dots. Default: the only one there is.",
+    ),
+]
+StripPrefix = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--strip-prefix",
+        metavar="PREFIX",
+        help="Text to take off the front of keys, with its dot: net_g. (repeatable). Keys without it that hold another "
+        "copy of the model are left out. Default: prefixes that the mapping tables know.",
+    ),
+]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--drop",
+        metavar="PATTERN",
+        help="Leave out the keys that this regular expression matches as a whole (repeatable); needs --reason. "
+        "Default: what the mapping tables drop.",
+    ),
+]
+Reason = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reason",
+        metavar="TEXT",
+        help="Why the keys of --drop may go; kept in the receipt. Default: nothing is dropped.",
+    ),
+]
 Layout = Annotated[
     str,
     typer.Option(

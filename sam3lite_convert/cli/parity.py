@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, typed, write_report
 from sam3lite_convert.errors import CannotRun
@@ -48,6 +49,10 @@ def parity(
     partial: o.Partial = False,
     context: o.ContextOption = None,
     causal: o.Causal = False,
+    state_dict_key: o.StateDictKey = None,
+    strip_prefix: o.StripPrefix = None,
+    drop: o.Drop = None,
+    reason: o.Reason = None,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
@@ -66,6 +71,7 @@ def parity(
     from sam3lite_convert.report import parity as parity_report
     from sam3lite_convert.report import terminal
 
+    chosen = selection(state_dict_key, strip_prefix, drop, reason)
     found = one_checkpoint(source, checkpoint)
     if html is not None:
         check_report_place(html)
@@ -78,7 +84,7 @@ def parity(
             attention if attention is not o.Attention.eager else None, as_used or strict_behaviour or None,
             original_repo, allow_not_read or None,
         ]  # fmt: skip
-        of_checkpoint = [ids, mapping, partial or None, context, causal or None]
+        of_checkpoint = [ids, mapping, partial or None, context, causal or None, chosen.options or None]
         if any(value is not None for value in given + (of_checkpoint if found is None else [])):
             raise CannotRun(
                 "--judge reads activations from a file and takes only --tolerance, --name and --report, and with "
@@ -86,7 +92,7 @@ def parity(
                 "usage",
             )
         if found is not None:
-            place, tables = locate(found, repo_id, revision, cache_dir, json), load_mappings(mapping)
+            place, tables = locate(found, repo_id, revision, cache_dir, json, chosen), load_mappings(mapping)
             document = judge_port(judge, place, tables, name, ids, tolerance, partial, context, causal, html, json)
             show_judged(document, html, json)
             return
@@ -99,7 +105,7 @@ def parity(
         mappings = load_mappings(mapping)
         if candidate is not None:
             mappings.layout(candidate)  # a layout that does not exist is told before anything is looked up
-        location = locate(found or "s0", repo_id, revision, cache_dir, json)
+        location = locate(found or "s0", repo_id, revision, cache_dir, json, chosen)
         from sam3lite_convert.parity.setup import ParityOptions  # imports torch: after the name was found
 
         original = _open_original(original_repo)

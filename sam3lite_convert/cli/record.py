@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import locate, one_checkpoint, text_source
 from sam3lite_convert.errors import CannotRun
@@ -22,6 +23,10 @@ def record(
     partial: o.Partial = False,
     context: o.ContextOption = None,
     causal: o.Causal = False,
+    state_dict_key: o.StateDictKey = None,
+    strip_prefix: o.StripPrefix = None,
+    drop: o.Drop = None,
+    reason: o.Reason = None,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
@@ -39,6 +44,7 @@ def record(
     from sam3lite_convert.report.record import fingerprinted, recorded
     from sam3lite_convert.report.terminal import as_json
 
+    chosen = selection(state_dict_key, strip_prefix, drop, reason)
     name = one_checkpoint(source, checkpoint)
     if name is None:
         raise CannotRun("record needs a checkpoint: sam3lite record CHECKPOINT --output FILE", "usage")
@@ -50,7 +56,7 @@ def record(
         format_of(output, compact)  # a name that cannot be written needs no download
     mappings = load_mappings(mapping)
     prompts = read_prompts(prompt or [], prompts_file)
-    read = text_source(locate(name, repo_id, revision, cache_dir, json), partial, mappings, causal, json)
+    read = text_source(locate(name, repo_id, revision, cache_dir, json, chosen), partial, mappings, causal, json)
     if fingerprint:
         written = record_fingerprint(read, mappings, output, context, causal)
         (as_json if json else fingerprinted)(written)

@@ -14,6 +14,7 @@ import typer
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 
 if TYPE_CHECKING:
+    from sam3lite_convert.checkpoint.selection import Selection
     from sam3lite_convert.commands.sources import HubLocation, Location, Source
     from sam3lite_convert.plan.tables import Mappings
 
@@ -32,11 +33,13 @@ def one_checkpoint(argument: str | None, option: str | None) -> str | None:
     return argument if argument is not None else option
 
 
-def locate(name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> Location:
+def locate(
+    name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool, selection: Selection
+) -> Location:
     """Find CHECKPOINT, on this machine or on the Hub. Raises CannotRun if it does not exist."""
     from sam3lite_convert.commands.sources import locate
 
-    return locate(name, where(repo_id, revision, cache_dir, quiet))
+    return locate(name, where(repo_id, revision, cache_dir, quiet), selection)
 
 
 def text_source(location: Location, partial: bool, mappings: Mappings, causal: bool, json: bool) -> Source:

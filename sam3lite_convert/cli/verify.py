@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, quiet_hub, typed, use_one_thread, write_report
 from sam3lite_convert.errors import CannotRun
@@ -25,6 +26,10 @@ def verify(
     partial: o.PartialFolder = False,
     whole: o.WholeFolder = False,
     causal: o.Causal = False,
+    state_dict_key: o.StateDictKey = None,
+    strip_prefix: o.StripPrefix = None,
+    drop: o.Drop = None,
+    reason: o.Reason = None,
     mapping: o.Mapping = None,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
@@ -45,6 +50,7 @@ def verify(
     from sam3lite_convert.report.terminal import as_json
     from sam3lite_convert.report.verify import verified
 
+    chosen = selection(state_dict_key, strip_prefix, drop, reason)
     use_one_thread()
     name = one_checkpoint(source, checkpoint)
     if name is None:
@@ -60,11 +66,11 @@ def verify(
     if place.where is None or whole:
         path, repository = place.whole()
         read_folder(path)  # first: a folder that cannot be read needs no download of the checkpoint
-        found = locate(name, repo_id, revision, cache_dir, json).whole()
+        found = locate(name, repo_id, revision, cache_dir, json, chosen).whole()
         document = _verify(path, found, mappings, causal, json, report_of)
         document = replace(document, folder=folder, repository=repository)
     else:
-        location = locate(name, repo_id, revision, cache_dir, json)
+        location = locate(name, repo_id, revision, cache_dir, json, chosen)
         document = _verify_repository(place, location, mappings, causal, partial, json, report_of)
     if html is not None:
         from sam3lite_convert.report.html.page import verify_page

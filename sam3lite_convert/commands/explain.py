@@ -53,7 +53,7 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
         raise CannotRun(message, "unknown_key", {"near": near})
     dropped = plan.dropped.get(found)
     pieces = [m for m in plan.mapped.values() if m.source.key == found]
-    stored, rule = plan.checkpoint.tensors[found], dropped.rule if dropped else pieces[0].rule
+    stored, rule = (dropped.source, dropped.rule) if dropped else (pieces[0].source, pieces[0].rule)
     return ExplainDocument(
         key=key,
         layout=plan.layout.name,

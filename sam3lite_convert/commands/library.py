@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
+from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.commands.convert import Request
 from sam3lite_convert.commands.convert_all import Callbacks, publish
 from sam3lite_convert.commands.explain import explain_key
@@ -76,14 +77,22 @@ def open_checkpoint(
     cache_dir: Path | None = None,
     mapping: Path | None = None,
     context: int | None = None,
+    state_dict_key: str | None = None,
+    strip_prefix: Sequence[str] = (),
+    drop: Mapping[str, str] | None = None,
 ) -> OpenCheckpoint:
     """Read the index of a checkpoint: a local file, an alias (``s0``), or a path in a repository on the Hub.
 
     No tensor data is read, and nothing is downloaded but the index. ``mapping``: a folder of tables in place of ours.
     ``context``: the context in tokens that the model is called with; default what the file's meta or name states.
+    ``state_dict_key``: path of the entry that holds the weights, its parts joined with dots; default the only one.
+    ``strip_prefix``: text to take off the front of keys. ``drop``: regular expression that matches whole keys to leave
+    out -> the reason why they may go.
     Raises CannotRun if there is no such file, Untrusted if it is damaged or hostile.
     """
-    location = locate(str(name), HubLocation(repo_id, revision, cache_dir))
+    prefixes = (strip_prefix,) if isinstance(strip_prefix, str) else strip_prefix
+    chosen = selection(state_dict_key, prefixes, list(drop or {}), list((drop or {}).values()))
+    location = locate(str(name), HubLocation(repo_id, revision, cache_dir), chosen)
     source = location.index()
     with source.trusted():
         index = source.read()

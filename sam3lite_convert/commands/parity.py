@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.sources import Source
+from sam3lite_convert.convert.folder import read_folder
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, in_short
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Plan, make_plan
@@ -93,6 +94,7 @@ def run_parity(
         check_place(save)
     if looks.as_used:
         options = _as_used(options, converted, mappings)
+    source = source if converted is None else source.as_stated(read_folder(converted).receipt)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         checkpoint = source.read()
@@ -266,6 +268,7 @@ def self_test_parity(
     from sam3lite_convert.parity.self_test import run_self_test
     from sam3lite_convert.parity.setup import set_up
 
+    source = source if converted is None else source.as_stated(read_folder(converted).receipt)
     with source.trusted():
         setup = set_up(source.read(), mappings, options, converted)
     before = compare_encoders(setup, setup.candidate()).judgement

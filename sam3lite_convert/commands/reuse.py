@@ -41,7 +41,9 @@ def find_current(
     if isinstance(found, str):
         why = found
     else:
-        why = up_to_date.difference(found.receipt, request.options, request.max_shard_size, mappings)
+        why = up_to_date.difference(
+            found.receipt, request.options, location.selection, request.max_shard_size, mappings
+        )
         if why is None:
             identity = location.file.etag if location.file else None
             if identity is None:  # a local file, or a cache without symbolic links, which tell the etag

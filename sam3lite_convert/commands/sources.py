@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection, stated
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
@@ -53,7 +54,8 @@ class Source:
     ``path``: the file on this machine.
     ``hub``: its origin on the Hub; None for a local file.
     ``copy``: the partial copy, if only ranges of it were downloaded.
-    ``option``: the value of ``--checkpoint`` that names it, with the options of its repository.
+    ``option``: the value of ``--checkpoint`` that names it, with the options of its repository and its selection.
+    ``selection``: what the user states about the file.
     """
 
     name: str
@@ -61,11 +63,16 @@ class Source:
     hub: HubFile | None = None
     copy: PartialCopy | None = None
     option: str = ""
+    selection: Selection = NOTHING_STATED
 
     def read(self) -> Checkpoint:
         """The index, with its origin on the Hub. Raises as ``read_checkpoint`` does."""
-        checkpoint = read_checkpoint(self.path, self.copy)
+        checkpoint = read_checkpoint(self.path, self.copy, self.selection)
         return replace(checkpoint, hub=self.hub) if self.hub else checkpoint
+
+    def as_stated(self, receipt: Mapping[str, object] | None) -> Source:
+        """The source, read as the receipt of a folder states, unless the user stated it."""
+        return self if self.selection != NOTHING_STATED else replace(self, selection=stated(receipt))
 
     def hashing(self) -> SourceHash:
         """Start to compute the file's SHA-256; a partial copy has none."""
@@ -91,7 +98,9 @@ class Source:
             size=checkpoint.size,
             format=checkpoint.format,
             wrapper=checkpoint.wrapper,
+            left=checkpoint.left,
             prefix=names.prefix,
+            taken_off=names.taken_off,
             dtypes=dtype_counts(checkpoint),
             text_parameters=text_parameters,
             sam3_text_parameters=int(SAM3_TEXT_PARAMETERS),
@@ -106,7 +115,7 @@ class Source:
         """
         if self.copy is None:
             return index
-        wanted = list(tensors)
+        wanted = [tensor for tensor in tensors if not tensor.absent]
         # A zip's record begins somewhat before its tensor, with a header that says where exactly.
         self.copy.fetch((index.extents.get(t.key) or t.extent for t in wanted), advance)
         # From here on the copy is read as a file, where a hole would be zeros.
@@ -156,16 +165,18 @@ class Location:
     ``name``: as the user typed it.
     ``path``: the local file, or the path in the repository.
     ``repository``, ``file``: None for a local file.
+    ``selection``: what the user states about the file.
     """
 
     name: str
     path: Path
     repository: Repository | None = None
     file: HubFile | None = None
+    selection: Selection = NOTHING_STATED
 
     @property
     def option(self) -> str:
-        """The value of ``--checkpoint`` that names it, with the options of its repository."""
+        """The value of ``--checkpoint`` that names it, with the options of its repository and its selection."""
         option = shlex.quote(self.name)
         if self.repository is not None and self.repository.repo != DEFAULT_REPO:
             option += f" --repo-id {shlex.quote(self.repository.repo)}"
@@ -173,7 +184,7 @@ class Location:
             option += f" --revision {shlex.quote(self.repository.revision)}"
         if self.repository is not None and self.repository.cache is not None:
             option += f" --cache-dir {shlex.quote(str(self.repository.cache))}"
-        return option
+        return option + self.selection.options
 
     def here(self) -> Path:
         """The file on this machine. Raises ValueError if it was not downloaded."""
@@ -189,8 +200,9 @@ class Location:
         downloaded.
         """
         if self.repository is None or self.file is None:
-            return Source(self.name, self.path, option=self.option)
-        return Source(self.name, self.repository.download(self.file, beside), self.file, option=self.option)
+            return Source(self.name, self.path, option=self.option, selection=self.selection)
+        path = self.repository.download(self.file, beside)
+        return Source(self.name, path, self.file, option=self.option, selection=self.selection)
 
     def index(self) -> Source:
         """A source whose index can be read; of a file that is not on this machine only the index is downloaded.
@@ -209,7 +221,7 @@ class Location:
                 raise
             head = b""
         if head.startswith(b"PK\x03\x04") or head[8:9] == b"{":
-            return Source(self.name, copy.path, self.file, copy, self.option)
+            return Source(self.name, copy.path, self.file, copy, self.option, self.selection)
         # The server has no ranges, or the file is older than torch 1.6 and has its index between the tensors.
         copy.discard()
         copy.close()
@@ -232,14 +244,16 @@ class Location:
         return source
 
 
-def locate(name: str, where: HubLocation) -> Location:
+def locate(name: str, where: HubLocation, selection: Selection | None = None) -> Location:
     """Find CHECKPOINT: a local path first, then an alias, then a path in the repository.
+
+    ``selection``: what the user states about it.
 
     Raises CannotRun if it is none of these.
     """
-    path = Path(name)
+    path, selection = Path(name), selection or NOTHING_STATED
     if path.exists():
-        return Location(name, path)
+        return Location(name, path, selection=selection)
     if not name or name.startswith((".", "/", "~")) or "\\" in name:
         raise CannotRun(
             f"{name}: no such file. Names on the Hub are aliases ({', '.join(ALIASES)}) or paths in {where.repo}.",
@@ -251,4 +265,4 @@ def locate(name: str, where: HubLocation) -> Location:
     except CannotRun as fault:
         message = f"{name}: no such local file. On the Hub: {fault.message}"
         raise CannotRun(message, fault.code, fault.details) from fault
-    return Location(name, Path(file.path), repository, file)
+    return Location(name, Path(file.path), repository, file, selection)

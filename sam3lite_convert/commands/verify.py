@@ -51,6 +51,7 @@ def verify_folder(
     from sam3lite_convert.verify.verify import verify  # loads numpy; convert starts without
 
     found = read_folder(folder)
+    source = source.as_stated(found.receipt)
     with source.trusted():
         plan = recognise(found, source.read(), mappings, causal or _states_causal(found))
         outcome = verify(found, plan, progress, fingerprint=partial(_fingerprint, folder, plan))
@@ -106,7 +107,7 @@ def verify_repository(
     with folder.opened() as hub:
         found = read_place(hub)
         causal = causal or _states_causal(found)
-        source = checkpoint.index()
+        source = checkpoint.index().as_stated(found.receipt)
         with source.trusted():
             index = source.read()
             plan = recognise(found, index, mappings, causal)

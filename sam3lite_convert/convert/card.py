@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from sam3lite_convert.checkpoint.selection import stated
 from sam3lite_convert.convert.calling_recipe import recipe
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
@@ -281,4 +282,5 @@ def _check(receipt: Receipt) -> str:
         command += f"{source.file} --repo-id {source.repo} --revision {source.commit}"
     else:
         command += f"PATH/TO/{source.name}"
+    command += stated(receipt.to_json()).options
     return command + (" --mapping PATH/TO/MAPPINGS" if receipt.own_tables else "")

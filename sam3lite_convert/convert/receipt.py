@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sam3lite_convert import __version__
 from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.selection import Selection
 from sam3lite_convert.convert.tensor_bytes import CastLoss
 from sam3lite_convert.plan.counts import text_parameters
 from sam3lite_convert.plan.plan import Options, Plan
@@ -69,7 +70,7 @@ def make_receipt(
         own_tables=plan.own_tables,
         component=plan.options.component,
         dtype=plan.floating_dtype,
-        options=options_record(plan.options, max_shard_size),
+        options=options_record(plan.options, plan.checkpoint.selection, max_shard_size),
         architecture=plan.architecture.record(),
         context=plan.context.record(),
         text_parameters=text_parameters(plan),
@@ -94,7 +95,9 @@ def source_record(plan: Plan, sha256: str | None) -> SourceRecord:
         sha256=sha256,
         format=checkpoint.format,
         wrapper=checkpoint.wrapper,
+        left=checkpoint.left or None,
         prefix=plan.names.prefix,
+        taken_off=plan.names.taken_off or None,
         repo=hub.repo if hub else None,
         file=hub.path if hub else None,
         commit=hub.commit if hub else None,
@@ -108,8 +111,14 @@ def tool_record(mappings_sha256: str) -> ToolRecord:
     return ToolRecord(name="sam3lite-convert", version=__version__, mappings_sha256=mappings_sha256)
 
 
-def options_record(options: Options, max_shard_size: int | None) -> OptionsRecord:
+def options_record(options: Options, selection: Selection, max_shard_size: int | None) -> OptionsRecord:
     """The options that no other field of the receipt holds; sizes in bytes."""
     return OptionsRecord(
-        dtype=options.dtype, context=options.context, causal=options.causal, max_shard_size=max_shard_size
+        dtype=options.dtype,
+        context=options.context,
+        causal=options.causal,
+        max_shard_size=max_shard_size,
+        state_dict_key=selection.state_dict_key,
+        strip_prefix=selection.strip_prefix,
+        drop=dict(selection.drop),
     )

@@ -67,7 +67,7 @@ def folder_tensors(folder: Folder, keys: Iterable[str]) -> Iterator[tuple[str, T
 
 
 def _stored(file: BinaryIO, stored: StoredTensor) -> Tensor:
-    if not stored.contiguous:
+    if stored.absent or not stored.contiguous:
         return _tensor([read_tensor(file, stored)], stored.nbytes, stored.dtype, stored.shape)
     buffer = bytearray(stored.nbytes)
     file.seek(stored.offset)

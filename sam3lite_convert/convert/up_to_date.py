@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sam3lite_convert.checkpoint.selection import Selection
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, options_record, tool_record
 from sam3lite_convert.errors import Sam3LiteError
@@ -71,7 +72,9 @@ def _touched(folder: Folder) -> tuple[str, ...]:
     return tuple(name for name, found in files.items() if max(found.st_mtime_ns, found.st_ctime_ns) > written)
 
 
-def difference(receipt: Receipt, options: Options, max_shard_size: int | None, mappings: Mappings) -> str | None:
+def difference(
+    receipt: Receipt, options: Options, selection: Selection, max_shard_size: int | None, mappings: Mappings
+) -> str | None:
     """How the receipt differs from what a conversion with these options would write, in words; None if it does not.
 
     The source is not compared.
@@ -81,7 +84,7 @@ def difference(receipt: Receipt, options: Options, max_shard_size: int | None, m
         other = "version of this tool" if receipt.tool.version != tool.version else "set of mapping tables"
         return f"it was made with another {other}"
     stated = receipt.options.to_json() | {"layout": receipt.layout, "component": receipt.component}
-    asked = options_record(options, max_shard_size).to_json()
+    asked = options_record(options, selection, max_shard_size).to_json()
     asked |= {"layout": options.layout, "component": options.component}
     others = [
         f"{name.replace('_', ' ')}: {_in_words(name, stated[name])} there, {_in_words(name, value)} now"
@@ -92,12 +95,14 @@ def difference(receipt: Receipt, options: Options, max_shard_size: int | None, m
 
 
 # What it means that an option was not given.
-_NOT_GIVEN = {"dtype": "as stored", "context": "not given", "max_shard_size": "one file"}
+_NOT_GIVEN = {"state_dict_key": "not given", "dtype": "as stored", "context": "not given", "max_shard_size": "one file"}
 
 
 def _in_words(option: str, value: object) -> str:
     if value is None:
         return _NOT_GIVEN.get(option, "not stated")
+    if value in ([], {}):
+        return "not given"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return human_bytes(value) if option == "max_shard_size" and isinstance(value, int) else str(value)

@@ -66,9 +66,11 @@ def _rotary_notes(plan: Plan, source: BinaryIO) -> list[str]:
 
 def plan_notes(plan: Plan) -> list[str]:
     """Notes for the user on this conversion, beyond the counts."""
-    notes = list(plan.checkpoint.notes)
+    notes = [*([plan.checkpoint.taken] if plan.checkpoint.taken else []), *plan.checkpoint.notes]
     if plan.twins:
         notes.append(f"{len(plan.twins)} tensors are stored under two names; convert checks that both are equal")
+    if plan.filled:
+        notes.append(f"{len(plan.filled)} BatchNorm counters (num_batches_tracked) are not in the file; filled with 0")
     if plan.not_read:
         notes.append(not_read_words(plan))
     notes += plan.layout.family.doubts(plan.architecture)
@@ -129,7 +131,7 @@ def convert(
 
         return call
 
-    sources = {p.source.key: p.source for p in pieces}
+    sources = {p.source.key: p.source for p in pieces if not p.source.absent}
     with (
         whole_folder(folder, overwrite) as work,
         open_source(plan.checkpoint) as source,

@@ -12,7 +12,15 @@ from sam3lite_convert.plan.names import Names
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.shared import Accounting, ComponentRecord, DroppedKind
 
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "freqs_cis", "positional_encoding_gaussian_matrix")
+_BUFFERS = (
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    "freqs_cis",
+    "freqs_cis_real",
+    "freqs_cis_imag",
+    "positional_encoding_gaussian_matrix",
+)
 
 
 def parameters(tensors: Iterable[StoredTensor]) -> int:
@@ -49,14 +57,17 @@ class ComponentCount:
 
 
 def components(checkpoint: Checkpoint, names: Names, plan: Plan | None) -> dict[str, ComponentCount]:
-    """Counts by component. Second spellings of a tensor count as keys, not as parameters."""
+    """Counts by component. Second spellings of a tensor, and keys that the user's selection leaves out, count as
+    keys, not as parameters."""
     out: dict[str, ComponentCount] = {}
     for canonical, keys in names.sources.items():
         entry = out.setdefault(component_of(canonical), ComponentCount())
         entry.keys += len(keys)
         entry.parameters += parameters([checkpoint.tensors[keys[0]]])
+    for key in names.left:
+        out.setdefault(component_of(key), ComponentCount()).keys += 1
     if plan is not None:
-        for canonical in {m.source.key: m.canonical for m in plan.mapped.values()}.values():
+        for canonical in {m.source.key: m.canonical for m in plan.mapped.values() if not m.source.absent}.values():
             out[component_of(canonical)].mapped += 1
         for dropped in plan.dropped.values():
             out[component_of(dropped.canonical)].dropped[dropped.label] += 1

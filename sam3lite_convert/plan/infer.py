@@ -205,11 +205,12 @@ def _vision_facts(
     trunk = re.escape(VISION) + r"trunk\."
     hidden, patch = sizes["vit_hidden"] or 0, sizes["patch"] or 14
     count = len(blocks["vit_blocks"])
-    rotary = {i: shapes.get(f"{VISION}trunk.blocks.{i}.attn.freqs_cis", ()) for i in blocks["vit_blocks"]}
+    names = {i: f"{VISION}trunk.blocks.{i}.attn.freqs_cis" for i in blocks["vit_blocks"]}
+    rotary = {i: shapes.get(name) or shapes.get(f"{name}_real", ()) for i, name in names.items()}
     tables = {i: s for i, s in rotary.items() if len(s) == 2}
     grid = math.isqrt(sizes["vit_positions"] or 576)
     if tables:
-        half = vote((trunk + r"blocks\.\d+\.attn\.freqs_cis", 1, 2)) or HEAD_DIM // 2
+        half = vote((trunk + r"blocks\.\d+\.attn\.freqs_cis(?:_real)?", 1, 2)) or HEAD_DIM // 2
         tokens = sorted({s[0] for s in tables.values()})
         heads = hidden // (2 * half)
         window, image_size = math.isqrt(tokens[0]), math.isqrt(tokens[-1]) * patch

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 from sam3lite_convert.checkpoint.index import Checkpoint
+from sam3lite_convert.checkpoint.selection import Selection
+from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.tables import Rule
+
+OTHER_COPY = "other copy"  # the kind of dropped tensors that belong to another copy of the model
 
 
 @dataclass(frozen=True)
@@ -17,12 +25,18 @@ class Names:
     ``prefix``: the most frequent prefix of detector keys.
     ``prefixes``: prefix -> number of keys.
     ``spellings``: name of another spelling rule -> number of keys that it rewrote.
+    ``taken_off``: name of a wrapper, or prefix of ``--strip-prefix`` -> number of keys that it was taken off.
+    ``copies``: prefix that names a copy of the model, empty for none -> the keys with it.
+    ``left``: key that the user's selection leaves out -> its kind and the reason.
     """
 
     sources: dict[str, tuple[str, ...]]
     prefix: str
     prefixes: dict[str, int]
     spellings: dict[str, int]
+    taken_off: dict[str, int]
+    copies: dict[str, tuple[str, ...]]
+    left: dict[str, tuple[str, str]]
 
     @property
     def twins(self) -> dict[str, tuple[str, ...]]:
@@ -31,23 +45,124 @@ class Names:
 
 
 def canonical_names(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> Names:
-    """Apply the spelling rules, in order, to every key of the file."""
+    """Apply the user's selection, and then the spelling rules in order, to every key of the file.
+
+    Raises CannotRun if no key has a prefix, or matches a pattern, that the user states.
+    """
     sources: dict[str, list[str]] = {}
     prefixes: Counter[str] = Counter()
     spellings: Counter[str] = Counter()
+    taken_off: Counter[str] = Counter()
+    copies: dict[str, list[str]] = {}
+    chosen = checkpoint.selection
+    stripped = chosen.strip_prefix
+    spelled = {}
     for key in checkpoint.tensors:
-        name, taken_off = key, 0
-        for rule in rules:
-            made = rule.apply(name)
-            if made is None:
-                continue
-            if rule.name.startswith("prefix "):
-                taken_off += len(name) - len(made[0])
-            else:
-                spellings[rule.name] += 1
-            name = made[0]
-        if not name.startswith("tracker."):
-            prefixes[key[:taken_off]] += 1
-        sources.setdefault(name, []).append(key)
-    prefix = prefixes.most_common(1)[0][0] if prefixes else ""
-    return Names({n: tuple(keys) for n, keys in sources.items()}, prefix, dict(prefixes), dict(spellings))
+        prefix = next((p for p in stripped if key.startswith(p) and key != p), "")
+        spelled[key] = prefix, spelled_key(key.removeprefix(prefix), rules)
+    left = _dropped(chosen, {key: s.name for key, (_, s) in spelled.items()})
+    if stripped:
+        rest = [key for key in spelled if key not in left]
+        found = {key: s.copy for key, (prefix, s) in spelled.items() if s.copy and not prefix}
+        for key, copy in (_other_copies(rest, stripped) | found).items():
+            of = f"under {copy}" if copy else "without a prefix"
+            left.setdefault(key, (f"{OTHER_COPY} ({of})", f"another copy of the model, {of}"))
+    lost = [p for p in stripped if p not in {prefix for prefix, _ in spelled.values()}]
+    if lost and not chosen.passed_over:
+        raise CannotRun(f"{checkpoint.path.name}: no key starts with {lost[0]} (--strip-prefix)", "unknown_prefix")
+    for key, (prefix, made) in spelled.items():
+        if key in left:
+            continue
+        spellings.update(made.spellings)
+        taken_off.update(made.wrappers | ({prefix.removesuffix(".")} if prefix else set()))
+        if not made.name.startswith("tracker."):
+            prefixes[key[: len(prefix) + made.front]] += 1
+        sources.setdefault(made.name, []).append(key)
+        copies.setdefault(made.copy, []).append(key)
+    most = prefixes.most_common(1)[0][0] if prefixes else ""
+    return Names(
+        {n: tuple(keys) for n, keys in sources.items()}, most, dict(prefixes), dict(spellings),
+        dict(taken_off.most_common()), {c: tuple(keys) for c, keys in copies.items()}, left,
+    )  # fmt: skip
+
+
+def _dropped(chosen: Selection, names: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """The keys that ``--drop`` leaves out. ``names``: canonical name by key; a pattern may match either.
+
+    Raises CannotRun if a pattern matches none.
+    """
+    out: dict[str, tuple[str, str]] = {}
+    for pattern, reason in chosen.drop:
+        match = re.compile(pattern).fullmatch
+        found = [key for key, name in names.items() if match(key) or match(name)]
+        if not found and not chosen.passed_over:
+            raise CannotRun(f"no key matches {pattern} (--drop); it has to match a whole key", "unknown_pattern")
+        for key in found:
+            out.setdefault(key, (f"--drop {pattern}", reason))
+    return out
+
+
+class Spelled(NamedTuple):
+    """A key under its canonical name.
+
+    front: length of the prefix that was taken off.
+    spellings: names of the other rules that rewrote it. wrappers: what was taken off, anywhere.
+    copy: what stands in the key up to the name of a copy of the model; empty without one.
+    """
+
+    name: str
+    front: int
+    spellings: set[str]
+    wrappers: set[str]
+    copy: str
+
+
+def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
+    """Apply the spelling rules, in order, to one key."""
+    name, front, copy = key, 0, ""
+    spellings: set[str] = set()
+    wrappers: set[str] = set()
+    for repeated, group in groupby(rules, lambda rule: rule.repeat):
+        some, again = tuple(group), True
+        while again:
+            again = False
+            for rule in some:
+                made = rule.apply(name)
+                if made is None or (repeated and len(made[0]) >= len(name)):
+                    continue
+                if wrapper := rule.wrapper(name):
+                    wrappers.add(wrapper)
+                elif not rule.name.startswith("prefix "):
+                    spellings.add(rule.name)
+                if (rule.name.startswith("prefix ") or wrapper) and name.endswith(made[0]):
+                    front += len(name) - len(made[0])
+                    copy = key[:front] if rule.copies else copy
+                name = made[0]
+                if repeated:
+                    again = True  # what stands in front is taken off first, so that it is told from what stands behind
+                    break
+    return Spelled(name, front, spellings, wrappers, copy)
+
+
+def _other_copies(keys: Iterable[str], stripped: tuple[str, ...]) -> dict[str, str]:
+    """The keys without these prefixes that belong to another copy of what has them, with the prefix of that copy.
+
+    Another copy holds at least half of the names under another prefix, or under none.
+    """
+    rests = {key[len(p) :] for key in keys for p in stripped if key.startswith(p)}
+    others = [key for key in keys if not key.startswith(stripped)]
+    found: Counter[str] = Counter()
+    for key in others:
+        at = 0
+        while at < len(key):
+            if key[at:] in rests:
+                found[key[:at]] += 1
+                break
+            at = key.find(".", at) + 1 or len(key)
+    copies = [prefix for prefix, n in found.items() if 2 * n >= len(rests)]
+    out = {}
+    for key in others:
+        of = next((p for p in copies if key.startswith(p) and (p or key in rests)), None)
+        if of is not None:
+            out[key] = of
+    return out

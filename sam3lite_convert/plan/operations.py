@@ -126,6 +126,19 @@ class Keep(Operation):
 
 
 @dataclass(frozen=True)
+class FillZero(Operation):
+    """Zeros for a counter that the source lacks. No table names it: the planner does."""
+
+    name = "fill_zero"
+
+    def slices(self, shape: Shape) -> tuple[Slice, ...]:
+        return (Slice(0, shape, shape),)
+
+    def source_shape(self, shapes: Sequence[Shape]) -> Shape:
+        return shapes[0]
+
+
+@dataclass(frozen=True)
 class Split(Operation):
     """Splits fused attention rows: the first third is q, the second k, the last v."""
 

@@ -12,14 +12,15 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from sam3lite_convert.checkpoint import dtypes
-from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, zeros
 from sam3lite_convert.errors import UnsoundPlan
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture, component_of
 from sam3lite_convert.plan.context import CalledContext, called_context
+from sam3lite_convert.plan.copies import check_copies, unknown_prefix
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.infer import infer_architecture
-from sam3lite_convert.plan.names import Names, canonical_names
-from sam3lite_convert.plan.operations import Operation, Slice
+from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names
+from sam3lite_convert.plan.operations import FillZero, Operation, Slice
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
 from sam3lite_convert.plan.twins import Twin, _twins
@@ -116,6 +117,11 @@ class Dropped:
     reason: str
     rule: Rule | None = None
 
+    @property
+    def copy(self) -> bool:
+        """Whether it is a second copy of a tensor, or of one in another copy of the model."""
+        return self.label == "twin" or self.label.startswith(OTHER_COPY)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -148,7 +154,7 @@ class Plan:
         """Source tensors in all, mapped and dropped (they add up), and target tensors."""
         return Counts(
             source=len(self.checkpoint.tensors),
-            mapped=len({m.source.key for m in self.mapped.values()}),
+            mapped=len({m.source.key for m in self.mapped.values() if not m.source.absent}),
             dropped=len(self.dropped),
             target=len(self.mapped),
         )
@@ -158,11 +164,16 @@ class Plan:
         return dict(Counter(d.label for d in self.dropped.values()))
 
     @property
+    def filled(self) -> tuple[str, ...]:
+        """Keys of the written files whose tensor the source lacks; they are filled with 0."""
+        return tuple(key for key, piece in self.mapped.items() if piece.source.absent)
+
+    @property
     def not_read(self) -> tuple[str, ...]:
         """Source keys of the text encoder that are dropped: the architecture that is known here has no place for them,
         so what the original computes with them is unknown. A key of no known component is taken for one of the text
         encoder if its name says so."""
-        return tuple(k for k, d in self.dropped.items() if d.label != "twin" and _may_be_text(d))
+        return tuple(k for k, d in self.dropped.items() if not d.copy and _may_be_text(d))
 
     @property
     def out_nbytes(self) -> int:
@@ -194,12 +205,15 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     """
     layout = mappings.layout(options.layout)
     names = canonical_names(checkpoint, mappings.spellings)
+    check_copies(checkpoint, names)
     twins = tuple(_twins(checkpoint, names))
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
     try:
         _refuse_relatives(layout.family, shapes, options)
         architecture = infer_architecture(shapes, options.causal)
     except UnsoundPlan as fault:
+        if fault.code != "unsupported_checkpoint":
+            unknown_prefix(checkpoint, mappings.spellings, layout, names)
         fault.message = f"{checkpoint.path.name}: {fault.message}"
         raise
     if options.causal and not layout.causal:
@@ -226,11 +240,14 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
                 expected.pop(target, None)
         for piece in pieces:
             faults += _place(piece, mapped, expected)
+    for piece in _counters(mapped, expected, layout):
+        mapped[piece.target] = piece
     faults += _unfilled(mapped, expected, layout, names, checkpoint.others)
     reported = tuple(f.key + "." for f in faults if f.kind == "missing_component")
     empty = empty_lists(layout, architecture, options.component)
     faults += [f for f in empty if not f"{f.key}.".startswith(reported)]
     if faults:
+        unknown_prefix(checkpoint, mappings.spellings, layout, names)
         only_text = options.component == "all" and all(canonical.startswith(TEXT) for _, _, canonical, _ in candidates)
         way = (
             "If the file holds only a text encoder, convert it with --component text."
@@ -238,6 +255,8 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
             else "To convert it, copy the mapping tables, edit them and pass their folder with --mapping DIR."
         )
         raise unsound(faults, checkpoint.path.name, [c[2] for c in candidates], way)
+    for key, (label, reason) in names.left.items():
+        dropped[key] = Dropped(checkpoint.tensors[key], key, label, reason)
     for canonical, keys in names.twins.items():
         for key in keys[1:]:
             reason = f"second name of {keys[0]}, bit for bit equal"
@@ -341,10 +360,30 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
             f"but the model needs {shape_text(want)}"
         )
         return [PlanFault("wrong_shape", piece.source.key, detail)]
-    if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith("num_batches_tracked"):
+    if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith(_COUNTER):
         detail = f"has dtype {piece.source.dtype}; weights must be floating-point (quantised files are not supported)"
         return [PlanFault("wrong_dtype", piece.source.key, detail)]
     return []
+
+
+_COUNTER = "num_batches_tracked"
+
+
+def _counters(mapped: dict[str, Mapped], expected: dict[str, Expected], layout: Layout) -> list[Mapped]:
+    """The BatchNorm counters that the file lacks, as zeros: evaluation does not read them, and a file of parameters
+    that were averaged has none. What else a layer lacks is reported as ever."""
+    out = []
+    for target in expected:
+        module, _, leaf = target.rpartition(".")
+        if leaf != _COUNTER or target in mapped or f"{module}.weight" not in mapped:
+            continue
+        for rule in layout.rules:
+            if source := rule.reverse(target):
+                stored = zeros(source, "int64", ())
+                (part,) = FillZero().slices(())
+                out.append(Mapped(target, target, MODEL, stored, source, rule, FillZero(), part, stored.dtype))
+                break
+    return out
 
 
 def _unfilled(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from sam3lite_convert.checkpoint.index import StoredTensor
 from sam3lite_convert.checkpoint.tensor_reader import read_tensor
 from sam3lite_convert.plan.architecture import VISION, Vision
 from sam3lite_convert.plan.plan import Dropped, Plan
@@ -22,8 +23,9 @@ THETA = 10000.0
 # cosine of angles of up to 24 radians. Each step rounds by at most 6e-8 of its value, in all 1e-5 of the angle; ten
 # times that is allowed. A base of 10,100 in place of 10,000 changes the table by 1e-2.
 TOLERANCE = 1e-4
-_KEY = re.compile(re.escape(VISION) + r"trunk\.blocks\.(\d+)\.attn\.freqs_cis")
-_NUMPY = {"complex64": "c8", "complex128": "c16"}
+_KEY = re.compile(re.escape(VISION) + r"trunk\.blocks\.(\d+)\.attn\.freqs_cis(|_real|_imag)")
+_NUMPY = {"complex64": "c8", "complex128": "c16", "float32": "f4", "float64": "f8"}
+_COMPLEX, _REAL, _IMAGINARY = "", "_real", "_imag"  # newer code stores the two parts of the numbers
 
 
 class RotaryFault(NamedTuple):
@@ -74,26 +76,40 @@ def rotary_faults(plan: Plan, source: BinaryIO) -> Iterator[RotaryFault]:
     vision = plan.architecture.vision
     if vision is None or plan.options.component != "all" or plan.checkpoint.partial:
         return
-    for key, dropped in plan.dropped.items():
-        if match := _KEY.fullmatch(dropped.canonical):
-            yield from _fault(key, dropped, int(match[1]), vision, plan.architecture.sizes["patch"], source)
+    tables: dict[int, dict[str, Dropped]] = {}
+    for dropped in plan.dropped.values():
+        if not dropped.copy and (match := _KEY.fullmatch(dropped.canonical)):
+            tables.setdefault(int(match[1]), {})[match[2]] = dropped
+    for block, forms in tables.items():
+        for form in ([_COMPLEX], [_REAL, _IMAGINARY]):
+            parts = [forms[part].source for part in form if part in forms]
+            if parts:
+                yield from _fault(parts, len(form), block, vision, plan.architecture.sizes["patch"], source)
 
 
 def _fault(
-    key: str, dropped: Dropped, block: int, vision: Vision, patch: int, source: BinaryIO
+    parts: list[StoredTensor], wanted_parts: int, block: int, vision: Vision, patch: int, source: BinaryIO
 ) -> Iterator[RotaryFault]:
+    """``parts``: one tensor of complex numbers, or their real and imaginary parts."""
     import numpy as np
 
-    stored = dropped.source
+    stored, key = parts[0], parts[0].key
+    if len(parts) != wanted_parts:
+        why = "is one part of complex numbers; the other is missing"
+        yield RotaryFault(key, why, why, False)
+        return
     everywhere = block in vision.global_attn_indexes
     side = vision.image_size // patch if everywhere else vision.window_size
     shape = (side * side, stored.shape[-1] if stored.shape else 0)
-    if stored.dtype not in _NUMPY or stored.shape != shape or shape[1] % 2:
+    kind = "complex" if wanted_parts == 1 else "float"
+    fits = all(part.dtype in _NUMPY and part.dtype.startswith(kind) and part.shape == shape for part in parts)
+    if not fits or shape[1] % 2:
         text = "x".join(map(str, stored.shape))
         why = f"is {stored.dtype} {text}; the target computes complex numbers for {side} x {side} patches"
         yield RotaryFault(key, why, why, False)
         return
-    table = np.frombuffer(read_tensor(source, stored), _NUMPY[stored.dtype]).reshape(shape).astype("c16")
+    values = [np.frombuffer(read_tensor(source, part), _NUMPY[part.dtype]).reshape(shape) for part in parts]
+    table = values[0].astype("c16") if wanted_parts == 1 else values[0] + 1j * values[1].astype("f8")
     wanted = axial_table(side, shape[1], vision.window_size)
     if not np.isfinite(table).all():
         lost = int((~np.isfinite(table)).sum())

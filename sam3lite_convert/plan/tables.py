@@ -38,6 +38,8 @@ class Rule:
     targets: one template of a target key for each label of the operation.
     example: a source key that the pattern matches.
     reason: why the tensor is dropped; otherwise empty.
+    repeat: of a spelling: applied for as long as it matches, together with those of its kind that follow each other.
+    copies: of a spelling: what it takes off names a copy of the model, of which a file may hold several.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Rule:
     targets: tuple[str, ...]
     example: str
     reason: str = ""
+    repeat: bool = False
+    copies: bool = False
 
     @cached_property
     def _forward(self) -> re.Pattern[str]:
@@ -64,6 +68,8 @@ class Rule:
         """Raises ValueError or re.error if the rule is wrong, or with ``backwards`` cannot be read backwards."""
         if self.apply(self.example) is None:
             raise ValueError(f"the pattern does not match its own example {self.example}")
+        if self.repeat and len((self.apply(self.example) or ("",))[0]) >= len(self.example):
+            raise ValueError("repeat = yes needs a target that is shorter than the key")
         if backwards and self.targets:
             try:
                 _ = self._backward
@@ -74,6 +80,11 @@ class Rule:
         """The target keys of ``key``; None if the rule does not match the whole key."""
         match = self._forward.fullmatch(key)
         return None if match is None else tuple(t.filled(match) for t in self._templates)
+
+    def wrapper(self, key: str) -> str | None:
+        """What the group ``wrapper`` of the pattern holds in ``key``; None if there is no such group, or no match."""
+        match = self._forward.fullmatch(key) if "wrapper" in self._forward.groupindex else None
+        return None if match is None else match["wrapper"]
 
     def reverse(self, target: str) -> str | None:
         """The source key that this rule turns into ``target``; None if there is none."""
@@ -306,7 +317,9 @@ def _named(known: dict[str, _Known], what: str, name: str) -> _Known:
 
 def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rule:
     where = f"mapping table {table}, rule [{section.name}]"
-    unknown = set(section) - {"op", "source", "target", "reason", "example"}
+    spelling = table == SPELLINGS
+    known = {"op", "source", "target", "reason", "example"} | ({"repeat", "copies"} if spelling else set())
+    unknown = set(section) - known
     if unknown:
         raise CannotRun(f"{where}: unknown entry {', '.join(sorted(unknown))}", "bad_table")
     op = op or section.get("op", "")
@@ -321,9 +334,10 @@ def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rul
         raise CannotRun(f"{where}: an example key is missing", "bad_table")
     if operation.needs_reason and not section.get("reason"):
         raise CannotRun(f"{where}: {op} needs a reason", "bad_table")
-    rule = Rule(section.name, table, operation, source, targets, example, section.get("reason", ""))
     try:
-        rule.check(backwards=table != SPELLINGS)  # spellings are only read forwards
+        repeat, copies = (section.getboolean(name, fallback=False) for name in ("repeat", "copies"))
+        rule = Rule(section.name, table, operation, source, targets, example, section.get("reason", ""), repeat, copies)
+        rule.check(backwards=not spelling)  # spellings are only read forwards
     except (re.error, ValueError) as fault:
         raise CannotRun(f"{where}: {fault}", "bad_table") from fault
     return rule

@@ -78,6 +78,8 @@ class NonFinite(Record):
 class SourceRecord(Record):
     """The file that was converted. ``size`` in bytes.
 
+    wrapper: the entry that holds the state dict. ``left``: number of tensors in other entries, by path. ``taken_off``:
+        number of keys by wrapper, or prefix of --strip-prefix, that was taken off them.
     sha256: null if only ranges of a file on the Hub were read. ``repo``, ``file``, ``commit``, ``etag`` and ``licence``
         (fields of the repository's card): of a file on the Hub alone.
     """
@@ -87,7 +89,9 @@ class SourceRecord(Record):
     sha256: str | None
     format: str
     wrapper: str | None
+    left: dict[str, int] | None = field(default=None, metadata=optional())
     prefix: str
+    taken_off: dict[str, int] | None = field(default=None, metadata=optional())
     repo: str | None = field(default=None, metadata=optional())
     file: str | None = field(default=None, metadata=optional())
     commit: str | None = field(default=None, metadata=optional())
@@ -106,12 +110,18 @@ class ToolRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class OptionsRecord(Record):
-    """Options of a conversion that the receipt does not hold elsewhere. ``max_shard_size`` in bytes."""
+    """Options of a conversion that the receipt does not hold elsewhere. ``max_shard_size`` in bytes.
+
+    state_dict_key: path of the entry. ``drop``: reason by pattern.
+    """
 
     dtype: str | None
     context: int | None
     causal: bool
     max_shard_size: int | None
+    state_dict_key: str | None = None
+    strip_prefix: tuple[str, ...] = ()
+    drop: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,9 @@ class FileFacts(Record):
     fetched: null if all of the file is here. ``size`` in bytes.
     format: zip, legacy or safetensors.
     wrapper: the entry that holds the state dict, null for a bare one.
+    left: number of tensors in other entries of the file, by path.
     prefix: what stands before most keys.
+    taken_off: number of keys by wrapper, or prefix of --strip-prefix, that was taken off them.
     dtypes: number of tensors by dtype.
     text_parameters: parameters of the text encoder.
     sam3_text_parameters: those of SAM3's own.
@@ -161,7 +163,9 @@ class FileFacts(Record):
     size: int
     format: str
     wrapper: str | None
+    left: dict[str, int]
     prefix: str
+    taken_off: dict[str, int]
     dtypes: dict[str, int]
     text_parameters: int
     sam3_text_parameters: int

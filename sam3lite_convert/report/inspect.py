@@ -53,6 +53,10 @@ def headline(file: FileFacts) -> None:
     if file.source:
         say(f"from {file.source.repo}: {file.source.file} at commit {file.source.commit[:12]}")
     say(f"tensors: {dtypes}")
+    if file.left:
+        say("not read: " + ", ".join(f"{plural(n, 'tensor')} in {path}" for path, n in file.left.items()))
+    if file.taken_off:
+        say("taken off: " + ", ".join(f"{name} ({plural(n, 'key')})" for name, n in file.taken_off.items()))
 
 
 def text_encoder(architecture: ArchitectureRecord | None, context: ContextRecord | None, file: FileFacts) -> None:

@@ -24,7 +24,8 @@ def verified(r: VerifyDocument) -> None:
         say(f"... and {len(causes) - LISTED:,} more causes; --json lists all of them")
     counters = [n for n in r.notes if "BatchNorm does not read it" in n]
     if counters:
-        say(f"note: {len(counters)} BatchNorm counters (num_batches_tracked) are absent or differ; nothing reads them")
+        what = "BatchNorm counters (num_batches_tracked) are absent, have no source or differ; nothing reads them"
+        say(f"note: {len(counters)} {what}")
     for text in r.notes:
         if text not in counters:
             say(f"note: {text}")

@@ -7,7 +7,7 @@ from collections import Counter
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.convert.folder import Folder
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.operations import positions
@@ -31,7 +31,11 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
             "unknown_layout",
         )
     names = canonical_names(checkpoint, mappings.spellings)
-    architecture = infer_architecture({n: checkpoint.tensors[k[0]].shape for n, k in names.sources.items()}, causal)
+    try:
+        architecture = infer_architecture({n: checkpoint.tensors[k[0]].shape for n, k in names.sources.items()}, causal)
+    except UnsoundPlan:
+        make_plan(checkpoint, mappings, Options(causal=causal))  # says what it is, if it is known
+        raise
     keys = set(folder.tensors) | folder.listed
     # First criterion: how many of the folder's keys a layout explains, since a folder that lost tensors still has its
     # layout. Second: how many of the layout's keys the folder holds. Third, if two layouts have the same keys: which

@@ -139,3 +139,33 @@ def test_a_text_encoder_alone_has_no_tables(tmp_path):
 
 def test_explain_tells_of_the_finding():
     assert "freqs_cis" in sam3lite("explain", "V-ROTARY").out
+
+
+def in_parts(state):
+    """Each table as its real and imaginary parts, as newer code stores it."""
+    tables = {k: t for k, t in state.items() if k.endswith("freqs_cis")}
+    parts = {f"{k}_real": t.real.clone() for k, t in tables.items()}
+    return tables, parts | {f"{k}_imag": t.imag.clone() for k, t in tables.items()}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_tables_in_two_parts_are_dropped_and_held_against_the_formula(beside, tmp_path):
+    tables, parts = in_parts(tiny_state())
+    state = {k: t for k, t in tiny_state().items() if beside or k not in tables} | parts
+    path = write(tmp_path, state)
+    folder = convert(path, tmp_path / "out")
+    assert verify(folder, path).json["findings"] == []
+    assert set(parts) <= set(receipt(folder)["dropped"])
+    state[WINDOWED + "_imag"] = -state[WINDOWED + "_imag"]
+    path = write(tmp_path, state)
+    (finding,) = verify(folder, path).json["findings"]
+    assert finding["code"] == "V-ROTARY" and "conjugated" in finding["cause"]
+    assert finding["keys"] == [WINDOWED + "_real"]
+
+
+def test_one_part_of_a_table_is_a_finding(tmp_path):
+    tables, parts = in_parts(tiny_state())
+    del parts[WINDOWED + "_imag"]
+    path = write(tmp_path, {k: t for k, t in tiny_state().items() if k not in tables} | parts)
+    (finding,) = verify(convert(path, tmp_path / "out"), path).json["findings"]
+    assert finding["code"] == "V-ROTARY" and "other is missing" in finding["cause"]

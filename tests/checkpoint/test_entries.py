@@ -1,0 +1,76 @@
+"""Which dict of a file holds the weights: found at any depth, chosen, or refused with a list of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import assert_index_is, either_format, refused, saved, tensors
+
+from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.checkpoint.selection import Selection, selection
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
+
+OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}
+
+
+@either_format
+@pytest.mark.parametrize("path", ["net", "app.model", "0", "a.b.c.d", "model.state_dict"])
+def test_the_only_one_is_found_at_any_depth_and_the_rest_is_counted(tmp_path: Path, path: str, legacy: bool) -> None:
+    content: Any = tensors()
+    for part in reversed(path.split(".")):
+        content = [content, {"step": torch.ones(1)}] if part == "0" else {part: content, "optimizer": OPTIMIZER}
+    file = saved(tmp_path, content, legacy)
+    assert_index_is(file, tensors())
+    found = read_checkpoint(file)
+    assert found.wrapper == path
+    parts = path.split(".")
+    beside = {".".join([*parts[:n], "optimizer"]): 2 for n in range(len(parts))}
+    assert found.left == ({"1": 1} if path == "0" else beside)
+    assert all(any(f"{name} ({n} tensors)" in note for note in found.notes) for name, n in found.left.items())
+
+
+@either_format
+def test_several_are_listed_and_each_can_be_chosen(tmp_path: Path, legacy: bool) -> None:
+    other = {key: value + 1 if value.is_floating_point() else value for key, value in tensors().items()}
+    file = saved(tmp_path, {"model": tensors(), "ema": {"module": other}, "optimizer": OPTIMIZER}, legacy)
+    fault = refused(file, UnsoundPlan)
+    numel = sum(value.numel() for value in tensors().values())
+    for name in ("model", "ema.module"):
+        assert f"  {name}: {len(tensors())} tensors, {numel} parameters" in fault.message
+    assert "--state-dict-key model" in fault.message and set(fault.details["entries"]) == {"model", "ema.module"}
+    chosen = read_checkpoint(file, selection=selection("ema.module"))
+    assert (chosen.wrapper, chosen.left) == ("ema.module", {"model": len(tensors()), "optimizer": 2})
+    first = next(iter(tensors()))
+    assert read_checkpoint(file, selection=selection("model")).tensors[first] != chosen.tensors[first]
+
+
+def test_the_file_itself_can_be_chosen(tmp_path: Path) -> None:
+    file = saved(tmp_path, tensors() | {"teacher": tensors()})
+    assert "  .: " in refused(file, UnsoundPlan).message
+    found = read_checkpoint(file, selection=selection("."))
+    assert (found.wrapper, found.left) == (None, {})
+    assert set(found.tensors) == set(tensors())
+
+
+def test_two_names_of_one_dict_are_one(tmp_path: Path) -> None:
+    state = tensors()
+    assert read_checkpoint(saved(tmp_path, {"model": state, "state_dict": state})).wrapper == "model"
+
+
+def test_an_entry_that_is_not_there_cannot_run_and_a_receipt_s_is_passed_over(tmp_path: Path) -> None:
+    file = saved(tmp_path, {"model": tensors()})
+    with pytest.raises(CannotRun, match=r"'nothing' is no dict of tensors.*\n  model: ") as fault:
+        read_checkpoint(file, selection=selection("nothing"))
+    assert fault.value.exit_code == 2
+    assert read_checkpoint(file, selection=Selection("nothing", passed_over=True)).wrapper == "model"
+
+
+def test_a_safetensors_file_has_no_entries(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a.b": torch.ones(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(CannotRun, match="no entries"):
+        read_checkpoint(tmp_path / "a.safetensors", selection=selection("model"))
