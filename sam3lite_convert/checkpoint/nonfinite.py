@@ -16,8 +16,8 @@ from sam3lite_convert.workers import Worker
 
 _WIDTH = 8  # bytes; pieces of a record that is no multiple are looked at again
 _CHUNK = 256 << 10  # stays in the processor's cache between reading and looking
-# Formats that numpy lacks, as words: (word, bits to look at, their value if it is not finite, mask of the mantissa, which
-# is zero for infinity). Without a mantissa to look at the format has NaN alone.
+# Formats that numpy lacks, as words: (word, bits to look at, their value if it is not finite, mask of the mantissa,
+# which is zero for infinity). Without a mantissa to look at the format has NaN alone.
 _WORDS = {
     "bfloat16": ("uint16", 0x7F80, 0x7F80, 0x007F),
     "float8_e5m2": ("uint8", 0x7C, 0x7C, 0x03),

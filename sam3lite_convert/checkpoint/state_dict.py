@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import BinaryIO, NamedTuple
 
 from sam3lite_convert.checkpoint import dtypes, unpickle
@@ -12,18 +12,6 @@ from sam3lite_convert.errors import UnsoundPlan, Untrusted
 WRAPPERS = ("model", "state_dict")
 META = "meta"  # facts about the weights, which may stand beside them
 _MOST_ELEMENTS = 1 << 40  # no tensor has more, however often it repeats one value
-
-
-def all_tensors(tree: object) -> Iterator[unpickle.TensorRecord]:
-    """Every tensor in nested dictionaries, lists and tuples."""
-    stack, seen = [tree], set()
-    while stack:
-        item = stack.pop()
-        if isinstance(item, unpickle.TensorRecord):
-            yield item
-        elif isinstance(item, Mapping | list | tuple) and id(item) not in seen:
-            seen.add(id(item))
-            stack.extend(item.values() if isinstance(item, Mapping) else item)
 
 
 def read_at(file: BinaryIO, offset: int, nbytes: int) -> bytes:
@@ -49,6 +37,33 @@ class Found(NamedTuple):
     notes: tuple[str, ...]
     others: list[str]
     meta: dict[str, int]
+
+
+def state_dict_of(tree: object, unknown: list[str]) -> Found:
+    """The state dict of a checkpoint, and what is said of the objects beside it. ``unknown``: the names of the classes
+    in the file that were not built.
+
+    Raises Untrusted if such an object stands where tensors belong, UnsoundPlan as ``find_state_dict``.
+    """
+    for each in unpickle.objects_in(tree) if not isinstance(tree, Mapping) else ():
+        raise unpickle.hostile(each.name, "where a dict of tensors belongs")
+    try:
+        found = find_state_dict(tree)
+    except UnsoundPlan as fault:
+        if unknown and fault.code == "no_state_dict":
+            raise unpickle.hostile(unknown[0], "and holds no dict of tensors beside it") from fault
+        raise
+    if not unknown:
+        return found
+    named = ", ".join(unknown[:6]) + f" and {len(unknown) - 6:,} more" * (len(unknown) > 6)
+    return found._replace(notes=(*found.notes, f"objects beside the weights, not built and never called: {named}"))
+
+
+def check_entry(key: object, value: object) -> None:
+    """Raises UnsoundPlan for a tensor whose values are not plain bytes; Untrusted if an entry of a state dict holds any
+    other object of an unusual class."""
+    for each in unpickle.objects_in((key, value)):
+        raise unpickle.hostile(each.name, f"at {_named(key)[:200]}, where only a tensor belongs")
 
 
 def find_state_dict(tree: object) -> Found:
@@ -81,6 +96,8 @@ def find_state_dict(tree: object) -> Found:
             "the file holds no state dict (no tensors with names)" + _hidden_state_dicts(inner),
             "no_state_dict",
         )
+    for key, value in inner.items():
+        check_entry(key, value)
     if others:
         notes.append(
             f"{len(others)} entries of the state dict are not tensors and are left out: " + ", ".join(others[:5])

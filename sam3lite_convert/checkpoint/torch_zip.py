@@ -12,7 +12,8 @@ from typing import BinaryIO, cast
 
 from sam3lite_convert.checkpoint import unpickle
 from sam3lite_convert.checkpoint.index import INDEX_LIMIT, Checkpoint, FetchedRanges, ZipEntry, check_names
-from sam3lite_convert.checkpoint.state_dict import find_state_dict, locate, read_at
+from sam3lite_convert.checkpoint.pickle_machine import PICKLE_LIMIT
+from sam3lite_convert.checkpoint.state_dict import locate, read_at, state_dict_of
 from sam3lite_convert.errors import Untrusted, in_short
 
 _UTF8 = 0x800  # the flag of an entry whose name is in that encoding
@@ -75,15 +76,16 @@ def read_zip(path: Path, file: BinaryIO, size: int, copy: FetchedRanges | None) 
     if order and (order.nbytes != 6 or read_at(file, order.offset, 6) != b"little"):
         raise Untrusted("the tensors are stored in big-endian order, which is not supported", "big_endian")
     index = records[pickle_names[0]]
-    if index.nbytes > INDEX_LIMIT:
-        raise Untrusted(f"the archive's pickle has {index.nbytes:,} bytes; at most {INDEX_LIMIT:,} are accepted")
-    tree = unpickle.load(io.BytesIO(read_at(file, index.offset, index.nbytes)))
+    if index.nbytes > PICKLE_LIMIT:
+        raise Untrusted(f"the archive's pickle has {index.nbytes:,} bytes; at most {PICKLE_LIMIT:,} are accepted")
+    reader = unpickle.Reader(io.BytesIO(read_at(file, index.offset, index.nbytes)))
+    tree = reader.load()
 
     storages = {}
     for name, record in records.items():
         if name.startswith(root + "data/"):
             storages[name[len(root + "data/") :]] = (record.offset, record.nbytes)
-    found = find_state_dict(tree)
+    found = state_dict_of(tree, reader.unknown)
     tensors = locate(found.tensors, storages)
     # Of a partial copy, only entries that are complete can be checked.
     known = (r for n, r in records.items() if n in fetched and (copy is None or copy.present(r.offset, r.nbytes)))

@@ -63,8 +63,8 @@ class CastLoss:
 def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None, key: str = "") -> bytes:
     """The elements, cast by torch. ``loss``: collects what the cast of tensor ``key`` lost, measured in float64.
 
-    float8 goes by way of float32, which holds its values exactly and from which torch itself rounds to it; not all of its
-    kinds have a direct cast, or isfinite. Raises CannotRun if this torch lacks one of the dtypes.
+    float8 goes by way of float32, which holds its values exactly and from which torch itself rounds to it; not all
+    of its kinds have a direct cast, or isfinite. Raises CannotRun if this torch lacks one of the dtypes.
     """
     import torch
 
