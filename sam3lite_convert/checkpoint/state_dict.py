@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import BinaryIO, NamedTuple
 
-from sam3lite_convert.checkpoint import dtypes, unpickle
+from sam3lite_convert.checkpoint import dtypes, kinds, unpickle
 from sam3lite_convert.checkpoint.index import StoredTensor, check_names
+from sam3lite_convert.checkpoint.pickle_machine import Opaque
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
 
 WRAPPERS = ("model", "state_dict")
@@ -45,11 +46,15 @@ def state_dict_of(tree: object, unknown: list[str]) -> Found:
 
     Raises Untrusted if such an object stands where tensors belong, UnsoundPlan as ``find_state_dict``.
     """
+    if isinstance(tree, Opaque) and (kind := kinds.kind_of_object(tree.name)):
+        raise kind.refusal()
     for each in unpickle.objects_in(tree) if not isinstance(tree, Mapping) else ():
         raise unpickle.hostile(each.name, "where a dict of tensors belongs")
     try:
         found = find_state_dict(tree)
     except UnsoundPlan as fault:
+        if fault.code == "no_state_dict" and isinstance(tree, Mapping):
+            _refuse_known(tree)
         if unknown and fault.code == "no_state_dict":
             raise unpickle.hostile(unknown[0], "and holds no dict of tensors beside it") from fault
         raise
@@ -59,11 +64,29 @@ def state_dict_of(tree: object, unknown: list[str]) -> Found:
     return found._replace(notes=(*found.notes, f"objects beside the weights, not built and never called: {named}"))
 
 
-def check_entry(key: object, value: object) -> None:
-    """Raises UnsoundPlan for a tensor whose values are not plain bytes; Untrusted if an entry of a state dict holds any
-    other object of an unusual class."""
-    for each in unpickle.objects_in((key, value)):
-        raise unpickle.hostile(each.name, f"at {_named(key)[:200]}, where only a tensor belongs")
+def _refuse_known(tree: Mapping[object, object]) -> None:
+    """Raises UnsoundPlan for a file without tensors of which the kind can be told."""
+    if kind := kinds.kind_of_tree(tree):
+        raise kind.refusal()
+    for inner in (tree, *(value for value in tree.values() if isinstance(value, Mapping))):
+        _refuse_other_tensors(inner)
+
+
+def _refuse_other_tensors(entries: Mapping[object, object]) -> None:
+    """Raises UnsoundPlan if an entry is a tensor whose values are not plain bytes."""
+    classes = [(_named(key), value.name) for key, value in entries.items() if isinstance(value, Opaque)]
+    for key, name in classes:
+        if fault := kinds.refuse_tensor(key, name, sum(name == other for _, other in classes)):
+            raise fault
+
+
+def check_entries(entries: Mapping[object, object]) -> None:
+    """Raises UnsoundPlan if an entry of a state dict is a tensor whose values are not plain bytes; Untrusted if one
+    holds any other object of an unusual class."""
+    _refuse_other_tensors(entries)
+    for key, value in entries.items():
+        for each in unpickle.objects_in((key, value)):
+            raise unpickle.hostile(each.name, f"at {_named(key)[:200]}, where only a tensor belongs")
 
 
 def find_state_dict(tree: object) -> Found:
@@ -96,8 +119,7 @@ def find_state_dict(tree: object) -> Found:
             "the file holds no state dict (no tensors with names)" + _hidden_state_dicts(inner),
             "no_state_dict",
         )
-    for key, value in inner.items():
-        check_entry(key, value)
+    check_entries(inner)
     if others:
         notes.append(
             f"{len(others)} entries of the state dict are not tensors and are left out: " + ", ".join(others[:5])
@@ -124,7 +146,7 @@ def _kind(tree: object) -> str:
     """What an unpickled object is, in words."""
     if isinstance(tree, unpickle.TensorRecord):
         return "a single tensor"
-    if isinstance(tree, list | tuple):
+    if type(tree) in (list, tuple):
         return "a list"
     if tree is None or isinstance(tree, str | bytes | int | float):
         return "a single value"
@@ -148,7 +170,7 @@ def _hidden_state_dicts(tree: Mapping[object, object]) -> str:
 def locate(found: dict[str, unpickle.TensorRecord], storages: dict[str, tuple[int, int]]) -> dict[str, StoredTensor]:
     """The tensors with their byte positions.
 
-    Raises Untrusted if data is missing or a tensor exceeds its storage, UnsoundPlan for an overlapping view.
+    Raises Untrusted if data is missing or a tensor exceeds its storage.
     """
     out = {}
     for key, tensor in found.items():
@@ -164,7 +186,5 @@ def locate(found: dict[str, unpickle.TensorRecord], storages: dict[str, tuple[in
                 f"{key}: its shape {'x'.join(map(str, tensor.shape))} exceeds the data that is stored for it",
                 "corrupt_file",
             )
-        if stored.numel > stored.span:
-            raise UnsoundPlan(f"{key} is an overlapping view; save it again after .contiguous()", "overlapping_view")
         out[key] = stored
     return out

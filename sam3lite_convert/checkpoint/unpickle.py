@@ -268,11 +268,16 @@ class Reader:
             self._opaque[full] = Opaque(full, found is not None)
         return self._opaque[full]
 
-    def _storage(self, pid: object) -> StorageRecord:
+    def _storage(self, pid: object) -> object:
+        # Before 1.6 torch wrote a module's class with its source file: ("module", class, file, source).
+        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module" and isinstance(pid[1], Opaque):
+            return pid[1]
         # ("storage", class, key, location, numel), and a view (key, offset, numel) in old files.
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             raise Untrusted("the pickle has a reference to a storage that torch does not write")
         _, kind, key, _, numel = pid[:5]
+        if isinstance(kind, Opaque) and kind.name in _QUANTISED:
+            return kind  # what rebuilds a tensor of it is not built either
         if not isinstance(kind, _StorageClass) or not isinstance(key, str):
             raise Untrusted("the pickle has a storage of an unknown type")
         (count,) = _integers([numel])
@@ -309,3 +314,4 @@ def objects_in(value: object) -> Iterator[Opaque]:
 
 _RECORDS = (TensorRecord, StorageRecord, _Dtype, _StorageClass)
 _MOST_NAMES = 10_000
+_QUANTISED = [f"torch.{name}Storage" for name in ("QInt8", "QUInt8", "QInt32", "QUInt4x2", "QUInt2x4")]

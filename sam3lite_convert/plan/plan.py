@@ -18,6 +18,7 @@ from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architectur
 from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.infer import infer_architecture
+from sam3lite_convert.plan.kinds import kind_of_names
 from sam3lite_convert.plan.names import Names, canonical_names
 from sam3lite_convert.plan.operations import Operation, Slice
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
@@ -197,6 +198,8 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     twins = tuple(_twins(checkpoint, names))
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
     try:
+        if kind := kind_of_names(checkpoint):
+            raise kind.refusal()
         _refuse_relatives(layout.family, shapes, options)
         architecture = infer_architecture(shapes, options.causal)
     except UnsoundPlan as fault:
@@ -216,6 +219,11 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     candidates, dropped, faults = _match(checkpoint, names, layout, options)
     mapped: dict[str, Mapped] = {}
     for rule, source, canonical, targets in candidates:
+        if source.overlaps:  # what is dropped need not be readable
+            raise UnsoundPlan(
+                f"{checkpoint.path.name}: {source.key} is an overlapping view; save it again after .contiguous()",
+                "overlapping_view",
+            )
         try:
             pieces = _pieces(rule, source, canonical, targets, options, kept)
         except ValueError as fault:
