@@ -10,8 +10,12 @@ _TABLE: dict[str, tuple[int, str | None]] = {
     "bfloat16": (2, "BF16"),
     "float8_e4m3fn": (1, "F8_E4M3"),
     "float8_e5m2": (1, "F8_E5M2"),
+    "float8_e4m3fnuz": (1, "F8_E4M3FNUZ"),
+    "float8_e5m2fnuz": (1, "F8_E5M2FNUZ"),
+    "float8_e8m0fnu": (1, None),  # F8_E8M0, which the safetensors library does not load into torch
     "complex128": (16, None),
     "complex64": (8, "C64"),
+    "complex32": (4, None),
     "int64": (8, "I64"),
     "int32": (4, "I32"),
     "int16": (2, "I16"),
@@ -40,7 +44,9 @@ STORAGE_CLASSES = {
 }
 
 NAMES = frozenset(_TABLE)
-FLOATING = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")  # widest first
+# Of one byte. torch computes with none of them, and casts them by way of float32.
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+FLOATING = ("float64", "float32", "bfloat16", "float16", *FLOAT8)  # widest first
 _FROM_SAFETENSORS = {code: name for name, (_, code) in _TABLE.items() if code}
 
 

@@ -60,6 +60,11 @@ class StoredTensor:
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
 
     @property
+    def overlaps(self) -> bool:
+        """Whether elements share bytes, as those of an expanded tensor do."""
+        return self.numel > self.span
+
+    @property
     def extent(self) -> tuple[int, int]:
         """Its byte range in the file: start, and end behind the last byte."""
         return self.offset, self.offset + self.span * dtypes.itemsize(self.dtype)

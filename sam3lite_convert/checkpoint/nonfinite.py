@@ -16,13 +16,19 @@ from sam3lite_convert.workers import Worker
 
 _WIDTH = 8  # bytes; pieces of a record that is no multiple are looked at again
 _CHUNK = 256 << 10  # stays in the processor's cache between reading and looking
-# Formats that numpy lacks, as words: (word, mask of the exponent, mask of the mantissa).
+# Formats that numpy lacks, as words: (word, bits to look at, their value if it is not finite, mask of the mantissa,
+# which is zero for infinity). Without a mantissa to look at the format has NaN alone.
 _WORDS = {
-    "bfloat16": ("uint16", 0x7F80, 0x007F),
-    "float8_e5m2": ("uint8", 0x7C, 0x03),
-    "float8_e4m3fn": ("uint8", 0x7F, 0x00),  # all ones is NaN; it has no infinity
+    "bfloat16": ("uint16", 0x7F80, 0x7F80, 0x007F),
+    "float8_e5m2": ("uint8", 0x7C, 0x7C, 0x03),
+    "float8_e4m3fn": ("uint8", 0x7F, 0x7F, 0x00),  # all ones
+    "float8_e4m3fnuz": ("uint8", 0xFF, 0x80, 0x00),  # what would be minus zero
+    "float8_e5m2fnuz": ("uint8", 0xFF, 0x80, 0x00),
+    "float8_e8m0fnu": ("uint8", 0xFF, 0xFF, 0x00),
 }
-_NUMPY = {"float64": "f8", "float32": "f4", "float16": "f2", "complex128": "f8", "complex64": "f4"}
+_NUMPY = {
+    "float64": "f8", "float32": "f4", "float16": "f2", "complex128": "f8", "complex64": "f4", "complex32": "f2",
+}  # fmt: skip
 
 
 def not_finite(
@@ -104,9 +110,9 @@ def _count(data: bytes | memoryview, dtype: str) -> tuple[int, int]:
         if np.isfinite(values).all():
             return 0, 0
         return int(np.isnan(values).sum()), int(np.isinf(values).sum())
-    word, exponent, mantissa = _WORDS[dtype]
+    word, looked_at, not_finite_value, mantissa = _WORDS[dtype]
     words = np.frombuffer(data, word)
-    special = words[(words & exponent) == exponent]
+    special = words[(words & looked_at) == not_finite_value]
     nan = int(np.count_nonzero(special & mantissa)) if mantissa else special.size
     return nan, special.size - nan
 

@@ -15,6 +15,7 @@ from typing import BinaryIO, cast
 
 from sam3lite_convert.checkpoint import safetensors_file, torch_legacy, torch_zip
 from sam3lite_convert.checkpoint.index import Checkpoint, FetchedRanges, check_unchanged, stamp_of
+from sam3lite_convert.checkpoint.kinds import kind_of_bytes, kind_of_folder, refuse_folder
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.checkpoint.state_dict import FILE_ITSELF
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
@@ -22,7 +23,10 @@ from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
-    """The file opened for reading. Raises CannotRun if it cannot be opened or is not a regular file."""
+    """The file opened for reading.
+
+    Raises CannotRun if it cannot be opened or is not a regular file, UnsoundPlan for a folder of a known kind.
+    """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise CannotRun(f"{path} is not a regular file", "not_a_file")
@@ -31,7 +35,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise CannotRun(f"{path}: no such file", "no_such_file") from None
     except IsADirectoryError:
-        raise CannotRun(f"{path} is a folder, not a checkpoint file", "not_a_file") from None
+        raise refuse_folder(path) from None
     except PermissionError:
         raise CannotRun(f"{path}: permission denied", "no_permission") from None
     except (NotADirectoryError, OSError) as fault:
@@ -60,6 +64,11 @@ def read_checkpoint(path: Path, copy: FetchedRanges | None = None, selection: Se
     Raises CannotRun if the file cannot be opened, or has no entry of the stated path; Untrusted if it is empty,
     truncated, corrupt, hostile or not a checkpoint; UnsoundPlan if it holds no state dict, or several.
     """
+    if path.suffix == ".distcp" or path.name in (".metadata", "data.pkl"):
+        if kind := kind_of_folder(path.parent):  # one file of many
+            refusal = kind.refusal()
+            refusal.message = f"{path.parent}: {refusal.message}"
+            raise refusal
     with open_file(path) if copy is None else nullcontext(cast(BinaryIO, copy)) as file:
         size = os.fstat(file.fileno()).st_size
         stamp = stamp_of(file) if copy is None else None
@@ -73,7 +82,7 @@ def read_checkpoint(path: Path, copy: FetchedRanges | None = None, selection: Se
             if head.startswith(torch_legacy.LEGACY_MAGIC):
                 found = torch_legacy.read_legacy(path, file, size, selection)
                 return replace(found, stamp=stamp, selection=selection)
-            if head[8:9] == b"{":
+            if head[8:9] == b"{" and not kind_of_bytes(head):
                 if selection.state_dict_key not in (None, FILE_ITSELF) and not selection.passed_over:
                     raise CannotRun(
                         "--state-dict-key: a safetensors file has no entries to choose from", "unknown_entry"
@@ -83,16 +92,16 @@ def read_checkpoint(path: Path, copy: FetchedRanges | None = None, selection: Se
         except (CannotRun, Untrusted, UnsoundPlan) as fault:
             fault.message = f"{path.name}: {fault.message}"
             raise
+    if kind := kind_of_bytes(head):
+        refusal = kind.refusal()
+        refusal.message = f"{path.name}: {refusal.message}"
+        raise refusal
     raise Untrusted(f"{path.name}: {_not_a_checkpoint(head, size)}", "not_a_checkpoint")
 
 
 def _not_a_checkpoint(head: bytes, size: int) -> str:
     if size == 0:
         return "the file is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "this is a Git LFS pointer, not the weights; download them with 'git lfs pull'"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "this is a web page, not a checkpoint; use the link that downloads the file itself"
     if not any(head):
         return "the file starts with zeros; the download was probably interrupted"
     if all(32 <= b < 127 or b in b"\t\r\n" or b >= 0xC2 for b in head):

@@ -10,8 +10,10 @@ from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import INDEX_LIMIT, Checkpoint, StoredTensor, check_names, contiguous_stride
+from sam3lite_convert.checkpoint.kinds import Kind
 from sam3lite_convert.errors import Untrusted, in_short
 
+_BLOCKS = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")  # parts of formats that share a scale between numbers
 _DIGITS = re.compile(r"[0-9]{1,18}")
 
 
@@ -32,6 +34,11 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         tensors, extents = {}, []
         for key, entry in header.items():
             dtype = dtypes.from_safetensors(entry["dtype"])
+            if entry["dtype"] in _BLOCKS:
+                raise Kind(
+                    f"a quantised checkpoint ({key[:200]} is {entry['dtype']})",
+                    "Give the weights before they were quantised",
+                ).refusal()
             if dtype is None:
                 raise Untrusted(f"{key} has the unknown dtype {str(entry['dtype'])[:100]!r}")
             shape = tuple(entry["shape"])

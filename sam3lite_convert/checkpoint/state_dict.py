@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
-from sam3lite_convert.checkpoint import dtypes, unpickle
+from sam3lite_convert.checkpoint import dtypes, kinds, unpickle
 from sam3lite_convert.checkpoint.index import StoredTensor, check_names
+from sam3lite_convert.checkpoint.pickle_machine import Opaque
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.records.record import JsonValue
@@ -77,6 +78,55 @@ class _Dict(NamedTuple):
         return any("." in key for key in self.tensors)
 
 
+def state_dict_of(tree: object, unknown: list[str], selection: Selection = NOTHING_STATED) -> Found:
+    """The state dict of a checkpoint, and what is said of the objects beside it. ``unknown``: the names of the classes
+    in the file that were not built.
+
+    Raises Untrusted if such an object stands where tensors belong, UnsoundPlan as ``find_state_dict``.
+    """
+    if isinstance(tree, Opaque) and (kind := kinds.kind_of_object(tree.name)):
+        raise kind.refusal()
+    for each in unpickle.objects_in(tree) if not isinstance(tree, Mapping) else ():
+        raise unpickle.hostile(each.name, "where a dict of tensors belongs")
+    try:
+        found = find_state_dict(tree, selection)
+    except UnsoundPlan as fault:
+        if fault.code == "no_state_dict" and isinstance(tree, Mapping):
+            _refuse_known(tree)
+        if unknown and fault.code == "no_state_dict":
+            raise unpickle.hostile(unknown[0], "and holds no dict of tensors beside it") from fault
+        raise
+    if not unknown:
+        return found
+    named = ", ".join(unknown[:6]) + f" and {len(unknown) - 6:,} more" * (len(unknown) > 6)
+    return found._replace(notes=(*found.notes, f"objects beside the weights, not built and never called: {named}"))
+
+
+def _refuse_known(tree: Mapping[object, object]) -> None:
+    """Raises UnsoundPlan for a file without tensors of which the kind can be told."""
+    if kind := kinds.kind_of_tree(tree):
+        raise kind.refusal()
+    for inner in (tree, *(value for value in tree.values() if isinstance(value, Mapping))):
+        _refuse_other_tensors(inner)
+
+
+def _refuse_other_tensors(entries: Mapping[object, object]) -> None:
+    """Raises UnsoundPlan if an entry is a tensor whose values are not plain bytes."""
+    classes = [(_named(key), value.name) for key, value in entries.items() if isinstance(value, Opaque)]
+    for key, name in classes:
+        if fault := kinds.refuse_tensor(key, name, sum(name == other for _, other in classes)):
+            raise fault
+
+
+def check_entries(entries: Mapping[object, object]) -> None:
+    """Raises UnsoundPlan if an entry of a state dict is a tensor whose values are not plain bytes; Untrusted if one
+    holds any other object of an unusual class."""
+    _refuse_other_tensors(entries)
+    for key, value in entries.items():
+        for each in unpickle.objects_in((key, value)):
+            raise unpickle.hostile(each.name, f"at {_named(key)[:200]}, where only a tensor belongs")
+
+
 def find_state_dict(tree: object, selection: Selection = NOTHING_STATED) -> Found:
     """The state dict of a checkpoint, wrapped at any depth or bare.
 
@@ -102,6 +152,7 @@ def find_state_dict(tree: object, selection: Selection = NOTHING_STATED) -> Foun
     named = {_named(key) for key in top}
     if deeper := [f"{path} ({n:,} tensors)" for path, n in left.items() if path not in named]:
         notes.append("not read, beside the state dict: " + ", ".join(deeper))
+    check_entries(chosen.content)
     others = [_named(key) for key in chosen.content if not (isinstance(key, str) and key in chosen.tensors)]
     if others:
         notes.append(
@@ -228,7 +279,7 @@ def _kind(tree: object) -> str:
 def locate(found: dict[str, unpickle.TensorRecord], storages: dict[str, tuple[int, int]]) -> dict[str, StoredTensor]:
     """The tensors with their byte positions.
 
-    Raises Untrusted if data is missing or a tensor exceeds its storage, UnsoundPlan for an overlapping view.
+    Raises Untrusted if data is missing or a tensor exceeds its storage.
     """
     out = {}
     for key, tensor in found.items():
@@ -244,7 +295,5 @@ def locate(found: dict[str, unpickle.TensorRecord], storages: dict[str, tuple[in
                 f"{key}: its shape {'x'.join(map(str, tensor.shape))} exceeds the data that is stored for it",
                 "corrupt_file",
             )
-        if stored.numel > stored.span:
-            raise UnsoundPlan(f"{key} is an overlapping view; save it again after .contiguous()", "overlapping_view")
         out[key] = stored
     return out

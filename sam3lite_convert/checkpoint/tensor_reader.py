@@ -7,9 +7,10 @@ from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import StoredTensor
-from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.errors import UnsoundPlan, Untrusted
 
 CHUNK = 4 << 20
+_MOST_EXPANDED = 16 << 20  # elements
 
 
 def read_exactly(file: BinaryIO, offset: int, nbytes: int) -> bytes:
@@ -33,7 +34,12 @@ def ranges(offset: int, nbytes: int, step: int = CHUNK) -> Iterator[tuple[int, i
 
 
 def read_tensor(file: BinaryIO, tensor: StoredTensor) -> bytes:
-    """All bytes of a tensor in C order, whatever its stride."""
+    """All bytes of a tensor in C order, whatever its stride.
+
+    Raises UnsoundPlan for an expanded tensor of many elements: a file of a few bytes may state any number of them.
+    """
+    if tensor.overlaps and tensor.numel > _MOST_EXPANDED:
+        raise UnsoundPlan(f"{tensor.key} is an overlapping view; save it again after .contiguous()", "overlapping_view")
     width = dtypes.itemsize(tensor.dtype)
     raw = read_exactly(file, tensor.offset, tensor.span * width)
     if tensor.contiguous:

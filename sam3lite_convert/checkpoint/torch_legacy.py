@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes, unpickle
-from sam3lite_convert.checkpoint.index import INDEX_LIMIT, Checkpoint
+from sam3lite_convert.checkpoint.index import Checkpoint
+from sam3lite_convert.checkpoint.pickle_machine import PICKLE_LIMIT
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
-from sam3lite_convert.checkpoint.state_dict import all_tensors, find_state_dict, locate, read_at
+from sam3lite_convert.checkpoint.state_dict import locate, read_at, state_dict_of
 from sam3lite_convert.errors import Untrusted
 
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -23,18 +24,19 @@ def read_legacy(path: Path, file: BinaryIO, size: int, selection: Selection = NO
     """
     # magic number, protocol, system info, the object, the storage keys: five pickles in a row.
     # Then each storage in the order of the keys: its length as int64, and its elements.
-    stream = io.BytesIO(file.read(INDEX_LIMIT))
-    unpickle.load(stream)
-    unpickle.load(stream)
-    system = unpickle.load(stream)
+    stream = io.BytesIO(file.read(PICKLE_LIMIT))
+    reader = unpickle.Reader(stream)
+    reader.load()
+    reader.load()
+    system = reader.load()
     if isinstance(system, dict) and system.get("little_endian") is False:
         raise Untrusted("the tensors are stored in big-endian order, which is not supported", "big_endian")
-    tree = unpickle.load(stream)
-    keys = unpickle.load(stream)
-    found = find_state_dict(tree, selection)
+    tree = reader.load()
+    keys = reader.load()
+    found = state_dict_of(tree, reader.unknown, selection)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise Untrusted("the file's list of storages is invalid", "corrupt_file")
-    kinds = {t.storage.key: t.storage.dtype for t in all_tensors(tree)}
+    kinds = reader.storages
     storages, position = {}, stream.tell()
     for key in keys:
         head = read_at(file, position, 8)

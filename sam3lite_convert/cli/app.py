@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from sam3lite_convert.cli.parity import parity
 from sam3lite_convert.cli.record import record
 from sam3lite_convert.cli.shared import typed_arguments
 from sam3lite_convert.cli.verify import verify
-from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, in_short
 
 _NAME = "sam3lite"  # also where it runs as python -m sam3lite_convert
 app = typer.Typer(
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 
 _INTERRUPTED = 128 + 2  # as shells report SIGINT
+_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 _COMPLETION = ("--install-completion", "--show-completion")
 
 
@@ -99,12 +101,29 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as fault:
         # Usage errors of the command-line library. Recent versions of typer hold a copy of click: the class differs.
         if not hasattr(fault, "format_message"):
-            raise
+            return _internal(fault, as_json)
         # Python's name for a wrong choice, which recent versions leave in the message.
         message = str(fault.format_message()).replace("Value error, ", "")
         context = getattr(fault, "ctx", None)
         usage = f"\n{context.get_usage()}" if context is not None else ""
         return _fail(CannotRun(f"{message}{usage}", "usage"), as_json)
+
+
+def _internal(fault: Exception, as_json: bool) -> int:
+    """A fault of this tool: the traceback, on stderr, is for whoever mends it."""
+    from sam3lite_convert.report import terminal
+
+    sys.stderr.write(terminal.printable("".join(traceback.format_exception(fault))))
+    error = Sam3LiteError(
+        f"this is a fault of sam3lite-convert, not of your files: {type(fault).__name__}: {in_short(fault)}. Please "
+        "report it with the traceback, the command, and what 'sam3lite --version' prints.",
+        "internal",
+        {"type": type(fault).__name__},
+    )
+    if as_json:
+        terminal.fault(error.message)  # for whoever reads the traceback; the document goes to stdout
+    _fail(error, as_json)
+    return _INTERNAL
 
 
 def _unknown_shell() -> CannotRun:

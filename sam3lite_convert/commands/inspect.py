@@ -11,6 +11,7 @@ from sam3lite_convert.plan.architecture import TEXT, Architecture, Shapes
 from sam3lite_convert.plan.context import called_context
 from sam3lite_convert.plan.counts import accounting, parameters
 from sam3lite_convert.plan.infer import infer_architecture
+from sam3lite_convert.plan.kinds import kind_of_names
 from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
@@ -55,7 +56,9 @@ def inspect_checkpoint(
     except UnsoundPlan:
         architecture = None
     only_text = all(name.startswith(TEXT) for name in names.sources)
-    if found:
+    if named := kind_of_names(checkpoint):
+        kind = named.what
+    elif found:
         kind = " and ".join(r.kind for r in found)
     elif architecture is None:
         kind = "not a SAM3-LiteText checkpoint"

@@ -9,12 +9,17 @@ import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
+from sam3lite_convert.checkpoint.dtypes import FLOAT8
 from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
+from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Mapped
 from sam3lite_convert.records.receipt import LostByCast, Overflow
 from sam3lite_convert.workers import Advance
+
+if TYPE_CHECKING:
+    import torch
 
 _COPY_CHUNK = 32 << 20
 
@@ -25,7 +30,7 @@ class CastLoss:
 
     tensors: number of tensors that were cast.
     changed_values: values that were rounded or overflowed.
-    overflowed_values: finite values that became infinite.
+    overflowed_values: finite values that became infinite, or NaN where a float8 has no infinity.
     max_abs_error: largest rounding error of the values that stayed finite.
     overflows: target key -> (number of values that overflowed, the largest absolute value among them).
     """
@@ -56,23 +61,39 @@ class CastLoss:
 
 
 def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None, key: str = "") -> bytes:
-    """The elements, cast by torch. ``loss``: collects what the cast of tensor ``key`` lost, measured in float64."""
+    """The elements, cast by torch. ``loss``: collects what the cast of tensor ``key`` lost, measured in float64.
+
+    float8 goes by way of float32, which holds its values exactly and from which torch itself rounds to it; not all
+    of its kinds have a direct cast, or isfinite. Raises CannotRun if this torch lacks one of the dtypes.
+    """
     import torch
 
     if not data:
         return b""
-    before = torch.frombuffer(bytearray(data), dtype=getattr(torch, source))
-    after = before.to(getattr(torch, target))
+    before = torch.frombuffer(bytearray(data), dtype=_torch_dtype(source))
+    if source in FLOAT8 or target in FLOAT8:
+        before = before.float()
+    after = before.to(_torch_dtype(target))
     if loss is not None:
-        error = (before.double() - after.double()).abs()
-        overflow = after.isinf() & before.isfinite()
-        finite = error[before.isfinite() & ~overflow]
-        loss.changed_values += int((finite != 0).sum()) + int(overflow.sum())
+        wide, narrow = before.double(), after.double()
+        finite = wide.isfinite()
+        overflow = finite & ~narrow.isfinite()  # some kinds of float8 have NaN in place of infinity
+        error = (wide - narrow).abs()[finite & ~overflow]
+        loss.changed_values += int((error != 0).sum()) + int(overflow.sum())
         if bool(overflow.any()):
-            loss.overflowed(key, int(overflow.sum()), float(before[overflow].double().abs().max()))
-        if finite.numel():
-            loss.max_abs_error = max(loss.max_abs_error, float(finite.max()))
+            loss.overflowed(key, int(overflow.sum()), float(wide[overflow].abs().max()))
+        if error.numel():
+            loss.max_abs_error = max(loss.max_abs_error, float(error.max()))
     return after.view(torch.uint8).numpy().tobytes()
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise CannotRun(f"torch {torch.__version__} has no {name}; install a newer torch", "dtype_needs_newer_torch")
+    return found
 
 
 def source_chunks(file: BinaryIO, piece: Mapped, step: int = CHUNK) -> Iterator[bytes]:

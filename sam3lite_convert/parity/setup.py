@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from original_ref import TextStudentEncoder
+from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.hashing import damaged_records
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.checkpoint.reader import open_file
@@ -320,7 +321,7 @@ def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor], elsewhere: 
             shape = with_positions(shape, rows)
         if tuple(found.shape) != shape or not found.numel():
             faults.append(f"{key} has shape {tuple(found.shape)}, expected {shape}")
-        elif found.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        elif str(found.dtype).removeprefix("torch.") not in dtypes.FLOATING:
             faults.append(f"{key} is {str(found.dtype).removeprefix('torch.')}, which is not supported here")
     if faults:
         more = f" ... and {len(faults) - 20} more" if len(faults) > 20 else ""

@@ -19,6 +19,7 @@ from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.copies import check_copies, unknown_prefix
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.infer import infer_architecture
+from sam3lite_convert.plan.kinds import kind_of_names
 from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names
 from sam3lite_convert.plan.operations import FillZero, Operation, Slice
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
@@ -209,6 +210,8 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     twins = tuple(_twins(checkpoint, names))
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
     try:
+        if kind := kind_of_names(checkpoint):
+            raise kind.refusal()
         _refuse_relatives(layout.family, shapes, options)
         architecture = infer_architecture(shapes, options.causal)
     except UnsoundPlan as fault:
@@ -230,6 +233,11 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     candidates, dropped, faults = _match(checkpoint, names, layout, options)
     mapped: dict[str, Mapped] = {}
     for rule, source, canonical, targets in candidates:
+        if source.overlaps:  # what is dropped need not be readable
+            raise UnsoundPlan(
+                f"{checkpoint.path.name}: {source.key} is an overlapping view; save it again after .contiguous()",
+                "overlapping_view",
+            )
         try:
             pieces = _pieces(rule, source, canonical, targets, options, kept)
         except ValueError as fault:

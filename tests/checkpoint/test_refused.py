@@ -120,10 +120,10 @@ def test_two_state_dicts_are_unsound(tmp_path, legacy):
     assert "--state-dict-key model" in message
 
 
-def test_a_torchscript_archive_is_not_trusted(tmp_path):
+def test_a_torchscript_archive_is_named(tmp_path):
     path = tmp_path / "file.pt"
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
-    assert "TorchScript" in refused(path).message
+    assert "TorchScript" in refused(path, UnsoundPlan).message
 
 
 def test_any_other_zip_is_not_trusted(tmp_path):

@@ -44,6 +44,7 @@ from sam3lite_convert.plan.counts import accounting, parameters, text_parameters
 from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import load_mappings
+from sam3lite_convert.workers import Worker
 
 COMMANDS = ("inspect", "convert", "explain", "verify", "parity", "judge", "record", "demo")
 ALIASES = ("s0", "s1", "l", "s0-32", "s1-32", "l-32")
@@ -154,6 +155,20 @@ def test_a_fault_in_a_process_of_its_own_has_no_traceback(name, tiny, tmp_path):
     assert done.returncode == CODES[name]
     assert "Traceback" not in done.stderr + done.stdout
     assert not (tmp_path / "hostile-ran").exists()
+
+
+@pytest.mark.parametrize("where", ["here", "in a thread"])
+def test_a_fault_of_the_tool_itself_is_reported_as_such(where, tiny, monkeypatch):
+    def fault(*arguments):
+        return Worker(lambda: {}["not there"]).result() if where == "in a thread" else [][0]
+
+    monkeypatch.setattr("sam3lite_convert.commands.sources.Source.read", fault)
+    done = sam3lite("inspect", tiny, "--json")
+    assert done.code == 70
+    assert one_error(done.out)["code"] == "internal"
+    for text in (done.err, sam3lite("inspect", tiny).err):
+        assert "Traceback (most recent call last)" in text and "Please report it" in text
+    assert ("KeyError: 'not there'" in done.err) == (where == "in a thread")
 
 
 def test_an_image_student_still_gives_its_text_encoder(tiny, tmp_path):

@@ -1,0 +1,223 @@
+"""Kinds of file that are not plain checkpoints, told by their first bytes, their folder or the objects in them.
+
+One row a kind: what it is, and what to do next. Kinds that the names of the tensors tell are in ``plan/kinds.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
+
+_UNPACK = "Unpack it and give the file inside"
+_DOWNLOAD = "Download the file itself"
+
+
+class Kind(NamedTuple):
+    """What a file is, in words, and what to do.
+
+    ``code``: the error's. ``sound``: whether the file is what it is meant to be, only no checkpoint that is read here.
+    """
+
+    what: str
+    do: str
+    code: str = "unsupported_kind"
+    sound: bool = True
+
+    def refusal(self) -> Sam3LiteError:
+        """The error: UnsoundPlan for a kind that is not supported, Untrusted for a file that is damaged."""
+        fault = UnsoundPlan if self.sound else Untrusted
+        return fault(f"this is {self.what}. {self.do}.", self.code, {"kind": self.what})
+
+
+def _damaged(what: str, do: str) -> Kind:
+    return Kind(what, do, "not_a_checkpoint", False)
+
+
+_HEADS: tuple[tuple[bytes, Kind], ...] = (
+    (b"\x1f\x8b", Kind("a gzip archive", f"{_UNPACK}: gunzip FILE (tar -xzf FILE, if it is a .tar.gz)")),
+    (b"BZh", Kind("a bzip2 archive", f"{_UNPACK}: bunzip2 FILE")),
+    (b"\xfd7zXZ\x00", Kind("an xz archive", f"{_UNPACK}: unxz FILE")),
+    (b"\x28\xb5\x2f\xfd", Kind("a zstd archive", f"{_UNPACK}: unzstd FILE")),
+    (b"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", f"{_UNPACK}: 7z x FILE")),
+    (b"Rar!", Kind("a RAR archive", f"{_UNPACK}: unrar x FILE")),
+    (b"GGUF", Kind("a GGUF file of llama.cpp", "Give the checkpoint that it was made from")),
+    (b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file, as Keras writes", "Give the PyTorch checkpoint")),
+    (
+        b"\x93NUMPY",
+        Kind("a numpy array", "Save the state dict of tensors with torch.save or safetensors.torch.save_file"),
+    ),
+    (b"\x80\x04\x95", Kind(
+        "a pickle that torch.save did not write; it was not loaded",
+        "Load it where it was written and save its dict of tensors with torch.save", "not_a_checkpoint", False,
+    )),
+)  # fmt: skip
+_LFS = _damaged("a Git LFS pointer, not the weights", "Download them with 'git lfs pull'")
+_WEB_PAGE = _damaged("a web page, not a checkpoint", f"{_DOWNLOAD}: use the link that leads to it, not to its page")
+_ERROR = _damaged(
+    "the error message of a server, saved in place of the file", f"{_DOWNLOAD} again, logged in if it asks for that"
+)
+_ONNX = Kind("an ONNX graph", "Give the PyTorch checkpoint that it was exported from")
+
+
+def kind_of_bytes(head: bytes) -> Kind | None:
+    """The kind that the first 512 bytes of a file tell; None if none does."""
+    for start, kind in _HEADS:
+        if head.startswith(start):
+            return kind
+    if head[257:262] == b"ustar":
+        return Kind("a tar archive", f"{_UNPACK}: tar -xf FILE")
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return _LFS
+    if text.startswith((b"<!doctype", b"<html")):
+        return _WEB_PAGE
+    if text.startswith((b"<?xml", b"<error", b'{"error', b"entry not found", b"access denied", b"repository not found",
+                        b"invalid username", b"not found", b"404")):  # fmt: skip
+        return _ERROR
+    if head[:1] == b"\x08" and head[1:2] < b"\x20" and re.search(rb"\x12.(?:pytorch|tf2onnx|onnx|sam3lite)", head[:64]):
+        return _ONNX
+    return None
+
+
+def kind_of_zip(names: Iterable[str]) -> Kind | None:
+    """The kind of a zip archive in which ``torch.save`` left no ``data.pkl``, or which holds a program too."""
+    names = list(names)
+    parts = {name.split("/", 1)[-1] for name in names} | set(names)
+    if "constants.pkl" in parts:
+        do = "It holds a program; save the module's state_dict() with torch.save instead"
+        return Kind("a TorchScript archive", do)
+    if any(part.startswith(("serialized_exported_program", "models/", "data/weights/")) for part in parts):
+        return Kind(
+            "a program exported by torch.export (.pt2)", "Save the module's state_dict() with torch.save instead"
+        )
+    if any(name.endswith(".npy") for name in names):
+        do = "Save the arrays as tensors with safetensors.torch.save_file"
+        return Kind("an archive of numpy arrays (.npz)", do)
+    inside = [n for n in names if n.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors")) and "__MACOSX" not in n]
+    if inside:
+        return Kind(f"a zip archive with {inside[0][:200]} inside", f"{_UNPACK}: unzip FILE")
+    return None
+
+
+def kind_of_folder(path: Path) -> Kind | None:
+    """The kind of a folder that was given in place of a checkpoint file; None if it is an ordinary one."""
+    has = {each.name for each in path.iterdir()} if path.is_dir() else set()
+    if "conversion.json" in has:
+        return Kind(
+            "a folder that this tool wrote",
+            f"To prove it: sam3lite verify {path} --checkpoint CHECKPOINT; to convert, give the original checkpoint",
+        )
+    if ".metadata" in has or any(name.endswith(".distcp") for name in has):
+        return Kind(
+            "a sharded checkpoint of torch.distributed.checkpoint (DCP)",
+            "Make one file of it: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} checkpoint.pt",
+        )
+    if (
+        any(re.fullmatch(r"(?:bf16_)?(?:zero_pp_rank|mp_rank)_.*\.pt", name) for name in has)
+        or "zero_to_fp32.py" in has
+    ):
+        return Kind(
+            "a checkpoint folder of DeepSpeed",
+            "Make one file of it with the script beside it: python zero_to_fp32.py . checkpoint.pt; or give "
+            "mp_rank_00_model_states.pt, if the run did not use ZeRO-3",
+        )
+    if "data.pkl" in has or any((path / name / "data.pkl").is_file() for name in list(has)[:20]):
+        inner = path if "data.pkl" in has else next(path / n for n in has if (path / n / "data.pkl").is_file())
+        return Kind(
+            "a checkpoint that was unzipped",
+            f"Zip it again, without compression: cd {inner.parent} && zip -0 -r checkpoint.pt {inner.name}",
+        )
+    if "adapter_config.json" in has:
+        return _ADAPTER
+    if "config.json" in has and any(name.endswith(".safetensors") for name in has):
+        return Kind(
+            "a folder in a layout of the transformers library, not an original checkpoint",
+            f"To prove it: sam3lite verify {path} --checkpoint CHECKPOINT; to convert, give the original checkpoint",
+        )
+    return None
+
+
+_ADAPTER = Kind(
+    "a LoRA adapter alone",
+    "Load it over its base model, merge it (merge_and_unload() of peft), and save that state dict",
+)
+_TENSORS: tuple[tuple[str, Kind], ...] = (
+    (r"torch\.distributed\..*DTensor", Kind("a distributed tensor (DTensor)", "save .full_tensor() of it")),
+    (r"torch\._utils\._rebuild_sparse\w*", Kind("a sparse tensor", "save .to_dense() of it")),
+    (r"torch\._utils\._rebuild_qtensor|torch\.Q\w+Storage|torch\.q\w+", Kind(
+        "a quantised tensor", "save .dequantize() of it, or better the weights before they were quantised")),
+    (r"torch\._utils\._rebuild_meta_tensor\w*", Kind(
+        "a tensor on the meta device, which has no values", "load the weights with load_state_dict(..., assign=True)")),
+    (r"torch\._utils\._rebuild_nested\w*", Kind("a nested tensor", "save .to_padded_tensor(0.0) of it")),
+    (r"torch\._utils\._rebuild_device_tensor\w*", Kind(
+        "a tensor of another device, saved by way of numpy or the CPU", "save .cpu() of it")),
+    (r"(?:torchao|bitsandbytes|quanto|optimum\.quanto|compressed_tensors)\..*", Kind(
+        "a quantised tensor of another library", "save .dequantize() of it, or better the weights before that")),
+    (r"numpy\.(?:_?core\.)?multiarray\._reconstruct|numpy\.ndarray|numpy\._?core\.numeric\._frombuffer", Kind(
+        "a numpy array", "save torch.from_numpy(...) of it")),
+    (r"torch\._(?:utils|tensor)\._rebuild_wrapper_subclass|torch\.\w+\..*Tensor", Kind(
+        "a tensor of a class of its own", "save a plain copy of it (.detach().clone() as torch.Tensor)")),
+)  # fmt: skip
+_ARGUMENTS = Kind("a file of training arguments, without weights", "Give the checkpoint beside it", "no_state_dict")
+_ROOTS: tuple[tuple[str, Kind], ...] = ((r".*(?:TrainingArguments|DictConfig)|argparse\.Namespace", _ARGUMENTS),)
+
+
+def refuse_tensor(key: str, name: str, count: int) -> UnsoundPlan | None:
+    """The error for an object of this class in the place of a tensor; None if it is not known to be a tensor.
+
+    ``count``: how many entries of the state dict are of this class.
+    """
+    for pattern, kind in _TENSORS:
+        if re.fullmatch(pattern, name):
+            more = f" (and {count - 1:,} more)" * (count > 1)
+            return UnsoundPlan(
+                f"{key[:200]}{more} is {kind.what}, whose values are not plain bytes. Where it was written, {kind.do}.",
+                "not_a_plain_tensor",
+                {"kind": kind.what},
+            )
+    return None
+
+
+def kind_of_large_pickle(head: bytes) -> Kind | None:
+    """The kind of a file whose pickle is too large for an index, from its first bytes."""
+    if b"_rebuild_device_tensor" in head:
+        do = "Where it was written, save {k: v.cpu() for k, v in state_dict.items()}"
+        return Kind("a checkpoint of another device, whose values lie in the pickle itself", do)
+    if b"multiarray" in head or b"numpy" in head:
+        do = "Where it was written, save {k: torch.from_numpy(v) for k, v in arrays.items()}"
+        return Kind("a dict of numpy arrays, whose values lie in the pickle itself", do)
+    return None
+
+
+def kind_of_object(name: str) -> Kind | None:
+    """The kind of a file whose only object is of this class."""
+    return next((kind for pattern, kind in _ROOTS if re.fullmatch(pattern, name)), None)
+
+
+def kind_of_tree(tree: Mapping[object, object]) -> Kind | None:
+    """The kind of a file whose dict holds no tensors under names."""
+    keys = {key for key in tree if isinstance(key, str)}
+    give = "Give the checkpoint with the model's weights beside it"
+    if {"state", "param_groups"} <= keys:
+        return Kind("the state of an optimizer, without weights", give, "no_state_dict")
+    if keys & {"last_epoch", "_last_lr", "base_lrs", "_step_count"}:
+        return Kind("the state of a learning rate scheduler, without weights", give, "no_state_dict")
+    if keys & {"python", "numpy", "cpu", "cuda", "random_states"} and not keys & {"model", "state_dict"}:
+        return Kind("the state of random generators, without weights", give, "no_state_dict")
+    if {"scale", "growth_factor"} <= keys or {"scale", "growth_interval"} <= keys:
+        return Kind("the state of a gradient scaler, without weights", give, "no_state_dict")
+    return None
+
+
+def refuse_folder(path: Path) -> Sam3LiteError:
+    """The error for a folder that was given in place of a checkpoint file."""
+    if kind := kind_of_folder(path):
+        fault = kind.refusal()
+        fault.message = f"{path}: {fault.message}"
+        return fault
+    return CannotRun(f"{path} is a folder, not a checkpoint file", "not_a_file")
