@@ -183,8 +183,11 @@ def _port(path: Path | str, kind: str, found: Mapping[str, Tensor], names: list[
                 "no_activations",
             )
         held = f"it holds {_some(others)}" if others else "it is empty"
+        if kind == "memory":
+            held = f"they are {_some(others)}" if others else "there are none"
         taps = ", ".join(point.name.replace("{i}", "0") for point in TAPS)
-        raise CannotRun(f"{path} is not a file of activations: {held}; taps are named {taps}", "no_activations")
+        what = "hold none at a tap" if kind == "memory" else "is not a file of activations"
+        raise CannotRun(f"{path} {what}: {held}; taps are named {taps}", "no_activations")
     notes = (f"not taps, and so not read: {_some(others)}",) if others else ()
     return PortFile(kind, sides["candidate"], sides["isolated"], ids, notes, tuple(sides["reference"]))
 

@@ -596,6 +596,9 @@ def test_a_damaged_npz_is_not_trusted(how, s0, tmp_path):
 
 
 def test_what_holds_no_activations_says_what_it_holds(s0, tmp_path):
+    for given, said in (({"x": torch.ones(1)}, "hold none at a tap: they are x"), ({}, "there are none")):
+        with pytest.raises(s3.CannotRun, match=said):
+            s3.judge_activations(given, s0, ids=IDS)
     assert "tiny.safetensors is not a file of activations: it holds detector." in refused(2, s0, s0)
     assert "no such file" in refused(2, tmp_path / "nowhere.npz", s0)
     assert "no .npy files" in refused(2, tmp_path, s0)
