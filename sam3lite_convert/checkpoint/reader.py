@@ -64,11 +64,9 @@ def read_checkpoint(path: Path, copy: FetchedRanges | None = None, selection: Se
     Raises CannotRun if the file cannot be opened, or has no entry of the stated path; Untrusted if it is empty,
     truncated, corrupt, hostile or not a checkpoint; UnsoundPlan if it holds no state dict, or several.
     """
-    if path.suffix == ".distcp" or path.name in (".metadata", "data.pkl"):
-        if kind := kind_of_folder(path.parent):  # one file of many
-            refusal = kind.refusal()
-            refusal.message = f"{path.parent}: {refusal.message}"
-            raise refusal
+    one_of_many = path.suffix == ".distcp" or path.name in (".metadata", "data.pkl")
+    if one_of_many and kind_of_folder(path.parent):
+        raise refuse_folder(path.parent)
     with open_file(path) if copy is None else nullcontext(cast(BinaryIO, copy)) as file:
         size = os.fstat(file.fileno()).st_size
         stamp = stamp_of(file) if copy is None else None

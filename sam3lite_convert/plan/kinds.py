@@ -74,7 +74,7 @@ def _quantised(checkpoint: Checkpoint) -> Kind | None:
         return None
     with_scales = f", {len(scales):,} scales beside them" if scales else ""
     return Kind(
-        f"a quantised checkpoint ({len(held):,} tensors of {held[0].dtype}{with_scales}): its numbers are not the weights",
+        f"a quantised checkpoint ({len(held):,} tensors of {held[0].dtype}{with_scales}); the numbers are no weights",
         "Give the weights before they were quantised, or dequantise them where they were written",
     )
 
