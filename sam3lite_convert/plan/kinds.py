@@ -56,8 +56,8 @@ def kind_of_names(checkpoint: Checkpoint) -> Kind | None:
     adapters = sum(_LORA.match(key) is not None for key in tensors)
     if adapters:
         return _ADAPTER if adapters > len(tensors) * 0.9 else _UNMERGED
-    floating = [t for t in tensors.values() if dtypes.is_floating(t.dtype)]
-    if len(floating) > 10 and sum(t.shape in ((0,), (1,)) for t in floating) > 0.9 * len(floating):
+    matrices = [t for key, t in tensors.items() if key.endswith(".weight") and dtypes.is_floating(t.dtype)]
+    if len(matrices) > 10 and sum(t.shape in ((0,), (1,)) for t in matrices) > 0.9 * len(matrices):
         return _PLACEHOLDERS
     return _quantised(checkpoint) or _foreign(checkpoint)
 
