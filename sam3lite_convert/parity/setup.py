@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,8 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     if folder is not None:
         folder.check_unchanged()
     _check_weights(pieces, held, folder.elsewhere if folder else {})
+    if folder is not None and plan.layout.loader.library is None:
+        _check_one_dtype(held)
     called = called_context(source, plan.context.rows, options.context)
     notes += _context_notes(called, plan, _rows_held(pieces, held))
     # Where nothing states the context, a folder with fewer rows was made for that call.
@@ -304,6 +307,21 @@ def _check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:
             "Download it again.",
             "corrupt_file",
             {"records": damaged},
+        )
+
+
+def _check_one_dtype(held: Mapping[str, Tensor]) -> None:
+    """Raises UnsoundPlan, naming the keys, if tensors are not of one dtype: our own reader takes them as they are, and
+    cannot compute with two."""
+    kinds = Counter(t.dtype for t in held.values() if t.is_floating_point())
+    if len(kinds) > 1:
+        most = kinds.most_common(1)[0][0]
+        others = [f"{k} is {t.dtype}" for k, t in held.items() if t.is_floating_point() and t.dtype != most]
+        raise UnsoundPlan(
+            f"the candidate's weights are not of one dtype, so its reader cannot run them: {'; '.join(others[:20])}; "
+            f"the others are {most}".replace("torch.", ""),
+            "weights_not_loaded",
+            {"faults": others},
         )
 
 

@@ -707,7 +707,8 @@ def _by_transformers(folder: Path) -> Reading:
         "text pooled": text.pooler_output,
         **{k: v for k, v in out.items() if isinstance(v, torch.Tensor)},
     }
-    geometry = model.config.geometry_encoder_config.to_dict()
+    stated = model.config.geometry_encoder_config
+    geometry = {k: v for k, v in stated.to_dict().items() if k in type(stated)().to_dict()}  # what the class knows
     # Read by no run here: boxes need torchvision. What is left out has no effect in evaluation.
     without = {"hidden_dropout", "dropout", "initializer_range", "layer_norm_eps", "model_type", "transformers_version"}
     read = {k: v for k, v in geometry.items() if k not in without and not k.startswith("_")}
