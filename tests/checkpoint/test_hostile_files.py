@@ -25,6 +25,8 @@ from support.hostile import FOLDERS, KEYS, UNTRUSTED, patched, pickled, state, t
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.errors import Untrusted
 
+pytestmark = pytest.mark.stress
+
 MOST_MEMORY = 250 << 20
 MOST_SECONDS = 20
 MOST_TEXT = 20_000

@@ -13,6 +13,8 @@ from support.hub_files import OLD, publish
 
 from sam3lite_convert.convert import safetensors_writer
 
+pytestmark = pytest.mark.stress
+
 MB = 1_000_000
 Mount = Callable[[int], Path]
 

@@ -17,6 +17,8 @@ from sam3lite_convert.convert import whole_folder as swapping
 from sam3lite_convert.convert.whole_folder import whole_folder
 from sam3lite_convert.files import clear_leftovers, write_whole
 
+pytestmark = pytest.mark.stress
+
 # By hand, for as many as one likes: SAM3LITE_MOMENTS=50 pytest tests/test_interrupted*.py
 MOMENTS = int(os.environ.get("SAM3LITE_MOMENTS", "4"))  # of each kind
 

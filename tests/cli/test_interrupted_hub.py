@@ -18,6 +18,8 @@ from support.folders import sam3lite, snapshot
 from support.hub_files import OLD, publish
 from support.hub_server import HubServer
 
+pytestmark = pytest.mark.stress
+
 # By hand, for as many as one likes, and at most every request: SAM3LITE_MOMENTS=50 pytest tests/test_interrupted*.py
 MOMENTS = int(os.environ.get("SAM3LITE_MOMENTS", "2"))  # of each kind
 ALL = ["convert", "--all", "--push-to-hub"]

@@ -13,6 +13,8 @@ from support.folders import PROJECTION, assert_proven, convert, environment, sam
 
 from sam3lite_convert.files import leftovers
 
+pytestmark = pytest.mark.stress
+
 FOLDER, NAME = "Ünï côdé 模型", "my tiny 模.pt"
 MAIN = [sys.executable, "-m", "sam3lite_convert"]
 # The same without transformers, whose import takes longer than the rest of the demo.
