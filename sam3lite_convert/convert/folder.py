@@ -169,6 +169,9 @@ class LocalPlace:
 def read_folder(path: Path) -> Folder:
     """Index a converted folder. Raises CannotRun if there is none, Untrusted if a file is damaged."""
     if not path.is_dir():
+        if path.is_file():
+            message = f"{path} is a file; name the converted folder that holds it: {path.parent}"
+            raise CannotRun(message, "not_a_folder")
         raise CannotRun(f"{path}: no such folder", "no_such_folder")
     return read_place(LocalPlace(path))
 

@@ -36,8 +36,7 @@ def verified(r: VerifyDocument) -> None:
         many = "request" if r.fetched.requests == 1 else "requests"
         say(f"read by {r.fetched.requests:,} range {many}: {read} of {of}")
     if r.verdict != "mismatch":
-        up_to = f" up to {r.up_to}" if r.up_to else ""
-        say(f"{r.verdict.replace('_', ' ')}{up_to}: {r.summary}", "bold green")
+        say(f"{r.verdict.replace('_', ' ')}: {r.summary}", "bold green")
         return
     count = f"{len(r.findings):,} {'finding' if len(r.findings) == 1 else 'findings'}"
     say(f"mismatch: {count}; {r.compared:,} of {r.targets:,} tensors were compared", "bold red")

@@ -511,3 +511,9 @@ def test_our_own_reader_takes_no_prefix_off(packed, tiny):
     assert by_key(verify(packed, tiny).json).keys() == {"_orig_mod."}
     with pytest.raises(UnsoundPlan, match="_orig_mod"):
         PackedTextModel.from_pretrained(packed)
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_so(good, tiny):
+    file = next(iter(good.values() if isinstance(good, dict) else [good])) / "model.safetensors"
+    done = sam3lite("verify", file, "--checkpoint", tiny)
+    assert done.code == 2 and "is a file; name the converted folder that holds it" in done.err.replace("\n", " ")
