@@ -6,12 +6,14 @@ import errno
 import hashlib
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from support.folders import (
     ENCODER,
@@ -268,7 +270,12 @@ def test_every_pair_of_dtypes_is_cast_as_torch_casts_it_and_proven(dtype, every_
     options = ["--dtype", dtype] if dtype else []
     folder = convert(path, tmp_path / "out", "--component", "text", *options)
     assert_proven(folder, path)
-    written, wanted = tensors(folder), oracle("packed", state)
+    try:
+        written = tensors(folder)
+    except SafetensorError:
+        assert version("safetensors") < "0.8"
+        pytest.skip("safetensors 0.7 does not know every kind of float8")
+    wanted = oracle("packed", state)
     assert written.keys() == wanted.keys()
     assert {str(t.dtype).removeprefix("torch.") for t in wanted.values()} >= set(STORED)
     for key, tensor in wanted.items():

@@ -6,6 +6,7 @@ run. REFUSED and CHANGED are what made the library stop, or gave another output;
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -237,8 +238,10 @@ def test_every_check_runs_behind_the_model_type_of_another_library(folders, tiny
 def test_a_backbone_without_a_model_type_is_not_loaded(folders, tiny, tmp_path):
     folder = shutil.copytree(folders["transformers"], tmp_path / "bad")
     edit_config(folder, "vision_config", "backbone_config", "model_type")
-    with pytest.raises(KeyError):
+    # The library of constraints.txt raises KeyError; its lowest version takes the default.
+    with contextlib.suppress(KeyError):
         transformers.Sam3LiteTextModel.from_pretrained(folder)
+        assert tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23)
     keys = [m["key"] for m in verify(folder, tiny).json["mismatched"]]
     assert keys == ["config.json: vision_config.backbone_config.model_type"]
     edit_config(folder, "vision_config", "backbone_config", "model_type", value="sam3_vit_model")
