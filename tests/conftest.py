@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,11 +15,16 @@ from support.surroundings import HOME, HUB
 
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.tables import Mappings, builtin_directory
+from sam3lite_convert.workers import Worker
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """The hub, empty, with nothing in the client's cache; the working directory is the test's own."""
+    # A run that failed may have left a thread that is still fetching: its requests belong to no later test.
+    for thread in threading.enumerate():
+        if isinstance(thread, Worker):
+            thread.join(30)
     HUB.reset()
     shutil.rmtree(Path(HOME) / "hub", ignore_errors=True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
