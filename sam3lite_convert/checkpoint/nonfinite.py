@@ -14,7 +14,7 @@ from sam3lite_convert.checkpoint.tensor_reader import read_tensor
 from sam3lite_convert.records.receipt import NonFinite
 from sam3lite_convert.workers import Worker
 
-_WIDTH = 8  # bytes; pieces of a record that is no multiple are looked at again
+_WIDTH = 8  # bytes; a record of another length is checked again in smaller pieces
 _CHUNK = 256 << 10  # stays in the processor's cache between reading and looking
 # Formats that numpy lacks, as words: (word, bits to look at, their value if it is not finite, mask of the mantissa,
 # which is zero for infinity). Without a mantissa to look at the format has NaN alone.

@@ -253,7 +253,7 @@ def _left(tree: object, path: tuple[str, ...]) -> Iterator[tuple[str, int]]:
 
 
 def _numbers(meta: object) -> dict[str, int]:
-    """The plain whole numbers of a ``meta`` entry. Nothing else in it is looked at."""
+    """The integers of a ``meta`` entry, by key. Its other values are ignored."""
     if not isinstance(meta, Mapping):
         return {}
     return {key: value for key, value in meta.items() if isinstance(key, str) and type(value) is int}

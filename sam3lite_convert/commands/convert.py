@@ -23,10 +23,11 @@ from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.convert import ConvertDocument, PlannedConversion, WrittenConversion
 from sam3lite_convert.records.receipt import ParitySummary, Receipt, TapSummary
-from sam3lite_convert.workers import Advance
+from sam3lite_convert.workers import Advance, Worker
 
 if TYPE_CHECKING:
     from sam3lite_convert.convert.folder import Folder
+    from sam3lite_convert.records.fingerprint import Fingerprint
     from sam3lite_convert.records.parity import ParityDocument
     from sam3lite_convert.records.verify import VerifyDocument
 
@@ -172,7 +173,7 @@ def convert_checkpoint(
             receipt, why = side_files.add_processor_files(work, receipt, plan, tokenizer)
             receipt, unprinted = add_fingerprint(work, receipt, fingerprint)
             if request.verify:
-                verification = verified(work, source, mappings, request, folder)
+                verification = verified(work, source, mappings, request, folder, fingerprint)
             return receipt
 
         done = conversion.convert(
@@ -239,13 +240,20 @@ def sizes(folder: Path) -> dict[str, int]:
     return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
 
 
-def verified(work: Path, source: Source, mappings: Mappings, request: Request, folder: Path) -> VerifyDocument:
-    """The proof of a folder that lies in ``work`` and belongs to ``folder``. Raises NotProven if it is not its
-    source."""
+def verified(
+    work: Path,
+    source: Source,
+    mappings: Mappings,
+    request: Request,
+    folder: Path,
+    made: Worker[Fingerprint] | None = None,
+) -> VerifyDocument:
+    """The proof of a folder that lies in ``work`` and belongs to ``folder``. ``made``: its fingerprint, if this run makes
+    it. Raises NotProven if the folder is not its source."""
     from sam3lite_convert.commands.verify import verify_folder
 
     held: list[Folder] = []
-    document = verify_folder(work, source, mappings, request.options.causal, proven=held.append)
+    document = verify_folder(work, source, mappings, request.options.causal, proven=held.append, made=made)
     document = replace(document, folder=str(folder))
     if document.verdict != "proven":
         faults = [f"{m.key}: {m.why}" for m in document.mismatched]

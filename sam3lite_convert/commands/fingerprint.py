@@ -118,12 +118,15 @@ def read_fingerprint(path: Path) -> Fingerprint:
     return found
 
 
-def fault_of(stated: Path, plan: Plan) -> str | None:
-    """What is wrong with a folder's fingerprint, in words, by making it again; None if nothing is."""
+def fault_of(stated: Path, plan: Plan, made: Worker[Fingerprint] | None = None) -> str | None:
+    """What is wrong with a folder's fingerprint, in words; None if nothing is. ``made``: that of the same plan, if it is
+    being made already; None to make it."""
     from sam3lite_convert.parity.fingerprint import first_difference
 
     try:
         found = read_fingerprint(stated)
+        if made is not None:
+            return first_difference(found, made.result())
         # The file may have had another name when it was converted, which stated another context.
         context, length = plan.architecture.context, len(found.ids[0]) if found.ids else 0
         renamed = context is not None and length > 0 and min(length, context.rows) == context.held

@@ -19,12 +19,13 @@ from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.receipt import Losses
 from sam3lite_convert.records.shared import Fetched, PageFacts
 from sam3lite_convert.records.verify import Mismatch, VerifyDocument
-from sam3lite_convert.workers import Advance
+from sam3lite_convert.workers import Advance, Worker
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.index import Checkpoint
     from sam3lite_convert.convert.folder import Folder
     from sam3lite_convert.hub.folder import HubFolder
+    from sam3lite_convert.records.fingerprint import Fingerprint
     from sam3lite_convert.verify.verify import Verification
 
 PARTIAL_LIMIT = 400_000_000  # bytes of values that --partial downloads, of both sides together
@@ -38,9 +39,11 @@ def verify_folder(
     progress: Callable[[str], Advance] | None = None,
     report_of: str | None = None,
     proven: Callable[[Folder], None] = lambda folder: None,
+    made: Worker[Fingerprint] | None = None,
 ) -> VerifyDocument:
     """Prove a folder; ``verdict`` says whether it is its source. ``report_of``: the command as it was typed, if the
     document also has to hold what a page shows. ``proven``: called with what was read of the folder if it is.
+    ``made``: the checkpoint's fingerprint, if this process makes it anyway.
 
     Raises CannotRun if there is no folder, or none of a known layout; UnsoundPlan if no plan fits the checkpoint;
     Untrusted if a file is damaged.
@@ -54,7 +57,7 @@ def verify_folder(
     source = source.as_stated(found.receipt)
     with source.trusted():
         plan = recognise(found, source.read(), mappings, causal or _states_causal(found))
-        outcome = verify(found, plan, progress, fingerprint=partial(_fingerprint, folder, plan))
+        outcome = verify(found, plan, progress, fingerprint=partial(_fingerprint, folder, plan, made))
     found.check_unchanged()
     if outcome.proven:
         proven(found)
@@ -62,14 +65,14 @@ def verify_folder(
     return _document(outcome, folder, source, page)
 
 
-def _fingerprint(folder: Path, plan: Plan) -> str | None:
+def _fingerprint(folder: Path, plan: Plan, made: Worker[Fingerprint] | None) -> str | None:
     """What is wrong with the folder's fingerprint, if it has one."""
     from sam3lite_convert.commands.fingerprint import FINGERPRINT_NAME, fault_of
 
     path = folder / FINGERPRINT_NAME
     if not path.exists() or importlib.util.find_spec("torch") is None:
         return None
-    return fault_of(path, plan)
+    return fault_of(path, plan, made)
 
 
 def _states_causal(folder: Folder) -> bool:

@@ -144,8 +144,7 @@ def test_a_released_size_checkpoint_by_name(checkpoint, hub):
         text = sum(t.nbytes for k, t in read_checkpoint(checkpoint).tensors.items() if ".language_backbone." in k)
         assert record["verdict"] == "exact" and hub.sent() <= text + (2 << 20)
         record, peak = measured("convert", "--checkpoint", VARIANT, "--push-to-hub", offline=False)
-        # The Hub's client is loaded too, and the proof makes the fingerprint again.
-        assert record["verification"]["verdict"] == "proven" and peak <= LIMIT_MB + 100
+        assert record["verification"]["verdict"] == "proven" and peak <= LIMIT_MB
         assert record["source"]["etag"] == record["converted_from"]["sha256"]
         hub.clear_log()
         again, _ = measured("convert", "--all", "--push-to-hub", offline=False)

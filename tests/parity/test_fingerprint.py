@@ -141,7 +141,10 @@ def test_what_is_not_given_is_said(demo: Any) -> None:
         judged(path, {"nothing": np.zeros(3)})
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+@pytest.mark.skipif(
+    shutil.which("node") is None,
+    reason="runs the JavaScript of docs/fingerprint.md, which needs node; the Python beside it is always run",
+)
 def test_the_javascript_finds_the_same(demo: Any, tmp_path: Path) -> None:
     path, _, _ = demo
     runs = {"right": port(demo), "wrong": port(demo, fault="positions one late")}

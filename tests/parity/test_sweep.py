@@ -107,7 +107,9 @@ def test_the_worst_prompt_is_named_wherever_it_stands(s0, file, bad):
     assert (worst["prompt"], worst["index"], worst["tap"]) == ("a zebra", ZEBRA, "projected")
     projected = next(t for t in record["layers"] if t["name"] == "projected")
     assert worst["max_abs_diff"] == pytest.approx(projected["max_abs_diff"], rel=1e-3)
-    assert record["inputs"]["prompts"] == ["a zebra"]  # the others are equal, so this is what is looked at
+    assert record["inputs"]["prompts"] == [
+        "a zebra"
+    ]  # the other prompts are equal, so only this one is compared closely
     out = sam3lite("parity", "--checkpoint", s0, "--prompts-file", file, "--converted", bad).out
     assert "the worst prompts, by max abs diff at projected:" in out and "no. 201: 'a zebra'" in out
 
