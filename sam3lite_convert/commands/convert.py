@@ -248,8 +248,8 @@ def verified(
     folder: Path,
     made: Worker[Fingerprint] | None = None,
 ) -> VerifyDocument:
-    """The proof of a folder that lies in ``work`` and belongs to ``folder``. ``made``: its fingerprint, if this run makes
-    it. Raises NotProven if the folder is not its source."""
+    """The proof of a folder that lies in ``work`` and belongs to ``folder``. ``made``: its fingerprint, if this run
+    makes it. Raises NotProven if the folder is not its source."""
     from sam3lite_convert.commands.verify import verify_folder
 
     held: list[Folder] = []

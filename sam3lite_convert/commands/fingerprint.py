@@ -119,8 +119,8 @@ def read_fingerprint(path: Path) -> Fingerprint:
 
 
 def fault_of(stated: Path, plan: Plan, made: Worker[Fingerprint] | None = None) -> str | None:
-    """What is wrong with a folder's fingerprint, in words; None if nothing is. ``made``: that of the same plan, if it is
-    being made already; None to make it."""
+    """What is wrong with a folder's fingerprint, in words; None if nothing is. ``made``: that of the same plan, if it
+    is being made already; None to make it."""
     from sam3lite_convert.parity.fingerprint import first_difference
 
     try:
