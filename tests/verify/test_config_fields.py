@@ -14,7 +14,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from support.folders import convert, edit_config, sam3lite, tiny_architecture, tiny_state, verify, write_safetensors
+from support.folders import convert, edit_config, sam3lite, tiny_architecture, verify, write_safetensors
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.packed_encoder import PackedTextModel
@@ -24,11 +24,6 @@ from sam3lite_convert.plan.tables import load_mappings
 from sam3lite_convert.verify.config_check import check_config
 
 VIT = "vision_config.backbone_config."
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_safetensors(tmp_path_factory.mktemp("tiny"), tiny_state())
 
 
 @pytest.fixture(scope="module")

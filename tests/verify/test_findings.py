@@ -22,11 +22,9 @@ from support.folders import (
     tensors,
     tiny_state,
     verify,
-    write_safetensors,
 )
 
 from sam3lite_convert.convert import folder as folders
-from sam3lite_convert.plan.plan import make_plan
 from sam3lite_convert.verify import recognise
 from sam3lite_convert.verify.codes import CODES
 from sam3lite_convert.verify.key_patterns import key_patterns
@@ -36,29 +34,6 @@ LAYER = "text_encoder.layers."
 VIT = "vision_encoder.backbone.layers."
 TOKENS = "text_encoder.embeddings.token_embedding.weight"
 CLASS_TABLE = "vision_encoder.backbone.embeddings.position_embeddings"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_safetensors(tmp_path_factory.mktemp("tiny"), tiny_state())
-
-
-@pytest.fixture(scope="module")
-def plans():
-    return {}
-
-
-@pytest.fixture(autouse=True)
-def plan_once(plans, monkeypatch):
-    """Plan the source once per layout and component for all tests."""
-
-    def remembered(checkpoint, mappings, options):
-        key = (checkpoint.path, checkpoint.path.stat().st_mtime_ns, id(mappings), options)
-        if key not in plans:
-            plans[key] = make_plan(checkpoint, mappings, options)
-        return plans[key]
-
-    monkeypatch.setattr(recognise, "make_plan", remembered)
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,11 @@ import shutil
 
 import pytest
 import transformers
-from support.folders import assert_proven, convert, tiny_state, verify, write_safetensors
+from support.folders import assert_proven, convert, verify
 from support.hub_files import clip_files
 
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_safetensors(tmp_path_factory.mktemp("tiny"), tiny_state())
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,7 @@ from support.folders import (
     edit_config,
     sam3lite,
     tensors,
-    tiny_state,
     verify,
-    write_safetensors,
 )
 
 from sam3lite_convert.convert import folder as folders
@@ -33,11 +31,6 @@ from sam3lite_convert.verify import recognise
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_safetensors(tmp_path_factory.mktemp("tiny"), tiny_state())
 
 
 @pytest.fixture(scope="module")

@@ -34,42 +34,17 @@ from support.folders import (
     tiny_state,
     verify,
     write,
-    write_safetensors,
 )
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import load_mappings
-from sam3lite_convert.verify import recognise
 from sam3lite_convert.verify.config_check import check_config
 
 VIT = "vision_encoder.backbone.layers."
 TEXT_LAYER = "text_encoder.layers."
 TOKENS = "text_encoder.embeddings.token_embedding.weight"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_safetensors(tmp_path_factory.mktemp("tiny"), tiny_state())
-
-
-@pytest.fixture(scope="module")
-def plans():
-    return {}
-
-
-@pytest.fixture(autouse=True)
-def plan_once(plans, monkeypatch):
-    """Verify plans the source once per layout and component; do that once per file for all tests."""
-
-    def remembered(checkpoint, mappings, options):
-        key = (checkpoint.path, checkpoint.path.stat().st_mtime_ns, id(mappings), options)
-        if key not in plans:
-            plans[key] = make_plan(checkpoint, mappings, options)
-        return plans[key]
-
-    monkeypatch.setattr(recognise, "make_plan", remembered)
 
 
 @pytest.fixture(scope="module")
