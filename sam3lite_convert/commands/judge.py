@@ -48,6 +48,7 @@ def judge_saved(path: Path, tolerance: float | None = None, name: str | None = N
         judgement = judge(saved.reference, saved.candidate, isolated, saved.floors, saved.inputs.padded, tolerance)
     except ValueError as fault:
         raise Untrusted(f"{path}: {fault}", "corrupt_file") from fault
+    judgement = replace(judgement, not_read=saved.not_read)
     sides, port = saved.sides, None
     if saved.foreign or name is not None:
         called = name or path.name
@@ -67,17 +68,9 @@ def judge_saved(path: Path, tolerance: float | None = None, name: str | None = N
         inputs=saved.inputs.record(saved.prompts_total),
         judgement=judgement.record(saved.sides.dtype),
         values=first_values(saved.reference, saved.candidate),
-        diagnosis=None,
         notes=tuple(notes),
         verdicts=Verdicts(weights=judgement.verdict, behaviour=None),
-        behaviour=None,
-        worst_prompts=(),
-        not_compared=0,
-        original_repo=None,
-        saved_activations=None,
         judged=str(path),
-        source=None,
-        fetched=None,
         port=port,
     )
 
@@ -155,11 +148,6 @@ def judge_port(
         diagnosis=judged.diagnosis,
         notes=(*notes, *judged.notes),
         verdicts=Verdicts(weights=judgement.verdict, behaviour=None),
-        behaviour=None,
-        worst_prompts=(),
-        not_compared=0,
-        original_repo=None,
-        saved_activations=None,
         judged=str(file) if file else None,
         source=source.provenance(),
         fetched=source.fetched(),

@@ -139,7 +139,9 @@ def run_parity(
         # The floors go with the file even where nothing differs: another candidate may be put into it.
         floors = outcome.floors or measured_floors(setup)
         columns = (setup.recorded, outcome.propagated, outcome.isolated)
-        save_activations(save, SavedActivations(sides, inputs, prompts_total, *columns, floors))
+        save_activations(
+            save, SavedActivations(sides, inputs, prompts_total, *columns, floors, not_read=setup.plan.not_read)
+        )
     rows = (swept.worst() if swept is not None else None) or range(len(inputs.prompts))
     tap = ranking_tap({t.name: t.difference.max_abs for t in judgement.taps})
     said = notes(setup, outcome) + list(used.notes if used else ())

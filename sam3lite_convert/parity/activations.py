@@ -44,6 +44,7 @@ class SavedActivations:
     ``isolated``: the candidate's isolated activations by tap; empty if they were not recorded.
     ``floors``: noise floors by tap; None if they were not measured.
     ``foreign``: whether the candidate's tensors are not those that were saved: somebody put a port's in their place.
+    ``not_read``: source keys of text tensors that no module of the reference read.
     """
 
     sides: ComparedSides
@@ -54,6 +55,7 @@ class SavedActivations:
     isolated: dict[str, Tensor]
     floors: dict[str, Floor] | None
     foreign: bool = False
+    not_read: tuple[str, ...] = ()
 
 
 def save_activations(path: Path, saved: SavedActivations) -> None:
@@ -79,6 +81,7 @@ def save_activations(path: Path, saved: SavedActivations) -> None:
         "taps": list(saved.reference),
         "floors": floors or None,
         "candidate_sha256": _digest(saved.candidate),
+        "not_read": list(saved.not_read),
         "about": saved.sides.to_json() | {"inputs": inputs},
     }
     write_whole(path, save(tensors, {"format": "pt", _METADATA: json.dumps(metadata)}))
@@ -136,6 +139,9 @@ def load_activations(path: Path) -> SavedActivations:
             if side != "isolated" or any(key.startswith("isolated.") for key in tensors)
         }
         inputs, prompts_total = _read_inputs(about["inputs"], ids)
+        not_read = tuple(said.get("not_read", ()))
+        if not all(isinstance(key, str) for key in not_read):
+            raise ValueError("invalid list of tensors that were not read")
         measured = None if floors is None else {tap: _read_floor(floors[tap]) for tap in taps}
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as fault:
         raise Untrusted(f"{path}: incomplete or invalid activations ({fault})", "corrupt_file") from fault
@@ -144,7 +150,7 @@ def load_activations(path: Path) -> SavedActivations:
     # A file of an older version, or one that others wrote, has no digest.
     foreign = said.get("candidate_sha256") not in (None, _digest(candidate))
     columns = (sides["reference"], candidate, isolated)
-    return SavedActivations(compared, inputs, prompts_total, *columns, measured, foreign)
+    return SavedActivations(compared, inputs, prompts_total, *columns, measured, foreign, not_read)
 
 
 def _needs_checkpoint(path: Path) -> CannotRun:

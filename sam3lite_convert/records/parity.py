@@ -423,19 +423,19 @@ class ParityDocument(Document):
     inputs: InputsRecord
     judgement: JudgementRecord = field(metadata=flat())
     values: dict[str, Sides]
-    diagnosis: DiagnosisRecord | None
+    diagnosis: DiagnosisRecord | None = None
     notes: tuple[str, ...]
     verdicts: Verdicts
-    behaviour: BehaviourRecord | None
-    worst_prompts: tuple[WorstPrompt, ...]
-    not_compared: int
+    behaviour: BehaviourRecord | None = None
+    worst_prompts: tuple[WorstPrompt, ...] = ()
+    not_compared: int = 0
     not_read_allowed: bool = False
     released: ReleasedCheck | None = None
-    original_repo: CheckoutRecord | None
-    saved_activations: str | None
-    judged: str | None
-    source: HubOrigin | None
-    fetched: Fetched | None
+    original_repo: CheckoutRecord | None = None
+    saved_activations: str | None = None
+    judged: str | None = None
+    source: HubOrigin | None = None
+    fetched: Fetched | None = None
     heat_map: HeatMap | None = field(default=None, metadata=optional())
     page: PageFacts | None = field(default=None, metadata=optional())
     report_error: str | None = field(default=None, metadata=optional())

@@ -49,6 +49,16 @@ def test_parity_does_not_call_it_exact(case: tuple[Path, Path]) -> None:
     assert "verdict 1, weights: incomplete" in shown.out.replace("\n", " ")
 
 
+def test_a_saved_run_that_is_judged_again_says_no_more(case: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, tables = case
+    saved = tmp_path / "run.safetensors"
+    sam3lite("parity", checkpoint, "--mapping", tables, "--save-activations", saved)
+    for command in (["judge", saved], ["parity", "--judge", saved]):
+        again = sam3lite(*command, "--json")
+        assert (again.code, again.json["verdict"]) == (1, "incomplete")
+        assert sorted(again.json["not_read"]) == sorted(ADAPTERS)
+
+
 def test_an_option_accepts_it_and_the_verdict_stays(case: tuple[Path, Path]) -> None:
     checkpoint, tables = case
     done = sam3lite("parity", checkpoint, "--mapping", tables, "--allow-not-read", "--json")
