@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from support.hub_server import TOKEN, HubServer
 from support.rows import Rows, rows_of, shipped_tables
 from support.surroundings import HOME, HUB
 
+from sam3lite_convert.hub import requests
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.tables import Mappings, builtin_directory
 from sam3lite_convert.workers import Worker
@@ -28,6 +31,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     HUB.reset()
     shutil.rmtree(Path(HOME) / "hub", ignore_errors=True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # The pauses before a retry double from a second on; how long they are is said in notes, which tests read.
+    monkeypatch.setattr(requests, "time", types.SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 20)))
     monkeypatch.chdir(tmp_path)
     yield HUB
     errors = list(HUB.errors)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.convert.side_files import add_file
+from sam3lite_convert.convert.side_files import FINGERPRINT_NAME, add_file
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted, in_short
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.fingerprint import Fingerprint, FingerprintDocument, FingerprintSource
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from sam3lite_convert.parity.port_files import PortFile
 
-FINGERPRINT_NAME = "fingerprint.json"
 _LIMIT = 4 << 20  # bytes; that of the largest released variant takes some 20 kB
 # Of the greatest value and of the norm: rounding to float32 moves them by far less, and a tolerance beyond it is none.
 _GREATEST_LIMIT = 0.01
@@ -56,9 +55,13 @@ def fingerprint_of(plan: Plan, called: int | None = None) -> Fingerprint:
     return make_fingerprint(reference.model, architecture, source, ids, torch.searchsorted(words, ids), plan.not_read)
 
 
+def _can_make() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
 def start_fingerprint(plan: Plan) -> Worker[Fingerprint] | None:
     """Start to make the fingerprint, while tensors are written; None without torch."""
-    return Worker(lambda: fingerprint_of(plan)) if importlib.util.find_spec("torch") is not None else None
+    return Worker(lambda: fingerprint_of(plan)) if _can_make() else None
 
 
 def add_fingerprint(folder: Path, receipt: Receipt, made: Worker[Fingerprint] | None) -> tuple[Receipt, str | None]:
@@ -103,9 +106,7 @@ def read_fingerprint(path: Path) -> Fingerprint:
         raise Untrusted(f"{path}: it holds a tap twice", "corrupt_file")
     for tap in found.taps:
         where = found.positions.get("x".join(map(str, tap.shape)), ())
-        numel = 1
-        for side in tap.shape:
-            numel *= side
+        numel = math.prod(tap.shape)
         if not where or len(where) != len(tap.values) or not all(0 <= n < numel for n in where):
             raise Untrusted(f"{path}: its positions do not fit the values at {tap.name}", "corrupt_file")
         if not all(map(math.isfinite, (tap.l2, tap.max_abs, tap.floor, tap.floor_l2, *tap.values))):
@@ -118,9 +119,14 @@ def read_fingerprint(path: Path) -> Fingerprint:
     return found
 
 
-def fault_of(stated: Path, plan: Plan, made: Worker[Fingerprint] | None = None) -> str | None:
-    """What is wrong with a folder's fingerprint, in words; None if nothing is. ``made``: that of the same plan, if it
-    is being made already; None to make it."""
+def fault_of(folder: Path, plan: Plan, made: Worker[Fingerprint] | None = None) -> str | None:
+    """What is wrong with a folder's fingerprint, in words; None if nothing is, if there is none, or without torch.
+
+    ``made``: that of the same plan, if it is being made already; None to make it.
+    """
+    stated = folder / FINGERPRINT_NAME
+    if not stated.exists() or not _can_make():
+        return None
     from sam3lite_convert.parity.fingerprint import first_difference
 
     try:

@@ -56,7 +56,9 @@ def inspect_checkpoint(
     except UnsoundPlan:
         architecture = None
     only_text = all(name.startswith(TEXT) for name in names.sources)
-    if named := kind_of_names(checkpoint):
+    # A file that converts is what it converts as, whatever its tensors are called.
+    named = None if plan else kind_of_names(checkpoint.tensors, checkpoint.metadata)
+    if named:
         kind = named.what
     elif found:
         kind = " and ".join(r.kind for r in found)

@@ -166,7 +166,7 @@ def run_parity(
         worst_prompts=worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
         not_compared=len(_beside_text(setup.plan)) if converted else 0,
         not_read_allowed=looks.not_read_allowed,
-        released=_released(source, setup),
+        released=_released(setup),
         original_repo=_checkout(options.original, setup) if options.original else None,
         saved_activations=str(save) if save else None,
         judged=None,
@@ -179,17 +179,16 @@ def run_parity(
     )
 
 
-def _released(source: Source, setup: Setup) -> ReleasedCheck | None:
+def _released(setup: Setup) -> ReleasedCheck | None:
     """The reference beside what was recorded of the released weights, if the file could be one of them."""
     import torch
 
     from sam3lite_convert.parity.released import check_released, could_be_released
 
     table = setup.evidence.full_table
-    name = setup.plan.checkpoint.hub.path if setup.plan.checkpoint.hub else source.path.name
     if table is None or setup.dtype is not torch.float32:
         return None
-    found = could_be_released(name, setup.plan.architecture, table.shape[2])
+    found = could_be_released(setup.plan.architecture, table.shape[2])
     return check_released(setup.evidence.model, found) if found else None
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
 from sam3lite_convert.commands.convert import Request, add_parity, fetch, finished, sizes, verified
-from sam3lite_convert.commands.fingerprint import FINGERPRINT_NAME, add_fingerprint, start_fingerprint
+from sam3lite_convert.commands.fingerprint import add_fingerprint, start_fingerprint
 from sam3lite_convert.commands.sources import Location
 from sam3lite_convert.convert import processor_files, side_files, up_to_date
 from sam3lite_convert.convert.card import CARD_NAME
@@ -114,7 +114,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
             "edited",
         )
     why = verification = parity = None
-    wants_fingerprint = FINGERPRINT_NAME in gone
+    wants_fingerprint = side_files.FINGERPRINT_NAME in gone
     if request.verify or request.parity or wants_files or wants_fingerprint:
         whole = (request.verify or request.parity or wants_fingerprint) and not request.partial
         source = fetch(location, mappings, request) if whole or request.partial else location.index()

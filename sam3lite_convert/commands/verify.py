@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sam3lite_convert.commands.fingerprint import fault_of
 from sam3lite_convert.commands.folders import FolderLocation, origin, with_bytes
 from sam3lite_convert.commands.sources import Location, Source
 from sam3lite_convert.errors import CannotRun
@@ -57,22 +57,12 @@ def verify_folder(
     source = source.as_stated(found.receipt)
     with source.trusted():
         plan = recognise(found, source.read(), mappings, causal or _states_causal(found))
-        outcome = verify(found, plan, progress, fingerprint=partial(_fingerprint, folder, plan, made))
+        outcome = verify(found, plan, progress, fingerprint=partial(fault_of, folder, plan, made))
     found.check_unchanged()
     if outcome.proven:
         proven(found)
     page = provenance(plan, found, report_of) if report_of is not None else None
     return _document(outcome, folder, source, page)
-
-
-def _fingerprint(folder: Path, plan: Plan, made: Worker[Fingerprint] | None) -> str | None:
-    """What is wrong with the folder's fingerprint, if it has one."""
-    from sam3lite_convert.commands.fingerprint import FINGERPRINT_NAME, fault_of
-
-    path = folder / FINGERPRINT_NAME
-    if not path.exists() or importlib.util.find_spec("torch") is None:
-        return None
-    return fault_of(path, plan, made)
 
 
 def _states_causal(folder: Folder) -> bool:

@@ -24,6 +24,7 @@ from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.workers import Worker
 
 CONFIG_NAME = "config.json"
+FINGERPRINT_NAME = "fingerprint.json"
 # These mean that the named tokenizer is wrong; other errors, such as no network, only that it cannot be fetched now.
 _MISTAKES = ("usage", "other_tokenizer", "no_tokenizer", "cannot_open")
 

@@ -7,7 +7,6 @@ settles with one run whether the reference computes what the original does.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,16 +79,17 @@ def recorded() -> dict[str, Recorded]:
     }
 
 
-def could_be_released(name: str, architecture: Architecture, rows: int) -> Recorded | None:
-    """The released model that a file could be, by its variant, its rows and its name; None if it can't be one.
+def could_be_released(architecture: Architecture, rows: int) -> Recorded | None:
+    """The released model that a file could be, by its variant, its rows and the context that its meta or its name
+    states; None if it can't be one.
 
-    ``rows``: of its position table. A name that states another context than 16 rules it out.
+    ``rows``: of its position table.
     """
     found = recorded().get(_VARIANTS.get(architecture.variant, ""))
-    stated = re.search(r"ctx(\d+)", name)
     if found is None or rows not in _ROWS or architecture.causal_masking:
         return None
-    if stated and int(stated[1]) != len(found.ids):
+    stated = architecture.context.stated if architecture.context else None
+    if stated not in (None, len(found.ids)):
         return None
     return found if architecture.sizes["vocab"] > max(found.ids) else None
 

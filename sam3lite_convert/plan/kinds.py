@@ -7,9 +7,10 @@ Relatives of a family, which its own names tell, are in ``families.py``; kinds t
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from sam3lite_convert.checkpoint import dtypes
-from sam3lite_convert.checkpoint.index import Checkpoint
+from sam3lite_convert.checkpoint.index import StoredTensor
 from sam3lite_convert.checkpoint.kinds import Kind
 
 _AT = r"(?:^|.*\.)"  # at the beginning of a component of a key
@@ -46,10 +47,9 @@ _GENERATORS = Kind("the state of random generators, without weights", "Give the 
 _UNMERGED = Kind("a checkpoint with a LoRA adapter that is not merged", _MERGE)
 
 
-def kind_of_names(checkpoint: Checkpoint) -> Kind | None:
-    """The kind of a checkpoint that cannot be converted; None if the tensors tell none."""
-    tensors = checkpoint.tensors
-    if checkpoint.metadata.get("format") == "mlx":
+def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> Kind | None:
+    """The kind of a checkpoint for which there is no sound plan; None if its tensors tell none."""
+    if metadata.get("format") == "mlx":
         return _MLX
     if tensors and all(t.dtype == "uint8" and len(t.shape) == 1 for t in tensors.values()):
         return _GENERATORS
@@ -59,14 +59,14 @@ def kind_of_names(checkpoint: Checkpoint) -> Kind | None:
     matrices = [t for key, t in tensors.items() if key.endswith(".weight") and dtypes.is_floating(t.dtype)]
     if len(matrices) > 10 and sum(t.shape in ((0,), (1,)) for t in matrices) > 0.9 * len(matrices):
         return _PLACEHOLDERS
-    return _quantised(checkpoint) or _foreign(checkpoint)
+    return _quantised(tensors) or _foreign(tensors)
 
 
-def _quantised(checkpoint: Checkpoint) -> Kind | None:
-    matrices = [t for t in checkpoint.tensors.values() if len(t.shape) >= 2]
+def _quantised(tensors: Mapping[str, StoredTensor]) -> Kind | None:
+    matrices = [t for t in tensors.values() if len(t.shape) >= 2]
     whole = [t for t in matrices if t.dtype in ("int8", "uint8", "int16", "int32")]
     small = [t for t in matrices if t.dtype in dtypes.FLOAT8]
-    scales = [key for key in checkpoint.tensors if _SCALES.fullmatch(key)]
+    scales = [key for key in tensors if _SCALES.fullmatch(key)]
     if not scales and len(whole) <= len(matrices) // 10:
         return None
     held = whole or small
@@ -79,10 +79,10 @@ def _quantised(checkpoint: Checkpoint) -> Kind | None:
     )
 
 
-def _foreign(checkpoint: Checkpoint) -> Kind | None:
-    if any(map(_OURS.match, checkpoint.tensors)):
+def _foreign(tensors: Mapping[str, StoredTensor]) -> Kind | None:
+    if any(map(_OURS.match, tensors)):
         return None
     for pattern, kind in _NAMES:
-        if any(map(re.compile(pattern).match, checkpoint.tensors)):
+        if any(map(re.compile(pattern).match, tensors)):
             return kind
     return None

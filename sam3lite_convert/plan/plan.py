@@ -210,11 +210,10 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     twins = tuple(_twins(checkpoint, names))
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
     try:
-        if kind := kind_of_names(checkpoint):
-            raise kind.refusal()
         _refuse_relatives(layout.family, shapes, options)
         architecture = infer_architecture(shapes, options.causal)
     except UnsoundPlan as fault:
+        _refuse_kind(checkpoint, checkpoint.tensors)
         if fault.code != "unsupported_checkpoint":
             unknown_prefix(checkpoint, mappings.spellings, layout, names)
         fault.message = f"{checkpoint.path.name}: {fault.message}"
@@ -255,6 +254,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     empty = empty_lists(layout, architecture, options.component)
     faults += [f for f in empty if not f"{f.key}.".startswith(reported)]
     if faults:
+        _refuse_kind(checkpoint, {k: t for k, t in checkpoint.tensors.items() if k not in dropped})
         unknown_prefix(checkpoint, mappings.spellings, layout, names)
         only_text = options.component == "all" and all(canonical.startswith(TEXT) for _, _, canonical, _ in candidates)
         way = (
@@ -277,6 +277,14 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         checkpoint, names, architecture, layout, options, mappings.sha256, final,
         {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins, mappings.own,
     )  # fmt: skip
+
+
+def _refuse_kind(checkpoint: Checkpoint, tensors: dict[str, StoredTensor]) -> None:
+    """Raises UnsoundPlan if these tensors, which gave no sound plan, tell what kind of file it is instead."""
+    if kind := kind_of_names(tensors, checkpoint.metadata):
+        refusal = kind.refusal()
+        refusal.message = f"{checkpoint.path.name}: {refusal.message}"
+        raise refusal
 
 
 def _refuse_relatives(family: Family, shapes: dict[str, tuple[int, ...]], options: Options) -> None:

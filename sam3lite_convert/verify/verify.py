@@ -20,6 +20,7 @@ from sam3lite_convert.checkpoint.reader import open_file, open_source
 from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
+from sam3lite_convert.convert.side_files import FINGERPRINT_NAME
 from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
 from sam3lite_convert.plan.architecture import Architecture, component_of
 from sam3lite_convert.plan.plan import Mapped, Plan
@@ -185,7 +186,7 @@ def verify(
         component = "processor" if fault.code == "V-PROCESSOR" else "tokenizer"
         found_out.append(Difference(key, fault.code, component, fault.why, f"{key} {fault.why}"))
     if other := fingerprint():
-        found_out.append(Difference("fingerprint.json", "V-FINGERPRINT", "files", other))
+        found_out.append(Difference(FINGERPRINT_NAME, "V-FINGERPRINT", "files", other))
     out.differences, out.findings = gathered(found_out)
     return out
 

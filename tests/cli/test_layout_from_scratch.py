@@ -158,6 +158,7 @@ def test_convert_with_parity_is_refused_before_anything_is_written(checkpoint, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("component", ["all", "text"])
 @pytest.mark.parametrize("shards", [[], ["--max-shard-size", "2MB"]], ids=["one file", "shards"])
 def test_what_the_card_offers_runs(component, shards, checkpoint, mine, tmp_path):
@@ -176,6 +177,7 @@ def test_what_the_card_offers_runs(component, shards, checkpoint, mine, tmp_path
     assert done.returncode == 0 and "proven" in done.stdout, done
 
 
+@pytest.mark.stress
 def test_every_next_line_runs_as_it_is_printed(checkpoint, mine, tmp_path):
     start = f"sam3lite inspect {checkpoint} --mapping {shlex.quote(str(mine))}"
     commands = [start, f"sam3lite convert --checkpoint {checkpoint} --layout mine --mapping {shlex.quote(str(mine))}"]

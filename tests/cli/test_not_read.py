@@ -132,6 +132,15 @@ def test_a_file_that_holds_nothing_more_is_exact_as_before(tmp_path: Path) -> No
     assert done.json["not_read"] == [] and done.json["verdict"] != "incomplete"
 
 
+def test_an_adapter_that_the_user_drops_is_not_refused_for_its_name(tmp_path: Path) -> None:
+    key = f"{ENCODER}transformer.1.pre_norm_mha.1.qkv_proj.lora_A.default.weight"
+    checkpoint = write(tmp_path, tiny_state() | {key: torch.randn(4, 128)})
+    refused = sam3lite("parity", checkpoint, "--json")
+    assert refused.code == 3 and "LoRA adapter that is not merged" in refused.json["error"]["message"]
+    done = sam3lite("parity", checkpoint, "--drop", r".*\.lora_A\..*", "--reason", "an adapter", "--json")
+    assert (done.code, done.json["verdict"], done.json["not_read"]) == (1, "incomplete", [key])
+
+
 def test_a_tensor_beside_the_encoder_counts_if_its_name_says_text(tmp_path: Path) -> None:
     beside = {"detector.text_adapter.weight": torch.randn(4, 4), "detector.step": torch.tensor(3)}
     done = sam3lite("parity", write(tmp_path, tiny_state() | beside), "--json")

@@ -15,6 +15,7 @@ from support.goldens import golden, tiny
 from sam3lite_convert.parity import released
 from sam3lite_convert.parity.compact import compact
 from sam3lite_convert.plan.architecture import Architecture
+from sam3lite_convert.plan.context import CalledContext
 from sam3lite_convert.plan.infer import infer_architecture
 
 
@@ -88,16 +89,22 @@ def architecture(model: str) -> Architecture:
     return infer_architecture(shapes, False)
 
 
-@pytest.mark.parametrize(("model", "file"), [("s0", "mobileclip_s0"), ("s1", "mobileclip_s1"), ("l", "mobileclip2_l")])
-def test_who_could_be_released(model: str, file: str) -> None:
-    made = architecture(model)
-    for name in (f"efficient_sam3_image_encoder_{file}_ctx16.pt", f"sam3_litetext_{file}_ctx16.pt", "mine.pt"):
-        for rows in (16, 77):
-            found = released.could_be_released(name, made, rows)
+@pytest.mark.parametrize("model", ["s0", "s1", "l"])
+def test_who_could_be_released(model: str) -> None:
+    for rows in (16, 77):
+        for stated in (None, 16):
+            found = released.could_be_released(called(model, rows, stated), rows)
             assert found is not None and found.variant == model
-    assert released.could_be_released("sam3_litetext_ctx32.pt", made, 77) is None
-    assert released.could_be_released("mine.pt", made, 32) is None
-    assert released.could_be_released("mine.pt", dataclasses.replace(made, causal_masking=True), 16) is None
+        assert released.could_be_released(called(model, rows, 32), rows) is None
+    assert released.could_be_released(called(model, 32, None), 32) is None
+    masked = dataclasses.replace(called(model, 16, None), causal_masking=True)
+    assert released.could_be_released(masked, 16) is None
+
+
+def called(model: str, rows: int, stated: int | None) -> Architecture:
+    """The architecture of a file with so many rows, whose name states this context."""
+    context = CalledContext(stated or rows, rows, "name" if stated else "unknown", name=stated)
+    return architecture(model).with_context(context)
 
 
 def test_a_small_model_is_not_asked(tmp_path: Path) -> None:
@@ -110,7 +117,7 @@ def test_a_file_of_random_weights_disagrees_and_keeps_its_verdict(
 ) -> None:
     # The full size is tested under its own marker; here a record of other weights stands for the released ones.
     record = dataclasses.replace(recorded_of_golden(), ids=tuple([510, 1, 2, 511] + [0] * 12))
-    monkeypatch.setattr(released, "could_be_released", lambda name, architecture, rows: record)
+    monkeypatch.setattr(released, "could_be_released", lambda architecture, rows: record)
     checkpoint = write(tmp_path, tiny_state())
     done = sam3lite("parity", checkpoint, "--json")
     found = done.json["released"]
