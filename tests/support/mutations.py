@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, save_file
 
 from sam3lite_convert.packed_encoder import PackedTextModel
 
@@ -213,8 +213,13 @@ EDITS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def tensors_in(file: Path) -> State:
+    """Every tensor of a file, by copy: older libraries map the file, which is written over here."""
+    return load(file.read_bytes())
+
+
 def _tensor_mutations(folder: Path) -> Iterator[Mutation]:
-    state = load_file(folder / MODEL)
+    state = tensors_in(folder / MODEL)
     for key in _one_of_each_kind(state):
         tensor = state[key]
         for name, edit in EDITS.items():
@@ -254,7 +259,7 @@ def _one_of_each_kind(state: State) -> list[str]:
 
 
 def _rewrite(folder: Path, change: Callable[[State], State]) -> None:
-    state = load_file(folder / MODEL)
+    state = tensors_in(folder / MODEL)
     made = {k: t.contiguous().clone() for k, t in change(state).items()}
     save_file(made, folder / MODEL, {"format": "pt"})
 
@@ -279,7 +284,7 @@ def _exchanged(key: str, other: str) -> Callable[[Path], None]:
 
 
 def _file_mutations(folder: Path) -> Iterator[Mutation]:
-    keys = list(load_file(folder / MODEL))
+    keys = list(tensors_in(folder / MODEL))
     half = dict.fromkeys(keys[: len(keys) // 2], MODEL)
     yield Mutation("file", "config.json removed", lambda f: (f / CONFIG).unlink())
     yield Mutation("file", "config.json is empty", lambda f: _text(f / CONFIG, ""))
@@ -330,7 +335,7 @@ def _move(folder: Path, name: str) -> None:
 
 
 def _split_off(folder: Path) -> None:
-    state = load_file(folder / MODEL)
+    state = tensors_in(folder / MODEL)
     keys = list(state)
     save_file({k: state[k] for k in keys[::2]}, folder / MODEL, {"format": "pt"})
     save_file({k: state[k] for k in keys[1::2]}, folder / "model-extra.safetensors", {"format": "pt"})
@@ -342,7 +347,7 @@ def _stale(folder: Path) -> None:
 
 
 def _zeros(path: Path, like: Path) -> None:
-    save_file({k: torch.zeros_like(t) for k, t in load_file(like).items()}, path, {"format": "pt"})
+    save_file({k: torch.zeros_like(t) for k, t in tensors_in(like).items()}, path, {"format": "pt"})
 
 
 def _named_elsewhere(folder: Path) -> None:
@@ -356,7 +361,7 @@ def _index(folder: Path, weight_map: Mapping[str, str]) -> None:
 
 
 def _shards(folder: Path, remove: bool) -> list[Path]:
-    state = load_file(folder / MODEL)
+    state = tensors_in(folder / MODEL)
     keys, files = list(state), [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     for n, file in enumerate(files):
         save_file({k: state[k] for k in keys[n::2]}, folder / file, {"format": "pt"})
@@ -383,7 +388,7 @@ def _shards_one_missing(folder: Path) -> None:
 
 
 def _bin_beside(folder: Path) -> None:
-    torch.save({k: torch.zeros_like(t) for k, t in load_file(folder / MODEL).items()}, folder / "pytorch_model.bin")
+    torch.save({k: torch.zeros_like(t) for k, t in tensors_in(folder / MODEL).items()}, folder / "pytorch_model.bin")
 
 
 def _other_fingerprint(folder: Path) -> None:
@@ -546,7 +551,7 @@ _BESIDE = {
 
 def _format(form: str | None) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        state = load((folder / MODEL).read_bytes())
+        state = tensors_in(folder / MODEL)
         save_file(state, folder / MODEL, None if form is None else {"format": form})
 
     return apply
@@ -583,34 +588,34 @@ def _is_a_folder(folder: Path) -> None:
 
 def _index_absolute(folder: Path) -> None:
     files = _shards(folder, remove=True)
-    state = [load_file(file) for file in files]
+    state = [tensors_in(file) for file in files]
     _index(folder, {k: str(file.resolve()) for file, held in zip(files, state, strict=True) for k in held})
 
 
 def _index_renamed(folder: Path, before: str) -> None:
     (folder / "sub").mkdir()
     files = _shards(folder, remove=True)
-    _index(folder, {k: before + file.name for file in files for k in load_file(file)})
+    _index(folder, {k: before + file.name for file in files for k in tensors_in(file)})
 
 
 def _index_key_twice(folder: Path) -> None:
     files = _shards(folder, remove=True)
     path = folder / "model.safetensors.index.json"
-    key = next(iter(load_file(files[0])))
+    key = next(iter(tensors_in(files[0])))
     path.write_text(path.read_text()[:-2] + f', "{key}": "{files[1].name}"}}}}')
 
 
 def _shards_below(folder: Path) -> None:
     (folder / "sub").mkdir()
     files = _shards(folder, remove=True)
-    _index(folder, {k: f"sub/{file.name}" for file in files for k in load_file(file)})
+    _index(folder, {k: f"sub/{file.name}" for file in files for k in tensors_in(file)})
     for file in files:
         file.rename(folder / "sub" / file.name)
 
 
 def _index_one_shard(folder: Path) -> None:
     files = _shards(folder, remove=True)
-    _index(folder, {k: files[0].name for file in files for k in load_file(file)})
+    _index(folder, {k: files[0].name for file in files for k in tensors_in(file)})
 
 
 def _index_and_bin(folder: Path) -> None:
@@ -619,7 +624,7 @@ def _index_and_bin(folder: Path) -> None:
 
 
 def _bin_instead(folder: Path, entry: str | None = None) -> None:
-    state = load_file(folder / MODEL)
+    state = tensors_in(folder / MODEL)
     torch.save({entry: state} if entry else state, folder / "pytorch_model.bin")
     (folder / MODEL).unlink()
 
@@ -630,7 +635,7 @@ def _bin_of_zeros(folder: Path) -> None:
 
 
 def _projection_beside(folder: Path) -> None:
-    state = load_file(folder / MODEL)
+    state = tensors_in(folder / MODEL)
     zeros = {k: torch.zeros_like(t) for k, t in state.items() if k.startswith("text_projection.")}
     save_file(zeros, folder / "text_projection.safetensors", {"format": "pt"})
 
