@@ -146,12 +146,10 @@ def find_state_dict(tree: object, selection: Selection = NOTHING_STATED) -> Foun
     check_names(key for key in (*top, *chosen.content, *chosen.path, *left) if isinstance(key, str))
     notes = []
     meta = _numbers(top.get(META))
-    if chosen.path and len(top) > 1:
-        beside = (_beside(key, left, bool(meta)) for key in top if _named(key) != chosen.path[0])
-        notes.append("not read, beside the state dict: " + ", ".join(sorted(beside)))
-    named = {_named(key) for key in top}
-    if deeper := [f"{path} ({n:,} tensors)" for path, n in left.items() if path not in named]:
-        notes.append("not read, beside the state dict: " + ", ".join(deeper))
+    beside = sorted({*map(_named, top)} - {*chosen.path[:1], *left}) if chosen.path else []
+    if beside:  # what holds tensors is counted in ``left``
+        words = (name + " (but for its whole numbers)" * (name == META and bool(meta)) for name in beside)
+        notes.append("not read, beside the state dict: " + ", ".join(words))
     check_entries(chosen.content)
     others = [_named(key) for key in chosen.content if not (isinstance(key, str) and key in chosen.tensors)]
     if others:
@@ -159,13 +157,6 @@ def find_state_dict(tree: object, selection: Selection = NOTHING_STATED) -> Foun
             f"{len(others)} entries of the state dict are not tensors and are left out: " + ", ".join(others[:5])
         )
     return Found(".".join(chosen.path) or None, chosen.tensors, tuple(notes), others, meta, left)
-
-
-def _beside(key: object, left: dict[str, int], meta: bool) -> str:
-    """An entry that is not read, in words."""
-    name = _named(key)
-    n = left.get(name, 0)
-    return name + (f" ({n:,} tensors)" if n else "") + " (but for its whole numbers)" * (name == META and meta)
 
 
 def _entries(item: object) -> list[tuple[object, object]]:

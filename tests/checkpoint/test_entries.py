@@ -29,7 +29,9 @@ def test_the_only_one_is_found_at_any_depth_and_the_rest_is_counted(tmp_path: Pa
     parts = path.split(".")
     beside = {".".join([*parts[:n], "optimizer"]): 2 for n in range(len(parts))}
     assert found.left == ({"1": 1} if path == "0" else beside)
-    assert all(any(f"{name} ({n} tensors)" in note for note in found.notes) for name, n in found.left.items())
+    assert found.taken is not None
+    assert all(f"{name} ({n:,} tensors)" in found.taken for name, n in found.left.items())
+    assert not any("optimizer" in note for note in found.notes)  # said once
 
 
 @either_format
