@@ -219,7 +219,7 @@ def _fault(
         if rows is not None:
             return rows
     if why := _form_fault(piece, found):
-        return why
+        return diagnoser.explain_dtype(piece, found, read_tensor(file, found)) if why.code == "V-DTYPE" else why
     if _same(source, piece, file, found, loss):
         return None
     return diagnoser.explain(piece, read_tensor(file, found))
