@@ -214,6 +214,12 @@ def kind_of_tree(tree: Mapping[object, object]) -> Kind | None:
     return None
 
 
+def nameless(count: int) -> Kind:
+    """The kind of a file that holds tensors without names."""
+    what = f"a file of {count:,} tensor{'s' * (count > 1)} without names (a list of them, or numbers as keys)"
+    return Kind(what, "Where it was written, save model.state_dict()", "no_state_dict")
+
+
 def refuse_folder(path: Path) -> Sam3LiteError:
     """The error for a folder that was given in place of a checkpoint file."""
     if kind := kind_of_folder(path):

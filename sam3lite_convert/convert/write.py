@@ -20,7 +20,7 @@ from sam3lite_convert.convert.tensor_bytes import CastLoss
 from sam3lite_convert.convert.whole_folder import check_destination, whole_folder
 from sam3lite_convert.files import write_json, write_text
 from sam3lite_convert.plan.plan import Options, Plan
-from sam3lite_convert.plan.rotary import random_tables, rotary_faults
+from sam3lite_convert.plan.rotary import check_rotary
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Receipt
@@ -51,14 +51,11 @@ def default_output(checkpoint: Path, options: Options) -> Path:
 
 def _rotary_notes(plan: Plan, source: BinaryIO) -> list[str]:
     """What is dropped in the belief that the target computes the same, and is not the same."""
-    faults = list(rotary_faults(plan, source))
-    random = sum(fault.random for fault in faults)
-    others = [fault for fault in faults if not fault.random]
-    notes = [random_tables(random)] if random else []
-    if others:
-        more = f", and {len(others) - 1:,} more" if len(others) > 1 else ""
+    faults, notes = check_rotary(plan, source)
+    if faults:
+        more = f", and {len(faults) - 1:,} more" if len(faults) > 1 else ""
         notes.append(
-            f"{others[0].key} {others[0].why}{more}. The original computes with the stored table, the target with its "
+            f"{faults[0].key} {faults[0].why}{more}. The original computes with the stored table, the target with its "
             "own (sam3lite explain V-ROTARY)"
         )
     return notes

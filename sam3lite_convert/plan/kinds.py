@@ -56,15 +56,26 @@ def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, st
     adapters = sum(_LORA.match(key) is not None for key in tensors)
     if adapters:
         return _ADAPTER if adapters > len(tensors) * 0.9 else _UNMERGED
-    matrices = [t for key, t in tensors.items() if key.endswith(".weight") and dtypes.is_floating(t.dtype)]
+    weights = [t for key, t in tensors.items() if key.endswith(".weight")]
+    matrices = [t for t in weights if dtypes.is_floating(t.dtype)]
     if len(matrices) > 10 and sum(t.shape in ((0,), (1,)) for t in matrices) > 0.9 * len(matrices):
         return _PLACEHOLDERS
-    return _quantised(tensors) or _foreign(tensors)
+    return _quantised(tensors) or _of_odd_dtype(weights) or _foreign(tensors)
+
+
+def _of_odd_dtype(weights: list[StoredTensor]) -> Kind | None:
+    odd = [t for t in weights if t.dtype.startswith("complex") or t.dtype == "float8_e8m0fnu"]
+    if not odd or 2 * len(odd) < len(weights):
+        return None
+    do = "Save their real parts, t.real.clone(), if the imaginary ones are zero"
+    if dtypes.is_floating(odd[0].dtype):
+        do = "Such a number is a power of two, made for scales; give the weights, or convert it with --dtype float32"
+    return Kind(f"a checkpoint of {odd[0].dtype} ({len(odd):,} tensors), a dtype that no weights have", do)
 
 
 def _quantised(tensors: Mapping[str, StoredTensor]) -> Kind | None:
     matrices = [t for t in tensors.values() if len(t.shape) >= 2]
-    whole = [t for t in matrices if t.dtype in ("int8", "uint8", "int16", "int32")]
+    whole = [t for t in matrices if not dtypes.is_floating(t.dtype) and not t.dtype.startswith("complex")]
     small = [t for t in matrices if t.dtype in dtypes.FLOAT8]
     scales = [key for key in tensors if _SCALES.fullmatch(key)]
     if not scales and len(whole) <= len(matrices) // 10:

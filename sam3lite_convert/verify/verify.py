@@ -24,7 +24,7 @@ from sam3lite_convert.convert.side_files import FINGERPRINT_NAME
 from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
 from sam3lite_convert.plan.architecture import Architecture, component_of
 from sam3lite_convert.plan.plan import Mapped, Plan
-from sam3lite_convert.plan.rotary import random_tables, rotary_faults
+from sam3lite_convert.plan.rotary import check_rotary
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Losses
 from sam3lite_convert.records.record import Json, JsonValue
@@ -219,7 +219,7 @@ def _fault(
         if rows is not None:
             return rows
     if why := _form_fault(piece, found):
-        return why
+        return diagnoser.explain_dtype(piece, found, read_tensor(file, found)) if why.code == "V-DTYPE" else why
     if _same(source, piece, file, found, loss):
         return None
     return diagnoser.explain(piece, read_tensor(file, found))
@@ -265,14 +265,12 @@ def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, 
 
 
 def _rotary_differences(plan: Plan, source: BinaryIO, notes: list[str]) -> Iterator[Difference]:
-    """Rotary tables of the checkpoint that the target would compute otherwise. Adds random ones to ``notes``."""
-    random = 0
-    for fault in rotary_faults(plan, source):
-        random += fault.random
-        if not fault.random:
-            yield Difference(fault.key, "V-ROTARY", "vision_encoder", fault.why, fault.cause)
-    if random:
-        notes.append(random_tables(random))
+    """Rotary tables of the checkpoint that the target would compute otherwise. Adds those whose values don't tell to
+    ``notes``."""
+    faults, more = check_rotary(plan, source)
+    notes += more
+    for fault in faults:
+        yield Difference(fault.key, "V-ROTARY", "vision_encoder", fault.why, fault.cause)
 
 
 def _cut_differences(folder: Folder, plan: Plan) -> Iterator[Difference]:

@@ -124,6 +124,8 @@ KINDS = {
     "lora": (lambda p: saved(p, tiny_state() | {KEY[:-6] + "lora_A.weight": Z(4)}), 3, "LoRA.*not merged"),
     "adapter": (lambda p: saved(p, {f"a.{n}.lora_A.weight": Z(4) for n in range(9)}), 3, "adapter alone"),
     "int8": (lambda p: saved(p, {"model": int8_with_scales()}), 3, "quantised checkpoint.*int8.*scales"),
+    "complex": (lambda p: saved(p, floats(lambda t: t.to(torch.complex64))), 3, "checkpoint of complex64.*real parts"),
+    "uint16": (lambda p: saved(p, floats(lambda t: t.half().view(torch.uint16))), 3, "quantised.*tensors of uint16"),
     "mobileclip": (lambda p: saved(p, {"text_encoder.embedding_layer.weight": Z(4, 4)}), 3, "MobileCLIP checkpoint"),
     "sam2": (lambda p: saved(p, {"memory_attention.layers.0.norm1.weight": Z(4)}), 3, "SAM 2"),
     "sam1": (lambda p: saved(p, {"mask_decoder.iou_token.weight": Z(1, 4)}), 3, "SAM 1"),

@@ -441,8 +441,9 @@ def test_what_is_wrong_with_a_header_is_said_without_names_of_python(tmp_path, k
     ("tree", "words"),
     [
         (torch.ones(2), "a single tensor"),
-        ([torch.ones(2)], "a list"),
-        ((torch.ones(2),), "a list"),
+        ([1, (2, 3)], "a list"),
+        (torch.float32, "a single value"),
+        (torch.ones(2).untyped_storage(), "a single value"),
         (None, "a single value"),
         (3, "a single value"),
         ("text", "a single value"),
@@ -454,7 +455,7 @@ def test_what_a_file_holds_in_place_of_a_state_dict_is_said_in_words(tree, words
     torch.save(tree, tmp_path / "file.pt")
     with pytest.raises(UnsoundPlan) as fault:
         read_checkpoint(tmp_path / "file.pt")
-    assert fault.value.message == f"file.pt: the file holds {words}, not a state dict"
+    assert fault.value.message.startswith(f"file.pt: the file holds {words}, not a state dict. Give the file that")
 
 
 def test_keys_that_are_not_text_are_said_in_words(tmp_path):
