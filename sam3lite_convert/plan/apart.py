@@ -73,7 +73,9 @@ def _rules(found: Iterable[tuple[KnownKey, tuple[re.Match[str], ...]]]) -> tuple
     for one, parts in found:
         if not isinstance(one.rule.operation, Split):
             return ()
-        targets = [t.replace(INDEX, "{i}").removesuffix(parts[0]["p"]) for t in one.rule.apply(one.named([INDEX])) or ()]
+        targets = [
+            t.replace(INDEX, "{i}").removesuffix(parts[0]["p"]) for t in one.rule.apply(one.named([INDEX])) or ()
+        ]
         letters = {_LETTER.sub("{x}", target) for target in targets}
         alike = len(letters) == 1 and all(part["which"] in "qkv" for part in parts)
         for part, target in zip(parts[:1], letters, strict=True) if alike else zip(parts, targets, strict=True):

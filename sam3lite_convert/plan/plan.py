@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sam3lite_convert.checkpoint import dtypes
@@ -215,7 +216,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         _refuse_kind(checkpoint, checkpoint.tensors)
         if fault.code != "unsupported_checkpoint":
             unknown_prefix(checkpoint, mappings.spellings, layout, names)
-            if renamed := _refusal(checkpoint, Trial(names, None), mappings.spellings, layout, options):
+            if renamed := _refusal(checkpoint, names, None, mappings.spellings, layout, options):
                 raise renamed from None
         fault.message = f"{checkpoint.path.name}: {fault.message}"
         raise
@@ -231,7 +232,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     if faults:
         _refuse_kind(checkpoint, {k: t for k, t in checkpoint.tensors.items() if k not in dropped})
         unknown_prefix(checkpoint, mappings.spellings, layout, names)
-        if refused := _refusal(checkpoint, Trial(names, faults), mappings.spellings, layout, options):
+        if refused := _refusal(checkpoint, names, faults, mappings.spellings, layout, options):
             raise refused
     for key, (label, reason) in names.left.items():
         dropped[key] = Dropped(checkpoint.tensors[key], key, label, reason)
@@ -302,19 +303,31 @@ def _draft(
 
 
 def _refusal(
-    checkpoint: Checkpoint, trial: Trial, spellings: tuple[Rule, ...], layout: Layout, options: Options
+    checkpoint: Checkpoint,
+    names: Names,
+    faults: Sequence[PlanFault] | None,
+    spellings: tuple[Rule, ...],
+    layout: Layout,
+    options: Options,
 ) -> UnsoundPlan | None:
-    """The error for a plan that is not sound; None if no architecture can be inferred, whatever keys are called."""
+    """The error for a plan that is not sound.
+
+    faults: None if no architecture can be inferred. None if then none can, by whatever names.
+    """
+
+    def trial(names: Names, faults: Sequence[PlanFault] | None) -> Trial:
+        ranks = {name: len(checkpoint.tensors[keys[0]].shape) for name, keys in names.sources.items()}
+        return Trial(names, ranks, faults)
 
     def attempt(others: tuple[Rule, ...]) -> Trial:
         names = canonical_names(checkpoint, others)
         try:
             architecture, kept = _in_context(checkpoint, _architecture(checkpoint, names, layout, options), options)
-            return Trial(names, _draft(checkpoint, names, architecture, layout, options, kept)[2])
+            return trial(names, _draft(checkpoint, names, architecture, layout, options, kept)[2])
         except Sam3LiteError:
-            return Trial(names, None)
+            return trial(names, None)
 
-    return refusal(checkpoint, trial, spellings, layout, options.component, attempt)
+    return refusal(checkpoint.path.name, trial(names, faults), spellings, layout, options.component, attempt)
 
 
 def _refuse_kind(checkpoint: Checkpoint, tensors: dict[str, StoredTensor]) -> None:

@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.errors import UnsoundPlan
 from sam3lite_convert.plan.apart import Apart, taken_apart
 from sam3lite_convert.plan.architecture import TEXT
@@ -23,25 +22,29 @@ _LIKE = 0.5  # how much alike names are that are called near, from 0 to 1
 _FOR_RULES = 14  # rows of a message that rules may take
 _GROUPED = 2000  # keys that a pattern for --drop is made of
 _STATISTICS = ("running_mean", "running_var")
-_BY_HAND = "If they stand under other names, copy the mapping tables, add rules and pass their folder with --mapping DIR."
+_BY_HAND = (
+    "If they stand under other names, copy the mapping tables, add rules and pass their folder with --mapping DIR."
+)
 
 
 def refusal(
-    checkpoint: Checkpoint,
+    file: str,
     trial: Trial,
     spellings: tuple[Rule, ...],
     layout: Layout,
     component: str,
     attempt: Callable[[tuple[Rule, ...]], Trial],
 ) -> UnsoundPlan | None:
-    """The error that tells the faults of a plan by cause, and all of them under ``details``.
+    """The error that tells the faults of the plan for ``file`` by cause, and all of them under ``details``.
 
     trial: what planning gave. attempt: plans with other spellings.
 
     None if no architecture can be inferred, and no rule is found with which one can.
     """
     known = known_keys(layout)
-    found, then = renamings(trial, spellings, layout, known, attempt)
+    apart = taken_apart(trial.names, known, homeless(trial.names.sources, layout))
+    aside = {canonical for canonical, keys in trial.names.sources.items() if apart and keys[0] in apart.keys}
+    found, then = renamings(trial, spellings, layout, known, attempt, aside)
     if then.faults is None:
         return None
     faults = trial.faults
@@ -49,16 +52,17 @@ def refusal(
         unknown = homeless(trial.names.sources, layout)
         faults = [PlanFault("unmatched", trial.names.sources[n][0], "no rule matches this key") for n in unknown]
     canonical = {keys[0]: name for name, keys in then.names.sources.items()}
-    ranks = {name: len(checkpoint.tensors[key].shape) for key, name in canonical.items()}
     rest = list(then.faults)
     apart = taken_apart(then.names, known, homeless(then.names.sources, layout))
     if apart:
         about = {*apart.keys, *(then.names.prefix + name for name in apart.packed)}
         rest = [f for f in rest if not about.issuperset(f.sources or (f.key,))]
-    near = _Near(known, layout, ranks, canonical)
+    meant = {key: name for one in found for key, name in zip(one.keys, one.becomes, strict=True)}
+    near = _Near(known, layout, then, canonical, meant)
     drop = _drop(rest, canonical) if not apart else None
     rules = [(one.rule.table, one.text, one.keys) for one in found]
-    rules += [(rule.table, text, apart.keys) for text, rule in (apart.rules if apart else ())]
+    if apart:
+        rules += [(rule.table, text, apart.keys) for text, rule in apart.rules]
     pasted: list[Json] = [{"table": table, "text": text, "keys": json_value(keys)} for table, text, keys in rules]
     details: Json = {
         "faults": [near.added(fault).record() for fault in faults],
@@ -69,7 +73,7 @@ def refusal(
     }
     causes = [*_apart(apart), *map(_renamed, found), *_others(rest, near)]
     last = [*_rules(found, sound=not then.faults), *_way(then, rest, layout, component, drop)]
-    first = f"{checkpoint.path.name}: the plan is not sound, so nothing was written."
+    first = f"{file}: the plan is not sound, so nothing was written."
     return UnsoundPlan(on_a_screen(first, causes, last), "unsound_plan", details)
 
 
@@ -81,16 +85,23 @@ class _Near:
     only, and for so many groups."""
 
     def __init__(
-        self, known: Sequence[KnownKey], layout: Layout, ranks: Mapping[str, int], canonical: Mapping[str, str]
+        self,
+        known: Sequence[KnownKey],
+        layout: Layout,
+        trial: Trial,
+        canonical: Mapping[str, str],
+        meant: Mapping[str, str],
     ) -> None:
         self._keys = {folded(one.named([])): one for one in reversed(known)}
         targets = [template.replace("{i}", "0") for template, _, _ in layout.shapes]
         self._targets = {folded(target): target for target in reversed(targets)}
-        self._ranks, self._canonical = ranks, canonical
+        self._ranks, self._canonical, self._meant = trial.ranks, canonical, meant
         self._found: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def added(self, fault: PlanFault) -> PlanFault:
-        """The fault with the names that are like its own, two at most."""
+        """The fault with the names that are like its own, two at most; with the one that a rule found gives it."""
+        if fault.key in self._meant:
+            return replace(fault, near=(self._meant[fault.key],))
         if fault.kind == "unmatched":
             name = self._canonical.get(fault.key, fault.key)
             return replace(fault, near=tuple(one.named(_numbers(name)) for one in self.keys(name)))
@@ -140,7 +151,10 @@ def _apart(apart: Apart | None) -> list[Cause]:
         f"torch.cat([{q}.weight, {k}.weight, {v}.weight])."
     ]
     if apart.rules:
-        way.append(f"Or paste the {len(apart.rules)} rules that --json has under error.details.rules into copies of their tables.")
+        way.append(
+            f"Or paste the {len(apart.rules)} rules that --json has under error.details.rules into copies of their "
+            "tables."
+        )
     return [
         Cause(
             f"{q}, {k} and {v} stand apart ({len(apart.keys):,} keys), where the original packs them into {whole} "
@@ -172,7 +186,9 @@ def _others(faults: Sequence[PlanFault], near: _Near) -> list[Cause]:
     groups: dict[str, list[str]] = {}
     for group in fault_groups(faults):
         text = f"  {shown(group.pattern)}"
-        if group.kind == "unmatched":
+        if group.kind == "missing_component":
+            text += f": {shown(group.detail)}"
+        elif group.kind == "unmatched":
             if like := near.rule(group.first):
                 text += f"\n      {like}"
         elif not (group.kind == "unfilled" and group.detail.endswith(" is missing")):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from sam3lite_convert.plan.tables import SPELLINGS, Layout, Rule
 from sam3lite_convert.plan.unsound import PlanFault
 
 _MOST_RULES = 6
-_TRIED = 6  # changes that are tried for one rule
+_TRIED, _TRIED_OF_A_WHOLE = 6, 2  # changes that are tried for one rule
 _ALIKE = 8  # keys that differ in numbers only, and are compared
 _COMPARED = 400  # keys in all
 _FEW = 8  # keys that make a change likely although little else of their names is known
@@ -30,9 +30,13 @@ Parts = tuple[str | None, ...]  # of a key; None for the number of a layer
 
 
 class Trial(NamedTuple):
-    """What planning gives with some spellings. ``faults``: None if no architecture can be inferred."""
+    """What planning gives with some spellings.
+
+    ranks: by canonical name, the number of dimensions. faults: None if no architecture can be inferred.
+    """
 
     names: Names
+    ranks: Mapping[str, int]
     faults: Sequence[PlanFault] | None
 
 
@@ -111,38 +115,68 @@ def renamings(
     layout: Layout,
     known: Sequence[KnownKey],
     attempt: Callable[[tuple[Rule, ...]], Trial],
+    aside: Collection[str] = (),
 ) -> tuple[list[Renaming], Trial]:
     """The rules that are found, in their order, and what planning gives with them.
 
-    first: what planning gives with ``spellings`` alone. known: the keys of the layout. attempt: plans with other spellings.
+    first: what planning gives with ``spellings`` alone.
+    known: the keys of the layout.
+    attempt: plans with other spellings.
+    aside: names that are known to be something else.
     """
     found: list[Renaming] = []
     now = first
     while len(found) < _MOST_RULES:
-        before = homeless(now.names.sources, layout)
-        good = []
-        for change in _changes(before, known, now.names.sources)[:_TRIED] if before else ():
-            if good and (change.old != good[0][0].old or change.weight < good[0][0].weight):
-                continue
-            rule = change.rule(now.names.sources, before, {r.name for r in spellings})
-            if rule is None:
-                continue
-            then = attempt((*spellings, rule))
-            if _better(then, now, len(before), layout) and (not good or _left(then) == _left(good[0][2])):
-                good.append((change, rule, then))
+        lost = [name for name in homeless(now.names.sources, layout) if name not in aside]
+        good = _tried(lost, now, spellings, layout, known, attempt) if lost else []
         if not good:
             break
         (change, rule, then), others = good[0], good[1:]
-        made = {name: spelled_key(name, (rule,)).name for name in before}
-        becomes = {name: new for name, new in made.items() if new != name}
-        takes = dict.fromkeys(r for name in becomes.values() for r in layout.rules if r.apply(name) is not None)
-        keys = tuple(key for name in becomes for key in now.names.sources[name])
-        instead = tuple(_text(other.new) for other, _, _ in others)
+        becomes = {name: new for name in lost if (new := spelled_key(name, (rule,)).name) != name}
         found.append(
-            Renaming(rule, _text(change.old), _text(change.new), keys, tuple(becomes.values()), tuple(takes), instead)
+            Renaming(
+                rule,
+                _text(change.old),
+                _text(change.new),
+                keys=tuple(key for name in becomes for key in now.names.sources[name][:1]),
+                becomes=tuple(becomes.values()),
+                takes=tuple(
+                    dict.fromkeys(r for new in becomes.values() for r in layout.rules if r.apply(new) is not None)
+                ),
+                instead=tuple(_text(other.new) for other, _, _ in others),
+            )
         )
         spellings, now = (*spellings, rule), then
     return found, now
+
+
+def _takes(names: Iterable[str], layout: Layout) -> tuple[Rule, ...]:
+    """The rules of the layout that take these names."""
+    return tuple(dict.fromkeys(r for name in names for r in layout.rules if r.apply(name) is not None))
+
+
+def _tried(
+    lost: Sequence[str],
+    now: Trial,
+    spellings: tuple[Rule, ...],
+    layout: Layout,
+    known: Sequence[KnownKey],
+    attempt: Callable[[tuple[Rule, ...]], Trial],
+) -> list[tuple[_Change, Rule, Trial]]:
+    """The likeliest change with which the plan is better, and others of the same parts with which it is as good."""
+    good: list[tuple[_Change, Rule, Trial]] = []
+    # A file that lacks nothing has rarely renamed anything: at most the last layers of a stack.
+    whole = now.faults is not None and all(fault.kind == "unmatched" for fault in now.faults)
+    for change in _changes(lost, known, now.ranks)[: _TRIED_OF_A_WHOLE if whole else _TRIED]:
+        if good and (change.old != good[0][0].old or change.weight < good[0][0].weight):
+            continue
+        rule = change.rule(now.names.sources, lost, {r.name for r in spellings})
+        if rule is None:
+            continue
+        then = attempt((*spellings, rule))
+        if _better(then, now, layout) and (not good or _left(then) == _left(good[0][2])):
+            good.append((change, rule, then))
+    return good
 
 
 def _left(trial: Trial) -> int | None:
@@ -152,12 +186,13 @@ def _left(trial: Trial) -> int | None:
 _OF_NAMES = ("unmatched", "unknown_target", "unfilled", "missing_component")
 
 
-def _better(then: Trial, now: Trial, before: int, layout: Layout) -> bool:
+def _better(then: Trial, now: Trial, layout: Layout) -> bool:
     """Whether more of the file has its place, with no fault of a kind that was not there before."""
     if len(then.names.twins) > len(now.names.twins):
         return False
     if now.faults is None:
-        return then.faults is not None or len(homeless(then.names.sources, layout)) < before
+        lost = [len(homeless(trial.names.sources, layout)) for trial in (then, now)]
+        return then.faults is not None or lost[0] < lost[1]
     if then.faults is None:
         return False
     wrong = [sum(fault.kind not in _OF_NAMES for fault in trial.faults or ()) for trial in (then, now)]
@@ -236,7 +271,7 @@ class _Change:
         target = ("{head}" if front != {False} else "") + new
         if rest == {True}:
             source += f"(?P<rest>{tail})"
-            target += (".{rest}" if new else "{rest}")
+            target += ".{rest}" if new else "{rest}"
         elif rest == {True, False}:
             source = source.removesuffix(r"\.") + rf"(?P<rest>\.{tail}|)"
             target += "{rest}"
@@ -258,10 +293,10 @@ def folded(name: str) -> str:
     return ".".join("#" if part.isdecimal() else part for part in name.split("."))
 
 
-def _changes(names: Sequence[str], known: Sequence[KnownKey], taken: Mapping[str, object]) -> list[_Change]:
+def _changes(names: Sequence[str], known: Sequence[KnownKey], ranks: Mapping[str, int]) -> list[_Change]:
     """Changes of names that would make known keys of some of these, the likeliest first.
 
-    taken: the canonical names in the file: a known key that is there is not meant.
+    ranks: of all canonical names in the file. A known key that is there already is not meant, nor one of another rank.
     """
     alike: dict[str, list[str]] = {}
     for name in names:
@@ -273,8 +308,8 @@ def _changes(names: Sequence[str], known: Sequence[KnownKey], taken: Mapping[str
     for name in some:
         parts = name.split(".")
         for one in known:
-            found = _between(parts, one.parts)
-            if found is None or not _plausible(found) or one.named(found.numbers) in taken:
+            found = _between(parts, one.parts) if one.rank == ranks[name] else None
+            if found is None or not _plausible(found) or one.named(found.numbers) in ranks:
                 continue
             places.setdefault((found.old, found.new), {})[found.front, found.rest] = None
             weights.setdefault((found.old, found.new), set()).add(name)

@@ -141,8 +141,8 @@ def on_a_screen(first: str, causes: Sequence[Cause], last: Sequence[str]) -> str
         if left := len(cause.groups) - count:
             lines.append(f"  ... and {left:,} more {'group' if left == 1 else 'groups'} of keys: --json")
         lines += cause.way
-    if left := [cause.title.removesuffix(":") for cause in causes[len(kept) :]]:
-        lines.append(shown(f"and {'; '.join(left)}: --json"))
+    if untold := [cause.title.removesuffix(":") for cause in causes[len(kept) :]]:
+        lines.append(shown(f"and {'; '.join(untold)}: --json"))
     return "\n".join([*lines, *last])
 
 
