@@ -6,7 +6,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sam3lite_convert.errors import UnsoundPlan
 from sam3lite_convert.plan.apart import Apart, taken_apart
@@ -41,33 +41,30 @@ def refusal(
 
     None if no architecture can be inferred, and no rule is found with which one can.
     """
-    known = known_keys(layout)
-    apart = taken_apart(trial.names, known, homeless(trial.names.sources, layout))
-    aside = {canonical for canonical, keys in trial.names.sources.items() if apart and keys[0] in apart.keys}
-    found, then = renamings(trial, spellings, layout, known, attempt, aside)
+    lost = homeless(trial.names.sources, layout) if _of_names(trial) else []
+    known = known_keys(layout) if lost else []
+    apart = taken_apart(trial.names, known, lost)
+    aside = set(apart.keys) if apart else set()
+    found, then = renamings(
+        trial, spellings, layout, known, attempt, [n for n, keys in trial.names.sources.items() if keys[0] in aside]
+    )
     if then.faults is None:
         return None
     faults = trial.faults
     if faults is None:  # those of names, which are all that is known of the file as it is
-        unknown = homeless(trial.names.sources, layout)
-        faults = [PlanFault("unmatched", trial.names.sources[n][0], "no rule matches this key") for n in unknown]
-    canonical = {keys[0]: name for name, keys in then.names.sources.items()}
+        faults = [PlanFault("unmatched", trial.names.sources[name][0], "no rule matches this key") for name in lost]
+    if found:
+        apart = taken_apart(then.names, known, homeless(then.names.sources, layout))
     rest = list(then.faults)
-    apart = taken_apart(then.names, known, homeless(then.names.sources, layout))
     if apart:
         about = {*apart.keys, *(then.names.prefix + name for name in apart.packed)}
-        rest = [f for f in rest if not about.issuperset(f.sources or (f.key,))]
-    meant = {key: name for one in found for key, name in zip(one.keys, one.becomes, strict=True)}
-    near = _Near(known, layout, then, canonical, meant)
-    drop = _drop(rest, canonical) if not apart else None
-    rules = [(one.rule.table, one.text, one.keys) for one in found]
-    if apart:
-        rules += [(rule.table, text, apart.keys) for text, rule in apart.rules]
-    pasted: list[Json] = [{"table": table, "text": text, "keys": json_value(keys)} for table, text, keys in rules]
+        rest = [fault for fault in rest if not about.issuperset(fault.sources or (fault.key,))]
+    near = _Near(known, layout, then, found)
+    drop = _drop(rest, near.canonical) if not apart else None
     details: Json = {
         "faults": [near.added(fault).record() for fault in faults],
         "groups": [group.record() for group in fault_groups(faults)],
-        "rules": json_value(pasted),
+        "rules": json_value([rule.record() for rule in _pasted(found, apart)]),
         "sound_with_rules": bool(found) and not then.faults,
         "drop": drop,
     }
@@ -77,6 +74,29 @@ def refusal(
     return UnsoundPlan(on_a_screen(first, causes, last), "unsound_plan", details)
 
 
+def _of_names(trial: Trial) -> bool:
+    """Whether keys have no rule, or one that leads nowhere."""
+    return trial.faults is None or any(fault.kind in ("unmatched", "unknown_target") for fault in trial.faults)
+
+
+@dataclass(frozen=True)
+class PastedRule:
+    """A rule for a table, ready to paste: the text of its section, and the keys of the file that it takes in."""
+
+    table: str
+    text: str
+    keys: tuple[str, ...]
+
+    def record(self) -> Json:
+        """The rule as JSON, for the details of an error."""
+        return {"table": self.table, "text": self.text, "keys": json_value(self.keys)}
+
+
+def _pasted(found: Sequence[Renaming], apart: Apart | None) -> list[PastedRule]:
+    rules = [PastedRule(one.rule.table, one.text, one.keys) for one in found]
+    return rules + [PastedRule(rule.table, text, apart.keys) for text, rule in apart.rules] if apart else rules
+
+
 # ---- names like those without a rule
 
 
@@ -84,18 +104,13 @@ class _Near:
     """Known keys and targets like those that are at fault, looked up once for each group of keys that differ in numbers
     only, and for so many groups."""
 
-    def __init__(
-        self,
-        known: Sequence[KnownKey],
-        layout: Layout,
-        trial: Trial,
-        canonical: Mapping[str, str],
-        meant: Mapping[str, str],
-    ) -> None:
+    def __init__(self, known: Sequence[KnownKey], layout: Layout, trial: Trial, found: Sequence[Renaming]) -> None:
+        self.canonical = {keys[0]: name for name, keys in trial.names.sources.items()}
         self._keys = {folded(one.named([])): one for one in reversed(known)}
         targets = [template.replace("{i}", "0") for template, _, _ in layout.shapes]
         self._targets = {folded(target): target for target in reversed(targets)}
-        self._ranks, self._canonical, self._meant = trial.ranks, canonical, meant
+        self._ranks = trial.ranks
+        self._meant = {key: name for one in found for key, name in zip(one.keys, one.becomes, strict=True)}
         self._found: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def added(self, fault: PlanFault) -> PlanFault:
@@ -103,10 +118,10 @@ class _Near:
         if fault.key in self._meant:
             return replace(fault, near=(self._meant[fault.key],))
         if fault.kind == "unmatched":
-            name = self._canonical.get(fault.key, fault.key)
+            name = self.canonical.get(fault.key, fault.key)
             return replace(fault, near=tuple(one.named(_numbers(name)) for one in self.keys(name)))
         if fault.kind == "unknown_target":
-            forms = self._forms("targets", fault.key, self._targets)
+            forms = self._forms("targets", fault.key, self._targets)[:2]
             return replace(fault, near=tuple(_filled(form, fault.key, self._targets[form]) for form in forms))
         return fault
 
@@ -117,7 +132,7 @@ class _Near:
 
     def rule(self, key: str) -> str:
         """The rule that takes the known key most like this key of the file, in words; empty if there is none."""
-        name = self._canonical.get(key, key)
+        name = self.canonical.get(key, key)
         for one in self.keys(name):
             return f"nearest rule: [{one.rule.name}] of {one.rule.table}, for {shown(one.named(_numbers(name)))}"
         return ""
@@ -178,7 +193,7 @@ def _renamed(one: Renaming) -> Cause:
     )
 
 
-_ADDED = {"unfilled": "; these source keys are missing", "unknown_target": "; these are written there"}
+_ADDED = {"unfilled": "; missing in the file", "unknown_target": "; what rules write there"}
 
 
 def _others(faults: Sequence[PlanFault], near: _Near) -> list[Cause]:
