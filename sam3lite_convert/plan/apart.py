@@ -25,13 +25,13 @@ class Apart(NamedTuple):
     """Keys that hold q, k and v one by one.
 
     keys: of the file. packed: canonical names of the tensors that the original has in their place.
-    names: how the three are called in the first module, and then the packed one.
+    names: how the three are called, and then the packed one; several where the attentions of the model differ.
     rules: a rule for each attention of the model, for the table of ``rule``; none if the layout packs them too.
     """
 
     keys: tuple[str, ...]
     packed: tuple[str, ...]
-    names: tuple[str, str, str, str]
+    names: tuple[tuple[str, str, str, str], ...]
     rules: tuple[tuple[str, Rule], ...]
 
 
@@ -47,7 +47,7 @@ def taken_apart(names: Names, known: Sequence[KnownKey], unmatched: Iterable[str
         trios.setdefault(style, {})[_ORDER[found["which"]]] = found
     keys: list[str] = []
     into: dict[str, tuple[KnownKey, tuple[re.Match[str], ...]]] = {}
-    called: tuple[str, str, str, str] | None = None
+    called: dict[tuple[str, str, str, str], None] = {}
     for (module, *_, p, _), three in trios.items():
         parent = module.removesuffix(".").rpartition(".")[0] + "."
         place = packed.get((folded(module), p)) or packed.get((folded(parent), p))
@@ -61,10 +61,8 @@ def taken_apart(names: Names, known: Sequence[KnownKey], unmatched: Iterable[str
         into[whole] = one, parts
         keys += [key for part in parts for key in names.sources[part[0]]]
         q, k, v = ((part["a"] + part["which"] + part["b"]) for part in parts)
-        called = called or (q, k, v, name)
-    if called is None:
-        return None
-    return Apart(tuple(keys), tuple(into), called, _rules(into.values()))
+        called[q, k, v, name + ("_" if name == "in_proj" else ".")] = None
+    return Apart(tuple(keys), tuple(into), tuple(called), _rules(into.values())) if into else None
 
 
 def _rules(found: Iterable[tuple[KnownKey, tuple[re.Match[str], ...]]]) -> tuple[tuple[str, Rule], ...]:

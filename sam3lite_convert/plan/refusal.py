@@ -20,6 +20,7 @@ from sam3lite_convert.records.record import Json, json_value
 _GUESSED = 20  # groups of keys for which names like theirs are looked up
 _LIKE = 0.5  # how much alike names are that are called near, from 0 to 1
 _FOR_RULES = 14  # rows of a message that rules may take
+_STYLES = 3  # ways of packing that are shown
 _GROUPED = 2000  # keys that a pattern for --drop is made of
 _STATISTICS = ("running_mean", "running_var")
 _BY_HAND = (
@@ -45,9 +46,8 @@ def refusal(
     known = known_keys(layout) if lost else []
     apart = taken_apart(trial.names, known, lost)
     aside = set(apart.keys) if apart else set()
-    found, then = renamings(
-        trial, spellings, layout, known, attempt, [n for n, keys in trial.names.sources.items() if keys[0] in aside]
-    )
+    asides = [name for name, keys in trial.names.sources.items() if keys[0] in aside]
+    found, then = renamings(trial, spellings, layout, known, attempt, asides) if lost else ([], trial)
     if then.faults is None:
         return None
     faults = trial.faults
@@ -158,13 +158,10 @@ def _filled(form: str, like: str, literal: str) -> str:
 def _apart(apart: Apart | None) -> list[Cause]:
     if apart is None:
         return []
-    *three, whole = apart.names
-    q, k, v = three
-    dot = "_" if whole == "in_proj" else "."
-    way = [
-        f"Where it was written, pack them in this order, biases too: {whole}{dot}weight = "
-        f"torch.cat([{q}.weight, {k}.weight, {v}.weight])."
+    packed = [
+        f"{whole}weight = torch.cat([{q}.weight, {k}.weight, {v}.weight])" for q, k, v, whole in apart.names[:_STYLES]
     ]
+    way = ["Where it was written, pack them in this order, biases too:", *(f"  {line}" for line in packed)]
     if apart.rules:
         way.append(
             f"Or paste the {len(apart.rules)} rules that --json has under error.details.rules into copies of their "
@@ -172,8 +169,8 @@ def _apart(apart: Apart | None) -> list[Cause]:
         )
     return [
         Cause(
-            f"{q}, {k} and {v} stand apart ({len(apart.keys):,} keys), where the original packs them into {whole} "
-            f"({len(apart.packed):,}):",
+            f"{', '.join(apart.names[0][:3])} stand apart ({len(apart.keys):,} keys), where the original packs them "
+            f"into {' or '.join(dict.fromkeys(whole[:-1] for *_, whole in apart.names))} ({len(apart.packed):,}):",
             [f"  {shown(pattern)}" for pattern in key_patterns(apart.keys)],
             way,
         )
