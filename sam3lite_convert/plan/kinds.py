@@ -46,6 +46,21 @@ _MLX = Kind("a checkpoint that was converted for MLX", "Give the PyTorch checkpo
 _GENERATORS = Kind("the state of random generators, without weights", "Give the checkpoint beside it")
 _UNMERGED = Kind("a checkpoint with a LoRA adapter that is not merged", _MERGE)
 
+_REMADE = "weights that torch makes anew from others at each call"
+_PLAIN = "Make them plain where it was written and save it again: "
+_PARAMETRIZE = "torch.nn.utils.parametrize.remove_parametrizations(module, name) for each module that holds one"
+# What stands in the place of a weight: its name, what has to stand beside it, what that is, the call that undoes it.
+_REPARAMETRISED: tuple[tuple[str, str, str, str], ...] = (
+    (r"(.*\bparametrizations\..+\.)original0", r"\1original1", "weight_norm", _PARAMETRIZE),
+    (r"(.*\bparametrizations\..+\.)original", r"\g<1>0._u", "spectral_norm", _PARAMETRIZE),
+    (r"(.*\bparametrizations\..+\.)original", r"\1original", "parametrize", _PARAMETRIZE),
+    (r"(.*)_orig", r"\1_mask", "prune", "torch.nn.utils.prune.remove(module, name) for each module that is pruned"),
+    (r"(.*)_orig", r"\1_u", "spectral_norm", "torch.nn.utils.remove_spectral_norm(module) for each module that has it"),
+    (r"(.*)_g", r"\1_v", "weight_norm", "torch.nn.utils.remove_weight_norm(module) for each module that has it"),
+    (r"(.*)\.weight_fake_quant\..+", r"\1.weight", "fake quantisation", "torch.ao.quantization.disable_fake_quant, "
+     "and save only the module's own weights"),
+)  # fmt: skip
+
 
 def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> Kind | None:
     """The kind of a checkpoint for which there is no sound plan; None if its tensors tell none."""
@@ -56,6 +71,8 @@ def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, st
     adapters = sum(_LORA.match(key) is not None for key in tensors)
     if adapters:
         return _ADAPTER if adapters > len(tensors) * 0.9 else _UNMERGED
+    if remade := _reparametrised(tensors):
+        return remade
     weights = [t for key, t in tensors.items() if key.endswith(".weight")]
     matrices = [t for t in weights if dtypes.is_floating(t.dtype)]
     if len(matrices) > 10 and sum(t.shape in ((0,), (1,)) for t in matrices) > 0.9 * len(matrices):
@@ -71,6 +88,17 @@ def _of_odd_dtype(weights: list[StoredTensor]) -> Kind | None:
     if dtypes.is_floating(odd[0].dtype):
         do = "Such a number is a power of two, made for scales; give the weights, or convert it with --dtype float32"
     return Kind(f"a checkpoint of {odd[0].dtype} ({len(odd):,} tensors), a dtype that no weights have", do)
+
+
+def _reparametrised(tensors: Mapping[str, StoredTensor]) -> Kind | None:
+    for pattern, beside, name, undo in _REPARAMETRISED:
+        found = [m for m in map(re.compile(pattern).fullmatch, tensors) if m and m.expand(beside) in tensors]
+        if found:
+            return Kind(
+                f"a checkpoint with {_REMADE} ({name}: {len(found):,} of them, such as {found[0][0][:200]})",
+                f"{_PLAIN}{undo}",
+            )
+    return None
 
 
 def _quantised(tensors: Mapping[str, StoredTensor]) -> Kind | None:

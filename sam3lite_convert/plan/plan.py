@@ -5,15 +5,15 @@ It is made from names and shapes only. ``make_plan`` returns a sound plan, or ra
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, zeros
-from sam3lite_convert.errors import UnsoundPlan
+from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture, component_of
 from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.copies import check_copies, unknown_prefix
@@ -22,10 +22,12 @@ from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.kinds import kind_of_names
 from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names
 from sam3lite_convert.plan.operations import FillZero, Operation, Slice
+from sam3lite_convert.plan.refusal import refusal
+from sam3lite_convert.plan.renamed import Trial
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
 from sam3lite_convert.plan.twins import Twin, _twins
-from sam3lite_convert.plan.unsound import Expected, PlanFault, shape_text, unsound
+from sam3lite_convert.plan.unsound import Expected, PlanFault, shape_text
 from sam3lite_convert.records.receipt import MappedTensor
 from sam3lite_convert.records.shared import Counts
 
@@ -208,14 +210,14 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     names = canonical_names(checkpoint, mappings.spellings)
     check_copies(checkpoint, names)
     twins = tuple(_twins(checkpoint, names))
-    shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
     try:
-        _refuse_relatives(layout.family, shapes, options)
-        architecture = infer_architecture(shapes, options.causal)
+        architecture = _architecture(checkpoint, names, layout, options)
     except UnsoundPlan as fault:
         _refuse_kind(checkpoint, checkpoint.tensors)
         if fault.code != "unsupported_checkpoint":
             unknown_prefix(checkpoint, mappings.spellings, layout, names)
+            if renamed := _refusal(checkpoint, names, None, mappings.spellings, layout, options):
+                raise renamed from None
         fault.message = f"{checkpoint.path.name}: {fault.message}"
         raise
     if options.causal and not layout.causal:
@@ -225,9 +227,53 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
             f"else. Use {able}.",
             "causal_not_expressible",
         )
+    architecture, kept = _in_context(checkpoint, architecture, options)
+    mapped, dropped, faults = _draft(checkpoint, names, architecture, layout, options, kept)
+    if faults:
+        _refuse_kind(checkpoint, {k: t for k, t in checkpoint.tensors.items() if k not in dropped})
+        unknown_prefix(checkpoint, mappings.spellings, layout, names)
+        if refused := _refusal(checkpoint, names, faults, mappings.spellings, layout, options):
+            raise refused
+    for key, (label, reason) in names.left.items():
+        dropped[key] = Dropped(checkpoint.tensors[key], key, label, reason)
+    for canonical, keys in names.twins.items():
+        for key in keys[1:]:
+            reason = f"second name of {keys[0]}, bit for bit equal"
+            dropped[key] = Dropped(checkpoint.tensors[key], canonical, "twin", reason)
+    final = {}
+    for piece in mapped.values():
+        file, key = written_name(piece.target, layout, options.component)
+        final[key] = replace(piece, file=file, key=key)
+    return Plan(
+        checkpoint, names, architecture, layout, options, mappings.sha256, final,
+        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins, mappings.own,
+    )  # fmt: skip
+
+
+def _architecture(checkpoint: Checkpoint, names: Names, layout: Layout, options: Options) -> Architecture:
+    """The architecture that names and shapes show. Raises UnsoundPlan if they show none, or a relative's."""
+    shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
+    _refuse_relatives(layout.family, shapes, options)
+    return infer_architecture(shapes, options.causal)
+
+
+def _in_context(
+    checkpoint: Checkpoint, architecture: Architecture, options: Options
+) -> tuple[Architecture, int | None]:
+    """The architecture with the context that it is called with, and the rows that the text position table is cut to;
+    None if it is kept whole."""
     rows = architecture.sizes["context"]
     architecture = architecture.with_context(called_context(checkpoint, rows, options.context))
-    kept = architecture.sizes["context"] if architecture.sizes["context"] < rows else None
+    return architecture, architecture.sizes["context"] if architecture.sizes["context"] < rows else None
+
+
+def _draft(
+    checkpoint: Checkpoint, names: Names, architecture: Architecture, layout: Layout, options: Options, kept: int | None
+) -> tuple[dict[str, Mapped], dict[str, Dropped], list[PlanFault]]:
+    """What is mapped, by target, what a rule drops, by source key, and all faults.
+
+    Raises UnsoundPlan if a tensor that is mapped cannot be read.
+    """
     expected = dict(expected_targets(layout, architecture, options.component))
     candidates, dropped, faults = _match(checkpoint, names, layout, options)
     mapped: dict[str, Mapped] = {}
@@ -253,30 +299,35 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     reported = tuple(f.key + "." for f in faults if f.kind == "missing_component")
     empty = empty_lists(layout, architecture, options.component)
     faults += [f for f in empty if not f"{f.key}.".startswith(reported)]
-    if faults:
-        _refuse_kind(checkpoint, {k: t for k, t in checkpoint.tensors.items() if k not in dropped})
-        unknown_prefix(checkpoint, mappings.spellings, layout, names)
-        only_text = options.component == "all" and all(canonical.startswith(TEXT) for _, _, canonical, _ in candidates)
-        way = (
-            "If the file holds only a text encoder, convert it with --component text."
-            if only_text
-            else "To convert it, copy the mapping tables, edit them and pass their folder with --mapping DIR."
-        )
-        raise unsound(faults, checkpoint.path.name, [c[2] for c in candidates], way)
-    for key, (label, reason) in names.left.items():
-        dropped[key] = Dropped(checkpoint.tensors[key], key, label, reason)
-    for canonical, keys in names.twins.items():
-        for key in keys[1:]:
-            reason = f"second name of {keys[0]}, bit for bit equal"
-            dropped[key] = Dropped(checkpoint.tensors[key], canonical, "twin", reason)
-    final = {}
-    for piece in mapped.values():
-        file, key = written_name(piece.target, layout, options.component)
-        final[key] = replace(piece, file=file, key=key)
-    return Plan(
-        checkpoint, names, architecture, layout, options, mappings.sha256, final,
-        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins, mappings.own,
-    )  # fmt: skip
+    return mapped, dropped, faults
+
+
+def _refusal(
+    checkpoint: Checkpoint,
+    names: Names,
+    faults: Sequence[PlanFault] | None,
+    spellings: tuple[Rule, ...],
+    layout: Layout,
+    options: Options,
+) -> UnsoundPlan | None:
+    """The error for a plan that is not sound.
+
+    faults: None if no architecture can be inferred. None if then none can, by whatever names.
+    """
+
+    def trial(names: Names, faults: Sequence[PlanFault] | None) -> Trial:
+        ranks = {name: len(checkpoint.tensors[keys[0]].shape) for name, keys in names.sources.items()}
+        return Trial(names, ranks, faults)
+
+    def attempt(others: tuple[Rule, ...]) -> Trial:
+        names = canonical_names(checkpoint, others)
+        try:
+            architecture, kept = _in_context(checkpoint, _architecture(checkpoint, names, layout, options), options)
+            return trial(names, _draft(checkpoint, names, architecture, layout, options, kept)[2])
+        except Sam3LiteError:
+            return trial(names, None)
+
+    return refusal(checkpoint.path.name, trial(names, faults), spellings, layout, options.component, attempt)
 
 
 def _refuse_kind(checkpoint: Checkpoint, tensors: dict[str, StoredTensor]) -> None:
@@ -366,9 +417,8 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
         ]
     mapped[piece.target] = piece
     if piece.target not in expected:
-        near = tuple(difflib.get_close_matches(piece.target, expected, 2))
         detail = f"the layout has no such tensor; rule [{piece.rule.name}] writes {piece.source.key} to it"
-        return [PlanFault("unknown_target", piece.target, detail, near)]
+        return [PlanFault("unknown_target", piece.target, detail, sources=(piece.source.key,))]
     want = expected[piece.target]
     if len(want) != len(piece.shape) or any(w not in (None, n) for w, n in zip(want, piece.shape, strict=True)):
         detail = (

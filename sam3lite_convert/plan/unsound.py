@@ -1,22 +1,25 @@
-"""The faults of a plan, and the message that lists them."""
+"""The faults of a plan, and the message that tells them: grouped by cause, at most a screen."""
 
 from __future__ import annotations
 
-import difflib
+import math
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from sam3lite_convert.errors import UnsoundPlan
+from sam3lite_convert.plan.key_patterns import grouped
 from sam3lite_convert.records.record import Json, json_value
 
 Expected = tuple[int | None, ...]  # a shape; None for a side that the file does not show
-_LISTED = 100  # faults of one kind that a message spells out; --json lists all
+ROWS, COLUMNS = 24, 80  # of a terminal: what a message takes at most
+_GROUPED = 5000  # keys of one kind that are looked through for patterns
+_LONGEST = 200  # characters of a key or a detail; a key in a file may be a million long
 
 
 @dataclass(frozen=True)
 class PlanFault:
-    """One reason why a plan is not sound. ``kind`` is stable; ``near`` are known names like it,
-    ``sources`` the source keys that would mend it."""
+    """One reason why a plan is not sound. ``kind`` is stable; ``near`` are known names like it, ``sources`` the source
+    keys that it is about where ``key`` is a target: those that are missing, or the one that a rule writes to it."""
 
     kind: str
     key: str
@@ -29,41 +32,123 @@ class PlanFault:
         return {"kind": self.kind, "key": self.key, "detail": self.detail, "near": json_value(self.near)}
 
 
-_TITLES = {
-    "unmatched": "source keys without a rule",
-    "overlap": "source keys with more than one rule",
-    "collision": "targets with two sources",
-    "unknown_target": "targets that the layout does not have",
-    "wrong_shape": "tensors of the wrong shape",
-    "wrong_dtype": "tensors of the wrong dtype",
-    "missing_component": "components missing from the file",
-    "unfilled": "targets without a source",
+@dataclass(frozen=True)
+class Group:
+    """Faults of one kind and one cause, as one pattern of keys.
+
+    pattern: of the keys; for targets, of their source keys if there are any. first: one of these keys.
+    detail: of the first fault.
+    """
+
+    kind: str
+    pattern: str
+    first: str
+    detail: str
+
+    def record(self) -> Json:
+        """The group as JSON, for the details of an error."""
+        return {"kind": self.kind, "pattern": self.pattern, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One cause in a message.
+
+    title: what it is.
+    groups: a text for each group of keys, of one or more lines; as many are shown as there is room for.
+    way: what to do about it, line by line.
+    """
+
+    title: str
+    groups: Sequence[str] = ()
+    way: Sequence[str] = ()
+
+
+_TITLES = {  # kind -> of one, of several
+    "unmatched": ("source key without a rule", "source keys without a rule"),
+    "overlap": ("source key with more than one rule", "source keys with more than one rule"),
+    "collision": ("target with two sources", "targets with two sources"),
+    "unknown_target": ("target that the layout does not have", "targets that the layout does not have"),
+    "wrong_shape": ("tensor of the wrong shape", "tensors of the wrong shape"),
+    "wrong_dtype": ("tensor of the wrong dtype", "tensors of the wrong dtype"),
+    "missing_component": ("component missing from the file", "components missing from the file"),
+    "unfilled": ("target without a source", "targets without a source"),
 }
 
 
-def unsound(faults: Sequence[PlanFault], file: str, known: Iterable[str], way: str) -> UnsoundPlan:
-    """The error that lists ``faults`` of the plan for ``file``, by kind, in full under ``details``.
+def title(kind: str, faults: Iterable[PlanFault]) -> str:
+    """What faults of this kind are, with their number: ``3 tensors of the wrong shape``."""
+    count = len({fault.key for fault in faults})
+    return f"{count:,} {_TITLES[kind][count != 1]}"
 
-    ``known``: names to suggest for a key without a rule. ``way``: the last line, what to do.
+
+def fault_groups(faults: Iterable[PlanFault]) -> list[Group]:
+    """The faults as groups, by kind and by cause."""
+    by_cause: dict[tuple[str, str], list[PlanFault]] = {}
+    first: dict[tuple[str, str], PlanFault] = {}
+    for fault in faults:
+        first.setdefault((fault.kind, fault.key), fault)
+    for fault in first.values():
+        by_cause.setdefault((fault.kind, _cause(fault)), []).append(fault)
+    out = []
+    order = list(_TITLES)
+    for (kind, _), some in sorted(by_cause.items(), key=lambda item: order.index(item[0][0])):
+        keys = dict.fromkeys(name for fault in some[:_GROUPED] for name in fault.sources or (fault.key,))
+        more = f" and {len(some) - _GROUPED:,} more" if len(some) > _GROUPED else ""
+        out += [Group(kind, pattern.text + more, pattern.first, some[0].detail) for pattern in grouped(keys)]
+    return out
+
+
+def _cause(fault: PlanFault) -> str:
+    """The detail of a fault without what differs between the layers of a stack."""
+    detail = fault.detail
+    for source in fault.sources:
+        detail = detail.replace(source, "*")
+    return re.sub(r"(?<=\.)\d+(?=\.)", "#", detail)
+
+
+def shown(text: str) -> str:
+    """A key or a detail as one line that is not too long; names come from files that may hold anything."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST // 2]} [...] {plain[-_LONGEST // 3 :]}"
+
+
+def on_a_screen(first: str, causes: Sequence[Cause], last: Sequence[str]) -> str:
+    """A message of at most a screen: the first line, the causes, and the last lines, which say what to do.
+
+    Where there is no room, groups are left out, and then whole causes; both are counted.
     """
-    names = dict.fromkeys([*known, *(name for f in faults for name in f.sources)])
-    named = []
-    for n, fault in enumerate(faults):
-        if fault.kind == "unmatched" and n < _LISTED:
-            fault = replace(fault, near=tuple(difflib.get_close_matches(fault.key, names, 2, 0.75)))
-        named.append(fault)
-    lines = [f"{file}: the plan is not sound, so nothing was written."]
-    for kind, title in _TITLES.items():
-        some = [f for f in named if f.kind == kind]
-        if some:
-            lines.append(f"{len(some)} {title}:")
-        for fault in some[:_LISTED]:
-            near = f"\n      similar names: {', '.join(fault.near)}" if fault.near else ""
-            lines.append(f"  {fault.key}\n      {fault.detail}{near}")
-        if len(some) > _LISTED:
-            lines.append(f"  ... and {len(some) - _LISTED} more; --json lists all")
-    lines.append(way)
-    return UnsoundPlan("\n".join(lines), "unsound_plan", {"faults": [f.record() for f in named]})
+    room = ROWS - rows(first) - sum(map(rows, last)) - 1
+    kept: list[Cause] = []
+    for cause in causes:
+        least = rows(cause.title) + sum(map(rows, cause.way)) + sum(map(rows, cause.groups[:1])) + 1
+        if least <= room or not kept:
+            kept.append(cause)
+            room -= least
+    # The room that is left goes to the causes in turn, a group at a time.
+    counts = [min(1, len(cause.groups)) for cause in kept]
+    waiting = True
+    while waiting:
+        waiting = False
+        for n, cause in enumerate(kept):
+            if counts[n] < len(cause.groups) and rows(cause.groups[counts[n]]) <= room:
+                room -= rows(cause.groups[counts[n]])
+                counts[n] += 1
+                waiting = True
+    lines = [first]
+    for cause, count in zip(kept, counts, strict=True):
+        lines += [cause.title, *cause.groups[:count]]
+        if left := len(cause.groups) - count:
+            lines.append(f"  ... and {left:,} more {'group' if left == 1 else 'groups'} of keys: --json")
+        lines += cause.way
+    if untold := [cause.title.removesuffix(":") for cause in causes[len(kept) :]]:
+        lines.append(shown(f"and {'; '.join(untold)}: --json"))
+    return "\n".join([*lines, *last])
+
+
+def rows(text: str) -> int:
+    """The rows that a text takes in a terminal."""
+    return sum(max(1, math.ceil(len(line) / COLUMNS)) for line in text.split("\n"))
 
 
 def shape_text(shape: Expected) -> str:

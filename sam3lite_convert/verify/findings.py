@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from sam3lite_convert.figures import component_words
 from sam3lite_convert.plan.architecture import component_of
+from sam3lite_convert.plan.key_patterns import key_patterns
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.verify import Finding
 from sam3lite_convert.verify.codes import CODES
-from sam3lite_convert.verify.key_patterns import key_patterns
 
 # Correlation with the source from which values count as its own, trained further, and below which as another's. Two
 # independent tensors of n elements have one of about 1/sqrt(n): 0.3 is more than four standard deviations for the

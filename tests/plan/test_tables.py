@@ -316,8 +316,10 @@ def test_nested_and_optional_groups_of_a_table_are_read_in_both_directions(edite
     gone = "detector.backbone.language_backbone.encoder.final_layer_norm.bias"
     with pytest.raises(UnsoundPlan) as fault:
         plan_of({k: v for k, v in rows.items() if k != gone}, own)
-    assert "text_encoder.final_layer_norm.bias" in fault.value.message
-    assert f"its source {gone} is missing" in fault.value.message
+    (only,) = fault.value.details["faults"]
+    assert only["key"] == "text_encoder.final_layer_norm.bias"
+    assert only["detail"] == f"its source {gone} is missing"
+    assert gone in fault.value.message
 
 
 def test_a_drop_needs_a_reason(tmp_path):

@@ -25,9 +25,9 @@ from support.folders import (
 )
 
 from sam3lite_convert.convert import folder as folders
+from sam3lite_convert.plan.key_patterns import key_patterns
 from sam3lite_convert.verify import recognise
 from sam3lite_convert.verify.codes import CODES
-from sam3lite_convert.verify.key_patterns import key_patterns
 
 VERIFY = Path(recognise.__file__).parent
 LAYER = "text_encoder.layers."

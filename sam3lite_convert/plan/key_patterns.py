@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 _Key = tuple[tuple[str, ...], ...]  # one entry a part of the key: the values that it takes
 
 
+class KeyPattern(NamedTuple):
+    """A pattern that stands for keys.
+
+    text: the pattern, with the number of keys if that is more than one. first: the first of the keys.
+    expression: a regular expression for them, with any number where they have several.
+    """
+
+    text: str
+    first: str
+    expression: str
+
+
+def grouped(keys: Iterable[str]) -> tuple[KeyPattern, ...]:
+    """Patterns that together stand for exactly these keys."""
+    return tuple(
+        KeyPattern(_shown(box), ".".join(values[0] for values in box), r"\.".join(map(_expression, box)))
+        for box in _boxes(keys)
+    )
+
+
 def key_patterns(keys: Iterable[str]) -> tuple[str, ...]:
     """Patterns that stand for exactly these keys, each with its number of keys if that is more than one."""
+    return tuple(map(_shown, _boxes(keys)))
+
+
+def _expression(values: Sequence[str]) -> str:
+    if len(values) > 1 and all(map(_is_number, values)):
+        return r"\d+"
+    return re.escape(values[0]) if len(values) == 1 else f"(?:{'|'.join(map(re.escape, values))})"
+
+
+def _boxes(keys: Iterable[str]) -> list[_Key]:
     boxes: list[_Key] = [tuple((part,) for part in key.split(".")) for key in dict.fromkeys(keys)]
     merged = True
     while merged:
@@ -19,7 +51,7 @@ def key_patterns(keys: Iterable[str]) -> tuple[str, ...]:
                 fewer = _merged(boxes, place, numeric)
                 merged |= len(fewer) < len(boxes)
                 boxes = fewer
-    return tuple(map(_shown, boxes))
+    return boxes
 
 
 def _merged(boxes: Sequence[_Key], place: int, numeric: bool) -> list[_Key]:
