@@ -6,6 +6,7 @@ Imports nothing heavy: a conversion hashes these files before the rest of it is 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -239,6 +240,6 @@ def _inside(folder: Path, name: str) -> bool:
 def _read_small(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(SHARD_INDEX_LIMIT + 1)
+            return file.read(min(os.fstat(file.fileno()).st_size, SHARD_INDEX_LIMIT) + 1)
     except OSError as fault:
         raise CannotRun(f"{path}: {fault.strerror or fault}", "cannot_open") from None

@@ -110,31 +110,27 @@ def kind_of_converted(where: Path | str, names: Set[str], read: Callable[[str], 
 
     where: the folder, as a command would name it. names: of its files. read: the content of a small one of them.
     """
+    proof = f"To prove it: sam3lite verify {where} --checkpoint CHECKPOINT; to convert, give the original checkpoint"
     if "conversion.json" in names:
-        if _field(read("conversion.json"), "layout") == "original":
-            return None  # whose names and shapes are those of a checkpoint
-        return Kind(
-            "a folder that this tool wrote",
-            f"To prove it: sam3lite verify {where} --checkpoint CHECKPOINT; to convert, give the original checkpoint",
-        )
-    weights = any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names)
-    # Training also leaves a config.json beside weights in the original's names; what model it is, only this one says.
-    if weights and "config.json" in names and (_field(read("config.json"), "model_type") or "").startswith("sam3"):
-        return Kind(
-            "a folder in a layout of the transformers library, not an original checkpoint",
-            f"To prove it: sam3lite verify {where} --checkpoint CHECKPOINT; to convert, give the original checkpoint",
-        )
+        # The names and shapes of the layout original are those of a checkpoint.
+        original = _object(read("conversion.json")).get("layout") == "original"
+        return None if original else Kind("a folder that this tool wrote", proof)
+    if "config.json" in names and any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names):
+        # PyTorchModelHubMixin writes one too, with what the model was made of and none of the library's fields.
+        config = _object(read("config.json"))
+        if not config or config.keys() & {"model_type", "architectures", "transformers_version"}:
+            what = "a folder in a layout of the transformers library, not an original checkpoint"
+            return Kind(what, proof)
     return None
 
 
-def _field(data: bytes, name: str) -> str | None:
-    """A field of a JSON object that is a text; None if there is none, or if it cannot be read."""
+def _object(data: bytes) -> Mapping[str, object]:
+    """A JSON object; empty if it cannot be read as one."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        return None
-    value = found.get(name) if isinstance(found, dict) else None
-    return value if isinstance(value, str) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def kind_of_folder(path: Path) -> Kind | None:
