@@ -188,17 +188,18 @@ def checkpoint_file(path: Path) -> Path:
     Raises as ``the_checkpoint`` does, and UnsoundPlan for one shard of several, and for a folder that is no checkpoint
     but of another kind, or the index in it.
     """
-    folder = path if path.is_dir() else path.parent
+    # A name that no file system takes is no folder and no file here; opening it tells what is wrong.
+    folder = path if os.path.isdir(path) else path.parent
 
     def read(name: str) -> bytes:
         return _read_small(folder / name)
 
-    if path.is_dir():
+    if os.path.isdir(path):
         if kind := kind_of_folder(path):
             raise refusal_of(kind, path)
         return path / the_checkpoint([p.name for p in path.iterdir() if p.is_file()], str(path), read)
     shard = shard_of(path.name)
-    if not path.is_file() or not (shard or is_index(path.name)):
+    if not os.path.isfile(path) or not (shard or is_index(path.name)):
         return path
     if kind := kind_of_converted(folder, {p.name for p in folder.iterdir() if p.is_file()}, read):
         raise refusal_of(kind, folder)
@@ -215,7 +216,7 @@ def members(path: Path) -> list[Path]:
     folder.
     """
     path = checkpoint_file(path)
-    if not is_index(path.name) or not path.is_file():
+    if not is_index(path.name) or not os.path.isfile(path):
         return [path]
     folder = path.parent
     places = shard_map(_read_small(path), path, lambda name: has_file(folder, name))

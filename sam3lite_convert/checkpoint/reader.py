@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_checkpoint(path: Path, selection: Selection = NOTHING_STATED) -> Checkp
     agree; UnsoundPlan if it holds no state dict, or several, or is one shard alone.
     """
     path = checkpoint_file(path)
-    if not is_index(path.name) or not path.is_file():
+    if not is_index(path.name) or not os.path.isfile(path):
         return read_file(path, selection=selection)
     members(path)  # which checks that none lies elsewhere
     return read_shards(LocalPlace(path.parent), path.name, selection)
