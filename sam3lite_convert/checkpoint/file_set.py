@@ -13,11 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from sam3lite_convert.checkpoint.index import check_names
-from sam3lite_convert.checkpoint.kinds import kind_of_converted, kind_of_folder, refusal_of
+from sam3lite_convert.checkpoint.kinds import WEIGHTS, kind_of_converted, kind_of_folder, refusal_of
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted, in_short
 from sam3lite_convert.records.record import Json
 
-WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 # Bytes of an index of shards; that of 1,300 tensors takes 0.15 MB.
 SHARD_INDEX_LIMIT = 8 << 20
 _LISTED = 20

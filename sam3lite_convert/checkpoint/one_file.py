@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 from sam3lite_convert.checkpoint import safetensors_file, torch_legacy, torch_zip
 from sam3lite_convert.checkpoint.index import Checkpoint, FetchedRanges, stamp_of
-from sam3lite_convert.checkpoint.kinds import kind_of_bytes, kind_of_folder, refusal_of, refuse_folder
+from sam3lite_convert.checkpoint.kinds import kind_of_bytes, kind_of_folder, kind_of_name, refusal_of, refuse_folder
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.checkpoint.state_dict import FILE_ITSELF
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
@@ -67,7 +67,8 @@ def read_file(path: Path, copy: FetchedRanges | None = None, selection: Selectio
             if head.startswith(torch_legacy.LEGACY_MAGIC):
                 found = torch_legacy.read_legacy(path, file, size, selection)
                 return replace(found, stamp=stamp, selection=selection)
-            if head[8:9] == b"{" and not kind_of_bytes(head):
+            # The length of a header may begin as another format does; above 4 GB it cannot be.
+            if head[8:9] == b"{" and (head[4:8] == bytes(4) or not kind_of_bytes(head)):
                 if selection.state_dict_key not in (None, FILE_ITSELF) and not selection.passed_over:
                     raise CannotRun(
                         "--state-dict-key: a safetensors file has no entries to choose from", "unknown_entry"
@@ -77,18 +78,19 @@ def read_file(path: Path, copy: FetchedRanges | None = None, selection: Selectio
         except (CannotRun, Untrusted, UnsoundPlan) as fault:
             fault.message = f"{path.name}: {fault.message}"
             raise
-    if kind := kind_of_bytes(head):
+    if kind := kind_of_bytes(head) or (kind_of_name(path.name) if size else None):
         raise refusal_of(kind, path.name)
     raise Untrusted(f"{path.name}: {_not_a_checkpoint(head, size)}", "not_a_checkpoint")
 
 
 def _not_a_checkpoint(head: bytes, size: int) -> str:
     if size == 0:
-        return "the file is empty"
+        return "the file is empty. Download it again, or give the checkpoint that it should be"
     if not any(head):
-        return "the file starts with zeros; the download was probably interrupted"
+        return "the file starts with zeros; the download was probably interrupted. Download it again"
     if all(32 <= b < 127 or b in b"\t\r\n" or b >= 0xC2 for b in head):
-        return "this is a text file, not a checkpoint"
-    if head[:1] == b"\x80":
-        return "this is a pickle that torch.save did not write; it was not loaded"
-    return "unknown format: neither a torch checkpoint (zip archive or older stream) nor safetensors"
+        return "this is a text file, not a checkpoint. Give the file of weights"
+    return (
+        "unknown format: neither a torch checkpoint (zip archive or older stream) nor safetensors. Give a file that "
+        "torch.save or safetensors wrote"
+    )

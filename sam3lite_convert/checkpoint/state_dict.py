@@ -108,10 +108,14 @@ def state_dict_of(tree: object, unknown: list[str], selection: Selection = NOTHI
 def _refuse_known(tree: object) -> None:
     """Raises UnsoundPlan for a file without named tensors of which the kind can be told."""
     if isinstance(tree, Mapping):
-        if kind := kinds.kind_of_tree(tree):
-            raise kind.refusal()
-        for inner in (tree, *(value for value in tree.values() if isinstance(value, Mapping))):
-            _refuse_other_tensors(inner)
+        # What an entry is, tells what the file is, if there is nothing else in it.
+        entries = [entry for value in tree.values() for entry in (value if isinstance(value, list) else [value])]
+        inner = [entry for entry in entries if isinstance(entry, Mapping)]
+        for each in (tree, *inner):
+            if kind := kinds.kind_of_tree(each):
+                raise kind.refusal()
+        for each in (tree, *inner):
+            _refuse_other_tensors(each)
     count = sum(1 for _ in all_tensors(tree))
     if count and _nests(tree) and not any(_dicts(tree)):
         raise kinds.nameless(count).refusal()
@@ -234,8 +238,8 @@ def _only(dicts: list[_Dict]) -> _Dict:
     likely = [d for d in dicts if d.like_weights] or [d for d in dicts if d.name in WRAPPERS]
     likely = likely or [d for d in dicts if not d.path]
     if not likely:
-        hint = f". To take one all the same: --state-dict-key {shlex.quote(dicts[0].name)}" if dicts else ""
-        raise UnsoundPlan(f"the file holds no state dict (no tensors with names){hint}", "no_state_dict")
+        hint = f"To take one all the same: --state-dict-key {shlex.quote(dicts[0].name)}" if dicts else _GIVE
+        raise UnsoundPlan(f"the file holds no state dict (no tensors with names). {hint}", "no_state_dict")
     if any(d.tensors != likely[0].tensors for d in likely[1:]):
         lines = [f"the file holds {len(likely)} dicts of tensors, which are not merged:"]
         lines += [_listed(d) for d in likely[:_LISTED]]

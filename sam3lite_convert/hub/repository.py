@@ -21,13 +21,13 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from sam3lite_convert.checkpoint.file_set import (
     SHARD_INDEX_LIMIT,
-    WEIGHTS,
     is_index,
     one_shard,
     shard_map,
     shard_of,
     the_checkpoint,
 )
+from sam3lite_convert.checkpoint.kinds import WEIGHTS
 from sam3lite_convert.checkpoint.hashing import sha256_of_set
 from sam3lite_convert.checkpoint.kinds import kind_of_converted, refusal_of
 from sam3lite_convert.checkpoint.origin import HubFile
