@@ -18,6 +18,7 @@ from sam3lite_convert.plan.architecture import (
     Vision,
     has_class_row,
 )
+from sam3lite_convert.plan.unsound import shown
 
 _MOST_LAYERS = 1000  # in one stack; a released model has 32
 
@@ -88,10 +89,11 @@ def _text(
     )
     layers = vote.indices(enc + r"transformer\.(\d+)\.")
     if hidden is None or not layers:
-        first = ", ".join(list(vote.names)[:3])
+        first = shown(", ".join(list(vote.names)[:3]))
         raise UnsoundPlan(
-            f"no MobileCLIP text encoder found. The first keys are {first}. If they differ only in a prefix, add the "
-            "prefix to a copy of spellings.ini and pass its folder with --mapping DIR.",
+            f"no MobileCLIP text encoder found, so this is no SAM3-LiteText checkpoint that is known here. The first keys "
+            f"are {first}. If they differ only in a prefix, take it off with --strip-prefix PREFIX; if in other names, "
+            "add rules to a copy of spellings.ini and pass its folder with --mapping DIR.",
             "no_text_encoder",
         )
     mixers = vote.showing(enc + r"transformer\.(\d+)\.(?:token_mixer|convffn|layer_scale)")
