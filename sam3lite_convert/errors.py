@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sam3lite_convert.records.record import JsonValue, json_value
 
-_ANEW = "Get it again, or save it anew where it was written"
+_ANEW = "Get the file again, or save it anew where it was written"
 _STATE_DICT = "Save the model's state_dict() with torch.save, and give that file"
 # By code: what to do, for messages that do not say it; those that do end with a full stop.
 _ADVICE = {
@@ -12,6 +12,7 @@ _ADVICE = {
     "corrupt_file": _ANEW,
     "truncated_file": _ANEW,
     "repeated_key": _ANEW,
+    "strange_name": _ANEW,
     "changed_file": "Run it again when nothing else writes there",
     "big_endian": "Load it where it was written and save it with safetensors.torch.save_file",
     "hostile_pickle": "If you trust the file, load it in the program that wrote it and save only its state dict",
@@ -24,8 +25,8 @@ _ADVICE = {
 class Sam3LiteError(Exception):
     """An expected error.
 
-    ``message``: what is wrong and what to do. ``code`` is a short stable name for scripts. ``details``: anything that JSON can hold, records included; it is
-    kept as JSON values.
+    ``message``: what is wrong and what to do. ``code`` is a short stable name for scripts. ``details``: anything that
+    JSON can hold, records included; it is kept as JSON values.
     """
 
     exit_code = 2

@@ -91,9 +91,9 @@ def _text(
     if hidden is None or not layers:
         first = shown(", ".join(list(vote.names)[:3]))
         raise UnsoundPlan(
-            f"no MobileCLIP text encoder found, so this is no SAM3-LiteText checkpoint that is known here. The first keys "
-            f"are {first}. If they differ only in a prefix, take it off with --strip-prefix PREFIX; if in other names, "
-            "add rules to a copy of spellings.ini and pass its folder with --mapping DIR.",
+            "no MobileCLIP text encoder found, so this is no SAM3-LiteText checkpoint that is known here. The first "
+            f"keys are {first}. If they differ only in a prefix, take it off with --strip-prefix PREFIX; if in other "
+            "names, add rules to a copy of spellings.ini and pass its folder with --mapping DIR.",
             "no_text_encoder",
         )
     mixers = vote.showing(enc + r"transformer\.(\d+)\.(?:token_mixer|convffn|layer_scale)")
