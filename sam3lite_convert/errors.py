@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from sam3lite_convert.records.record import JsonValue, json_value
 
+_ANEW = "Get the file again, or save it anew where it was written"
+_STATE_DICT = "Save the model's state_dict() with torch.save, and give that file"
+# By code: what to do, for messages that do not say it; those that do end with a full stop.
+_ADVICE = {
+    "untrusted_file": _ANEW,
+    "corrupt_file": _ANEW,
+    "truncated_file": _ANEW,
+    "repeated_key": _ANEW,
+    "strange_name": _ANEW,
+    "changed_file": "Run it again when nothing else writes there",
+    "big_endian": "Load it where it was written and save it with safetensors.torch.save_file",
+    "hostile_pickle": "If you trust the file, load it in the program that wrote it and save only its state dict",
+    "not_a_checkpoint": "Give a file that torch.save or safetensors wrote; sam3lite inspect s0 shows a released one",
+    "no_state_dict": _STATE_DICT,
+    "unknown_text_encoder": "Give the checkpoint as it was trained, with all of its keys",
+}
+
 
 class Sam3LiteError(Exception):
     """An expected error.
 
-    ``code`` is a short stable name for scripts. ``details``: anything that JSON can hold, records included; it is
-    kept as JSON values.
+    ``message``: what is wrong and what to do. ``code`` is a short stable name for scripts. ``details``: anything that
+    JSON can hold, records included; it is kept as JSON values.
     """
 
     exit_code = 2
 
     def __init__(self, message: str, code: str = "cannot_run", details: object = None) -> None:
+        if code in _ADVICE and not message.endswith("."):
+            message = f"{message}. {_ADVICE[code]}."
         super().__init__(message)
         self.message = message
         self.code = code
@@ -24,6 +43,7 @@ class Sam3LiteError(Exception):
 def in_short(fault: BaseException) -> str:
     """The message of a library's error in one line of at most 200 characters; some quote the whole file."""
     text = " ".join(str(fault).split()) or type(fault).__name__
+    text = text.partition("; use sys.")[0]  # advice to programmers
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

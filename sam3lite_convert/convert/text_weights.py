@@ -20,10 +20,12 @@ from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.tensor_bytes import target_chunks
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
 from sam3lite_convert.plan.architecture import TEXT, WORD_TABLE
+from sam3lite_convert.plan.key_patterns import listed
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Layout
 
 COUNTER = "num_batches_tracked"  # a BatchNorm's counter, which evaluation does not read
+_LISTED = 10  # shapes that a message names
 
 
 def source_weights(plan: Plan, words: Sequence[int] | None = None) -> dict[str, Tensor]:
@@ -123,9 +125,10 @@ def load_all(model: nn.Module, weights: Mapping[str, Tensor], who: str) -> None:
         if k in weights and weights[k].shape != t.shape
     ]
     if missing or extra or shapes:
-        parts = [f"missing: {', '.join(missing)}"] if missing else []
-        parts += [f"not part of it: {', '.join(extra)}"] if extra else []
-        parts += [f"of another shape: {'; '.join(shapes)}"] if shapes else []
+        parts = [f"missing: {listed(missing)}"] if missing else []
+        parts += [f"not part of it: {listed(extra)}"] if extra else []
+        more = f" and {len(shapes) - _LISTED:,} more" if len(shapes) > _LISTED else ""
+        parts += [f"of another shape: {'; '.join(shapes[:_LISTED])}{more}"] if shapes else []
         raise UnsoundPlan(
             f"{who} did not get all of its weights, so there is nothing to compare. {'. '.join(parts)}",
             "weights_not_loaded",

@@ -27,9 +27,8 @@ from sam3lite_convert.checkpoint.file_set import (
     shard_of,
     the_checkpoint,
 )
-from sam3lite_convert.checkpoint.kinds import WEIGHTS
 from sam3lite_convert.checkpoint.hashing import sha256_of_set
-from sam3lite_convert.checkpoint.kinds import kind_of_converted, refusal_of
+from sam3lite_convert.checkpoint.kinds import WEIGHTS, kind_of_converted, refusal_of
 from sam3lite_convert.checkpoint.origin import HubFile
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.files import check_space

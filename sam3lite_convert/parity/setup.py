@@ -29,6 +29,7 @@ from sam3lite_convert.parity.judgement import check_tolerance, require_finite
 from sam3lite_convert.parity.original import checkout_encoder, record_checkout, reference_encoder
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
 from sam3lite_convert.plan.context import CalledContext, called_context
+from sam3lite_convert.plan.key_patterns import listed
 from sam3lite_convert.plan.operations import POSITION_AXIS, positions, with_positions
 from sam3lite_convert.plan.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
@@ -48,6 +49,8 @@ _SET_HERE = frozenset(
     }
 )
 _RUNS_IN = ("float16", "bfloat16", "float32")
+
+_TOLD = 5  # kinds of differences that a message names
 
 
 @dataclass(frozen=True)
@@ -332,12 +335,14 @@ def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor], elsewhere: 
     holds a key which is not taken.
     """
     wanted = {m.target: m for m in pieces}
-    faults = []
+    faults: dict[str, list[str]] = {}  # by what is wrong
     for key, piece in wanted.items():
         if key not in held and not key.endswith(COUNTER):
             where = f" (it lies in {elsewhere[piece.key]}, which is not taken)" if piece.key in elsewhere else ""
-            faults.append(f"{key} is missing{where}")
-    faults += [f"{key} is not part of the encoder" for key in held if key not in wanted]
+            faults.setdefault(f"is missing{where}", []).append(key)
+    for key in held:
+        if key not in wanted:
+            faults.setdefault("is not part of the encoder", []).append(key)
     for key, piece in wanted.items():
         if key not in held or key.endswith(COUNTER):
             continue
@@ -346,16 +351,17 @@ def _check_weights(pieces: list[Mapped], held: Mapping[str, Tensor], elsewhere: 
         if piece.position_table and rows is not None:
             shape = with_positions(shape, rows)
         if tuple(found.shape) != shape or not found.numel():
-            faults.append(f"{key} has shape {tuple(found.shape)}, expected {shape}")
-        elif str(found.dtype).removeprefix("torch.") not in dtypes.FLOATING:
-            faults.append(f"{key} is {str(found.dtype).removeprefix('torch.')}, which is not supported here")
+            faults.setdefault(f"has shape {tuple(found.shape)}, expected {shape}", []).append(key)
+        elif (dtype := str(found.dtype).removeprefix("torch.")) not in dtypes.FLOATING:
+            faults.setdefault(f"is {dtype}, which is not supported here", []).append(key)
     if faults:
-        more = f" ... and {len(faults) - 20} more" if len(faults) > 20 else ""
+        told = [f"{listed(keys)} {what}" for what, keys in faults.items()]
+        more = f" ... and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
         raise UnsoundPlan(
             f"the candidate's weights do not match this original, so they cannot be compared: "
-            f"{'; '.join(faults[:20])}{more}",
+            f"{'; '.join(told[:_TOLD])}{more}",
             "weights_not_loaded",
-            {"faults": faults},
+            {"faults": [f"{key} {what}" for what, keys in faults.items() for key in keys]},
         )
 
 

@@ -19,6 +19,7 @@ from sam3lite_convert.plan.architecture import (
     has_class_row,
     rotary_shape,
 )
+from sam3lite_convert.plan.unsound import shown
 
 _MOST_LAYERS = 1000  # in one stack; a released model has 32
 
@@ -89,11 +90,11 @@ def _text(
     )
     layers = vote.indices(enc + r"transformer\.(\d+)\.")
     if hidden is None or not layers:
-        first = ", ".join(list(vote.names)[:3])
+        first = shown(", ".join(list(vote.names)[:3]))
         raise UnsoundPlan(
-            f"this is no SAM3-LiteText checkpoint: no MobileCLIP text encoder found. The first keys are {first}. If "
-            "only a prefix hides the names, take it off: --strip-prefix PREFIX. Otherwise give another file: sam3lite "
-            "inspect s0 shows one.",
+            "this is no SAM3-LiteText checkpoint that is known here: no MobileCLIP text encoder found. The first keys "
+            f"are {first}. If they differ only in a prefix, take it off with --strip-prefix PREFIX; if in other names, "
+            "add rules to a copy of spellings.ini and pass its folder with --mapping DIR.",
             "no_text_encoder",
         )
     mixers = vote.showing(enc + r"transformer\.(\d+)\.(?:token_mixer|convffn|layer_scale)")

@@ -34,6 +34,13 @@ def key_patterns(keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(map(_shown, _boxes(keys)))
 
 
+def listed(keys: Iterable[str], most: int = 8) -> str:
+    """The patterns of these keys on one line: so many of them, and the number of the others."""
+    patterns = key_patterns(keys)
+    more = f" and {len(patterns) - most:,} more groups of keys" if len(patterns) > most else ""
+    return ", ".join(patterns[:most]) + more
+
+
 def _expression(values: Sequence[str]) -> str:
     if len(values) > 1 and all(map(_is_number, values)):
         return r"\d+"

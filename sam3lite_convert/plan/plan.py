@@ -346,7 +346,7 @@ def _refuse_relatives(family: Family, shapes: dict[str, tuple[int, ...]], option
     closed = [r for r in refused if not r.text_open]
     first = (closed or refused)[0]
     way = (
-        "This tool cannot convert it."
+        f"This tool cannot convert it; give a {family.name} checkpoint: sam3lite inspect s0 shows a released one."
         if closed
         else f"Its text encoder is that of {family.name}: convert it with --component text."
     )

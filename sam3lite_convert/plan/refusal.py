@@ -291,6 +291,11 @@ def _way(
         lines.append(f"If the model does without them: --drop {shlex.quote(drop)} --reason TEXT")
     elif kinds <= {"unfilled", "missing_component"}:
         lines.append(f"Give a checkpoint that holds them. {_BY_HAND}")
+    elif kinds <= {"wrong_shape", "wrong_dtype"}:
+        lines.append(
+            "Give the checkpoint as it was trained. If a rule is wrong, copy the mapping tables, edit them and pass "
+            "their folder with --mapping DIR."
+        )
     else:
         lines.append("To convert it, copy the mapping tables, edit them and pass their folder with --mapping DIR.")
     return [*lines, "The whole list: --json"]

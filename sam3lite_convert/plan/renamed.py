@@ -23,6 +23,7 @@ _TRIED, _TRIED_OF_A_WHOLE = 6, 2  # changes that are tried for one rule
 _ALIKE = 8  # keys that differ in numbers only, and are compared
 _COMPARED = 400  # keys in all
 _FEW = 8  # keys that make a change likely although little else of their names is known
+_LEAST = 50  # of so many keys that have no place, a change explains at least one
 _PLAIN = re.compile(r"[A-Za-z0-9_\-.]+")
 INDEX = "99999991"  # stands in a key for the number of a layer
 
@@ -317,9 +318,11 @@ def _changes(names: Sequence[str], known: Sequence[KnownKey], ranks: Mapping[str
         _Change(*change, at=tuple(at), weight=sum(len(alike[f]) for f in {folded(n) for n in weights[change]}))
         for change, at in places.items()
     ]
+    enough = len(names) // _LEAST
     likely = [c for c in changes if c.weight >= _FEW or any(len(front) + len(rest) > 1 for front, rest in c.at)]
     likely += _inserted(alike, known)
-    return sorted(likely, key=lambda c: (-c.weight, len(c.old) + len(c.new), -c.likeness))
+    likely = sorted((c for c in likely if c.weight >= enough), key=lambda c: (-c.weight, len(c.old) + len(c.new)))
+    return sorted(likely[:_COMPARED], key=lambda c: (-c.weight, len(c.old) + len(c.new), -c.likeness))
 
 
 class _Between(NamedTuple):

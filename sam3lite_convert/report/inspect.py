@@ -19,8 +19,6 @@ from sam3lite_convert.records.shared import (
 )
 from sam3lite_convert.report.terminal import say, show
 
-LISTED = 20
-
 
 def inspected(d: InspectDocument) -> None:
     """The kind of a checkpoint, its contents, and whether it converts."""
@@ -39,7 +37,7 @@ def inspected(d: InspectDocument) -> None:
     if d.convert["all"] == "yes":
         say(f"Next: sam3lite convert --checkpoint {d.file.option}{tables}")
     else:
-        say("convert refuses the whole file: " + _short(d.convert["all"]))
+        say("convert refuses the whole file: " + d.convert["all"])
         if d.convert["text"] == "yes":
             say(f"Next: sam3lite convert --checkpoint {d.file.option} --component text{tables}")
 
@@ -131,10 +129,3 @@ def fetched(fetched: Fetched | None) -> None:
 def plural(n: int, noun: str) -> str:
     """1 head, 2 heads."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def _short(message: str) -> str:
-    lines = message.splitlines()
-    if len(lines) <= LISTED:
-        return message
-    return "\n".join([*lines[:LISTED], f"... ({len(lines) - LISTED} more lines)"])

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from sam3lite_convert.figures import component_words, human_bytes
 from sam3lite_convert.records.verify import Finding, VerifyDocument
-from sam3lite_convert.report.inspect import LISTED
 from sam3lite_convert.report.terminal import say
 
+_LISTED = 20  # causes
 PATTERNS = 6  # patterns of keys that are shown of one finding
 
 
@@ -18,10 +18,10 @@ def verified(r: VerifyDocument) -> None:
         say(r.summary, "bold red")
     say(f"{r.folder}: layout {r.layout}, component {r.component}, {r.dtype}", "bold")
     causes = _by_cause(r.findings)
-    for findings in causes[:LISTED]:
+    for findings in causes[:_LISTED]:
         _cause(findings)
-    if len(causes) > LISTED:
-        say(f"... and {len(causes) - LISTED:,} more causes; --json lists all of them")
+    if len(causes) > _LISTED:
+        say(f"... and {len(causes) - _LISTED:,} more causes; --json lists all of them")
     counters = [n for n in r.notes if "BatchNorm does not read it" in n]
     if counters:
         what = "BatchNorm counters (num_batches_tracked) are absent, have no source or differ; nothing reads them"
