@@ -35,7 +35,11 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("host", [PUBLIC, PUBLIC.partition("://")[2], HUB.url, PUBLIC.replace("https", "HTTP").upper()])
+@pytest.mark.parametrize(
+    "host",
+    [PUBLIC, PUBLIC.partition("://")[2], HUB.url, PUBLIC.replace("https", "HTTP").upper()],
+    ids=["public", "without https", "here", "in capitals"],  # the server here has another port each time
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_an_address_leads_to_repository_revision_and_path(form, host):
     found = address_of(form.format(host))
@@ -74,7 +78,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSED, ids=[f"address {n}" for n in range(len(REFUSED))])  # one holds a port
 def test_other_addresses_are_refused(name):
     with pytest.raises(CannotRun) as fault:
         address_of(name)
