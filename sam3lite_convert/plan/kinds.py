@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import StoredTensor
 from sam3lite_convert.checkpoint.kinds import Kind
+from sam3lite_convert.plan.computed_weights import computed_weights
 
 _AT = r"(?:^|.*\.)"  # at the beginning of a component of a key
 _MERGE = "Merge it into the weights (merge_and_unload() of peft) and save that state dict"
@@ -46,24 +47,11 @@ _MLX = Kind("a checkpoint that was converted for MLX", "Give the PyTorch checkpo
 _GENERATORS = Kind("the state of random generators, without weights", "Give the checkpoint beside it")
 _UNMERGED = Kind("a checkpoint with a LoRA adapter that is not merged", _MERGE)
 
-_REMADE = "weights that torch makes anew from others at each call"
-_PLAIN = "Make them plain where it was written and save it again: "
-_PARAMETRIZE = "torch.nn.utils.parametrize.remove_parametrizations(module, name) for each module that holds one"
-# What stands in the place of a weight: its name, what has to stand beside it, what that is, the call that undoes it.
-_REPARAMETRISED: tuple[tuple[str, str, str, str], ...] = (
-    (r"(.*\bparametrizations\..+\.)original0", r"\1original1", "weight_norm", _PARAMETRIZE),
-    (r"(.*\bparametrizations\..+\.)original", r"\g<1>0._u", "spectral_norm", _PARAMETRIZE),
-    (r"(.*\bparametrizations\..+\.)original", r"\1original", "parametrize", _PARAMETRIZE),
-    (r"(.*)_orig", r"\1_mask", "prune", "torch.nn.utils.prune.remove(module, name) for each module that is pruned"),
-    (r"(.*)_orig", r"\1_u", "spectral_norm", "torch.nn.utils.remove_spectral_norm(module) for each module that has it"),
-    (r"(.*)_g", r"\1_v", "weight_norm", "torch.nn.utils.remove_weight_norm(module) for each module that has it"),
-    (r"(.*)\.weight_fake_quant\..+", r"\1.weight", "fake quantisation", "torch.ao.quantization.disable_fake_quant, "
-     "and save only the module's own weights"),
-)  # fmt: skip
-
 
 def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> Kind | None:
     """The kind of a checkpoint for which there is no sound plan; None if its tensors tell none."""
+    if computed := computed_weights(tensors):
+        return computed
     if metadata.get("format") == "mlx":
         return _MLX
     if tensors and all(t.dtype == "uint8" and len(t.shape) == 1 for t in tensors.values()):
@@ -71,23 +59,10 @@ def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, st
     adapters = sum(_LORA.match(key) is not None for key in tensors)
     if adapters:
         return _ADAPTER if adapters > len(tensors) * 0.9 else _UNMERGED
-    if remade := _reparametrised(tensors):
-        return remade
     matrices = [t for key, t in tensors.items() if key.endswith(".weight") and dtypes.is_floating(t.dtype)]
     if len(matrices) > 10 and sum(t.shape in ((0,), (1,)) for t in matrices) > 0.9 * len(matrices):
         return _PLACEHOLDERS
     return _quantised(tensors) or _foreign(tensors)
-
-
-def _reparametrised(tensors: Mapping[str, StoredTensor]) -> Kind | None:
-    for pattern, beside, name, undo in _REPARAMETRISED:
-        found = [m for m in map(re.compile(pattern).fullmatch, tensors) if m and m.expand(beside) in tensors]
-        if found:
-            return Kind(
-                f"a checkpoint with {_REMADE} ({name}: {len(found):,} of them, such as {found[0][0][:200]})",
-                f"{_PLAIN}{undo}",
-            )
-    return None
 
 
 def _quantised(tensors: Mapping[str, StoredTensor]) -> Kind | None:

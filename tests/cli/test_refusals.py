@@ -15,9 +15,10 @@ from support.folders import ENCODER, TRUNK, State, sam3lite, tiny_architecture, 
 from sam3lite_convert.plan import synthetic
 
 BIAS = "detector.dot_prod_scoring.hs_proj.bias"
+BIAS_OF_TEXT = ENCODER + "final_layer_norm.bias"
 FIRST = TRUNK + "blocks.0.mlp.fc1."
 ANEW, WEIGHTS = "Get the file again, or save it anew", "Give the (?:PyTorch )?checkpoint"
-SAVE, ONLY = r"Save the model's state_dict\(\)", "save only its state dict"
+SAVE, ONLY = "Give the file that holds the model's weights", "save only its state dict"
 HOLDS, TRAINED = "Give a checkpoint that holds them", "Give the checkpoint as it was trained"
 PLAIN, MADE = r"torch\.nn\.utils\.", "parametrizations.weight.original"
 PARAMETRIZE = PLAIN + r"parametrize\.remove_parametrizations\("
@@ -140,21 +141,23 @@ REFUSALS = {
     "old spectral_norm": (given("weight_orig", "weight_u", "weight_v"), (), 3, "spectral_norm",
                           PLAIN + r"remove_spectral_norm\("),
     "pruned": (given("weight_orig", "weight_mask"), (), 3, "prune", PLAIN + r"prune\.remove\("),
-    "observers": (given("weight", "weight_fake_quant.scale"), (), 3, "fake quantisation", "disable_fake_quant"),
+    "observers": (given("weight", "weight_fake_quant.scale"), (), 3, "quantisation-aware", "before it was prepared"),
     "teacher": (changed(lambda s: s | {ENCODER + "transformer.resblocks.0.attn.in_proj_weight": Z(12, 4)}), (), 3,
                 "CLIP teacher", "give a SAM3-LiteText checkpoint"),
     "other blocks": (changed(lambda s: s | {ENCODER + "transformer.2.token_mixer.layer_scale": Z(64, 1, 1)}), (), 3,
                      "RepMixer blocks at layers", TRAINED),
     "text alone": (changed(lambda s: {k: v for k, v in s.items() if k.startswith(ENCODER[:-8])}), (), 3,
                    "components? missing", "--component text"),
-    "no vision": (without("vision_backbone"), (), 3, "vision_encoder: the file has none", HOLDS),
+    "no vision": (without("vision_backbone"), (), 3, "vision_encoder: the file has none", "--component text"),
     "no statistics": (without("running_"), (), 3, "statistics of BatchNorm", r"save the model's state_dict\(\)"),
+    "no scoring, and text": (changed(lambda s: {k: v for k, v in s.items() if "dot_prod" not in k and k != BIAS_OF_TEXT}),
+                             (), 3, "dot_product_scoring: the file has none", HOLDS),
     "one missing": (without(BIAS), (), 3, "1 target without a source", HOLDS),
     "shape": (changed(lambda s: s | {BIAS: Z(3)}), (), 3, "of the wrong shape", TRAINED),
     "dtype": (changed(lambda s: s | {BIAS: Z(32, dtype=torch.int8)}), (), 3, "of the wrong dtype", TRAINED),
     "extra": (changed(lambda s: s | {f"detector.aux.{n}.w": Z(2) for n in range(500)}), (), 3,
               r"detector\.aux\.\{0\.\.499\}\.w \(500\)", r"--drop 'detector\\\.aux\\\..+' --reason TEXT"),
-    "wall": (changed(many), (), 3, "no MobileCLIP text encoder", "--mapping DIR"),
+    "wall": (changed(many), (), 3, "no MobileCLIP text encoder", "give another file"),
     "wall beside": (changed(lambda s: s | many(s)), (), 3, "source keys without a rule", "--mapping DIR"),
     "renamed": (renamed("token_mixer", "mixing"), (), 3, "renamed[?] mixing -> token_mixer", "a copy of spellings"),
     "causal": (changed(dict), ("--causal", "--layout", "transformers"), 3, "no causal attention mask", "Use --layout"),
