@@ -33,9 +33,9 @@ def computed_weights(keys: Iterable[str]) -> Kind | None:
     for pattern, beside, name, call in _COMPUTED:
         found = [m for m in map(re.compile(pattern).fullmatch, names) if m and m.expand(beside) in names]
         if found:
-            such = min(match[0] for match in found)[:200]
+            those = f"{name}: {len(found):,}, such as {min(match[0] for match in found)[:200]}"
             return Kind(
-                f"a checkpoint in which weights are computed from other tensors ({name}: {len(found):,}, such as {such})",
+                f"a checkpoint in which weights are computed from other tensors ({those})",
                 f"Where it was written, call {call} for each of them, and save the state_dict() anew",
             )
     return None

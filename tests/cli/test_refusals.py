@@ -15,7 +15,6 @@ from support.folders import ENCODER, TRUNK, State, sam3lite, tiny_architecture, 
 from sam3lite_convert.plan import synthetic
 
 BIAS = "detector.dot_prod_scoring.hs_proj.bias"
-BIAS_OF_TEXT = ENCODER + "final_layer_norm.bias"
 FIRST = TRUNK + "blocks.0.mlp.fc1."
 ANEW, WEIGHTS = "Get the file again, or save it anew", "Give the (?:PyTorch )?checkpoint"
 SAVE, ONLY = "Give the file that holds the model's weights", "save only its state dict"
@@ -71,8 +70,8 @@ def renamed(pattern: str, new: str) -> Maker:
     return changed(lambda state: {re.sub(pattern, new, key): value for key, value in state.items()})
 
 
-def without(part: str) -> Maker:
-    return changed(lambda state: {key: value for key, value in state.items() if part not in key})
+def without(*parts: str) -> Maker:
+    return changed(lambda state: {k: value for k, value in state.items() if not any(part in k for part in parts)})
 
 
 def given(*endings: str) -> Maker:
@@ -150,8 +149,7 @@ REFUSALS = {
                    "components? missing", "--component text"),
     "no vision": (without("vision_backbone"), (), 3, "vision_encoder: the file has none", "--component text"),
     "no statistics": (without("running_"), (), 3, "statistics of BatchNorm", r"save the model's state_dict\(\)"),
-    "no scoring, and text": (changed(lambda s: {k: v for k, v in s.items() if "dot_prod" not in k and k != BIAS_OF_TEXT}),
-                             (), 3, "dot_product_scoring: the file has none", HOLDS),
+    "no scoring, and text": (without("dot_prod", "encoder.final_layer_norm.bias"), (), 3, "scoring: the file has none", HOLDS),
     "one missing": (without(BIAS), (), 3, "1 target without a source", HOLDS),
     "shape": (changed(lambda s: s | {BIAS: Z(3)}), (), 3, "of the wrong shape", TRAINED),
     "dtype": (changed(lambda s: s | {BIAS: Z(32, dtype=torch.int8)}), (), 3, "of the wrong dtype", TRAINED),
