@@ -5,7 +5,7 @@ from __future__ import annotations
 from sam3lite_convert.records.record import JsonValue, json_value
 
 _ANEW = "Get the file again, or save it anew where it was written"
-_STATE_DICT = "Save the model's state_dict() with torch.save, and give that file"
+_STATE_DICT = "Give the file that holds the model's weights, or save model.state_dict() where it was written"
 # By code: what to do, for messages that do not say it; those that do end with a full stop.
 _ADVICE = {
     "untrusted_file": _ANEW,

@@ -92,9 +92,9 @@ def _text(
     if hidden is None or not layers:
         first = shown(", ".join(list(vote.names)[:3]))
         raise UnsoundPlan(
-            "this is no SAM3-LiteText checkpoint that is known here: no MobileCLIP text encoder found. The first keys "
-            f"are {first}. If they differ only in a prefix, take it off with --strip-prefix PREFIX; if in other names, "
-            "add rules to a copy of spellings.ini and pass its folder with --mapping DIR.",
+            f"this is no SAM3-LiteText checkpoint: no MobileCLIP text encoder found. The first keys are {first}. If "
+            "only a prefix hides the names, take it off: --strip-prefix PREFIX. Otherwise give another file: sam3lite "
+            "inspect s0 shows one.",
             "no_text_encoder",
         )
     mixers = vote.showing(enc + r"transformer\.(\d+)\.(?:token_mixer|convffn|layer_scale)")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import StoredTensor
 from sam3lite_convert.checkpoint.kinds import Kind
+from sam3lite_convert.plan.computed_weights import computed_weights
 
 _AT = r"(?:^|.*\.)"  # at the beginning of a component of a key
 _MERGE = "Merge it into the weights (merge_and_unload() of peft) and save that state dict"
@@ -52,7 +53,6 @@ _SCALES = re.compile(
     r"|\.(?:scales|SCB|absmax|quant_map|qweight|qzeros|g_idx|zero_points?|scale_weight|input_scale|W_q)|scaled_fp8"
     r"|\.quant_state\..*)"
 )
-_FAKE_QUANTISED = re.compile(r".*(?:_fake_quant|activation_post_process)\.")
 _DIFFERENCE = re.compile(r".*\.diff(?:_b)?$")
 _PLACEHOLDERS = Kind(
     "a checkpoint of DeepSpeed ZeRO-3 whose tensors are empty placeholders: the values are in the files of the ranks",
@@ -62,10 +62,6 @@ _ADAPTER = Kind("a LoRA adapter alone, without the weights it belongs to", f"Loa
 _OTHER_ADAPTERS = Kind(
     "an adapter (of the kind of LoHa, LoKr, IA3, OFT or prompt tuning), not the weights it belongs to",
     f"Load it over its base model. {_MERGE}",
-)
-_TRAINED_QUANTISED = Kind(
-    "a checkpoint of quantisation-aware training, with fake quantisers beside the weights",
-    "Save the state dict of the model before it was prepared for quantisation",
 )
 _DIFFERENCES = Kind("the difference of two checkpoints", "Add it to the weights it was taken from, and save the sum")
 _OTHER_LIBRARY = Kind("a checkpoint in the names of TensorFlow or Flax", "Give the PyTorch checkpoint")
@@ -77,24 +73,13 @@ _MLX = Kind("a checkpoint that was converted for MLX", "Give the PyTorch checkpo
 _GENERATORS = Kind("the state of random generators, without weights", "Give the checkpoint beside it")
 _UNMERGED = Kind("a checkpoint with a LoRA adapter that is not merged", _MERGE)
 
-_REMADE = "weights that torch makes anew from others at each call"
-_PLAIN = "Make them plain where it was written and save it again: "
-_PARAMETRIZE = "torch.nn.utils.parametrize.remove_parametrizations(module, name) for each module that holds one"
-# What stands in the place of a weight: its name, what has to stand beside it, what that is, the call that undoes it.
-_REPARAMETRISED: tuple[tuple[str, str, str, str], ...] = (
-    (r"(.*\bparametrizations\..+\.)original0", r"\1original1", "weight_norm", _PARAMETRIZE),
-    (r"(.*\bparametrizations\..+\.)original", r"\g<1>0._u", "spectral_norm", _PARAMETRIZE),
-    (r"(.*\bparametrizations\..+\.)original", r"\1original", "parametrize", _PARAMETRIZE),
-    (r"(.*)_orig", r"\1_mask", "prune", "torch.nn.utils.prune.remove(module, name) for each module that is pruned"),
-    (r"(.*)_orig", r"\1_u", "spectral_norm", "torch.nn.utils.remove_spectral_norm(module) for each module that has it"),
-    (r"(.*)_g", r"\1_v", "weight_norm", "torch.nn.utils.remove_weight_norm(module) for each module that has it"),
-)  # fmt: skip
-
 
 def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> Kind | None:
     """The kind of a checkpoint for which there is no sound plan; None if its tensors tell none."""
     if not tensors:
         return _EMPTY
+    if computed := computed_weights(tensors):
+        return computed
     if metadata.get("format") == "mlx":
         return _MLX
     if metadata.get("format") in ("tf", "flax", "jax"):
@@ -111,10 +96,6 @@ def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, st
         return _OTHER_ADAPTERS
     if count(_DIFFERENCE) > len(tensors) // 2:
         return _DIFFERENCES
-    if count(_FAKE_QUANTISED):
-        return _TRAINED_QUANTISED
-    if remade := _reparametrised(tensors):
-        return remade
     weights = [t for key, t in tensors.items() if key.endswith(".weight")]
     matrices = [t for t in weights if dtypes.is_floating(t.dtype)]
     if len(matrices) > 10 and sum(t.shape in ((0,), (1,)) for t in matrices) > 0.9 * len(matrices):
@@ -130,17 +111,6 @@ def _of_odd_dtype(weights: list[StoredTensor]) -> Kind | None:
     if dtypes.is_floating(odd[0].dtype):
         do = "Such a number is a power of two, made for scales; give the weights, or convert it with --dtype float32"
     return Kind(f"a checkpoint of {odd[0].dtype} ({len(odd):,} tensors), a dtype that no weights have", do)
-
-
-def _reparametrised(tensors: Mapping[str, StoredTensor]) -> Kind | None:
-    for pattern, beside, name, undo in _REPARAMETRISED:
-        found = [m for m in map(re.compile(pattern).fullmatch, tensors) if m and m.expand(beside) in tensors]
-        if found:
-            return Kind(
-                f"a checkpoint with {_REMADE} ({name}: {len(found):,} of them, such as {found[0][0][:200]})",
-                f"{_PLAIN}{undo}",
-            )
-    return None
 
 
 def _quantised(tensors: Mapping[str, StoredTensor]) -> Kind | None:

@@ -69,7 +69,7 @@ def refusal(
         "drop": drop,
     }
     causes = [*_apart(apart), *map(_renamed, found), *_others(rest, near)]
-    last = [*_rules(found, sound=not then.faults), *_way(then, rest, layout, component, drop)]
+    last = [*_rules(found, sound=not then.faults), *_way(then, rest, near.canonical, layout, component, drop)]
     first = f"{file}: the plan is not sound, so nothing was written."
     return UnsoundPlan(on_a_screen(first, causes, last), "unsound_plan", details)
 
@@ -265,9 +265,15 @@ def _common_front(keys: Sequence[str]) -> str:
     return ".".join(common) + "." if common and len(keys) > 1 else ""
 
 
+def _of_text(fault: PlanFault, layout: Layout, canonical: Mapping[str, str]) -> bool:
+    """Whether a fault is one of the text encoder, so that it stays with --component text."""
+    return canonical.get(fault.key, fault.key).startswith(TEXT) or layout.is_text(f"{fault.key}.")
+
+
 def _way(
     then: Trial,
     rest: Sequence[PlanFault],
+    canonical: Mapping[str, str],
     layout: Layout,
     component: str,
     drop: str | None,
@@ -289,6 +295,8 @@ def _way(
         )
     elif drop:
         lines.append(f"If the model does without them: --drop {shlex.quote(drop)} --reason TEXT")
+    elif component == "all" and "missing_component" in kinds and not any(_of_text(f, layout, canonical) for f in rest):
+        lines.append("Give a checkpoint that holds them, or convert the text encoder alone with --component text.")
     elif kinds <= {"unfilled", "missing_component"}:
         lines.append(f"Give a checkpoint that holds them. {_BY_HAND}")
     elif kinds <= {"wrong_shape", "wrong_dtype"}:

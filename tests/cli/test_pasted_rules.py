@@ -156,6 +156,26 @@ def test_keys_that_may_go_are_dropped_with_the_printed_option(state, plain, tmp_
     assert_equal_states(tensors(tmp_path / "out"), plain)
 
 
+def test_a_text_encoder_that_is_whole_is_converted_as_the_refusal_says(state, tmp_path):
+    part = {k: t for k, t in state.items() if ".language_backbone." in k or ".vision_backbone." in k}
+    file = write_safetensors(tmp_path, part)
+    refused = sam3lite("convert", file, "--output", tmp_path / "out")
+    option = re.search(r"convert the text encoder alone with (--component text)\.", refused.err)
+    assert refused.code == 3 and option
+    assert sam3lite("convert", file, "--output", tmp_path / "out", *option[1].split()).code == 0
+
+
+def test_what_rules_do_not_mend_is_told_behind_them(state, tmp_path):
+    key = "detector.dot_prod_scoring.hs_proj.bias"
+    part = {k: t for k, t in renamed(state, [("token_mixer", "mixing")]).items() if k != key}
+    refused = sam3lite("convert", write_safetensors(tmp_path, part), "--output", tmp_path / "out")
+    assert refused.code == 3 and rows(refused) <= 25
+    assert "With this rule at the end of a copy of spellings.ini, more of it has its place:\n" in refused.err
+    assert f"1 target without a source; missing in the file:\n  {key}\n" in refused.err
+    record = sam3lite("convert", tmp_path / "tiny.safetensors", "--output", tmp_path / "out", "--json").json["error"]
+    assert not record["details"]["sound_with_rules"] and len(record["details"]["rules"]) == 1
+
+
 def test_names_that_shapes_cannot_tell_apart_are_to_be_checked(state, tmp_path):
     changes = [(r"(blocks\.\d+\.)norm1", r"\1norm_b"), (r"(blocks\.\d+\.)norm2", r"\1norm_a")]
     refused = sam3lite("convert", write_safetensors(tmp_path, renamed(state, changes)), "--output", tmp_path / "out")

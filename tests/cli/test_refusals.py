@@ -17,7 +17,7 @@ from sam3lite_convert.plan import synthetic
 BIAS = "detector.dot_prod_scoring.hs_proj.bias"
 FIRST = TRUNK + "blocks.0.mlp.fc1."
 ANEW, WEIGHTS = "Get the file again, or save it anew", "Give the (?:PyTorch )?checkpoint"
-SAVE, ONLY = r"Save the model's state_dict\(\)", "save only its state dict"
+SAVE, ONLY = "Give the file that holds the model's weights", "save only its state dict"
 HOLDS, TRAINED = "Give a checkpoint that holds them", "Give the checkpoint as it was trained"
 PLAIN, MADE = r"torch\.nn\.utils\.", "parametrizations.weight.original"
 PARAMETRIZE = PLAIN + r"parametrize\.remove_parametrizations\("
@@ -70,8 +70,8 @@ def renamed(pattern: str, new: str) -> Maker:
     return changed(lambda state: {re.sub(pattern, new, key): value for key, value in state.items()})
 
 
-def without(part: str) -> Maker:
-    return changed(lambda state: {key: value for key, value in state.items() if part not in key})
+def without(*parts: str) -> Maker:
+    return changed(lambda state: {k: value for k, value in state.items() if not any(part in k for part in parts)})
 
 
 def given(*endings: str) -> Maker:
@@ -102,7 +102,7 @@ REFUSALS = {
     "GGUF": (written(b"GGUF" + bytes(100)), (), 3, "a GGUF file", WEIGHTS),
     "HDF5": (written(b"\x89HDF\r\n\x1a\n" + bytes(99)), (), 3, "an HDF5 file", WEIGHTS),
     "truncated": (truncated, (), 4, "truncated or damaged", "download it again"),
-    "list": (saved([torch.ones(2)]), (), 3, "a list, not a state dict", SAVE),
+    "list": (saved([torch.ones(2)]), (), 3, "without names", r"save model\.state_dict\(\)"),
     "tensor": (saved(torch.ones(2)), (), 3, "a single tensor", SAVE),
     "numbers": (saved({"epoch": 3}), (), 3, "no state dict", SAVE),
     "module": (saved(torch.nn.Linear(2, 2)), (), 4, "Linear, where a dict of tensors belongs", ONLY),
@@ -123,7 +123,7 @@ REFUSALS = {
     "twice": (evil("repeats a key"), (), 4, "sets the key 'w' twice", ANEW),
     "memory": (evil("a memo index beyond reason"), (), 4, "far more memory than its size", ONLY),
     "digits": (evil("an integer of a million digits"), (), 4, "the file's pickle is invalid", ANEW),
-    "encrypted": (evil("encrypted"), (), 4, "compressed or encrypted", "Unzip the file"),
+    "encrypted": (evil("encrypted"), (), 3, "compressed or encrypted", "Unzip the file"),
     "other order": (evil("a byte order of 32 MB"), (), 4, "big-endian", "save it with safetensors"),
     "st overlap": (evil("safetensors: overlaps"), (), 4, "overlap, or there is a gap", ANEW),
     "st dtype": (evil("safetensors: a dtype of a megabyte"), (), 4, "the unknown dtype", ANEW),
@@ -140,21 +140,23 @@ REFUSALS = {
     "old spectral_norm": (given("weight_orig", "weight_u", "weight_v"), (), 3, "spectral_norm",
                           PLAIN + r"remove_spectral_norm\("),
     "pruned": (given("weight_orig", "weight_mask"), (), 3, "prune", PLAIN + r"prune\.remove\("),
-    "observers": (given("weight", "weight_fake_quant.scale"), (), 3, "fake quantisation", "disable_fake_quant"),
+    "observers": (given("weight", "weight_fake_quant.scale"), (), 3, "quantisation-aware", "before it was prepared"),
     "teacher": (changed(lambda s: s | {ENCODER + "transformer.resblocks.0.attn.in_proj_weight": Z(12, 4)}), (), 3,
                 "CLIP teacher", "give a SAM3-LiteText checkpoint"),
     "other blocks": (changed(lambda s: s | {ENCODER + "transformer.2.token_mixer.layer_scale": Z(64, 1, 1)}), (), 3,
                      "RepMixer blocks at layers", TRAINED),
     "text alone": (changed(lambda s: {k: v for k, v in s.items() if k.startswith(ENCODER[:-8])}), (), 3,
                    "components? missing", "--component text"),
-    "no vision": (without("vision_backbone"), (), 3, "vision_encoder: the file has none", HOLDS),
+    "no vision": (without("vision_backbone"), (), 3, "vision_encoder: the file has none", "--component text"),
     "no statistics": (without("running_"), (), 3, "statistics of BatchNorm", r"save the model's state_dict\(\)"),
+    "no scoring, and text": (
+        without("dot_prod", "encoder.final_layer_norm.bias"), (), 3, "scoring: the file has none", HOLDS),
     "one missing": (without(BIAS), (), 3, "1 target without a source", HOLDS),
     "shape": (changed(lambda s: s | {BIAS: Z(3)}), (), 3, "of the wrong shape", TRAINED),
     "dtype": (changed(lambda s: s | {BIAS: Z(32, dtype=torch.int8)}), (), 3, "of the wrong dtype", TRAINED),
     "extra": (changed(lambda s: s | {f"detector.aux.{n}.w": Z(2) for n in range(500)}), (), 3,
               r"detector\.aux\.\{0\.\.499\}\.w \(500\)", r"--drop 'detector\\\.aux\\\..+' --reason TEXT"),
-    "wall": (changed(many), (), 3, "no MobileCLIP text encoder", "--mapping DIR"),
+    "wall": (changed(many), (), 3, "no MobileCLIP text encoder", "give another file"),
     "wall beside": (changed(lambda s: s | many(s)), (), 3, "source keys without a rule", "--mapping DIR"),
     "renamed": (renamed("token_mixer", "mixing"), (), 3, "renamed[?] mixing -> token_mixer", "a copy of spellings"),
     "causal": (changed(dict), ("--causal", "--layout", "transformers"), 3, "no causal attention mask", "Use --layout"),
