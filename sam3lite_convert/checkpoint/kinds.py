@@ -253,6 +253,8 @@ _ADAPTER = Kind(
 )
 _TENSORS: tuple[tuple[str, Kind], ...] = (
     (r"torch\.distributed\..*DTensor", Kind("a distributed tensor (DTensor)", "save .full_tensor() of it")),
+    (r"torch\._lazy_view", Kind(
+        "a lazily negated or conjugated tensor", "save .resolve_neg().resolve_conj() of it")),
     (r"torch\._utils\._rebuild_sparse\w*", Kind("a sparse tensor", "save .to_dense() of it")),
     (r"torch\._utils\._rebuild_qtensor|torch\.Q\w+Storage|torch\.q\w+", Kind(
         "a quantised tensor", "save .dequantize() of it, or better the weights before they were quantised")),

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.checkpoints import tensors
+from support.checkpoints import quantised, tensors
 from support.folders import TRUNK, convert, sam3lite, tiny_state, write
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
@@ -72,11 +72,6 @@ class Device:
     def __reduce__(self):
         arguments = (self.tensor, self.tensor.dtype, "hpu:0", False)
         return (torch._utils._rebuild_device_tensor_from_cpu_tensor, arguments)
-
-
-def quantised() -> torch.Tensor:
-    with pytest.warns(UserWarning):
-        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
 
 
 def nested() -> torch.Tensor:
