@@ -135,7 +135,8 @@ def check_entries(entries: Mapping[object, object]) -> None:
     _refuse_other_tensors(entries)
     for key, value in entries.items():
         for each in unpickle.objects_in((key, value)):
-            raise unpickle.hostile(each.name, f"at {_named(key)[:200]}, where only a tensor belongs")
+            where = f"at {_named(key)[:200]}, where only a tensor belongs"
+            raise kinds.refuse_tensor(_named(key), each.name, 1) or unpickle.hostile(each.name, where)
 
 
 def find_state_dict(tree: object, selection: Selection = NOTHING_STATED) -> Found:

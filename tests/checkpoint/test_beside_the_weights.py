@@ -138,8 +138,10 @@ def test_objects_are_passed_over_in_every_protocol(protocol, legacy, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["negated", "conjugated"])
-def test_a_lazy_view_is_refused_in_the_place_of_a_tensor_alone(kind, tmp_path):
-    fault = refused(saved(tmp_path, {"model": tensors() | {"odd": MORE[kind]}}), UnsoundPlan)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_lazy_view_is_refused_in_the_place_of_a_tensor_alone(inside, kind, tmp_path):
+    odd = [MORE[kind]] if inside else MORE[kind]
+    fault = refused(saved(tmp_path, {"model": tensors() | {"odd": odd}}), UnsoundPlan)
     assert fault.code == "not_a_plain_tensor"
     assert "odd is a lazily negated or conjugated tensor" in fault.message and "resolve_conj()" in fault.message
 
