@@ -97,6 +97,10 @@ _ENDINGS: tuple[tuple[str, Kind], ...] = (  # of names, for files whose bytes te
     (r"\.msgpack", _FLAX),
     (r"\.mnn", Kind("an MNN model", _GIVE_TORCH)),
     (r"\.(?:incomplete|crdownload|part|partial|download|aria2|!qB)", _UNFINISHED),
+    (
+        r"\.(?:a[a-z]|\d{3})",
+        _damaged("a piece of a file that was split", "Join the pieces in their order: cat NAME.* > NAME"),
+    ),
     (r"\.torrent", Kind("a torrent, not the file that it stands for", _DOWNLOAD)),
 )
 _LFS = _damaged("a Git LFS pointer, not the weights", "Download them with 'git lfs pull'")
@@ -283,7 +287,7 @@ def refuse_tensor(key: str, name: str, count: int) -> UnsoundPlan | None:
         if re.fullmatch(pattern, name):
             more = f" (and {count - 1:,} more)" * (count > 1)
             return UnsoundPlan(
-                f"{key[:200]}{more} is {kind.what}, whose values are not plain bytes. Where it was written, {kind.do}.",
+                f"{key[:200]}{more} is {kind.what}; only plain tensors are read. Where it was written, {kind.do}.",
                 "not_a_plain_tensor",
                 {"kind": kind.what},
             )
@@ -342,6 +346,7 @@ def refuse_folder(path: Path) -> Sam3LiteError:
         fault = kind.refusal()
         fault.message = f"{path}: {fault.message}"
         return fault
-    inside = sorted(each.name for each in path.iterdir() if each.name.endswith(_WEIGHTS)) if path.is_dir() else []
+    names = [each.name for each in path.iterdir()] if path.is_dir() else []
+    inside = sorted(n for n in names if n.endswith(_WEIGHTS) and not re.search(r"-\d{5}-of-\d{5}\.", n))
     hint = f"; it holds {', '.join(inside[:3])}: give {path / inside[0]}" if inside else "; give a file in it"
     return CannotRun(f"{path} is a folder, not a checkpoint file{hint}", "not_a_file")

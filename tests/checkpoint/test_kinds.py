@@ -262,7 +262,7 @@ def test_a_folder_is_named_with_the_command_that_is_meant(name, tmp_path):
     ("name", "code", "says"),
     [("a.onnx", 3, "ONNX"), ("a.pb", 3, "TensorFlow"), ("m.ckpt.index", 3, "TensorFlow"), ("a.engine", 3, "TensorRT"),
      ("m.data-00000-of-00001", 3, "TensorFlow"), ("a.mlmodel", 3, "CoreML"), ("a.pt.aria2", 4, "unfinished download"),
-     ("a.torrent", 3, "torrent")],
+     ("a.torrent", 3, "torrent"), ("a.pt.ab", 4, "piece of a file.*cat")],
 )  # fmt: skip
 def test_a_file_whose_bytes_tell_nothing_is_told_by_its_name(name, code, says, tmp_path):
     (tmp_path / name).write_bytes(bytes(range(1, 200)))
@@ -308,6 +308,13 @@ def test_what_this_tool_wrote_is_no_source(tmp_path):
         done = sam3lite("convert", "--checkpoint", source, "--output", tmp_path / "again")
         assert done.code == 3 and says in done.err and "sam3lite verify" in done.err
     assert json.loads(sam3lite("inspect", folder / "model.safetensors", "--json").out)["kind"].startswith("a converted")
+
+
+def test_a_whole_folder_of_this_tools_is_told_by_its_names_too(tmp_path):
+    for layout in ("packed", "transformers"):
+        folder = convert(write(tmp_path, tiny_state()), tmp_path / layout, "--layout", layout)
+        done = sam3lite("convert", folder / "model.safetensors")
+        assert done.code == 3 and "converted checkpoint" in done.err
 
 
 def test_an_expanded_tensor_may_be_dropped_and_not_converted(tmp_path):
