@@ -317,11 +317,20 @@ _OF_A_RANK = Kind(
 )
 
 
+_SHADOW = Kind(
+    "the averaged weights of an EMA without their names (shadow_params)",
+    "Where it was written, copy them into the model (ema.copy_to(model.parameters())) and save model.state_dict()",
+    "no_state_dict",
+)
+
+
 def kind_of_tree(tree: Mapping[object, object]) -> Kind | None:
     """The kind of a file whose dict holds no tensors under names."""
     keys = {key for key in tree if isinstance(key, str)}
     if keys & {"zero_stage", "partition_count", "fp32_flat_groups", "single_partition_of_fp32_groups"}:
         return _OF_A_RANK
+    if "shadow_params" in keys:
+        return _SHADOW
     give = "Give the checkpoint with the model's weights beside it"
     if {"state", "param_groups"} <= keys:
         return Kind("the state of an optimizer, without weights", give, "no_state_dict")
@@ -334,9 +343,15 @@ def kind_of_tree(tree: Mapping[object, object]) -> Kind | None:
     return None
 
 
+def scattered(count: int) -> Kind:
+    """The kind of a file that holds its tensors in so many dicts within dicts."""
+    what = f"a tree of dicts, {count:,} of them with tensors, in which the parts of a tensor's name are keys"
+    return Kind(what, "Where it was written, save the flat model.state_dict()", "no_state_dict")
+
+
 def nameless(count: int) -> Kind:
     """The kind of a file that holds tensors without names."""
-    what = f"a file of {count:,} tensor{'s' * (count > 1)} without names (a list of them, or numbers as keys)"
+    what = f"a file of {count:,} tensor{'s' * (count > 1)} without names (in a list, or under keys that are not text)"
     return Kind(what, "Where it was written, save model.state_dict()", "no_state_dict")
 
 

@@ -187,6 +187,7 @@ KINDS |= {
     "optimizer alone": (lambda p: saved(p, {"optimizer": OPTIMIZER, "epoch": 1}), 3, "state of an optimizer"),
     "optimizers": (lambda p: saved(p, {"optimizer_states": [OPTIMIZER]}), 3, "state of an optimizer"),
     "rank": (lambda p: saved(p, {"optimizer_state_dict": {"zero_stage": 2, "fp32": [Z(9)]}}), 3, "rank of DeepSpeed"),
+    "shadow": (lambda p: saved(p, {"decay": 0.9, "shadow_params": [Z(3)]}), 3, r"EMA without their names.*copy_to"),
     "arguments": (lambda p: saved(p, argparse.Namespace(lr=1)), 3, "training arguments"),
     "hyperparameters": (lambda p: saved(p, {"lr": 1e-4}), 3, r"no state dict.*model\.state_dict\(\)"),
     "numbered flat": (names("flat_param_0"), 3, "FSDP with flat parameters"),
