@@ -44,7 +44,7 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
 )  # fmt: skip
 _OURS = re.compile(r"(?:^|.*\.)(?:language_backbone|vision_backbone)\.")  # the original's names
 _TEXT = re.compile(r"(?:^|.*\.)language_backbone\.")
-_DETECTOR = re.compile(r"(?:^|.*\.)(?:vision_backbone|segmentation_head|dot_prod_scoring|geometry_encoder)\.")
+_DETECTOR = re.compile(r"(?:^|.*\.)(?:segmentation_head|dot_prod_scoring)\.")
 _LORA = re.compile(r".*\.lora_(?:[AB]|down|up|mid|embedding_[AB]|magnitude_vector)\b")
 _OTHER_ADAPTER = re.compile(r".*\.(?:(?:hada|lokr|boft|oft|vera)_\w+|ia3_l)\b|prompt_embeddings$")
 _BESIDE_ADAPTER = re.compile(r".*\.(?:alpha|dora_scale|bias_indices)$")
@@ -131,9 +131,9 @@ def _quantised(tensors: Mapping[str, StoredTensor]) -> Kind | None:
 
 
 def _foreign(tensors: Mapping[str, StoredTensor]) -> Kind | None:
-    if any(map(_OURS.match, tensors)) or any(map(_DETECTOR.match, tensors)):
+    if any(map(_OURS.match, tensors)):
         return None if any(map(_TEXT.match, tensors)) else _NO_TEXT
     for pattern, kind in _NAMES:
         if any(map(re.compile(pattern).match, tensors)):
             return kind
-    return None
+    return _NO_TEXT if any(map(_DETECTOR.match, tensors)) else None
