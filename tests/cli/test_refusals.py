@@ -18,7 +18,10 @@ BIAS = "detector.dot_prod_scoring.hs_proj.bias"
 FIRST = TRUNK + "blocks.0.mlp.fc1."
 ANEW, WEIGHTS = "Get the file again, or save it anew", "Give the (?:PyTorch )?checkpoint"
 SAVE, ONLY = "Give the file that holds the model's weights", "save only its state dict"
-HOLDS, TRAINED = "Give a checkpoint that holds them", "Give the checkpoint as it was trained"
+HOLDS, TRAINED = (
+    r"Give a checkpoint that holds them\. If they stand under other names",
+    "Give the checkpoint as it was trained",
+)
 PLAIN, MADE = r"torch\.nn\.utils\.", "parametrizations.weight.original"
 PARAMETRIZE = PLAIN + r"parametrize\.remove_parametrizations\("
 Maker = Callable[[Path, State], Path]
@@ -149,7 +152,7 @@ REFUSALS = {
                    "components? missing", "--component text"),
     "no vision": (without("vision_backbone"), (), 3, "vision_encoder: the file has none", "--component text"),
     "no statistics": (without("running_"), (), 3, "statistics of BatchNorm", r"save the model's state_dict\(\)"),
-    "no scoring, and text": (without("dot_prod", "encoder.final_layer_norm.bias"), (), 3, "scoring: the file has none", HOLDS),
+    "parts": (without("dot_prod", "encoder.final_layer_norm.bias"), (), 3, "scoring: the file has none", HOLDS),
     "one missing": (without(BIAS), (), 3, "1 target without a source", HOLDS),
     "shape": (changed(lambda s: s | {BIAS: Z(3)}), (), 3, "of the wrong shape", TRAINED),
     "dtype": (changed(lambda s: s | {BIAS: Z(32, dtype=torch.int8)}), (), 3, "of the wrong dtype", TRAINED),
