@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from sam3lite_convert.checkpoint import dtypes, kinds, unpickle
 from sam3lite_convert.checkpoint.index import StoredTensor, check_names
-from sam3lite_convert.checkpoint.pickle_machine import Opaque
+from sam3lite_convert.checkpoint.pickle_machine import Opaque, repeated
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.records.record import JsonValue
@@ -18,6 +18,7 @@ WRAPPERS = ("model", "state_dict")  # entries that hold weights, also ones whose
 FILE_ITSELF = "."  # the path of a state dict that is not wrapped
 _DEEPEST = 8  # entries within entries
 _LISTED = 20
+_GIVE = "Give the file that holds the model's weights, or save model.state_dict() where it was written."
 META = "meta"  # facts about the weights, which may stand beside them
 _MOST_ELEMENTS = 1 << 40  # no tensor has more, however often it repeats one value
 
@@ -62,11 +63,13 @@ class Found(NamedTuple):
 
 
 class _Dict(NamedTuple):
-    """A dict of tensors in a file, and the path of keys that leads to it."""
+    """A dict of tensors in a file, and the path of keys that leads to it. ``pairs``: whether it is a list of pairs of a
+    name and a tensor there."""
 
     path: tuple[str, ...]
     content: Mapping[object, object]
     tensors: dict[str, unpickle.TensorRecord]
+    pairs: bool = False
 
     @property
     def name(self) -> str:
@@ -86,12 +89,12 @@ def state_dict_of(tree: object, unknown: list[str], selection: Selection = NOTHI
     """
     if isinstance(tree, Opaque) and (kind := kinds.kind_of_object(tree.name)):
         raise kind.refusal()
-    for each in unpickle.objects_in(tree) if not isinstance(tree, Mapping) else ():
+    for each in unpickle.objects_in(tree) if not _nests(tree) else ():
         raise unpickle.hostile(each.name, "where a dict of tensors belongs")
     try:
         found = find_state_dict(tree, selection)
     except UnsoundPlan as fault:
-        if fault.code == "no_state_dict" and isinstance(tree, Mapping):
+        if fault.code == "no_state_dict":
             _refuse_known(tree)
         if unknown and fault.code == "no_state_dict":
             raise unpickle.hostile(unknown[0], "and holds no dict of tensors beside it") from fault
@@ -102,12 +105,20 @@ def state_dict_of(tree: object, unknown: list[str], selection: Selection = NOTHI
     return found._replace(notes=(*found.notes, f"objects beside the weights, not built and never called: {named}"))
 
 
-def _refuse_known(tree: Mapping[object, object]) -> None:
-    """Raises UnsoundPlan for a file without tensors of which the kind can be told."""
-    if kind := kinds.kind_of_tree(tree):
-        raise kind.refusal()
-    for inner in (tree, *(value for value in tree.values() if isinstance(value, Mapping))):
-        _refuse_other_tensors(inner)
+def _refuse_known(tree: object) -> None:
+    """Raises UnsoundPlan for a file without named tensors of which the kind can be told."""
+    if isinstance(tree, Mapping):
+        # What an entry is, tells what the file is, if there is nothing else in it.
+        entries = [entry for value in tree.values() for entry in (value if isinstance(value, list) else [value])]
+        inner = [entry for entry in entries if isinstance(entry, Mapping)]
+        for each in (tree, *inner):
+            if kind := kinds.kind_of_tree(each):
+                raise kind.refusal()
+        for each in (tree, *inner):
+            _refuse_other_tensors(each)
+    count = sum(1 for _ in all_tensors(tree))
+    if count and _nests(tree) and not any(_dicts(tree)):
+        raise kinds.nameless(count).refusal()
 
 
 def _refuse_other_tensors(entries: Mapping[object, object]) -> None:
@@ -134,10 +145,10 @@ def find_state_dict(tree: object, selection: Selection = NOTHING_STATED) -> Foun
     Raises UnsoundPlan if there is none, or more than one; CannotRun if no dict of tensors has the stated path.
     """
     if not _nests(tree):
-        raise UnsoundPlan(f"the file holds {_kind(tree)}, not a state dict", "no_state_dict")
+        raise UnsoundPlan(f"the file holds {_kind(tree)}, not a state dict. {_GIVE}", "no_state_dict")
     dicts, wanted = list(_dicts(tree)), selection.state_dict_key
     if not dicts and not isinstance(tree, Mapping):
-        raise UnsoundPlan("the file holds a list, not a state dict", "no_state_dict")
+        raise UnsoundPlan(f"the file holds a list, not a state dict. {_GIVE}", "no_state_dict")
     if selection.passed_over and wanted not in [d.name for d in dicts]:
         wanted = None
     chosen = _only(dicts) if wanted is None else _named_dict(dicts, wanted)
@@ -146,26 +157,30 @@ def find_state_dict(tree: object, selection: Selection = NOTHING_STATED) -> Foun
     check_names(key for key in (*top, *chosen.content, *chosen.path, *left) if isinstance(key, str))
     notes = []
     meta = _numbers(top.get(META))
-    if chosen.path and len(top) > 1:
-        beside = (_beside(key, left, bool(meta)) for key in top if _named(key) != chosen.path[0])
-        notes.append("not read, beside the state dict: " + ", ".join(sorted(beside)))
-    named = {_named(key) for key in top}
-    if deeper := [f"{path} ({n:,} tensors)" for path, n in left.items() if path not in named]:
-        notes.append("not read, beside the state dict: " + ", ".join(deeper))
+    beside = sorted({*map(_named, top)} - {*chosen.path[:1], *left}) if chosen.path else []
+    if beside:  # what holds tensors is counted in ``left``
+        words = (name + " (but for its whole numbers)" * (name == META and bool(meta)) for name in beside)
+        notes.append("not read, beside the state dict: " + ", ".join(words))
     check_entries(chosen.content)
-    others = [_named(key) for key in chosen.content if not (isinstance(key, str) and key in chosen.tensors)]
+    if chosen.pairs:
+        notes.append("a list of pairs of a name and a tensor, taken for the state dict")
+    rest = {key: value for key, value in chosen.content.items() if not (isinstance(key, str) and key in chosen.tensors)}
+    unnamed = [_named(key) for key, value in rest.items() if isinstance(value, unpickle.TensorRecord)]
+    if unnamed:
+        notes.append(
+            (
+                f"{len(unnamed):,} tensors of the state dict have keys that are not text, and are left out: "
+                if len(unnamed) > 1
+                else "1 tensor of the state dict has a key that is not text, and is left out: "
+            )
+            + ", ".join(unnamed[:5])
+        )
+    others = [_named(key) for key, value in rest.items() if not isinstance(value, unpickle.TensorRecord)]
     if others:
         notes.append(
             f"{len(others)} entries of the state dict are not tensors and are left out: " + ", ".join(others[:5])
         )
-    return Found(".".join(chosen.path) or None, chosen.tensors, tuple(notes), others, meta, left)
-
-
-def _beside(key: object, left: dict[str, int], meta: bool) -> str:
-    """An entry that is not read, in words."""
-    name = _named(key)
-    n = left.get(name, 0)
-    return name + (f" ({n:,} tensors)" if n else "") + " (but for its whole numbers)" * (name == META and meta)
+    return Found(".".join(chosen.path) or None, chosen.tensors, tuple(notes), others + unnamed, meta, left)
 
 
 def _entries(item: object) -> list[tuple[object, object]]:
@@ -176,7 +191,7 @@ def _entries(item: object) -> list[tuple[object, object]]:
 
 
 def _nests(item: object) -> bool:
-    return isinstance(item, Mapping | list | tuple) and not isinstance(item, unpickle.TensorRecord)
+    return isinstance(item, Mapping | list | tuple) and not isinstance(item, unpickle.RECORDS)
 
 
 def _dicts(tree: object) -> Iterator[_Dict]:
@@ -188,13 +203,34 @@ def _dicts(tree: object) -> Iterator[_Dict]:
         if id(item) in seen:
             continue
         seen.add(id(item))
+        pairs = _pairs(item)
+        if pairs is not None:
+            item = pairs
         entries = _entries(item)
         if isinstance(item, Mapping):
             tensors = {k: v for k, v in entries if isinstance(k, str) and isinstance(v, unpickle.TensorRecord)}
             if tensors:
-                yield _Dict(path, item, tensors)
+                yield _Dict(path, item, tensors, pairs is not None)
         if len(path) < _DEEPEST:
             stack.extend(reversed([((*path, _named(k)), v) for k, v in entries if _nests(v)]))
+
+
+def _pairs(item: object) -> dict[object, object] | None:
+    """What a list of pairs of a name and a value holds, such as ``list(state_dict.items())``; None if it is no such
+    list, or holds no tensor. Raises Untrusted if a name appears twice."""
+    if not isinstance(item, list | tuple) or isinstance(item, unpickle.RECORDS):
+        return None
+    made: dict[object, object] = {}
+    for each in item:
+        if not isinstance(each, list | tuple) or isinstance(each, unpickle.RECORDS) or len(each) != 2:
+            return None
+        name, value = each
+        if not isinstance(name, str):
+            return None
+        if name in made:
+            raise repeated(name)
+        made[name] = value
+    return made if any(isinstance(value, unpickle.TensorRecord) for value in made.values()) else None
 
 
 def _only(dicts: list[_Dict]) -> _Dict:
@@ -202,8 +238,8 @@ def _only(dicts: list[_Dict]) -> _Dict:
     likely = [d for d in dicts if d.like_weights] or [d for d in dicts if d.name in WRAPPERS]
     likely = likely or [d for d in dicts if not d.path]
     if not likely:
-        hint = f". To take one all the same: --state-dict-key {shlex.quote(dicts[0].name)}" if dicts else ""
-        raise UnsoundPlan(f"the file holds no state dict (no tensors with names){hint}", "no_state_dict")
+        hint = f"To take one all the same: --state-dict-key {shlex.quote(dicts[0].name)}" if dicts else _GIVE
+        raise UnsoundPlan(f"the file holds no state dict (no tensors with names). {hint}", "no_state_dict")
     if any(d.tensors != likely[0].tensors for d in likely[1:]):
         lines = [f"the file holds {len(likely)} dicts of tensors, which are not merged:"]
         lines += [_listed(d) for d in likely[:_LISTED]]
@@ -271,6 +307,8 @@ def _kind(tree: object) -> str:
     """What an unpickled object is, in words."""
     if isinstance(tree, unpickle.TensorRecord):
         return "a single tensor"
+    if isinstance(tree, unpickle.RECORDS):
+        return "a single value"
     if tree is None or isinstance(tree, str | bytes | int | float):
         return "a single value"
     return "an object of another kind"

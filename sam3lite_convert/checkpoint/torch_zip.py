@@ -17,7 +17,7 @@ from sam3lite_convert.checkpoint.kinds import kind_of_large_pickle, kind_of_zip
 from sam3lite_convert.checkpoint.pickle_machine import PICKLE_LIMIT
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.checkpoint.state_dict import locate, read_at, state_dict_of
-from sam3lite_convert.errors import Untrusted, in_short
+from sam3lite_convert.errors import UnsoundPlan, Untrusted, in_short
 
 _UTF8 = 0x800  # the flag of an entry whose name is in that encoding
 
@@ -148,11 +148,12 @@ def _is_stored(entry: zipfile.ZipInfo) -> bool:
 
 
 def _check_stored(entry: zipfile.ZipInfo) -> None:
-    """Raises Untrusted if the bytes of an entry that is read are not in the file as they are."""
+    """Raises UnsoundPlan or Untrusted if the bytes of an entry that is read are not in the file as they are."""
     if not _is_stored(entry):
-        raise Untrusted(
+        raise UnsoundPlan(
             f"the archive's entry {entry.filename} is compressed or encrypted; torch.save writes neither. Unzip the "
-            "file into an empty folder, and there: zip -0 -r ../checkpoint.pt ."
+            "file into an empty folder, and there: zip -0 -r ../checkpoint.pt .",
+            "compressed_entry",
         )
     if entry.compress_size != entry.file_size:
         raise Untrusted(f"the archive's entry {entry.filename} has two different sizes", "corrupt_file")

@@ -307,11 +307,11 @@ def objects_in(value: object) -> Iterator[Opaque]:
                 yield item
         elif isinstance(item, OtherKey):
             stack.append(item.held)
-        elif isinstance(item, dict | list | tuple) and not isinstance(item, _RECORDS) and id(item) not in seen:
+        elif isinstance(item, dict | list | tuple) and not isinstance(item, RECORDS) and id(item) not in seen:
             seen.add(id(item))
             stack.extend([*item.keys(), *item.values()] if isinstance(item, dict) else item)
 
 
-_RECORDS = (TensorRecord, StorageRecord, _Dtype, _StorageClass)
+RECORDS = (TensorRecord, StorageRecord, _Dtype, _StorageClass)
 _MOST_NAMES = 10_000
 _QUANTISED = [f"torch.{name}Storage" for name in ("QInt8", "QUInt8", "QInt32", "QUInt4x2", "QUInt2x4")]

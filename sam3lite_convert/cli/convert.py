@@ -33,7 +33,8 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
     """
     if checkpoint is None and "--all" not in asked:
         raise CannotRun(
-            f"convert needs a checkpoint: a file, an alias ({', '.join(ALIASES)}) or a path on the Hub; or --all",
+            f"convert needs a checkpoint: a file or folder, an alias ({', '.join(ALIASES)}), or a path or page on the "
+            "Hub; or --all",
             "usage",
         )
     for one, other in (
@@ -88,7 +89,7 @@ class Destination:
         """The PushTarget of one checkpoint. Raises CannotRun if its name is not valid."""
         from sam3lite_convert.commands.push import PushTarget, check_name
 
-        repo = self._repo or f"{self._namespace}/{location.path.stem}"
+        repo = self._repo or f"{self._namespace}/{location.stem}"
         check_name(repo)
         return PushTarget(repo, *self._how)
 

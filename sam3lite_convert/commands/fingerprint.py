@@ -27,18 +27,19 @@ _LIMIT = 4 << 20  # bytes; that of the largest released variant takes some 20 kB
 _GREATEST_LIMIT = 0.01
 
 
-def fingerprint_of(plan: Plan, called: int | None = None) -> Fingerprint:
+def fingerprint_of(plan: Plan, called: int | None = None, dtype: str | None = None) -> Fingerprint:
     """What the original text encoder computes with the weights of a plan's checkpoint. Its hash is left open.
 
     ``plan``: of the whole file or of its text encoder; its tensors must be on this machine.
     ``called``: the context that the model is called with, in tokens; None: the plan's.
+    ``dtype``: floating weights are cast to it first; None: taken as stored.
 
     Raises CannotRun if the reference computes NaN or infinity, UnsoundPlan if the weights do not fit it.
     """
     import torch
 
     from original_ref import TextStudentEncoder
-    from sam3lite_convert.convert.text_weights import source_weights
+    from sam3lite_convert.convert.text_weights import cast, source_weights
     from sam3lite_convert.parity.fingerprint import fingerprint_ids, make_fingerprint
     from sam3lite_convert.parity.original import reference_encoder
 
@@ -49,7 +50,10 @@ def fingerprint_of(plan: Plan, called: int | None = None) -> Fingerprint:
     # Sorted: the rows are in the order of the ids, so that the greatest id stays the greatest.
     words = torch.unique(ids)
     small = replace(architecture, sizes=architecture.sizes | {"vocab": len(words)})
-    reference = reference_encoder(small, source_weights(plan, words.tolist()), torch.float32)
+    weights = source_weights(plan, words.tolist())
+    if dtype is not None:
+        weights = cast(weights, getattr(torch, dtype))
+    reference = reference_encoder(small, weights, torch.float32)
     assert isinstance(reference.model, TextStudentEncoder)
     source = FingerprintSource(name=plan.checkpoint.path.name, size=plan.checkpoint.size, sha256=None)
     return make_fingerprint(reference.model, architecture, source, ids, torch.searchsorted(words, ids), plan.not_read)
@@ -136,7 +140,12 @@ def fault_of(folder: Path, plan: Plan, made: Worker[Fingerprint] | None = None) 
         # The file may have had another name when it was converted, which stated another context.
         context, length = plan.architecture.context, len(found.ids[0]) if found.ids else 0
         renamed = context is not None and length > 0 and min(length, context.rows) == context.held
-        return first_difference(found, fingerprint_of(plan, length if renamed else None))
+        called = length if renamed else None
+        other = first_difference(found, fingerprint_of(plan, called))
+        if other is None or plan.options.dtype is None:
+            return other
+        # Of a cast folder it may be that of the cast weights: so if it was converted from a copy that was cast before.
+        return other if first_difference(found, fingerprint_of(plan, called, plan.options.dtype)) else None
     except Sam3LiteError as fault:
         return fault.message
 

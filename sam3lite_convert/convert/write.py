@@ -20,7 +20,7 @@ from sam3lite_convert.convert.tensor_bytes import CastLoss
 from sam3lite_convert.convert.whole_folder import check_destination, whole_folder
 from sam3lite_convert.files import write_json, write_text
 from sam3lite_convert.plan.plan import Options, Plan
-from sam3lite_convert.plan.rotary import random_tables, rotary_faults
+from sam3lite_convert.plan.rotary import check_rotary
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Receipt
@@ -39,9 +39,12 @@ class Converted:
     receipt: Receipt
 
 
-def default_output(checkpoint: Path, options: Options) -> Path:
-    """``converted/<file stem>-<layout>``, with ``-text`` and the dtype appended if they are not the default."""
-    name = f"{checkpoint.stem}-{options.layout}"
+def default_output(stem: str, options: Options) -> Path:
+    """``converted/<stem>-<layout>``, with ``-text`` and the dtype appended if they are not the default.
+
+    ``stem``: of the checkpoint.
+    """
+    name = f"{stem}-{options.layout}"
     if options.component == "text":
         name += "-text"
     if options.dtype not in (None, "float32"):
@@ -51,14 +54,11 @@ def default_output(checkpoint: Path, options: Options) -> Path:
 
 def _rotary_notes(plan: Plan, source: BinaryIO) -> list[str]:
     """What is dropped in the belief that the target computes the same, and is not the same."""
-    faults = list(rotary_faults(plan, source))
-    random = sum(fault.random for fault in faults)
-    others = [fault for fault in faults if not fault.random]
-    notes = [random_tables(random)] if random else []
-    if others:
-        more = f", and {len(others) - 1:,} more" if len(others) > 1 else ""
+    faults, notes = check_rotary(plan, source)
+    if faults:
+        more = f", and {len(faults) - 1:,} more" if len(faults) > 1 else ""
         notes.append(
-            f"{others[0].key} {others[0].why}{more}. The original computes with the stored table, the target with its "
+            f"{faults[0].key} {faults[0].why}{more}. The original computes with the stored table, the target with its "
             "own (sam3lite explain V-ROTARY)"
         )
     return notes
@@ -144,7 +144,7 @@ def convert(
             write_shard(work, shard, source, written, loss)
         write_index(work, shards)
         sha256, more = hashing.result()
-        special = search.result() | not_finite(plan.checkpoint.path, hashing.suspects(sources.values()))
+        special = search.result() | not_finite(plan.checkpoint, hashing.suspects(sources.values()))
         strict.check(special, loss, plan.options.dtype)
         notes = plan_notes(plan) + more + _rotary_notes(plan, source)
         if special:
@@ -152,7 +152,7 @@ def convert(
         if loss.overflowed_values:
             notes.append(f"out of range for {plan.options.dtype} and now infinite: {overflow_words(loss)}")
         files = [s.name for s in [*shards, *beside]]
-        receipt = make_receipt(plan, sha256, loss, files, notes, special, max_shard_size, model_id)
+        receipt = make_receipt(plan, sha256, hashing.files, loss, files, notes, special, max_shard_size, model_id)
         write_json(work / "config.json", make_config(plan))
         write_json(work / RECEIPT_NAME, receipt.to_json())
         receipt, card = with_card(finish(work, receipt))

@@ -136,3 +136,10 @@ def has_class_row(rows: int) -> bool:
     The grid is square: 576 = 24 x 24 rows have none, 577 have one.
     """
     return math.isqrt(rows) ** 2 != rows and math.isqrt(rows - 1) ** 2 == rows - 1
+
+
+def rotary_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The sides of a rotary table that count, patches and pairs: without those of one element, and without the two
+    parts of a complex number that ``torch.view_as_real`` puts behind them."""
+    sides = tuple(n for n in shape if n != 1)
+    return sides[:2] if sides[2:] == (2,) else sides

@@ -19,6 +19,8 @@ _BUFFERS = (
     "freqs_cis",
     "freqs_cis_real",
     "freqs_cis_imag",
+    "freqs_cos",
+    "freqs_sin",
     "positional_encoding_gaussian_matrix",
 )
 

@@ -17,6 +17,7 @@ from sam3lite_convert.plan.architecture import (
     Shapes,
     Vision,
     has_class_row,
+    rotary_shape,
 )
 
 _MOST_LAYERS = 1000  # in one stack; a released model has 32
@@ -203,15 +204,16 @@ def _vision_facts(
     assumed: dict[str, str],
 ) -> Vision:
     """What config.json needs beyond tensor sizes; the rotary tables tell most of it."""
-    trunk = re.escape(VISION) + r"trunk\."
     hidden, patch = sizes["vit_hidden"] or 0, sizes["patch"] or 14
     count = len(blocks["vit_blocks"])
     names = {i: f"{VISION}trunk.blocks.{i}.attn.freqs_cis" for i in blocks["vit_blocks"]}
-    rotary = {i: shapes.get(name) or shapes.get(f"{name}_real", ()) for i, name in names.items()}
-    tables = {i: s for i, s in rotary.items() if len(s) == 2}
+    rotary = {i: rotary_shape(shapes.get(name) or shapes.get(f"{name}_real", ())) for i, name in names.items()}
+    # A table of another form tells nothing.
+    tables = {i: s for i, s in rotary.items() if len(s) == 2 and s[1] and math.isqrt(s[0]) ** 2 == s[0]}
     grid = math.isqrt(sizes["vit_positions"] or 576)
     if tables:
-        half = vote((trunk + r"blocks\.\d+\.attn\.freqs_cis(?:_real)?", 1, 2)) or HEAD_DIM // 2
+        half = Counter(s[1] for s in tables.values()).most_common(1)[0][0]
+        tables = {i: s for i, s in tables.items() if s[1] == half}
         tokens = sorted({s[0] for s in tables.values()})
         heads = hidden // (2 * half)
         window, image_size = math.isqrt(tokens[0]), math.isqrt(tokens[-1]) * patch

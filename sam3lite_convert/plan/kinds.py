@@ -18,31 +18,57 @@ _AT = r"(?:^|.*\.)"  # at the beginning of a component of a key
 _MERGE = "Merge it into the weights (merge_and_unload() of peft) and save that state dict"
 _OTHER_MODEL = "This tool converts SAM3-LiteText; give one of its checkpoints: sam3lite inspect s0"
 _NAMES: tuple[tuple[str, Kind], ...] = (
-    (_AT + r"_flat_param(?:_\d+)?$|.*flat_param$", Kind(
+    (_AT + r"_?flat_param(?:_\d+)?$", Kind(
         "a checkpoint of FSDP with flat parameters, in which the tensors have lost their names and shapes",
         "Save it again with FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT)")),
     (r"(?:detector_model|tracker_model)\.", Kind(
         "facebook/sam3's SAM3 in the names of the transformers library", _OTHER_MODEL)),
     (_AT + r"(?:memory_attention|sam_mask_decoder|memory_encoder)\.", Kind("a SAM 2 checkpoint", _OTHER_MODEL)),
-    (r"mask_decoder\.(?:iou_token|mask_tokens|transformer)\.|prompt_encoder\.", Kind(
-        "a SAM 1 checkpoint", _OTHER_MODEL)),
+    (r"(?:.*\.)?mask_decoder\.(?:iou_token|mask_tokens|transformer|output_upscaling)\b|(?:.*\.)?prompt_encoder\.", Kind(
+        "a SAM 1 checkpoint, or one of its relatives (MobileSAM, EfficientSAM, EdgeSAM)", _OTHER_MODEL)),
     (r"(?:text_encoder\.(?:embedding_layer|positional_embedding|transformer)\.|image_encoder\.model\.)", Kind(
         "a MobileCLIP checkpoint in its own names", _OTHER_MODEL)),
     (r"(?:vision_encoder\.backbone|text_encoder\.(?:layers|embeddings|token_embedding)|detr_decoder\.layers)\b", Kind(
         "a converted checkpoint: its tensors have the names that this tool and the transformers library write",
         "To prove its folder: sam3lite verify DIR --checkpoint CHECKPOINT; to convert, give the original checkpoint")),
+    (r"(?:.*\.)?(?:diffusion_model|first_stage_model|cond_stage_model|(?:down|up|mid)_blocks?)\.", Kind(
+        "a diffusion model, as ComfyUI or diffusers load it", _OTHER_MODEL)),
+    (r"(?:.*\.)?(?:storage_tokens|register_tokens|rope_embed\.periods)$", Kind("a DINO checkpoint", _OTHER_MODEL)),
+    (r"(?:.*\.)?visual\.attn_pool\.", Kind("a Perception Encoder or CLIP checkpoint", _OTHER_MODEL)),
+    (r"(?:.*\.)?(?:visual|text)\.(?:trunk|transformer|class_embedding|token_embedding|conv1)\b"
+     r"|(?:.*\.)?transformer\.resblocks\.|(?:text|vision)_model\.", Kind(
+        "a CLIP checkpoint (OpenAI's, OpenCLIP's, MobileCLIP2's or transformers')", _OTHER_MODEL)),
+    (r"(?:.*\.)?(?:lm_head|embed_tokens)\.", Kind("a language model", _OTHER_MODEL)),
+    (r"(?:.*\.)?bert\.embeddings\.|backbone\.0\.body\.|transformer\.level_embed", Kind(
+        "a checkpoint of another detector (DETR, Grounding DINO)", _OTHER_MODEL)),
 )  # fmt: skip
 _OURS = re.compile(r"(?:^|.*\.)(?:language_backbone|vision_backbone)\.")  # the original's names
-_LORA = re.compile(r".*\.lora_(?:[AB]|down|up|embedding_[AB]|magnitude_vector)\b")
+_TEXT = re.compile(r"(?:^|.*\.)language_backbone\.")
+_DETECTOR = re.compile(r"(?:^|.*\.)(?:vision_backbone|segmentation_head|dot_prod_scoring|geometry_encoder)\.")
+_LORA = re.compile(r".*\.lora_(?:[AB]|down|up|mid|embedding_[AB]|magnitude_vector)\b")
+_OTHER_ADAPTER = re.compile(r".*\.(?:(?:hada|lokr|boft|oft|vera)_\w+|ia3_l)\b|prompt_embeddings$")
+_BESIDE_ADAPTER = re.compile(r".*\.(?:alpha|dora_scale|bias_indices)$")
 _SCALES = re.compile(
-    r".*(?:(?:weight|bias)_(?:scale(?:_inv)?|zero_point)|\.(?:scales|SCB|absmax|quant_map|qweight|qzeros|g_idx|zero_points?)"
+    r".*(?:(?:weight|bias)_(?:scale(?:_inv)?|zero_point|global_scale)"
+    r"|\.(?:scales|SCB|absmax|quant_map|qweight|qzeros|g_idx|zero_points?|scale_weight|input_scale|W_q)|scaled_fp8"
     r"|\.quant_state\..*)"
 )
+_DIFFERENCE = re.compile(r".*\.diff(?:_b)?$")
 _PLACEHOLDERS = Kind(
     "a checkpoint of DeepSpeed ZeRO-3 whose tensors are empty placeholders: the values are in the files of the ranks",
     "Make one file of the folder with the script in it: python zero_to_fp32.py . checkpoint.pt",
 )
 _ADAPTER = Kind("a LoRA adapter alone, without the weights it belongs to", f"Load it over its base model. {_MERGE}")
+_OTHER_ADAPTERS = Kind(
+    "an adapter (of the kind of LoHa, LoKr, IA3, OFT or prompt tuning), not the weights it belongs to",
+    f"Load it over its base model. {_MERGE}",
+)
+_DIFFERENCES = Kind("the difference of two checkpoints", "Add it to the weights it was taken from, and save the sum")
+_OTHER_LIBRARY = Kind("a checkpoint in the names of TensorFlow or Flax", "Give the PyTorch checkpoint")
+_NO_TEXT = Kind(
+    "a part of a SAM3 detector without its text encoder", "Give the whole checkpoint; a part alone is not converted"
+)
+_EMPTY = Kind("a file without tensors", "Give the file that holds the model's weights")
 _MLX = Kind("a checkpoint that was converted for MLX", "Give the PyTorch checkpoint that it was made from")
 _GENERATORS = Kind("the state of random generators, without weights", "Give the checkpoint beside it")
 _UNMERGED = Kind("a checkpoint with a LoRA adapter that is not merged", _MERGE)
@@ -50,24 +76,46 @@ _UNMERGED = Kind("a checkpoint with a LoRA adapter that is not merged", _MERGE)
 
 def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> Kind | None:
     """The kind of a checkpoint for which there is no sound plan; None if its tensors tell none."""
+    if not tensors:
+        return _EMPTY
     if computed := computed_weights(tensors):
         return computed
     if metadata.get("format") == "mlx":
         return _MLX
-    if tensors and all(t.dtype == "uint8" and len(t.shape) == 1 for t in tensors.values()):
+    if metadata.get("format") in ("tf", "flax", "jax"):
+        return _OTHER_LIBRARY
+    if all(t.dtype == "uint8" and len(t.shape) == 1 for t in tensors.values()):
         return _GENERATORS
-    adapters = sum(_LORA.match(key) is not None for key in tensors)
-    if adapters:
-        return _ADAPTER if adapters > len(tensors) * 0.9 else _UNMERGED
-    matrices = [t for key, t in tensors.items() if key.endswith(".weight") and dtypes.is_floating(t.dtype)]
+
+    def count(pattern: re.Pattern[str]) -> int:
+        return sum(pattern.match(key) is not None for key in tensors)
+
+    if adapters := count(_LORA):
+        return _ADAPTER if adapters + count(_BESIDE_ADAPTER) > len(tensors) * 0.9 else _UNMERGED
+    if count(_OTHER_ADAPTER):
+        return _OTHER_ADAPTERS
+    if count(_DIFFERENCE) > len(tensors) // 2:
+        return _DIFFERENCES
+    weights = [t for key, t in tensors.items() if key.endswith(".weight")]
+    matrices = [t for t in weights if dtypes.is_floating(t.dtype)]
     if len(matrices) > 10 and sum(t.shape in ((0,), (1,)) for t in matrices) > 0.9 * len(matrices):
         return _PLACEHOLDERS
-    return _quantised(tensors) or _foreign(tensors)
+    return _quantised(tensors) or _of_odd_dtype(weights) or _foreign(tensors)
+
+
+def _of_odd_dtype(weights: list[StoredTensor]) -> Kind | None:
+    odd = [t for t in weights if t.dtype.startswith("complex") or t.dtype == "float8_e8m0fnu"]
+    if not odd or 2 * len(odd) < len(weights):
+        return None
+    do = "Save their real parts, t.real.clone(), if the imaginary ones are zero"
+    if dtypes.is_floating(odd[0].dtype):
+        do = "Such a number is a power of two, made for scales; give the weights, or convert it with --dtype float32"
+    return Kind(f"a checkpoint of {odd[0].dtype} ({len(odd):,} tensors), a dtype that no weights have", do)
 
 
 def _quantised(tensors: Mapping[str, StoredTensor]) -> Kind | None:
     matrices = [t for t in tensors.values() if len(t.shape) >= 2]
-    whole = [t for t in matrices if t.dtype in ("int8", "uint8", "int16", "int32")]
+    whole = [t for t in matrices if not dtypes.is_floating(t.dtype) and not t.dtype.startswith("complex")]
     small = [t for t in matrices if t.dtype in dtypes.FLOAT8]
     scales = [key for key in tensors if _SCALES.fullmatch(key)]
     if not scales and len(whole) <= len(matrices) // 10:
@@ -83,8 +131,8 @@ def _quantised(tensors: Mapping[str, StoredTensor]) -> Kind | None:
 
 
 def _foreign(tensors: Mapping[str, StoredTensor]) -> Kind | None:
-    if any(map(_OURS.match, tensors)):
-        return None
+    if any(map(_OURS.match, tensors)) or any(map(_DETECTOR.match, tensors)):
+        return None if any(map(_TEXT.match, tensors)) else _NO_TEXT
     for pattern, kind in _NAMES:
         if any(map(re.compile(pattern).match, tensors)):
             return kind

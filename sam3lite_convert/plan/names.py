@@ -74,7 +74,8 @@ def canonical_names(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> Names:
         if key in left:
             continue
         spellings.update(made.spellings)
-        taken_off.update(made.wrappers | ({prefix.removesuffix(".")} if prefix else set()))
+        stated = (prefix.removesuffix("."),) if prefix else ()
+        taken_off.update(list(dict.fromkeys(stated + made.wrappers)))
         if not made.name.startswith("tracker."):
             prefixes[key[: len(prefix) + made.front]] += 1
         sources.setdefault(made.name, []).append(key)
@@ -106,22 +107,23 @@ class Spelled(NamedTuple):
     """A key under its canonical name.
 
     front: length of the prefix that was taken off.
-    spellings: names of the other rules that rewrote it. wrappers: what was taken off, anywhere.
+    spellings: names of the other rules that rewrote it. wrappers: what was taken off, anywhere. Both in the order in
+        which the rules applied, each once.
     copy: what stands in the key up to the name of a copy of the model; empty without one.
     """
 
     name: str
     front: int
-    spellings: set[str]
-    wrappers: set[str]
+    spellings: tuple[str, ...]
+    wrappers: tuple[str, ...]
     copy: str
 
 
 def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
     """Apply the spelling rules, in order, to one key."""
     name, front, copy = key, 0, ""
-    spellings: set[str] = set()
-    wrappers: set[str] = set()
+    spellings: dict[str, None] = {}
+    wrappers: dict[str, None] = {}
     for repeated, group in groupby(rules, lambda rule: rule.repeat):
         some, again = tuple(group), True
         while again:
@@ -131,9 +133,9 @@ def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
                 if made is None or (repeated and len(made[0]) >= len(name)):
                     continue
                 if wrapper := rule.wrapper(name):
-                    wrappers.add(wrapper)
+                    wrappers[wrapper] = None
                 elif not rule.name.startswith("prefix "):
-                    spellings.add(rule.name)
+                    spellings[rule.name] = None
                 if (rule.name.startswith("prefix ") or wrapper) and name.endswith(made[0]):
                     front += len(name) - len(made[0])
                     copy = key[:front] if rule.copies else copy
@@ -141,7 +143,7 @@ def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
                 if repeated:
                     again = True  # what stands in front is taken off first, so that it is told from what stands behind
                     break
-    return Spelled(name, front, spellings, wrappers, copy)
+    return Spelled(name, front, tuple(spellings), tuple(wrappers), copy)
 
 
 def _other_copies(keys: Iterable[str], stripped: tuple[str, ...]) -> dict[str, str]:

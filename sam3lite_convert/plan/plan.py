@@ -374,11 +374,11 @@ def _match(
         found = [(r, t) for r in layout.rules if (t := r.apply(canonical)) is not None]
         if not found:
             faults.append(PlanFault("unmatched", source.key, "no rule matches this key"))
-        elif len(found) > 1:
+        elif len(found) > 1 and any(targets for _, targets in found):
             rules = " and ".join(f"[{r.name}] of {r.table}" for r, _ in found)
             faults.append(PlanFault("overlap", source.key, f"more than one rule matches: {rules}"))
         elif not found[0][0].targets:
-            rule = found[0][0]
+            rule = found[0][0]  # of several that drop it, which a table of the user's may bring about, the first
             dropped[source.key] = Dropped(source, canonical, rule.name, rule.reason, rule)
         else:
             candidates.append((found[0][0], source, canonical, found[0][1]))

@@ -312,8 +312,9 @@ _ALL = (
         "the source's rotary table is not what the target computes",
         "The checkpoint stores the ViT's rotary tables (freqs_cis). A conversion drops them, as the target computes "
         "them. Here the stored table is another.",
-        "The table is computed from the original's formula and compared; 1e-4 is allowed for rounding in float32. "
-        "Random tables, which only generated checkpoints have, are said and do not change the verdict.",
+        "The table is computed from the original's formula and compared; 1e-4 is allowed for rounding in float32, and "
+        "what a narrower dtype rounds off. Random tables, which only generated checkpoints have, and tables in a form "
+        "that can't be compared are said and do not change the verdict.",
         "The original loads and uses the stored table, the converted model the computed one: image features differ.",
         "Find out where the table comes from. If the computed one is right, store it in the checkpoint.",
     ),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.index import StoredTensor
 from sam3lite_convert.checkpoint.tensor_reader import read_tensor
 from sam3lite_convert.convert.tensor_bytes import cast, target_chunks
 from sam3lite_convert.plan.operations import DropClassRow, Split, Transpose, positions
@@ -63,6 +64,16 @@ class Diagnoser:
             if cause:
                 return cause
         return _compare_values(piece, expected, found)
+
+    def explain_dtype(self, piece: Mapped, found: StoredTensor, data: bytes) -> Cause:
+        """What a tensor of the right shape and another dtype holds. ``data``: its bytes."""
+        why = f"is {found.dtype}; the rest of the folder is {piece.dtype}"
+        if not (dtypes.is_floating(found.dtype) and dtypes.is_floating(piece.source.dtype)):
+            return Cause("V-DTYPE", why)
+        kept = found.dtype == piece.source.dtype
+        if self.expected(replace(piece, dtype=found.dtype)) == data:
+            return Cause("V-DTYPE", f"{why}. Its values are the source's{'' if kept else ', cast to that'}")
+        return Cause("V-DTYPE", f"{why}. Its values are not the source's{'' if kept else ' either, cast to that'}")
 
     # ---- the same numbers, arranged differently
 

@@ -226,6 +226,7 @@ def _joins(values: Values, most: str) -> str:
 # ---- the summary
 
 
+_SPREAD = 4  # components that differ alike, from which they are told together
 _MISSING, _UNEXPECTED = "V-MISSING", "V-UNEXPECTED"
 
 
@@ -243,8 +244,10 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
     alike = {f.code for f in of_tensors}
     if len(of_tensors) > 1 and len(alike) == 1 and alike.isdisjoint((_MISSING, _UNEXPECTED)):
         keys = {k for f in of_tensors for k in f.keys}
-        if len(keys) == sum(totals.values()):
-            said.append(f"all {len(keys):,} tensors differ, {CODES[alike.pop()].title}")
+        total = sum(totals.values())
+        if len(keys) == total or len({f.component for f in of_tensors}) >= _SPREAD:
+            count = f"all {total:,}" if len(keys) == total else f"{len(keys):,} of {total:,}"
+            said.append(f"{count} tensors differ, {CODES[alike.pop()].title}")
             totals, of_tensors = {}, []
     for component in dict.fromkeys([*totals, *(f.component for f in of_tensors)]):
         own = [f for f in of_tensors if f.component == component]

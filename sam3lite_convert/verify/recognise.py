@@ -55,7 +55,12 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
             "unknown_layout",
         )
     best = max(scores, key=lambda k: scores[k])
-    plan = make_plan(checkpoint, mappings, Options(*best, causal=causal))
+    # A dtype that no converted folder can hold was cast by whoever wrote this one.
+    floating = {t.dtype for t in checkpoint.tensors.values() if dtypes.is_floating(t.dtype)}
+    cast = None
+    if not all(map(dtypes.safetensors_code, floating)):
+        cast = next((t.dtype for _, t in folder.tensors.values() if dtypes.is_floating(t.dtype)), None)
+    plan = make_plan(checkpoint, mappings, Options(*best, dtype=cast, causal=causal))
     options = Options(*best, _cast_to(folder, plan), _context(folder, plan), causal)
     return plan if options == plan.options else make_plan(checkpoint, mappings, options)
 

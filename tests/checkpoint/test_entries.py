@@ -29,7 +29,9 @@ def test_the_only_one_is_found_at_any_depth_and_the_rest_is_counted(tmp_path: Pa
     parts = path.split(".")
     beside = {".".join([*parts[:n], "optimizer"]): 2 for n in range(len(parts))}
     assert found.left == ({"1": 1} if path == "0" else beside)
-    assert all(any(f"{name} ({n} tensors)" in note for note in found.notes) for name, n in found.left.items())
+    assert found.taken is not None
+    assert all(f"{name} ({n:,} tensors)" in found.taken for name, n in found.left.items())
+    assert not any("optimizer" in note for note in found.notes)  # said once
 
 
 @either_format
@@ -74,3 +76,51 @@ def test_a_safetensors_file_has_no_entries(tmp_path: Path) -> None:
     save_file({"a.b": torch.ones(2)}, tmp_path / "a.safetensors")
     with pytest.raises(CannotRun, match="no entries"):
         read_checkpoint(tmp_path / "a.safetensors", selection=selection("model"))
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [[torch.ones(2)] * 3, tuple(torch.ones(3)), {"decay": 0.9, "shadow_params": [torch.ones(2)] * 3},
+     {n: torch.ones(2) for n in range(3)}, [(n, torch.ones(2)) for n in range(3)]],
+    ids=["list", "tuple", "shadow", "numbers", "numbered pairs"],
+)  # fmt: skip
+def test_tensors_without_names_are_said_to_be_that(tree, tmp_path):
+    torch.save(tree, tmp_path / "file.pt")
+    with pytest.raises(UnsoundPlan, match=r"3 tensors without names.*model\.state_dict\(\)"):
+        read_checkpoint(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("path", [None, "model"])
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_names_and_tensors_is_a_state_dict(kind, path, legacy, tmp_path):
+    pairs = kind(tensors().items())
+    torch.save({path: pairs} if path else pairs, tmp_path / "file.pt", _use_new_zipfile_serialization=not legacy)
+    assert_index_is(tmp_path / "file.pt", tensors())
+    found = read_checkpoint(tmp_path / "file.pt")
+    assert found.wrapper == path and any("pairs of a name and a tensor" in note for note in found.notes)
+
+
+def test_a_list_that_names_a_tensor_twice_is_not_trusted(tmp_path):
+    pairs = [("a.w", torch.ones(2)), ("a.b", torch.ones(2)), ("a.w", torch.zeros(2))]
+    torch.save(pairs, tmp_path / "file.pt")
+    assert refused(tmp_path / "file.pt").code == "repeated_key"
+
+
+def test_a_tensor_under_a_number_is_said_to_be_left_out(tmp_path):
+    torch.save({"model": {**tensors(), 5: torch.ones(2)}}, tmp_path / "file.pt")
+    assert_index_is(tmp_path / "file.pt", tensors())
+    (note,) = read_checkpoint(tmp_path / "file.pt").notes
+    assert note == "1 tensor of the state dict has a key that is not text, and is left out: 5"
+
+
+def test_state_dicts_under_numbers_are_listed_and_chosen(tmp_path):
+    torch.save({0: tensors(), 1: {k: t + 1 for k, t in tensors().items()}}, tmp_path / "file.pt")
+    with pytest.raises(UnsoundPlan, match="--state-dict-key 0"):
+        read_checkpoint(tmp_path / "file.pt")
+    assert read_checkpoint(tmp_path / "file.pt", selection=selection("1")).wrapper == "1"
+
+
+def test_an_object_beside_the_weights_in_a_tuple_is_passed_over(tmp_path):
+    torch.save((tensors(), torch.optim.AdamW), tmp_path / "file.pt")
+    assert_index_is(tmp_path / "file.pt", tensors())

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import bz2
 import gzip
 import io
 import json
+import lzma
+import pickle
 import re
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,8 @@ import torch
 from safetensors.torch import save_file
 from support.checkpoints import tensors
 from support.folders import TRUNK, convert, sam3lite, tiny_state, write
+
+from sam3lite_convert.checkpoint.reader import read_checkpoint
 
 KEY = TRUNK + "blocks.0.mlp.fc1.weight"
 
@@ -124,11 +131,96 @@ KINDS = {
     "lora": (lambda p: saved(p, tiny_state() | {KEY[:-6] + "lora_A.weight": Z(4)}), 3, "LoRA.*not merged"),
     "adapter": (lambda p: saved(p, {f"a.{n}.lora_A.weight": Z(4) for n in range(9)}), 3, "adapter alone"),
     "int8": (lambda p: saved(p, {"model": int8_with_scales()}), 3, "quantised checkpoint.*int8.*scales"),
+    "complex": (lambda p: saved(p, floats(lambda t: t.to(torch.complex64))), 3, "checkpoint of complex64.*real parts"),
+    "uint16": (lambda p: saved(p, floats(lambda t: t.half().view(torch.uint16))), 3, "quantised.*tensors of uint16"),
     "mobileclip": (lambda p: saved(p, {"text_encoder.embedding_layer.weight": Z(4, 4)}), 3, "MobileCLIP checkpoint"),
     "sam2": (lambda p: saved(p, {"memory_attention.layers.0.norm1.weight": Z(4)}), 3, "SAM 2"),
     "sam1": (lambda p: saved(p, {"mask_decoder.iou_token.weight": Z(1, 4)}), 3, "SAM 1"),
     "facebook": (lambda p: saved(p, {"detector_model.vision_encoder.a": Z(4)}), 3, "facebook/sam3"),
     "mlx": (lambda p: save_file({"a": Z(2)}, p, metadata={"format": "mlx"}), 3, "MLX"),
+}  # fmt: skip
+
+
+def names(*keys: str, dtype: torch.dtype = torch.float32) -> Callable[[Path], Path]:
+    return lambda p: saved(p, {key: Z(4, 4).to(dtype) for key in keys})
+
+
+def beside(**values: torch.Tensor) -> Callable[[Path], Path]:
+    """A checkpoint in which these tensors stand in the place of one weight."""
+    state = {k: t for k, t in tiny_state().items() if k != KEY}
+    return lambda p: saved(p, state | {KEY[:-6] + k: t for k, t in values.items()})
+
+
+def in_bytes_of(data: bytes) -> Callable[[Path], int]:
+    return lambda p: p.write_bytes(data)
+
+
+# Told by their first bytes.
+BYTES = {
+    "onnx of another tool": (b"\x08\x0a\x12\x0fskl2onnx\x1a\x051.0", 3, "ONNX"),
+    "ggml": (b"lmgg" + bytes(90), 3, "ggml"),
+    "tflite": (b"\x1c\0\0\0TFL3" + bytes(90), 3, "TensorFlow Lite"),
+    "tensorflow": (b'model_checkpoint_path: "model.ckpt-100"\n', 3, "TensorFlow"),
+    "flax": (b"\x82\xa6params\x81\xa5dense\x81\xa6kernel\xc7", 3, "Flax"),
+    "openvino": (b'<?xml version="1.0"?>\n<net name="Model0" version="11">', 3, "OpenVINO"),
+    "tensorrt": (b"ptrt" + bytes(90), 3, "TensorRT"),
+    "executorch": (b"\x14\0\0\0ET12" + bytes(90), 3, "ExecuTorch"),
+    "xz": (lzma.compress(b"x"), 3, "xz archive.*unxz"),
+    "bzip2": (bz2.compress(b"x"), 3, "bzip2 archive.*bunzip2"),
+    "lzma": (lzma.compress(b"x", format=lzma.FORMAT_ALONE), 3, "lzma archive"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(90), 3, "zstd archive"),
+    "lz4": (b"\x04\x22\x4d\x18" + bytes(90), 3, "lz4 archive"),
+    "rar": (b"Rar!\x1a\x07\x01\0" + bytes(90), 3, "RAR archive"),
+    "empty zip": (b"PK\x05\x06" + bytes(18), 4, "empty zip archive"),
+    "xet": (b"# xet version 0\nfilesize = 2200\n", 4, "Xet pointer.*hf download"),
+    "message": (b'{\n "message": "Not Found", "status": 404}', 4, "error message of a server"),
+    "credentials": (b"Invalid credentials in Authorization header", 4, "error message of a server"),
+    "json": (b'{"architectures": ["Sam3Model"]}', 3, "JSON file.*weights"),
+    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(90), 3, "a picture"),
+    "pickle 2": (pickle.dumps({"a": 1}, protocol=2), 4, "pickle that torch.save did not write"),
+    "pickle 5": (pickle.dumps({"a": 1}, protocol=5), 4, "pickle that torch.save did not write"),
+    "pickle 0": (pickle.dumps({"a": 1}, protocol=0), 4, "pickle that torch.save did not write"),
+    "empty": (b"", 4, "is empty.*Download"),
+    "zeros": (bytes(900), 4, "zeros.*Download"),
+}
+OPTIMIZER = {"state": {0: {"step": torch.ones(()), "exp_avg": torch.ones(3)}}, "param_groups": []}
+KINDS |= {
+    **{name: (in_bytes_of(data), code, says) for name, (data, code, says) in BYTES.items()},
+    "keras": (lambda p: zipped(p, **{"config.json": b"{}", "model.weights.h5": b""}), 3, "Keras"),
+    "zip of pth.tar": (lambda p: zipped(p, **{"b.pth.tar": b""}), 3, "zip archive with b.pth.tar inside"),
+    "zip of onnx": (lambda p: zipped(p, **{"model.onnx": b""}), 3, "zip archive with model.onnx inside"),
+    "optimizer alone": (lambda p: saved(p, {"optimizer": OPTIMIZER, "epoch": 1}), 3, "state of an optimizer"),
+    "optimizers": (lambda p: saved(p, {"optimizer_states": [OPTIMIZER]}), 3, "state of an optimizer"),
+    "rank": (lambda p: saved(p, {"optimizer_state_dict": {"zero_stage": 2, "fp32": [Z(9)]}}), 3, "rank of DeepSpeed"),
+    "arguments": (lambda p: saved(p, argparse.Namespace(lr=1)), 3, "training arguments"),
+    "hyperparameters": (lambda p: saved(p, {"lr": 1e-4}), 3, r"no state dict.*model\.state_dict\(\)"),
+    "numbered flat": (names("flat_param_0"), 3, "FSDP with flat parameters"),
+    "scale_weight": (
+        lambda p: saved(p, floats(lambda t: t.to(torch.float8_e4m3fn)) | {KEY[:-6] + "scale_weight": Z(1)}), 3,
+        "quantised checkpoint.*float8_e4m3fn, 1 scale"),
+    "gptq": (names("a.qweight", "a.qzeros", "a.scales", dtype=torch.int32), 3, "quantised checkpoint.*int32"),
+    "fake quantised": (
+        lambda p: saved(p, tiny_state() | {KEY + "_fake_quant.scale": Z(1)}), 3, "quantisation-aware training"),
+    "weight norm": (beside(weight_g=Z(4, 1), weight_v=Z(4, 4)), 3, "weight_norm.*remove_weight_norm"),
+    "pruned": (beside(weight_orig=Z(4, 4), weight_mask=Z(4, 4)), 3, "prune.*prune\\.remove"),
+    "parametrised": (beside(**{"parametrizations.weight.original": Z(4, 4)}), 3, "remove_parametrizations"),
+    "kohya": (names("lora_te_x.lora_down.weight", "lora_te_x.lora_up.weight", "lora_te_x.alpha"), 3, "adapter alone"),
+    "loha": (names("lora_unet_x.hada_w1_a", "lora_unet_x.hada_w1_b"), 3, "LoHa.*not the weights"),
+    "ia3": (names("base_model.model.a.ia3_l"), 3, "IA3.*not the weights"),
+    "difference": (lambda p: saved(p, {k[:-6] + "diff": t for k, t in tiny_state().items()}), 3, "difference of two"),
+    "openai clip": (names("visual.class_embedding", "transformer.resblocks.0.ln_1.weight"), 3, "a CLIP checkpoint"),
+    "open clip": (names("module.text.transformer.resblocks.0.ln_1.weight"), 3, "a CLIP checkpoint"),
+    "transformers clip": (names("text_model.embeddings.token_embedding.weight"), 3, "a CLIP checkpoint"),
+    "dinov3": (names("storage_tokens", "blocks.0.attn.qkv.weight"), 3, "a DINO checkpoint"),
+    "perception": (names("visual.attn_pool.probe", "visual.conv1.weight"), 3, "Perception Encoder"),
+    "mobilesam": (names("image_encoder.layers.0.a", "mask_decoder.iou_token.weight"), 3, "MobileSAM"),
+    "efficientsam": (names("mask_decoder.output_upscaling_layers.0.weight", "prompt_encoder.x"), 3, "EfficientSAM"),
+    "diffusion": (names("model.diffusion_model.input_blocks.0.0.weight"), 3, "diffusion model"),
+    "unet": (names("down_blocks.0.resnets.0.conv1.weight"), 3, "diffusion model"),
+    "language model": (names("model.embed_tokens.weight", "lm_head.weight"), 3, "language model"),
+    "part": (names("detector.segmentation_head.a.weight"), 3, "part of a SAM3 detector without its text encoder"),
+    "flax names": (lambda p: save_file({"a.kernel": Z(2)}, p, metadata={"format": "flax"}), 3, "Flax"),
+    "no tensors": (lambda p: save_file({}, p), 3, "without tensors"),
 }  # fmt: skip
 
 
@@ -150,6 +242,13 @@ FOLDERS = {
     "deepspeed": ({"mp_rank_00_model_states.pt": b""}, "DeepSpeed.*zero_to_fp32"),
     "unzipped": ({"archive/data.pkl": b"", "archive/version": b"3"}, "unzipped.*zip -0 -r checkpoint.pt archive"),
     "transformers": ({"config.json": b"{}", "model.safetensors": b""}, "transformers.*sam3lite verify"),
+    "savedmodel": ({"saved_model.pb": b"", "variables/variables.index": b""}, "folder of TensorFlow"),
+    "openvino": ({"openvino_model.xml": b"", "openvino_model.bin": b""}, "folder of OpenVINO"),
+    "orbax": ({"_CHECKPOINT_METADATA": b"", "manifest.ocdbt": b""}, "Orbax"),
+    "mlpackage": ({"Manifest.json": b"", "Data/x": b""}, "CoreML"),
+    "megatron": ({"latest_checkpointed_iteration.txt": b"1"}, "Megatron"),
+    "accelerate": ({"pytorch_model_fsdp_0/__0_0.distcp": b""}, "accelerate.*merge-weights"),
+    "diffusers": ({"model_index.json": b"{}"}, "diffusers"),
     "adapter": ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "LoRA adapter alone"),
 }
 
@@ -162,6 +261,35 @@ def test_a_folder_is_named_with_the_command_that_is_meant(name, tmp_path):
         (tmp_path / "it" / file).write_bytes(data)
     done = sam3lite("convert", "--checkpoint", tmp_path / "it")
     assert done.code == 3 and re.search(says, done.err), done
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [("a.onnx", 3, "ONNX"), ("a.pb", 3, "TensorFlow"), ("m.ckpt.index", 3, "TensorFlow"), ("a.engine", 3, "TensorRT"),
+     ("m.data-00000-of-00001", 3, "TensorFlow"), ("a.mlmodel", 3, "CoreML"), ("a.pt.aria2", 4, "unfinished download"),
+     ("a.torrent", 3, "torrent")],
+)  # fmt: skip
+def test_a_file_whose_bytes_tell_nothing_is_told_by_its_name(name, code, says, tmp_path):
+    (tmp_path / name).write_bytes(bytes(range(1, 200)))
+    done = sam3lite("inspect", tmp_path / name)
+    assert done.code == code and re.search(says, done.err), done
+    # A sound checkpoint is one by any name.
+    saved(tmp_path / name, tiny_state())
+    assert sam3lite("inspect", tmp_path / name).code == 0
+
+
+def test_another_model_is_told_with_its_first_keys(tmp_path):
+    path = names("layer1.0.conv1.weight", "fc.weight")(tmp_path / "a.pt")
+    done = sam3lite("convert", path)
+    assert done.code == 3 and done.err.count("\n") == 1
+    assert re.search("no SAM3-LiteText checkpoint.*layer1.0.conv1.weight.*--strip-prefix.*inspect s0", done.err)
+
+
+@pytest.mark.parametrize("length", [0x5D, 0x088B1F, 0x685A42])  # as an lzma, gzip and bzip2 archive begins
+def test_a_safetensors_file_is_one_whatever_the_length_of_its_header_looks_like(length, tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
+    (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    assert list(read_checkpoint(tmp_path / "a.safetensors").tensors) == ["a"]
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])

@@ -52,10 +52,14 @@ def test_a_state_dict_is_found_wrapped_or_bare(tmp_path, legacy, wrapper):
 @either_format
 def test_what_stands_beside_the_state_dict_is_left_and_noted(tmp_path, legacy):
     path = saved(
-        tmp_path, {"model": tensors(), "meta": {"epoch": 3, "lr": 1e-4, "name": "x", "ema": torch.ones(2)}}, legacy
+        tmp_path,
+        {"model": tensors(), "meta": {"epoch": 3, "lr": 1e-4, "name": "x"}, "ema": {"x": torch.ones(2)}, "best": 0.5},
+        legacy,
     )
     assert_reads_as_torch(path, "model")
-    assert any("meta" in note for note in read_checkpoint(path).notes)
+    found = read_checkpoint(path)
+    assert found.left == {"ema": 1}
+    assert "not read, beside the state dict: best, meta (but for its whole numbers)" in found.notes
 
 
 @either_format

@@ -441,8 +441,9 @@ def test_what_is_wrong_with_a_header_is_said_without_names_of_python(tmp_path, k
     ("tree", "words"),
     [
         (torch.ones(2), "a single tensor"),
-        ([torch.ones(2)], "a list"),
-        ((torch.ones(2),), "a list"),
+        ([1, (2, 3)], "a list"),
+        (torch.float32, "a single value"),
+        (torch.ones(2).untyped_storage(), "a single value"),
         (None, "a single value"),
         (3, "a single value"),
         ("text", "a single value"),

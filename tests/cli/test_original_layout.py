@@ -105,6 +105,17 @@ def test_a_cast_is_proven_up_to_the_cast(checkpoint, tmp_path):
     assert record["up_to"] == "the cast to bfloat16"
 
 
+def test_what_modules_keep_beside_their_weights_is_dropped(tmp_path):
+    state = {
+        f"{name}._extra_state": torch.zeros(4, dtype=torch.uint8)
+        for name in (TRUNK + "blocks.0.attn.qkv", "detector.geometry_encoder.norm", TEXT + "encoder.final_layer_norm")
+    }
+    path = write(tmp_path, tiny_state() | state)
+    folder = original(path, tmp_path / "out")
+    assert_proven(folder, path)
+    assert state.keys() <= receipt(folder)["dropped"].keys()
+
+
 def test_names_are_explained_both_ways(checkpoint):
     short = QKV.removeprefix("detector.")
     for key in (QKV, short):

@@ -290,6 +290,15 @@ def test_every_pair_of_dtypes_is_cast_as_torch_casts_it_and_proven(dtype, every_
         assert written[key] == (code, list(cast.shape), raw(cast)), key
 
 
+@pytest.mark.parametrize("kind", [kind for kind in FLOATS if kind not in STORED])
+def test_a_dtype_that_no_folder_holds_is_refused_and_can_be_cast(kind, every_dtype, tmp_path):
+    state = {k: t.to(getattr(torch, kind)) if t.is_floating_point() else t for k, t in every_dtype[1].items()}
+    path = write(tmp_path, state)
+    done = sam3lite("convert", path, "--component", "text", "--output", tmp_path / "out")
+    assert done.code == 3 and kind in done.err and "--dtype float32" in done.err and done.err.count("\n") < 4
+    assert_proven(convert(path, tmp_path / "out", "--component", "text", "--dtype", "float16"), path)
+
+
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
 def test_a_folder_that_somebody_cast_to_float8_is_proven_up_to_the_cast(kind, every_dtype, tmp_path):
     path = write(tmp_path, {k: t.float() if t.is_floating_point() else t for k, t in every_dtype[1].items()})
@@ -304,6 +313,31 @@ def test_a_folder_that_somebody_cast_to_float8_is_proven_up_to_the_cast(kind, ev
     small[key].view(torch.uint8)[0, 0] ^= 1
     save_file(small, folder / "model.safetensors", metadata={"format": "pt"})
     assert [m["key"] for m in verify(folder, path).json["mismatched"]] == [key]
+
+
+def test_a_folder_in_which_only_the_matrices_were_cast_is_told_once_and_with_its_values(every_dtype, tmp_path):
+    state = {k: t.float() if t.is_floating_point() else t for k, t in tiny_state().items()}
+    path = write(tmp_path, state)
+    folder = convert(path, tmp_path / "out")
+    (folder / "conversion.json").unlink()
+    mixed = {k: t.to(torch.float8_e4m3fn) if t.ndim >= 2 else t for k, t in tensors(folder).items()}
+    key = next(k for k, t in mixed.items() if t.ndim == 2)
+    mixed[key] = torch.zeros_like(mixed[key].float()).to(torch.float8_e4m3fn)
+    save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
+    record = verify(folder, path).json
+    small = [k for k, t in mixed.items() if t.dtype == torch.float8_e4m3fn]
+    differ = [f for f in record["findings"] if f["code"] == "V-DTYPE"]
+    assert sorted(k for f in differ for k in f["keys"]) == sorted(small)
+    cast = "is float8_e4m3fn; the rest of the folder is float32. Its values are the source's, cast to that"
+    assert {f["cause"] for f in differ if key not in f["keys"]} == {cast}
+    (other,) = [f["cause"] for f in differ if key in f["keys"]]
+    assert other.endswith("Its values are not the source's either, cast to that")
+    counted = sum(not k.endswith("num_batches_tracked") for k in mixed)
+    assert record["summary"].startswith(
+        f"{len(small)} of {counted} tensors differ, of another dtype than the rest; the"
+    )
+    shown = sam3lite("verify", folder, "--checkpoint", path)
+    assert shown.code == 1 and shown.out.count("\n") <= 25 and max(map(len, shown.out.splitlines())) < 300
 
 
 def test_what_overflows_a_float8_without_infinity_is_named():

@@ -291,6 +291,14 @@ def test_two_rules_for_one_key_overlap(small_rows, edited_tables):
     assert "[neck 1x1]" in fault.message
 
 
+def test_two_rules_that_drop_a_key_agree_and_the_first_gives_the_reason(small_rows, edited_tables):
+    again = "\n[own tracker]\nop = drop\nsource = tracker\\..+\nreason = not mine\nexample = tracker.no_obj_ptr\n\n"
+    folder = edited_tables("dropped.ini", ("[tracker]", again + "[tracker]"))
+    plan = plan_of(small_rows, load_mappings(folder))
+    tracker = {d.reason for key, d in plan.dropped.items() if key.startswith("tracker.")}
+    assert tracker == {"not mine"}
+
+
 def test_a_renamed_target_is_unknown_and_leaves_its_place_unfilled(small_rows, edited_tables):
     folder = edited_tables(
         "detector.ini", ("target  = dot_product_scoring.query_proj.{p}", "target  = dot_product_scoring.qurey_proj.{p}")

@@ -163,9 +163,99 @@ def test_tables_in_two_parts_are_dropped_and_held_against_the_formula(beside, tm
     assert finding["keys"] == [WINDOWED + "_real"]
 
 
-def test_one_part_of_a_table_is_a_finding(tmp_path):
+# Forms in which a table cannot be compared, or only one part of its numbers: it is dropped as any other.
+PARTLY = {
+    "half()": (lambda t: t.real.half(), "hold the real parts alone, which are right"),
+    "bfloat16()": (lambda t: t.real.bfloat16(), "hold the real parts alone, which are right"),
+    "whole numbers": (lambda t: t.real.long(), "are int64 16x32, which is not compared"),
+    "float8": (lambda t: t.real.to(torch.float8_e4m3fn), "are float8_e4m3fn 16x32, which is not compared"),
+    "another size": (lambda t: t[:15], "are complex64 15x32, which is not compared with the formula for 16 patches"),
+    "of other heads": (lambda t: t[:, :30], "are complex64 16x30"),
+    "nothing": (lambda t: t[:, :0], "are complex64 16x0"),
+    "a number": (lambda t: t[0, 0].clone(), "are complex64 scalar, which is not compared"),
+    "random half()": (lambda t: torch.rand(t.shape).mul(math.tau).cos().half(), "hold random phases"),
+    "an expanded view": (lambda t: t[:1, :1].expand(16, 2 << 20), "are complex64 16x2097152, which is not compared"),
+}
+
+
+@pytest.mark.parametrize("form", PARTLY)
+def test_a_table_in_a_form_that_does_not_tell_is_dropped_with_a_note(form, tmp_path):
+    torch.manual_seed(0)
+    change, says = PARTLY[form]
+    state = tiny_state()
+    state[WINDOWED] = change(state[WINDOWED])
+    path = write(tmp_path, state)
+    folder = convert(path, tmp_path / "out")
+    record = verify(folder, path).json
+    assert record["verdict"] == "proven" and record["findings"] == []
+    for notes in (record["notes"], receipt(folder)["notes"]):
+        (note,) = [n for n in notes if "freqs_cis" in n]
+        assert says in note and note.startswith("1 rotary table (freqs_cis)")
+
+
+def test_tables_of_another_form_tell_the_same_architecture(tmp_path):
+    state = {k: torch.view_as_real(t) if k.endswith("freqs_cis") else t for k, t in tiny_state().items()}
+    plain, other = (sam3lite("inspect", write(tmp_path, s), "--json").json for s in (tiny_state(), state))
+    assert plain["architecture"] == other["architecture"]
+
+
+def test_cosines_and_sines_are_dropped_and_compared(tmp_path):
+    tables, _ = in_parts(tiny_state())
+    state = dict(tiny_state())
+    for key, table in tables.items():
+        state[key.replace("freqs_cis", "freqs_cos")] = table.real.clone()
+        state[key.replace("freqs_cis", "freqs_sin")] = table.imag.clone()
+    path = write(tmp_path, state)
+    folder = convert(path, tmp_path / "out")
+    assert verify(folder, path).json["verdict"] == "proven"
+    state[WINDOWED.replace("freqs_cis", "freqs_sin")] *= -1
+    (finding,) = verify(folder, write(tmp_path, state)).json["findings"]
+    assert finding["code"] == "V-ROTARY" and "conjugated" in finding["cause"]
+
+
+# Forms in which all of a table is there.
+WHOLE = {
+    "view_as_real": torch.view_as_real,
+    "view_as_real, bfloat16": lambda t: torch.view_as_real(t).bfloat16(),
+    "complex128": lambda t: t.to(torch.complex128),
+    "complex32": lambda t: t.to(torch.complex32),
+    "with a batch": lambda t: t[None, :, None],
+    "a view": lambda t: torch.stack([t, t], 2)[..., 1],
+}
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("form", WHOLE)
+def test_a_table_in_another_form_is_compared(form, tmp_path):
+    state = tiny_state()
+    for right in (True, False):
+        table = tiny_state()[WINDOWED]
+        state[WINDOWED] = WHOLE[form](table if right else table.conj_physical())
+        path = write(tmp_path, state, f"{right}.pt")
+        record = verify(convert(path, tmp_path / str(right)), path).json
+        assert [f["cause"][:13] for f in record["findings"]] == [] if right else ["is conjugated"]
+        assert not [n for n in record["notes"] if "freqs_cis" in n]
+
+
+@pytest.mark.parametrize(("part", "cause"), [("_imag", "conjugated"), ("_real", "not the table")])
+def test_one_part_of_a_table_is_compared_alone(part, cause, tmp_path):
     tables, parts = in_parts(tiny_state())
-    del parts[WINDOWED + "_imag"]
-    path = write(tmp_path, {k: t for k, t in tiny_state().items() if k not in tables} | parts)
+    other = WINDOWED + {"_imag": "_real", "_real": "_imag"}[part]
+    del parts[other]
+    state = {k: t for k, t in tiny_state().items() if k not in tables} | parts
+    path = write(tmp_path, state)
+    folder = convert(path, tmp_path / "out")
+    record = verify(folder, path).json
+    assert record["verdict"] == "proven" and any("parts alone, which are right" in n for n in record["notes"])
+    state[WINDOWED + part] = -state[WINDOWED + part]
+    (finding,) = verify(folder, write(tmp_path, state)).json["findings"]
+    assert finding["code"] == "V-ROTARY" and cause in finding["cause"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_another_base_is_told_from_the_rounding_of_a_narrow_dtype(dtype, tmp_path):
+    state = tiny_state()
+    state[WINDOWED] = torch.from_numpy(axial_table(4, 32, 4, 9000.0)).real.to(dtype)
+    path = write(tmp_path, state)
     (finding,) = verify(convert(path, tmp_path / "out"), path).json["findings"]
-    assert finding["code"] == "V-ROTARY" and "other is missing" in finding["cause"]
+    assert finding["code"] == "V-ROTARY" and "base 10000" in finding["cause"]

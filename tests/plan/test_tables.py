@@ -51,7 +51,7 @@ def test_no_rule_is_without_a_key_in_the_released_s0(mappings, layout):
     keys = canonical("s0")
     idle = [r.name for r in mappings.layouts[layout].rules if not any(r.apply(k) is not None for k in keys)]
     # What trainers leave, and no released file holds.
-    assert set(idle) == {"averaging counters"} | ({"extra state"} if layout != "original" else set())
+    assert set(idle) == {"averaging counters", "extra state"}
 
 
 @pytest.mark.parametrize("model", MODELS)

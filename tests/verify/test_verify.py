@@ -833,3 +833,19 @@ def test_verifying_changes_nothing(bad, tiny):
     before = snapshot(bad)
     verify(bad, tiny)
     assert snapshot(bad) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn], ids=str)
+def test_a_folder_that_was_converted_from_a_cast_copy_is_proven_up_to_the_cast(tmp_path, tiny, dtype):
+    """Its fingerprint is that of the cast weights."""
+    cast = {key: t.to(dtype) if t.is_floating_point() else t for key, t in tiny_state().items()}
+    (tmp_path / "cast").mkdir()
+    copy = write(tmp_path / "cast", cast)
+    out = convert(copy, tmp_path / "out")
+    record = sam3lite("verify", out, "--checkpoint", tiny, "--json").json
+    assert (record["verdict"], record["findings"]) == ("proven", [])
+    fingerprint = json.loads((out / "fingerprint.json").read_text())
+    fingerprint["taps"][2]["values"][0] *= 1.01
+    (out / "fingerprint.json").write_text(json.dumps(fingerprint))
+    record = sam3lite("verify", out, "--checkpoint", tiny, "--json").json
+    assert [finding["code"] for finding in record["findings"]] == ["V-FINGERPRINT"]
