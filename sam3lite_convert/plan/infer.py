@@ -19,7 +19,6 @@ from sam3lite_convert.plan.architecture import (
     has_class_row,
     rotary_shape,
 )
-from sam3lite_convert.plan.unsound import shown
 
 _MOST_LAYERS = 1000  # in one stack; a released model has 32
 
@@ -90,7 +89,7 @@ def _text(
     )
     layers = vote.indices(enc + r"transformer\.(\d+)\.")
     if hidden is None or not layers:
-        first = shown(", ".join(list(vote.names)[:3]))
+        first = ", ".join(list(vote.names)[:3])
         raise UnsoundPlan(
             f"this is no SAM3-LiteText checkpoint: no MobileCLIP text encoder found. The first keys are {first}. If "
             "only a prefix hides the names, take it off: --strip-prefix PREFIX. Otherwise give another file: sam3lite "

@@ -182,6 +182,14 @@ def test_names_that_shapes_cannot_tell_apart_are_to_be_checked(state, tmp_path):
     assert re.search(r"renamed\? norm_[ab] -> norm[12].*\n.*\n  Check it: .* could as well be norm[12]", refused.err)
 
 
+def test_no_rule_is_offered_that_would_give_two_keys_one_name(state, tmp_path):
+    """One tensor of the renamed part is there under its own name too, with other values."""
+    key = next(k for k in state if k.endswith("0.token_mixer.layer_scale"))
+    both = renamed(state, [("token_mixer", "mixing")]) | {key: state[key] + 1}
+    refused = sam3lite("convert", write_safetensors(tmp_path, both), "--output", tmp_path / "out")
+    assert refused.code == 3 and "[mixing is token_mixer]" not in refused.err
+
+
 def test_no_rule_is_made_up_for_a_key_of_another_shape(state, tmp_path):
     key = "detector.dot_prod_scoring.hs_proj.bias"
     other = {k: t for k, t in state.items() if k != key} | {"detector.dot_prod_scoring.hs_porj.bias": torch.ones(7)}

@@ -18,7 +18,10 @@ BIAS = "detector.dot_prod_scoring.hs_proj.bias"
 FIRST = TRUNK + "blocks.0.mlp.fc1."
 ANEW, WEIGHTS = "Get the file again, or save it anew", "Give the (?:PyTorch )?checkpoint"
 SAVE, ONLY = "Give the file that holds the model's weights", "save only its state dict"
-HOLDS, TRAINED = "Give a checkpoint that holds them", "Give the checkpoint as it was trained"
+HOLDS, TRAINED = (
+    r"Give a checkpoint that holds them\. If they stand under other names",
+    "Give the checkpoint as it was trained",
+)
 PLAIN, MADE = r"torch\.nn\.utils\.", "parametrizations.weight.original"
 PARAMETRIZE = PLAIN + r"parametrize\.remove_parametrizations\("
 Maker = Callable[[Path, State], Path]
