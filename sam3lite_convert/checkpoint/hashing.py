@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.checkpoint.index import check_unchanged, stamp_of
-from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.checkpoint.file_set import members
+from sam3lite_convert.checkpoint.index import check_unchanged, files_of, stamp_of
+from sam3lite_convert.errors import Sam3LiteError, Untrusted
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
@@ -31,20 +32,46 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_set(digests: Mapping[str, str]) -> str:
+    """The SHA-256 of an index and its shards: that of the lines ``<sha256>  <name>``, sorted by name, which
+    ``sha256sum`` prints of them.
+
+    ``digests``: SHA-256 by name, relative to the folder of the index.
+    """
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def sha256_of_checkpoint(path: Path) -> str:
+    """The hash of a local checkpoint: of its one file, or of its index and shards together (``sha256_of_set``).
+
+    Raises as ``members`` does.
+    """
+    first, *shards = members(path)
+    if not shards:
+        return sha256_of(first)
+    return sha256_of_set({p.relative_to(first.parent).as_posix(): sha256_of(p) for p in (first, *shards)})
+
+
 def damaged_records(
-    path: Path,
+    checkpoint: Checkpoint,
     records: Iterable[ZipEntry],
     stop: Callable[[], bool] = lambda: False,
     look: Callable[[ZipEntry, memoryview], None] = lambda record, data: None,
 ) -> list[str]:
-    """The names of the zip entries that do not match their CRC-32; ``look`` is called with every piece that is read."""
+    """The names of the zip entries that do not match their CRC-32; ``look`` is called with every piece that is read.
+
+    Raises Untrusted if the checkpoint changes meanwhile.
+    """
+    from sam3lite_convert.checkpoint.reader import open_source  # here: it is loaded while the file is hashed
+
     damaged: list[str] = []
     view = memoryview(bytearray(_CHUNK))
-    with open(path, "rb", buffering=0) as file:
+    with open_source(checkpoint) as file:
         for record in records:
             crc, left = 0, record.nbytes
             file.seek(record.offset)
-            while left and not stop() and (count := file.readinto(view[:left])):
+            while left and not stop() and (count := file.readinto(view[:left])):  # type: ignore[attr-defined]
                 crc = zlib.crc32(view[:count], crc)
                 look(record, view[:count])
                 left -= count
@@ -56,14 +83,17 @@ def damaged_records(
 
 
 class SourceHash:
-    """Computes a file's SHA-256 and checks its zip entries against their CRC-32, in two threads.
+    """Computes a checkpoint's SHA-256 and checks its zip entries against their CRC-32, in two threads.
 
-    Hashing takes longest, so it starts when the object is made, with nothing but the file's name. The checksums
-    start with ``check``, which gives the positions of the entries. Leaving the context stops both.
+    Hashing takes longest, so it starts when the object is made, with nothing but the name. The checksums start with
+    ``check``, which gives the positions of the entries. Leaving the context stops both.
+
+    files: SHA-256 by name of an index and its shards, once ``result`` is there; empty for a single file.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """``path``: None for a partial copy, whose SHA-256 cannot be computed."""
+        """``path``: file, index of shards or folder; None for a partial copy, whose SHA-256 cannot be computed."""
+        self.files: dict[str, str] = {}
         self._path = path
         self._checkpoint: Checkpoint | None = None
         self._damaged: Worker[list[str]] | None = None
@@ -79,9 +109,7 @@ class SourceHash:
         from sam3lite_convert.checkpoint.nonfinite import Watch
 
         self._watch = watch = Watch(checkpoint)
-        self._damaged = Worker(
-            lambda: damaged_records(checkpoint.path, checkpoint.records, lambda: self._stop, watch.look)
-        )
+        self._damaged = Worker(lambda: damaged_records(checkpoint, checkpoint.records, lambda: self._stop, watch.look))
 
     def follow(self, advance: Callable[[int], None]) -> None:
         """Call ``advance`` with the number of bytes hashed, now for those so far and then for each piece."""
@@ -98,18 +126,29 @@ class SourceHash:
             self._damaged.join()
 
     def _hash(self) -> tuple[str, int, tuple[int, ...]]:
-        if self._path is None or not self._path.is_file():
+        try:
+            paths = members(self._path) if self._path is not None else []
+        except Sam3LiteError:
+            paths = []
+        if not paths or not all(path.is_file() for path in paths):
             return "", 0, ()  # a pipe would never end; the reader reports what is wrong
-        digest, position = hashlib.sha256(), 0
+        position, stamps = 0, list[int]()
         view = memoryview(bytearray(_CHUNK))
-        with open(self._path, "rb", buffering=0) as file:
-            stamp = stamp_of(file)
-            while not self._stop and (count := file.readinto(view)):
-                digest.update(view[:count])
-                position += count
-                self._done = position
-                self._advance(count)
-        return digest.hexdigest(), position, stamp
+        digests: dict[str, str] = {}
+        for path in paths:
+            digest = hashlib.sha256()
+            with open(path, "rb", buffering=0) as file:
+                stamps += stamp_of(file)
+                while not self._stop and (count := file.readinto(view)):
+                    digest.update(view[:count])
+                    position += count
+                    self._done = position
+                    self._advance(count)
+            digests[path.relative_to(paths[0].parent).as_posix()] = digest.hexdigest()
+        if len(paths) == 1:
+            return digest.hexdigest(), position, tuple(stamps)
+        self.files = digests
+        return sha256_of_set(digests), position, tuple(stamps)
 
     def digest(self) -> str:
         """The hex digest; waits for it."""
@@ -158,9 +197,11 @@ class SourceHash:
 
     def _whole(self, checkpoint: Checkpoint) -> str:
         sha256, size, stamp = self._sha256.result()
-        if size != checkpoint.size or stamp != checkpoint.stamp:
+        indexed = [n for each in files_of(checkpoint) for n in each.stamp or ()]
+        if size != checkpoint.size or list(stamp) != indexed:
             raise Untrusted(f"{checkpoint.path.name}: the file changed while it was read", "changed_file")
-        check_unchanged(checkpoint, checkpoint.path)
+        for each in files_of(checkpoint):
+            check_unchanged(each, each.path)
         stated = checkpoint.hub.sha256 if checkpoint.hub else None
         if stated not in (None, sha256):
             raise Untrusted(

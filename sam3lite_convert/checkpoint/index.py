@@ -87,9 +87,24 @@ class ZipEntry:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The index of one file.
+class Shard:
+    """One of the files that hold the tensors of a checkpoint in shards.
 
+    ``name``: as the index has it; ``size`` in bytes; ``stamp``: identity and time of last change, None for a partial
+    copy.
+    """
+
+    name: str
+    path: Path
+    size: int
+    stamp: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The index of one file, or of shards that are read as one file, in which each begins where the one before ends.
+
+    ``path``: the file, or the index of shards. ``size``: of the file, or of the index and its shards together.
     ``wrapper``: the entry that holds the state dict; None if the file is the state dict itself.
     ``tensors``: by key, in the order of the file.
     ``records``: the zip entries; of a partial copy, those that are downloaded.
@@ -101,6 +116,7 @@ class Checkpoint:
     ``stamp``: identity and time of last change of the file; None for a partial copy.
     ``selection``: what the user states about the file.
     ``left``: number of tensors in the other entries of the file, by path.
+    ``shards``: in their order; none if ``path`` holds the tensors itself.
     """
 
     path: Path
@@ -119,6 +135,7 @@ class Checkpoint:
     stamp: tuple[int, ...] | None = None
     selection: Selection = NOTHING_STATED
     left: dict[str, int] = field(default_factory=dict)
+    shards: tuple[Shard, ...] = ()
 
     @property
     def taken(self) -> str | None:
@@ -143,8 +160,14 @@ def stamp_of(file: BinaryIO | Path) -> tuple[int, ...]:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def check_unchanged(checkpoint: Checkpoint, file: BinaryIO | Path) -> None:
-    """Raises Untrusted if the file was changed or replaced after it was indexed."""
+def files_of(checkpoint: Checkpoint) -> tuple[Checkpoint | Shard, ...]:
+    """What stands for each of the files of a checkpoint, with its path and stamp: the index, then the shards."""
+    return checkpoint, *checkpoint.shards
+
+
+def check_unchanged(checkpoint: Checkpoint | Shard, file: BinaryIO | Path) -> None:
+    """Raises Untrusted if the file, or of several that with the index of shards, was changed or replaced after it was
+    indexed."""
     if checkpoint.stamp is None:
         return
     with suppress(FileNotFoundError):

@@ -6,10 +6,9 @@ import bisect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, ZipEntry
-from sam3lite_convert.checkpoint.reader import open_file
+from sam3lite_convert.checkpoint.reader import open_source
 from sam3lite_convert.checkpoint.tensor_reader import read_tensor
 from sam3lite_convert.records.receipt import NonFinite
 from sam3lite_convert.workers import Worker
@@ -32,13 +31,16 @@ _NUMPY = {
 
 
 def not_finite(
-    path: Path, tensors: Iterable[StoredTensor], stop: Callable[[], bool] = lambda: False
+    checkpoint: Checkpoint, tensors: Iterable[StoredTensor], stop: Callable[[], bool] = lambda: False
 ) -> dict[str, NonFinite]:
-    """Key -> counts, for those of the tensors that hold such values. Reads all of them, piece by piece."""
+    """Key -> counts, for those of the tensors that hold such values. Reads all of them, piece by piece.
+
+    Raises Untrusted if the checkpoint changes meanwhile.
+    """
     found: dict[str, NonFinite] = {}
     seen: dict[tuple[int, int, str], NonFinite] = {}
     view = memoryview(bytearray(_CHUNK))  # one buffer: a new one each time costs more than the reading
-    with open_file(path) as file:
+    with open_source(checkpoint) as file:
         for tensor in tensors:
             if stop():
                 break
@@ -123,7 +125,7 @@ def searching(checkpoint: Checkpoint, tensors: Iterable[StoredTensor]) -> Iterat
     nothing to read, as its records are watched."""
     stopped = threading.Event()
     tensors = () if checkpoint.records else tuple(tensors)
-    worker = Worker(lambda: not_finite(checkpoint.path, tensors, stopped.is_set))
+    worker = Worker(lambda: not_finite(checkpoint, tensors, stopped.is_set))
     try:
         yield worker
     finally:

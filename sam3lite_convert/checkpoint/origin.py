@@ -25,6 +25,8 @@ class HubFile:
     ``cached``: the file in the cache; None if it is not there.
     ``here``: whether its content is in the cache, possibly under another commit.
     ``licence``: licence fields of the repository's model card; None if they were not requested.
+    ``parts``: of a checkpoint in shards, its index, which ``path`` names, and the shards. ``size`` and ``etag`` are
+        then those of all of them together.
     """
 
     repo: str
@@ -35,6 +37,7 @@ class HubFile:
     cached: Path | None = None
     here: bool = False
     licence: Mapping[str, JsonValue] | None = None
+    parts: tuple[HubFile, ...] = ()
 
     @property
     def sha256(self) -> str | None:

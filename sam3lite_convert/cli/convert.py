@@ -88,7 +88,7 @@ class Destination:
         """The PushTarget of one checkpoint. Raises CannotRun if its name is not valid."""
         from sam3lite_convert.commands.push import PushTarget, check_name
 
-        repo = self._repo or f"{self._namespace}/{location.path.stem}"
+        repo = self._repo or f"{self._namespace}/{location.stem}"
         check_name(repo)
         return PushTarget(repo, *self._how)
 

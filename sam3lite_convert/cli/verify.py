@@ -87,7 +87,7 @@ def _verify(
     from sam3lite_convert.report.terminal import byte_progress
 
     written = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
-    totals = {"write": written, "hash": source.path.stat().st_size}
+    totals = {"write": written, "hash": source.size}
     with byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
         return verify_folder(folder, source, mappings, causal, progress, report_of)
 

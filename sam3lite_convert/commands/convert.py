@@ -70,7 +70,7 @@ class Request:
 
     def folder(self, location: Location) -> Path:
         """The folder to write."""
-        return self.output or conversion.default_output(location.path, self.options)
+        return self.output or conversion.default_output(location.stem, self.options)
 
 
 def plan_conversion(location: Location, mappings: Mappings, request: Request) -> ConvertDocument:

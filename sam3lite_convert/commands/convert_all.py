@@ -117,10 +117,10 @@ def convert_all(
     callbacks = callbacks or Callbacks()
     repository = where.repository()
     files = repository.matching(pattern)
-    locations = [Location(f.path, Path(f.path), repository, f) for f in files]
+    locations = [Location(f.path, Path(f.path), repository, f, where=where) for f in files]
     root = request.output or Path("converted")
     requests = [
-        replace(request, output=root / conversion.default_output(x.path, request.options).name) for x in locations
+        replace(request, output=root / conversion.default_output(x.stem, request.options).name) for x in locations
     ]
     _check_distinct(locations, requests)
     found: list[EarlierConversion | Sam3LiteError | None] = []

@@ -38,7 +38,7 @@ def record_fingerprint(
     from sam3lite_convert.commands.fingerprint import fingerprint_of, read_fingerprint
     from sam3lite_convert.parity.fingerprint import in_lines
 
-    path = output or Path(f"{source.path.stem}-fingerprint.json")
+    path = output or Path(f"{source.stem}-fingerprint.json")
     if path.exists():
         try:
             read_fingerprint(path)
@@ -102,7 +102,7 @@ def record_reference(
     from sam3lite_convert.parity.reference_file import format_of, save_reference
     from sam3lite_convert.parity.taps import layer_of, point_of
 
-    path = output or Path(f"{source.path.stem}-reference.{'json' if compact else 'safetensors'}")
+    path = output or Path(f"{source.stem}-reference.{'json' if compact else 'safetensors'}")
     form = format_of(path, compact)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
+from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of_checkpoint
 from sam3lite_convert.commands.convert import Request, add_parity, fetch, finished, sizes, verified
 from sam3lite_convert.commands.fingerprint import add_fingerprint, start_fingerprint
 from sam3lite_convert.commands.sources import Location
@@ -47,7 +47,7 @@ def find_current(
         if why is None:
             identity = location.file.etag if location.file else None
             if identity is None:  # a local file, or a cache without symbolic links, which tell the etag
-                identity = hashing.digest() if hashing else sha256_of(location.here())
+                identity = hashing.digest() if hashing else sha256_of_checkpoint(location.here())
             if not up_to_date.same_source(found.receipt, identity):
                 why = f"it was converted from another file ({found.receipt.source.name})"
             elif (why := _other_context(found.receipt, location)) is None:

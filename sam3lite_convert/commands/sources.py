@@ -5,15 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.checkpoint.file_set import checkpoint_file, members, stem_of
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection, stated
-from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.plan.counts import dtype_counts
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.origin import HubFile
     from sam3lite_convert.hub.ranges import PartialCopy
     from sam3lite_convert.hub.repository import Repository
+    from sam3lite_convert.hub.shards import PartialShards
     from sam3lite_convert.workers import Advance
 
 
@@ -51,9 +53,10 @@ class Source:
     """A checkpoint that can be read.
 
     ``name``: as the user typed it.
-    ``path``: the file on this machine.
+    ``path``: the file on this machine, or the index of shards.
     ``hub``: its origin on the Hub; None for a local file.
     ``copy``: the partial copy, if only ranges of it were downloaded.
+    ``stem``: what files are named after that are made of it.
     ``option``: the value of ``--checkpoint`` that names it, with the options of its repository and its selection.
     ``selection``: what the user states about the file.
     """
@@ -61,13 +64,14 @@ class Source:
     name: str
     path: Path
     hub: HubFile | None = None
-    copy: PartialCopy | None = None
+    copy: PartialCopy | PartialShards | None = None
     option: str = ""
     selection: Selection = NOTHING_STATED
+    stem: str = ""
 
     def read(self) -> Checkpoint:
         """The index, with its origin on the Hub. Raises as ``read_checkpoint`` does."""
-        checkpoint = read_checkpoint(self.path, self.copy, self.selection)
+        checkpoint = self.copy.indexed(self.selection) if self.copy else read_checkpoint(self.path, self.selection)
         return replace(checkpoint, hub=self.hub) if self.hub else checkpoint
 
     def as_stated(self, receipt: Mapping[str, object] | None) -> Source:
@@ -77,6 +81,11 @@ class Source:
     def hashing(self) -> SourceHash:
         """Start to compute the file's SHA-256; a partial copy has none."""
         return SourceHash(None if self.copy else self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes on this machine, of all shards. Raises as ``members`` does."""
+        return sum(path.stat().st_size for path in members(self.path))
 
     def provenance(self) -> HubOrigin | None:
         """Repository, file, commit, etag and size; None for a local file."""
@@ -96,6 +105,7 @@ class Source:
             source=self.provenance(),
             fetched=self.fetched(),
             size=checkpoint.size,
+            shards=len(checkpoint.shards) or 1,
             format=checkpoint.format,
             wrapper=checkpoint.wrapper,
             left=checkpoint.left,
@@ -137,25 +147,36 @@ class Source:
             if self.copy is not None:
                 # A range has no hash that tells a damaged download from a damaged file.
                 self.copy.discard()
-            if self.hub is None or self.copy is not None or not self._damaged_here(fault):
+            damaged = self._damaged_here(fault) if self.copy is None else {}
+            if not damaged:
                 raise
             from sam3lite_convert.hub.repository import forget
 
-            forget(self.path)
+            for path in damaged.values():
+                forget(path)
             if fault.code == "etag_mismatch":
                 raise
             raise Untrusted(
-                f"the cached copy of {self.hub.path} was damaged and is deleted; run the command again to download it. "
-                f"({fault.message})",
+                f"the cached copy of {', '.join(damaged)} was damaged and is deleted; run the command again to "
+                f"download it. ({fault.message})",
                 "etag_mismatch",
             ) from fault
 
-    def _damaged_here(self, fault: Untrusted) -> bool:
-        if fault.code == "etag_mismatch":
-            return True
-        if self.hub is None or self.hub.sha256 is None:
-            return False
-        return sha256_of(self.path) != self.hub.sha256
+    def _damaged_here(self, fault: Untrusted) -> dict[str, Path]:
+        """The files in the cache that are not what the Hub lists, by their path in the repository."""
+        if self.hub is None:
+            return {}
+        root = PurePosixPath(self.hub.path).parent
+        files = {
+            part.path: (part.sha256, self.path.parent / PurePosixPath(part.path).relative_to(root))
+            for part in self.hub.parts or (self.hub,)
+        }
+        if fault.code == "etag_mismatch" and len(files) == 1:
+            return {name: path for name, (_, path) in files.items()}
+        found = {name: path for name, (sha256, path) in files.items() if sha256 not in (None, sha256_of(path))}
+        if fault.code == "etag_mismatch" and not found:  # then it is a file whose SHA-256 the Hub does not state
+            return {name: path for name, (_, path) in files.items()}
+        return found
 
 
 @dataclass(frozen=True)
@@ -163,9 +184,11 @@ class Location:
     """A checkpoint that was found and not read yet.
 
     ``name``: as the user typed it.
-    ``path``: the local file, or the path in the repository.
+    ``path``: the local file, or the path in the repository; of shards, their index.
     ``repository``, ``file``: None for a local file.
     ``selection``: what the user states about the file.
+    ``where``: the options that the name was looked up with.
+    ``folder``: name of the folder or repository, if the user named that and not the file in it.
     """
 
     name: str
@@ -173,17 +196,24 @@ class Location:
     repository: Repository | None = None
     file: HubFile | None = None
     selection: Selection = NOTHING_STATED
+    where: HubLocation = field(default_factory=HubLocation)
+    folder: str | None = None
+
+    @property
+    def stem(self) -> str:
+        """What files are named after that are made of it."""
+        return self.folder or stem_of(self.path.name)
 
     @property
     def option(self) -> str:
         """The value of ``--checkpoint`` that names it, with the options of its repository and its selection."""
         option = shlex.quote(self.name)
-        if self.repository is not None and self.repository.repo != DEFAULT_REPO:
-            option += f" --repo-id {shlex.quote(self.repository.repo)}"
-        if self.repository is not None and self.repository.revision != DEFAULT_REVISION:
-            option += f" --revision {shlex.quote(self.repository.revision)}"
-        if self.repository is not None and self.repository.cache is not None:
-            option += f" --cache-dir {shlex.quote(str(self.repository.cache))}"
+        if self.repository is not None and self.where.repo != DEFAULT_REPO:
+            option += f" --repo-id {shlex.quote(self.where.repo)}"
+        if self.repository is not None and self.where.revision != DEFAULT_REVISION:
+            option += f" --revision {shlex.quote(self.where.revision)}"
+        if self.repository is not None and self.where.cache is not None:
+            option += f" --cache-dir {shlex.quote(str(self.where.cache))}"
         return option + self.selection.options
 
     def here(self) -> Path:
@@ -200,9 +230,11 @@ class Location:
         downloaded.
         """
         if self.repository is None or self.file is None:
-            return Source(self.name, self.path, option=self.option, selection=self.selection)
-        path = self.repository.download(self.file, beside)
-        return Source(self.name, path, self.file, option=self.option, selection=self.selection)
+            return self._source(self.path)
+        return self._source(self.repository.download(self.file, beside))
+
+    def _source(self, path: Path, copy: PartialCopy | PartialShards | None = None) -> Source:
+        return Source(self.name, path, self.file, copy, self.option, self.selection, self.stem)
 
     def index(self) -> Source:
         """A source whose index can be read; of a file that is not on this machine only the index is downloaded.
@@ -211,6 +243,8 @@ class Location:
         """
         if self.repository is None or self.file is None or self.file.here:
             return self.whole()
+        if self.file.parts:
+            return self._index_of_shards(self.repository, self.file)
         from sam3lite_convert.hub.ranges import PartialCopy
 
         copy = PartialCopy(self.repository, self.file)
@@ -221,11 +255,25 @@ class Location:
                 raise
             head = b""
         if head.startswith(b"PK\x03\x04") or head[8:9] == b"{":
-            return Source(self.name, copy.path, self.file, copy, self.option, self.selection)
+            return self._source(copy.path, copy)
         # The server has no ranges, or the file is older than torch 1.6 and has its index between the tensors.
         copy.discard()
         copy.close()
         return self.whole()
+
+    def _index_of_shards(self, repository: Repository, file: HubFile) -> Source:
+        from sam3lite_convert.hub.shards import PartialShards
+
+        copy = PartialShards(repository, file)
+        try:
+            copy.indexed(self.selection)
+        except (CannotRun, Untrusted) as fault:
+            copy.discard()
+            copy.close()
+            if fault.code != "no_ranges":
+                raise
+            return self.whole()
+        return self._source(copy.path, copy)
 
     def text(self, mappings: Mappings, causal: bool = False, advance: Advance = lambda n: None) -> Source:
         """As ``index``, with the bytes of the text tensors. ``advance`` is called with the bytes downloaded.
@@ -245,24 +293,49 @@ class Location:
 
 
 def locate(name: str, where: HubLocation, selection: Selection | None = None) -> Location:
-    """Find CHECKPOINT: a local path first, then an alias, then a path in the repository.
+    """Find CHECKPOINT: a local path first, then an address on the Hub, then an alias or a path in the repository.
 
-    ``selection``: what the user states about it.
+    A path may be that of an index of shards, or of a folder that holds it or one file. ``selection``: what the user
+    states about it.
 
-    Raises CannotRun if it is none of these.
+    Raises CannotRun if it is none of these, and as ``checkpoint_file`` does.
     """
     path, selection = Path(name), selection or NOTHING_STATED
     if path.exists():
-        return Location(name, path, selection=selection)
+        folder = (path.name or path.resolve().name) if path.is_dir() else None
+        return Location(name, checkpoint_file(path), selection=selection, where=where, folder=folder)
     if not name or name.startswith((".", "/", "~")) or "\\" in name:
         raise CannotRun(
             f"{name}: no such file. Names on the Hub are aliases ({', '.join(ALIASES)}) or paths in {where.repo}.",
             "no_such_file",
         )
-    repository = where.repository()
+    from sam3lite_convert.hub.addresses import address_of
+
+    if address := address_of(name):
+        name = address.shown
+        repository = _there(name, address.repo, address.revision, where).repository()
+        said = f"{name}: "
+    else:
+        repository = where.repository()
+        said = f"{name}: no such local file. On the Hub: "
     try:
-        file = repository.find(name)
-    except CannotRun as fault:
-        message = f"{name}: no such local file. On the Hub: {fault.message}"
-        raise CannotRun(message, fault.code, fault.details) from fault
-    return Location(name, Path(file.path), repository, file, selection)
+        file = repository.find(name) if address is None else repository.at(address.path)
+    except Sam3LiteError as fault:
+        fault.message = said + fault.message
+        raise
+    asked = name if address is None else address.path
+    folder = None
+    if name not in ALIASES and asked.strip("/") != file.path:
+        folder = PurePosixPath(asked).name or repository.repo.rpartition("/")[2]
+    return Location(name, Path(file.path), repository, file, selection, where, folder)
+
+
+def _there(name: str, repo: str, revision: str | None, where: HubLocation) -> HubLocation:
+    """Where an address leads. Raises CannotRun if an option states something else."""
+    for option, said, asked, default in (
+        ("--repo-id", repo, where.repo, DEFAULT_REPO),
+        ("--revision", revision, where.revision, DEFAULT_REVISION),
+    ):
+        if said is not None and asked not in (said, default):
+            raise CannotRun(f"{name} names {said} itself, and {option} {asked}; leave out one of them", "usage")
+    return HubLocation(repo, where.revision if revision is None else revision, where.cache)

@@ -6,24 +6,22 @@ there, however right its tensors are.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Protocol
+from pathlib import Path
 
+from sam3lite_convert.checkpoint.file_set import disagreements, leads_out, weight_map
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, stamp_of
-from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.checkpoint.place import LocalPlace, Place, read_json
 from sam3lite_convert.convert.config import PACKED_MODEL_TYPE
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
-from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted, in_short
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.plan.families import FAMILIES, LibraryNames
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.records.record import Json
 
-JSON_LIMIT = 16 << 20  # bytes; the receipt of 1,300 tensors takes 0.4 MB
 SAFETENSORS = ".safetensors"
 _SINGLE, _PROJECTION = MODEL + SAFETENSORS, TEXT_PROJECTION + SAFETENSORS
 _BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -104,68 +102,6 @@ class Folder:
                 raise Untrusted(f"{self.path}: {', '.join(new)} appeared while the folder was read", "changed_file")
 
 
-class Place(Protocol):
-    """Where a folder lies: on this machine, or in a repository on the Hub."""
-
-    path: Path
-
-    @property
-    def remote(self) -> bool:
-        """Whether reading costs requests."""
-
-    def names(self) -> list[str]:
-        """The names of the files at the top of the folder, sorted."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file; ``name``: relative, with slashes."""
-
-    def read(self, name: str) -> bytes:
-        """The content of a small file. Raises Untrusted if it is too large to be one."""
-
-    def index(self, name: str) -> tuple[Path, Checkpoint]:
-        """The file on this machine that holds the tensors' bytes, or will when they are fetched, and its index."""
-
-
-class LocalPlace:
-    """A folder on this machine. ``stamps``: of the files that were read."""
-
-    remote = False
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.stamps: dict[Path, tuple[int, ...]] = {}
-
-    def names(self) -> list[str]:
-        """The names of the files in it, sorted."""
-        return sorted(p.name for p in self.path.iterdir() if p.is_file())
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file."""
-        try:
-            return (self.path / name).is_file()
-        except (OSError, ValueError):  # a name that no file system takes
-            return False
-
-    def read(self, name: str) -> bytes:
-        """The content of a file of at most 16 MiB. Raises Untrusted if it is larger or cannot be read."""
-        path = self.path / name
-        try:
-            self.stamps[path] = stamp_of(path)
-            if path.stat().st_size > JSON_LIMIT:
-                raise Untrusted(f"{path}: is too large to have been written by a conversion", "corrupt_file")
-            return path.read_bytes()
-        except OSError as fault:
-            raise Untrusted(f"{path}: cannot be read ({in_short(fault)})", "corrupt_file") from fault
-
-    def index(self, name: str) -> tuple[Path, Checkpoint]:
-        """The file and its index. Raises as ``read_checkpoint`` does."""
-        path = self.path / name
-        checkpoint = read_checkpoint(path)
-        if checkpoint.stamp is not None:
-            self.stamps[path] = checkpoint.stamp
-        return path, checkpoint
-
-
 def read_folder(path: Path) -> Folder:
     """Index a converted folder. Raises CannotRun if there is none, Untrusted if a file is damaged."""
     if not path.is_dir():
@@ -185,7 +121,7 @@ def read_place(place: Place) -> Folder:
             f"{place.path} holds no .safetensors file and no pytorch_model.bin, so there is nothing to verify",
             "nothing_to_verify",
         )
-    config, receipt = _read_json(place, "config.json"), _read_json(place, RECEIPT_NAME)
+    config, receipt = read_json(place, "config.json"), read_json(place, RECEIPT_NAME)
     reader = _Reader.of(config)
     chosen = _choose(place, config, reader)
     faults = list(chosen.faults)
@@ -265,7 +201,7 @@ def files_of(place: Place) -> list[str]:
 
     Raises CannotRun if it takes none, Untrusted if a JSON file is damaged.
     """
-    config = _read_json(place, "config.json")
+    config = read_json(place, "config.json")
     reader, names = _Reader.of(config), place.names()
     chosen = _choose(place, config, reader)
     if not chosen.files:
@@ -333,13 +269,13 @@ def _choose(place: Place, config: Json | None, reader: _Reader) -> _Choice:
         return _Choice((), "", (FolderFault(INDEX_NAME, why, NOT_TAKEN),))
     if not name.endswith(".index.json"):
         return _Choice((name,), name)
-    index = _read_json(place, name) or {}
-    places = _shards(index, place.path / name)
+    index = read_json(place, name) or {}
+    places = weight_map(index, place.path / name)
     faults = []
     if reader.library and not isinstance(index.get("metadata"), dict):
         faults.append(FolderFault(name, f"has no 'metadata', without which {reader.name} does not load it", INDEX))
     files = sorted(set(places.values()))
-    outside = [n for n in files if _leads_out(n)]
+    outside = [n for n in files if leads_out(n)]
     faults += [FolderFault(n, f"{name} names this shard, which lies outside of the folder", INDEX) for n in outside]
     gone = [n for n in files if n not in outside and not place.has(n)]
     faults += [FolderFault(n, "the index names this shard, but it is missing", INDEX) for n in gone]
@@ -366,14 +302,9 @@ def _not_takable(stated: object, place: Place) -> str | None:
     """Why transformers does not load the file that config.json names; None if it does."""
     if not isinstance(stated, str) or not stated.endswith((SAFETENSORS, SAFETENSORS + ".index.json")):
         return f"is {stated!r}; transformers takes the name of a .safetensors file or of its index"
-    if _leads_out(stated):
+    if leads_out(stated):
         return f"is {stated!r}, which lies outside of the folder"
     return None if place.has(stated) else f"names {stated}, which is missing; transformers looks for no other file"
-
-
-def _leads_out(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name
 
 
 def _content_faults(name: str, checkpoint: Checkpoint, reader: _Reader) -> Iterable[FolderFault]:
@@ -389,16 +320,9 @@ def _index_faults(chosen: _Choice, holders: Mapping[str, str], twice: set[str]) 
     """``holders``: by key, the file that it was taken from; ``twice``: keys that several files hold."""
     if chosen.index is None:
         return
-    for key, name in chosen.places.items():
-        if key in twice:
-            continue
-        if key in holders and holders[key] != name:
-            yield FolderFault(key, f"the index says {name}, but it is in {holders[key]}", INDEX)
-        elif key not in holders and name in chosen.files:
-            yield FolderFault(key, f"the index says {name}, but it is not there", INDEX)
-    for key, name in holders.items():
-        if key not in chosen.places:
-            yield FolderFault(key, f"is in {name} but not in the index, so readers that go by it do not see it", INDEX)
+    for key, why in disagreements(chosen.places, holders, chosen.files):
+        if key not in twice:
+            yield FolderFault(key, why, INDEX)
 
 
 def _other_files(names: list[str], reader: _Reader) -> Iterable[FolderFault]:
@@ -435,26 +359,3 @@ def _is_weights(name: str) -> bool:
 
 def _matters(name: str) -> bool:
     return _is_weights(name) or name in (*_ORDER, "config.json", RECEIPT_NAME, "adapter_config.json")
-
-
-def _shards(index: Json, path: Path) -> dict[str, str]:
-    """Key -> name of its shard, from the index. Raises Untrusted if the index cannot be read."""
-    places = index.get("weight_map") or {}
-    if isinstance(places, dict):
-        names = {key: name for key, name in places.items() if isinstance(name, str)}
-        if len(names) == len(places):
-            return names
-    raise Untrusted(f"{path}: its weight_map cannot be read", "corrupt_file")
-
-
-def _read_json(place: Place, name: str) -> Json | None:
-    if not place.has(name):
-        return None
-    path = place.path / name
-    try:
-        data = json.loads(place.read(name).decode("utf-8"))
-    except (ValueError, RecursionError) as fault:
-        raise Untrusted(f"{path}: cannot be read as JSON ({in_short(fault)})", "corrupt_file") from fault
-    if not isinstance(data, dict):
-        raise Untrusted(f"{path}: is not a JSON object", "corrupt_file")
-    return data

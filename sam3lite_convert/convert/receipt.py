@@ -45,6 +45,7 @@ def losses(plan: Plan, loss: CastLoss) -> Losses:
 def make_receipt(
     plan: Plan,
     sha256: str | None,
+    hashes: Mapping[str, str],
     loss: CastLoss,
     files: list[str],
     notes: list[str],
@@ -55,13 +56,14 @@ def make_receipt(
     """The receipt. It holds no time and no path, so the same input and options give the same bytes.
 
     sha256: hash of the source; None if only ranges of a file on the Hub were read.
+    hashes: of shards, the hash of each and of their index, by name.
     nonfinite: counts of NaN and infinity, by source key.
     max_shard_size: in bytes; None for a single file.
     model_id: the repository that the model card names; None if it names none.
     """
     return Receipt(
         tool=tool_record(plan.mappings_sha256),
-        source=source_record(plan, sha256),
+        source=source_record(plan, sha256, hashes),
         layout=plan.layout.name,
         family=plan.layout.family.name,
         reader=plan.layout.about,
@@ -86,13 +88,14 @@ def make_receipt(
     )
 
 
-def source_record(plan: Plan, sha256: str | None) -> SourceRecord:
-    """The file that a plan converts, and where on the Hub it came from."""
+def source_record(plan: Plan, sha256: str | None, hashes: Mapping[str, str]) -> SourceRecord:
+    """What a plan converts, and where on the Hub it came from. Its hashes are as in ``make_receipt``."""
     checkpoint, hub = plan.checkpoint, plan.checkpoint.hub
     return SourceRecord(
         name=checkpoint.path.name,
         size=checkpoint.size,
         sha256=sha256,
+        files=dict(hashes) or None,
         format=checkpoint.format,
         wrapper=checkpoint.wrapper,
         left=checkpoint.left or None,

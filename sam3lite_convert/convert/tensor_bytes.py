@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
 from sam3lite_convert.checkpoint.dtypes import FLOAT8
+from sam3lite_convert.checkpoint.shards import JoinedFile
 from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Mapped
@@ -139,6 +140,8 @@ def write_piece(source: BinaryIO, piece: Mapped, out: BinaryIO, advance: Advance
 
 
 def _copy(source: BinaryIO, offset: int, nbytes: int, out: BinaryIO, advance: Advance) -> None:
+    if isinstance(source, JoinedFile):  # which the kernel does not know
+        source, offset = source.place(offset)
     copy_file_range = getattr(os, "copy_file_range", None)
     if copy_file_range is not None and nbytes >= 1 << 16:
         out.flush()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
-from sam3lite_convert.checkpoint.reader import open_file, open_source
+from sam3lite_convert.checkpoint.one_file import open_file
+from sam3lite_convert.checkpoint.reader import open_source
 from sam3lite_convert.checkpoint.tensor_reader import read_exactly, read_tensor
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.tensor_bytes import target_chunks

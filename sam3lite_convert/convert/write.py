@@ -39,9 +39,12 @@ class Converted:
     receipt: Receipt
 
 
-def default_output(checkpoint: Path, options: Options) -> Path:
-    """``converted/<file stem>-<layout>``, with ``-text`` and the dtype appended if they are not the default."""
-    name = f"{checkpoint.stem}-{options.layout}"
+def default_output(stem: str, options: Options) -> Path:
+    """``converted/<stem>-<layout>``, with ``-text`` and the dtype appended if they are not the default.
+
+    ``stem``: of the checkpoint.
+    """
+    name = f"{stem}-{options.layout}"
     if options.component == "text":
         name += "-text"
     if options.dtype not in (None, "float32"):
@@ -144,7 +147,7 @@ def convert(
             write_shard(work, shard, source, written, loss)
         write_index(work, shards)
         sha256, more = hashing.result()
-        special = search.result() | not_finite(plan.checkpoint.path, hashing.suspects(sources.values()))
+        special = search.result() | not_finite(plan.checkpoint, hashing.suspects(sources.values()))
         strict.check(special, loss, plan.options.dtype)
         notes = plan_notes(plan) + more + _rotary_notes(plan, source)
         if special:
@@ -152,7 +155,7 @@ def convert(
         if loss.overflowed_values:
             notes.append(f"out of range for {plan.options.dtype} and now infinite: {overflow_words(loss)}")
         files = [s.name for s in [*shards, *beside]]
-        receipt = make_receipt(plan, sha256, loss, files, notes, special, max_shard_size, model_id)
+        receipt = make_receipt(plan, sha256, hashing.files, loss, files, notes, special, max_shard_size, model_id)
         write_json(work / "config.json", make_config(plan))
         write_json(work / RECEIPT_NAME, receipt.to_json())
         receipt, card = with_card(finish(work, receipt))

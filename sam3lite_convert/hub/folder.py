@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, stamp_of
+from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.checkpoint.origin import HubFile
-from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hub.ranges import PartialCopy
 from sam3lite_convert.hub.repository import Repository
@@ -21,19 +22,19 @@ _SMALL = 16 << 20  # bytes; a JSON or text file of a conversion is far smaller
 
 
 class HubFolder:
-    """The top of a repository at one commit, read as a folder. Files in the cache are read there.
+    """The top of a repository at one commit, or some of its files, read as a folder. Files in the cache are read there.
 
     path: OWNER/NAME or OWNER/NAME@revision, for messages.
-    files: by path in the repository.
+    files: by path in the folder.
     """
 
     remote = True
 
-    def __init__(self, repository: Repository, name: str) -> None:
-        """Raises CannotRun if the repository cannot be listed."""
+    def __init__(self, repository: Repository, name: str, files: dict[str, HubFile] | None = None) -> None:
+        """``files``: None for all that the repository lists. Raises CannotRun if it cannot be listed."""
         self.path = Path(name)
         self.repository = repository
-        self.files: dict[str, HubFile] = {f.path: f for f in repository.listing().files}
+        self.files = {f.path: f for f in repository.listing().files} if files is None else files
         self._copies: dict[str, PartialCopy] = {}
         self._indexed: dict[Path, tuple[str, Checkpoint]] = {}
         self._stack = ExitStack()
@@ -42,6 +43,10 @@ class HubFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Delete the copies; what was downloaded is kept for the next run."""
         self._stack.close()
 
     @property
@@ -74,21 +79,21 @@ class HubFolder:
             raise Untrusted(f"{self.path}/{name}: is too large to have been written by a conversion", "corrupt_file")
         if file.cached is not None:
             return file.cached.read_bytes()
-        copy = self._copy(file)
+        copy = self._copy(name)
         copy.seek(0)
         copy.fetch([(0, file.size)])
         return copy.read(file.size) or b""
 
-    def index(self, name: str) -> tuple[Path, Checkpoint]:
+    def index(self, name: str, selection: Selection = NOTHING_STATED) -> tuple[Path, Checkpoint]:
         """The file that holds the tensors' bytes once they are fetched, and its index.
 
         Raises CannotRun if the index cannot be read without the whole file, Untrusted if the file is damaged.
         """
         file = self._file(name)
         if file.cached is not None:
-            path, checkpoint = file.cached, read_checkpoint(file.cached)
+            path, checkpoint = file.cached, read_file(file.cached, selection=selection)
         else:
-            copy = self._copy(file)
+            copy = self._copy(name)
             path = copy.path
             # A safetensors header is at the front, and is fetched as it is read; a zip's directory is at the end.
             if not name.endswith(".safetensors"):
@@ -99,9 +104,14 @@ class HubFolder:
                         "read by ranges; --whole downloads it",
                         "no_ranges",
                     )
-            checkpoint = read_checkpoint(path, copy)
+            checkpoint = read_file(path, copy, selection)
         self._indexed[path] = (name, checkpoint)
         return path, checkpoint
+
+    def stamp(self, name: str) -> tuple[int, ...] | None:
+        """Identity and times of a file in the cache; None of one that is not there."""
+        cached = self._file(name).cached
+        return stamp_of(cached) if cached else None
 
     def fetched_by_ranges(self, path: Path) -> bool:
         """Whether this file, as ``index`` gave it, is a copy of which only ranges are here."""
@@ -118,13 +128,22 @@ class HubFolder:
             if name in self._copies:
                 wanted.setdefault(name, []).append(checkpoint.extents.get(tensor.key) or tensor.extent)
         for name, ranges in wanted.items():
-            self._copies[name].fetch(ranges, advance)
+            self.fetch_ranges(name, ranges, advance)
+
+    def fetch_ranges(self, name: str, ranges: Iterable[tuple[int, int]], advance: Advance = lambda n: None) -> None:
+        """Download what is missing of these ranges (start, end) of a file. Raises CannotRun if they cannot be had."""
+        if self._file(name).cached is None:
+            self._copy(name).fetch(ranges, advance)
+
+    def holds(self, name: str, extent: tuple[int, int]) -> bool:
+        """Whether the bytes of this range of a file are on this machine."""
+        return self._file(name).cached is not None or self._copy(name).holds(extent)
 
     def check_present(self, tensors: Iterable[tuple[Path, StoredTensor]]) -> None:
         """Raises Untrusted if bytes of one of these tensors were not fetched: a hole would be read as zeros."""
         for path, tensor in tensors:
             name, _ = self._indexed[path]
-            if name in self._copies and not self._copies[name].holds(tensor.extent):
+            if not self.holds(name, tensor.extent):
                 raise Untrusted(f"{name}: bytes of {tensor.key} lie outside of their record", "corrupt_file")
 
     def download(self, names: Iterable[str]) -> Path:
@@ -148,7 +167,7 @@ class HubFolder:
     def _file(self, name: str) -> HubFile:
         return self.files[PurePosixPath(name).as_posix()]
 
-    def _copy(self, file: HubFile) -> PartialCopy:
-        if file.path not in self._copies:
-            self._copies[file.path] = self._stack.enter_context(PartialCopy(self.repository, file))
-        return self._copies[file.path]
+    def _copy(self, name: str) -> PartialCopy:
+        if name not in self._copies:
+            self._copies[name] = self._stack.enter_context(PartialCopy(self.repository, self._file(name)))
+        return self._copies[name]

@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from huggingface_hub import constants, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
+from sam3lite_convert.checkpoint.index import Checkpoint
+from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.checkpoint.origin import HubFile
+from sam3lite_convert.checkpoint.selection import Selection
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.files import check_space, write_whole
 from sam3lite_convert.hub.repository import Repository
@@ -195,6 +198,10 @@ class PartialCopy(io.RawIOBase):
         """Download the beginning and the end, where an index may be; returns the first 512 bytes."""
         self.fetch([(0, _HEAD), (max(0, self.file.size - _TAIL), self.file.size)])
         return self._read_at(512, 0)
+
+    def indexed(self, selection: Selection) -> Checkpoint:
+        """The index of the file, of which no more than that is downloaded. Raises as ``read_file`` does."""
+        return read_file(self.path, self, selection)
 
     def discard(self) -> None:
         """Delete all pieces of this file, so that the next run downloads it again."""

@@ -9,15 +9,27 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fnmatch
+import hashlib
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
+from sam3lite_convert.checkpoint.file_set import (
+    SHARD_INDEX_LIMIT,
+    WEIGHTS,
+    is_index,
+    one_shard,
+    shard_map,
+    shard_of,
+    the_checkpoint,
+)
+from sam3lite_convert.checkpoint.hashing import sha256_of_set
+from sam3lite_convert.checkpoint.kinds import kind_of_converted, refusal_of
 from sam3lite_convert.checkpoint.origin import HubFile
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.files import check_space
@@ -27,7 +39,6 @@ from sam3lite_convert.hub.requests import TIMEOUT, hub_faults, retried
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_WEIGHTS = (".pt", ".pth", ".safetensors")
 _LICENCE = ("license", "license_name", "license_link")
 
 
@@ -89,20 +100,87 @@ class Repository:
         return Listing(tuple(files))
 
     def find(self, name: str) -> HubFile:
-        """The file of an alias or a path; of several files for one alias, the one with the newer naming.
+        """The file of an alias, or as ``at``; of several files for one alias, the one with the newer naming.
 
         Raises CannotRun, with the names that exist, if there is no such file.
         """
+        if name not in ALIASES:
+            return self.at(name)
         listing = self.listing()
-        if name in ALIASES:
-            matches = [(kind, f) for f in listing.files if (kind := alias_of(f.path)) and kind.alias == name]
-            if matches:
-                return max(matches, key=lambda m: (m[0].newness, m[1].path))[1]
-        else:
-            for file in listing.files:
-                if file.path == name:
-                    return file
+        matches = [(kind, f) for f in listing.files if (kind := alias_of(f.path)) and kind.alias == name]
+        if matches:
+            return max(matches, key=lambda m: (m[0].newness, m[1].path))[1]
         raise self._unknown(name, listing)
+
+    def at(self, path: str) -> HubFile:
+        """The checkpoint at a path: a file, an index of shards with its shards, or the only one of these in a folder.
+
+        ``path``: empty for the top of the repository. Of an index, and of a config.json beside it, the content is
+        downloaded.
+        Raises CannotRun, with the names that exist, if there is no such path, and as ``the_checkpoint`` and
+        ``shard_map`` do.
+        """
+        listing = self.listing()
+        path = PurePosixPath(path.strip("/")).as_posix().removeprefix(".")
+        file = next((f for f in listing.files if f.path == path), None)
+        folder = path if file is None else PurePosixPath(path).parent.as_posix().removeprefix(".")
+        inside = f"{folder}/" if folder else ""
+        beside = {f.path.removeprefix(inside): f for f in listing.files if f.path.startswith(inside)}
+        beside = {name: f for name, f in beside.items() if "/" not in name}
+        where = self.repo + ("" if self.revision == DEFAULT_REVISION else f"@{self.revision}")
+        where += f"/{folder}" if folder else ""
+        shard = shard_of(file.path) if file else None
+        if file is not None and not shard and not is_index(file.path):
+            return file
+        if kind := kind_of_converted(where, beside.keys(), lambda name: self._small(beside[name])):
+            raise refusal_of(kind, where)
+        if file is not None and shard:
+            index = PurePosixPath(shard.index_name).name
+            raise one_shard(file.path, shard, inside + index if index in beside else None)
+        if file is None:
+            try:
+                name = the_checkpoint(beside, where, lambda name: self._small(beside[name]))
+            except CannotRun as fault:
+                if fault.code != "not_a_file":
+                    raise
+                raise self._unknown(path, listing) from None
+            file = beside[name]
+        return self._with_shards(file, listing) if is_index(file.path) else file
+
+    def _small(self, file: HubFile) -> bytes:
+        """The content of a JSON file, through the cache."""
+        if file.size > SHARD_INDEX_LIMIT:
+            raise Untrusted(f"{self.repo}: {file.path} is too large to be read here", "corrupt_file")
+        return self.download(file).read_bytes()
+
+    def _with_shards(self, index: HubFile, listing: Listing) -> HubFile:
+        """The index with the shards that it names. The ``etag`` of all of them is the hash of the set, as
+        ``sha256_of_set`` has it, where the Hub states the SHA-256 of every shard; else a shorter one, of their etags.
+        """
+        content = self._small(index)
+        index = replace(index, cached=self.download(index), here=True)
+        root = PurePosixPath(index.path).parent
+        files = {f.path: f for f in listing.files}
+        try:
+            places = shard_map(content, Path(index.path), lambda name: (root / name).as_posix() in files)
+        except CannotRun as fault:
+            raise fault if listing.unreached is None else self._unknown(index.path, listing) from None
+        shards = {name: files[(root / name).as_posix()] for name in sorted(set(places.values()))}
+        parts = (index, *shards.values())
+        etag: str | None = None
+        if all(part.sha256 for part in shards.values()):
+            digests = {name: part.sha256 or "" for name, part in shards.items()}
+            etag = sha256_of_set({PurePosixPath(index.path).name: hashlib.sha256(content).hexdigest(), **digests})
+        elif all(part.etag for part in parts):
+            etag = hashlib.sha256("".join(f"{p.etag}  {p.path}\n" for p in parts).encode()).hexdigest()[:40]
+        return replace(
+            index,
+            size=sum(part.size for part in parts),
+            etag=etag,
+            cached=index.cached if all(part.cached for part in parts) else None,
+            here=all(part.here for part in parts),
+            parts=parts,
+        )
 
     def matching(self, pattern: str) -> list[HubFile]:
         """The checkpoints whose path matches a glob, sorted by path; ``*`` does not match across folders.
@@ -116,19 +194,27 @@ class Repository:
             f
             for f in listing.files
             if fnmatch.fnmatchcase(f.path, pattern) and f.path.count("/") == pattern.count("/")
-            if f.path.endswith(_WEIGHTS)
+            if f.path.endswith(WEIGHTS) or is_index(f.path)
         ]
         if not found:
             raise self._unknown(pattern, listing)
-        return sorted(found, key=lambda f: f.path)
+        files = {f.path: f for f in listing.files}
+        # A shard stands for all of them.
+        indexes = {f.path: files.get(shard.index_name, f) for f in found if (shard := shard_of(f.path))}
+        chosen = {file.path: file for file in (indexes.get(f.path, f) for f in found)}
+        return [self._with_shards(f, listing) if is_index(f.path) else f for _, f in sorted(chosen.items())]
 
     def _unknown(self, name: str, listing: Listing) -> CannotRun:
         if listing.unreached is not None:
-            return CannotRun(f"{name} is not in the cache of {self.repo}. {listing.unreached.message}", "no_network")
-        weights = [f.path for f in listing.files if f.path.endswith(_WEIGHTS)]
+            return CannotRun(
+                f"{name or 'a checkpoint'} is not in the cache of {self.repo}. {listing.unreached.message}",
+                "no_network",
+            )
+        weights = [f.path for f in listing.files if f.path.endswith(WEIGHTS)]
         aliases = sorted({kind.alias for p in weights if (kind := alias_of(p))}, key=ALIASES.index)
         near = difflib.get_close_matches(name, weights, 3, 0.75)
-        said = [f"{self.repo} has no file or alias {name} at revision {self.revision}."]
+        what = f"file or alias {name}" if name else "checkpoint at its top"
+        said = [f"{self.repo} has no {what} at revision {self.revision}."]
         if near:
             said.append("Did you mean " + " or ".join(near) + "?")
         if aliases:
@@ -170,7 +256,7 @@ class Repository:
         return files
 
     def download(self, file: HubFile, beside: int = 0) -> Path:
-        """The path of the file in the cache; it is downloaded if necessary.
+        """The path of the file in the cache; it is downloaded if necessary, and with an index its shards.
 
         ``beside``: bytes that something else is about to write to the same disk.
         Raises CannotRun if the download fails or the disk has no space, Untrusted if another file arrived.
@@ -178,6 +264,11 @@ class Repository:
         if file.cached is not None:
             self._clear_unfinished(file)
             return file.cached
+        if file.parts:
+            room = sum(part.size for part in file.parts if not part.here)
+            check_space(self.place, beside + room, f"to download {file.path} and its shards to {self.place}")
+            index, *_ = [self.download(part) for part in file.parts]
+            return index
         # A file that another commit shares with this one needs no space.
         check_space(self.place, beside + (0 if file.here else file.size), f"to download {file.path} to {self.place}")
         with hub_faults(self.repo):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert import __version__
-from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.files import write_whole
 from sam3lite_convert.parity.inputs import Inputs
@@ -98,7 +98,7 @@ def check_place(path: Path) -> None:
 
 def _holds_activations(path: Path) -> bool:
     try:
-        return path.is_file() and _METADATA in read_checkpoint(path).metadata
+        return path.is_file() and _METADATA in read_file(path).metadata
     except Sam3LiteError:
         return False
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.files import json_bytes, resolved, write_whole
 from sam3lite_convert.parity.compact import POSITIONS, compact
@@ -83,6 +83,6 @@ def _is_ours(path: Path) -> bool:
         if path.suffix.lower() == ".json":
             data = json.loads(path.read_bytes())
             return isinstance(data, dict) and _ABOUT in data
-        return _ABOUT in read_checkpoint(path).metadata
+        return _ABOUT in read_file(path).metadata
     except (OSError, ValueError, RecursionError, zipfile.BadZipFile, Sam3LiteError):
         return False

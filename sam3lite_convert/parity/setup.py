@@ -14,7 +14,7 @@ from original_ref import TextStudentEncoder
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.hashing import damaged_records
 from sam3lite_convert.checkpoint.index import Checkpoint
-from sam3lite_convert.checkpoint.reader import open_file
+from sam3lite_convert.checkpoint.reader import open_source
 from sam3lite_convert.convert.config import make_config
 from sam3lite_convert.convert.folder import NOT_TAKEN, PREFIX, WRAPPED, Folder, read_folder
 from sam3lite_convert.convert.text_weights import COUNTER, folder_weights, planned_weights, source_weights
@@ -296,10 +296,10 @@ def _check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:
     Raises Untrusted if a checksum does not match.
     """
     begins = {m.source.offset for m in pieces}
-    with open_file(source.path) as file:
+    with open_source(source) as file:
         check_twins(file, tuple(t for t in plan.twins if t.first.offset in begins))
     records = [r for r in source.records if any(r.offset <= at < r.offset + r.nbytes for at in begins)]
-    damaged = damaged_records(source.path, records)
+    damaged = damaged_records(source, records)
     # If none matches, the file was written without checksums.
     if damaged and len(damaged) < len(records):
         raise Untrusted(

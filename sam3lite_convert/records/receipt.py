@@ -76,17 +76,20 @@ class NonFinite(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord(Record):
-    """The file that was converted. ``size`` in bytes.
+    """The file that was converted, or the index of the shards that were. ``size`` in bytes, of all of them.
 
     wrapper: the entry that holds the state dict. ``left``: number of tensors in other entries, by path. ``taken_off``:
         number of keys by wrapper, or prefix of --strip-prefix, that was taken off them.
-    sha256: null if only ranges of a file on the Hub were read. ``repo``, ``file``, ``commit``, ``etag`` and ``licence``
+    files: of shards alone, SHA-256 of the index and of every shard, by name; null if only ranges were read.
+    sha256: null if only ranges of a file on the Hub were read. Of shards, that of the lines "<sha256>  <name>" of
+        ``files``, sorted by name, as sha256sum prints them. ``repo``, ``file``, ``commit``, ``etag`` and ``licence``
         (fields of the repository's card): of a file on the Hub alone.
     """
 
     name: str
     size: int
     sha256: str | None
+    files: dict[str, str] | None = field(default=None, metadata=optional())
     format: str
     wrapper: str | None
     left: dict[str, int] | None = field(default=None, metadata=optional())

@@ -145,7 +145,8 @@ class FileFacts(Record):
     checkpoint: as the user named it.
     option: what to type to name it again.
     source: where on the Hub it came from, null for a local file.
-    fetched: null if all of the file is here. ``size`` in bytes.
+    fetched: null if all of the file is here. ``size`` in bytes, of shards with that of their index.
+    shards: number of files that hold the tensors; 1 if it is no index of shards.
     format: zip, legacy or safetensors.
     wrapper: the entry that holds the state dict, null for a bare one.
     left: number of tensors in other entries of the file, by path.
@@ -161,6 +162,7 @@ class FileFacts(Record):
     source: HubOrigin | None
     fetched: Fetched | None
     size: int
+    shards: int
     format: str
     wrapper: str | None
     left: dict[str, int]

@@ -49,7 +49,8 @@ def headline(file: FileFacts) -> None:
     dtypes = ", ".join(f"{n} {d}" for d, n in file.dtypes.items())
     wrapper = f"wrapped in {file.wrapper!r}" if file.wrapper else "bare state dict"
     prefix = f"prefix {file.prefix!r}" if file.prefix else "no prefix"
-    say(f"{file.checkpoint}: {human_bytes(file.size)}, {file.format}, {wrapper}, {prefix}", "bold")
+    form = f"{file.format} in {file.shards} shards" if file.shards > 1 else file.format
+    say(f"{file.checkpoint}: {human_bytes(file.size)}, {form}, {wrapper}, {prefix}", "bold")
     if file.source:
         say(f"from {file.source.repo}: {file.source.file} at commit {file.source.commit[:12]}")
     say(f"tensors: {dtypes}")

@@ -7,7 +7,7 @@ folder's own keys and tensors.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import BinaryIO
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.hashing import SourceHash
 from sam3lite_convert.checkpoint.index import StoredTensor
-from sam3lite_convert.checkpoint.reader import open_file, open_source
+from sam3lite_convert.checkpoint.one_file import open_file
+from sam3lite_convert.checkpoint.reader import open_source
 from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
@@ -180,7 +181,7 @@ def verify(
     out.equal -= sum(one.fatal for one in beyond)  # of tensors that are what the plan writes
     found_out += beyond
     found_out += _config_differences(folder, plan, out.notes)
-    found_out += _receipt_differences(folder, plan, sha256, out.notes)
+    found_out += _receipt_differences(folder, plan, sha256, hashing.files, out.notes)
     for fault in check_side_files(folder, plan):
         key = f"{fault.name}: {fault.field}" if fault.field else fault.name
         component = "processor" if fault.code == "V-PROCESSOR" else "tokenizer"
@@ -329,8 +330,13 @@ def _stated_architecture(receipt: Json, plan: Plan) -> Architecture:
     return plan.architecture
 
 
-def _receipt_differences(folder: Folder, plan: Plan, sha256: str | None, notes: list[str]) -> Iterator[Difference]:
-    """What is wrong with the receipt. Adds to ``notes`` whether there is one, and whether it is of another source."""
+def _receipt_differences(
+    folder: Folder, plan: Plan, sha256: str | None, hashes: Mapping[str, str], notes: list[str]
+) -> Iterator[Difference]:
+    """What is wrong with the receipt. Adds to ``notes`` whether there is one, and whether it is of another source.
+
+    sha256, hashes: of the source, and of the files of a source in shards.
+    """
     if folder.receipt is None:
         notes.append(f"no {RECEIPT_NAME}; another tool wrote this folder")
         return
@@ -338,7 +344,12 @@ def _receipt_differences(folder: Folder, plan: Plan, sha256: str | None, notes: 
     # A conversion that read only ranges of the file records the hash that the Hub states.
     stated = (source.get("sha256") or source.get("etag")) if isinstance(source, dict) else None
     if stated != (sha256 or (plan.checkpoint.hub and plan.checkpoint.hub.etag)):
-        notes.append(f"{RECEIPT_NAME} names another source file (SHA-256 {str(stated)[:16]}...)")
+        there = source.get("files") if isinstance(source, dict) else None
+        others = [
+            name for name, digest in sorted(hashes.items()) if isinstance(there, dict) and there.get(name) != digest
+        ]
+        which = f"; {', '.join(others)} differ{'s' * (len(others) == 1)}" if others else ""
+        notes.append(f"{RECEIPT_NAME} names another source file (SHA-256 {str(stated)[:16]}...){which}")
     architecture = _stated_architecture(folder.receipt, plan)
     true: Json = {
         "layout": plan.layout.name,

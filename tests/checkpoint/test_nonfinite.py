@@ -102,10 +102,10 @@ def test_every_dtype_is_counted_as_torch_counts_it(dtype, tmp_path):
         tensor = wide.to(getattr(torch, dtype))
     torch.save({"a": tensor, "sound": torch.ones(5)}, tmp_path / "a.pt")
     checkpoint = read_checkpoint(tmp_path / "a.pt")
-    found = not_finite(checkpoint.path, checkpoint.tensors.values())
+    found = not_finite(checkpoint, checkpoint.tensors.values())
     assert list(found) == ["a"]
     assert found["a"].to_json() == {"nan": int(wide.isnan().sum()), "infinite": int(wide.isinf().sum())}
-    assert not_finite(checkpoint.path, [checkpoint.tensors["sound"]]) == {}
+    assert not_finite(checkpoint, [checkpoint.tensors["sound"]]) == {}
 
 
 def test_a_strided_tensor_and_one_that_spans_pieces(tmp_path):
@@ -115,7 +115,7 @@ def test_a_strided_tensor_and_one_that_spans_pieces(tmp_path):
     square[2, 5] = float("nan")
     torch.save({"big": big, "turned": square.T, "same": big}, tmp_path / "a.pt")
     checkpoint = read_checkpoint(tmp_path / "a.pt")
-    found = not_finite(checkpoint.path, checkpoint.tensors.values())
+    found = not_finite(checkpoint, checkpoint.tensors.values())
     assert {key: c.to_json() for key, c in found.items()} == {
         "big": {"nan": 0, "infinite": 4},
         "turned": {"nan": 1, "infinite": 0},

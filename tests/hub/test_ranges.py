@@ -17,6 +17,7 @@ from support.hub_files import OLD, REPO, checkpoint, one_line, publish
 from support.hub_server import HubServer
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.checkpoint.selection import NOTHING_STATED
 from sam3lite_convert.commands.sources import HubLocation, locate
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hub.ranges import PartialCopy, _merged
@@ -281,7 +282,7 @@ def test_a_tensor_that_stays_a_hole_is_not_read(s0, monkeypatch):
 
 def test_a_record_that_was_not_fetched_has_only_a_lower_bound(s0):
     copy = copy_of()
-    partial, whole = read_checkpoint(copy.path, copy), read_checkpoint(s0)
+    partial, whole = copy.indexed(NOTHING_STATED), read_checkpoint(s0)
     assert partial.partial and not whole.partial
     assert partial.tensors.keys() == whole.tensors.keys()
     # What is here in whole is known exactly; of the rest the extent is known, and nothing claims more.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
@@ -71,3 +74,21 @@ def refused(path, kind=Untrusted):
     assert fault.value.exit_code == {Untrusted: 4, UnsoundPlan: 3, CannotRun: 2}[kind]
     assert path.name in fault.value.message
     return fault.value
+
+
+def write_shards(folder, state, kind="safetensors", legacy=False):
+    """Two shards of a state dict, ``safetensors`` or ``bin``, named as the usual tools name them; their index."""
+    folder.mkdir(exist_ok=True)
+    stem, keys = {"safetensors": "model", "bin": "pytorch_model"}[kind], list(state)
+    names = [f"{stem}-0000{n}-of-00002.{kind}" for n in (1, 2)]
+    half = len(keys) // 2
+    for name, part in zip(names, (keys[:half], keys[half:]), strict=True):
+        content = {key: state[key].clone().contiguous() for key in part}
+        if kind == "safetensors":
+            save_file(content, folder / name)
+        else:
+            torch.save(content, folder / name, _use_new_zipfile_serialization=not legacy)
+    places = {key: names[i >= half] for i, key in enumerate(keys)}
+    index = folder / f"{stem}.{kind}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index

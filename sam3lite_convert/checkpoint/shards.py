@@ -1,0 +1,159 @@
+"""Reads an index of shards and its shards as one checkpoint, whose bytes are those of all shards, one after another."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from sam3lite_convert.checkpoint.file_set import disagreements, shard_map
+from sam3lite_convert.checkpoint.index import Checkpoint, Shard, StoredTensor, ZipEntry
+from sam3lite_convert.checkpoint.place import Place
+from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
+from sam3lite_convert.errors import UnsoundPlan, Untrusted
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+
+class JoinedFile(io.RawIOBase):
+    """Files read as one, in which each begins behind the last byte of the one before."""
+
+    def __init__(self, path: Path, parts: Sequence[tuple[BinaryIO, int]]) -> None:
+        """``path``: for messages. ``parts``: the open files, and their sizes in bytes."""
+        super().__init__()
+        self.name = str(path)
+        self._parts = parts
+        self._position = 0
+
+    def place(self, offset: int) -> tuple[BinaryIO, int]:
+        """The file that holds a byte, and the byte's offset there; behind the end, the last file."""
+        for file, size in self._parts[:-1]:
+            if offset < size:
+                return file, offset
+            offset -= size
+        return self._parts[-1][0], offset
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        end = sum(size for _, size in self._parts)
+        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: end}[whence] + offset
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        """That many bytes; fewer only at the end of the file that holds the first of them, as no tensor goes on
+        in the next one."""
+        file, offset = self.place(self._position)
+        file.seek(offset)
+        data = file.read(size)
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        file, offset = self.place(self._position)
+        file.seek(offset)
+        count: int = file.readinto(buffer)  # type: ignore[attr-defined]
+        self._position += count
+        return count
+
+
+def read_shards(place: Place, name: str, selection: Selection = NOTHING_STATED) -> Checkpoint:
+    """Index the shards that the index of this name lists. ``selection``: what the user states about the checkpoint.
+
+    Raises as ``shard_map`` does for the index, and as ``read_file`` does for every shard; Untrusted if index and
+    shards do not agree; UnsoundPlan if the shards are of several formats, or hold their tensors under several entries.
+    """
+    path, data = place.path / name, place.read(name)
+    places = shard_map(data, path, place.has)
+    found: dict[str, Checkpoint] = {}
+    holders: dict[str, str] = {}
+    others: set[str] = set()
+    twice: list[tuple[str, str, str]] = []
+    for shard in sorted(set(places.values())):
+        _, found[shard] = place.index(shard, selection)
+        for key in found[shard].tensors:
+            if key in holders:
+                twice.append((key, holders[key], shard))
+            holders[key] = shard
+        others |= found[shard].others
+        if len(holders) + len(twice) > len(places):
+            break  # the index does not name all of them: this is refused, and no more is read
+    _refuse_disagreement(path, places, holders, others, twice, found)
+    parts = list(found.values())
+    for what, held in (("formats", {p.format for p in parts}), ("entries", {str(p.wrapper) for p in parts})):
+        if len(held) > 1:
+            raise UnsoundPlan(f"{path}: its shards are of several {what}: {', '.join(sorted(held))}", "mixed_shards")
+    joined = _joined(path, list(found.items()), len(data))
+    return replace(joined, stamp=place.stamp(name), selection=selection)
+
+
+def _refuse_disagreement(
+    path: Path,
+    places: dict[str, str],
+    holders: dict[str, str],
+    others: set[str],
+    twice: list[tuple[str, str, str]],
+    found: dict[str, Checkpoint],
+) -> None:
+    """Raises Untrusted if a tensor is in two shards, or if an index and its shards do not agree."""
+    faults = [(key, f"is in {one} and also in {two}") for key, one, two in twice]
+    faults = faults or [(k, why) for k, why in disagreements(places, holders, found) if k not in others]
+    if faults:
+        key, why = faults[0]
+        more = f" (and {len(faults) - 1:,} more tensors)" if len(faults) > 1 else ""
+        raise Untrusted(
+            f"{path} and its shards do not agree: {key} {why}{more}. Download all of them again, from one place.",
+            "shards_disagree",
+            {"keys": [key for key, _ in faults]},
+        )
+
+
+def _joined(path: Path, parts: list[tuple[str, Checkpoint]], index_size: int) -> Checkpoint:
+    """One index of them all. The offsets of a shard's bytes begin where the shard before ends."""
+    tensors: dict[str, StoredTensor] = {}
+    records: list[ZipEntry] = []
+    extents: dict[str, tuple[int, int]] = {}
+    notes: list[str] = []
+    others: set[str] = set()
+    meta: dict[str, int] = {}
+    metadata: dict[str, str] = {}
+    left: dict[str, int] = {}
+    shards: list[Shard] = []
+    base = 0
+    for name, part in parts:
+        tensors |= {key: replace(t, offset=t.offset + base) for key, t in part.tensors.items()}
+        records += [replace(r, name=f"{name}: {r.name}", offset=r.offset + base) for r in part.records]
+        extents |= {key: (start + base, end + base) for key, (start, end) in part.extents.items()}
+        notes += [f"{name}: {note}" for note in part.notes]
+        others |= part.others
+        meta |= part.meta
+        metadata |= part.metadata
+        left |= {entry: left.get(entry, 0) + n for entry, n in part.left.items()}
+        shards.append(Shard(name, part.path, part.size, part.stamp))
+        base += part.size
+    return Checkpoint(
+        path=path,
+        size=base + index_size,
+        format=parts[0][1].format,
+        wrapper=parts[0][1].wrapper,
+        tensors=tensors,
+        records=tuple(records),
+        notes=tuple(notes),
+        others=frozenset(others),
+        meta=meta,
+        metadata=metadata,
+        extents=extents,
+        partial=any(part.partial for _, part in parts),
+        left=left,
+        shards=tuple(shards),
+    )
