@@ -39,8 +39,9 @@ class Place(Protocol):
         ``selection``: what the user states about it.
         """
 
-    def stamp(self, name: str) -> tuple[int, ...] | None:
-        """Identity and times of a file as it was read; None if it is not on this machine."""
+    def kept(self, name: str) -> tuple[Path, tuple[int, ...] | None]:
+        """Where a small file that was read is on this machine, with its identity and times (``stamp_of``) then; None
+        for those of a partial copy."""
 
 
 class LocalPlace:
@@ -79,9 +80,9 @@ class LocalPlace:
             self.stamps[path] = checkpoint.stamp
         return path, checkpoint
 
-    def stamp(self, name: str) -> tuple[int, ...] | None:
-        """Identity and times of a file as it was read."""
-        return self.stamps.get(self.path / name)
+    def kept(self, name: str) -> tuple[Path, tuple[int, ...] | None]:
+        """The file, and its identity and times when it was read."""
+        return self.path / name, self.stamps.get(self.path / name)
 
 
 def read_json(place: Place, name: str) -> Json | None:

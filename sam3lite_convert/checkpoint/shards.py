@@ -93,8 +93,9 @@ def read_shards(place: Place, name: str, selection: Selection = NOTHING_STATED) 
     for what, held in (("formats", {p.format for p in parts}), ("entries", {str(p.wrapper) for p in parts})):
         if len(held) > 1:
             raise UnsoundPlan(f"{path}: its shards are of several {what}: {', '.join(sorted(held))}", "mixed_shards")
-    joined = _joined(path, list(found.items()), len(data))
-    return replace(joined, stamp=place.stamp(name), selection=selection)
+    kept, stamp = place.kept(name)
+    joined = _joined(kept, list(found.items()), len(data))
+    return replace(joined, stamp=stamp, selection=selection)
 
 
 def _refuse_disagreement(

@@ -13,7 +13,7 @@ from sam3lite_convert.errors import CannotRun
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _OF_A_FILE = ("blob", "resolve", "raw", "blame", "tree")
 _OTHERS = {"datasets": "a dataset", "spaces": "a Space", "kernels": "a kernel", "buckets": "a bucket"}
-_NAME = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"[\w-][\w.-]*")
 
 
 class Address(NamedTuple):

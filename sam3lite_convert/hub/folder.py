@@ -108,10 +108,10 @@ class HubFolder:
         self._indexed[path] = (name, checkpoint)
         return path, checkpoint
 
-    def stamp(self, name: str) -> tuple[int, ...] | None:
-        """Identity and times of a file in the cache; None of one that is not there."""
+    def kept(self, name: str) -> tuple[Path, tuple[int, ...] | None]:
+        """The file in the cache, with its identity and times, or its partial copy."""
         cached = self._file(name).cached
-        return stamp_of(cached) if cached else None
+        return (cached, stamp_of(cached)) if cached else (self._copy(name).path, None)
 
     def fetched_by_ranges(self, path: Path) -> bool:
         """Whether this file, as ``index`` gave it, is a copy of which only ranges are here."""
