@@ -185,26 +185,32 @@ def the_checkpoint(names: Iterable[str], where: str, read: Callable[[str], bytes
 def checkpoint_file(path: Path) -> Path:
     """The file that stands for a local CHECKPOINT: of a folder, the one checkpoint in it; else the path itself.
 
-    Raises as ``the_checkpoint`` does, and UnsoundPlan for one shard of several, and for a folder that is no checkpoint
-    but of another kind, or the index in it.
+    Raises as ``the_checkpoint`` does, UnsoundPlan for one shard of several, and for a folder that is no checkpoint but
+    of another kind, or the index in it; CannotRun if the path cannot be looked at.
     """
-    folder = path if path.is_dir() else path.parent
+    try:
+        return _in_folder(path) if path.is_dir() else _in_place(path)
+    except OSError as fault:
+        raise CannotRun(f"{path}: {fault.strerror or fault}", "cannot_open") from None
 
-    def read(name: str) -> bytes:
-        return _read_small(folder / name)
 
-    if path.is_dir():
-        if kind := kind_of_folder(path):
-            raise refusal_of(kind, path)
-        return path / the_checkpoint([p.name for p in path.iterdir() if p.is_file()], str(path), read)
-    shard = shard_of(path.name)
-    if not path.is_file() or not (shard or is_index(path.name)):
+def _in_folder(path: Path) -> Path:
+    if kind := kind_of_folder(path):
+        raise refusal_of(kind, path)
+    names = [p.name for p in path.iterdir() if p.is_file()]
+    return path / the_checkpoint(names, str(path), lambda name: _read_small(path / name))
+
+
+def _in_place(path: Path) -> Path:
+    """The path, unless its name and what lies beside it say that it is not the file that is meant."""
+    folder, shard = path.parent, shard_of(path.name)
+    if not (shard or is_index(path.name)) or not path.is_file():
         return path
-    if kind := kind_of_converted(folder, {p.name for p in folder.iterdir() if p.is_file()}, read):
+    names = {p.name for p in folder.iterdir() if p.is_file()}
+    if kind := kind_of_converted(folder, names, lambda name: _read_small(folder / name)):
         raise refusal_of(kind, folder)
     if shard:
-        index = folder / shard.index_name
-        raise one_shard(str(path), shard, str(index) if index.is_file() else None)
+        raise one_shard(str(path), shard, str(folder / shard.index_name) if shard.index_name in names else None)
     return path
 
 

@@ -33,7 +33,8 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
     """
     if checkpoint is None and "--all" not in asked:
         raise CannotRun(
-            f"convert needs a checkpoint: a file, an alias ({', '.join(ALIASES)}) or a path on the Hub; or --all",
+            f"convert needs a checkpoint: a file or folder, an alias ({', '.join(ALIASES)}), or a path or page on the "
+            "Hub; or --all",
             "usage",
         )
     for one, other in (

@@ -14,7 +14,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 
 _MEGABYTE = 1_000_000
-_WEIGHTS = (".pt", ".pth", ".safetensors")
+_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json")
 
 
 class Component(str, Enum):
@@ -72,8 +72,9 @@ def _complete_layout(incomplete: str) -> list[str]:
 
 
 _CHECKPOINT = (
-    "Local .pt or .safetensors file, alias (s0, s1, l; s0-32, s1-32, l-32 for context 32), or path of a file in "
-    "--repo-id."
+    "Local .pt or .safetensors file, index of shards (*.index.json), or folder that holds one of these; alias (s0, s1, "
+    "l; s0-32, s1-32, l-32 for context 32); path in --repo-id; or address on the Hub: a page, or "
+    "hf://OWNER/NAME[@REVISION][/PATH]."
 )
 
 

@@ -81,7 +81,8 @@ def open_checkpoint(
     strip_prefix: Sequence[str] = (),
     drop: Mapping[str, str] | None = None,
 ) -> OpenCheckpoint:
-    """Read the index of a checkpoint: a local file, an alias (``s0``), or a path in a repository on the Hub.
+    """Read the index of a checkpoint: a local file, an index of shards, a folder that holds one of these, an alias
+    (``s0``), a path in a repository on the Hub, or an address there.
 
     No tensor data is read, and nothing is downloaded but the index. ``mapping``: a folder of tables in place of ours.
     ``context``: the context in tokens that the model is called with; default what the file's meta or name states.
