@@ -6,6 +6,7 @@ Imports nothing heavy: hashing starts before the rest of a conversion is importe
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ def sha256_of_set(digests: Mapping[str, str]) -> str:
     ``digests``: SHA-256 by name, relative to the folder of the index.
     """
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(lines)).hexdigest()  # a name need not be UTF-8
 
 
 def sha256_of_checkpoint(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tracemalloc
 from collections.abc import Callable
@@ -197,6 +198,19 @@ def test_a_link_into_the_blobs_of_the_hubs_cache_is_no_way_out(tmp_path):
         path.rename(blobs / str(n))
         path.symlink_to(f"../../blobs/{n}")
     assert len(read_all(index)) == len(read_all(snapshot)) == len(tensors())
+
+
+def test_a_hostile_shard_runs_nothing(tmp_path):
+    index = write_shards(tmp_path / "set", tensors(), "bin")
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/evil",)
+
+    torch.save({"n": Evil()}, index.parent / "pytorch_model-00002-of-00002.bin")
+    with pytest.raises(Untrusted, match=r"pytorch_model-00002-of-00002\.bin.*system"):
+        read_checkpoint(index)
+    assert not (tmp_path / "evil").exists()
 
 
 # ---- one shard --------------------------------------------------------------------------------------
