@@ -156,3 +156,16 @@ def test_an_alias_is_none_in_an_address(repo):
 def test_another_host_is_not_asked(hub):
     assert "is not the Hub" in one_line(sam3lite("inspect", "https://example.org/a/b/blob/main/s0.pt"), 2)
     assert hub.log == []
+
+
+def test_a_repository_by_its_name(repo, hub, tmp_path):
+    made = next(p for p in tmp_path.glob("*.pt"))
+    hub.add_repo("someone/else", {"weights.pt": made})
+    hub.tag("someone/else", "v1")
+    hub.commit("someone/else", {"weights.pt": None})
+    record = sam3lite("inspect", "someone/else@v1", "--json").json
+    assert (record["source"]["repo"], record["source"]["file"]) == ("someone/else", "weights.pt")
+    assert record["option"] == "someone/else@v1"
+    assert "someone/else has no checkpoint at its top" in one_line(sam3lite("inspect", "someone/else"), 2)
+    for name in ("nobody/nothing", "sam3_litetext/nothing", "nobody/nothing.pt"):
+        assert f"{REPO} has no file or alias {name}" in one_line(sam3lite("inspect", name), 2)
