@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.checkpoint.file_set import WEIGHTS, checkpoint_file, members, stem_of
+from sam3lite_convert.checkpoint.file_set import WEIGHTS, members, stem_of
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.checkpoint.reader import read_checkpoint
@@ -304,12 +304,12 @@ def locate(name: str, where: HubLocation, selection: Selection | None = None) ->
     A path may be that of an index of shards, or of a folder that holds it or one file. ``selection``: what the user
     states about it.
 
-    Raises CannotRun if it is none of these, and as ``checkpoint_file`` does.
+    Raises CannotRun if it is none of these, and as ``members`` does.
     """
     path, selection = Path(name), selection or NOTHING_STATED
     if path.exists():
         folder = (path.name or path.resolve().name) if path.is_dir() else None
-        return Location(name, checkpoint_file(path), selection=selection, where=where, folder=folder)
+        return Location(name, members(path)[0], selection=selection, where=where, folder=folder)
     if not name or name.startswith((".", "/", "~")) or "\\" in name:
         raise CannotRun(
             f"{name}: no such file. Names on the Hub are aliases ({', '.join(ALIASES)}) or paths in {where.repo}.",
