@@ -36,7 +36,7 @@ class PlanFault:
 class Group:
     """Faults of one kind and one cause, as one pattern of keys.
 
-    pattern: of the keys; for targets, of their source keys if there are any. first: one of these keys.
+    pattern: of the keys; for targets without a source, of the source keys. first: one of these keys.
     detail: of the first fault.
     """
 
@@ -93,7 +93,10 @@ def fault_groups(faults: Iterable[PlanFault]) -> list[Group]:
     out = []
     order = list(_TITLES)
     for (kind, _), some in sorted(by_cause.items(), key=lambda item: order.index(item[0][0])):
-        keys = dict.fromkeys(name for fault in some[:_GROUPED] for name in fault.sources or (fault.key,))
+        # A target that the layout does not have is itself what is wrong; its source is in the file.
+        of_sources = kind != "unknown_target"
+        names = (fault.sources if of_sources and fault.sources else (fault.key,) for fault in some[:_GROUPED])
+        keys = dict.fromkeys(name for each in names for name in each)
         more = f" and {len(some) - _GROUPED:,} more" if len(some) > _GROUPED else ""
         out += [Group(kind, pattern.text + more, pattern.first, some[0].detail) for pattern in grouped(keys)]
     return out
