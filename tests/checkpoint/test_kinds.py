@@ -202,6 +202,8 @@ KINDS |= {
     "parametrised": (beside(**{"parametrizations.weight.original": Z(4, 4)}), 3, "remove_parametrizations"),
     "kohya": (names("lora_te_x.lora_down.weight", "lora_te_x.lora_up.weight", "lora_te_x.alpha"), 3, "adapter alone"),
     "loha": (names("lora_unet_x.hada_w1_a", "lora_unet_x.hada_w1_b"), 3, "LoHa.*not the weights"),
+    "loha in its model": (
+        lambda p: saved(p, tiny_state() | {KEY[:-6] + "hada_w1_a": Z(4)}), 3, "adapter .* that is not merged"),
     "ia3": (names("base_model.model.a.ia3_l"), 3, "IA3.*not the weights"),
     "difference": (lambda p: saved(p, {k[:-6] + "diff": t for k, t in tiny_state().items()}), 3, "difference of two"),
     "openai clip": (names("visual.class_embedding", "transformer.resblocks.0.ln_1.weight"), 3, "a CLIP checkpoint"),
