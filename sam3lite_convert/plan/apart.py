@@ -13,7 +13,7 @@ from sam3lite_convert.plan.tables import Rule
 
 _ONE = re.compile(
     r"(?P<module>.+\.)(?P<a>|to_|w|W|lin(?:ear)?_)(?P<which>[qkv]|query|key|value)(?P<b>|_proj|_lin(?:ear)?)"
-    r"\.(?P<p>weight|bias)"
+    r"(?P<dot>[._])(?P<p>weight|bias)"
 )
 _PACKED = re.compile(r"(?P<module>.+\.)(?P<name>in_proj|qkv|qkv_proj)[._](?P<p>weight|bias)")
 _LETTER = re.compile(r"\b[qkv](?=_proj\b)")
@@ -25,7 +25,8 @@ class Apart(NamedTuple):
     """Keys that hold q, k and v one by one.
 
     keys: of the file. packed: canonical names of the tensors that the original has in their place.
-    names: how the three are called, and then the packed one; several where the attentions of the model differ.
+    names: how the three are called, and then the packed one, each up to ``weight`` or ``bias``; several where the
+        attentions of the model differ.
     rules: a rule for each attention of the model, for the table of ``rule``; none if the layout packs them too.
     """
 
@@ -60,7 +61,7 @@ def taken_apart(names: Names, known: Sequence[KnownKey], unmatched: Iterable[str
         parts = (three[0], three[1], three[2])
         into[whole] = one, parts
         keys += [key for part in parts for key in names.sources[part[0]]]
-        q, k, v = ((part["a"] + part["which"] + part["b"]) for part in parts)
+        q, k, v = (part["a"] + part["which"] + part["b"] + part["dot"] for part in parts)
         called[q, k, v, name + ("_" if name == "in_proj" else ".")] = None
     return Apart(tuple(keys), tuple(into), tuple(called), _rules(into.values())) if into else None
 
@@ -81,9 +82,11 @@ def _rules(found: Iterable[tuple[KnownKey, tuple[re.Match[str], ...]]]) -> tuple
             if None in one.parts:
                 pattern[one.parts.index(None)] = r"(?P<i>\d+)"
             which = "(?P<x>[qkv])" if alike else part["which"]
-            pattern[-2:] = [part["a"] + which + part["b"], "(?P<p>weight|bias)"]
+            ends = _DOT.join(pattern).rindex(re.escape(part["a"] + part["which"] + part["b"] + part["dot"] + part["p"]))
+            dot = re.escape(part["dot"])
+            source = f"{_DOT.join(pattern)[:ends]}{part['a']}{which}{part['b']}{dot}(?P<p>weight|bias)"
             label = f"{one.rule.name}, {'q k v' if alike else part['which']} apart"
-            entries = f"op      = keep\nsource  = {_DOT.join(pattern)}\ntarget  = {target}{{p}}\nexample = {part[0]}"
+            entries = f"op      = keep\nsource  = {source}\ntarget  = {target}{{p}}\nexample = {part[0]}"
             if not any(text.startswith(f"[{label}]") for text in out):
                 out[f"[{label}]\n{entries}"] = one.rule
     return tuple(out.items())

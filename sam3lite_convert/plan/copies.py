@@ -47,7 +47,8 @@ def unknown_prefix(checkpoint: Checkpoint, spellings: tuple[Rule, ...], layout: 
     if not found:
         return
     plain = tuple(key for key, is_known in known.items() if is_known and not key.startswith(tuple(found)))
-    if 2 * len(plain) >= max(map(len, found.values())):
+    own = {spelled_key(key, spellings).name for key in plain}
+    if any(2 * len(own & _names(some, prefix, spellings)) >= len(some) for prefix, some in found.items()):
         found[""] = plain
     if len(found) > 1:
         raise _several(checkpoint, found)
@@ -59,6 +60,11 @@ def unknown_prefix(checkpoint: Checkpoint, spellings: tuple[Rule, ...], layout: 
         "unknown_prefix",
         {"prefix": prefix, "keys": len(some), "option": option},
     )
+
+
+def _names(keys: tuple[str, ...], prefix: str, spellings: tuple[Rule, ...]) -> set[str]:
+    """The canonical names of these keys without the prefix."""
+    return {spelled_key(key.removeprefix(prefix), spellings).name for key in keys}
 
 
 def _start(key: str, depth: int) -> str:

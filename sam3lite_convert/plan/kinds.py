@@ -65,7 +65,7 @@ _OTHER_ADAPTERS = Kind(
 )
 _DIFFERENCES = Kind("the difference of two checkpoints", "Add it to the weights it was taken from, and save the sum")
 _OTHER_LIBRARY = Kind("a checkpoint in the names of TensorFlow or Flax", "Give the PyTorch checkpoint")
-_NO_TEXT = Kind(
+NO_TEXT = Kind(
     "a part of a SAM3 detector without its text encoder", "Give the whole checkpoint; a part alone is not converted"
 )
 _EMPTY = Kind("a file without tensors", "Give the file that holds the model's weights")
@@ -131,8 +131,8 @@ def _quantised(tensors: Mapping[str, StoredTensor]) -> Kind | None:
 
 def _foreign(tensors: Mapping[str, StoredTensor]) -> Kind | None:
     if any(map(_OURS.match, tensors)):
-        return None if any(map(_TEXT.match, tensors)) else _NO_TEXT
+        return None if any(map(_TEXT.match, tensors)) else NO_TEXT
     for pattern, kind in _NAMES:
         if any(map(re.compile(pattern).match, tensors)):
             return kind
-    return _NO_TEXT if any(map(_DETECTOR.match, tensors)) else None
+    return NO_TEXT if any(map(_DETECTOR.match, tensors)) else None

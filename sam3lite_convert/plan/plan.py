@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, zeros
+from sam3lite_convert.checkpoint.kinds import Kind
 from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan
 from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture, component_of
 from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.copies import check_copies, unknown_prefix
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.infer import infer_architecture
-from sam3lite_convert.plan.kinds import kind_of_names
+from sam3lite_convert.plan.kinds import NO_TEXT, kind_of_names
 from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names
 from sam3lite_convert.plan.operations import FillZero, Operation, Slice
 from sam3lite_convert.plan.refusal import refusal
@@ -213,11 +214,13 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     try:
         architecture = _architecture(checkpoint, names, layout, options)
     except UnsoundPlan as fault:
-        _refuse_kind(checkpoint, checkpoint.tensors)
+        # A part of a detector may be one whose text encoder stands under other names.
+        _refuse_kind(checkpoint, checkpoint.tensors, but=NO_TEXT)
         if fault.code != "unsupported_checkpoint":
             unknown_prefix(checkpoint, mappings.spellings, layout, names)
             if renamed := _refusal(checkpoint, names, None, mappings.spellings, layout, options):
                 raise renamed from None
+        _refuse_kind(checkpoint, checkpoint.tensors)
         fault.message = f"{checkpoint.path.name}: {fault.message}"
         raise
     if options.causal and not layout.causal:
@@ -330,9 +333,13 @@ def _refusal(
     return refusal(checkpoint.path.name, trial(names, faults), spellings, layout, options.component, attempt)
 
 
-def _refuse_kind(checkpoint: Checkpoint, tensors: dict[str, StoredTensor]) -> None:
-    """Raises UnsoundPlan if these tensors, which gave no sound plan, tell what kind of file it is instead."""
-    if kind := kind_of_names(tensors, checkpoint.metadata):
+def _refuse_kind(checkpoint: Checkpoint, tensors: dict[str, StoredTensor], but: Kind | None = None) -> None:
+    """Raises UnsoundPlan if these tensors, which gave no sound plan, tell what kind of file it is instead.
+
+    but: a kind that is not told.
+    """
+    kind = kind_of_names(tensors, checkpoint.metadata)
+    if kind is not None and kind is not but:
         refusal = kind.refusal()
         refusal.message = f"{checkpoint.path.name}: {refusal.message}"
         raise refusal

@@ -14,12 +14,11 @@ from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.key_patterns import grouped, key_patterns
 from sam3lite_convert.plan.renamed import KnownKey, Renaming, Trial, folded, homeless, known_keys, renamings
 from sam3lite_convert.plan.tables import SPELLINGS, Layout, Rule, builtin_directory
-from sam3lite_convert.plan.unsound import Cause, PlanFault, fault_groups, on_a_screen, rows, shown, title
+from sam3lite_convert.plan.unsound import ROWS, Cause, PlanFault, fault_groups, on_a_screen, rows, shown, title
 from sam3lite_convert.records.record import Json, json_value
 
 _GUESSED = 20  # groups of keys for which names like theirs are looked up
 _LIKE = 0.5  # how much alike names are that are called near, from 0 to 1
-_FOR_RULES = 14  # rows of a message that rules may take
 _STYLES = 3  # ways of packing that are shown
 _GROUPED = 2000  # keys that a pattern for --drop is made of
 _STATISTICS = ("running_mean", "running_var")
@@ -69,9 +68,13 @@ def refusal(
         "drop": drop,
     }
     causes = [*_apart(apart), *map(_renamed, found), *_others(rest, near)]
-    last = [*_rules(found, sound=not then.faults), *_way(then, rest, near.canonical, layout, component, drop)]
+    way = _way(then, rest, near.canonical, layout, component, drop)
     first = f"{file}: the plan is not sound, so nothing was written."
-    return UnsoundPlan(on_a_screen(first, causes, last), "unsound_plan", details)
+    for most in range(len(found), -1, -1):
+        message = on_a_screen(first, causes, [*_rules(found, most, sound=not then.faults), *way])
+        if rows(message) <= ROWS:
+            break
+    return UnsoundPlan(message, "unsound_plan", details)
 
 
 def _of_names(trial: Trial) -> bool:
@@ -159,29 +162,27 @@ def _apart(apart: Apart | None) -> list[Cause]:
     if apart is None:
         return []
     packed = [
-        f"{whole}weight = torch.cat([{q}.weight, {k}.weight, {v}.weight])" for q, k, v, whole in apart.names[:_STYLES]
+        f"{whole}weight = torch.cat([{q}weight, {k}weight, {v}weight])" for q, k, v, whole in apart.names[:_STYLES]
     ]
-    way = ["Where it was written, pack them in this order, biases too:", *(f"  {line}" for line in packed)]
+    way = ["Where it was written, pack them in this order, and their biases if they stand apart too:"]
+    way += [f"  {line}" for line in packed]
     if apart.rules:
         way.append(
             f"Or paste the {len(apart.rules)} rules that --json has under error.details.rules into copies of their "
             "tables."
         )
-    return [
-        Cause(
-            f"{', '.join(apart.names[0][:3])} stand apart ({len(apart.keys):,} keys), where the original packs them "
-            f"into {' or '.join(dict.fromkeys(whole[:-1] for *_, whole in apart.names))} ({len(apart.packed):,}):",
-            [f"  {shown(pattern)}" for pattern in key_patterns(apart.keys)],
-            way,
-        )
-    ]
+    three = ", ".join(name[:-1] for name in apart.names[0][:3])
+    whole = " or ".join(dict.fromkeys(name[:-1] for *_, name in apart.names))
+    what = f"{three} stand apart ({len(apart.keys):,} keys), where the original packs them into {whole}"
+    patterns = [f"  {shown(pattern)}" for pattern in key_patterns(apart.keys)]
+    return [Cause(f"{what} ({len(apart.packed):,}):", patterns, way)]
 
 
 def _renamed(one: Renaming) -> Cause:
     count = len(one.keys)
     rules = dict.fromkeys(f"[{rule.name}] of {rule.table}" for rule in one.takes)
     taken = next(iter(rules), "a rule") + (f" and {len(rules) - 1} more" if len(rules) > 1 else "")
-    what = f"{one.old or 'a part left out'} -> {one.new or 'nothing (a wrapper)'}"
+    what = f"{one.old} -> {one.new or 'nothing (a wrapper)'}" if one.old else f"{one.new} left out"
     way = [f"  Check it: by their shapes they could as well be {' or '.join(one.instead)}."] if one.instead else []
     return Cause(
         f"{count:,} {'key' if count == 1 else 'keys'} renamed? {what}, as in rule {taken}:",
@@ -219,20 +220,17 @@ def _numbers(name: str) -> list[str]:
 # ---- what to do
 
 
-def _rules(found: Sequence[Renaming], sound: bool) -> list[str]:
-    """The rules, as many as there is room for, and how to use them."""
+def _rules(found: Sequence[Renaming], most: int, sound: bool) -> list[str]:
+    """The rules, so many at most, and how to use them."""
     if not found:
         return []
     this = "this rule" if len(found) == 1 else f"these {len(found)} rules"
     mends = "the plan is sound" if sound else "more of it has its place"
-    lines, shown_rules = [f"With {this} at the end of a copy of {SPELLINGS}, {mends}:"], 0
-    for one in found:
-        if shown_rules and rows("\n".join([*lines, one.text])) > _FOR_RULES:
-            break
+    lines = [f"With {this} at the end of a copy of {SPELLINGS}, {mends}:"]
+    for one in found[:most]:
         lines += one.text.split("\n")
-        shown_rules += 1
-    if shown_rules < len(found):
-        lines.append(f"and {len(found) - shown_rules} more: --json, under error.details.rules")
+    if most < len(found):
+        lines.append(f"and {len(found) - most} more: --json, under error.details.rules")
     table = shlex.quote(str(builtin_directory() / SPELLINGS))
     return [*lines, f"To use it: mkdir tables; cp {table} tables; then paste, and --mapping tables"]
 

@@ -18,7 +18,7 @@ from sam3lite_convert.plan.operations import OPERATIONS
 from sam3lite_convert.plan.tables import SPELLINGS, Layout, Rule
 from sam3lite_convert.plan.unsound import PlanFault
 
-_MOST_RULES = 6
+_MOST_RULES = 10
 _TRIED, _TRIED_OF_A_WHOLE = 6, 2  # changes that are tried for one rule
 _ALIKE = 8  # keys that differ in numbers only, and are compared
 _COMPARED = 400  # keys in all

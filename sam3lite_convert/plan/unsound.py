@@ -12,6 +12,7 @@ from sam3lite_convert.records.record import Json, json_value
 
 Expected = tuple[int | None, ...]  # a shape; None for a side that the file does not show
 ROWS, COLUMNS = 24, 80  # of a terminal: what a message takes at most
+_UNTOLD = 3  # rows for the causes that there is no room for
 _GROUPED = 5000  # keys of one kind that are looked through for patterns
 _LONGEST = 200  # characters of a key or a detail; a key in a file may be a million long
 
@@ -121,13 +122,15 @@ def on_a_screen(first: str, causes: Sequence[Cause], last: Sequence[str]) -> str
 
     Where there is no room, groups are left out, and then whole causes; both are counted.
     """
+    least = [rows(c.title) + sum(map(rows, c.way)) + sum(map(rows, c.groups[:1])) + 1 for c in causes]
     room = ROWS - rows(first) - sum(map(rows, last)) - 1
+    if sum(least) > room:
+        room -= _UNTOLD
     kept: list[Cause] = []
-    for cause in causes:
-        least = rows(cause.title) + sum(map(rows, cause.way)) + sum(map(rows, cause.groups[:1])) + 1
-        if least <= room or not kept:
+    for cause, needed in zip(causes, least, strict=True):
+        if not kept or needed <= room:
             kept.append(cause)
-            room -= least
+            room -= needed
     # The room that is left goes to the causes in turn, a group at a time.
     counts = [min(1, len(cause.groups)) for cause in kept]
     waiting = True
@@ -144,7 +147,7 @@ def on_a_screen(first: str, causes: Sequence[Cause], last: Sequence[str]) -> str
         if left := len(cause.groups) - count:
             lines.append(f"  ... and {left:,} more {'group' if left == 1 else 'groups'} of keys: --json")
         lines += cause.way
-    if untold := [cause.title.removesuffix(":") for cause in causes[len(kept) :]]:
+    if untold := [cause.title.removesuffix(":") for cause in causes if cause not in kept]:
         lines.append(shown(f"and {'; '.join(untold)}: --json"))
     return "\n".join([*lines, *last])
 

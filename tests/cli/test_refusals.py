@@ -162,6 +162,8 @@ REFUSALS = {
     "wall": (changed(many), (), 3, "no MobileCLIP text encoder", "give another file"),
     "wall beside": (changed(lambda s: s | many(s)), (), 3, "source keys without a rule", "--mapping DIR"),
     "renamed": (renamed("token_mixer", "mixing"), (), 3, "renamed[?] mixing -> token_mixer", "a copy of spellings"),
+    "much renamed": (renamed(r"(norm|linear)(?=\d)|(self)_|(mlp)\.", r"x\1\2\3."), (), 3, r"\d+ keys renamed\?",
+                     "With these . rules at the end of a copy of spellings.ini, the plan is sound"),
     "causal": (changed(dict), ("--causal", "--layout", "transformers"), 3, "no causal attention mask", "Use --layout"),
 }  # fmt: skip
 # Names of classes and instructions that say something only to who wrote the code.

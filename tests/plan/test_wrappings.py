@@ -241,3 +241,11 @@ def test_the_tracker_under_its_other_name_is_the_tracker() -> None:
         fake({"inst_interactive_predictor.model.no_mem_embed": ("float32", (2,))}), shipped_tables().spellings
     )
     assert list(names.sources) == ["tracker.no_mem_embed"]
+
+
+def test_a_part_under_a_prefix_of_its_own_is_no_second_copy() -> None:
+    """The text encoder under another name, beside a detector: no name is there twice."""
+    rows = {k.replace("backbone.language_backbone.", "text."): v for k, v in rows_of(tiny_state()).items()}
+    with pytest.raises(UnsoundPlan) as refusal:
+        plan_of({k: v for k, v in rows.items() if "vision" not in k})
+    assert refusal.value.code == "unknown_prefix" and "--strip-prefix detector.text." in refusal.value.message
