@@ -91,7 +91,7 @@ def _part(values: Sequence[str]) -> str:
         return "{" + ",".join(_ranges(sorted(map(int, values)))) + "}"
     start = _common_start(values)
     # A name is cut between its words only.
-    start = start[: start.rfind("_") + 1]
+    start = start[: max(map(start.rfind, "_ ")) + 1]
     rest = [v[len(start) :] for v in values]
     end = _common_start([v[::-1] for v in rest])[::-1]
     end = end[end.find("_") :] if "_" in end else ""

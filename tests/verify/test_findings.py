@@ -368,6 +368,7 @@ PATTERNS = {
     ("a.0.x", "a.0.y", "a.1.x"): ("a.{0,1}.x (2)", "a.0.y"),
     ("l.0.q_proj", "l.0.k_proj", "l.1.q_proj", "l.1.k_proj"): ("l.{0,1}.{q,k}_proj (4)",),
     ("a.01.w", "a.1.w"): ("a.01.w", "a.1.w"),
+    ("c.json: counts", "c.json: dropped"): ("c.json: {counts,dropped} (2)",),
 }
 
 
