@@ -191,7 +191,7 @@ def _renamed(one: Renaming) -> Cause:
     )
 
 
-_ADDED = {"unfilled": "; missing in the file", "unknown_target": "; what rules write there"}
+_ADDED = {"unfilled": "; missing in the file"}
 
 
 def _others(faults: Sequence[PlanFault], near: _Near) -> list[Cause]:

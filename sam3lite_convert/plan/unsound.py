@@ -37,7 +37,7 @@ class PlanFault:
 class Group:
     """Faults of one kind and one cause, as one pattern of keys.
 
-    pattern: of the keys; for targets, of their source keys if there are any. first: one of these keys.
+    pattern: of the keys; for targets without a source, of the source keys that are missing. first: one of them.
     detail: of the first fault.
     """
 
@@ -94,7 +94,8 @@ def fault_groups(faults: Iterable[PlanFault]) -> list[Group]:
     out = []
     order = list(_TITLES)
     for (kind, _), some in sorted(by_cause.items(), key=lambda item: order.index(item[0][0])):
-        keys = dict.fromkeys(name for fault in some[:_GROUPED] for name in fault.sources or (fault.key,))
+        of = [fault.sources if kind == "unfilled" and fault.sources else (fault.key,) for fault in some[:_GROUPED]]
+        keys = dict.fromkeys(name for names in of for name in names)
         more = f" and {len(some) - _GROUPED:,} more" if len(some) > _GROUPED else ""
         out += [Group(kind, pattern.text + more, pattern.first, some[0].detail) for pattern in grouped(keys)]
     return out
