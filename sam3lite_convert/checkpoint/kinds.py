@@ -100,6 +100,10 @@ _ENDINGS: tuple[tuple[str, Kind], ...] = (  # of names, for files whose bytes te
     (r"\.msgpack", _FLAX),
     (r"\.mnn", Kind("an MNN model", _GIVE_TORCH)),
     (r"\.(?:incomplete|crdownload|part|partial|download|aria2|!qB)", _UNFINISHED),
+    (
+        r"\.(?:a[a-z]|\d{3})",
+        _damaged("a piece of a file that was split", "Join the pieces in their order: cat NAME.* > NAME"),
+    ),
     (r"\.torrent", Kind("a torrent, not the file that it stands for", _DOWNLOAD)),
 )
 _LFS = _damaged("a Git LFS pointer, not the weights", "Download them with 'git lfs pull'")
@@ -279,6 +283,8 @@ _ADAPTER = Kind(
 )
 _TENSORS: tuple[tuple[str, Kind], ...] = (
     (r"torch\.distributed\..*DTensor", Kind("a distributed tensor (DTensor)", "save .full_tensor() of it")),
+    (r"torch\._lazy_view", Kind(
+        "a lazily negated or conjugated tensor", "save .resolve_neg().resolve_conj() of it")),
     (r"torch\._utils\._rebuild_sparse\w*", Kind("a sparse tensor", "save .to_dense() of it")),
     (r"torch\._utils\._rebuild_qtensor|torch\.Q\w+Storage|torch\.q\w+", Kind(
         "a quantised tensor", "save .dequantize() of it, or better the weights before they were quantised")),
@@ -307,7 +313,7 @@ def refuse_tensor(key: str, name: str, count: int) -> UnsoundPlan | None:
         if re.fullmatch(pattern, name):
             more = f" (and {count - 1:,} more)" * (count > 1)
             return UnsoundPlan(
-                f"{key[:200]}{more} is {kind.what}, whose values are not plain bytes. Where it was written, {kind.do}.",
+                f"{key[:200]}{more} is {kind.what}; only plain tensors are read. Where it was written, {kind.do}.",
                 "not_a_plain_tensor",
                 {"kind": kind.what},
             )
@@ -337,11 +343,20 @@ _OF_A_RANK = Kind(
 )
 
 
+_SHADOW = Kind(
+    "the averaged weights of an EMA without their names (shadow_params)",
+    "Where it was written, copy them into the model (ema.copy_to(model.parameters())) and save model.state_dict()",
+    "no_state_dict",
+)
+
+
 def kind_of_tree(tree: Mapping[object, object]) -> Kind | None:
     """The kind of a file whose dict holds no tensors under names."""
     keys = {key for key in tree if isinstance(key, str)}
     if keys & {"zero_stage", "partition_count", "fp32_flat_groups", "single_partition_of_fp32_groups"}:
         return _OF_A_RANK
+    if "shadow_params" in keys:
+        return _SHADOW
     give = "Give the checkpoint with the model's weights beside it"
     if {"state", "param_groups"} <= keys:
         return Kind("the state of an optimizer, without weights", give, "no_state_dict")
@@ -354,9 +369,15 @@ def kind_of_tree(tree: Mapping[object, object]) -> Kind | None:
     return None
 
 
+def scattered(count: int) -> Kind:
+    """The kind of a file that holds its tensors in so many dicts within dicts."""
+    what = f"a tree of dicts, {count:,} of them with tensors, in which the parts of a tensor's name are keys"
+    return Kind(what, "Where it was written, save the flat model.state_dict()", "no_state_dict")
+
+
 def nameless(count: int) -> Kind:
     """The kind of a file that holds tensors without names."""
-    what = f"a file of {count:,} tensor{'s' * (count > 1)} without names (a list of them, or numbers as keys)"
+    what = f"a file of {count:,} tensor{'s' * (count > 1)} without names (in a list, or under keys that are not text)"
     return Kind(what, "Where it was written, save model.state_dict()", "no_state_dict")
 
 

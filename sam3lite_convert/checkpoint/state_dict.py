@@ -18,6 +18,8 @@ WRAPPERS = ("model", "state_dict")  # entries that hold weights, also ones whose
 FILE_ITSELF = "."  # the path of a state dict that is not wrapped
 _DEEPEST = 8  # entries within entries
 _LISTED = 20
+_SCATTERED = 5  # dicts of tensors, none with names of several parts, from which the names are taken to be split
+_OPTIMIZER = "state"  # the entry of an optimizer that holds a dict for each parameter
 _GIVE = "Give the file that holds the model's weights, or save model.state_dict() where it was written."
 META = "meta"  # facts about the weights, which may stand beside them
 _MOST_ELEMENTS = 1 << 40  # no tensor has more, however often it repeats one value
@@ -135,7 +137,8 @@ def check_entries(entries: Mapping[object, object]) -> None:
     _refuse_other_tensors(entries)
     for key, value in entries.items():
         for each in unpickle.objects_in((key, value)):
-            raise unpickle.hostile(each.name, f"at {_named(key)[:200]}, where only a tensor belongs")
+            where = f"at {_named(key)[:200]}, where only a tensor belongs"
+            raise kinds.refuse_tensor(_named(key), each.name, 1) or unpickle.hostile(each.name, where)
 
 
 def find_state_dict(tree: object, selection: Selection = NOTHING_STATED) -> Found:
@@ -237,6 +240,8 @@ def _only(dicts: list[_Dict]) -> _Dict:
     """The dict that holds the weights. Raises UnsoundPlan if there is none, or more than one."""
     likely = [d for d in dicts if d.like_weights] or [d for d in dicts if d.name in WRAPPERS]
     likely = likely or [d for d in dicts if not d.path]
+    if not likely and len(dicts) > _SCATTERED and not any(_OPTIMIZER in d.path for d in dicts):
+        raise kinds.scattered(len(dicts)).refusal()
     if not likely:
         hint = f"To take one all the same: --state-dict-key {shlex.quote(dicts[0].name)}" if dicts else _GIVE
         raise UnsoundPlan(f"the file holds no state dict (no tensors with names). {hint}", "no_state_dict")

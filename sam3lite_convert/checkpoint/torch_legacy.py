@@ -14,7 +14,13 @@ from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.checkpoint.state_dict import locate, read_at, state_dict_of
 from sam3lite_convert.errors import Untrusted
 
-LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_NUMBER = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# The magic number as a pickle of protocol 2, which torch writes unless it is told otherwise, and of 3 to 5.
+LEGACY_MAGIC = (
+    b"\x80\x02" + _NUMBER,
+    b"\x80\x03" + _NUMBER,
+    *(bytes([0x80, protocol, 0x95]) + struct.pack("<Q", len(_NUMBER)) + _NUMBER for protocol in (4, 5)),
+)
 
 
 def read_legacy(path: Path, file: BinaryIO, size: int, selection: Selection = NOTHING_STATED) -> Checkpoint:
@@ -40,9 +46,9 @@ def read_legacy(path: Path, file: BinaryIO, size: int, selection: Selection = NO
     storages, position = {}, stream.tell()
     for key in keys:
         head = read_at(file, position, 8)
-        if key not in kinds or kinds[key] is None or len(head) < 8:
+        if key not in kinds or len(head) < 8:
             raise Untrusted("the file is truncated, or lists a storage that no tensor uses", "truncated_file")
-        nbytes = struct.unpack("<q", head)[0] * dtypes.itemsize(kinds[key] or "")
+        nbytes = struct.unpack("<q", head)[0] * dtypes.itemsize(kinds[key] or "uint8")  # an untyped one is bytes
         if nbytes < 0 or position + 8 + nbytes > size:
             raise Untrusted("the file is truncated: it ends before its last tensor", "truncated_file")
         storages[key] = (position + 8, nbytes)

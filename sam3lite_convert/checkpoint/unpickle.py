@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import check_names
 from sam3lite_convert.checkpoint.pickle_machine import Machine, Maker, Opaque, OtherKey, StateDict, repeated
-from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan, Untrusted, in_short
+from sam3lite_convert.errors import Sam3LiteError, Untrusted, in_short
 
 # Named tuples: nothing can change one, so no file can leave a mark on the next.
 
@@ -81,14 +81,13 @@ def _tensor(storage: object, offset: object, size: object, stride: object, dtype
     return TensorRecord(storage, name, start, shape, steps)
 
 
-def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, *ignored: object) -> TensorRecord:
+def _rebuild_tensor(
+    storage: object, offset: object, size: object, stride: object, *ignored: object
+) -> TensorRecord | Opaque:
     # The rest: requires_grad, hooks, and flags of a view whose bytes are not its values.
     marks = ignored[2] if len(ignored) > 2 else None
     if isinstance(marks, dict) and any(marks.values()):
-        raise UnsoundPlan(
-            "the file holds a lazily negated or conjugated tensor; save it again after .resolve_neg().resolve_conj()",
-            "lazy_view",
-        )
+        return _LAZY
     return _tensor(storage, offset, size, stride, None)
 
 
@@ -115,6 +114,7 @@ def _as_tuple(*args: Iterable[object]) -> tuple[object, ...]:
     return tuple(args[0]) if args else ()
 
 
+_LAZY = Opaque("torch._lazy_view", False)  # a view that is lazily negated or conjugated
 _HARMLESS = Opaque("", True)  # stands in the table for an Opaque of that name
 
 _ALLOWED: dict[tuple[str, str], object] = {
@@ -240,8 +240,7 @@ class Reader:
     def load(self) -> object:
         """The next pickle as plain containers, TensorRecords and Opaques. Leaves the stream at its end.
 
-        Raises Untrusted if the pickle is malformed, too large, or names what is known to do harm; UnsoundPlan for a
-        tensor whose bytes are not its values.
+        Raises Untrusted if the pickle is malformed, too large, or names what is known to do harm.
         """
         try:
             return self._machine.load()
@@ -277,6 +276,8 @@ class Reader:
             raise Untrusted("the pickle has a reference to a storage that torch does not write")
         _, kind, key, _, numel = pid[:5]
         if isinstance(kind, Opaque) and kind.name in _QUANTISED:
+            if isinstance(key, str):
+                self.storages.setdefault(key, _QUANTISED[kind.name])
             return kind  # what rebuilds a tensor of it is not built either
         if not isinstance(kind, _StorageClass) or not isinstance(key, str):
             raise Untrusted("the pickle has a storage of an unknown type")
@@ -314,4 +315,10 @@ def objects_in(value: object) -> Iterator[Opaque]:
 
 RECORDS = (TensorRecord, StorageRecord, _Dtype, _StorageClass)
 _MOST_NAMES = 10_000
-_QUANTISED = [f"torch.{name}Storage" for name in ("QInt8", "QUInt8", "QInt32", "QUInt4x2", "QUInt2x4")]
+_QUANTISED = {  # storage class -> a dtype of as many bytes
+    "torch.QInt8Storage": "int8",
+    "torch.QUInt8Storage": "uint8",
+    "torch.QInt32Storage": "int32",
+    "torch.QUInt4x2Storage": "uint8",
+    "torch.QUInt2x4Storage": "uint8",
+}

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -61,6 +62,8 @@ for command in (inspect, convert, explain, verify, parity, judge, record, demo):
 
 def main() -> None:
     """Run the command line and exit; expected errors become one message and an exit code."""
+    # The Hub's client warns of it when it is imported. It only chose a faster download, which is chosen otherwise now.
+    warnings.filterwarnings("ignore", ".*HF_HUB_ENABLE_HF_TRANSFER", FutureWarning)
     sys.exit(run())
 
 

@@ -73,8 +73,8 @@ def _complete_layout(incomplete: str) -> list[str]:
 
 _CHECKPOINT = (
     "Local .pt or .safetensors file, index of shards (*.index.json), or folder that holds one of these; alias (s0, s1, "
-    "l; s0-32, s1-32, l-32 for context 32); path in --repo-id; or address on the Hub: a page, or "
-    "hf://OWNER/NAME[@REVISION][/PATH]."
+    "l; s0-32, s1-32, l-32 for context 32); path in --repo-id; or address on the Hub: a page, "
+    "OWNER/NAME[@REVISION], or hf://OWNER/NAME[@REVISION]/PATH."
 )
 
 

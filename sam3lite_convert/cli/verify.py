@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,12 @@ def verify(
         )
     if html is not None:
         check_report_place(html)
+    if Path(folder).is_file() and Path(name).is_dir():
+        raise CannotRun(
+            f"{folder} is a file and {name} a folder: swap them: sam3lite verify {shlex.quote(name)} --checkpoint "
+            f"{shlex.quote(folder)}",
+            "usage",
+        )
     place = locate_folder(folder, cache_dir)
     check_extent(place, partial, whole)
     quiet_hub(json)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.commands.sources import HubLocation
+from sam3lite_convert.commands.sources import REPOSITORY, HubLocation
 from sam3lite_convert.convert.folder import Folder, files_of, read_place
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from sam3lite_convert.hub.folder import HubFolder
     from sam3lite_convert.workers import Advance
 
-_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
 _BESIDE = (".json", ".txt", ".md")  # files that are read, or shown, beside the weights
 _SMALL = 16 << 20  # bytes
 
@@ -82,7 +80,7 @@ def locate_folder(name: str, cache: Path | None = None) -> FolderLocation:
 
     ``cache``: folder for downloads; None for the cache of huggingface_hub.
     """
-    match = _NAME.fullmatch(name)
+    match = REPOSITORY.fullmatch(name)
     if Path(name).exists() or match is None or name.startswith("."):
         return FolderLocation(name)
     return FolderLocation(name, HubLocation(match["repo"], match["revision"] or DEFAULT_REVISION, cache))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.checkpoint.file_set import checkpoint_file, members, stem_of
+from sam3lite_convert.checkpoint.file_set import members, stem_of
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
+from sam3lite_convert.checkpoint.kinds import WEIGHTS
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection, stated
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from sam3lite_convert.hub.repository import Repository
     from sam3lite_convert.hub.shards import PartialShards
     from sam3lite_convert.workers import Advance
+
+
+# OWNER/NAME[@REVISION].
+REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
 
 
 @dataclass(frozen=True)
@@ -293,17 +299,18 @@ class Location:
 
 
 def locate(name: str, where: HubLocation, selection: Selection | None = None) -> Location:
-    """Find CHECKPOINT: a local path first, then an address on the Hub, then an alias or a path in the repository.
+    """Find CHECKPOINT: a local path first, then an address on the Hub, then an alias or a path in the repository, and
+    OWNER/NAME[@REVISION] of another one.
 
     A path may be that of an index of shards, or of a folder that holds it or one file. ``selection``: what the user
     states about it.
 
-    Raises CannotRun if it is none of these, and as ``checkpoint_file`` does.
+    Raises CannotRun if it is none of these, and as ``members`` does.
     """
     path, selection = Path(name), selection or NOTHING_STATED
     if path.exists():
         folder = (path.name or path.resolve().name) if path.is_dir() else None
-        return Location(name, checkpoint_file(path), selection=selection, where=where, folder=folder)
+        return Location(name, members(path)[0], selection=selection, where=where, folder=folder)
     if not name or name.startswith((".", "/", "~")) or "\\" in name:
         raise CannotRun(
             f"{name}: no such file. Names on the Hub are aliases ({', '.join(ALIASES)}) or paths in {where.repo}.",
@@ -311,23 +318,44 @@ def locate(name: str, where: HubLocation, selection: Selection | None = None) ->
         )
     from sam3lite_convert.hub.addresses import address_of
 
-    if address := address_of(name):
-        name = address.shown
-        repository = _there(name, address.repo, address.revision, where).repository()
-        said = f"{name}: "
+    address = address_of(name)
+    if address is None:
+        repository, file, asked = _named(name, where)
     else:
-        repository = where.repository()
-        said = f"{name}: no such local file. On the Hub: "
-    try:
-        file = repository.find(name) if address is None else repository.at(address.path)
-    except Sam3LiteError as fault:
-        fault.message = said + fault.message
-        raise
-    asked = name if address is None else address.path
+        name, asked = address.shown, address.path
+        repository = _there(name, address.repo, address.revision, where).repository()
+        try:
+            file = repository.at(address.path)
+        except Sam3LiteError as fault:
+            fault.message = f"{name}: {fault.message}"
+            raise
     folder = None
-    if name not in ALIASES and asked.strip("/") != file.path:
+    if asked is not None and asked.strip("/") != file.path:
         folder = PurePosixPath(asked).name or repository.repo.rpartition("/")[2]
     return Location(name, Path(file.path), repository, file, selection, where, folder)
+
+
+def _named(name: str, where: HubLocation) -> tuple[Repository, HubFile, str | None]:
+    """The file of an alias or of a path in the repository; else that of a repository of this name.
+
+    Returns with it the repository, and the path that was asked for; None for an alias. Raises CannotRun if there is
+    none.
+    """
+    repository = where.repository()
+    try:
+        return repository, repository.find(name), None if name in ALIASES else name
+    except Sam3LiteError as fault:
+        match = REPOSITORY.fullmatch(name)
+        if match and fault.code == "no_such_file" and not name.endswith((*WEIGHTS, ".json")):
+            other = HubLocation(match["repo"], match["revision"] or where.revision, where.cache).repository()
+            try:
+                return other, other.at(""), ""
+            except Sam3LiteError as there:
+                if there.code != "no_such_repository":
+                    there.message = f"{name}: {there.message}"
+                    raise there from None
+        fault.message = f"{name}: no such local file. On the Hub: {fault.message}"
+        raise
 
 
 def _there(name: str, repo: str, revision: str | None, where: HubLocation) -> HubLocation:

@@ -13,6 +13,7 @@ import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
@@ -135,7 +136,7 @@ class Repository:
             raise refusal_of(kind, where)
         if file is not None and shard:
             index = PurePosixPath(shard.index_name).name
-            raise one_shard(file.path, shard, inside + index if index in beside else None)
+            raise one_shard(file.path, shard, self._uri(inside + index) if index in beside else None)
         if file is None:
             try:
                 name = the_checkpoint(beside, where, lambda name: self._small(beside[name]))
@@ -145,6 +146,11 @@ class Repository:
                 raise self._unknown(path, listing) from None
             file = beside[name]
         return self._with_shards(file, listing) if is_index(file.path) else file
+
+    def _uri(self, path: str) -> str:
+        """What names a file of it, as CHECKPOINT."""
+        revision = "" if self.revision == DEFAULT_REVISION else f"@{quote(self.revision, safe='')}"
+        return f"hf://{self.repo}{revision}/{path}"
 
     def _small(self, file: HubFile) -> bytes:
         """The content of a JSON file, through the cache."""

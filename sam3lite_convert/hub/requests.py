@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,8 @@ _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _TRIES = 4
 _LONGEST_WAIT = 60.0  # seconds; if a server asks for more, the command ends with a message
 _NO_NETWORK = "Cached files work offline. 'sam3lite demo' runs all commands without a network."
+# Variables that name certificates: the client's, and those of others that it does not read.
+_READ, _UNREAD = ("SSL_CERT_FILE", "SSL_CERT_DIR"), ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 INVALID_NAME = "{} is not a valid repository name: OWNER/NAME, of letters, digits, '-', '_' and '.'"
 
 T = TypeVar("T")
@@ -116,6 +120,8 @@ def hub_faults(repo: str, doing: str = "read") -> Iterator[None]:
     except Sam3LiteError:
         raise
     except Exception as fault:
+        if isinstance(fault, ssl.SSLError | FileNotFoundError) and (wrong := _wrong_certificates()):
+            raise CannotRun(f"the Hub ({constants.ENDPOINT}) cannot be reached: {wrong}", "no_network") from fault
         if isinstance(fault, OSError) and fault.errno is not None and not isinstance(fault, ConnectionError):
             raise  # an error of this machine's disk
         raise _in_words(fault, repo, doing) from fault
@@ -158,7 +164,8 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun:
         )
     if _is_transport(fault):
         what = first_line(fault) or type(fault).__name__
-        return CannotRun(f"{where} cannot be reached ({what}). {_NO_NETWORK}", "no_network")
+        why = f" {_certificates()}" if "CERTIFICATE_VERIFY_FAILED" in what else ""
+        return CannotRun(f"{where} cannot be reached ({what}).{why} {_NO_NETWORK}", "no_network")
     if isinstance(fault, LocalTokenNotFoundError):
         return CannotRun(f"no token is set. {login} {right}.", "no_token")
     if isinstance(fault, OSError) and "onsistency" in str(fault):
@@ -172,6 +179,32 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun:
     if doing == "write":
         return CannotRun(f"{where}: {what}.", "push_failed")
     return CannotRun(_unexpected(where, what), "hub_fault")
+
+
+def _wrong_certificates() -> str | None:
+    """That the client's file of certificates cannot be used, and what to do; None if it can."""
+    path = os.environ.get("SSL_CERT_FILE")
+    if not path:
+        return None
+    why = "there is no such file"
+    if os.path.exists(path):
+        try:
+            ssl.create_default_context().load_verify_locations(path)
+            return None
+        except OSError:
+            why = "it holds no certificates"
+    return f"SSL_CERT_FILE is {path}, and {why}. Unset it, or set it to a PEM file of certificates."
+
+
+def _certificates() -> str:
+    """What to do about a certificate of the Hub, or of a proxy before it, that is not trusted."""
+    for variable in _READ:
+        if path := os.environ.get(variable):
+            return f"{variable} is {path}, which has to hold the certificate of your proxy."
+    for variable in _UNREAD:
+        if path := os.environ.get(variable):
+            return f"{variable} is not read here: set SSL_CERT_FILE to {path}."
+    return "Set SSL_CERT_FILE to a PEM file that holds the certificate of your proxy."
 
 
 def _unexpected(where: str, what: str) -> str:

@@ -44,7 +44,7 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
 )  # fmt: skip
 _OURS = re.compile(r"(?:^|.*\.)(?:language_backbone|vision_backbone)\.")  # the original's names
 _TEXT = re.compile(r"(?:^|.*\.)language_backbone\.")
-_DETECTOR = re.compile(r"(?:^|.*\.)(?:vision_backbone|segmentation_head|dot_prod_scoring|geometry_encoder)\.")
+_DETECTOR = re.compile(r"(?:^|.*\.)(?:segmentation_head|dot_prod_scoring)\.")
 _LORA = re.compile(r".*\.lora_(?:[AB]|down|up|mid|embedding_[AB]|magnitude_vector)\b")
 _OTHER_ADAPTER = re.compile(r".*\.(?:(?:hada|lokr|boft|oft|vera)_\w+|ia3_l)\b|prompt_embeddings$")
 _BESIDE_ADAPTER = re.compile(r".*\.(?:alpha|dora_scale|bias_indices)$")
@@ -71,7 +71,7 @@ NO_TEXT = Kind(
 _EMPTY = Kind("a file without tensors", "Give the file that holds the model's weights")
 _MLX = Kind("a checkpoint that was converted for MLX", "Give the PyTorch checkpoint that it was made from")
 _GENERATORS = Kind("the state of random generators, without weights", "Give the checkpoint beside it")
-_UNMERGED = Kind("a checkpoint with a LoRA adapter that is not merged", _MERGE)
+_UNMERGED = Kind("a checkpoint with an adapter (LoRA or its like) that is not merged", _MERGE)
 
 
 def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> Kind | None:
@@ -90,10 +90,9 @@ def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, st
     def count(pattern: re.Pattern[str]) -> int:
         return sum(pattern.match(key) is not None for key in tensors)
 
-    if adapters := count(_LORA):
-        return _ADAPTER if adapters + count(_BESIDE_ADAPTER) > len(tensors) * 0.9 else _UNMERGED
-    if count(_OTHER_ADAPTER):
-        return _OTHER_ADAPTERS
+    for pattern, alone in ((_LORA, _ADAPTER), (_OTHER_ADAPTER, _OTHER_ADAPTERS)):
+        if adapters := count(pattern):
+            return alone if adapters + count(_BESIDE_ADAPTER) > len(tensors) * 0.9 else _UNMERGED
     if count(_DIFFERENCE) > len(tensors) // 2:
         return _DIFFERENCES
     weights = [t for key, t in tensors.items() if key.endswith(".weight")]
@@ -131,9 +130,9 @@ def _quantised(tensors: Mapping[str, StoredTensor]) -> Kind | None:
 
 
 def _foreign(tensors: Mapping[str, StoredTensor]) -> Kind | None:
-    if any(map(_OURS.match, tensors)) or any(map(_DETECTOR.match, tensors)):
+    if any(map(_OURS.match, tensors)):
         return None if any(map(_TEXT.match, tensors)) else NO_TEXT
     for pattern, kind in _NAMES:
         if any(map(re.compile(pattern).match, tensors)):
             return kind
-    return None
+    return NO_TEXT if any(map(_DETECTOR.match, tensors)) else None

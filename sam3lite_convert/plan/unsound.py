@@ -37,7 +37,7 @@ class PlanFault:
 class Group:
     """Faults of one kind and one cause, as one pattern of keys.
 
-    pattern: of the keys; for targets without a source, of the source keys that are missing. first: one of them.
+    pattern: of the keys; for targets without a source, of the source keys. first: one of these keys.
     detail: of the first fault.
     """
 
@@ -94,8 +94,10 @@ def fault_groups(faults: Iterable[PlanFault]) -> list[Group]:
     out = []
     order = list(_TITLES)
     for (kind, _), some in sorted(by_cause.items(), key=lambda item: order.index(item[0][0])):
-        of = [fault.sources if kind == "unfilled" and fault.sources else (fault.key,) for fault in some[:_GROUPED]]
-        keys = dict.fromkeys(name for names in of for name in names)
+        # A target that the layout does not have is itself what is wrong; its source is in the file.
+        of_sources = kind != "unknown_target"
+        names = (fault.sources if of_sources and fault.sources else (fault.key,) for fault in some[:_GROUPED])
+        keys = dict.fromkeys(name for each in names for name in each)
         more = f" and {len(some) - _GROUPED:,} more" if len(some) > _GROUPED else ""
         out += [Group(kind, pattern.text + more, pattern.first, some[0].detail) for pattern in grouped(keys)]
     return out

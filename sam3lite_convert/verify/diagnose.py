@@ -141,7 +141,7 @@ class Diagnoser:
             return Cause("V-OTHER-TENSOR", why, _other_layer(piece.key, other.key), tuple(holders))
         for dropped in self._plan.dropped.values():
             source = dropped.source
-            if (source.nbytes, source.dtype) != (piece.nbytes, piece.source.dtype):
+            if source.overlaps or (source.nbytes, source.dtype) != (piece.nbytes, piece.source.dtype):
                 continue
             if self._cast(piece, read_tensor(self._source, source)) == found:
                 why = f"holds {source.key}, a tensor that has no counterpart in this layout ({dropped.reason})"

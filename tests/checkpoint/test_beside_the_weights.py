@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import array
+import collections
+import dataclasses
 import enum
 import functools
 import io
+import logging
+import random
+import re
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
-from support.checkpoints import assert_index_is, either_format, refused, saved, tensors
+from support.checkpoints import assert_index_is, either_format, quantised, refused, saved, tensors
 from support.hostile import pickled, state, tensor, text
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
-from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.errors import UnsoundPlan, Untrusted
 
 
 def stand_in(monkeypatch, module: str, name: str, bases: tuple[type, ...] = (object,)) -> type:
@@ -51,6 +58,92 @@ def test_an_object_beside_the_weights_is_named_and_left(kind, legacy, tmp_path):
     assert any(
         "objects beside the weights, not built and never called: " in note for note in read_checkpoint(path).notes
     )
+
+
+@dataclasses.dataclass
+class Config:
+    rate: float = 1e-4
+    best: object = None
+
+
+class Number(enum.IntEnum):
+    A = 1
+
+
+class Derived(dict):
+    """Reduced with its items and attributes."""
+
+
+class WithArguments:
+    def __new__(cls, a, *, b=2):
+        return object.__new__(cls)
+
+    def __getnewargs_ex__(self):
+        return ((1,), {"b": 3})
+
+
+class Iterated:
+    def __reduce__(self):
+        return list, ((1, 2),), None, iter([3, torch.ones(2)])
+
+
+def looped() -> Config:
+    made = Config()
+    made.best = made
+    return made
+
+
+MORE = {
+    "enum with a base": Number.A,
+    "flag": re.ASCII,
+    "dataclass with a tensor": Config(best=torch.ones(2)),
+    "loop": looped(),
+    "dict of its own class": Derived(a=torch.ones(2)),
+    "keyword arguments of new": WithArguments(1),
+    "items by an iterator": Iterated(),
+    "partial of a tensor": functools.partial(torch.add, torch.ones(2)),
+    "function": torch.nn.functional.relu,
+    "built-in function": len,
+    "ellipsis": ...,
+    "factory": collections.defaultdict(functools.partial(list)),
+    "chain": collections.ChainMap({"a": 1}),
+    "pattern": re.compile("a"),
+    "bytes that change": bytearray(b"xyz"),
+    "array": array.array("f", [1.0, 2.0]),
+    "numpy objects": np.array([{"a": 1}], dtype=object),
+    "numpy generator": np.random.default_rng(1),
+    "numpy masked": np.ma.array([1, 2], mask=[0, 1]),
+    "exception": ValueError("x"),
+    "logger": logging.getLogger("a"),
+    "random": random.Random(3),
+    "type of a list": list[int],
+    "untyped storage": torch.ones(3).untyped_storage(),
+    "negated": torch._neg_view(torch.ones(2)),
+    "conjugated": torch.ones(2, dtype=torch.complex64).conj(),
+    "scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], 0.1), 3),
+    "surrogate": "\ud800",
+    "large number": -(10**700),
+}
+
+
+@either_format
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_objects_are_passed_over_in_every_protocol(protocol, legacy, tmp_path):
+    """torch.save takes another protocol than 2, also for the format before torch 1.6."""
+    beside = MORE | OBJECTS | {"last": quantised()}
+    path = saved(tmp_path, {"first": beside, "model": tensors(), "meta": beside}, legacy, pickle_protocol=protocol)
+    assert_index_is(path, tensors())
+    (note,) = [note for note in read_checkpoint(path).notes if "never called" in note]
+    assert "Number" in note and "more" in note
+
+
+@pytest.mark.parametrize("kind", ["negated", "conjugated"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_lazy_view_is_refused_in_the_place_of_a_tensor_alone(inside, kind, tmp_path):
+    odd = [MORE[kind]] if inside else MORE[kind]
+    fault = refused(saved(tmp_path, {"model": tensors() | {"odd": odd}}), UnsoundPlan)
+    assert fault.code == "not_a_plain_tensor"
+    assert "odd is a lazily negated or conjugated tensor" in fault.message and "resolve_conj()" in fault.message
 
 
 @pytest.mark.parametrize(

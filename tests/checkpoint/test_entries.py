@@ -80,7 +80,7 @@ def test_a_safetensors_file_has_no_entries(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "tree",
-    [[torch.ones(2)] * 3, tuple(torch.ones(3)), {"decay": 0.9, "shadow_params": [torch.ones(2)] * 3},
+    [[torch.ones(2)] * 3, tuple(torch.ones(3)), {"decay": 0.9, "averages": [torch.ones(2)] * 3},
      {n: torch.ones(2) for n in range(3)}, [(n, torch.ones(2)) for n in range(3)]],
     ids=["list", "tuple", "shadow", "numbers", "numbered pairs"],
 )  # fmt: skip
@@ -112,6 +112,18 @@ def test_a_tensor_under_a_number_is_said_to_be_left_out(tmp_path):
     assert_index_is(tmp_path / "file.pt", tensors())
     (note,) = read_checkpoint(tmp_path / "file.pt").notes
     assert note == "1 tensor of the state dict has a key that is not text, and is left out: 5"
+
+
+def test_names_that_are_split_into_nested_dicts_are_told_as_that(tmp_path):
+    tree: Any = {}
+    for key in (f"a.layers.{n}.{name}" for n in range(4) for name in ("weight", "norm.bias")):
+        *parts, last = key.split(".")
+        inner = tree
+        for part in parts:
+            inner = inner.setdefault(part, {})
+        inner[last] = torch.ones(2)
+    with pytest.raises(UnsoundPlan, match=r"tree of dicts, 8 of them with tensors.*flat model\.state_dict"):
+        read_checkpoint(saved(tmp_path, {"params": tree, "step": 3}))
 
 
 def test_state_dicts_under_numbers_are_listed_and_chosen(tmp_path):

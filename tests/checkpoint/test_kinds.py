@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.checkpoints import tensors
+from support.checkpoints import quantised, tensors
 from support.folders import TRUNK, convert, sam3lite, tiny_state, write
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
@@ -72,11 +72,6 @@ class Device:
     def __reduce__(self):
         arguments = (self.tensor, self.tensor.dtype, "hpu:0", False)
         return (torch._utils._rebuild_device_tensor_from_cpu_tensor, arguments)
-
-
-def quantised() -> torch.Tensor:
-    with pytest.warns(UserWarning):
-        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
 
 
 def nested() -> torch.Tensor:
@@ -192,6 +187,7 @@ KINDS |= {
     "optimizer alone": (lambda p: saved(p, {"optimizer": OPTIMIZER, "epoch": 1}), 3, "state of an optimizer"),
     "optimizers": (lambda p: saved(p, {"optimizer_states": [OPTIMIZER]}), 3, "state of an optimizer"),
     "rank": (lambda p: saved(p, {"optimizer_state_dict": {"zero_stage": 2, "fp32": [Z(9)]}}), 3, "rank of DeepSpeed"),
+    "shadow": (lambda p: saved(p, {"decay": 0.9, "shadow_params": [Z(3)]}), 3, r"EMA without their names.*copy_to"),
     "arguments": (lambda p: saved(p, argparse.Namespace(lr=1)), 3, "training arguments"),
     "hyperparameters": (lambda p: saved(p, {"lr": 1e-4}), 3, r"no state dict.*model\.state_dict\(\)"),
     "numbered flat": (names("flat_param_0"), 3, "FSDP with flat parameters"),
@@ -206,6 +202,8 @@ KINDS |= {
     "parametrised": (beside(**{"parametrizations.weight.original": Z(4, 4)}), 3, "remove_parametrizations"),
     "kohya": (names("lora_te_x.lora_down.weight", "lora_te_x.lora_up.weight", "lora_te_x.alpha"), 3, "adapter alone"),
     "loha": (names("lora_unet_x.hada_w1_a", "lora_unet_x.hada_w1_b"), 3, "LoHa.*not the weights"),
+    "loha in its model": (
+        lambda p: saved(p, tiny_state() | {KEY[:-6] + "hada_w1_a": Z(4)}), 3, "adapter .* that is not merged"),
     "ia3": (names("base_model.model.a.ia3_l"), 3, "IA3.*not the weights"),
     "difference": (lambda p: saved(p, {k[:-6] + "diff": t for k, t in tiny_state().items()}), 3, "difference of two"),
     "openai clip": (names("visual.class_embedding", "transformer.resblocks.0.ln_1.weight"), 3, "a CLIP checkpoint"),
@@ -267,7 +265,7 @@ def test_a_folder_is_named_with_the_command_that_is_meant(name, tmp_path):
     ("name", "code", "says"),
     [("a.onnx", 3, "ONNX"), ("a.pb", 3, "TensorFlow"), ("m.ckpt.index", 3, "TensorFlow"), ("a.engine", 3, "TensorRT"),
      ("m.data-00000-of-00001", 3, "TensorFlow"), ("a.mlmodel", 3, "CoreML"), ("a.pt.aria2", 4, "unfinished download"),
-     ("a.torrent", 3, "torrent")],
+     ("a.torrent", 3, "torrent"), ("a.pt.ab", 4, "piece of a file.*cat")],
 )  # fmt: skip
 def test_a_file_whose_bytes_tell_nothing_is_told_by_its_name(name, code, says, tmp_path):
     (tmp_path / name).write_bytes(bytes(range(1, 200)))
@@ -307,6 +305,13 @@ def test_what_this_tool_wrote_is_no_source(tmp_path):
         done = sam3lite("convert", "--checkpoint", source, "--output", tmp_path / "again")
         assert done.code == 3 and says in done.err and "sam3lite verify" in done.err
     assert json.loads(sam3lite("inspect", folder / "model.safetensors", "--json").out)["kind"].startswith("a converted")
+
+
+def test_a_whole_folder_of_this_tools_is_told_by_its_names_too(tmp_path):
+    for layout in ("packed", "transformers"):
+        folder = convert(write(tmp_path, tiny_state()), tmp_path / layout, "--layout", layout)
+        done = sam3lite("convert", folder / "model.safetensors")
+        assert done.code == 3 and "converted checkpoint" in done.err
 
 
 def test_an_expanded_tensor_may_be_dropped_and_not_converted(tmp_path):

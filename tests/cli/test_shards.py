@@ -88,6 +88,13 @@ def test_a_shard_that_was_changed_since_is_noticed(begin, verdict, shards, tmp_p
     assert again.code == 2 and "it was converted from another file" in again.err
 
 
+def test_a_missing_shard_is_said_before_what_an_earlier_run_left(shards, tmp_path):
+    sam3lite("convert", shards, "--output", tmp_path / "out", *TEXT)
+    (shards / SECOND).unlink()
+    done = sam3lite("convert", shards, "--output", tmp_path / "out", *TEXT)
+    assert done.code == 2 and f"names the shard {SECOND}, of 2, which is not there" in done.err
+
+
 def test_another_set_of_the_same_tensors_is_another_source(shards, state, tmp_path):
     sam3lite("convert", shards, "--output", tmp_path / "out", *TEXT)
     other = write_shards(tmp_path / "other", dict(reversed(state.items())))

@@ -34,7 +34,7 @@ def content(data: bytes) -> bytes:
     """The bytes of the file."""
     kind, rest = KINDS[data[0] % len(KINDS)] if data else "whole", data[1:]
     if kind == "legacy":
-        return LEGACY_MAGIC + rest
+        return LEGACY_MAGIC[0] + rest
     if kind == "safetensors":
         return struct.pack("<Q", len(rest)) + rest + STORAGE
     return rest

@@ -7,7 +7,7 @@ import re
 import pytest
 from huggingface_hub import constants
 from support.folders import sam3lite
-from support.hub_files import OLD, S0, one_line, publish
+from support.hub_files import OLD, REPO, S0, checkpoint, one_line, publish
 from support.hub_server import HubServer
 from support.surroundings import HUB
 
@@ -100,20 +100,23 @@ def test_a_query_and_a_password_are_not_repeated():
 
 @pytest.fixture
 def repo(hub: HubServer, tmp_path) -> str:
-    """The repository of the checkpoints; a tag v1 at its first commit."""
+    """The repository of the checkpoints; v1 is a tag of its first commit, after which s0 was replaced."""
     publish(hub, tmp_path, OLD)
-    hub.tag("Simon7108528/EfficientSAM3", "v1")
-    return "Simon7108528/EfficientSAM3"
+    hub.tag(REPO, "v1")
+    hub.commit(REPO, {S0: checkpoint(tmp_path, "another")})
+    return REPO
 
 
 def test_a_page_is_the_file_that_it_shows(repo, hub):
-    truth = sam3lite("inspect", S0, "--json").json
-    for name in (
-        f"{HUB.url}/{repo}/blob/main/{S0}", f"{HUB.url}/{repo}/resolve/v1/{S0}?download=true", f"hf://{repo}/{S0}",
-        f"hf://{repo}@v1/{S0}", f"{PUBLIC}/{repo}/blob/main/{S0}",
+    truth = {r: sam3lite("inspect", S0, "--revision", r, "--json").json for r in ("main", "v1")}
+    assert truth["main"]["source"]["etag"] != truth["v1"]["source"]["etag"]
+    for name, revision in (
+        (f"{HUB.url}/{repo}/blob/main/{S0}", "main"), (f"{HUB.url}/{repo}/resolve/v1/{S0}?download=true", "v1"),
+        (f"hf://{repo}/{S0}", "main"), (f"hf://{repo}@v1/{S0}", "v1"), (f"{PUBLIC}/{repo}/blob/v1/{S0}", "v1"),
     ):  # fmt: skip
         record = sam3lite("inspect", name, "--json").json
-        assert record["source"] == truth["source"] and record["architecture"] == truth["architecture"]
+        assert record["source"] == truth[revision]["source"]
+        assert record["architecture"] == truth[revision]["architecture"]
         # What is printed to be typed again says all of it.
         assert record["option"] == name.partition("?")[0]
 
@@ -157,3 +160,16 @@ def test_an_alias_is_none_in_an_address(repo):
 def test_another_host_is_not_asked(hub):
     assert "is not the Hub" in one_line(sam3lite("inspect", "https://example.org/a/b/blob/main/s0.pt"), 2)
     assert hub.log == []
+
+
+def test_a_repository_by_its_name(repo, hub, tmp_path):
+    made = next(p for p in tmp_path.glob("*.pt"))
+    hub.add_repo("someone/else", {"weights.pt": made})
+    hub.tag("someone/else", "v1")
+    hub.commit("someone/else", {"weights.pt": None})
+    record = sam3lite("inspect", "someone/else@v1", "--json").json
+    assert (record["source"]["repo"], record["source"]["file"]) == ("someone/else", "weights.pt")
+    assert record["option"] == "someone/else@v1"
+    assert "someone/else has no checkpoint at its top" in one_line(sam3lite("inspect", "someone/else"), 2)
+    for name in ("nobody/nothing", "sam3_litetext/nothing", "nobody/nothing.pt"):
+        assert f"{REPO} has no file or alias {name}" in one_line(sam3lite("inspect", name), 2)

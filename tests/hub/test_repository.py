@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,9 @@ from support.folders import Outcome, environment, sam3lite
 from support.hub_files import FOLDER, NEW, OLD, REPO, S0, blobs, downloads, one_line, publish
 from support.hub_server import HubServer
 from support.surroundings import HUB
+
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.requests import hub_faults
 
 
 @pytest.fixture
@@ -437,6 +441,40 @@ def test_notes_are_said_once_and_without_signatures(s0, hub):
     hub.fail("drop", match="/cdn/.*", after=3_000_000, reset=False)
     done = apart("convert", "--checkpoint", "s0", "--overwrite", "--json")
     assert done.code == 0 and done.err == "" and done.json["state"] == "converted"
+
+
+@pytest.mark.parametrize(("name", "why"), [("missing.pem", "there is no such file"), ("words.pem", "no certificates")])
+def test_a_wrong_file_of_certificates_is_named_with_its_variable(name, why, tmp_path):
+    """In a process of its own, since the client reads the variable once. A warning of the client's is not shown raw."""
+    (tmp_path / "words.pem").write_text("no certificate")
+    own = {"SSL_CERT_FILE": str(tmp_path / name), "HF_HUB_ENABLE_HF_TRANSFER": "1", "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "sam3lite_convert", "inspect", "s0", "--cache-dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment() | own)
+    assert done.returncode == 2
+    said = done.stderr.replace("\n", " ")
+    assert f"SSL_CERT_FILE is {tmp_path / name}, and" in said and why in said, said
+    assert "Warning" not in said and said.count("error:") == 1
+
+
+class TransportError(Exception):
+    """As the client's library calls it."""
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [("REQUESTS_CA_BUNDLE", "REQUESTS_CA_BUNDLE is not read here: set SSL_CERT_FILE to a.pem"),
+     ("CURL_CA_BUNDLE", "CURL_CA_BUNDLE is not read here: set SSL_CERT_FILE to a.pem"),
+     ("SSL_CERT_FILE", "SSL_CERT_FILE is a.pem, which has to hold"),
+     ("SSL_CERT_DIR", "SSL_CERT_DIR is a.pem, which has to hold"),
+     ("OTHER", "Set SSL_CERT_FILE to a PEM file")],
+)  # fmt: skip
+def test_a_certificate_that_is_not_trusted_names_the_variable(variable, says, monkeypatch):
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "a.pem")
+    with pytest.raises(CannotRun, match=re.escape(says)) as fault, hub_faults("a/b"):
+        raise TransportError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    assert fault.value.code == "no_network"
 
 
 def test_odd_tokens_are_not_shown(s0, tmp_path, monkeypatch):

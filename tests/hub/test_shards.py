@@ -19,6 +19,7 @@ from support.surroundings import HUB
 
 MINE = "someone/shards"
 TEXT = ("--component", "text")
+INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
@@ -157,7 +158,11 @@ def test_a_server_that_serves_no_ranges(shards, hub):
 def test_what_is_refused(shards, hub):
     name = f"{HUB.url}/{MINE}/blob/main/{SECOND}"
     done = sam3lite("inspect", name)
-    assert "one of 2 shards of a checkpoint. Give their index: model.safetensors.index.json" in one_line(done, 3)
+    assert f"one of 2 shards of a checkpoint. Give their index: hf://{MINE}/{INDEX}" in one_line(done, 3)
+    assert sam3lite("inspect", f"hf://{MINE}/{INDEX}").code == 0
+    hub.clear_log()
+    done = sam3lite("inspect", f"below/{FIRST}", "--repo-id", MINE)
+    assert f"Give their index: hf://{MINE}/below/{INDEX}" in one_line(done, 3)
     hub.commit(MINE, {FIRST: None})
     assert f"names the shard {FIRST}, of 2, which is not there" in one_line(sam3lite("inspect", f"hf://{MINE}"), 2)
     places = json.loads((shards / "model.safetensors.index.json").read_text())["weight_map"]

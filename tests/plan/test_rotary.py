@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -163,34 +164,52 @@ def test_tables_in_two_parts_are_dropped_and_held_against_the_formula(beside, tm
     assert finding["keys"] == [WINDOWED + "_real"]
 
 
+def block(n):
+    return f"{TRUNK}blocks.{n}.attn.freqs_cis"
+
+
 # Forms in which a table cannot be compared, or only one part of its numbers: it is dropped as any other.
 PARTLY = {
-    "half()": (lambda t: t.real.half(), "hold the real parts alone, which are right"),
-    "bfloat16()": (lambda t: t.real.bfloat16(), "hold the real parts alone, which are right"),
-    "whole numbers": (lambda t: t.real.long(), "are int64 16x32, which is not compared"),
-    "float8": (lambda t: t.real.to(torch.float8_e4m3fn), "are float8_e4m3fn 16x32, which is not compared"),
-    "another size": (lambda t: t[:15], "are complex64 15x32, which is not compared with the formula for 16 patches"),
-    "of other heads": (lambda t: t[:, :30], "are complex64 16x30"),
-    "nothing": (lambda t: t[:, :0], "are complex64 16x0"),
-    "a number": (lambda t: t[0, 0].clone(), "are complex64 scalar, which is not compared"),
-    "random half()": (lambda t: torch.rand(t.shape).mul(math.tau).cos().half(), "hold random phases"),
-    "an expanded view": (lambda t: t[:1, :1].expand(16, 2 << 20), "are complex64 16x2097152, which is not compared"),
+    "dtypes": {
+        "half()": (lambda t: t.real.half(), "hold the real parts alone, which are right"),
+        "bfloat16()": (lambda t: t.real.bfloat16(), "hold the real parts alone, which are right"),
+        "whole numbers": (lambda t: t.real.long(), "are int64 16x32, which is not compared"),
+        "float8": (lambda t: t.real.to(torch.float8_e4m3fn), "are float8_e4m3fn 16x32, which is not compared"),
+        "random half()": (lambda t: torch.rand(t.shape).mul(math.tau).cos().half(), "hold random phases"),
+    },
+    "shapes": {
+        "another size": (
+            lambda t: t[:15],
+            "are complex64 15x32, which is not compared with the formula for 16 patches",
+        ),
+        "of other heads": (lambda t: t[:, :30], "are complex64 16x30"),
+        "nothing": (lambda t: t[:, :0], "are complex64 16x0"),
+        "a number": (lambda t: t[0, 0].clone(), "are complex64 scalar, which is not compared"),
+        "an expanded view": (
+            lambda t: t[:1, :1].expand(16, 2 << 20),
+            "are complex64 16x2097152, which is not compared",
+        ),
+    },
 }
 
 
-@pytest.mark.parametrize("form", PARTLY)
-def test_a_table_in_a_form_that_does_not_tell_is_dropped_with_a_note(form, tmp_path):
+@pytest.mark.parametrize("kind", PARTLY)
+def test_a_table_in_a_form_that_does_not_tell_is_dropped_with_a_note(kind, tmp_path):
     torch.manual_seed(0)
-    change, says = PARTLY[form]
     state = tiny_state()
-    state[WINDOWED] = change(state[WINDOWED])
+    for n, (change, _) in enumerate(PARTLY[kind].values()):
+        state[block(n)] = change(state[block(n)])
     path = write(tmp_path, state)
     folder = convert(path, tmp_path / "out")
     record = verify(folder, path).json
     assert record["verdict"] == "proven" and record["findings"] == []
+    said = Counter(says for _, says in PARTLY[kind].values())
     for notes in (record["notes"], receipt(folder)["notes"]):
-        (note,) = [n for n in notes if "freqs_cis" in n]
-        assert says in note and note.startswith("1 rotary table (freqs_cis)")
+        about = [n for n in notes if "freqs_cis" in n]
+        assert len(about) == len(said)
+        for says, count in said.items():
+            (note,) = [n for n in about if says in n]
+            assert note.startswith(f"{count} rotary table{'s' * (count > 1)} (freqs_cis) of the checkpoint ")
 
 
 def test_tables_of_another_form_tell_the_same_architecture(tmp_path):
@@ -225,16 +244,18 @@ WHOLE = {
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
-@pytest.mark.parametrize("form", WHOLE)
-def test_a_table_in_another_form_is_compared(form, tmp_path):
+@pytest.mark.parametrize("right", [True, False])
+def test_a_table_in_another_form_is_compared(right, tmp_path):
     state = tiny_state()
-    for right in (True, False):
-        table = tiny_state()[WINDOWED]
-        state[WINDOWED] = WHOLE[form](table if right else table.conj_physical())
-        path = write(tmp_path, state, f"{right}.pt")
-        record = verify(convert(path, tmp_path / str(right)), path).json
-        assert [f["cause"][:13] for f in record["findings"]] == [] if right else ["is conjugated"]
-        assert not [n for n in record["notes"] if "freqs_cis" in n]
+    for n, form in enumerate(WHOLE.values()):
+        table = state[block(n)]
+        state[block(n)] = form(table if right else table.conj_physical())
+    path = write(tmp_path, state)
+    record = verify(convert(path, tmp_path / "out"), path).json
+    wrong = [] if right else [block(n) for n in range(len(WHOLE))]
+    assert [key for f in record["findings"] for key in f["keys"]] == wrong
+    assert all(f["cause"].startswith("is conjugated") for f in record["findings"])
+    assert not [n for n in record["notes"] if "freqs_cis" in n]
 
 
 @pytest.mark.parametrize(("part", "cause"), [("_imag", "conjugated"), ("_real", "not the table")])
@@ -252,10 +273,11 @@ def test_one_part_of_a_table_is_compared_alone(part, cause, tmp_path):
     assert finding["code"] == "V-ROTARY" and cause in finding["cause"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_another_base_is_told_from_the_rounding_of_a_narrow_dtype(dtype, tmp_path):
+def test_another_base_is_told_from_the_rounding_of_a_narrow_dtype(tmp_path):
     state = tiny_state()
-    state[WINDOWED] = torch.from_numpy(axial_table(4, 32, 4, 9000.0)).real.to(dtype)
+    for n, dtype in enumerate((torch.float16, torch.bfloat16)):
+        state[block(n)] = torch.from_numpy(axial_table(4, 32, 4, 9000.0)).real.to(dtype)
     path = write(tmp_path, state)
     (finding,) = verify(convert(path, tmp_path / "out"), path).json["findings"]
     assert finding["code"] == "V-ROTARY" and "base 10000" in finding["cause"]
+    assert finding["keys"] == [block(0), block(1)]

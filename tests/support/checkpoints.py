@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -20,6 +21,13 @@ def tensors() -> dict[str, torch.Tensor]:
         "b.weight": torch.randn(2, 3, 5),
         "n": torch.tensor(7),
     }
+
+
+def quantised() -> torch.Tensor:
+    """A tensor of torch's own quantised kind; torch warns of it once in a process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
 
 
 def stored_bytes(path, tensor) -> bytes:

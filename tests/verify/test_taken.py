@@ -510,3 +510,9 @@ def test_a_file_in_the_place_of_a_folder_is_told_so(good, tiny):
     file = next(iter(good.values() if isinstance(good, dict) else [good])) / "model.safetensors"
     done = sam3lite("verify", file, "--checkpoint", tiny)
     assert done.code == 2 and "is a file; name the converted folder that holds it" in done.err.replace("\n", " ")
+
+
+def test_a_file_and_a_folder_that_changed_places_are_told_so(good, tiny):
+    folder = next(iter(good.values() if isinstance(good, dict) else [good]))
+    done = sam3lite("verify", tiny, "--checkpoint", folder)
+    assert done.code == 2 and f"swap them: sam3lite verify {folder} --checkpoint {tiny}" in done.err
