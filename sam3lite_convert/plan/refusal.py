@@ -167,10 +167,11 @@ def _apart(apart: Apart | None) -> list[Cause]:
     way = ["Where it was written, pack them in this order, and their biases if they stand apart too:"]
     way += [f"  {line}" for line in packed]
     if apart.rules:
-        way.append(
-            f"Or paste the {len(apart.rules)} rules that --json has under error.details.rules into copies of their "
-            "tables."
+        many = len(apart.rules) > 1
+        what, where = (
+            (f"{len(apart.rules):,} rules", "copies of their tables") if many else ("rule", "a copy of its table")
         )
+        way.append(f"Or paste the {what} that --json has under error.details.rules into {where}.")
     three = ", ".join(name[:-1] for name in apart.names[0][:3])
     whole = " or ".join(dict.fromkeys(name[:-1] for *_, name in apart.names))
     what = f"{three} stand apart ({len(apart.keys):,} keys), where the original packs them into {whole}"
