@@ -20,6 +20,7 @@ LAYER = r"(language_backbone\.encoder\.transformer\.\d+\.)"
 RENAMED = {
     "a part of the text encoder": ([("token_mixer", "mixing")], 1),
     "the layers of the text encoder": ([(ENCODER + r"\.transformer\.", r"\1.blocks.")], 1),
+    "the text encoder itself": ([(r"language_backbone\.enc", "words.nc"), (r"language_backbone\.p", "words.p")], 2),
     "parts of the ViT's blocks": ([(BLOCK + r"mlp\.fc1", r"\1ffn.a"), (BLOCK + r"mlp\.fc2", r"\1ffn.b")], 2),
     "all of the ViT's blocks": ([(BLOCK + r"attn", r"\1attention"), (r"trunk\.blocks", "trunk.layer")], 2),
     "the decoder": ([(r"transformer\.decoder\.", "transformer.query_decoder.")], 1),
