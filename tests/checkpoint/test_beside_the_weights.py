@@ -227,6 +227,7 @@ GREEDY = {
 }
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("kind", GREEDY)
 def test_what_would_take_too_much_is_refused(kind, tmp_path):
     fault = refused(pickled(tmp_path / "a.pt", b"\x80\x04](" + GREEDY[kind] + b"e."), Untrusted)

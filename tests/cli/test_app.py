@@ -231,6 +231,7 @@ def test_a_local_file_comes_before_an_alias(tiny, tmp_path, monkeypatch):
     assert sam3lite("inspect", "s0").code == 0
 
 
+@pytest.mark.stress
 def test_json_is_the_only_thing_on_stdout(tiny, tmp_path):
     folder = tmp_path / "out"
     for arguments in (
@@ -279,7 +280,14 @@ def test_a_reader_that_goes_away_is_no_fault(tiny):
 # ---- help ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fault", "as_json"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("fault", "as_json"),
+    [
+        pytest.param(False, False, marks=pytest.mark.stress),
+        (True, False),
+        pytest.param(True, True, marks=pytest.mark.stress),
+    ],
+)
 def test_a_reader_that_goes_away_leaves_the_exit_code_of_the_check(fault, as_json, tiny, tmp_path):
     folder = convert(tiny, tmp_path / "out")
     if fault:

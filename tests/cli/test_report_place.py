@@ -96,7 +96,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("command", ["parity", "verify"])
+@pytest.mark.parametrize("command", [pytest.param("parity", marks=pytest.mark.stress), "verify"])
 @pytest.mark.parametrize("report", [False, True])
 def test_jinja2_is_loaded_for_a_report_only(command, report, s0, tmp_path):
     folder = convert(s0, tmp_path / "out")

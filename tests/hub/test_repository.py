@@ -430,6 +430,7 @@ def test_a_reference_that_leads_out_of_the_cache(s0, tmp_path):
 # ---- what is said meanwhile -------------------------------------------------------------------------
 
 
+@pytest.mark.stress
 def test_notes_are_said_once_and_without_signatures(s0, hub):
     hub.fail("drop", match="/cdn/.*", after=3_000_000, reset=False)
     done = apart("convert", "--checkpoint", "s0")

@@ -223,7 +223,9 @@ def absent(hint: object, value: object) -> Iterator[object]:
         yield from (0.0, math.inf, math.nan)
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.stress) if name == "differs" else name for name in PAGES]
+)
 def test_a_page_is_made_of_whatever_a_document_may_lack(name):
     render, make = PAGES[name]
     whole, tried = few(make()), 0
