@@ -7,6 +7,7 @@ import collections
 import datetime
 import pathlib
 import random
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -141,6 +142,24 @@ def test_a_zip_with_another_root_folder_is_read(tmp_path):
     path = tmp_path / "very_special name.ckpt"
     torch.save({"model": tensors()}, path)
     assert_reads_as_torch(path, "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "compression"),
+    [
+        ("file/about/model.json", zipfile.ZIP_STORED),
+        ("file/about/model.json", zipfile.ZIP_DEFLATED),
+        ("training_config.yaml", zipfile.ZIP_STORED),
+        ("__MACOSX/file/._data.pkl", zipfile.ZIP_DEFLATED),
+        ("file/.DS_Store", zipfile.ZIP_STORED),
+        ("file/", zipfile.ZIP_STORED),
+    ],
+)
+def test_what_others_put_into_the_archive_is_passed_over(tmp_path, name, compression):
+    path = saved(tmp_path, {"model": tensors()})
+    with zipfile.ZipFile(path, "a", compression) as archive:
+        archive.writestr(name, "" if name.endswith("/") else '{"a": 1}' * 100)
+    assert_index_is(path, tensors())
 
 
 def test_zip_records_are_the_bytes_of_the_archive(tmp_path):
