@@ -319,12 +319,15 @@ def _check_one_dtype(held: Mapping[str, Tensor]) -> None:
     kinds = Counter(t.dtype for t in held.values() if t.is_floating_point())
     if len(kinds) > 1:
         most = kinds.most_common(1)[0][0]
-        others = [f"{k} is {t.dtype}" for k, t in held.items() if t.is_floating_point() and t.dtype != most]
+        others = {k: t.dtype for k, t in held.items() if t.is_floating_point() and t.dtype != most}
+        told = "; ".join(
+            f"{listed([k for k, d in others.items() if d == kind], 5)}: {kind}" for kind in kinds if kind != most
+        )
         raise UnsoundPlan(
-            f"the candidate's weights are not of one dtype, so its reader cannot run them: {'; '.join(others[:20])}; "
-            f"the others are {most}".replace("torch.", ""),
+            f"the candidate's weights are not of one dtype, so its reader cannot run them. {told}; the others are "
+            f"{most}. Save them in one dtype.".replace("torch.", ""),
             "weights_not_loaded",
-            {"faults": others},
+            {"faults": [f"{k} is {d}" for k, d in others.items()]},
         )
 
 

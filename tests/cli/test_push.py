@@ -552,7 +552,9 @@ PASSING = {
 }
 
 
-@pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.parametrize(
+    "fault", [fault if fault == "commit 500" else pytest.param(fault, marks=pytest.mark.stress) for fault in PASSING]
+)
 def test_a_fault_that_passes(fault, s0, hub):
     what, options = PASSING[fault]
     hub.fail(what, **options)

@@ -118,6 +118,7 @@ def test_a_table_that_is_read_in_full_is_named(states):
     assert [fit.key for fit in fits] == list(FAULTS["positions stretched"].causes)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.part in ("layer", "transformer")])
 def test_a_fault_in_one_late_layer_is_named_behind_the_rounding_of_all_before(name, states, judged):
     ids = ids_of(16)
