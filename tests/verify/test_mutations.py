@@ -82,7 +82,9 @@ class Trial:
 
 def named(mutation: Mutation, document: Any) -> bool:
     """Whether a finding names the changed field of config.json, the section that it is in, or a field of it."""
-    field = mutation.name.split(": ")[1].split(" ")[0]
+    field = mutation.name.partition(": ")[2].split(" ")[0]
+    if not field:  # the file as a whole was changed
+        return bool(document["findings"])
     said = [key.partition(": ")[2] for finding in document["findings"] for key in finding["keys"]]
     section = [part for part in field.split(".") if not part.isdigit()]
     return any(key and (key.startswith(".".join(section)) or field.startswith(key)) for key in said)
