@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from sam3lite_convert.checkpoint.file_set import disagreements, shard_map
 from sam3lite_convert.checkpoint.index import Checkpoint, Shard, StoredTensor, ZipEntry
 from sam3lite_convert.checkpoint.place import Place
+from sam3lite_convert.checkpoint.positioned_file import PositionedFile
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
 
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class JoinedFile(io.RawIOBase):
+class JoinedFile(PositionedFile):
     """Files read as one, in which each begins behind the last byte of the one before."""
 
     def __init__(self, path: Path, parts: Sequence[tuple[BinaryIO, int]]) -> None:
         """``path``: for messages. ``parts``: the open files, and their sizes in bytes."""
-        super().__init__()
+        super().__init__(sum(size for _, size in parts))
         self.name = str(path)
         self._parts = parts
-        self._position = 0
 
     def place(self, offset: int) -> tuple[BinaryIO, int]:
         """The file that holds a byte, and the byte's offset there; behind the end, the last file."""
@@ -35,20 +34,6 @@ class JoinedFile(io.RawIOBase):
                 return file, offset
             offset -= size
         return self._parts[-1][0], offset
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        end = sum(size for _, size in self._parts)
-        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: end}[whence] + offset
-        return self._position
 
     def read(self, size: int = -1, /) -> bytes:
         """That many bytes; fewer only at the end of the file that holds the first of them, as no tensor goes on

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type:
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.checkpoint.origin import HubFile
+from sam3lite_convert.checkpoint.positioned_file import PositionedFile
 from sam3lite_convert.checkpoint.selection import Selection
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.files import check_space, write_whole
@@ -67,16 +67,15 @@ def _pieces(folder: Path) -> Iterator[_Piece]:
             yield _Piece(int(match[1]), int(match[2]), match[3], path)
 
 
-class PartialCopy(io.RawIOBase):
+class PartialCopy(PositionedFile):
     """A file object that downloads what is read. ``received``: bytes downloaded by this object."""
 
     def __init__(self, repository: Repository, file: HubFile) -> None:
         """Raises CannotRun if the copy cannot be written to the cache."""
-        super().__init__()
+        super().__init__(file.size)
         self.file = file
         self.received = 0
         self.requests = 0
-        self._position = 0
         self._ranges: list[Range] = []
         self._folder = repository.partial(file)
         try:
@@ -217,22 +216,6 @@ class PartialCopy(io.RawIOBase):
 
     def fileno(self) -> int:
         return self._handle
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.file.size}[whence]
-        if base + offset < 0:
-            raise OSError("seek before the start of the file")
-        self._position = base + offset
-        return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         view: Any = memoryview(buffer).cast("B")
