@@ -14,6 +14,7 @@ from typing import NamedTuple
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
 
 WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+GATHER = "Make one file of the folder with the script in it: python zero_to_fp32.py . checkpoint.pt"
 _UNPACK = "Unpack it and give the file inside"
 _DOWNLOAD = "Download the file itself"
 _JSON_LIMIT = 16 << 20  # bytes; a receipt of 1,300 tensors takes 0.4 MB
@@ -233,8 +234,7 @@ def kind_of_folder(path: Path) -> Kind | None:
     ):
         return Kind(
             "a checkpoint folder of DeepSpeed",
-            "Make one file of it with the script beside it: python zero_to_fp32.py . checkpoint.pt; or give "
-            "mp_rank_00_model_states.pt, if the run did not use ZeRO-3",
+            f"{GATHER}; or give mp_rank_00_model_states.pt, if the run did not use ZeRO-3",
         )
     if "data.pkl" in has or any((path / name / "data.pkl").is_file() for name in list(has)[:20]):
         inner = path if "data.pkl" in has else next(path / n for n in has if (path / n / "data.pkl").is_file())
@@ -243,7 +243,7 @@ def kind_of_folder(path: Path) -> Kind | None:
             f"Zip it again, without compression: cd {inner.parent} && zip -0 -r checkpoint.pt {inner.name}",
         )
     if "adapter_config.json" in has:
-        return _ADAPTER
+        return ADAPTER
     return next((kind for names, kind in _FOLDERS if any(re.fullmatch(names, name) for name in has)), None)
 
 
@@ -277,10 +277,8 @@ _FOLDERS: tuple[tuple[str, Kind], ...] = (
         ),
     ),
 )
-_ADAPTER = Kind(
-    "a LoRA adapter alone",
-    "Load it over its base model, merge it (merge_and_unload() of peft), and save that state dict",
-)
+MERGE = "Merge it into the weights (merge_and_unload() of peft) and save that state dict"
+ADAPTER = Kind("a LoRA adapter alone, without the weights it belongs to", f"Load it over its base model. {MERGE}")
 _TENSORS: tuple[tuple[str, Kind], ...] = (
     (r"torch\.distributed\..*DTensor", Kind("a distributed tensor (DTensor)", "save .full_tensor() of it")),
     (r"torch\._lazy_view", Kind(
@@ -338,7 +336,7 @@ def kind_of_object(name: str) -> Kind | None:
 
 _OF_A_RANK = Kind(
     "the part of an optimizer that one rank of DeepSpeed ZeRO holds",
-    "Make one file of its folder with the script in it: python zero_to_fp32.py . checkpoint.pt",
+    GATHER,
     "no_state_dict",
 )
 

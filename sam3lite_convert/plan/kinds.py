@@ -11,11 +11,10 @@ from collections.abc import Mapping
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import StoredTensor
-from sam3lite_convert.checkpoint.kinds import Kind
+from sam3lite_convert.checkpoint.kinds import ADAPTER, GATHER, MERGE, Kind
 from sam3lite_convert.plan.computed_weights import computed_weights
 
 _AT = r"(?:^|.*\.)"  # at the beginning of a component of a key
-_MERGE = "Merge it into the weights (merge_and_unload() of peft) and save that state dict"
 _OTHER_MODEL = "This tool converts SAM3-LiteText; give one of its checkpoints: sam3lite inspect s0"
 _NAMES: tuple[tuple[str, Kind], ...] = (
     (_AT + r"_?flat_param(?:_\d+)?$", Kind(
@@ -56,12 +55,11 @@ _SCALES = re.compile(
 _DIFFERENCE = re.compile(r".*\.diff(?:_b)?$")
 _PLACEHOLDERS = Kind(
     "a checkpoint of DeepSpeed ZeRO-3 whose tensors are empty placeholders: the values are in the files of the ranks",
-    "Make one file of the folder with the script in it: python zero_to_fp32.py . checkpoint.pt",
+    GATHER,
 )
-_ADAPTER = Kind("a LoRA adapter alone, without the weights it belongs to", f"Load it over its base model. {_MERGE}")
 _OTHER_ADAPTERS = Kind(
     "an adapter (of the kind of LoHa, LoKr, IA3, OFT or prompt tuning), not the weights it belongs to",
-    f"Load it over its base model. {_MERGE}",
+    f"Load it over its base model. {MERGE}",
 )
 _DIFFERENCES = Kind("the difference of two checkpoints", "Add it to the weights it was taken from, and save the sum")
 _OTHER_LIBRARY = Kind("a checkpoint in the names of TensorFlow or Flax", "Give the PyTorch checkpoint")
@@ -71,7 +69,7 @@ NO_TEXT = Kind(
 _EMPTY = Kind("a file without tensors", "Give the file that holds the model's weights")
 _MLX = Kind("a checkpoint that was converted for MLX", "Give the PyTorch checkpoint that it was made from")
 _GENERATORS = Kind("the state of random generators, without weights", "Give the checkpoint beside it")
-_UNMERGED = Kind("a checkpoint with an adapter (LoRA or its like) that is not merged", _MERGE)
+_UNMERGED = Kind("a checkpoint with an adapter (LoRA or its like) that is not merged", MERGE)
 
 
 def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> Kind | None:
@@ -90,7 +88,7 @@ def kind_of_names(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, st
     def count(pattern: re.Pattern[str]) -> int:
         return sum(pattern.match(key) is not None for key in tensors)
 
-    for pattern, alone in ((_LORA, _ADAPTER), (_OTHER_ADAPTER, _OTHER_ADAPTERS)):
+    for pattern, alone in ((_LORA, ADAPTER), (_OTHER_ADAPTER, _OTHER_ADAPTERS)):
         if adapters := count(pattern):
             return alone if adapters + count(_BESIDE_ADAPTER) > len(tensors) * 0.9 else _UNMERGED
     if count(_DIFFERENCE) > len(tensors) // 2:
