@@ -203,6 +203,7 @@ def test_what_does_harm_is_refused_anywhere_and_said_why(name, tmp_path):
     assert fault.code == "hostile_pickle" and f"{name.replace(chr(10), '.')}, which " in fault.message
 
 
+@pytest.mark.stress
 def test_much_python_beside_the_weights_is_read(tmp_path):
     beside = {
         "numbers": [n / 7 for n in range(1_000_000)],

@@ -586,6 +586,7 @@ def test_the_demo_proves_both_layouts_and_leaves_nothing(tmp_path, monkeypatch):
         assert f"$ sam3lite {command}" in done.stdout
 
 
+@pytest.mark.stress
 def test_the_demo_can_keep_its_files(tmp_path):
     done = sam3lite("demo", "--output", tmp_path / "kept", "--json")
     assert (done.code, done.json["verdict"]) == (0, "proven")

@@ -401,6 +401,7 @@ def test_a_listing_whose_hashes_are_none(oid, s0, hub, tmp_path, monkeypatch):
     assert list((tmp_path / "victim").iterdir()) == []
 
 
+@pytest.mark.stress
 def test_a_server_that_says_nothing_is_not_waited_for_long(s0, hub, monkeypatch):
     from huggingface_hub import close_session
 

@@ -165,6 +165,7 @@ for (const name of ["right", "wrong"]) {{
     assert done.stdout.split() == ["null", "embeddings"]
 
 
+@pytest.mark.stress
 def test_other_kernels_and_thread_counts_write_the_same_values(demo: Any, tmp_path: Path) -> None:
     path, _, said = demo
     checkpoint = path.parents[1] / "demo.pt"

@@ -435,6 +435,7 @@ def test_a_reset_download_is_not_retried_by_the_client(server: HubServer, tmp_pa
     assert [r.sent for r in server.requests("/cdn/")] == [100]
 
 
+@pytest.mark.stress
 def test_too_many_requests_are_retried_after_the_time_stated(server: HubServer, anonymous: HfApi) -> None:
     server.add_repo(REPO, FILES)
     server.fail("status", match="/tree/", status=429, retry_after=2, skip=1)
