@@ -151,7 +151,7 @@ def _of_the_library(receipt: Receipt, family: Family) -> Iterator[str]:
     model_id = receipt.model_id
     place = json.dumps(model_id or ".")
     text_only = receipt.component == "text"
-    model = family.library.text_model if text_only else family.library.model
+    model = _model(receipt).rpartition(".")[2]
     tokenizer = bool(receipt.tokenizer)
     yield "```python"
     yield f"from transformers import {'AutoTokenizer, ' if tokenizer else ''}{model}"
@@ -188,25 +188,37 @@ def _folder(model_id: str | None) -> str:
 
 
 def _packed(receipt: Receipt, family: Family) -> Iterator[str]:
-    """Example: loading the text encoder of the folder with this project's own encoder."""
+    """Example: running the folder with this project's own models."""
     context, model_id = receipt.architecture.context_length, receipt.model_id
+    text_only = receipt.component == "text"
+    words = receipt.architecture.vocab_size > END  # not those of a test checkpoint
     yield "```python"
-    yield "import torch"
+    if text_only or not words:
+        yield "import torch"
     if model_id:
         yield "from huggingface_hub import snapshot_download"
-    yield "from sam3lite_convert.packed_encoder import PackedTextModel"
+    if not text_only:
+        yield "from PIL import Image"
+    model = _model(receipt).rpartition(".")[2]
+    yield f"from sam3lite_convert import {model}"
     yield ""
     yield _folder(model_id)
-    yield "model = PackedTextModel.from_pretrained(folder)"
-    if receipt.architecture.vocab_size > END:
-        yield f"ids = torch.tensor([[{START}, 1929, {END}] + [{PAD}] * {context - 3}])  # dog"
+    yield f"model = {model}.from_pretrained(folder)"
+    if text_only:
+        if words:
+            yield f"ids = torch.tensor([[{START}, 1929, {END}] + [{PAD}] * {context - 3}])  # dog"
+        else:
+            yield f"ids = torch.zeros(1, {context}, dtype=torch.int64)"
+        yield "print(model(ids).projected.shape)  # what the detector reads"
     else:
-        yield f"ids = torch.zeros(1, {context}, dtype=torch.int64)"
-    yield "print(model(ids).projected.shape)  # what the detector reads"
+        prompt = '"a dog"' if words else f"torch.zeros({context}, dtype=torch.int64)"
+        yield f'found = model.segment(Image.open("picture.jpg"), {prompt})'
+        yield "for score, box, mask in zip(found.scores, found.boxes, found.masks):"
+        yield '    print(f"{score:.2f}", box.tolist(), mask.sum().item(), "pixels")'
     yield "```"
-    if receipt.component == "all":
+    if not text_only:
         yield ""
-        yield "No library loads the rest of the detector in this layout; names and shapes are in `conversion.json`."
+        yield "It needs `pip install 'sam3lite-convert[prompts]' pillow`."
 
 
 def _plain(receipt: Receipt, family: Family) -> Iterator[str]:
@@ -235,6 +247,26 @@ _EXAMPLES: dict[str, Callable[[Receipt, Family], Iterator[str]]] = {
     "packed_encoder": _packed,
     "none": _plain,
 }
+
+
+_MODELS: dict[str, Callable[[bool, Family], str]] = {
+    "transformers": lambda text, family: f"transformers.{family.library.text_model if text else family.library.model}",
+    "packed_encoder": lambda text, family: f"sam3lite_convert.{'PackedTextModel' if text else 'PackedModel'}",
+    "none": lambda text, family: "",
+}
+
+
+def _model(receipt: Receipt) -> str:
+    """The class that loads the folder, with its package; empty if none does."""
+    return _MODELS[receipt.loader](receipt.component == "text", FAMILIES[receipt.family])
+
+
+def loads_with(receipt: Receipt, folder: str) -> str:
+    """The Python that loads the folder: the model, or the tensors of a layout for which there is none."""
+    if model := _model(receipt):
+        return f"{model}.from_pretrained({json.dumps(folder)})"
+    first, *more = (f"safetensors.torch.load_file({json.dumps(f'{folder}/{name}')})" for name in receipt.files)
+    return first + (f"  # and the other {len(more)}" if more else "")
 
 
 def _recipe(receipt: Receipt, family: Family) -> Iterator[str]:

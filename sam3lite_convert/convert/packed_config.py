@@ -46,16 +46,6 @@ class PackedTextConfig:
             raise UnsoundPlan(f"config.json: text_config.hidden_act {config.hidden_act!r} is not known", "bad_config")
         return config
 
-    @classmethod
-    def required(cls) -> tuple[str, ...]:
-        """The fields that have no default."""
-        return _required(cls)
-
-    @classmethod
-    def defaults(cls) -> dict[str, JsonValue]:
-        """What the other fields are if they are left out."""
-        return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
-
 
 @dataclass(frozen=True)
 class PackedVitConfig:
@@ -186,8 +176,26 @@ class PackedConfig:
         return None
 
 
-def _required(section: type) -> tuple[str, ...]:
+# The sections that are read, by their own names.
+SECTIONS: dict[str, type] = {
+    "text_config": PackedTextConfig,
+    "vision_config": PackedNeckConfig,
+    "backbone_config": PackedVitConfig,
+    "geometry_encoder_config": PackedGeometryConfig,
+    "detr_encoder_config": PackedLayersConfig,
+    "detr_decoder_config": PackedDecoderConfig,
+    "mask_decoder_config": PackedMaskConfig,
+}
+
+
+def required_fields(section: type) -> tuple[str, ...]:
+    """The fields of a section that have no default."""
     return tuple(f.name for f in dataclasses.fields(section) if f.default is dataclasses.MISSING)
+
+
+def default_fields(section: type) -> dict[str, JsonValue]:
+    """What the other fields of a section are if they are left out."""
+    return {f.name: f.default for f in dataclasses.fields(section) if f.default is not dataclasses.MISSING}
 
 
 def _section(data: Mapping[str, JsonValue], name: str) -> Mapping[str, JsonValue]:
@@ -199,7 +207,7 @@ def _read(section: type[_SECTION], data: Mapping[str, JsonValue], where: str) ->
     """A section of config.json; ``where``: its path. Raises UnsoundPlan if a field is missing or of another type."""
     kinds = {f.name: str(f.type) for f in dataclasses.fields(section)}  # type: ignore[arg-type]
     known = {k: v for k, v in data.items() if k in kinds}
-    if missing := [name for name in _required(section) if name not in known]:
+    if missing := [name for name in required_fields(section) if name not in known]:
         raise UnsoundPlan(f"config.json: {where}: missing: {', '.join(missing)}", "bad_config")
     for name, value in known.items():
         kind = kinds[name].removeprefix("tuple[").removesuffix(", ...]")

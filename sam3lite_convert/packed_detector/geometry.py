@@ -55,8 +55,9 @@ class GeometryEncoder(nn.Module):
 
     def _embed(self, features: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """A token a box, from its numbers, what lies under it, its place, and its label: (n, K, d)."""
+        maps = self.vision_layer_norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         direct = self.boxes_direct_project(boxes)
-        pool = self.boxes_pool_project(self._under(features, boxes)).reshape(direct.shape)
+        pool = self.boxes_pool_project(self._under(maps, boxes)).reshape(direct.shape)
         cx, cy, w, h = boxes.unbind(-1)
         half = features.size(1) // 2
         code = torch.cat([sine_code(cy, half), sine_code(cx, half), h[..., None], w[..., None]], -1)
@@ -64,9 +65,8 @@ class GeometryEncoder(nn.Module):
         out: Tensor = self.label_embed(labels) + ((direct + pool) + place)
         return out
 
-    def _under(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """The normed map under each box: (n * K, d, roi, roi)."""
-        maps = self.vision_layer_norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def _under(self, maps: Tensor, boxes: Tensor) -> Tensor:
+        """What lies under each box: (n * K, d, roi, roi). ``maps``: (n, d, h, w), ``boxes``: (n, K, 4)."""
         rows, columns = maps.shape[2:]
         cells = corners(boxes) * boxes.new_tensor([columns, rows, columns, rows])
         found = [roi_align(m, box, self.roi_size) for m, own in zip(maps, cells, strict=True) for box in own]

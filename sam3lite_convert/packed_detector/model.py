@@ -115,8 +115,9 @@ class PackedModel(nn.Module):
         own = images.of(image_ids)
         features = own.maps[-1]
         tokens, _ = self.text_encoder(input_ids)
+        text = self.text_projection(tokens)
         shapes, shape_padding = self.geometry_encoder(features, own.position, boxes, box_labels, box_mask)
-        prompt = torch.cat([self.text_projection(tokens), shapes], 1)
+        prompt = torch.cat([text, shapes], 1)
         padding = torch.cat([input_ids == 0, shape_padding], 1)
 
         position = own.position.flatten(2).mT
@@ -170,7 +171,7 @@ class PackedModel(nn.Module):
         from sam3lite_convert.convert.text_weights import folder_tensors
 
         found, config = packed_folder(folder)
-        if "vision_config" not in config:
+        if not any(key.startswith("vision_encoder.") for key in found.tensors):
             message = f"{folder} holds the text encoder alone; PackedTextModel.from_pretrained loads it"
             raise CannotRun(message, "text_only")
         return cls.from_weights(config, dict(folder_tensors(found, found.tensors)), attention, image_size)
