@@ -173,7 +173,7 @@ class PackedTextEncoder(nn.Module):
         self.causal_masking = config.causal_masking
         # Zeros, not random values: weights are loaded anyway, and torch's initialisation would import its compiler.
         table = torch.zeros(config.vocab_size, config.hidden_size)
-        self.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)  # type: ignore[no-untyped-call]
+        self.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)
         self.position_embedding = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
         ends = {0, config.num_hidden_layers - 1} if config.use_repmixer_blocks else set()
         self.layers = nn.ModuleList(
