@@ -353,7 +353,7 @@ class Tap:
 
 def taps_of(model: Detector) -> dict[str, Tap]:
     """Every tap of a reference, in the order of execution, by name."""
-    counts = {stage: 0 for stage in STAGES} | {
+    counts = dict.fromkeys(STAGES, 0) | {
         "trunk": len(model.backbone.vision_backbone.trunk.blocks),
         "neck": 3,
         "text": len(model.backbone.language_backbone.encoder.transformer),
