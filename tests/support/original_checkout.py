@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 STAND_IN = Path(__file__).parents[1] / "stand_in"
+OUTER = "sam3/__init__.py"
 STUDENT = "sam3/sam3/model/text_encoder_student.py"
 CLIP = "sam3/sam3/backbones/mobile_clip.py"
 TOKENIZER = "sam3/sam3/model/tokenizer_ve.py"

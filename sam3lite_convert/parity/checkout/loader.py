@@ -4,6 +4,10 @@ Each file runs in a namespace with its own ``__import__``. So imports inside fun
 they run, and ``sys.meta_path``, ``sys.path`` and the names of installed packages stay unchanged. No bytecode is
 written. A file that an import leads to is run only if it holds an imported ``nn.Module`` class, or a base or decorator
 of a class; everything else imported from the checkout is an inert placeholder.
+
+Python's rules for packages hold, with one thing known beforehand: a package that holds a package of its own name is
+searched in both folders, as the original's ``sam3/__init__.py`` has it since November 2025
+(``__path__ = [sam3, sam3/sam3]``). No ``__init__.py`` is run for an import.
 """
 
 from __future__ import annotations
@@ -28,12 +32,13 @@ from sam3lite_convert.parity.checkout.stand_ins import STAND_INS, SUBMODULES, As
 INIT = "__init__.py"
 
 
-def _inside(path: Path, name: str) -> Path | None:
-    """The file or folder of the module ``name`` in a folder; None if there is none."""
-    file, folder = path / f"{name}.py", path / name
-    if (folder / INIT).is_file() or not file.is_file():
-        return folder if folder.is_dir() else None
-    return file
+def _is_package(folder: Path) -> bool:
+    return (folder / INIT).is_file()
+
+
+def _twofold(folder: Path) -> bool:
+    """Whether this is a package inside a package of the same name."""
+    return folder.name == folder.parent.name and _is_package(folder) and _is_package(folder.parent)
 
 
 def top_level(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
@@ -75,7 +80,7 @@ class CheckoutCode:
     def __init__(self, path: Path) -> None:
         self.given = path  # for messages
         self.path = self.root = path.resolve()
-        while (self.root / INIT).is_file() and self.root.parent != self.root:
+        while _is_package(self.root) and self.root.parent != self.root:
             self.root = self.root.parent  # the folder is inside a package, whose imports start above it
         self.trees: dict[Path, ast.Module | None] = {}
         self.modules: dict[Path, ModuleType] = {}
@@ -86,10 +91,40 @@ class CheckoutCode:
         return Path(os.path.relpath(file, self.path))
 
     def dotted(self, path: Path) -> str:
-        top = path.parent
-        while (top / INIT).is_file() and top != self.root:
-            top = top.parent
-        return ".".join(path.relative_to(top).with_suffix("").parts)
+        """The name under which Python imports a file or folder of the checkout from the folder above its package."""
+        parts, folder = [path.with_suffix("").name], path.parent
+        while _is_package(folder) and folder != self.root:
+            if not _twofold(folder):  # else the name of the package around it is that of both
+                parts.insert(0, folder.name)
+            folder = folder.parent
+        return ".".join(parts)
+
+    def search(self, folder: Path) -> tuple[Path, ...]:
+        """The folders in which the modules of a package are looked for, in order: its ``__path__``."""
+        if _twofold(folder):
+            return folder.parent, folder
+        if _twofold(folder / folder.name):
+            return folder, folder / folder.name
+        if _is_package(folder) or folder == self.root or self.root not in folder.parents:
+            return (folder,)
+        portions = [f / folder.name for f in self.search(folder.parent)]  # of a namespace package
+        return tuple(f for f in portions if f.is_dir())
+
+    def inside(self, folder: Path, name: str) -> Path | None:
+        """The file or folder of the module ``name`` of a package; None if there is none.
+
+        Of a namespace package in several folders, one of them: ``search`` leads to the others.
+        """
+        namespace = None
+        for place in self.search(folder):
+            file, package = place / f"{name}.py", place / name
+            if _is_package(package):
+                return package
+            if file.is_file():
+                return file
+            if package.is_dir():
+                namespace = package
+        return namespace
 
     def parse(self, file: Path) -> ast.Module:
         """Parse a file. Raises CannotRun if it cannot be read or is not valid Python."""
@@ -123,18 +158,19 @@ class CheckoutCode:
         elif parts[0] in sys.stdlib_module_names or parts[0] == "torch":
             return None
         else:
-            starts = [p for p in reversed(above) if not (p / INIT).is_file()]
+            starts = [p for p in reversed(above) if not _is_package(p)]
         for strict in (True, False):  # a folder without __init__.py only if nothing else matches
             if not strict and not level and installed(parts[0]):
                 return None
             for start in starts:
                 steps = [start]
                 for part in parts:
-                    if (step := _inside(steps[-1], part)) is None:
+                    if (step := self.inside(steps[-1], part)) is None:
                         break
                     steps.append(step)
                 there, last = len(steps) == len(parts) + 1, steps[-1]
-                if there and (last.is_file() or any(last.glob(INIT if strict else "*.py"))):
+                code = last.is_file() or _is_package(last)
+                if there and (code or (not strict and any(f for p in self.search(last) for f in p.glob("*.py")))):
                     return steps[min(1, len(parts))], last
         return None
 
@@ -279,7 +315,7 @@ class CheckoutCode:
         # Running a package's __init__.py would run the rest of the package too.
         if found and found[0].name != INIT and (found[0] in self.wanted or self.is_layer(found)):
             return getattr(self.run(found[0]), getattr(found[1], "name", name))
-        if found is None and at.is_dir() and (inside := _inside(at, name)):
+        if found is None and at.is_dir() and (inside := self.inside(at, name)):
             return self.module(inside)
         if found is None and at.is_file():
             self.parse(at)  # raises if the file cannot be parsed: it may define the layers

@@ -8,15 +8,17 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from support.goldens import RUNS, agree, golden
-from support.original_checkout import CLIP, LIBRARIES, STAND_IN, STUDENT, TIMM, TOKENIZED, TORCHVISION, edit
+from support.original_checkout import CLIP, LIBRARIES, OUTER, STAND_IN, STUDENT, TIMM, TOKENIZED, TORCHVISION, edit
 
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.parity.checkout.loader import CheckoutCode
 from sam3lite_convert.parity.checkout.original_repo import OriginalRepo, open_original
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -26,10 +28,17 @@ ABSENT = pytest.mark.skipif(
 )
 
 
+# How the original's repository has been laid out: without sam3/__init__.py until November 2025.
+LAYOUTS = pytest.mark.parametrize("checkout", ["now", "before"], indirect=True)
+
+
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path, request):
     # A module in the stand-in may be another test's: each test has a copy.
-    return Path(shutil.copytree(STAND_IN, tmp_path / "checkout", ignore=shutil.ignore_patterns("__pycache__")))
+    path = Path(shutil.copytree(STAND_IN, tmp_path / "checkout", ignore=shutil.ignore_patterns("__pycache__")))
+    if getattr(request, "param", "now") == "before":
+        (path / OUTER).unlink()
+    return path
 
 
 def write(checkout: Path, file: str, text: str) -> Path:
@@ -90,6 +99,7 @@ def test_the_stand_in_computes_what_the_original_did(checkout, name, libraries):
         agree(model, golden(name), run)
 
 
+@LAYOUTS
 @ABSENT
 def test_only_the_two_modules_run_and_the_process_is_as_it_was(checkout, capsys):
     edit(checkout, STUDENT, ("super().__init__()", "super().__init__()\n        print('constructed')"))
@@ -181,9 +191,22 @@ def re_exported(checkout):
     write(checkout, "sam3/sam3/backbones/__init__.py", text)
 
 
+def re_exported_above(checkout):
+    edit(checkout, STUDENT, (IMPORT, "from sam3 import MobileCLIPTextTransformer\n"))
+    write(checkout, "sam3/sam3/__init__.py", "raise RuntimeError('executed')\nfrom .backbones.mobile_clip import *\n")
+    if (checkout / OUTER).exists():
+        edit(checkout, OUTER, ("raise ", "from .sam3 import *\n\nraise "))
+
+
 def in_constructor(checkout):
     inner = f"{IMPORT}        self.encoder ="
     edit(checkout, STUDENT, (IMPORT, ""), ("self.encoder =", inner))
+
+
+def from_namespace(checkout):
+    from_package(checkout)
+    (checkout / "sam3/sam3/backbones/__init__.py").unlink()
+    write(checkout, "sam3/backbones/config.yaml", "")
 
 
 def namespace_packages(checkout):
@@ -280,8 +303,10 @@ WAYS = [
     as_module,
     whole_name,
     from_package,
+    from_namespace,
     star,
     re_exported,
+    re_exported_above,
     in_constructor,
     namespace_packages,
     other_names,
@@ -300,6 +325,7 @@ WAYS = [
 ]
 
 
+@LAYOUTS
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_other_ways_to_write_it(checkout, way):
     way(checkout)
@@ -313,6 +339,7 @@ def test_other_ways_to_write_it(checkout, way):
     assert ran == sorted(["text_encoder_student", "mobile_clip", *extra])
 
 
+@LAYOUTS
 @pytest.mark.parametrize("part", ["sam3", "sam3/sam3", "sam3/sam3/model"])
 def test_a_folder_inside_the_checkout_does_too(checkout, part):
     repo = open_original(checkout / part)
@@ -323,10 +350,79 @@ def test_a_folder_inside_the_checkout_does_too(checkout, part):
     ]
 
 
+@LAYOUTS
 def test_a_path_by_a_link(checkout, tmp_path):
     (tmp_path / "link").symlink_to(checkout)
     repo = open_original(tmp_path / "link")
     assert repo.files == (Path(STUDENT), Path(CLIP))
+
+
+# ---- the package around the package ----
+
+HERE = "import os\nhere = os.path.dirname(__file__)\n"
+# Ways to write sam3/__init__.py such that sam3 is that folder and sam3/sam3, in this order.
+OUTERS = {
+    "assigned": f"{HERE}__path__ = [here, os.path.join(here, 'sam3')]\n",
+    "appended": f"{HERE}__path__.append(os.path.join(os.path.abspath(here), 'sam3'))\n",
+    "pathlib": "from pathlib import Path\n__path__ += [str(Path(__file__).parent / 'sam3')]\n",
+    "extend_path": f"{HERE}import pkgutil, sys\nsys.path.append(here)\n"
+    "__path__ = pkgutil.extend_path(__path__, 'sam3')\n",
+}
+# What stands in the outer folder, in the inner one or in both; imported as sam3.NAME.
+IN_BOTH = (
+    *("sam3/sam3/__init__.py", "sam3/outer.py", "sam3/sam3/inner.py", "sam3/both.py", "sam3/sam3/both.py"),
+    *("sam3/package/__init__.py", "sam3/sam3/package.py", "sam3/module.py", "sam3/sam3/module/__init__.py"),
+    *("sam3/late/name.py", "sam3/sam3/late/__init__.py", "sam3/sam3/late/name.py"),
+    *("sam3/spread/one.py", "sam3/sam3/spread/two.py", "sam3/spread/three.py", "sam3/sam3/spread/three.py"),
+    *("sam3/hidden/__init__.py", "sam3/sam3/hidden/__init__.py", "sam3/sam3/hidden/name.py"),
+)
+NAMES = ["outer", "inner", "both", "package", "module", "late", "late.name", "hidden", "hidden.name"]
+NAMES += ["spread.one", "spread.two", "spread.three"]
+
+
+@pytest.mark.parametrize("outer", OUTERS.values(), ids=OUTERS)
+def test_modules_in_two_folders_are_found_as_python_finds_them(tmp_path, outer):
+    for file in IN_BOTH:
+        write(tmp_path, file, "")
+    write(tmp_path, OUTER, outer)
+    write(tmp_path, "sam3/sam3/model/__init__.py", "")
+    asked = [(f"sam3.{name}", 0) for name in NAMES] + [(f"sam3.sam3.{NAMES[1]}", 0)] + [(name, 2) for name in NAMES]
+    program = (
+        "import importlib\nfor name, level in ASKED:\n    try:\n        print(importlib.import_module('.' * level "
+    )
+    program += (
+        "+ name, 'sam3.model' if level else None).__file__)\n    except ModuleNotFoundError:\n        print(None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program.replace("ASKED", repr(asked))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code = CheckoutCode(tmp_path)
+    found = [code.locate(tmp_path / "sam3/sam3/model/any.py", name, level) for name, level in asked]
+    files = [to and (to[1] / "__init__.py" if to[1].is_dir() else to[1]) for to in found]
+    assert dict(zip(asked, map(str, files), strict=True)) == dict(zip(asked, done.stdout.split(), strict=True))
+    assert {code.dotted(file) for file in files[:2]} == {"sam3.outer", "sam3.inner"}
+
+
+@pytest.mark.parametrize("outer", [*OUTERS.values(), ""], ids=[*OUTERS, "empty"])
+def test_the_package_around_it_is_not_run(checkout, outer):
+    write(checkout, OUTER, f"{outer}import nowhere_to_be_had\nfrom .sam3 import build\nraise SystemExit\n")
+    repo = open_original(checkout)
+    agree(build(repo), golden("tiny_mct"))
+    assert repo.files == (Path(STUDENT), Path(CLIP))
+
+
+def test_of_a_module_in_both_folders_the_outer_one_is_run(checkout):
+    shutil.copytree(checkout / "sam3/sam3/backbones", checkout / "sam3/backbones")
+    edit(checkout, CLIP, (TIMM, "raise RuntimeError('executed')\n"))
+    for way in (lambda _: None, relative):
+        way(checkout)
+        repo = open_original(checkout)
+        agree(build(repo), golden("tiny_mct"))
+        assert repo.files == (Path(STUDENT), Path("sam3/backbones/mobile_clip.py"))
 
 
 # ---- timm and torchvision ------------------------------------------------------------------------
@@ -453,6 +549,7 @@ def test_a_folder_without_the_encoder(tmp_path):
     assert fault.code == "no_original_repo"
 
 
+@LAYOUTS
 def test_several_encoders(checkout):
     write(
         checkout,
