@@ -42,11 +42,12 @@ LOADERS: dict[str, Loader] = {
             causal=False,
         ),
         Loader(
-            "packed_encoder",
+            "packed_model",
             targets=("targets-detector.ini", "targets-text-packed.ini"),
             strips_text=False,
             causal=True,
         ),
+        Loader("packed_encoder", targets=("targets-text-packed.ini",), strips_text=False, causal=True),
         Loader("none"),
     )
 }

@@ -162,7 +162,7 @@ def _own_model_type(plan: Plan, expected: Json, actual: Json) -> Iterator[Config
             "not find under its own name at random values",
             "V-CONFIG-CLASS",
         )
-    elif plan.layout.loader.name == "packed_encoder":
+    elif plan.layout.loader.name in ("packed_model", "packed_encoder"):
         said = f"is {found!r}" if "model_type" in actual else "is missing"
         yield ConfigFault("model_type", f"{said}; PackedTextModel only loads a folder of {wanted!r}")
 
@@ -293,9 +293,8 @@ def _wrong_value(
 
 def _reads(plan: Plan, section: str) -> bool:
     """Whether a reader of the layout takes the fields of this section."""
-    return plan.layout.loader.library is not None or (
-        plan.layout.loader.name == "packed_encoder" and section in SECTIONS
-    )
+    read = {"packed_model": [*SECTIONS], "packed_encoder": ["text_config"]}
+    return plan.layout.loader.library is not None or section in read.get(plan.layout.loader.name, ())
 
 
 def _reader(where: str) -> str:

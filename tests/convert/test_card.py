@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, get_session
 from huggingface_hub.utils import hf_raise_for_status
-from support.folders import raw, sam3lite, tiny_architecture, tiny_state, write
+from support.folders import picture, raw, sam3lite, tiny_architecture, tiny_state, write
 from support.hub_files import OLD, REPO, publish
 from support.hub_server import HubServer
 
@@ -159,37 +157,12 @@ def test_a_card_is_made_from_the_receipt_alone(s0):
 # ---- examples ---------------------------------------------------------------------------------------
 
 
-class StandIn:
-    """Pillow's ``Image`` as far as the example uses it: a grey picture of 30 x 20."""
-
-    size = (30, 20)
-
-    def convert(self, mode: str) -> StandIn:
-        assert mode == "RGB"
-        return self
-
-    def tobytes(self) -> bytes:
-        return b"\x80" * (30 * 20 * 3)
-
-    @classmethod
-    def open(cls, name: str) -> StandIn:
-        assert name == "picture.jpg"
-        return cls()
-
-
-@pytest.fixture
-def pillow(monkeypatch):
-    """Pillow, which is no dependency."""
-    module = types.ModuleType("PIL")
-    module.Image = StandIn  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "PIL", module)
-
-
-def test_a_prompt_finds_masks_in_a_picture_as_the_card_of_a_detector_says(pillow, tmp_path, monkeypatch, capsys):
+def test_a_prompt_finds_masks_in_a_picture_as_the_card_of_a_detector_says(tmp_path, monkeypatch, capsys):
     pytest.importorskip("instant_clip_tokenizer")  # it has no wheel for every Python
     path = write(tmp_path, tiny_state() | synthetic.state_dict(tiny_architecture(vocab=49408), text_only=True))
     done = sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out", "--json")
     monkeypatch.chdir(tmp_path / "out")
+    picture(Path())
     (example,) = examples(card_of("."))
     assert '"a dog"' in example and len(example.splitlines()) <= 10
     names: dict = {}
@@ -224,7 +197,7 @@ def test_of_shards_it_names_the_first(s0):
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("place", ["folder", "hub"])
-def test_the_loading_example_runs(kind, place, s0, clip, pillow, tmp_path, monkeypatch):
+def test_the_loading_example_runs(kind, place, s0, clip, tmp_path, monkeypatch):
     options = ["--checkpoint", "s0", "--output", "out", "--tokenizer", clip, *LAYOUTS[kind]]
     push = ["--push-to-hub", "--hub-model-id", "porter/own"] if place == "hub" else []
     done = sam3lite("convert", *options, *push)
@@ -234,6 +207,7 @@ def test_the_loading_example_runs(kind, place, s0, clip, pillow, tmp_path, monke
     assert ('"porter/own"' in example) is (place == "hub")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("out" if place == "folder" else "elsewhere")
+    picture(Path())
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     if "original" in kind:
