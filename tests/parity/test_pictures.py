@@ -106,7 +106,7 @@ def test_a_large_picture_is_reduced_with_what_lies_on_it():
     image = drawn(found, torch.full((1000, 2000, 3), 128, dtype=torch.uint8))
     assert image.shape == (LONGEST // 2, LONGEST, 3)
     assert near(image[200, 400], half(COLOURS[0])) and near(image[200, 320], COLOURS[0])
-    assert near(image[200, 316], (128, 128, 128)) and near(image[124, 400], (128, 128, 128))
+    assert near(image[200, 317], (128, 128, 128)) and near(image[124, 400], (128, 128, 128))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_single_pixel_of_a_large_picture_is_seen():
     image = read(draw_difference(torch.full((1500, 1500, 3), 90, dtype=torch.uint8), masks, others))
     coloured = image[image.max(-1) - image.min(-1) > 40]
     blue = [near(pixel, CANDIDATE_ALONE) for pixel in coloured]
-    assert 9 <= len(blue) <= 16 and all(blue)
+    assert 25 <= len(blue) <= 36 and all(blue)
 
 
 def three(original: Objects, candidate: Objects, picture: Tensor = GREY) -> tuple[list[str], list[numpy.ndarray]]:
@@ -169,7 +169,7 @@ def test_captions_count():
         "2 objects above 0.5.",
         "2 objects above 0.5.",
         "Orange: 100 pixels that the original's masks alone cover; blue: 10 pixels that the candidate's masks alone "
-        "cover. Each is drawn a pixel wider on every side.",
+        "cover. Drawn wider than they are, so that a single pixel can be seen.",
     ]
     said, images = three(objects(a), objects(a))
     assert said == ["1 object above 0.5.", "1 object above 0.5.", "The masks of both sides cover the same pixels."]
