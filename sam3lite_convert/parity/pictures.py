@@ -185,6 +185,8 @@ def _found(objects: Objects, threshold: float) -> str:
 
 def _differs(masks: Tensor, others: Tensor) -> str:
     alone, other = (int(side.sum()) for side in _alone(masks, others))
+    if not len(masks) + len(others):
+        return "Neither side found an object."
     if not alone + other:
         return "The masks of both sides cover the same pixels."
     sides = [

@@ -177,6 +177,8 @@ def test_captions_count():
     said, _ = three(objects(), objects((1, 1, 2, 2)))
     assert said[0] == "No object above 0.5."
     assert said[2].startswith("Blue: 1 pixel that the candidate's masks alone cover.")
+    said, _ = three(objects(), objects())
+    assert said == ["No object above 0.5.", "No object above 0.5.", "Neither side found an object."]
     said, _ = three(objects(*[a] * 41), objects(a))
     assert said[0] == "41 objects above 0.5, the 30 of the highest scores drawn."
 

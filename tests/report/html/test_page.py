@@ -306,7 +306,7 @@ def test_the_pictures_stand_in_the_page():
     assert [(a["src"], a["width"], a["height"], a["alt"]) for a in shown] == [
         (f"data:image/png;base64,{p.png}", "336", "336", p.alt) for p in whole.pictures
     ]
-    section = source[source.index("What both sides see") : source.index("Stage by stage")]
+    section = source[source.index("What both sides find") : source.index("Stage by stage")]
     assert re.findall("<h3>(.*?)</h3>", section) == ["Original", "Candidate", "Difference"]
     assert [html.unescape(c) for c in re.findall("<figcaption>(.*?)</figcaption>", section)] == [
         p.caption for p in whole.pictures
@@ -322,18 +322,18 @@ def test_what_is_no_base64_is_no_picture(data):
 
 def test_without_pillow_the_page_says_how_to_get_pictures():
     page = Page(detector_page(samples.detector_within()))
-    assert not page.having("img") and "What both sides see" not in page.text
+    assert not page.having("img") and "What both sides find" not in page.text
     assert "pip install 'sam3lite-convert[pictures]'" in page.text
 
 
 def test_the_sections_of_the_detector_stand_in_order():
     source = detector_page(samples.detector_differs())
     assert re.findall(SECTION, source) == [
-        "What both sides see", "Stage by stage", "Results", "Accounting", "Receipt", "Notes", "Versions", "Command",
+        "What both sides find", "Stage by stage", "Results", "Accounting", "Receipt", "Notes", "Versions", "Command",
     ]  # fmt: skip
     text = Page(source).text
     assert text.index("Differs") < text.index("First divergence: transformer.encoder.layers.3")
-    assert text.index("Likely cause: q and k are swapped") < text.index("What both sides see")
+    assert text.index("Likely cause: q and k are swapped") < text.index("What both sides find")
     assert re.findall(SECTION, detector_page(samples.detector(page=None))) == ["Stage by stage", "Results"]
 
 
