@@ -35,7 +35,6 @@ COLOURS = (
 ORIGINAL_ALONE, CANDIDATE_ALONE = COLOURS[6], COLOURS[1]
 NO_PICTURES = "the page has no pictures: they need Pillow: pip install 'sam3lite-convert[pictures]'"
 
-_LINE = 2  # pixels of a contour and of a box
 _SAME = 0.5  # two masks show the same object from this IoU on
 
 
@@ -99,16 +98,17 @@ def draw(picture: Tensor, masks: Tensor, boxes: Tensor, scores: Tensor, colours:
     chosen = range(len(order)) if colours is None else colours
     small = _reduced(picture)
     scale = small.width / picture.shape[1], small.height / picture.shape[0]
+    line = _line(small.size)
     values = numpy.array(small, numpy.float32)
     drawn = [(k, COLOURS[n % len(COLOURS)]) for k, n in zip(order, chosen, strict=True)][::-1]  # the highest on top
     for k, colour in drawn:
         mask = Image.fromarray(masks[k].cpu().numpy()).convert("L").resize(small.size, Image.Resampling.BOX)
         solid = mask.point(_half)
-        covered, inner = numpy.array(solid) > 0, numpy.array(solid.filter(ImageFilter.MinFilter(2 * _LINE + 1))) > 0
+        covered, inner = numpy.array(solid) > 0, numpy.array(solid.filter(ImageFilter.MinFilter(2 * line + 1))) > 0
         values[covered] = (values[covered] + numpy.array(colour)) / 2
         values[covered & ~inner] = colour
     image = Image.fromarray(values.round().astype(numpy.uint8))
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(max(11, max(small.size) // 29))
     for k, colour in drawn:
         box = [float(v) for v in boxes[k]]
         if not all(map(math.isfinite, box)):
@@ -117,7 +117,7 @@ def draw(picture: Tensor, masks: Tensor, boxes: Tensor, scores: Tensor, colours:
         top, bottom = (min(max(round(v * scale[1]), 0), image.height - 1) for v in box[1::2])
         if right < left or bottom < top:
             continue
-        pen.rectangle((left, top, right, bottom), outline=colour, width=_LINE)
+        pen.rectangle((left, top, right, bottom), outline=colour, width=line)
         text = f"{float(scores[k]):.2f}"
         end = pen.textbbox((left + 3, top + 2), text, font=font)[2:]
         pen.rectangle((left, top, end[0] + 2, end[1] + 2), fill=colour)
@@ -127,7 +127,7 @@ def draw(picture: Tensor, masks: Tensor, boxes: Tensor, scores: Tensor, colours:
 
 def draw_difference(picture: Tensor, masks: Tensor, others: Tensor) -> bytes:
     """The picture in grey, in ``ORIGINAL_ALONE`` where ``masks`` alone cover it, in ``CANDIDATE_ALONE`` where
-    ``others`` alone do. Both are widened by a pixel, so that a single one can be seen.
+    ``others`` alone do. Both are widened by a pixel or two, so that a single one can be seen.
 
     ``picture``: uint8 of shape (height, width, 3).
     ``masks``, ``others``: bool of shape (objects, height, width).
@@ -140,10 +140,10 @@ def draw_difference(picture: Tensor, masks: Tensor, others: Tensor) -> bytes:
     small = _reduced(picture)
     grey = 110 + numpy.array(small.convert("L"), numpy.float32) / 2  # pale, so that the colours stand out
     values = numpy.repeat(grey.round().astype(numpy.uint8)[..., None], 3, -1)
-    size = small.height, small.width
+    size, wider = (small.height, small.width), _line(small.size) - 1
     for alone, colour in zip(_alone(masks, others), (ORIGINAL_ALONE, CANDIDATE_ALONE), strict=True):
         reduced = torch.nn.functional.adaptive_max_pool2d(alone[None].float(), size)
-        values[torch.nn.functional.max_pool2d(reduced, 3, 1, 1)[0].cpu().numpy() > 0] = colour
+        values[torch.nn.functional.max_pool2d(reduced, 2 * wider + 1, 1, wider)[0].cpu().numpy() > 0] = colour
     return _png(Image.fromarray(values))
 
 
@@ -185,6 +185,8 @@ def _found(objects: Objects, threshold: float) -> str:
 
 def _differs(masks: Tensor, others: Tensor) -> str:
     alone, other = (int(side.sum()) for side in _alone(masks, others))
+    if not len(masks) + len(others):
+        return "Neither side found an object."
     if not alone + other:
         return "The masks of both sides cover the same pixels."
     sides = [
@@ -193,7 +195,7 @@ def _differs(masks: Tensor, others: Tensor) -> str:
         if count
     ]
     words = "; ".join(sides)
-    return f"{words[0].upper()}{words[1:]}. Each is drawn a pixel wider on every side."
+    return f"{words[0].upper()}{words[1:]}. Drawn wider than they are, so that a single pixel can be seen."
 
 
 def _record(title: str, caption: str, alt: str, png: bytes) -> Picture:
@@ -208,6 +210,11 @@ def _reduced(picture: Tensor) -> Image.Image:
     image = Image.fromarray(picture.cpu().numpy())
     image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return image
+
+
+def _line(size: tuple[int, int]) -> int:
+    """Pixels of a contour and of a box: a page shows large drawings at half their size."""
+    return max(2, round(max(size) / 240))
 
 
 def _half(value: int) -> int:

@@ -78,8 +78,8 @@ def test_a_box_has_a_line_of_two_pixels_and_its_score():
     for at in ((60, 19), (60, 22), (60, 111), (91, 60), (88, 60)):
         assert near(image[at], (128, 128, 128)), at
     label = image[30:44, 20:48]
-    ink = [bool(near(pixel, (0, 0, 0))) for pixel in label.reshape(-1, 3)]
-    assert 15 < sum(ink) < 200  # the figures, on the colour of the box
+    ink = int((label[..., 0] < COLOURS[0][0] // 2).sum())
+    assert 15 < ink < 200  # the figures, on the colour of the box
     other = read(draw(GREY, torch.zeros(1, 100, 120, dtype=torch.bool), box, torch.tensor([0.75])))
     assert (other[30:44, 20:48] != label).any() and (other[50:] == image[50:]).all()
 
@@ -106,7 +106,7 @@ def test_a_large_picture_is_reduced_with_what_lies_on_it():
     image = drawn(found, torch.full((1000, 2000, 3), 128, dtype=torch.uint8))
     assert image.shape == (LONGEST // 2, LONGEST, 3)
     assert near(image[200, 400], half(COLOURS[0])) and near(image[200, 320], COLOURS[0])
-    assert near(image[200, 316], (128, 128, 128)) and near(image[124, 400], (128, 128, 128))
+    assert near(image[200, 317], (128, 128, 128)) and near(image[124, 400], (128, 128, 128))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_single_pixel_of_a_large_picture_is_seen():
     image = read(draw_difference(torch.full((1500, 1500, 3), 90, dtype=torch.uint8), masks, others))
     coloured = image[image.max(-1) - image.min(-1) > 40]
     blue = [near(pixel, CANDIDATE_ALONE) for pixel in coloured]
-    assert 9 <= len(blue) <= 16 and all(blue)
+    assert 25 <= len(blue) <= 36 and all(blue)
 
 
 def three(original: Objects, candidate: Objects, picture: Tensor = GREY) -> tuple[list[str], list[numpy.ndarray]]:
@@ -169,7 +169,7 @@ def test_captions_count():
         "2 objects above 0.5.",
         "2 objects above 0.5.",
         "Orange: 100 pixels that the original's masks alone cover; blue: 10 pixels that the candidate's masks alone "
-        "cover. Each is drawn a pixel wider on every side.",
+        "cover. Drawn wider than they are, so that a single pixel can be seen.",
     ]
     said, images = three(objects(a), objects(a))
     assert said == ["1 object above 0.5.", "1 object above 0.5.", "The masks of both sides cover the same pixels."]
@@ -177,6 +177,8 @@ def test_captions_count():
     said, _ = three(objects(), objects((1, 1, 2, 2)))
     assert said[0] == "No object above 0.5."
     assert said[2].startswith("Blue: 1 pixel that the candidate's masks alone cover.")
+    said, _ = three(objects(), objects())
+    assert said == ["No object above 0.5.", "No object above 0.5.", "Neither side found an object."]
     said, _ = three(objects(*[a] * 41), objects(a))
     assert said[0] == "41 objects above 0.5, the 30 of the highest scores drawn."
 
