@@ -16,21 +16,9 @@ from sam3lite_convert.packed_detector import PackedModel
 VIT = "backbone_config"
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """A whole detector, packed; read only."""
-    root = tmp_path_factory.mktemp("detector")
-    return convert(write_safetensors(root, tiny_state()), root / "out")
-
-
 @pytest.fixture
 def bad(good, tmp_path):
     return shutil.copytree(good, tmp_path / "bad")
-
-
-@pytest.fixture(scope="module")
-def model(good):
-    return PackedModel.from_pretrained(good)
 
 
 # ---- what is loaded ---------------------------------------------------------------------------------
