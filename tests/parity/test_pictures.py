@@ -94,6 +94,11 @@ def test_the_highest_score_is_on_top_and_has_the_first_colour():
     assert near(low[50, 80], half(COLOURS[1])) and near(high[50, 80], half(COLOURS[0]))
 
 
+def test_a_score_that_is_nan_is_the_lowest():
+    image = drawn(objects((10, 10, 50, 50), (70, 50, 110, 90), scores=torch.tensor([math.nan, -1.0])))
+    assert near(image[70, 71], COLOURS[0]) and near(image[30, 11], COLOURS[1])
+
+
 def test_at_most_so_many_are_drawn():
     rows = [(0, 2 * n, 100, 2 * n + 2) for n in range(MOST + 5)]
     image = drawn(objects(*rows))
@@ -132,6 +137,15 @@ def test_the_difference_is_what_one_side_alone_covers():
     for at in ((50, 50), (15, 90), (95, 5)):
         assert image[at].max() - image[at].min() <= 8, at  # grey, also where both have it
     assert near(image[15, 4], ORIGINAL_ALONE) and not near(image[15, 3], ORIGINAL_ALONE)  # a pixel wider
+
+
+def test_under_the_difference_the_picture_can_be_recognised():
+    picture = synthetic_picture(98)
+    none = torch.zeros(0, 98, 98, dtype=torch.bool)
+    image = read(draw_difference(picture, none, none))
+    assert (image.max(-1) - image.min(-1) <= 8).all() and image.min() > 90
+    brightness = picture.float().numpy() @ numpy.array([0.299, 0.587, 0.114])  # as television weighs the colours
+    assert numpy.corrcoef(image.mean(-1).ravel(), brightness.ravel())[0, 1] > 0.99
 
 
 def test_a_single_pixel_of_a_large_picture_is_seen():
