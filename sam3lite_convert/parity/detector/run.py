@@ -1,0 +1,303 @@
+"""Runs both detectors one after the other, streams their taps through the disk, and judges each tap.
+
+In memory at any time: one model, and the activation of one tap on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from original_ref import Detector
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.parity.compare import Difference, compare_large, greatest_and_row_mean_large
+from sam3lite_convert.parity.detector.inputs import DetectorCall
+from sam3lite_convert.parity.detector.models import DetectorSide
+from sam3lite_convert.parity.detector.recording import Clock, reading
+from sam3lite_convert.parity.detector.store import TapStore
+from sam3lite_convert.parity.detector.taps import STAGES, Stage, Tap, taps_of
+from sam3lite_convert.parity.judgement import FLOORS, Floor, JudgedTap, Judgement
+from sam3lite_convert.parity.noise_floor import in_float64
+
+# (what is run, number of taps) -> a bar; it is called with the stage of every tap.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
+
+
+def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
+    """Shows nothing."""
+    return nullcontext(lambda stage: None)
+
+
+@dataclass(frozen=True)
+class DetectorOutcome:
+    """The result of one comparison.
+
+    ``taps``: the taps that were compared, in the order of execution.
+    ``judgement``: the verdict.
+    ``outputs``: both sides' results by name, (original, candidate).
+    ``seconds``: wall time of each stage of the original and the candidate.
+    ``store``: the original's activations by tap.
+    ``isolated``: the candidate's isolated activations, by tap, where they differ from the original's.
+    """
+
+    taps: dict[str, Tap]
+    judgement: Judgement
+    outputs: dict[str, tuple[Tensor, Tensor]]
+    seconds: tuple[Mapping[Stage, float], Mapping[Stage, float]]
+    store: TapStore
+    isolated: TapStore
+
+
+@dataclass
+class DetectorRun:
+    """One comparison. Each side is built when it is run, and freed before the other is built.
+
+    ``reference``, ``candidate``: build a side.
+    ``call``: what both run on.
+    ``place``: an empty folder for activations.
+    ``tolerance``: the user's; None to measure noise floors.
+    """
+
+    reference: Callable[[], DetectorSide]
+    candidate: Callable[[], DetectorSide]
+    call: DetectorCall
+    place: Path
+    device: torch.device
+    tolerance: float | None = None
+    progress: Progress = no_progress
+    names: list[str] = field(default_factory=list)
+    _taps: dict[str, Tap] = field(default_factory=dict)
+
+    def compare(self) -> DetectorOutcome:
+        """Run both sides and judge the candidate.
+
+        Raises CannotRun if the original itself gives NaN or infinity, UnsoundPlan if a side cannot be built or if the
+        shape of an activation is not the original's.
+        """
+        for name in ("original", "isolated"):
+            (self.place / name).mkdir()
+        store, apart = TapStore(self.place / "original"), TapStore(self.place / "isolated")
+        ours, took = self._record(store)
+        candidate = self.candidate()
+        self.names.append(candidate.name)
+        differences, theirs, taken = self._propagated(candidate, store)
+        same = all(d.max_abs == 0 for d in differences.values())
+        # Up to the first difference every module reads what the original's reads, so both columns are the same.
+        errors = dict.fromkeys(differences, (0.0, 0.0)) if same else self._isolated(candidate, store, apart)
+        del candidate
+        floors = None
+        if not same and self.tolerance is None:
+            floors = self._floors(store, differences, errors)
+        judgement = self._judge(differences, errors, floors)
+        outputs = {name: (ours[name], theirs[name]) for name in ours}
+        compared = {name: self._taps[name] for name in differences}
+        return DetectorOutcome(compared, judgement, outputs, (took, taken), store, apart)
+
+    # ---- passes
+
+    def _record(self, store: TapStore) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
+        """The original's activations, streamed to disk; its results, and the time of each stage."""
+        side = self.reference()
+        assert isinstance(side.model, Detector)
+        self._taps = taps_of(side.model)
+
+        def read(tap: str, value: Tensor) -> None:
+            if not bool(value.isfinite().all()):
+                raise CannotRun(
+                    f"the original itself gives NaN or infinity at {tap}, so nothing can be compared with it; its "
+                    "weights or the picture hold NaN or infinity, or values that overflow",
+                    "not_finite",
+                    {"tap": tap},
+                )
+            store.write(tap, value)
+
+        return self._pass(side, "original", read)
+
+    def _propagated(
+        self, side: DetectorSide, store: TapStore
+    ) -> tuple[dict[str, Difference], dict[str, Tensor], Mapping[Stage, float]]:
+        """The candidate in a normal pass: differences by tap, its results, and the time of each stage."""
+        found: dict[str, Difference] = {}
+
+        def read(tap: str, value: Tensor) -> None:
+            pair = self._pair(tap, value, store)
+            if pair is not None:
+                found[tap] = compare_large(*pair)
+
+        outputs, seconds = self._pass(side, "candidate", read)
+        return {tap: found[tap] for tap in self._taps if tap in found}, outputs, seconds
+
+    def _isolated(self, side: DetectorSide, store: TapStore, apart: TapStore) -> dict[str, tuple[float, float]]:
+        """The candidate's modules on the original's recorded inputs: the greatest error, and of a row's mean, by tap.
+
+        What differs is kept in ``apart``.
+        """
+        found: dict[str, tuple[float, float]] = {}
+
+        def read(tap: str, value: Tensor) -> Tensor | None:
+            pair = self._pair(tap, value, store)
+            if pair is None:
+                return None
+            found[tap] = greatest_and_row_mean_large(*pair)
+            if found[tap][0]:
+                apart.write(tap, value)
+            return self._other(tap, value, store)
+
+        self._pass(side, "candidate, isolated", read)
+        return found
+
+    def _floors(
+        self, store: TapStore, differences: Mapping[str, Difference], errors: Mapping[str, tuple[float, float]]
+    ) -> dict[str, Floor]:
+        """Noise floors by tap: the original in float64 against its recorded activations.
+
+        A tap that is equal on both sides needs no floor, so the propagated ones are measured from the first tap that
+        differs on: up to there the original's recorded activations are read.
+        """
+        side = self.reference()
+        far: dict[str, tuple[float, float]] = {}
+        near: dict[str, tuple[float, float]] = {}
+        differs = [tap for tap, difference in differences.items() if difference.max_abs]
+        first = list(self._taps).index(differs[0]) if differs else len(self._taps)
+        order = {tap: n for n, tap in enumerate(self._taps)}
+
+        def propagated(tap: str, value: Tensor) -> Tensor | None:
+            if order[tap] < first:
+                return self._other(tap, value, store)
+            pair = self._pair(tap, value, store)
+            if pair is not None:
+                far[tap] = greatest_and_row_mean_large(*pair)
+            return None
+
+        def isolated(tap: str, value: Tensor) -> Tensor | None:
+            pair = self._pair(tap, value, store)
+            if pair is not None:
+                near[tap] = greatest_and_row_mean_large(*pair)
+            return self._other(tap, value, store)
+
+        with in_float64(side.model):
+            self._pass(side, "original in float64", propagated, torch.float64, self._skipped(side, differs, store))
+            apart = [tap for tap, (greatest, _) in errors.items() if greatest]
+            self._pass(side, "original in float64, isolated", isolated, torch.float64, self._skipped(side, apart, store))
+        nothing = (0.0, 0.0)
+        return {
+            tap: Floor(
+                far.get(tap, nothing)[0], near.get(tap, nothing)[0], far.get(tap, nothing)[1], near.get(tap, nothing)[1]
+            )
+            for tap in differences
+        }
+
+    def _pass(
+        self,
+        side: DetectorSide,
+        label: str,
+        read: Callable[[str, Tensor], Tensor | None],
+        dtype: torch.dtype = torch.float32,
+        skipped: AbstractContextManager[object] | None = None,
+    ) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
+        """One forward pass: its results, and the time of each stage."""
+        clock = Clock(self._taps)
+        with self.progress(label, len(self._taps)) as advance, skipped or nullcontext():
+
+            def at(tap: str, value: Tensor) -> Tensor | None:
+                clock.at(tap)
+                other = read(tap, value)
+                advance(STAGES[self._taps[tap].stage])
+                clock.resume()
+                return other
+
+            with torch.inference_mode(), reading(side.model, self._taps, side.side, at):
+                outputs = {name: value.detach().cpu() for name, value in side.run(self.call, dtype).items()}
+            for name, value in outputs.items():
+                at(f"outputs.{name}", value)
+        return outputs, clock.seconds
+
+    # ---- one tap
+
+    def _pair(self, tap: str, value: Tensor, store: TapStore) -> tuple[Tensor, Tensor] | None:
+        """Both sides' activation, valid rows alone; None if there is nothing to compare.
+
+        Raises UnsoundPlan if their sizes differ.
+        """
+        if tap not in store:
+            return None
+        ours, theirs = store.read(tap), value.detach().cpu()
+        if ours.numel() != theirs.numel():
+            raise UnsoundPlan(
+                f"at {tap} the candidate's activation is {tuple(theirs.shape)}, the original's {tuple(ours.shape)}; "
+                "config.json does not describe this original",
+                "other_shape",
+            )
+        theirs = theirs.reshape(ours.shape)
+        row = self._taps[tap].row
+        if row is None or row.rows == "all":
+            return ours, theirs
+        valid = self.call.valid[row.rows]
+        if not bool(valid.any()):
+            return None
+        if bool(valid.all()):
+            return ours, theirs
+        # One row for each token: a convolution's output has them on the first axis.
+        tokens = valid.numel()
+        return ours.reshape(tokens, -1)[valid.flatten()], theirs.reshape(tokens, -1)[valid.flatten()]
+
+    def _other(self, tap: str, value: Tensor, store: TapStore) -> Tensor | None:
+        """The original's recorded activation in the shape, dtype and place of ``value``."""
+        return store.read(tap).reshape(value.shape).to(value.device, value.dtype) if tap in store else None
+
+    def _skipped(self, side: DetectorSide, needed: list[str], store: TapStore) -> AbstractContextManager[object]:
+        """Inside it, modules of the reference whose taps are not needed give their recorded activation at once."""
+        stack = ExitStack()
+        stack.callback(lambda: None)
+        for name, tap in self._taps.items():
+            row = tap.row
+            if row is None or name in needed or name not in store or not _is_whole(tap):
+                continue
+            module = side.model.get_submodule(tap.path(row.original))
+
+            def forward(*args: Tensor, name: str = name) -> Tensor:
+                like = next(a for a in args if isinstance(a, Tensor) and a.is_floating_point())
+                return store.read(name).to(like.device, torch.float64)
+
+            module.forward = forward  # type: ignore[method-assign]
+            stack.callback(delattr, module, "forward")
+        return stack
+
+    def _judge(
+        self,
+        differences: Mapping[str, Difference],
+        errors: Mapping[str, tuple[float, float]],
+        floors: Mapping[str, Floor] | None,
+    ) -> Judgement:
+        given, judged = self.tolerance, []
+        for tap, difference in differences.items():
+            floor = None if floors is None else floors[tap]
+            limits = (given, given) if given is not None else (0.0, 0.0)
+            if given is None and floor is not None:
+                limits = (FLOORS * floor.propagated, FLOORS * floor.isolated)
+            alone, mean = errors[tap]
+            judged.append(
+                JudgedTap(
+                    tap, difference, alone, *limits, floor, None, None, mean, given is None, read_by_detector=True
+                )
+            )
+        # A tap without a module on the candidate's side was not compared; the next one shows its error.
+        return Judgement(tuple(judged), given, receives="outputs.pred_masks")
+
+
+def _is_whole(tap: Tap) -> bool:
+    """Whether the tap is all that its module gives, in one call: such a module may be skipped."""
+    place = tap.row.original if tap.row else None
+    return (
+        place is not None
+        and tap.stage in ("trunk", "neck", "text", "geometry", "encoder")
+        and place.part is None
+        and not place.at_input
+        and not place.fixed_call
+        and (tap.row is not None and tap.row.rows == "all")
+    )
