@@ -52,9 +52,9 @@ def reference_detector(plan: Plan, context: int, size: int, device: torch.device
     a = plan.architecture
     heads = a.sizes["detr_heads"]
     try:
-        model = load_detector(
-            _weights(plan), {"geometry": heads, "encoder": heads, "mask": heads}, context, size
-        ).to(device)
+        model = load_detector(_weights(plan), {"geometry": heads, "encoder": heads, "mask": heads}, context, size).to(
+            device
+        )
     except (RuntimeError, ValueError) as fault:
         raise UnsoundPlan(f"the reference could not be loaded: {fault}", "weights_not_loaded") from None
     return wrap_detector(model, device)
@@ -138,9 +138,10 @@ def transformers_side(
 
 
 # Loader of a layout -> the function that builds its detector.
-DETECTORS: dict[
-    str, Callable[[Family, Json, Mapping[str, Tensor], str, int, torch.device], DetectorSide]
-] = {"packed_encoder": packed_side, "transformers": transformers_side}
+DETECTORS: dict[str, Callable[[Family, Json, Mapping[str, Tensor], str, int, torch.device], DetectorSide]] = {
+    "packed_encoder": packed_side,
+    "transformers": transformers_side,
+}
 
 
 def the_device(name: str | None) -> torch.device:

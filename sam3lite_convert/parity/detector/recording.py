@@ -19,14 +19,18 @@ Read = Callable[[str, Tensor], Tensor | None]
 
 
 @contextmanager
-def reading(model: nn.Module, taps: Mapping[str, Tap], side: Literal["original", "converted"], read: Read) -> Iterator[None]:
+def reading(
+    model: nn.Module, taps: Mapping[str, Tap], side: Literal["original", "converted"], read: Read
+) -> Iterator[None]:
     """Call ``read`` at every tap of one pass of the model inside this context.
 
     Raises UnsoundPlan if the model has no module at a place of the table.
     """
     places: dict[str, list[tuple[Tap, Place]]] = defaultdict(list)
     for tap in taps.values():
-        place = tap.row and (tap.row.original if side == "original" else tap.row.converted)
+        if tap.row is None:
+            continue
+        place = tap.row.original if side == "original" else tap.row.converted
         if place is not None:
             places[tap.path(place)].append((tap, place))
     calls: Counter[str] = Counter()
@@ -35,7 +39,9 @@ def reading(model: nn.Module, taps: Mapping[str, Tap], side: Literal["original",
         try:
             module = model.get_submodule(path)
         except AttributeError:
-            raise UnsoundPlan(f"the detector has no module {path}, so {here[0][0].name} cannot be read", "other_depth") from None
+            raise UnsoundPlan(
+                f"the detector has no module {path}, so {here[0][0].name} cannot be read", "other_depth"
+            ) from None
         before = [(tap, place) for tap, place in here if place.at_input]
         behind = [(tap, place) for tap, place in here if not place.at_input]
         if before:

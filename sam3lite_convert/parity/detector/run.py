@@ -5,8 +5,8 @@ In memory at any time: one model, and the activation of one tap on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +60,10 @@ class DetectorRun:
     ``reference``, ``candidate``: build a side.
     ``call``: what both run on.
     ``place``: an empty folder for activations.
+    ``device``: where both run.
     ``tolerance``: the user's; None to measure noise floors.
+    ``name``: of the candidate, once it was built.
+    ``taps``: of the original, once it was built.
     """
 
     reference: Callable[[], DetectorSide]
@@ -70,8 +73,8 @@ class DetectorRun:
     device: torch.device
     tolerance: float | None = None
     progress: Progress = no_progress
-    names: list[str] = field(default_factory=list)
-    _taps: dict[str, Tap] = field(default_factory=dict)
+    name: str = ""
+    taps: dict[str, Tap] = field(default_factory=dict)
 
     def compare(self) -> DetectorOutcome:
         """Run both sides and judge the candidate.
@@ -84,7 +87,7 @@ class DetectorRun:
         store, apart = TapStore(self.place / "original"), TapStore(self.place / "isolated")
         ours, took = self._record(store)
         candidate = self.candidate()
-        self.names.append(candidate.name)
+        self.name = candidate.name
         differences, theirs, taken = self._propagated(candidate, store)
         same = all(d.max_abs == 0 for d in differences.values())
         # Up to the first difference every module reads what the original's reads, so both columns are the same.
@@ -95,7 +98,7 @@ class DetectorRun:
             floors = self._floors(store, differences, errors)
         judgement = self._judge(differences, errors, floors)
         outputs = {name: (ours[name], theirs[name]) for name in ours}
-        compared = {name: self._taps[name] for name in differences}
+        compared = {name: self.taps[name] for name in differences}
         return DetectorOutcome(compared, judgement, outputs, (took, taken), store, apart)
 
     # ---- passes
@@ -104,7 +107,7 @@ class DetectorRun:
         """The original's activations, streamed to disk; its results, and the time of each stage."""
         side = self.reference()
         assert isinstance(side.model, Detector)
-        self._taps = taps_of(side.model)
+        self.taps = taps_of(side.model)
 
         def read(tap: str, value: Tensor) -> None:
             if not bool(value.isfinite().all()):
@@ -130,7 +133,7 @@ class DetectorRun:
                 found[tap] = compare_large(*pair)
 
         outputs, seconds = self._pass(side, "candidate", read)
-        return {tap: found[tap] for tap in self._taps if tap in found}, outputs, seconds
+        return {tap: found[tap] for tap in self.taps if tap in found}, outputs, seconds
 
     def _isolated(self, side: DetectorSide, store: TapStore, apart: TapStore) -> dict[str, tuple[float, float]]:
         """The candidate's modules on the original's recorded inputs: the greatest error, and of a row's mean, by tap.
@@ -146,7 +149,7 @@ class DetectorRun:
             found[tap] = greatest_and_row_mean_large(*pair)
             if found[tap][0]:
                 apart.write(tap, value)
-            return self._other(tap, value, store)
+            return self.recorded_like(tap, value, store)
 
         self._pass(side, "candidate, isolated", read)
         return found
@@ -163,12 +166,12 @@ class DetectorRun:
         far: dict[str, tuple[float, float]] = {}
         near: dict[str, tuple[float, float]] = {}
         differs = [tap for tap, difference in differences.items() if difference.max_abs]
-        first = list(self._taps).index(differs[0]) if differs else len(self._taps)
-        order = {tap: n for n, tap in enumerate(self._taps)}
+        first = list(self.taps).index(differs[0]) if differs else len(self.taps)
+        order = {tap: n for n, tap in enumerate(self.taps)}
 
         def propagated(tap: str, value: Tensor) -> Tensor | None:
             if order[tap] < first:
-                return self._other(tap, value, store)
+                return self.recorded_like(tap, value, store)
             pair = self._pair(tap, value, store)
             if pair is not None:
                 far[tap] = greatest_and_row_mean_large(*pair)
@@ -178,12 +181,14 @@ class DetectorRun:
             pair = self._pair(tap, value, store)
             if pair is not None:
                 near[tap] = greatest_and_row_mean_large(*pair)
-            return self._other(tap, value, store)
+            return self.recorded_like(tap, value, store)
 
         with in_float64(side.model):
-            self._pass(side, "original in float64", propagated, torch.float64, self._skipped(side, differs, store))
+            self._pass(side, "original in float64", propagated, torch.float64, self.skipping(side, differs, store))
             apart = [tap for tap, (greatest, _) in errors.items() if greatest]
-            self._pass(side, "original in float64, isolated", isolated, torch.float64, self._skipped(side, apart, store))
+            self._pass(
+                side, "original in float64, isolated", isolated, torch.float64, self.skipping(side, apart, store)
+            )
         nothing = (0.0, 0.0)
         return {
             tap: Floor(
@@ -201,17 +206,17 @@ class DetectorRun:
         skipped: AbstractContextManager[object] | None = None,
     ) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
         """One forward pass: its results, and the time of each stage."""
-        clock = Clock(self._taps)
-        with self.progress(label, len(self._taps)) as advance, skipped or nullcontext():
+        clock = Clock(self.taps)
+        with self.progress(label, len(self.taps)) as advance, skipped or nullcontext():
 
             def at(tap: str, value: Tensor) -> Tensor | None:
                 clock.at(tap)
                 other = read(tap, value)
-                advance(STAGES[self._taps[tap].stage])
+                advance(STAGES[self.taps[tap].stage])
                 clock.resume()
                 return other
 
-            with torch.inference_mode(), reading(side.model, self._taps, side.side, at):
+            with torch.inference_mode(), reading(side.model, self.taps, side.side, at):
                 outputs = {name: value.detach().cpu() for name, value in side.run(self.call, dtype).items()}
             for name, value in outputs.items():
                 at(f"outputs.{name}", value)
@@ -220,53 +225,57 @@ class DetectorRun:
     # ---- one tap
 
     def _pair(self, tap: str, value: Tensor, store: TapStore) -> tuple[Tensor, Tensor] | None:
-        """Both sides' activation, valid rows alone; None if there is nothing to compare.
+        """The original's recorded activation and another one, valid rows alone; None if there is nothing to compare.
 
         Raises UnsoundPlan if their sizes differ.
         """
         if tap not in store:
             return None
-        ours, theirs = store.read(tap), value.detach().cpu()
-        if ours.numel() != theirs.numel():
+        ours = store.read(tap)
+        if ours.numel() != value.numel():
             raise UnsoundPlan(
-                f"at {tap} the candidate's activation is {tuple(theirs.shape)}, the original's {tuple(ours.shape)}; "
+                f"at {tap} the candidate's activation is {tuple(value.shape)}, the original's {tuple(ours.shape)}; "
                 "config.json does not describe this original",
                 "other_shape",
             )
+        return self.comparable(tap, ours, value.detach().cpu())
+
+    def comparable(self, tap: str, ours: Tensor | None, theirs: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Two activations of a tap in one shape, valid rows alone; None if there is nothing to compare."""
+        if ours is None or ours.numel() != theirs.numel():
+            return None
         theirs = theirs.reshape(ours.shape)
-        row = self._taps[tap].row
+        row = self.taps[tap].row
         if row is None or row.rows == "all":
             return ours, theirs
-        valid = self.call.valid[row.rows]
+        valid = self.call.valid[row.rows].flatten()
         if not bool(valid.any()):
             return None
-        if bool(valid.all()):
-            return ours, theirs
         # One row for each token: a convolution's output has them on the first axis.
-        tokens = valid.numel()
-        return ours.reshape(tokens, -1)[valid.flatten()], theirs.reshape(tokens, -1)[valid.flatten()]
+        tokens = len(valid)
+        return ours.reshape(tokens, -1)[valid], theirs.reshape(tokens, -1)[valid]
 
-    def _other(self, tap: str, value: Tensor, store: TapStore) -> Tensor | None:
+    def recorded_like(self, tap: str, value: Tensor, store: TapStore) -> Tensor | None:
         """The original's recorded activation in the shape, dtype and place of ``value``."""
         return store.read(tap).reshape(value.shape).to(value.device, value.dtype) if tap in store else None
 
-    def _skipped(self, side: DetectorSide, needed: list[str], store: TapStore) -> AbstractContextManager[object]:
+    @contextmanager
+    def skipping(self, side: DetectorSide, needed: Sequence[str], store: TapStore) -> Iterator[None]:
         """Inside it, modules of the reference whose taps are not needed give their recorded activation at once."""
-        stack = ExitStack()
-        stack.callback(lambda: None)
-        for name, tap in self._taps.items():
-            row = tap.row
-            if row is None or name in needed or name not in store or not _is_whole(tap):
-                continue
-            module = side.model.get_submodule(tap.path(row.original))
+        with ExitStack() as stack:
+            for name, tap in self.taps.items():
+                if tap.row is None or name in needed or name not in store or not _is_whole(tap):
+                    continue
+                module = side.model.get_submodule(tap.path(tap.row.original))
 
-            def forward(*args: Tensor, name: str = name) -> Tensor:
-                like = next(a for a in args if isinstance(a, Tensor) and a.is_floating_point())
-                return store.read(name).to(like.device, torch.float64)
+                def forward(*args: Tensor, name: str = name) -> Tensor:
+                    like = next((a for a in args if a.is_floating_point()), None)
+                    value = store.read(name)
+                    return value if like is None else value.to(like.device, like.dtype)
 
-            module.forward = forward  # type: ignore[method-assign]
-            stack.callback(delattr, module, "forward")
-        return stack
+                module.forward = forward  # type: ignore[method-assign]
+                stack.callback(delattr, module, "forward")
+            yield
 
     def _judge(
         self,
