@@ -65,7 +65,7 @@ def wrap_detector(model: Detector, device: torch.device) -> DetectorSide:
 
     def run(call: DetectorCall, dtype: torch.dtype) -> Mapping[str, Tensor]:
         found = model(**call.arguments(device, dtype))
-        return {name: found[name] for name in OUTPUTS}  # type: ignore[literal-required]
+        return {name: found[name] for name in OUTPUTS}
 
     return DetectorSide("original detector", model, "original", run)
 
@@ -115,9 +115,8 @@ def transformers_side(
     """
     import transformers
 
-    model = stock_detector(
-        family, config, cast(weights, torch.float32), torch.float32, text_attention=attention, image_size=size
-    ).to(device)
+    model = stock_detector(family, config, weights, text_attention=attention, image_size=size)
+    nn.Module.to(model, device)
 
     def run(call: DetectorCall, dtype: torch.dtype) -> Mapping[str, Tensor]:
         given = call.arguments(device, dtype)
@@ -139,7 +138,7 @@ def transformers_side(
 
 # Loader of a layout -> the function that builds its detector.
 DETECTORS: dict[str, Callable[[Family, Json, Mapping[str, Tensor], str, int, torch.device], DetectorSide]] = {
-    "packed_encoder": packed_side,
+    "packed_model": packed_side,
     "transformers": transformers_side,
 }
 

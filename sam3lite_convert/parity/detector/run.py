@@ -5,9 +5,11 @@ In memory at any time: one model, and the activation of one tap on both sides.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,12 +22,15 @@ from sam3lite_convert.parity.detector.inputs import DetectorCall
 from sam3lite_convert.parity.detector.models import DetectorSide
 from sam3lite_convert.parity.detector.recording import Clock, reading
 from sam3lite_convert.parity.detector.store import TapStore
-from sam3lite_convert.parity.detector.taps import STAGES, Stage, Tap, taps_of
+from sam3lite_convert.parity.detector.taps import STAGES, Stage, Tap, row_name, taps_of
 from sam3lite_convert.parity.judgement import FLOORS, Floor, JudgedTap, Judgement
 from sam3lite_convert.parity.noise_floor import in_float64
 
 # (what is run, number of taps) -> a bar; it is called with the stage of every tap.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
+
+
+_FEW = 64  # values
 
 
 def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
@@ -190,12 +195,13 @@ class DetectorRun:
                 side, "original in float64, isolated", isolated, torch.float64, self.skipping(side, apart, store)
             )
         nothing = (0.0, 0.0)
-        return {
+        found = {
             tap: Floor(
                 far.get(tap, nothing)[0], near.get(tap, nothing)[0], far.get(tap, nothing)[1], near.get(tap, nothing)[1]
             )
             for tap in differences
         }
+        return _of_few_values(found, {tap: math.prod(d.shape) for tap, d in differences.items()})
 
     def _pass(
         self,
@@ -273,7 +279,7 @@ class DetectorRun:
                     value = store.read(name)
                     return value if like is None else value.to(like.device, like.dtype)
 
-                module.forward = forward  # type: ignore[method-assign]
+                module.forward = forward
                 stack.callback(delattr, module, "forward")
             yield
 
@@ -297,6 +303,23 @@ class DetectorRun:
             )
         # A tap without a module on the candidate's side was not compared; the next one shows its error.
         return Judgement(tuple(judged), given, receives="outputs.pred_masks")
+
+
+def _of_few_values(floors: Mapping[str, Floor], values: Mapping[str, int]) -> dict[str, Floor]:
+    """The floors, where a tap of few values has the greatest of its row: the rounding of a single number can be next
+    to nothing by chance, and that of the same number in the other layers tells what it can be."""
+    rows: dict[str, list[Floor]] = defaultdict(list)
+    for tap, floor in floors.items():
+        rows[_row_of_few(tap)].append(floor)
+    return {
+        tap: floor if values[tap] >= _FEW else Floor(*map(max, zip(*map(astuple, rows[_row_of_few(tap)]), strict=True)))
+        for tap, floor in floors.items()
+    }
+
+
+def _row_of_few(tap: str) -> str:
+    """The row of a tap. The result's presence logit is that of the decoder's last layer."""
+    return "decoder.presence_logit.{i}" if tap == "outputs.presence_logit_dec" else row_name(tap)
 
 
 def _is_whole(tap: Tap) -> bool:
