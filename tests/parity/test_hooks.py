@@ -394,6 +394,14 @@ def test_a_file_of_somebody_else_is_not_overwritten(record, tmp_path):
         record()
 
 
+def test_a_run_is_without_gradients_and_its_ids_may_be_of_any_width(tmp_path):
+    model = Port()
+    made = hooks_template.record(model, lambda: model(IDS.int()), tmp_path / "a.safetensors", rows=OWN)
+    assert not made.first.requires_grad and model(IDS).first.requires_grad
+    ids = load_file(tmp_path / "a.safetensors")["input_ids"]
+    assert ids.dtype == torch.int64 and torch.equal(ids, IDS)
+
+
 # ---- which table fits ----------------------------------------------------------------------------
 
 
@@ -419,6 +427,17 @@ def test_of_each_component_there_is_a_table(monkeypatch):
     model.neck = nn.ModuleDict({"convs": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
     found = [(fit.name, fit.prefix, len(fit.rows)) for fit in hooks_template.find(model)]
     assert found == [("original", "language_backbone.", 10), ("mine", "neck.", 2)]
+
+
+def test_layers_are_in_order_and_a_small_part_is_no_fit():
+    rows = [Row("layers.{i}", "blocks.{i}"), Row("one", "few.one"), Row("two", "few.two"), Row("three", "few.three")]
+    (fit,) = hooks_template.find(Port(), [*rows[:1], Row("input_ids", "embed", at_input=True)])
+    assert [row.tap for row in fit.rows] == [*(f"layers.{i}" for i in range(12)), "input_ids"]
+    part = nn.ModuleDict({"one": nn.Linear(2, 2), "two": nn.Linear(2, 2), "three": nn.Linear(2, 2)})
+    (fit,) = hooks_template.find(part, rows)
+    assert (fit.missing, len(fit.rows)) == ([], 3)
+    with pytest.raises(ValueError, match="does not have the modules"):
+        hooks_template.find(part, [*rows, *(Row(f"tap{i}", f"others{i}") for i in range(4))])
 
 
 def test_parts_that_are_missing_are_named(hooks):
