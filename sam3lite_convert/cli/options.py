@@ -498,6 +498,15 @@ Compact = Annotated[
         help="Write norm, largest value and 64 values at stated positions of each tap as JSON, not whole activations.",
     ),
 ]
+Script = Annotated[
+    Path | None,
+    typer.Option(
+        "--script",
+        metavar="FILE.py",
+        help="Write a Python file that records what a model computes, in any environment with torch and safetensors. "
+        "Takes no checkpoint and no other option than --json.",
+    ),
+]
 FingerprintFile = Annotated[
     Path | None,
     typer.Option(

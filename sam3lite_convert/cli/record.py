@@ -15,6 +15,7 @@ def record(
     output: o.RecordTo = None,
     compact: o.Compact = False,
     fingerprint: o.AsFingerprint = False,
+    script: o.Script = None,
     seed: o.Seed = None,
     batch: o.Batch = 1,
     length: o.Length = None,
@@ -35,17 +36,26 @@ def record(
 ) -> None:
     """Write what the original computes at every tap, for the author of a port to compute too.
 
-    The file holds the ids, and the activations of the original alone.
+    The file holds the ids, and the activations of the original alone. With --script it is a Python file that records a
+    model of yours.
     """
     from sam3lite_convert.commands.parity import read_prompts
-    from sam3lite_convert.commands.record import record_fingerprint, record_reference
+    from sam3lite_convert.commands.record import record_fingerprint, record_reference, record_script
     from sam3lite_convert.parity.reference_file import format_of
     from sam3lite_convert.plan.tables import load_mappings
-    from sam3lite_convert.report.record import fingerprinted, recorded
+    from sam3lite_convert.report.record import fingerprinted, recorded, scripted
     from sam3lite_convert.report.terminal import as_json
 
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     name = one_checkpoint(source, checkpoint)
+    if script is not None:
+        others = [name, output, seed, length, context, mapping, prompts_file, *(prompt or [])]
+        flags = [compact, fingerprint, partial, causal, batch != 1, bool(chosen.options)]
+        if any(value is not None for value in others) or any(flags):
+            raise CannotRun("--script takes no checkpoint and no other option than --json", "usage")
+        made = record_script(script)
+        (as_json if json else scripted)(made)
+        return
     if name is None:
         raise CannotRun("record needs a checkpoint: sam3lite record CHECKPOINT --output FILE", "usage")
     if fingerprint and (compact or seed is not None or batch != 1 or length is not None or prompt or prompts_file):

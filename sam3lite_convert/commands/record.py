@@ -6,16 +6,17 @@ import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from keyword import iskeyword
 from pathlib import Path
 
 from sam3lite_convert import __version__
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
-from sam3lite_convert.files import write_whole
+from sam3lite_convert.files import resolved, write_whole
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.fingerprint import FingerprintWritten
-from sam3lite_convert.records.parity import RecordDocument, RecordedTap
+from sam3lite_convert.records.parity import RecordDocument, RecordedTap, ScriptTable, ScriptWritten
 from sam3lite_convert.records.record import Json
 
 _DTYPE = "float32"
@@ -66,6 +67,40 @@ def record_fingerprint(
         ids=made.ids,
         taps=tuple(tap.name for tap in made.taps),
         next=f'sam3lite judge mine.safetensors --fingerprint {shlex.quote(str(path))} --name "my port"',
+    )
+
+
+def record_script(output: Path) -> ScriptWritten:
+    """Write the script that records what a model computes where this tool is not installed.
+
+    ``output``: a .py file whose name Python can import.
+
+    Raises CannotRun if the name is another, or if the file exists and is no such script or cannot be written.
+    """
+    from sam3lite_convert.parity.hooks import hooks_script, is_hooks_script, text_tables
+
+    if output.suffix != ".py" or not output.stem.isidentifier() or iskeyword(output.stem):
+        raise CannotRun(
+            f"--script {output}: the name must end in .py and be one that Python imports, such as sam3lite_hooks.py",
+            "usage",
+        )
+    if output.exists() and not is_hooks_script(output):
+        raise CannotRun(
+            f"{output} exists and is not a script of sam3lite record, so it was not overwritten; choose another name",
+            "output_exists",
+        )
+    tables = text_tables()
+    data = hooks_script(tables, output.stem).encode()
+    write_whole(resolved(output), data)
+    return ScriptWritten(
+        output=str(output),
+        module=output.stem,
+        size=len(data),
+        tables=tuple(
+            ScriptTable(name=table.name, component=table.component, taps=tuple(row.tap for row in table.rows))
+            for table in tables
+        ),
+        next='sam3lite judge mine.safetensors --checkpoint CHECKPOINT --name "my port"',
     )
 
 

@@ -25,6 +25,8 @@ class TapPoint:
     ``tensors``: prefixes of the keys of its tensors in the original's text encoder.
     ``reads``: names of rows; its module reads the nearest earlier tap of one of them. Empty: it reads the ids.
     ``modules``: kind of encoder -> path of the hooked module. Empty: the value is returned by ``Encoder.run``.
+    ``elsewhere``: the same without ``modules``, for models that run without this tool; kinds that have no such module
+    are left out.
     ``at_input``: whether the module's input is recorded, instead of its output.
     ``read_by_detector``: whether the detector's result depends on it.
     ``has_positions``: whether the shape is (batch, sequence, width); otherwise it is (batch, width).
@@ -37,6 +39,7 @@ class TapPoint:
     reads: tuple[str, ...]
     what: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
     at_input: bool = False
     read_by_detector: bool = True
     has_positions: bool = True
@@ -96,16 +99,24 @@ PROJECTED = TapPoint(
     tensors=("projector.",),
     reads=("final_layer_norm",),
     what="final_layer_norm through the projector: the text features that the detector receives",
+    elsewhere={ORIGINAL: "projector", PACKED: "text_projection", TRANSFORMERS: "text_projection"},
 )
 POOLED = TapPoint(
     "pooled",
     tensors=("encoder.projection_layer",),
     reads=("final_layer_norm",),
     what="final_layer_norm at the greatest id, times the projection matrix; the detector does not read it",
+    elsewhere={TRANSFORMERS: "text_encoder.projection"},  # a parameter in the others
     read_by_detector=False,
     has_positions=False,
 )
 TAPS = (EMBEDDINGS, LAYER, FINAL_NORM, PROJECTED, POOLED)  # in the order of execution
+# Kind of encoder -> path of the module that is called with the ids.
+READS_IDS = {
+    ORIGINAL: "encoder.embedding_layer",
+    PACKED: "text_encoder.token_embedding",
+    TRANSFORMERS: "text_encoder.embeddings.token_embedding",
+}
 OUTPUTS = tuple(point for point in TAPS if not point.modules)  # in the order of what Encoder.run returns
 
 

@@ -406,6 +406,34 @@ class RecordDocument(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScriptTable(Record):
+    """Where the script finds the taps of one component in one kind of model.
+
+    taps: ``{i}`` is the number of a layer.
+    """
+
+    name: str
+    component: str
+    taps: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptWritten(Document):
+    """A script that records a port's activations was written. ``size`` in bytes.
+
+    output: the file. ``module``: its name in Python.
+    tables: the kinds of models whose modules it knows.
+    next: the command that judges what it records.
+    """
+
+    output: str
+    module: str
+    size: int
+    tables: tuple[ScriptTable, ...]
+    next: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParityDocument(Document):
     """Original and candidate side by side.
 

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from sam3lite_convert.figures import human_bytes, ids_shown
 from sam3lite_convert.records.fingerprint import FingerprintWritten
-from sam3lite_convert.records.parity import RecordDocument
+from sam3lite_convert.records.parity import RecordDocument, ScriptWritten
 from sam3lite_convert.report.terminal import say, show
 
 _LISTED = 20
@@ -20,6 +20,18 @@ def fingerprinted(d: FingerprintWritten) -> None:
         say(f"  {ids_shown(ids)}")
     say(f"Wrote {d.output} ({human_bytes(d.size)}). Run its ids through your port and save what it computes at the")
     say("taps. Next:")
+    say(f"  {d.next}")
+
+
+def scripted(d: ScriptWritten) -> None:
+    """A script that was written, and how to use it."""
+    say(f"Wrote {d.output} ({human_bytes(d.size)}), which needs torch and safetensors alone. Beside your model:")
+    say()
+    say(f"  from {d.module} import record")
+    say('  record(model, lambda: model(ids), "mine.safetensors")')
+    say()
+    names = ", ".join(dict.fromkeys(table.name for table in d.tables))
+    say(f"It finds the modules of: {names}. For a model with other names, see the file. Next:")
     say(f"  {d.next}")
 
 

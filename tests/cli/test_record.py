@@ -154,3 +154,56 @@ def test_an_original_that_is_not_finite_is_not_recorded(s0, tmp_path):
     done = sam3lite("record", broken, "--output", tmp_path / "r.npz")
     assert done.code == 2 and "NaN or infinity from final_layer_norm" in done.err
     assert not (tmp_path / "r.npz").exists()
+
+
+# ---- the script ----------------------------------------------------------------------------------
+
+
+def test_a_script_is_written_without_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = sam3lite("record", "--script", "my_hooks.py")
+    assert (done.code, done.err) == (0, "")
+    assert "\n  from my_hooks import record\n" in done.out and "original, packed, transformers" in done.out
+    assert done.out.splitlines()[-1].startswith("  sam3lite judge mine.safetensors --checkpoint CHECKPOINT")
+    text = (tmp_path / "my_hooks.py").read_text()
+    assert "    from my_hooks import record\n" in text and "sam3lite_hooks import" not in text
+    document = sam3lite("record", "--script", "my_hooks.py", "--json").json  # over one of its own
+    assert (document["output"], document["module"]) == ("my_hooks.py", "my_hooks")
+    assert document["size"] == len(text.encode())
+    assert [(table["name"], table["component"], "projected" in table["taps"]) for table in document["tables"]] == [
+        ("original", "text", True), ("packed", "text", True), ("transformers", "text", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["import model\n", "\udcff"])
+def test_a_script_of_somebody_else_is_not_overwritten(content, tmp_path):
+    data = content.encode("utf-8", "surrogateescape")
+    (tmp_path / "model.py").write_bytes(data)
+    done = sam3lite("record", "--script", tmp_path / "model.py", "--json")
+    assert done.code == 2 and done.json["error"]["code"] == "output_exists"
+    assert (tmp_path / "model.py").read_bytes() == data
+    (tmp_path / "folder.py").mkdir()
+    assert sam3lite("record", "--script", tmp_path / "folder.py").code == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--script", "sam3lite-hooks.py"],
+        ["--script", "hooks.txt"],
+        ["--script", "class.py"],
+        ["s0.pt", "--script", "h.py"],
+        ["--script", "h.py", "--output", "o.safetensors"],
+        ["--script", "h.py", "--compact"],
+        ["--script", "h.py", "--fingerprint"],
+        ["--script", "h.py", "--batch", "2"],
+        ["--script", "h.py", "--prompt", "a dog"],
+        ["--script", "h.py", "--causal"],
+        ["--script", "h.py", "--strip-prefix", "net."],
+    ],
+    ids=" ".join,
+)
+def test_a_script_that_nothing_could_import_or_with_other_options(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = sam3lite("record", *words)
+    assert done.code == 2 and done.err.startswith("error: --script ") and list(tmp_path.iterdir()) == []

@@ -33,6 +33,8 @@ def document_of(arguments: Sequence[str], document: object) -> str:
         return f"{command}-fingerprint"
     if command == "parity" and "detector" in arguments:
         return "parity-detector"
+    if command == "record" and "--script" in arguments:
+        return "record-script"
     return "parity-self-test" if command == "parity" and "--self-test" in arguments else command
 
 

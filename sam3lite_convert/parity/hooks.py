@@ -1,0 +1,59 @@
+"""Makes the script that records a model's activations where this tool is not installed, from the tables of taps.
+
+The script is ``hooks_template.py``, with the tables of module paths put in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from sam3lite_convert import __version__
+from sam3lite_convert.parity.hooks_template import Row, Table
+from sam3lite_convert.parity.taps import ORIGINAL, PACKED, READS_IDS, TAPS, TRANSFORMERS
+
+MODULE = "sam3lite_hooks"  # the name of the script, in its examples
+_TEMPLATE = "hooks_template.py"
+_START, _END = "# ---- sam3lite record --script puts what is its own between these lines ----\n", "# ---- end ----\n"
+
+
+def text_tables() -> tuple[Table, ...]:
+    """The tables of the text encoder, from the table of taps."""
+    return tuple(Table(kind, "text", tuple(_text_rows(kind))) for kind in (ORIGINAL, PACKED, TRANSFORMERS))
+
+
+def _text_rows(kind: str) -> list[Row]:
+    rows = [Row("input_ids", READS_IDS[kind], at_input=True)]
+    for point in TAPS:
+        if module := (point.modules or point.elsewhere).get(kind):
+            rows.append(Row(point.name, module, at_input=point.at_input))
+    return rows
+
+
+def hooks_script(tables: Sequence[Table], module: str = MODULE) -> str:
+    """The text of the script with these tables. ``module``: the name that its own examples import it by."""
+    template = resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    before, _, rest = template.replace(f"from {MODULE} import", f"from {module} import").partition(_START)
+    _, _, after = rest.partition(_END)
+    lines = [f'WRITTEN_BY = "sam3lite-convert {__version__}"', "TABLES: list[Table] = ["]
+    for table in tables:
+        lines += ["    Table(", f"        {json.dumps(table.name)},", f"        {json.dumps(table.component)},"]
+        lines += ["        [", *(f"            {_literal(row)}," for row in table.rows), "        ],", "    ),"]
+    return "".join([before, _START, *(f"{line}\n" for line in [*lines, "]"]), _END, after])
+
+
+def is_hooks_script(path: Path) -> bool:
+    """Whether a file was written from the template, so that it may be replaced."""
+    try:
+        return path.is_file() and _START in path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
+def _literal(row: Row) -> str:
+    """A row as code: tap, module, and what is not as usual."""
+    usual = row._field_defaults
+    others = [f"{name}={value!r}" for name, value in row._asdict().items() if name in usual and value != usual[name]]
+    return f"Row({', '.join([json.dumps(row.tap), json.dumps(row.module), *others])})"
