@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.convert.folder import Folder, read_folder
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.detector import DetectorDocument, OutputRecord, Picture, StageRecord
@@ -86,7 +86,7 @@ def run_detector_parity(
             layout = mappings.layout(options.candidate or Options().layout)
             plan = make_plan(checkpoint, mappings, Options(layout.name, context=options.context, causal=options.causal))
         check_candidate(plan.layout, mappings)
-        _whole_detector(plan, source.name)
+        _whole_detector(plan)
         check_source(checkpoint, plan, list(plan.mapped.values()))
         config = _config(folder) if folder else make_config(plan)
         stated = called_context(checkpoint, plan.context.rows, options.context)
@@ -146,15 +146,13 @@ def run_detector_parity(
     )
 
 
-def _whole_detector(plan: Plan, name: str) -> None:
-    """Raises CannotRun if the conversion holds the text encoder alone, UnsoundPlan if the checkpoint does."""
+def _whole_detector(plan: Plan) -> None:
+    """Raises CannotRun if the folder holds the text encoder alone."""
     if plan.options.component == "text":
         raise CannotRun(
             "the folder holds the text encoder alone, so there is no detector to compare; leave out --component",
             "text_only",
         )
-    if plan.architecture.vision is None:
-        raise UnsoundPlan(f"{name} holds no detector; leave out --component detector", "text_only")
 
 
 def _config(folder: Folder) -> Json:
