@@ -66,6 +66,7 @@ def run_detector_parity(
     from sam3lite_convert.parity.detector.inputs import make_call
     from sam3lite_convert.parity.detector.models import DETECTORS, reference_detector, the_device
     from sam3lite_convert.parity.detector.run import DetectorRun, no_progress
+    from sam3lite_convert.parity.detector.stock import stands_in_for_torchvision
     from sam3lite_convert.parity.setup import check_settings, check_source, context_notes, recognised, whole
     from sam3lite_convert.plan.context import called_context
 
@@ -93,6 +94,11 @@ def run_detector_parity(
         notes += context_notes(stated, plan, _rows(plan, folder))
         context = plan.architecture.called if stated.origin == "unknown" else stated.called
         call = make_call(inputs, plan.architecture, context)
+        if plan.layout.loader.library is not None and stands_in_for_torchvision():
+            notes.append(
+                "torchvision is not installed, so transformers runs with a stand-in for its roi_align, which computes "
+                "what the compiled operator does"
+            )
         notes += _notes(plan, call)
 
         def weights() -> Mapping[str, Tensor]:
