@@ -1,4 +1,4 @@
-"""``sam3lite parity --component detector``: its options, the command, the report."""
+"""``--component detector`` of parity, record and judge: its options, the command, the report."""
 
 from __future__ import annotations
 
@@ -77,3 +77,29 @@ def compare(
     else:
         detector_report.compared(document, debug)
     leave(document.failed, document.report_error is None)
+
+
+def record(
+    source: Source,
+    mappings: Mappings,
+    inputs: DetectorOptions,
+    output: Path | None,
+    compact: bool,
+    context: int | None,
+    json: bool,
+) -> None:
+    """Write what the original's detector computes, and show it."""
+    from sam3lite_convert.commands.record import record_detector
+    from sam3lite_convert.report import terminal
+    from sam3lite_convert.report.record import detector_recorded
+
+    document = record_detector(
+        source,
+        mappings,
+        inputs,
+        output,
+        compact=compact,
+        context=context,
+        progress=lambda label, total: terminal.stage_progress(label, total, json),
+    )
+    (terminal.as_json if json else detector_recorded)(document)

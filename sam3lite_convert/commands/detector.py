@@ -21,6 +21,7 @@ from sam3lite_convert.records.parity import ComparedSides, DiagnosisRecord
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sam3lite_convert.checkpoint.index import Checkpoint
     from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
     from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun, Progress
     from sam3lite_convert.parity.setup import ParityOptions
@@ -108,7 +109,7 @@ def run_detector_parity(
         if plan.layout.loader.library is not None:
             call = call.with_padded_box()  # transformers computes the class token only if there is a box
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sam3lite-")))
-        _check_room(place, call.size)
+        check_room(place, call.size)
         run = DetectorRun(
             lambda: reference_detector(plan, context, call.size, where),
             lambda: build(plan.layout.family, config, weights(), options.attention, call.size, where),
@@ -152,6 +153,24 @@ def run_detector_parity(
     )
 
 
+def original_detector(
+    source: Source, checkpoint: Checkpoint, mappings: Mappings, context: int | None
+) -> tuple[Plan, int, list[str]]:
+    """The plan of a checkpoint's whole detector, the tokens that it is called with, and what is to be said of them.
+
+    Raises UnsoundPlan if it holds no whole detector, Untrusted if it is damaged.
+    """
+    from sam3lite_convert.parity.setup import check_source
+    from sam3lite_convert.plan.context import called_context
+
+    plan = make_plan(checkpoint, mappings, Options(context=context))
+    check_source(checkpoint, plan, list(plan.mapped.values()))
+    stated = called_context(checkpoint, plan.context.rows, context)
+    note = stated.note(plan.layout.family.contexts)
+    called = plan.architecture.called if stated.origin == "unknown" else stated.called
+    return plan, called, [note] if note else []
+
+
 def _whole_detector(plan: Plan) -> None:
     """Raises CannotRun if the folder holds the text encoder alone."""
     if plan.options.component == "text":
@@ -191,7 +210,7 @@ def _notes(plan: Plan, call: DetectorCall) -> list[str]:
     return [*said, f"attention heads: {heads}"] if heads else said
 
 
-def _check_room(place: Path, size: int) -> None:
+def check_room(place: Path, size: int) -> None:
     """Raises CannotRun if the disk has no room for the original's activations."""
     needed = _BYTES_A_PIXEL * size * size
     free = shutil.disk_usage(place).free

@@ -1,10 +1,10 @@
-"""What ``parity --component detector`` returns."""
+"""What ``parity --component detector`` returns, and ``record`` of a whole detector."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sam3lite_convert.records.parity import ComparedSides, DiagnosisRecord, JudgementRecord
+from sam3lite_convert.records.parity import ComparedSides, DiagnosisRecord, JudgementRecord, RecordedTap
 from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts, refuses
 
@@ -114,3 +114,30 @@ class DetectorDocument(Document):
     def failed(self) -> bool:
         """Whether the weights did not pass."""
         return refuses(self.judgement.verdict, self.not_read_allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorRecordDocument(Document):
+    """What the original's detector computes: what a port has to compute.
+
+    checkpoint_sha256: null if the checkpoint is no single file.
+    taps: those that hold something: without a box there is nothing at the taps of boxes.
+    output: the file that was written, safetensors. ``size`` in bytes.
+    compact: figures and some values of each tap were written, not whole activations.
+    next: the command that judges a port.
+    """
+
+    checkpoint: str
+    checkpoint_sha256: str | None
+    source: HubOrigin | None
+    fetched: Fetched | None
+    reference: str
+    variant: str
+    dtype: str
+    inputs: DetectorInputs
+    taps: tuple[RecordedTap, ...]
+    output: str
+    compact: bool
+    size: int
+    next: str
+    notes: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ _WHEN = {
     "demo": "`sam3lite demo --json`",
     "judge-fingerprint": "`sam3lite judge FILE --fingerprint JSON --json`",
     "record-fingerprint": "`sam3lite record CHECKPOINT --fingerprint --json`",
+    "record-detector": "`sam3lite record CHECKPOINT --component detector --output FILE --json`",
     "record-script": "`sam3lite record --script FILE.py --json`",
     "fingerprint": "`fingerprint.json` in a converted folder",
     "error": "any command that failed",

@@ -5,21 +5,17 @@ from __future__ import annotations
 from rich.table import Table
 
 from sam3lite_convert.figures import ids_shown, number
-from sam3lite_convert.records.detector import DetectorDocument, StageRecord
+from sam3lite_convert.records.detector import DetectorDocument, DetectorInputs, StageRecord
 from sam3lite_convert.report.parity import diagnosis, not_read, tap_table, verdict
 from sam3lite_convert.report.terminal import say, show, width
 
 
 def compared(d: DetectorDocument, debug: bool) -> None:
     """The comparison of two detectors; with ``debug`` also a row for each tap."""
-    sides, inputs = d.sides, d.inputs
+    sides = d.sides
     say(f"reference  {sides.reference}, from {sides.checkpoint}")
     say(f"candidate  {sides.candidate_encoder}, from {sides.converted or 'the plan, converted in memory'}")
-    say(f"picture    {inputs.image}, seen as {inputs.size} x {inputs.size}; float32, compared in float64")
-    prompt = f"{inputs.prompt!r}: " if inputs.prompt else f"{inputs.what}: "
-    say(f"prompt     {prompt}{ids_shown(inputs.ids[0])}")
-    for box in inputs.boxes:
-        say(f"box        centre {box[0]:.3f} {box[1]:.3f}, size {box[2]:.3f} x {box[3]:.3f} of the picture")
+    detector_inputs(d.inputs, "; float32, compared in float64")
     say()
     if debug:
         tap_table(d.judgement.layers)
@@ -37,6 +33,15 @@ def compared(d: DetectorDocument, debug: bool) -> None:
         say(f"note: {text}")
     if d.judgement.verdict == "differs" and not debug:
         say("Next: the same command with --debug-intermediates shows every tap")
+
+
+def detector_inputs(inputs: DetectorInputs, how: str = "; float32") -> None:
+    """What a detector runs on. ``how``: how it runs."""
+    say(f"picture    {inputs.image}, seen as {inputs.size} x {inputs.size}{how}")
+    prompt = f"{inputs.prompt!r}: " if inputs.prompt else f"{inputs.what}: "
+    say(f"prompt     {prompt}{ids_shown(inputs.ids[0])}")
+    for box in inputs.boxes:
+        say(f"box        centre {box[0]:.3f} {box[1]:.3f}, size {box[2]:.3f} x {box[3]:.3f} of the picture")
 
 
 def _stages(stages: tuple[StageRecord, ...]) -> None:

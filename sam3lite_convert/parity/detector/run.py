@@ -62,7 +62,7 @@ class DetectorOutcome:
 class DetectorRun:
     """One comparison. Each side is built when it is run, and freed before the other is built.
 
-    ``reference``, ``candidate``: build a side.
+    ``reference``, ``candidate``: build a side. None: there is no model to run on the candidate's side.
     ``call``: what both run on.
     ``place``: an empty folder for activations.
     ``device``: where both run.
@@ -72,7 +72,7 @@ class DetectorRun:
     """
 
     reference: Callable[[], DetectorSide]
-    candidate: Callable[[], DetectorSide]
+    candidate: Callable[[], DetectorSide] | None
     call: DetectorCall
     place: Path
     device: torch.device
@@ -90,7 +90,8 @@ class DetectorRun:
         for name in ("original", "isolated"):
             (self.place / name).mkdir()
         store, apart = TapStore(self.place / "original"), TapStore(self.place / "isolated")
-        ours, took = self._record(store)
+        ours, took = self.record(store)
+        assert self.candidate is not None
         candidate = self.candidate()
         self.name = candidate.name
         differences, theirs, taken = self._propagated(candidate, store)
@@ -108,8 +109,11 @@ class DetectorRun:
 
     # ---- passes
 
-    def _record(self, store: TapStore) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
-        """The original's activations, streamed to disk; its results, and the time of each stage."""
+    def record(self, store: TapStore) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
+        """The original's activations, streamed to disk; its results, and the time of each stage.
+
+        Raises CannotRun if they hold NaN or infinity, UnsoundPlan if the original cannot be built.
+        """
         side = self.reference()
         assert isinstance(side.model, Detector)
         self.taps = taps_of(side.model)
@@ -245,6 +249,11 @@ class DetectorRun:
                 "other_shape",
             )
         return self.comparable(tap, ours, value.detach().cpu())
+
+    def holds(self, tap: str) -> bool:
+        """Whether one of a tap's rows holds something: without a box, there is nothing at the taps of boxes."""
+        row = self.taps[tap].row
+        return row is None or row.rows == "all" or bool(self.call.valid[row.rows].any())
 
     def comparable(self, tap: str, ours: Tensor | None, theirs: Tensor) -> tuple[Tensor, Tensor] | None:
         """Two activations of a tap in one shape, valid rows alone; None if there is nothing to compare."""
