@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sam3lite_convert.parity.detector.inputs import DetectorOptions
     from sam3lite_convert.parity.setup import ParityOptions
     from sam3lite_convert.plan.tables import Mappings
+    from sam3lite_convert.records.detector import DetectorDocument
 
 
 def refuse(given: Mapping[str, object], why: str) -> None:
@@ -57,7 +58,6 @@ def compare(
 ) -> None:
     """Run the comparison and show it. Exits with code 1 if the sides differ."""
     from sam3lite_convert.commands.detector import DetectorLooks, run_detector_parity
-    from sam3lite_convert.report import detector as detector_report
     from sam3lite_convert.report import terminal
 
     looks = DetectorLooks(
@@ -66,7 +66,14 @@ def compare(
         allow_not_read,
         lambda label, total: terminal.stage_progress(label, total, json),
     )
-    document = run_detector_parity(source, mappings, options, inputs, folder, looks, converted, device)
+    show(run_detector_parity(source, mappings, options, inputs, folder, looks, converted, device), html, debug, json)
+
+
+def show(document: DetectorDocument, html: Path | None, debug: bool, json: bool) -> None:
+    """Show a comparison, write its page if one is asked for, and exit with its code."""
+    from sam3lite_convert.report import detector as detector_report
+    from sam3lite_convert.report import terminal
+
     if html is not None:
         from sam3lite_convert.report.html.page import detector_page
 
@@ -103,3 +110,33 @@ def record(
         progress=lambda label, total: terminal.stage_progress(label, total, json),
     )
     (terminal.as_json if json else detector_recorded)(document)
+
+
+def judge(
+    source: Source,
+    mappings: Mappings,
+    file: Path,
+    name: str | None,
+    ids: Path | None,
+    tolerance: float | None,
+    context: int | None,
+    html: Path | None,
+    json: bool,
+) -> None:
+    """Judge what a port of the whole detector computed. Exits with code 1 if it differs."""
+    from sam3lite_convert.commands.detector import DetectorLooks, judge_detector
+    from sam3lite_convert.parity.detector.port_files import read_detector_inputs, read_detector_port
+    from sam3lite_convert.report import terminal
+
+    port = read_detector_port(file)
+    inputs = read_detector_inputs(ids) if ids is not None else None
+    looks = DetectorLooks(
+        html is not None, typed(), progress=lambda label, total: terminal.stage_progress(label, total, json)
+    )
+    inputs_from = f"the inputs of {ids}" if ids is not None else ""
+    show(
+        judge_detector(source, mappings, port, file, inputs, inputs_from, name, tolerance, context, looks),
+        html,
+        False,
+        json,
+    )

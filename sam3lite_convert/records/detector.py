@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sam3lite_convert.records.parity import ComparedSides, DiagnosisRecord, JudgementRecord, RecordedTap
+from sam3lite_convert.records.parity import ComparedSides, DiagnosisRecord, JudgementRecord, PortRecord, RecordedTap
 from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts, refuses
 
@@ -43,7 +43,7 @@ class StageRecord(Record):
     worst_tap: the tap of ``floors``; where no floors were measured, of ``max_abs_diff``.
     diverges: whether one of its taps diverges.
     seconds_reference: wall time of the stage, in seconds.
-    seconds_candidate: wall time of the stage, in seconds.
+    seconds_candidate: wall time of the stage, in seconds; null for a port, of which only activations are known.
     """
 
     name: str
@@ -54,7 +54,7 @@ class StageRecord(Record):
     worst_tap: str
     diverges: bool
     seconds_reference: float
-    seconds_candidate: float
+    seconds_candidate: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,7 @@ class DetectorDocument(Document):
     pictures: with --report: the objects of the original, of the candidate, and the difference.
     not_read_allowed: --allow-not-read was given.
     page: with --report.
+    port: with judge: the candidate that ran elsewhere.
     """
 
     sides: ComparedSides = field(metadata=flat())
@@ -108,6 +109,7 @@ class DetectorDocument(Document):
     fetched: Fetched | None = None
     pictures: tuple[Picture, ...] | None = field(default=None, metadata=optional())
     page: PageFacts | None = field(default=None, metadata=optional())
+    port: PortRecord | None = field(default=None, metadata=optional())
     report_error: str | None = field(default=None, metadata=optional())
 
     @property

@@ -39,7 +39,7 @@ def explain(run: DetectorRun, outcome: DetectorOutcome, side: DetectorSide, faul
     assert isinstance(side.model, Detector)
     theirs = outcome.isolated.read(found.name)
     greatest, mean = found.own_tolerances
-    near = _NEAR * (found.isolated or 0.0)
+    near = _NEAR * (found.difference.max_abs if found.isolated is None else found.isolated)
     fits = []
     for key, words, made in faults(outcome.taps[found.name], side.model):
         with made:

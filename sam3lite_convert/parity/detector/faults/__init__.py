@@ -1,0 +1,2 @@
+def faults_at(tap: object, model: object) -> tuple[()]:
+    return ()
