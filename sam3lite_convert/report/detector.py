@@ -6,6 +6,7 @@ from rich.table import Table
 
 from sam3lite_convert.figures import ids_shown, number
 from sam3lite_convert.records.detector import DetectorDocument, DetectorInputs, StageRecord
+from sam3lite_convert.report.judge import port_diagnosis
 from sam3lite_convert.report.parity import diagnosis, not_read, tap_table, verdict
 from sam3lite_convert.report.terminal import say, show, width
 
@@ -31,7 +32,7 @@ def compared(d: DetectorDocument, debug: bool) -> None:
     verdict(d.judgement, "verdict")
     not_read(d.judgement.not_read, d.not_read_allowed)
     if d.diagnosis:
-        diagnosis(d.diagnosis)
+        (port_diagnosis if d.port else diagnosis)(d.diagnosis)
     for text in d.notes:
         say(f"note: {text}")
     if d.judgement.verdict == "differs" and not debug and not d.port:
@@ -61,6 +62,7 @@ def _stages(stages: tuple[StageRecord, ...]) -> None:
         cells = [str(len(s.taps)), number(s.max_abs_diff), number(s.relative_l2), over]
         cells += [f"{s.seconds_reference:.1f}"]
         cells += [] if s.seconds_candidate is None else [f"{s.seconds_candidate:.1f}"]
-        mark = "[bold red]DIVERGES[/]" if s.diverges else "equal" if s.max_abs_diff == 0 else ""
-        table.add_row(s.name, *(cells if width() >= 80 else cells[:2]), mark)
+        mark = "DIVERGES" if s.diverges else "equal" if s.max_abs_diff == 0 else ""
+        row = (s.name, *(cells if width() >= 80 else cells[:2]), mark)
+        table.add_row(*row, style="bold red" if s.diverges else None)
     show(table)

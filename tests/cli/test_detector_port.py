@@ -7,24 +7,30 @@ import json
 import math
 import shlex
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import typer
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.detector_goldens import activations, tiny_weights
-from support.folders import sam3lite
+from support.folders import convert, sam3lite
 
 from original_ref import load_detector
 from original_ref.detector import prepare
 from sam3lite_convert.checkpoint.hashing import sha256_of
+from sam3lite_convert.packed_detector import PackedModel
+from sam3lite_convert.parity.detector.recording import reading
 from sam3lite_convert.parity.detector.taps import STAGES, ordered
 
 Side = dict[str, torch.Tensor]
 BOX = ("--box", "20,30,60,50")
+INPUTS = ("image", "input_ids", "boxes", "box_labels")
 # A few taps, and what the recordings of the real code call them. The original is sequence first at some.
 THEIRS = {
     "trunk.blocks.3": "backbone.vision_backbone.trunk.blocks.3",
@@ -162,3 +168,232 @@ def test_options_of_the_detector_need_it_and_other_files_are_kept(tiny, tmp_path
     path.write_bytes(b"mine")
     done = sam3lite("record", tiny, "--component", "detector", "--output", path)
     assert done.code == 2 and "was not overwritten" in done.err and path.read_bytes() == b"mine"
+
+
+# ---- judge
+
+
+@pytest.fixture(scope="module")
+def packed(tiny):
+    """The packed detector, which is written apart from the reference: a port. For a test to change and restore."""
+    folder = convert(tiny, tiny.parent / "packed", "--layout", "packed")
+    with torch.inference_mode(False):
+        return PackedModel.from_pretrained(folder)
+
+
+def computed(model: PackedModel, held: Side, feed: Side | None = None) -> Side:
+    """What the packed detector computes at every tap. ``feed``: what its modules read in place of what it gives."""
+    layers = {"trunk": 4, "neck": 3, "text": 3, "geometry": 2, "encoder": 2, "decoder": 3}
+    taps = ordered(dict.fromkeys(STAGES, 0) | layers)
+    assert {name.removeprefix("reference.") for name in held if name.startswith("reference.")} == taps.keys()
+    seen: Side = {}
+
+    def read(tap: str, value: torch.Tensor) -> torch.Tensor | None:
+        seen[tap] = value.clone()
+        return None if feed is None else feed[f"reference.{tap}"].reshape(value.shape)
+
+    with torch.inference_mode(), reading(model, taps, "converted", read):
+        found = model(**{name: held[name] for name in INPUTS})
+    return seen | {tap: getattr(found, tap.removeprefix("outputs.")) for tap in taps if tap.startswith("outputs.")}
+
+
+@contextmanager
+def eps(*norms: torch.nn.LayerNorm) -> Iterator[None]:
+    """Norms with another eps, as ports have by mistake."""
+    before = [norm.eps for norm in norms]
+    for norm in norms:
+        norm.eps = 1e-2
+    try:
+        yield
+    finally:
+        for norm, value in zip(norms, before, strict=True):
+            norm.eps = value
+
+
+@pytest.fixture(scope="module")
+def held(recorded):
+    return load_file(recorded[0])
+
+
+@pytest.fixture(scope="module")
+def right(packed, held):
+    return computed(packed, held)
+
+
+@pytest.fixture(scope="module")
+def wrong(packed, held):
+    """A fault in block 2 of the trunk and one in layer 1 of the text encoder: propagated and isolated."""
+    with eps(packed.vision_encoder.backbone.layers[2].layer_norm1, packed.text_encoder.layers[1].layer_norm2):
+        return computed(packed, held), computed(packed, held, held)
+
+
+def saved(folder: Path, taps: Side, inputs: Side, name: str = "mine.safetensors") -> Path:
+    given = {k: t for k, t in inputs.items() if k in INPUTS}
+    save_file({k: t.clone().contiguous() for k, t in (given | taps).items()}, folder / name)
+    return folder / name
+
+
+def judge(file: Path, checkpoint: Path, *options: object, code: int = 0) -> Any:
+    done = sam3lite("judge", file, checkpoint, "--json", *options)
+    assert done.code == code, done
+    return done.json
+
+
+def refused(file: Path, checkpoint: Path, *options: object) -> tuple[str, str]:
+    """Code and message of a refusal."""
+    error = judge(file, checkpoint, *options, code=2)["error"]
+    return error["code"], error["message"]
+
+
+def test_the_originals_own_activations_are_exact(tiny, held, tmp_path):
+    own = {k.removeprefix("reference."): t for k, t in held.items() if k.startswith("reference.")}
+    document = judge(saved(tmp_path, own, held), tiny, "--name", "my port")
+    assert (document["verdict"], document["candidate"], document["not_given"]) == ("exact", "my port", [])
+    assert [t["name"] for s in document["stages"] for t in [{"name": n} for n in s["taps"]]] == list(own)
+    assert all(s["seconds_candidate"] is None for s in document["stages"])
+    port = document["port"]
+    assert (port["format"], port["dtypes"], port["isolated"]) == ("safetensors", {"float32": len(own)}, 0)
+    assert port["checkpoint_sha256"] == sha256_of(tiny)
+
+
+def test_a_right_port_is_within_its_noise_whatever_it_gives(tiny, right, held, tmp_path):
+    document = judge(saved(tmp_path, right, held), tiny)
+    assert document["verdict"] in ("exact", "within_tolerance") and document["first_divergence"] is None
+    results = {tap: value for tap, value in right.items() if tap.startswith("outputs.")}
+    alone = judge(saved(tmp_path, results, held), tiny)
+    assert alone["verdict"] in ("exact", "within_tolerance") and len(alone["not_given"]) == len(right) - len(results)
+    assert any("not given, and so not compared: trunk.patch_embed" in n for n in alone["notes"])
+    # The rounding of all that lies before a result is in its floor, though none of it was given.
+    model = load_detector(tiny_weights(), {"geometry": 4, "encoder": 4, "mask": 4}, None, 140).double()
+    wide = {k: held[k].double() if held[k].is_floating_point() else held[k] for k in INPUTS}
+    with torch.inference_mode():
+        exact = model(**wide)["pred_masks"]
+    rounding = float((exact - held["reference.outputs.pred_masks"].double()).abs().max())
+    floor = next(t["floor"]["propagated"] for t in alone["layers"] if t["name"] == "outputs.pred_masks")
+    assert floor == pytest.approx(rounding, rel=1e-3) and rounding > 0
+
+
+def test_a_fault_is_found_at_its_tap_and_text_explains_nothing_of_the_picture(tiny, held, wrong, tmp_path):
+    carried, alone = wrong
+    document = judge(saved(tmp_path, carried, held), tiny, code=1)
+    assert document["verdict"] == "differs" and document["first_divergence"] == "trunk.blocks.2"
+    assert document["also_diverging"] == ["text.layers.1"]
+    status = {t["name"]: t["status"] for t in document["layers"]}
+    assert status["encoder.layers.0"] == status["geometry.box_pooled"] == "unknown"
+    assert {status["geometry.box_direct"], status["text.layers.0"]} <= {"equal", "within"}
+    sources = {t["source"] for t in document["diagnosis"]["tensors"]}
+    assert sources and all("trunk.blocks.2." in source for source in sources)
+    isolated = {f"isolated.{tap}": value for tap, value in alone.items() if not tap.startswith("outputs.")}
+    document = judge(saved(tmp_path, carried | isolated, held), tiny, code=1)
+    assert (document["first_divergence"], document["also_diverging"]) == ("trunk.blocks.2", ["text.layers.1"])
+    assert {t["name"]: t["status"] for t in document["layers"]}["encoder.layers.0"] == "carried"
+    assert {t["judged_by"] for t in document["layers"] if not t["name"].startswith("outputs.")} == {"isolated"}
+
+
+def test_where_taps_between_are_missing_the_fault_is_only_narrowed_down(tiny, held, wrong, tmp_path):
+    some = {tap: wrong[0][tap] for tap in ("trunk.blocks.0", "neck.2", "encoder.layers.0")}
+    document = judge(saved(tmp_path, some, held), tiny, code=1)
+    assert document["first_divergence"] == "neck.2" and document["place"] == "between trunk.blocks.0 and neck.2"
+    assert document["unseen"] == [f"trunk.blocks.{i}" for i in (1, 2, 3)] and document["also_diverging"] == []
+    assert document["diagnosis"]["cause"].startswith("the fault was made in trunk.blocks.1, trunk.blocks.2, trunk.b")
+    assert document["diagnosis"]["tensors"] == []
+    done = sam3lite("judge", saved(tmp_path, {"outputs.pred_masks": wrong[0]["outputs.pred_masks"]}, held), tiny)
+    assert done.code == 1 and "at or before outputs.pred_masks" in done.out
+
+
+@pytest.mark.parametrize(
+    ("taps", "verdict"),
+    [
+        (lambda tap: tap.startswith("outputs."), "exact"),
+        (lambda tap: tap == "outputs.pred_masks", "within_tolerance"),
+        (lambda tap: not tap.startswith("outputs."), "within_tolerance"),
+    ],
+)
+def test_exact_is_said_only_where_all_results_were_given(taps, verdict, tiny, held, tmp_path):
+    own = {k.removeprefix("reference."): t for k, t in held.items() if k.startswith("reference.")}
+    some = {tap: value for tap, value in own.items() if taps(tap)}
+    document = judge(saved(tmp_path, some, held), tiny)
+    assert document["verdict"] == verdict and f"the {len(some)} of {len(own)} taps that w" in document["summary"]
+
+
+def test_names_shapes_and_formats_of_other_frameworks(tiny, held, tmp_path):
+    own = {k.removeprefix("reference."): t for k, t in held.items() if k.startswith("reference.")}
+    taps = {
+        "candidate/trunk-blocks-1": own["trunk.blocks.1"].flatten(1, 2),
+        "neck_0": own["neck.0"].permute(0, 2, 3, 1),
+        "layers.0": own["text.layers.0"],
+        "projected": own["text.projected"].transpose(0, 1),
+        "geometry/output": own["geometry.output"].transpose(0, 1),
+        "decoder.box_delta.1": own["decoder.box_delta.1"][0].double(),
+        "pooled": torch.zeros(1, 3),
+    }
+    read = ["trunk.blocks.1", "neck.0", "text.layers.0", "text.projected", "geometry.output", "decoder.box_delta.1"]
+    inputs = {k: held[k].numpy() for k in ("input_ids", "picture", "boxes", "box_labels")}
+    np.savez(tmp_path / "mine.npz", **inputs, **{k: v.numpy() for k, v in taps.items()})
+    document = judge(tmp_path / "mine.npz", tiny)
+    assert [t["name"] for t in document["layers"]] == read and document["max_abs_diff"] == 0
+    assert any("not taps, and so not read: pooled" in note for note in document["notes"])
+    assert any("neck.0: read as (batch, rows, columns, channels)" in note for note in document["notes"])
+    (tmp_path / "folder").mkdir()
+    for name, value in (inputs | {"encoder_layers_0": own["encoder.layers.0"].numpy()}).items():
+        np.save(tmp_path / "folder" / f"{name}.npy", value)
+    document = judge(tmp_path / "folder", tiny)
+    assert document["port"]["format"] == "a folder of .npy files" and document["max_abs_diff"] == 0
+
+
+def test_the_inputs_may_stand_in_the_file_that_record_wrote(tiny, recorded, held, right, tmp_path):
+    file = saved(tmp_path, right, {})
+    assert refused(file, tiny)[0] == "no_inputs"
+    assert judge(file, tiny, "--ids", recorded[0])["verdict"] in ("exact", "within_tolerance")
+    record(tiny, tmp_path / "c.safetensors", "--compact", *BOX)
+    document = judge(file, tiny, "--ids", tmp_path / "c.safetensors")
+    assert document["verdict"] in ("exact", "within_tolerance")
+    assert document["port"]["ids"] == f"the inputs of {tmp_path / 'c.safetensors'}"
+    other = saved(tmp_path, right, held | {"input_ids": held["input_ids"] + 1}, "other.safetensors")
+    assert refused(other, tiny, "--ids", recorded[0])[0] == "bad_ids"
+
+
+def test_what_cannot_be_judged_is_refused(tiny, recorded, held, right, tmp_path):
+    one = {"encoder.layers.0": right["encoder.layers.0"]}
+    small = {"image": held["image"][..., :56, :56]}
+    for taps, inputs, code in (
+        (one, held | small, "other_shape"),  # taps of another size than the picture
+        (one, held | {"image": held["image"][..., :60, :60]}, "other_shape"),
+        (one, {"image": held["image"]}, "no_inputs"),
+        (one, held | {"input_ids": held["input_ids"].repeat(2, 1)}, "bad_ids"),
+        (one, held | {"boxes": held["boxes"][..., :3]}, "bad_boxes"),
+        (one, held | {"box_labels": held["box_labels"] + 1}, "bad_boxes"),
+        ({"trunk.blocks.9": right["trunk.blocks.3"]}, held, "unknown_tap"),
+        ({"trunk.blocks.3": right["trunk.blocks.3"].long()}, held, "other_shape"),
+    ):
+        assert refused(saved(tmp_path, taps, inputs), tiny)[0] == code, code
+    assert refused(recorded[0], tiny)[0] == "no_activations"
+    record(tiny, tmp_path / "c.safetensors", "--compact", *BOX)
+    assert refused(tmp_path / "c.safetensors", tiny)[0] == "no_activations"
+    done = sam3lite("judge", saved(tmp_path, one, held))
+    assert done.code == 2 and "give the checkpoint too" in done.err
+    done = sam3lite("judge", saved(tmp_path, one, held), tiny, "--causal")
+    assert done.code == 2 and "--causal is of the text encoder alone" in done.err
+
+
+def test_half_precision_is_said(tiny, held, right, tmp_path):
+    half = {tap: value.half() for tap, value in right.items() if tap.startswith("trunk.")}
+    document = judge(saved(tmp_path, half, held), tiny, "--tolerance", 0.05)
+    assert document["verdict"] == "within_tolerance" and document["port"]["dtypes"] == {"float16": len(half)}
+    assert any("the port's values are float16" in note for note in document["notes"])
+
+
+def test_the_text_and_the_page(tiny, held, wrong, tmp_path):
+    file = saved(tmp_path, wrong[0], held)
+    done = sam3lite("judge", file, tiny, "--name", "my port", "--report", tmp_path / "page.html")
+    assert done.code == 1
+    for words in (
+        "vision trunk",
+        "DIVERGES",
+        "first divergence: trunk.blocks.2",
+        "the checkpoint's tensors that trunk",
+    ):
+        assert words in done.out
+    assert "[bold" not in done.out and "candidate s" not in done.out
+    page = (tmp_path / "page.html").read_text()
+    assert "my port, which ran elsewhere" in page and "data:image/png;base64," in page and "trunk.blocks.2" in page

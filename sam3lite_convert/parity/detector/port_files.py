@@ -169,9 +169,10 @@ def _image(inputs: Mapping[str, Tensor], patch: int) -> tuple[Tensor, Tensor]:
             "other_shape",
         )
     if name == "picture":
-        if given.dtype is not torch.uint8:
-            raise CannotRun(f"picture is {str(given.dtype).removeprefix('torch.')}, not uint8", "other_shape")
-        return prepare(whole[0], size), whole[0]
+        if given.is_floating_point() or int(whole.min()) < 0 or int(whole.max()) > 255:
+            raise CannotRun("picture must hold whole numbers from 0 to 255", "other_shape")
+        picture = whole[0].to(torch.uint8)
+        return prepare(picture, size), picture
     if not whole.is_floating_point() or not bool(whole.isfinite().all()):
         raise CannotRun("image must hold finite floating-point numbers, normalised", "other_shape")
     return whole.float(), _levels(whole[0].float())
