@@ -244,7 +244,6 @@ def _outputs(outcome: DetectorOutcome) -> tuple[OutputRecord, ...]:
 def _diagnosis(run: DetectorRun, outcome: DetectorOutcome, plan: Plan, folder: Folder | None) -> DiagnosisRecord | None:
     """Why the first divergence diverges, and the tensors behind it."""
     from sam3lite_convert.parity.detector.diagnosis import explain
-    from sam3lite_convert.parity.detector.faults import faults_at
     from sam3lite_convert.parity.run import Diagnosis
     from sam3lite_convert.verify.verify import tensor_faults
 
@@ -252,7 +251,7 @@ def _diagnosis(run: DetectorRun, outcome: DetectorOutcome, plan: Plan, folder: F
     if tap is None:
         return None
     side = run.reference()
-    fits = explain(run, outcome, side, faults_at)
+    fits = explain(run, outcome, side)
     starts = outcome.taps[tap].tensors
     tensors = tuple(m for m in plan.mapped.values() if starts and m.canonical.startswith(starts))
     wrong: dict[str, str] = {}

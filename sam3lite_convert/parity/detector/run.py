@@ -90,7 +90,7 @@ class DetectorRun:
         for name in ("original", "isolated"):
             (self.place / name).mkdir()
         store, apart = TapStore(self.place / "original"), TapStore(self.place / "isolated")
-        ours, took = self._record(store)
+        ours, took = self.record(self.reference(), store)
         candidate = self.candidate()
         self.name = candidate.name
         differences, theirs, taken = self._propagated(candidate, store)
@@ -100,7 +100,10 @@ class DetectorRun:
         del candidate
         floors = None
         if not same and self.tolerance is None:
-            floors = self._floors(store, differences, errors)
+            differ = [tap for tap, difference in differences.items() if difference.max_abs]
+            moved = [tap for tap, (greatest, _) in errors.items() if greatest]
+            numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
+            floors = self.floors(self.reference(), store, differ, moved, numel)
         judgement = self._judge(differences, errors, floors)
         outputs = {name: (ours[name], theirs[name]) for name in ours}
         compared = {name: self.taps[name] for name in differences}
@@ -108,9 +111,11 @@ class DetectorRun:
 
     # ---- passes
 
-    def _record(self, store: TapStore) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
-        """The original's activations, streamed to disk; its results, and the time of each stage."""
-        side = self.reference()
+    def record(self, side: DetectorSide, store: TapStore) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
+        """The original's activations, streamed to disk; its results, and the time of each stage.
+
+        Raises CannotRun if it gives NaN or infinity.
+        """
         assert isinstance(side.model, Detector)
         self.taps = taps_of(side.model)
 
@@ -159,20 +164,21 @@ class DetectorRun:
         self._pass(side, "candidate, isolated", read)
         return found
 
-    def _floors(
-        self, store: TapStore, differences: Mapping[str, Difference], errors: Mapping[str, tuple[float, float]]
+    def floors(
+        self, side: DetectorSide, store: TapStore, differ: Sequence[str], apart: Sequence[str], numel: Mapping[str, int]
     ) -> dict[str, Floor]:
         """Noise floors by tap: the original in float64 against its recorded activations.
 
-        A tap that is equal on both sides needs no floor, so the propagated ones are measured from the first tap that
-        differs on: up to there the original's recorded activations are read.
+        ``side``: the loaded original.
+        ``differ``, ``apart``: taps whose propagated and whose isolated floor is needed; what is equal on both sides
+            needs none. The propagated ones are measured from the first of them on: up to there the original's recorded
+            activations are read.
+        ``numel``: the number of values of every tap that is judged.
         """
-        side = self.reference()
         far: dict[str, tuple[float, float]] = {}
         near: dict[str, tuple[float, float]] = {}
-        differs = [tap for tap, difference in differences.items() if difference.max_abs]
-        first = list(self.taps).index(differs[0]) if differs else len(self.taps)
         order = {tap: n for n, tap in enumerate(self.taps)}
+        first = min((order[tap] for tap in differ), default=len(order))
 
         def propagated(tap: str, value: Tensor) -> Tensor | None:
             if order[tap] < first:
@@ -188,20 +194,19 @@ class DetectorRun:
                 near[tap] = greatest_and_row_mean_large(*pair)
             return self.recorded_like(tap, value, store)
 
+        passes = (("original in float64", propagated, differ), ("original in float64, isolated", isolated, apart))
         with in_float64(side.model):
-            self._pass(side, "original in float64", propagated, torch.float64, self.skipping(side, differs, store))
-            apart = [tap for tap, (greatest, _) in errors.items() if greatest]
-            self._pass(
-                side, "original in float64, isolated", isolated, torch.float64, self.skipping(side, apart, store)
-            )
+            for label, read, needed in passes:
+                if needed:
+                    self._pass(side, label, read, torch.float64, self.skipping(side, needed, store))
         nothing = (0.0, 0.0)
         found = {
             tap: Floor(
                 far.get(tap, nothing)[0], near.get(tap, nothing)[0], far.get(tap, nothing)[1], near.get(tap, nothing)[1]
             )
-            for tap in differences
+            for tap in numel
         }
-        return _of_few_values(found, {tap: math.prod(d.shape) for tap, d in differences.items()})
+        return _of_few_values(found, numel)
 
     def _pass(
         self,
