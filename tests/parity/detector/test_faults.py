@@ -1,0 +1,184 @@
+"""Known faults of ports, made in the reference one at a time, against what the real code recorded."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+
+import pytest
+import torch
+from support.detector_goldens import CASES, activations, allowed, case, distance
+from torch import Tensor, nn
+
+from original_ref import Detector
+from sam3lite_convert.parity.detector.faults.changes import DetectorFault
+from sam3lite_convert.parity.detector.faults.known import FAULTS
+from sam3lite_convert.parity.detector.taps import OUTPUTS, Place, Tap, taps_of
+
+VISION = r"backbone\.vision_backbone\."
+# Row -> the goldens' taps that belong to it: what the row's tap is, and what is computed on the way to it.
+PLACES = {
+    "trunk.patch_embed": rf"{VISION}trunk\.patch_embed.*",
+    "trunk.ln_pre": rf"{VISION}trunk\.(ln_pre|~abs_pos)",
+    "trunk.blocks.{i}": rf"{VISION}trunk\.blocks\.{{i}}(\..*)?",
+    "neck.{i}": rf"{VISION}convs\.{{i}}(\..*)?",
+    "neck.positions": rf"{VISION}position_encoding@\d",
+}
+
+# What no layer of the tiny detector can have: its trunk has three heads.
+NOT_TINY = {"trunk.blocks.heads:half"}
+
+
+@functools.cache
+def detector(name: str) -> Detector:
+    return case(name).detector()
+
+
+def part_of(output: object, place: Place) -> Tensor:
+    value = output[place.part] if isinstance(place.part, int) else output  # type: ignore[index]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def with_part(output: object, place: Place, value: Tensor) -> object:
+    if isinstance(place.part, int):
+        parts = list(output)  # type: ignore[call-overload]
+        parts[place.part] = value
+        return tuple(parts)
+    return value
+
+
+@torch.inference_mode()
+def tapped(model: Detector, inputs: Mapping[str, Tensor], forced: Mapping[str, Tensor] | None = None,
+           ) -> dict[str, Tensor]:  # fmt: skip
+    """The activations of one pass at the taps of the table, in its order; ``forced`` ones are put in their place."""
+    taps = taps_of(model)
+    at: dict[str, dict[int, list[Tap]]] = {}
+    for tap in taps.values():
+        if tap.row:
+            place = tap.row.original
+            at.setdefault(tap.path(place), {}).setdefault(tap.call(place), []).append(tap)
+    seen: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
+
+    def reach(tap: Tap, value: object) -> object:
+        assert tap.row
+        place = tap.row.original
+        seen[tap.name] = part_of(value, place)
+        return with_part(value, place, forced[tap.name]) if forced and tap.name in forced else value
+
+    def before(path: str) -> Callable[..., object]:
+        def hook(module: nn.Module, args: tuple[object, ...]) -> object:
+            for tap in at[path].get(0, []):
+                if tap.row and tap.row.original.at_input:
+                    args = (reach(tap, args[0]), *args[1:])
+            return args
+
+        return hook
+
+    def after(path: str) -> Callable[..., object]:
+        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> object:
+            number, calls[path] = calls[path], calls[path] + 1
+            for tap in at[path].get(number, []):
+                if tap.row and not tap.row.original.at_input:
+                    output = reach(tap, output)
+            return output
+
+        return hook
+
+    with ExitStack() as stack:
+        for path in at:
+            module = model.get_submodule(path)
+            stack.callback(module.register_forward_pre_hook(before(path)).remove)
+            stack.callback(module.register_forward_hook(after(path)).remove)
+        output = model(**inputs)
+    seen |= {f"outputs.{name}": output[name] for name in OUTPUTS}  # type: ignore[literal-required]
+    return {name: seen[name] for name in taps if name in seen}
+
+
+@functools.cache
+def right(name: str) -> dict[str, Tensor]:
+    """The reference's activations in a case, by tap of the table."""
+    return tapped(detector(name), case(name).inputs())
+
+
+def off(wanted: Tensor, found: Tensor | None) -> float:
+    """In units of what the rule allows."""
+    if found is None or wanted.shape != found.shape:
+        return math.inf
+    return float((wanted.double() - found.double()).norm()) / allowed(float(wanted.double().norm()), wanted.numel())
+
+
+def first_failing(name: str) -> str:
+    """The first of the goldens' boundary taps, in the order of execution, at which the changed reference fails."""
+    golden = case(name)
+    ours = activations(detector(name), golden.inputs())
+    for tap, value in ours.items():
+        if tap in golden.taps and (
+            tuple(value.shape) != golden.taps[tap][0] or distance(tap, golden.taps[tap], value) > 1
+        ):
+            return tap
+    return ""
+
+
+def cases_for(fault: DetectorFault) -> Iterator[str]:
+    """Where it may show: the plainest first."""
+    eps = ".eps:" in fault.key
+    yield from dict.fromkeys(("small", "box") if eps else ("box", *CASES))
+
+
+def layers_of(fault: DetectorFault, model: Detector) -> list[int]:
+    """The layers that can have it."""
+    names = [tap for tap in taps_of(model).values() if (tap.row.name if tap.row else tap.name) == fault.row]
+    assert names, f"{fault.key}: no tap of the row {fault.row}"
+    return [tap.layer for tap in names if fault.applies(model, tap.layer)]
+
+
+@pytest.mark.parametrize("row", dict.fromkeys(fault.row for fault in FAULTS))
+def test_each_fault_is_caught_where_it_was_made(row: str) -> None:
+    problems = []
+    for fault in (f for f in FAULTS if f.row == row and f.key not in NOT_TINY):
+        problems += wrong_with(fault)
+    assert not problems
+
+
+def wrong_with(fault: DetectorFault) -> Iterator[str]:
+    """What of a fault is not as it should be."""
+    revealed = False
+    for name in cases_for(fault):
+        model, inputs = detector(name), case(name).inputs()
+        layers = layers_of(fault, model)
+        if not layers:
+            yield f"{fault.key}: no layer of the tiny detector can have it"
+            return
+        if not fault.needs.holds(model, layers[0], inputs):
+            continue
+        wanted, tap = right(name), fault.row.replace("{i}", str(layers[0]))
+        with fault.change(model, layers[0]):
+            made = tapped(model, inputs)
+            failing = first_failing(name)
+        earlier = list(wanted)[: list(wanted).index(tap)]
+        if moved := [t for t in earlier if off(wanted[t], made.get(t)) > 0]:
+            yield f"{fault.key} in {name}: moves {moved[0]}, before {tap}"
+        if off(wanted[tap], made.get(tap)) <= 1:
+            continue
+        revealed = True
+        if not re.fullmatch(PLACES[fault.row].replace("{i}", str(layers[0])), failing):
+            yield f"{fault.key} in {name}: the first failing tap is {failing or 'none'}"
+        last = layers[-1]
+        tap = fault.row.replace("{i}", str(last))
+        forced = {t: wanted[t] for t in list(wanted)[: list(wanted).index(tap)]}
+        with fault.change(model, last):
+            made = tapped(model, inputs, forced)
+        if off(wanted[tap], made.get(tap)) <= 1:
+            yield f"{fault.key} in {name}: does not show at {tap} if all taps before it are right"
+        after = tapped(model, inputs)
+        if any(not torch.equal(after[t], value) for t, value in wanted.items()):
+            yield f"{fault.key}: is not taken back"
+        break
+    if not revealed:
+        yield f"{fault.key}: shows in no case"
