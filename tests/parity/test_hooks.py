@@ -59,6 +59,7 @@ def hooks(tmp_path_factory):
 ROWS = (
     Row("input_ids", 'a."quoted"', at_input=True),
     Row("layers.{i}", "a.b.{i}", call=3, item=1, axes=(1, 0, 2)),
+    Row("layers.norm.{i}", "norm", each=2, cut=(1, 1, None)),
     Row("plain", "", item="last_hidden_state"),
 )
 
@@ -249,6 +250,7 @@ class Port(nn.Module):
         self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))
         self.pair = _Returns(lambda x: Pair(x * 2, x * 3))
         self.named = _Returns(lambda x: {"a": "text", "b": [x * 5, x * 7]})
+        self.each = _Returns(lambda x: (x, x))
         self.words = _Returns(lambda x: "text")
         self.unused = nn.Linear(8, 8)
         self.how = how
@@ -258,6 +260,7 @@ class Port(nn.Module):
         x = self.embed(ids)
         for block in self.blocks:
             x = block(input=x) if "by name" in self.how else block(x)
+            self.each(x), self.each(ids)
         pair, _ = self.pair(x), self.named(x)
         self.words(x)
         if "fails" in self.how:
@@ -284,6 +287,8 @@ OWN = [
     Row("again", "pair", call=1, item="second"),
     Row("named", "named"),
     Row("seven", "named", item="b"),
+    Row("layers.each.{i}", "each", each=2),
+    Row("rest", "blocks.1", cut=(1, 2, None)),
 ]
 
 
@@ -307,12 +312,15 @@ def test_values_are_copied_as_they_were_when_their_module_ran(record):
     for i, block in enumerate(model.blocks):
         x = block(x)
         torch.testing.assert_close(held[f"layers.{i}"], x)
+        assert torch.equal(held[f"layers.each.{i}"], held[f"layers.{i}"])
+    assert torch.equal(held["rest"], held["layers.1"][:, 2:])
     assert torch.equal(held["one"], held["layers.11"] * 2)
     assert torch.equal(held["two"], (held["layers.11"] * 3).transpose(0, 1))
     assert torch.equal(held["again"], held["layers.11"] * 3 * 3)
     assert torch.equal(held["named"], held["layers.11"] * 5) and torch.equal(held["seven"], held["named"])
     assert held["input_ids"].dtype == torch.int64
-    assert held.keys() == {row.tap for row in OWN if "{i}" not in row.tap} | {f"layers.{i}" for i in range(12)}
+    layers = {f"layers.{word}{i}" for i in range(12) for word in ("", "each.")}
+    assert held.keys() == {row.tap for row in OWN if "{i}" not in row.tap} | layers
 
 
 def test_inputs_that_are_given_by_name(record, capsys, monkeypatch):
@@ -329,13 +337,15 @@ def test_runs_of_a_model_are_told_apart(record, capsys):
     _, held = record(runs=3)
     said = capsys.readouterr().err
     assert "modules were run more than once: run 1 has the names of the taps" in said and ".call2, .call3." in said
-    assert torch.equal(held["layers.0"], held["layers.0.call2"]) and "again.call3" in held and "one.call3" in held
-    assert "one.call4" not in held and "input_ids.call4" not in held
+    assert torch.equal(held["layers.0"], held["layers.0.call2"]) and "named.call3" in held
+    assert "named.call4" not in held and "input_ids.call4" not in held and "one.call2" not in held
     _, held = record(runs=3, nth=2)
     assert {"layers.0", "layers.0.call1", "layers.0.call3"} <= held.keys() and "layers.0.call2" not in held
+    # Of a module that one run calls twice, no run is taken for another.
+    assert not {"one", "again", "layers.each.0"} & held.keys()
+    assert "one was not recorded: its module is called several times in a run" in capsys.readouterr().err
     _, held = record(runs=11, nth=10)
-    assert {n for n in held if n.startswith("one")} == {"one", *(f"one.call{i}" for i in range(1, 9))}
-    record(nth=1, runs=2)
+    assert {n for n in held if n.startswith("named")} == {"named", *(f"named.call{i}" for i in range(1, 9))}
     with pytest.raises(RuntimeError, match="not called 5 times, and so not recorded: input_ids"):
         record(nth=5, runs=0)
 
@@ -460,7 +470,7 @@ def test_what_is_no_model_of_these_is_refused(hooks, tmp_path):
 
     for model, options, said in [
         (nn.Linear(2, 2), {}, r"Linear does not have the modules of any table \(original, packed, transformers\)"),
-        (Port(), {}, "Its parts are embed, blocks, pair, named, words, unused"),
+        (Port(), {}, "Its parts are embed, blocks, pair, named, each, words, unused"),
         (Predictor(), {}, "Predictor is not a torch.nn.Module; give the module that it runs, such as its model"),
         (student(), {"nth": 0}, "from 1 on"),
     ]:
