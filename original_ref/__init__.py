@@ -1,8 +1,18 @@
-"""The reference text encoder: same modules, state-dict keys and results as the original, with torch alone.
+"""The reference: same modules, state-dict keys and results as the original, with torch alone.
 
-Written from a specification of the original encoder's behaviour. Contains no conversion code.
+``load_reference`` gives its text encoder, ``load_detector`` the whole detector. Written from specifications of the
+original's behaviour. Contains no conversion code.
 """
 
+from original_ref.detector import Detector, load_detector, rotary_table
 from original_ref.encoder import TextEncoder, TextStudentEncoder, Tokenizer, load_reference
 
-__all__ = ["TextEncoder", "TextStudentEncoder", "Tokenizer", "load_reference"]
+__all__ = [
+    "Detector",
+    "TextEncoder",
+    "TextStudentEncoder",
+    "Tokenizer",
+    "load_detector",
+    "load_reference",
+    "rotary_table",
+]

@@ -62,7 +62,7 @@ class TextEncoder(nn.Module):
         self.causal_masking = bool(cfg.get("causal_masking", False))
         # Zeros, since weights are loaded afterwards and torch's random initialisation would import its compiler.
         table = torch.zeros(cfg.get("vocab_size", 49408), dim)
-        self.embedding_layer = nn.Embedding.from_pretrained(table, freeze=False)  # type: ignore[no-untyped-call]
+        self.embedding_layer = nn.Embedding.from_pretrained(table, freeze=False)
         self.positional_embedding = (
             None if cfg.get("no_pos_embedding", False) else PositionalEmbedding(cfg["context_length"], dim)
         )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         verify_folder,
     )
     from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
+    from sam3lite_convert.packed_detector import PackedModel
     from sam3lite_convert.packed_encoder import PackedTextModel
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
         "push_folder", "run_parity", "verify_folder",
     ),
     "errors": ("CannotRun", "Sam3LiteError", "UnsoundPlan", "Untrusted"),
+    "packed_detector": ("PackedModel",),
     "packed_encoder": ("PackedTextModel",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -45,6 +47,7 @@ __all__ = [
     "CannotRun",
     "ConversionPlan",
     "OpenCheckpoint",
+    "PackedModel",
     "PackedTextModel",
     "Sam3LiteError",
     "UnsoundPlan",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,23 @@ from torch.nn import functional
 from sam3lite_convert.convert.packed_config import PackedTextConfig
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 
+if TYPE_CHECKING:
+    from sam3lite_convert.convert.folder import Folder
+    from sam3lite_convert.records.record import Json
+
 ATTENTION = ("eager", "sdpa")
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": lambda: nn.GELU(),
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
     "relu": lambda: nn.ReLU(),
 }
+
+
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """A table of zeros: weights are loaded anyway, and torch's initialisation would import its compiler."""
+    made: nn.Embedding = nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
+    return made
 
 
 class PackedTextOutput(NamedTuple):
@@ -90,7 +100,7 @@ class PackedLayer(nn.Module):
         self.attention = PackedAttention(width, config.num_attention_heads, attention)
         self.layer_norm2 = nn.LayerNorm(width, config.layer_norm_eps)
         self.fc1 = nn.Linear(width, config.intermediate_size)
-        self.activation = _ACTIVATIONS[config.hidden_act]()
+        self.activation = ACTIVATIONS[config.hidden_act]()
         self.fc2 = nn.Linear(config.intermediate_size, width)
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -141,7 +151,7 @@ class _ConvFeedForward(nn.Module):
         super().__init__()
         self.conv = _conv_norm(config.hidden_size, config.repmixer_kernel_size)
         self.fc1 = nn.Conv2d(config.hidden_size, config.intermediate_size, 1)
-        self.activation = _ACTIVATIONS[config.hidden_act]()
+        self.activation = ACTIVATIONS[config.hidden_act]()
         self.fc2 = nn.Conv2d(config.intermediate_size, config.hidden_size, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,9 +181,7 @@ class PackedTextEncoder(nn.Module):
     def __init__(self, config: PackedTextConfig, attention: str) -> None:
         super().__init__()
         self.causal_masking = config.causal_masking
-        # Zeros, not random values: weights are loaded anyway, and torch's initialisation would import its compiler.
-        table = torch.zeros(config.vocab_size, config.hidden_size)
-        self.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)  # type: ignore[no-untyped-call]
+        self.token_embedding = embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
         ends = {0, config.num_hidden_layers - 1} if config.use_repmixer_blocks else set()
         self.layers = nn.ModuleList(
@@ -222,17 +230,9 @@ class PackedTextModel(nn.Module):
         has another layout, UnsoundPlan if a weight is missing, Untrusted if a file is damaged. The files are those that
         ``verify`` judges: ``model.safetensors``, else the shards of its index.
         """
-        from sam3lite_convert.convert.config import PACKED_MODEL_TYPE
-        from sam3lite_convert.convert.folder import read_folder
         from sam3lite_convert.convert.text_weights import folder_tensors
 
-        found = read_folder(Path(folder))
-        config = found.config or {}
-        if config.get("model_type") != PACKED_MODEL_TYPE:
-            raise CannotRun(f"{folder} is not a folder of the packed layout", "not_packed")
-        if found.prefix:
-            message = f"{folder}: every key starts with {found.prefix!r}; save the tensors without it"
-            raise UnsoundPlan(message, "weights_not_loaded")
+        found, config = packed_folder(folder)
         text = config.get("text_config")
         parsed = PackedTextConfig.from_dict(text if isinstance(text, dict) else {})
         keys = (key for key in found.tensors if key.startswith(("text_encoder.", "text_projection.")))
@@ -249,3 +249,22 @@ class PackedTextModel(nn.Module):
             model = cls(config, attention)
         load_all(model, weights, "the packed encoder")
         return model.requires_grad_(False).eval()
+
+
+def packed_folder(folder: str | Path) -> tuple[Folder, Json]:
+    """A folder in the packed layout, and its config.json.
+
+    Raises CannotRun if the folder does not exist or has another layout, UnsoundPlan if its keys have a prefix,
+    Untrusted if a file is damaged.
+    """
+    from sam3lite_convert.convert.config import PACKED_MODEL_TYPE
+    from sam3lite_convert.convert.folder import read_folder
+
+    found = read_folder(Path(folder))
+    config = found.config or {}
+    if config.get("model_type") != PACKED_MODEL_TYPE:
+        raise CannotRun(f"{folder} is not a folder of the packed layout", "not_packed")
+    if found.prefix:
+        message = f"{folder}: every key starts with {found.prefix!r}; save the tensors without it"
+        raise UnsoundPlan(message, "weights_not_loaded")
+    return found, config

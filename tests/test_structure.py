@@ -26,10 +26,22 @@ BELOW: dict[str, set[str]] = {
     "convert": {"checkpoint", "plan", "hub"},
     "verify": {"checkpoint", "plan", "hub", "convert"},
     "packed_encoder": {"checkpoint", "plan", "hub", "convert"},
-    "parity": {"checkpoint", "plan", "hub", "convert", "verify", "packed_encoder"},
-    "commands": {"checkpoint", "plan", "hub", "convert", "verify", "packed_encoder", "parity"},
+    "packed_detector": {"checkpoint", "plan", "hub", "convert", "packed_encoder"},
+    "parity": {"checkpoint", "plan", "hub", "convert", "verify", "packed_encoder", "packed_detector"},
+    "commands": {"checkpoint", "plan", "hub", "convert", "verify", "packed_encoder", "packed_detector", "parity"},
     "report": set(),
-    "cli": {"checkpoint", "plan", "hub", "convert", "verify", "packed_encoder", "parity", "commands", "report"},
+    "cli": {
+        "checkpoint",
+        "plan",
+        "hub",
+        "convert",
+        "verify",
+        "packed_encoder",
+        "packed_detector",
+        "parity",
+        "commands",
+        "report",
+    },
 }
 
 

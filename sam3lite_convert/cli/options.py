@@ -24,6 +24,21 @@ class Component(str, Enum):
     text = "text"
 
 
+class Compared(str, Enum):
+    """The part of a checkpoint that is compared."""
+
+    text = "text"
+    detector = "detector"
+
+
+class Device(str, Enum):
+    """Where both sides of a comparison run."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
 class Dtype(str, Enum):
     """Floating-point dtypes of an output or of a run."""
 
@@ -364,6 +379,41 @@ AttentionOption = Annotated[Attention, typer.Option(help="Attention implementati
 RunIn = Annotated[
     Dtype | None,
     typer.Option(help="Dtype in which both encoders run. Default: float32, or the dtype of --converted."),
+]
+ComparedOption = Annotated[
+    Compared,
+    typer.Option(
+        "--component", help="What to compare: the text encoder, or the whole detector (detector), stage by stage."
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        parser=_whole_number,
+        help="With --component detector: side of the square that the detector sees, in pixels. Default: 336, for "
+        "speed; the detector's own is 1008.",
+    ),
+]
+Image = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="With --component detector: the picture. PNG, JPEG and others need the extra 'pictures'; .npy and .ppm "
+        "do not. Default: a built-in one.",
+    ),
+]
+Boxes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--box",
+        metavar="X,Y,W,H",
+        help="With --component detector: a box around what is wanted, in pixels of the picture; x and y are its top "
+        "left corner. May be given several times.",
+    ),
+]
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help="With --component detector: where both sides run. TF32 is off.")
 ]
 Tolerance = Annotated[
     float | None,

@@ -26,6 +26,11 @@ def parity(
     source: o.ParityArgument = None,
     checkpoint: o.CheckpointOption = None,
     converted: o.Converted = None,
+    component: o.ComparedOption = o.Compared.text,
+    size: o.Size = None,
+    image: o.Image = None,
+    box: o.Boxes = None,
+    device: o.DeviceOption = o.Device.cpu,
     candidate: o.CandidateOption = None,
     debug_intermediates: o.DebugIntermediates = False,
     attention: o.AttentionOption = o.Attention.eager,
@@ -59,10 +64,11 @@ def parity(
     cache_dir: o.CacheDir = None,
     json: o.Json = False,
 ) -> None:
-    """Compare the original and the converted text encoder, layer by layer.
+    """Compare the original and the converted text encoder layer by layer, or the whole detector stage by stage.
 
     Exits with code 1 if they differ by more than the tolerance.
     """
+    from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.cli.judge import judge_port, show_judged
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.commands import parity as parity_commands
@@ -73,6 +79,11 @@ def parity(
 
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     found = one_checkpoint(source, checkpoint)
+    detector_only = {
+        "--size": size, "--image": image, "--box": box, "--device": device if device is not o.Device.cpu else None,
+    }  # fmt: skip
+    if component is o.Compared.text:
+        whole.refuse(detector_only, "{} needs --component detector")
     if html is not None:
         check_report_place(html)
         if save_activations is not None and html.resolve() == save_activations.resolve():
@@ -114,6 +125,23 @@ def parity(
             batch, length, parity_commands.read_prompts(prompt or [], prompts_file), causal,
             original, context,
         )  # fmt: skip
+        if component is o.Compared.detector:
+            whole.refuse(
+                {
+                    "--self-test": self_test or None, "--save-activations": save_activations,
+                    "--as-used": as_used or strict_behaviour or None, "--original-repo": original_repo,
+                    "--batch": batch if batch != 1 else None, "--length": length, "--prompts-file": prompts_file,
+                    "--partial": partial or None, "--dtype": dtype,
+                },
+                "{} compares the text encoder alone; leave it out with --component detector",
+            )  # fmt: skip
+            folder = locate_folder(converted, cache_dir).whole()[0] if converted is not None else None
+            chosen_inputs = whole.detector_options(size, image, prompt, seed, box)
+            whole.compare(
+                location.whole(), mappings, options, chosen_inputs, folder, converted, device.value, allow_not_read,
+                html, debug_intermediates, json,
+            )  # fmt: skip
+            return
         looks = parity_commands.Looks(
             as_used or strict_behaviour, html is not None, typed(), allow_not_read,
             lambda label, total: terminal.count_progress(label, total, json),

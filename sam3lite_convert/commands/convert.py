@@ -14,6 +14,7 @@ from sam3lite_convert.commands.fingerprint import add_fingerprint, start_fingerp
 from sam3lite_convert.commands.sources import Location, Source
 from sam3lite_convert.convert import side_files
 from sam3lite_convert.convert import write as conversion
+from sam3lite_convert.convert.card import loads_with
 from sam3lite_convert.convert.strict import Strict
 from sam3lite_convert.convert.whole_folder import check_destination
 from sam3lite_convert.errors import Sam3LiteError
@@ -222,6 +223,7 @@ def finished(
         ]
     written = WrittenConversion(
         files=sizes(folder),
+        loads_with=loads_with(receipt, str(folder)),
         converted_from=receipt.source,
         lost=receipt.lost,
         missing_files=tuple(absent),

@@ -187,14 +187,39 @@ def _folder(model_id: str | None) -> str:
     return f"folder = snapshot_download({json.dumps(model_id)})" if model_id else 'folder = "."'
 
 
-def _packed(receipt: Receipt, family: Family) -> Iterator[str]:
-    """Example: loading the text encoder of the folder with this project's own encoder."""
+def _packed_model(receipt: Receipt, family: Family) -> Iterator[str]:
+    """Example: a picture and a prompt, and the masks that this project's own detector finds."""
+    if receipt.component == "text":
+        yield from _packed_encoder(receipt, family)
+        return
+    words = receipt.architecture.vocab_size > END  # a test checkpoint has fewer ids than CLIP's tokenizer
+    yield "```python"
+    if not words:
+        yield "import torch"
+    if receipt.model_id:
+        yield "from huggingface_hub import snapshot_download"
+    yield "from PIL import Image"
+    yield "from sam3lite_convert import PackedModel"
+    yield ""
+    yield _folder(receipt.model_id)
+    yield "model = PackedModel.from_pretrained(folder)"
+    prompt = '"a dog"' if words else f"torch.zeros({receipt.architecture.context_length}, dtype=torch.int64)"
+    yield f'found = model.segment(Image.open("picture.jpg"), {prompt})'
+    yield "for score, box, mask in zip(found.scores, found.boxes, found.masks):"
+    yield '    print(f"{score:.2f}", box.tolist(), mask.sum().item(), "pixels")'
+    yield "```"
+    yield ""
+    yield "It needs `pip install 'sam3lite-convert[prompts,pictures]'`."
+
+
+def _packed_encoder(receipt: Receipt, family: Family) -> Iterator[str]:
+    """Example: running the text encoder of the folder with this project's own."""
     context, model_id = receipt.architecture.context_length, receipt.model_id
     yield "```python"
     yield "import torch"
     if model_id:
         yield "from huggingface_hub import snapshot_download"
-    yield "from sam3lite_convert.packed_encoder import PackedTextModel"
+    yield "from sam3lite_convert import PackedTextModel"
     yield ""
     yield _folder(model_id)
     yield "model = PackedTextModel.from_pretrained(folder)"
@@ -206,7 +231,7 @@ def _packed(receipt: Receipt, family: Family) -> Iterator[str]:
     yield "```"
     if receipt.component == "all":
         yield ""
-        yield "No library loads the rest of the detector in this layout; names and shapes are in `conversion.json`."
+        yield "No model for the rest of the detector in this layout is known; its tensors are in `conversion.json`."
 
 
 def _plain(receipt: Receipt, family: Family) -> Iterator[str]:
@@ -232,9 +257,24 @@ def _plain(receipt: Receipt, family: Family) -> Iterator[str]:
 
 _EXAMPLES: dict[str, Callable[[Receipt, Family], Iterator[str]]] = {
     "transformers": _of_the_library,
-    "packed_encoder": _packed,
+    "packed_model": _packed_model,
+    "packed_encoder": _packed_encoder,
     "none": _plain,
 }
+
+
+def loads_with(receipt: Receipt, folder: str) -> str:
+    """The Python that loads the folder: the model, or the tensors of a layout for which there is none."""
+    names, text_only = FAMILIES[receipt.family].library, receipt.component == "text"
+    models = {
+        "transformers": f"transformers.{names.text_model if text_only else names.model}",
+        "packed_model": f"sam3lite_convert.{'PackedTextModel' if text_only else 'PackedModel'}",
+        "packed_encoder": "sam3lite_convert.PackedTextModel",
+    }
+    if receipt.loader in models:
+        return f"{models[receipt.loader]}.from_pretrained({json.dumps(folder)})"
+    first, *more = (f"safetensors.torch.load_file({json.dumps(f'{folder}/{name}')})" for name in receipt.files)
+    return first + (f"  # and the other {len(more)}" if more else "")
 
 
 def _recipe(receipt: Receipt, family: Family) -> Iterator[str]:

@@ -62,6 +62,7 @@ def _own(plan: Plan, model_type: str) -> Json:
 
 _WRITERS: dict[str, Callable[[Plan], Json]] = {
     "transformers": _of_the_library,
+    "packed_model": _packed,
     "packed_encoder": _packed,
     "none": _plain,
 }

@@ -36,7 +36,7 @@ def source_weights(plan: Plan, words: Sequence[int] | None = None) -> dict[str, 
     sources = {m.canonical: m.source for m in plan.mapped.values() if m.canonical.startswith(TEXT)}
     with open_source(plan.checkpoint) as file:
         return {
-            name.removeprefix(TEXT): _stored(file, source)
+            name.removeprefix(TEXT): read_stored(file, source)
             if words is None or name != WORD_TABLE
             else _rows(file, source, words)
             for name, source in sources.items()
@@ -66,10 +66,11 @@ def folder_tensors(folder: Folder, keys: Iterable[str]) -> Iterator[tuple[str, T
     for key in keys:
         path, stored = folder.tensors[key]
         with open_file(path) as file:
-            yield key, _stored(file, stored)
+            yield key, read_stored(file, stored)
 
 
-def _stored(file: BinaryIO, stored: StoredTensor) -> Tensor:
+def read_stored(file: BinaryIO, stored: StoredTensor) -> Tensor:
+    """A tensor of an open checkpoint, as stored. Raises Untrusted if the file ends too soon."""
     if stored.absent or not stored.contiguous:
         return _tensor([read_tensor(file, stored)], stored.nbytes, stored.dtype, stored.shape)
     buffer = bytearray(stored.nbytes)
@@ -82,7 +83,7 @@ def _stored(file: BinaryIO, stored: StoredTensor) -> Tensor:
 def _rows(file: BinaryIO, stored: StoredTensor, rows: Sequence[int]) -> Tensor:
     """These rows of a matrix."""
     if not stored.contiguous:
-        return _stored(file, stored)[list(rows)]
+        return read_stored(file, stored)[list(rows)]
     width = stored.nbytes // stored.shape[0]
     chunks = (read_exactly(file, stored.offset + n * width, width) for n in rows)
     return _tensor(chunks, len(rows) * width, stored.dtype, (len(rows), *stored.shape[1:]))
@@ -140,7 +141,7 @@ def load_all(model: nn.Module, weights: Mapping[str, Tensor], who: str) -> None:
 def stored_tensor(checkpoint: Checkpoint, key: str) -> Tensor:
     """One tensor of a checkpoint, as stored. Raises Untrusted if the file changed since it was indexed."""
     with open_source(checkpoint) as file:
-        return _stored(file, checkpoint.tensors[key])
+        return read_stored(file, checkpoint.tensors[key])
 
 
 def planned_tensors(plan: Plan) -> dict[str, Tensor]:

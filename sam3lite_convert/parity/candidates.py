@@ -80,6 +80,7 @@ def transformers_encoder(
 
 # Loader of a layout -> the function that builds its encoder.
 CANDIDATES: dict[str, Callable[[Family, Mapping[str, JsonValue], Mapping[str, Tensor], torch.dtype, str], Encoder]] = {
+    "packed_model": packed_encoder,
     "packed_encoder": packed_encoder,
     "transformers": transformers_encoder,
 }

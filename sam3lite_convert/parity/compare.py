@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_STRETCH = 1 << 21  # values
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,47 @@ def greatest_and_row_mean(reference: Tensor, candidate: Tensor) -> tuple[float, 
     """
     difference = absolute_difference(reference, candidate)
     return (float(difference.max()), float(row_means(difference).max())) if difference.numel() else (0.0, 0.0)
+
+
+def stretches(value: Tensor) -> Iterator[Tensor]:
+    """The rows on the last axis, (rows, width), a few million values at a time: what is computed of one in float64
+    stays small."""
+    rows = value.reshape(-1, value.shape[-1]) if value.dim() > 1 else value.reshape(-1, 1)
+    return iter(rows.split(max(_STRETCH // max(rows.shape[1], 1), 1)))
+
+
+def compare_large(reference: Tensor, candidate: Tensor) -> Difference:
+    """The difference between two activations of any size; a row is one of the last axis.
+
+    Raises ValueError if the shapes differ.
+    """
+    if reference.shape != candidate.shape:
+        raise ValueError(f"shapes differ: {tuple(reference.shape)} and {tuple(candidate.shape)}")
+    running = Running()
+    for ours, theirs in zip(stretches(reference), stretches(candidate), strict=True):
+        if torch.equal(ours, theirs):
+            running.add_equal(ours)
+        else:
+            running.add(ours, theirs)
+    found = running.difference()
+    shape = tuple(reference.shape)
+    flat = found.position[0] * found.shape[-1] + found.position[-1] if found.position else 0
+    position = tuple(int(i) for i in np.unravel_index(flat, shape)) if reference.numel() else ()
+    return replace(found, shape=shape, position=position)
+
+
+def greatest_and_row_mean_large(reference: Tensor, candidate: Tensor) -> tuple[float, float]:
+    """``greatest_and_row_mean`` of activations of any size; a row is one of the last axis.
+
+    Raises ValueError if the shapes differ.
+    """
+    if reference.shape != candidate.shape:
+        raise ValueError(f"shapes differ: {tuple(reference.shape)} and {tuple(candidate.shape)}")
+    pairs = [
+        greatest_and_row_mean(ours, theirs)
+        for ours, theirs in zip(stretches(reference), stretches(candidate), strict=True)
+    ]
+    return max((a for a, _ in pairs), default=0.0), max((b for _, b in pairs), default=0.0)
 
 
 def row_means(difference: Tensor) -> Tensor:

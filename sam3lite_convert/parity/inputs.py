@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert.convert.clip_ids import END, PAD, START
+from sam3lite_convert.convert.prompts import tokenize
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.parity.prompts import tokenize
 from sam3lite_convert.records.parity import InputsRecord
 
 CLASSIC = (START, 320, 1125, END)  # "a photo", the usual test input for ports of CLIP

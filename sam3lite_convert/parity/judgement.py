@@ -80,6 +80,7 @@ class JudgedTap:
     ``mean_isolated``: greatest isolated mean abs diff of a row; None if not given.
     ``measured``: whether the tolerances come from the noise floor, not from the user.
     ``upstream``: what it was computed from.
+    ``read_by_detector``: whether the detector's result depends on this tap.
     """
 
     name: str
@@ -93,11 +94,7 @@ class JudgedTap:
     mean_isolated: float | None
     measured: bool
     upstream: Upstream = Upstream()
-
-    @property
-    def read_by_detector(self) -> bool:
-        """Whether the detector's result depends on this tap."""
-        return point_of(self.name).read_by_detector
+    read_by_detector: bool = True
 
     @property
     def mean_isolated_tolerance(self) -> float:
@@ -221,12 +218,14 @@ class Judgement:
     ``given``: the user's tolerance; None if it is measured.
     ``not_given``: the encoder's other taps, in the order of execution.
     ``not_read``: source keys of text tensors that no module of the reference reads.
+    ``receives``: the tap without which nothing is exact: what the detector receives of the text encoder.
     """
 
     taps: tuple[JudgedTap, ...]
     given: float | None
     not_given: tuple[str, ...] = ()
     not_read: tuple[str, ...] = ()
+    receives: str = PROJECTED.name
 
     @property
     def verdict(self) -> Verdict:
@@ -244,7 +243,7 @@ class Judgement:
         """The verdict on taps that are all within their tolerances."""
         zero = all(t.equal for t in self.taps if t.read_by_detector)
         near = all(t.near_floor for t in self.taps if not t.read_by_detector)
-        return "exact" if zero and near and PROJECTED.name not in self.not_given else "within_tolerance"
+        return "exact" if zero and near and self.receives not in self.not_given else "within_tolerance"
 
     @property
     def first(self) -> JudgedTap | None:
@@ -402,6 +401,7 @@ def judge(
             mean_alone,
             tolerance is None,
             Upstream(before, unseen, before is None or taps[before].within),
+            point_of(name).read_by_detector,
         )
     return Judgement(tuple(taps.values()), tolerance, tuple(name for name in every if name not in reference))
 

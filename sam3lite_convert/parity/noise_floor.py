@@ -17,6 +17,8 @@ from sam3lite_convert.parity.encoders import Activations, record
 from sam3lite_convert.parity.judgement import Floor
 from sam3lite_convert.parity.original import wrap_reference
 
+_LARGE = 1 << 20  # values
+
 
 def noise_floor(model: TextStudentEncoder, recorded: Activations, input_ids: Tensor) -> dict[str, Floor]:
     """Noise floors by tap. ``recorded``: the reference's own activations for these ids."""
@@ -54,9 +56,10 @@ def in_float64(model: nn.Module) -> Iterator[None]:
 
     handles = []
     for module in model.modules():
-        if isinstance(module, nn.Embedding):  # the table is large, and casting its rows gives the same result
+        if isinstance(module, nn.Embedding) and module.weight.numel() > _LARGE:
+            # Casting the rows of a large table gives the same result.
             handles.append(module.register_forward_hook(lambda module, args, rows: rows.double()))
-        elif next(module.children(), None) is not None:
+        elif isinstance(module, nn.Embedding) or next(module.children(), None) is not None:
             widen(module)  # it may have a few weights of its own, which are also read outside its forward
         else:
             handles.append(module.register_forward_pre_hook(lambda module, args: widen(module)))

@@ -160,18 +160,18 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     folder: Folder | None = None
     notes: list[str] = []
     if converted is not None:
-        folder = _whole(read_folder(converted))
+        folder = whole(read_folder(converted))
         notes += folder.notes
-        plan = _recognised(folder, source, mappings, options, notes)
+        plan = recognised(folder, source, mappings, options, notes)
     else:
         layout = mappings.layout(options.candidate or Options().layout)
         check_candidate(layout, mappings)
         plan = make_plan(source, mappings, Options(layout.name, "text", context=options.context, causal=options.causal))
     check_candidate(plan.layout, mappings)
     if folder is not None:
-        _check_config(folder, plan, options)
+        check_settings(folder, plan, options)
     pieces = [m for m in plan.mapped.values() if m.canonical.startswith(TEXT)]
-    _check_source(source, plan, pieces)
+    check_source(source, plan, pieces)
     name = options.dtype or (plan.options.dtype if plan.options.dtype in _RUNS_IN else None) or "float32"
     if plan.options.dtype not in (None, name) and plan.options.dtype in ("float16", "bfloat16"):
         notes.append(
@@ -186,7 +186,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     if folder is not None and plan.layout.loader.library is None:
         _check_one_dtype(held)
     called = called_context(source, plan.context.rows, options.context)
-    notes += _context_notes(called, plan, _rows_held(pieces, held))
+    notes += context_notes(called, plan, _rows_held(pieces, held))
     # Where nothing states the context, a folder with fewer rows was made for that call.
     context = plan.architecture.called if called.origin == "unknown" else called.called
     vocab = plan.architecture.sizes["vocab"]
@@ -229,7 +229,7 @@ def _rows_held(pieces: list[Mapped], held: Mapping[str, Tensor]) -> int:
     return next(int(held[m.target].shape[POSITION_AXIS]) for m in pieces if m.position_table)
 
 
-def _context_notes(called: CalledContext, plan: Plan, rows: int) -> list[str]:
+def context_notes(called: CalledContext, plan: Plan, rows: int) -> list[str]:
     """What is said where the context, the checkpoint's table and the candidate's table are not one number."""
     note = called.note(plan.layout.family.contexts)
     said = [note] if note else []
@@ -244,7 +244,7 @@ def _context_notes(called: CalledContext, plan: Plan, rows: int) -> list[str]:
     return said
 
 
-def _whole(folder: Folder) -> Folder:
+def whole(folder: Folder) -> Folder:
     """The folder itself. Raises Untrusted if its files contradict each other, UnsoundPlan if they do not but its reader
     does not find the tensors: whatever was compared then would not be what a model loads."""
     if not folder.faults:
@@ -255,7 +255,7 @@ def _whole(folder: Folder) -> Folder:
     raise Untrusted(f"{folder.path} contradicts itself: {listed}", "corrupt_folder")
 
 
-def _recognised(
+def recognised(
     folder: Folder, source: Checkpoint, mappings: Mappings, options: ParityOptions, notes: list[str]
 ) -> Plan:
     from sam3lite_convert.verify.recognise import recognise
@@ -274,7 +274,7 @@ def _recognised(
     return plan
 
 
-def _check_config(folder: Folder, plan: Plan, options: ParityOptions) -> None:
+def check_settings(folder: Folder, plan: Plan, options: ParityOptions) -> None:
     """Raises UnsoundPlan if config.json makes transformers load another model, or load this one in another way, where
     a comparison does not show it: the class, and what is set here in place of config.json."""
     from sam3lite_convert.verify.config_check import check_config
@@ -293,7 +293,7 @@ def _check_config(folder: Folder, plan: Plan, options: ParityOptions) -> None:
             )
 
 
-def _check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:
+def check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:
     """Check twins and checksums of the text tensors, as a conversion does.
 
     Raises Untrusted if a checksum does not match.

@@ -13,13 +13,13 @@ class Loader:
 
     name: its name in the table of a layout.
     targets: the tables of the tensors that it loads; its layouts must name them.
-    library: the library that it belongs to; None for this project's own encoder and for ``none``.
+    library: the library that it belongs to; None for this project's own models and for ``none``.
     processor: whether it reads processor and tokenizer files.
     strips_text: whether the keys of a text encoder alone have no prefix; None if the layout decides.
     causal: whether config.json can say that the text encoder masks causally; None if the layout decides.
 
     ``convert/config.py``, ``convert/card.py`` and ``parity/candidates.py`` look up by its name how to write config.json
-    and the loading example of the model card, and which encoder ``parity`` runs.
+    and the line and the example that load the folder, and which encoder ``parity`` runs.
     """
 
     name: LoaderName
@@ -40,6 +40,12 @@ LOADERS: dict[str, Loader] = {
             processor=True,
             strips_text=True,
             causal=False,
+        ),
+        Loader(
+            "packed_model",
+            targets=("targets-detector.ini", "targets-text-packed.ini"),
+            strips_text=False,
+            causal=True,
         ),
         Loader("packed_encoder", targets=("targets-text-packed.ini",), strips_text=False, causal=True),
         Loader("none"),

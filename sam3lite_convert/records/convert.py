@@ -99,9 +99,11 @@ class WrittenConversion(Record):
     not_read_allowed: --allow-not-read was given.
     late_notes: what the plan did not know yet.
     added: files that were added to a folder that was complete and current.
+    loads_with: the Python that loads the folder.
     """
 
     files: dict[str, int]
+    loads_with: str
     converted_from: SourceRecord
     lost: Losses
     missing_files: tuple[str, ...]

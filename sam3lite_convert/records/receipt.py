@@ -8,7 +8,7 @@ from typing import Literal
 from sam3lite_convert.records.record import Document, JsonValue, Record, optional
 from sam3lite_convert.records.shared import ArchitectureRecord, ContextRecord, Counts
 
-LoaderName = Literal["transformers", "packed_encoder", "none"]
+LoaderName = Literal["transformers", "packed_model", "packed_encoder", "none"]
 LibraryName = Literal["transformers"]
 
 

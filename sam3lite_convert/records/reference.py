@@ -26,6 +26,7 @@ _WHEN = {
     "explain-code": "`sam3lite explain CODE --json`",
     "verify": "`sam3lite verify DIR CHECKPOINT --json`",
     "parity": "`sam3lite parity CHECKPOINT --json`, also with `--judge`",
+    "parity-detector": "`sam3lite parity CHECKPOINT --component detector --json`",
     "judge": "`sam3lite judge FILE CHECKPOINT --json`: a parity document about what a port computed",
     "record": "`sam3lite record CHECKPOINT --output FILE --json`",
     "parity-self-test": "`sam3lite parity CHECKPOINT --self-test --json`",

@@ -9,7 +9,18 @@ import typing
 from dataclasses import fields
 from typing import Literal, Union
 
-from sam3lite_convert.records import convert, demo, explain, fingerprint, inspect, parity, receipt, shared, verify
+from sam3lite_convert.records import (
+    convert,
+    demo,
+    detector,
+    explain,
+    fingerprint,
+    inspect,
+    parity,
+    receipt,
+    shared,
+    verify,
+)
 from sam3lite_convert.records.record import AnyJson, Json, JsonValue, Record, field_types, is_flat, is_optional
 
 DOCUMENTS: dict[str, type[Record]] = {
@@ -20,6 +31,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "explain-code": explain.CodeDocument,
     "verify": verify.VerifyDocument,
     "parity": parity.ParityDocument,
+    "parity-detector": detector.DetectorDocument,
     "judge": parity.ParityDocument,
     "record": parity.RecordDocument,
     "parity-self-test": parity.SelfTestDocument,
@@ -32,7 +44,9 @@ DOCUMENTS: dict[str, type[Record]] = {
     "conversion": receipt.Receipt,
 }
 _NAMES: dict[str, object] = {
-    name: cls for module in (convert, fingerprint, inspect, parity, verify) for name, cls in vars(module).items()
+    name: cls
+    for module in (convert, detector, fingerprint, inspect, parity, verify)
+    for name, cls in vars(module).items()
 }
 
 

@@ -44,6 +44,7 @@ def converted(r: ConvertDocument) -> None:
         )
         if done.added:
             say(f"  added {', '.join(done.added)}")
+    say(f"Loads with: {done.loads_with}")
     proofs(done)
 
 

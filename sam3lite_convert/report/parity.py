@@ -52,7 +52,7 @@ def paritied(d: ParityDocument, debug: bool) -> None:
     verdict(judgement)
     not_read(judgement.not_read, d.not_read_allowed)
     if d.diagnosis:
-        _diagnosis(d.diagnosis)
+        diagnosis(d.diagnosis)
     if d.not_compared:
         others = f"the folder's other {d.not_compared:,} tensors"
         say(f"  only the text encoder was compared; for {others}: {sides.verify_command}")
@@ -156,7 +156,8 @@ def cause(d: DiagnosisRecord) -> None:
         say(f"  also possible: {fit.cause}")
 
 
-def _diagnosis(d: DiagnosisRecord) -> None:
+def diagnosis(d: DiagnosisRecord) -> None:
+    """The likely cause, and the tensors behind it."""
     cause(d)
     tensors = sorted(d.tensors, key=lambda t: t.fault is None)
     ours, theirs = common_start([t.target for t in tensors]), common_start([t.source for t in tensors])

@@ -117,6 +117,25 @@ def byte_progress(
 
 
 @contextmanager
+def stage_progress(label: str, total: int, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A progress bar over ``total`` steps, which names the stage of each, with the time left; only on a terminal."""
+    console = _err()
+    if quiet or not console.is_terminal:
+        yield lambda stage: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(label, total=total)
+
+        def advance(stage: str) -> None:
+            bars.update(task, advance=1, description=f"{label}: {stage}")
+
+        yield advance
+
+
+@contextmanager
 def count_progress(label: str, total: int, quiet: bool) -> Iterator[Advance]:
     """A progress bar over ``total`` steps, with the time left; shown only on a terminal."""
     console = _err()

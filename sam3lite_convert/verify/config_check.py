@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.convert.config import make_config
-from sam3lite_convert.convert.packed_config import PackedTextConfig
+from sam3lite_convert.convert.packed_config import SECTIONS, default_fields, required_fields
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.record import Json, JsonValue
 
@@ -126,7 +126,7 @@ def check_config(plan: Plan, actual: Json) -> ConfigCheck:
     """Compare a config.json with the plan's weights.
 
     A field that is left out has the value that the reader of the layout gives it: the default of transformers, or of
-    ``PackedTextConfig``. Nothing reads the config.json of other layouts; there only what is stated is compared.
+    ``convert/packed_config.py``. Nothing reads the config.json of other layouts; there only what is stated is compared.
     """
     expected = make_config(plan)
     library = plan.layout.loader.library is not None
@@ -162,7 +162,7 @@ def _own_model_type(plan: Plan, expected: Json, actual: Json) -> Iterator[Config
             "not find under its own name at random values",
             "V-CONFIG-CLASS",
         )
-    elif plan.layout.loader.name == "packed_encoder":
+    elif plan.layout.loader.name in ("packed_model", "packed_encoder"):
         said = f"is {found!r}" if "model_type" in actual else "is missing"
         yield ConfigFault("model_type", f"{said}; PackedTextModel only loads a folder of {wanted!r}")
 
@@ -256,8 +256,8 @@ def _compare(
         elif absent and name not in defaults and (name == "model_type" or not _reads(plan, section)):
             continue
         elif absent and name not in defaults and name != "dtype":
-            if name in PackedTextConfig.required():
-                yield ConfigFault(where, f"is missing; PackedTextModel refuses the folder. The weights say {want!r}")
+            if name in required_fields(SECTIONS[section]):
+                yield ConfigFault(where, f"is missing; {_reader(where)} refuses the folder. The weights say {want!r}")
         elif not absent and (why := _type_fault(have, want, name, plan)):
             yield ConfigFault(where, f"{why}; the weights say {want!r}", "V-CONFIG-TYPE")
         elif name in guessed or _equal(have, want, name in _MAY_BE_PAIRS) or _same_blocks(name, have, want, plan):
@@ -275,13 +275,13 @@ def _compare_section(want: Json, have: JsonValue, where: str, plan: Plan, name: 
         said = f"{where} is left out, and the library's defaults do not fit the weights"
         yield from _compare(want, {}, f"{where}.", plan, name, said)
     elif _reads(plan, name):
-        yield ConfigFault(where, "is missing; PackedTextModel reads all sizes there and refuses the folder")
+        yield ConfigFault(where, f"is missing; {_reader(where)} reads all sizes there and refuses the folder")
 
 
 def _wrong_value(
     where: str, name: str, have: JsonValue, want: JsonValue, plan: Plan, absent: bool, left_out: str
 ) -> ConfigFault:
-    reader = "the library's" if plan.layout.loader.library else "PackedTextModel's"
+    reader = "the library's" if plan.layout.loader.library else f"{_reader(where)}'s"
     default = f" (left out, so {reader} default applies)" if absent else ""
     if name == "layer_norm_eps":
         which = "the ViT's" if "backbone" in where else "the text encoder's"
@@ -293,16 +293,20 @@ def _wrong_value(
 
 def _reads(plan: Plan, section: str) -> bool:
     """Whether a reader of the layout takes the fields of this section."""
-    return plan.layout.loader.library is not None or (
-        plan.layout.loader.name == "packed_encoder" and section == "text_config"
-    )
+    read = {"packed_model": [*SECTIONS], "packed_encoder": ["text_config"]}
+    return plan.layout.loader.library is not None or section in read.get(plan.layout.loader.name, ())
+
+
+def _reader(where: str) -> str:
+    """What reads this part of a packed folder's config.json."""
+    return "PackedTextModel" if where.startswith("text_config") else "PackedModel"
 
 
 def _defaults(plan: Plan, section: str) -> Json:
     """What the reader takes for fields that are left out."""
     if plan.layout.loader.library is not None:
         return _LIBRARY_DEFAULTS.get(section, {})
-    return PackedTextConfig.defaults() if _reads(plan, section) else {}
+    return default_fields(SECTIONS[section]) if _reads(plan, section) else {}
 
 
 # ---- values and types

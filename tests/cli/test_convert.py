@@ -37,6 +37,7 @@ from support.folders import (
     flip_bit,
     oracle,
     overwrite_bytes,
+    picture,
     python,
     raw,
     receipt,
@@ -872,6 +873,7 @@ def test_the_loading_example_of_the_card_runs_in_the_folder(options, tiny, tmp_p
     card = (folder / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     monkeypatch.chdir(folder)
+    picture(folder)
     names: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), names)
     assert "tensors" in names or "model" in names

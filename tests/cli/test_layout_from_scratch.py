@@ -197,7 +197,7 @@ def test_a_folder_of_two_layouts_with_the_same_keys_is_of_the_one_it_names(check
     tables.mkdir()
     for name in ("a-twin", "z-twin"):
         text = (builtin_directory() / "layout-packed.ini").read_text()
-        (tables / f"layout-{name}.ini").write_text(text.replace("loader    = packed_encoder", "loader = none"))
+        (tables / f"layout-{name}.ini").write_text(text.replace("loader    = packed_model", "loader = none"))
     for name in ("packed", "a-twin", "z-twin"):
         folder = convert(checkpoint, tmp_path / name, "--layout", name, "--mapping", tables)
         assert assert_proven(folder, checkpoint, "--mapping", tables)["layout"] == name
@@ -215,6 +215,7 @@ def test_with_a_loader_of_ours_and_another_detector_parity_runs(checkpoint, tmp_
     text = text.replace("targets-detector.ini", "targets-detector-mine.ini").replace(
         "= detector.ini", "= detector-mine.ini"
     )
+    text = text.replace("= packed_model", "= packed_encoder")
     (tables / "layout-mine.ini").write_text(text)
     folder = converted(checkpoint, tmp_path / "out", tables)
     assert {k for k in tensors(folder) if "scoring" in k and "dot_product" in k} == set()
@@ -225,3 +226,5 @@ def test_with_a_loader_of_ours_and_another_detector_parity_runs(checkpoint, tmp_
     (example,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     done = python("-c", example, cwd=folder)
     assert done.returncode == 0 and "[1, 16, " in done.stdout, done
+    said = sam3lite("convert", checkpoint, "--output", folder, "--layout", "mine", "--mapping", tables)
+    assert f'Loads with: sam3lite_convert.PackedTextModel.from_pretrained("{folder}")' in said.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, get_session
 from huggingface_hub.utils import hf_raise_for_status
-from support.folders import raw, sam3lite, tiny_state, write
+from support.folders import picture, raw, sam3lite, tiny_architecture, tiny_state, write
 from support.hub_files import OLD, REPO, publish
 from support.hub_server import HubServer
 
 from sam3lite_convert.convert.card import model_card
+from sam3lite_convert.plan import synthetic
 from sam3lite_convert.records.receipt import Receipt
 
 S0 = OLD["s0"]
@@ -125,10 +127,6 @@ def test_how_the_stock_processor_uses_it(s0):
 
 
 def test_a_context_of_32_is_not_stretched(tmp_path):
-    from support.folders import tiny_architecture
-
-    from sam3lite_convert.plan import synthetic
-
     path = write(tmp_path, synthetic.state_dict(tiny_architecture(context=32)))
     sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "tf", "--layout", "transformers")
     assert "stretched" not in card_of(tmp_path / "tf") and "length of 32" in card_of(tmp_path / "tf")
@@ -159,6 +157,44 @@ def test_a_card_is_made_from_the_receipt_alone(s0):
 # ---- examples ---------------------------------------------------------------------------------------
 
 
+def test_a_prompt_finds_masks_in_a_picture_as_the_card_of_a_detector_says(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("instant_clip_tokenizer")  # it has no wheel for every Python
+    path = write(tmp_path, tiny_state() | synthetic.state_dict(tiny_architecture(vocab=49408), text_only=True))
+    done = sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out", "--json")
+    monkeypatch.chdir(tmp_path / "out")
+    picture(Path())
+    (example,) = examples(card_of("."))
+    assert '"a dog"' in example and len(example.splitlines()) <= 10
+    names: dict = {}
+    exec(compile(example.replace('"a dog")', '"a dog", threshold=0)'), "README.md", "exec"), names)
+    found = names["found"]
+    assert len(found.scores) == 10 and found.masks.shape == (10, 20, 30) and found.masks.dtype == torch.bool
+    assert len(capsys.readouterr().out.splitlines()) == 10
+    assert done.json["loads_with"] == f'sam3lite_convert.PackedModel.from_pretrained("{tmp_path / "out"}")'
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_the_line_that_convert_ends_with_loads_the_folder(kind, s0):
+    pytest.importorskip("transformers")
+    done = sam3lite("convert", "--checkpoint", s0, "--output", "out", *LAYOUTS[kind])
+    (line,) = re.findall(r"^Loads with: (.*)$", done.out, re.MULTILINE)
+    package = line.partition(".")[0]
+    loaded = eval(line, {package: importlib.import_module("safetensors.torch") and importlib.import_module(package)})
+    held = loaded if isinstance(loaded, dict) else loaded.state_dict()
+    written = json.loads(Path("out/conversion.json").read_text())["tensors"]
+    beside = {"text_projection.weight", "text_projection.bias"} if kind == "transformers text" else set()
+    assert held.keys() - {"text_model.embeddings.position_ids"} == written.keys() - beside
+
+
+def test_of_shards_it_names_the_first(s0):
+    sharded = ["--max-shard-size", "2MB", "--layout", "original"]
+    done = sam3lite("convert", "--checkpoint", s0, "--output", "out", *sharded)
+    (line,) = re.findall(r"^Loads with: (.*)$", done.out, re.MULTILINE)
+    count = len(list(Path("out").glob("*.safetensors")))
+    name = f"out/model-00001-of-{count:05}.safetensors"
+    assert line == f'safetensors.torch.load_file("{name}")  # and the other {count - 1}' and Path(name).exists()
+
+
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("place", ["folder", "hub"])
 def test_the_loading_example_runs(kind, place, s0, clip, tmp_path, monkeypatch):
@@ -171,6 +207,7 @@ def test_the_loading_example_runs(kind, place, s0, clip, tmp_path, monkeypatch):
     assert ('"porter/own"' in example) is (place == "hub")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("out" if place == "folder" else "elsewhere")
+    picture(Path())
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     if "original" in kind:

@@ -57,7 +57,7 @@ def test_every_activation_of_a_full_size_encoder_is_the_originals(drawn):
 def test_prompts_become_what_the_original_returned_after_its_table_was_cut(drawn):
     pytest.importorskip("instant_clip_tokenizer")
     pytest.importorskip("ftfy")
-    from sam3lite_convert.parity.prompts import tokenize
+    from sam3lite_convert.convert.prompts import tokenize
 
     of = golden("s0_text_77_cut_to_16")
     model = full_size(*drawn, of)

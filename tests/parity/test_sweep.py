@@ -52,7 +52,7 @@ def folder(s0, root) -> Path:
 @pytest.fixture
 def bad(s0, root, tmp_path) -> Path:
     """A folder in which the embedding of one word is off."""
-    from sam3lite_convert.parity.prompts import tokenize
+    from sam3lite_convert.convert.prompts import tokenize
 
     token = int(tokenize(["zebra"], 16)[0, 1])
     made = convert(s0, tmp_path / "bad", "--component", "text")

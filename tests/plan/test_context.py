@@ -175,7 +175,7 @@ def test_a_longer_context_than_the_table_is_refused_whatever_the_name_says():
 def test_the_reference_of_a_file_with_77_rows_is_what_the_original_returned_when_called_with_16():
     pytest.importorskip("instant_clip_tokenizer")
     pytest.importorskip("ftfy")
-    from sam3lite_convert.parity.prompts import tokenize
+    from sam3lite_convert.convert.prompts import tokenize
 
     of = golden("s0_text_77_cut_to_16")
     weights = {k.removeprefix(TEXT): draw(k, *row) for k, row in source_rows("s0").items() if k.startswith(TEXT)}

@@ -204,7 +204,9 @@ def test_a_layout_of_two_entries_keeps_the_names_and_may_be_causal(tmp_path, map
     [
         ("packed", "targets   = targets-detector.ini targets-text-packed.ini", "targets = targets-detector.ini",
          "loads the tensors of targets-text-packed.ini"),
-        ("packed", "text_keys = keep", "text_keys = strip", "packed_encoder does not load text_keys = strip"),
+        ("packed", "targets   = targets-detector.ini targets-text-packed.ini", "targets = targets-text-packed.ini",
+         "loads the tensors of targets-detector.ini"),
+        ("packed", "text_keys = keep", "text_keys = strip", "packed_model does not load text_keys = strip"),
         ("transformers", "text_keys = strip", "text_keys = keep", "transformers does not load text_keys = keep"),
         ("transformers", "causal    = no", "causal = yes", "transformers does not support causal = yes"),
     ],

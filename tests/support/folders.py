@@ -214,6 +214,13 @@ def tensors(folder: Path) -> State:
     return out
 
 
+def picture(folder: Path) -> None:
+    """Put a small ``picture.jpg`` there, which the card of a detector opens."""
+    from PIL import Image
+
+    Image.new("RGB", (30, 20), "olive").save(folder / "picture.jpg")
+
+
 def edit(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
     """Replace, add or (with None) take away tensors of model.safetensors."""
     state = load((folder / "model.safetensors").read_bytes())  # no view of the file that is written over

@@ -6,7 +6,13 @@ They are written as JSON and read by the records, so that null stands for an err
 from __future__ import annotations
 
 import math
+from functools import cache
 
+import torch
+
+from sam3lite_convert.parity.picture_files import synthetic_picture
+from sam3lite_convert.parity.pictures import NO_PICTURES, Objects, pictures_of
+from sam3lite_convert.records.detector import DetectorDocument
 from sam3lite_convert.records.parity import ParityDocument
 from sam3lite_convert.records.record import Json, JsonValue
 from sam3lite_convert.records.verify import VerifyDocument
@@ -335,6 +341,169 @@ def differs() -> ParityDocument:
     )  # fmt: skip
 
 
+STAGES = {
+    "vision trunk": ["patch_embed", "ln_pre", *(f"blocks.{i}" for i in range(12))],
+    "neck": [f"convs.{i}" for i in range(3)],
+    "text": [*(f"transformer.{i}" for i in range(6)), "final_layer_norm", "projector"],
+    "geometry": ["boxes_direct_project", "label_embed", "encode.0", "encode.1", "encode.2", "encode_norm"],
+    "encoder": [f"transformer.encoder.layers.{i}" for i in range(6)],
+    "decoder": [f"transformer.decoder.layers.{i}.{part}" for i in range(6) for part in range(2)],
+    "scoring": ["dot_prod_scoring.prompt_mlp", "dot_prod_scoring"],
+    "masks": ["segmentation_head.pixel_decoder", "segmentation_head.mask_predictor.mask_embed"],
+}
+
+
+def detector(taps: dict[str, list[Json]] | None = None, **fields: JsonValue) -> DetectorDocument:
+    """A document of the whole detector: an exact verdict, and these fields in place of its own. ``taps`` by stage."""
+    by_stage = taps or {name: [tap(t) for t in own] for name, own in STAGES.items()}
+    document: Json = {
+        "schema_version": 1,
+        "checkpoint": "s0.pt",
+        "converted": "converted/s0-packed",
+        "reference": "original detector (original_ref)",
+        "candidate": "packed",
+        "candidate_encoder": "PackedModel, sdpa attention",
+        "attention": "sdpa",
+        "dtype": "float32",
+        "inputs": {"what": "one picture and the dummy ids", "size": 336, "image": "built-in picture", "prompt": None,
+                   "ids": [[START, 320, 1125, END, *[0] * 12]], "boxes": [], "box_labels": []},
+        "verdict": "exact",
+        "summary": "0.0 at every tap",
+        "not_read": [],
+        "tolerance": 0.0,
+        "tolerance_is": "measured: 4 noise floors at each tap",
+        "smallest_passing_tolerance": 0.0,
+        "max_abs_diff": 0.0,
+        "first_divergence": None,
+        "place": None,
+        "unseen": [],
+        "also_diverging": [],
+        "not_given": [],
+        "layers": [t for own in by_stage.values() for t in own],
+        "stages": [stage(name, own, 0.2 + n, 0.3 * n) for n, (name, own) in enumerate(by_stage.items())],
+        "outputs": [{"name": name, "max_abs_diff": 0.0, "relative_l2": 0.0} for name in OUTPUTS],
+        "diagnosis": None,
+        "notes": [],
+        "not_read_allowed": False,
+        "source": None,
+        "fetched": None,
+        "page": page(command="sam3lite parity s0.pt --component detector --report detector.html"),
+    }  # fmt: skip
+    return DetectorDocument.from_json(document | fields)
+
+
+OUTPUTS = ("pred_logits", "pred_boxes", "pred_masks", "presence_logit_dec", "semantic_seg")
+
+
+def stage(name: str, taps: list[Json], original: float, candidate: float) -> Json:
+    """One stage of these taps, with its seconds on both sides."""
+    worst = max(taps, key=lambda t: float("inf") if t["floors"] is None else t["floors"])
+    errors = [[math.inf if t[key] is None else t[key] for t in taps] for key in ("max_abs_diff", "relative_l2")]
+    greatest = [None if math.isinf(max(values)) else max(values) for values in errors]
+    return {"name": name, "taps": [t["name"] for t in taps], "max_abs_diff": greatest[0], "relative_l2": greatest[1],
+            "floors": worst["floors"], "worst_tap": worst["name"], "diverges": any(t["diverges"] for t in taps),
+            "seconds_reference": original, "seconds_candidate": candidate}  # fmt: skip
+
+
+@cache
+def seen(moved: int) -> tuple[Json, ...]:
+    """The page's pictures: the candidate's masks are moved by so many pixels, and one is missing if they are."""
+    size, masks = 336, []
+    for cx, cy, radius in ((168, 289, 27), (276, 57, 28), (227, 150, 48)):
+        y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+        masks.append((x - cx) ** 2 + (y - cy) ** 2 <= radius**2)
+    boxes = torch.tensor([[141, 262, 195, 316], [248, 29, 304, 85], [179, 102, 275, 198]]).float()
+    original = Objects(torch.stack(masks), boxes, torch.tensor([0.97, 0.91, 0.64]))
+    left = 2 if moved else 3
+    theirs = Objects(torch.roll(original.masks, moved, 2)[:left], boxes[:left] + moved, original.scores[:left])
+    return tuple(p.to_json() for p in pictures_of(synthetic_picture(size), original, theirs, 0.5))
+
+
+def detector_exact() -> DetectorDocument:
+    """A whole detector of which nothing differs."""
+    return detector(pictures=list(seen(0)), page=page(accounting=accounting(), counts=COUNTS, receipt=receipt()))
+
+
+def detector_within() -> DetectorDocument:
+    """Rounding at every tap, and no Pillow: no pictures."""
+    taps, n = {}, 0
+    for name, own in STAGES.items():
+        taps[name] = []
+        for t in own:
+            n += 1
+            floor = 1e-7 * 1.08**n
+            taps[name].append(tap(t, floor * (0.4 + 0.3 * (n % 5)), floor * 0.1 * (1 + n % 4), floor))
+    return detector(
+        taps,
+        converted=None,
+        candidate="transformers",
+        candidate_encoder="Sam3LiteTextModel (transformers 5.23.0), sdpa attention",
+        verdict="within_tolerance",
+        tolerance=1.1e-4,
+        max_abs_diff=2.1e-5,
+        summary="max abs diff 2.10e-05 (tolerance 1.10e-04, measured: 4 noise floors at each tap)",
+        smallest_passing_tolerance=2.1e-5,
+        outputs=[{"name": name, "max_abs_diff": 1.3e-5, "relative_l2": 2.2e-6} for name in OUTPUTS],
+        pictures=[],
+        notes=[NO_PICTURES],
+        page=page(accounting=accounting(), counts=COUNTS),
+    )
+
+
+def detector_differs() -> DetectorDocument:
+    """Every section, a fault in the encoder that is carried on, an infinite error, names that would break a page."""
+    taps, n = {}, 0
+    for name, own in STAGES.items():
+        taps[name] = []
+        for t in own:
+            n += 1
+            floor = 1e-7 * 1.08**n
+            if t == "transformer.encoder.layers.3":
+                made = tap(t, 0.31, 0.31, floor, diverges=True)
+            elif name == "masks":
+                made = tap(f"{t}.{KEY}", None, None, floor, diverges=True)
+            elif name in ("decoder", "scoring") or t in (
+                "transformer.encoder.layers.4",
+                "transformer.encoder.layers.5",
+            ):
+                made = tap(t, 0.2 + 0.01 * n, floor * 0.4, floor)
+            else:
+                made = tap(t, floor * (0.2 + 0.1 * (n % 5)), 0.0 if name == "text" else floor * 0.2, floor)
+            taps[name].append(made)
+    tensors = [{"target": f"detr_encoder.layers.3.{part}", "source": f"{KEY}.{part}", "rule": "encoder qkv",
+                "table": "detector.ini", "operation": "split", "fault": fault}
+               for part, fault in (("self_attn.q_proj", "its rows are those of k"), ("mlp.fc1", None))]  # fmt: skip
+    return detector(
+        taps,
+        checkpoint=f"{SCRIPT}.pt",
+        converted="ported/" + "a-folder-with-a-name-that-goes-on-and-on-without-an-end" * 2,
+        inputs={"what": f"one picture, one prompt and 2 boxes {OVERRIDE}", "size": 1008,
+                "image": f"{SCRIPT}-{'unbroken' * 12}.png", "prompt": PROMPTS[1],
+                "ids": [[START, *range(320, 334), END], [START, 320, END, *[0] * 13]],
+                "boxes": [[0.45, 0.55, 0.3, 0.4], [0.123456, 0.5, 1.0, 1e-5]], "box_labels": [True, False]},
+        verdict="differs",
+        tolerance=1.1e-4,
+        max_abs_diff=None,
+        summary="max abs diff inf (tolerance 1.10e-04, measured: 4 noise floors at each tap)",
+        smallest_passing_tolerance=None,
+        first_divergence="transformer.encoder.layers.3",
+        place="transformer.encoder.layers.3",
+        also_diverging=[t["name"] for t in taps["masks"]],
+        outputs=[{"name": name, "max_abs_diff": None if "mask" in name else 0.4, "relative_l2": 0.12}
+                 for name in (*OUTPUTS, SCRIPT)],
+        not_read=[KEY],
+        diagnosis={"tap": "transformer.encoder.layers.3", "cause": f"q and k are swapped {SCRIPT}", "fits": [
+            {"key": "a", "cause": "q and k are swapped", "remaining_error": 1e-7, "likely": True},
+            {"key": "b", "cause": "the layer is another one's", "remaining_error": 4e-7, "likely": False}],
+            "tensors": tensors},
+        notes=["rotary tables were computed for the size", OVERRIDE, KEY],
+        pictures=list(seen(4)),
+        page=page(accounting=accounting(), counts=COUNTS, receipt=receipt(),
+                  versions=VERSIONS | {"transformers": "5.23.0"},
+                  command=f"sam3lite parity '{SCRIPT}.pt' --component detector --report p.html"),
+    )  # fmt: skip
+
+
 def verification(**fields: JsonValue) -> VerifyDocument:
     """A proof, and these fields in place of its own."""
     tensor = "detector.backbone.vision_backbone.trunk.pos_embed"
@@ -396,4 +565,9 @@ def mismatch() -> VerifyDocument:
 
 
 PARITY = {"exact": exact, "within tolerance": within_tolerance, "differs": differs}
+DETECTOR = {
+    "detector exact": detector_exact,
+    "detector within tolerance": detector_within,
+    "detector differs": detector_differs,
+}
 VERIFY = {"proven": proven, "mismatch": mismatch}

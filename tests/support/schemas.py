@@ -31,6 +31,8 @@ def document_of(arguments: Sequence[str], document: object) -> str:
         return "explain-code"
     if command in ("judge", "record") and "--fingerprint" in arguments:
         return f"{command}-fingerprint"
+    if command == "parity" and "detector" in arguments:
+        return "parity-detector"
     if command == "record" and "--script" in arguments:
         return "record-script"
     return "parity-self-test" if command == "parity" and "--self-test" in arguments else command

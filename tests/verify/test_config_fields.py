@@ -17,6 +17,7 @@ import transformers
 from support.folders import convert, edit_config, sam3lite, tiny_architecture, verify, write_safetensors
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.packed_detector import PackedModel
 from sam3lite_convert.packed_encoder import PackedTextModel
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.plan import Options, make_plan
@@ -291,18 +292,23 @@ def test_attention_of_torch_itself_may_be_stated(value, folders, tiny, tmp_path)
 
 # ---- what is left out, as its reader reads it ------------------------------------------------------------
 
-LEFT_OUT = ["text_config", "text_config.output_dim", "text_config.hidden_size", "text_config.use_repmixer_blocks"]
+LEFT_OUT = [
+    "text_config", "text_config.output_dim", "text_config.hidden_size", "text_config.use_repmixer_blocks",
+    "vision_config", "vision_config.scale_factors", "vision_config.backbone_config.window_size",
+    "geometry_encoder_config.roi_size", "detr_decoder_config", "mask_decoder_config.num_attention_heads",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", [*LEFT_OUT, "model_type"])
 def test_what_the_packed_reader_needs_is_named_if_it_is_left_out(path, folders, plans, configs, tmp_path):
     config = without(configs["packed"], path)
     (fault,) = check_config(plans["packed"], config).faults
-    assert fault.path == path and "PackedTextModel" in fault.why
+    reader = PackedTextModel if path.startswith(("text_config", "model_type")) else PackedModel
+    assert fault.path == path and f"{reader.__name__} " in fault.why
     folder = shutil.copytree(folders["packed"], tmp_path / "out")
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(Exception, match=r"missing|not a folder of the packed layout"):
-        PackedTextModel.from_pretrained(folder)
+        reader.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("path", ["layer_norm_eps", "hidden_act", "repmixer_kernel_size", "causal_masking"])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sam3lite_convert.convert.calling_recipe import PLACEHOLDER, recipe, run_recipe
 from sam3lite_convert.convert.clip_ids import PAD
+from sam3lite_convert.convert.prompts import cut, words_of
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import number
 from sam3lite_convert.parity.as_used.stock_model import (
@@ -28,7 +29,6 @@ from sam3lite_convert.parity.as_used.stock_model import (
 from sam3lite_convert.parity.compare import Difference, Running
 from sam3lite_convert.parity.inputs import BATCH
 from sam3lite_convert.parity.judgement import FLOORS, Floor
-from sam3lite_convert.parity.prompts import cut, words_of
 from sam3lite_convert.parity.run import measured_floors
 from sam3lite_convert.parity.setup import Setup
 from sam3lite_convert.parity.taps import PROJECTED

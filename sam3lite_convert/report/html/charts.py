@@ -1,4 +1,4 @@
-"""The charts of a report as plain SVG: errors by layer, a heat map, a bar. Colours come from the page's classes.
+"""The charts of a report as plain SVG: errors by layer or stage, a heat map, a bar. Colours come from page classes.
 
 Horizontal positions are percentages of the drawing's width and everything else is in pixels, so that a chart
 fills a phone and a wide screen and its text keeps its size. Labels at negative positions are drawn in the padding
@@ -24,8 +24,8 @@ _LABELS = 4
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One tap. Errors are None if they were not measured and infinity if they are not finite. ``remark``: text below
-    the name. ``made_here``: the error was made at this tap and not carried there."""
+    """One tap, or a stage of several. Errors are None if they were not measured and infinity if they are not finite.
+    ``remark``: text below the name. ``made_here``: the error was made here and not carried here."""
 
     name: str
     propagated: float | None
@@ -97,19 +97,20 @@ def legend_mark(kind: str) -> str:
 _LANES = {"propagated": 6.5, "isolated": 15.5, "noise": 24.0}
 
 
-def layer_chart(rows: Sequence[LayerRow], title: str) -> str:
+def layer_chart(rows: Sequence[LayerRow], title: str, unit: str) -> str:
     """A row for each tap from top to bottom, errors on a log scale from left to right. Zero has its own band on the
-    left; infinity has one on the right if an error is infinite."""
+    left; infinity has one on the right if an error is infinite. ``unit`` stands below the scale."""
     axis = _axis(rows)
     bottom = _TOP + _ROW * len(rows)
     out = [
-        f'<svg class="chart layers" role="img" height="{bottom + 22}"><title>{html.escape(title)}</title>',
+        f'<svg class="chart layers" role="img" height="{bottom + 40}"><title>{html.escape(title)}</title>',
         f'<rect class="band" x="0" y="{_TOP}" width="{_BAND:g}%" height="{bottom - _TOP}"/>',
     ]
     if axis.infinite:
         out.append(f'<rect class="band" x="{100 - _BAND:g}%" y="{_TOP}" width="{_BAND:g}%" height="{bottom - _TOP}"/>')
     out += _names(rows)
     out += _scale(axis, bottom)
+    out.append(_label("50%", bottom + 34, unit))
     out += [_connection(rows, kind, axis) for kind in ("propagated", "noise")]
     for i, row in enumerate(rows):
         for kind, lane in _LANES.items():
@@ -144,11 +145,15 @@ def _scale(axis: _Axis, bottom: int) -> list[str]:
         if labelled or decades <= 24:
             out.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{bottom}"/>')
         if labelled:
-            out += [_label(x, y, f"1e{decade}") for y in (_TOP - 8, bottom + 16)]
+            out += [_label(x, y, _power(decade)) for y in (_TOP - 8, bottom + 16)]
     ends = [("0", _BAND / 2)] + [("inf", 100 - _BAND / 2)] * axis.infinite
     out += [_label(f"{x:g}%", y, words, "name") for words, x in ends for y in (_TOP - 8, bottom + 16)]
     out.append(f'<line class="edge" x1="0" x2="100%" y1="{bottom}" y2="{bottom}"/>')
     return out
+
+
+def _power(decade: int) -> str:
+    return f"{10.0**decade:,g}" if -1 <= decade <= 3 else f"1e{decade}"
 
 
 def _connection(rows: Sequence[LayerRow], kind: str, axis: _Axis) -> str:

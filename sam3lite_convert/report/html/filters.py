@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from sam3lite_convert import figures
 from sam3lite_convert.report.terminal import printable
 
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _FIGURE = re.compile(r"\d(?:\.\d+)?e[-+]\d+")
 
 
@@ -81,6 +82,16 @@ def times(value: float) -> str:
 def cosine(value: float) -> str:
     """A cosine, or a dash: there is none if a side is zero or not finite."""
     return f"{value:.6f}" if math.isfinite(value) else "-"
+
+
+def coordinates(box: Sequence[float]) -> Markup:
+    """The numbers of a box in one line."""
+    return Markup('<span class="v">{}</span>').format(", ".join(f"{value:.4g}" for value in box))
+
+
+def png(data: str) -> Markup:
+    """A PNG file in base64 as an address that loads nothing; of anything else, the address of an empty picture."""
+    return Markup(f"data:image/png;base64,{data}") if _BASE64.fullmatch(data) else Markup("data:,")
 
 
 def plural(n: int, noun: str) -> str:

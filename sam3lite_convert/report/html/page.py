@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sam3lite_convert.figures import component_words, human_bytes, human_count
+from sam3lite_convert.records.detector import DetectorDocument, StageRecord
 from sam3lite_convert.records.parity import BehaviourRecord, HeatMap, ParityDocument, TapRecord
 from sam3lite_convert.records.record import Json, JsonValue
 from sam3lite_convert.records.verify import VerifyDocument
@@ -19,14 +20,20 @@ from sam3lite_convert.report.html import GENERATOR, charts, filters
 
 _LISTED = 200  # entries of a list; longer ones are slow on a phone, and --json has all of them
 _FILTERS = (
-    filters.breaking, filters.code, filters.cosine, filters.figure, filters.lines, filters.number, filters.plural,
-    filters.quoted, filters.runs, filters.sentence, filters.times, component_words, human_count,
+    filters.breaking, filters.code, filters.coordinates, filters.cosine, filters.figure, filters.lines, filters.number,
+    filters.plural, filters.png, filters.quoted, filters.runs, filters.sentence, filters.times, component_words,
+    human_count,
 )  # fmt: skip
 
 
 def parity_page(document: ParityDocument) -> str:
     """The page of a parity run: both verdicts, then what they rest on."""
     return _environment().get_template("page.html.jinja").render(command="parity", document=document)
+
+
+def detector_page(document: DetectorDocument) -> str:
+    """The page of a parity run of the whole detector: the verdict, then pictures, stages and taps."""
+    return _environment().get_template("page.html.jinja").render(command="detector", document=document)
 
 
 def verify_page(document: VerifyDocument) -> str:
@@ -53,6 +60,8 @@ def _environment() -> Environment:
         "listed": _LISTED,
         "legend_mark": lambda series: Markup(charts.legend_mark(series)),
         "layer_chart": _layer_chart,
+        "stage_chart": _stage_chart,
+        "taps_of": _taps_of,
         "heat_facts": _heat_facts,
         "greatest_error": _greatest_error,
         "bar": _bar,
@@ -79,7 +88,45 @@ def _layer_chart(taps: Iterable[TapRecord], title: str) -> Markup:
         )
         for t in taps
     ]
-    return Markup(charts.layer_chart(rows, title))
+    return Markup(charts.layer_chart(rows, title, "max abs diff"))
+
+
+def _taps_of(stage: StageRecord, taps: Iterable[TapRecord]) -> list[TapRecord]:
+    """The taps of a stage, in their order."""
+    by_name = {t.name: t for t in taps}
+    return [by_name[name] for name in stage.taps if name in by_name]
+
+
+def _stage_chart(stages: Iterable[StageRecord], taps: Iterable[TapRecord], in_floors: bool, title: str) -> Markup:
+    """The largest error of each stage's taps, in noise floors if they were measured."""
+    taps, rows = list(taps), []
+    for stage in stages:
+        own = _taps_of(stage, taps)
+        alone = [t for t in own if t.judged_by == "isolated"]
+        propagated = [_drawn(t.max_abs_diff) for t in own]
+        isolated = [_drawn(t.isolated_max_abs_diff) for t in alone]
+        if in_floors:
+            propagated = [_times(t.max_abs_diff, t.floor.propagated) for t in own if t.floor]
+            isolated = [_times(t.isolated_max_abs_diff, t.floor.isolated) for t in alone if t.floor]
+        found = {t.status for t in own}
+        remark = next((status for status in ("diverges", "carried", "unknown") if status in found), "")
+        rows.append(
+            charts.LayerRow(
+                filters.visible(stage.name),
+                max(propagated, default=None),
+                max(isolated, default=None),
+                1.0 if in_floors else None,
+                "diverges" if stage.diverges else remark,
+                stage.diverges,
+            )
+        )
+    return Markup(charts.layer_chart(rows, title, "times the noise floor" if in_floors else "max abs diff"))
+
+
+def _times(error: float | None, floor: float) -> float:
+    """An error in noise floors. Any error is infinitely many floors of 0."""
+    error = _drawn(error)
+    return 0.0 if error == 0 else error / floor if floor > 0 and math.isfinite(floor) else math.inf
 
 
 @dataclass(frozen=True)

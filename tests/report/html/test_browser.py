@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support import html_samples as samples
 
-from sam3lite_convert.report.html.page import parity_page, verify_page
+from sam3lite_convert.report.html.page import detector_page, parity_page, verify_page
 
 pytest.importorskip("selenium")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -27,6 +27,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
 )  # fmt: skip
 PAGES = {name: (parity_page, make) for name, make in samples.PARITY.items()}
+PAGES |= {name: (detector_page, make) for name, make in samples.DETECTOR.items()}
 PAGES |= {name: (verify_page, make) for name, make in samples.VERIFY.items()}
 WIDTHS = (390, 1024, 1600)
 THEMES = ("light", "dark")
@@ -95,7 +96,10 @@ for (const e of document.querySelectorAll('body *')) {
 }
 return out;
 """
-CHECKS = {"sticks out": STICKS_OUT, "clipped": CLIPPED, "unreadable": UNREADABLE}
+BROKEN = """
+return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => `${i.alt} is not shown`);
+"""
+CHECKS = {"sticks out": STICKS_OUT, "clipped": CLIPPED, "unreadable": UNREADABLE, "broken": BROKEN}
 
 
 class Browser:
@@ -180,7 +184,19 @@ def test_a_page_fits_can_be_read_and_asks_for_nothing(name, width, theme, browse
     assert browser.faults() == {}
     said, asked, _ = browser.leftovers()
     assert said == []
-    assert asked == [page.as_uri()]
+    assert [address for address in asked if not address.startswith("data:image/png;")] == [page.as_uri()]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pictures_stand_side_by_side_but_on_a_phone(width, browser, tmp_path):
+    browser.open(written(tmp_path, "detector differs"), width)
+    script = (
+        "return [...document.images].map(i => i.getBoundingClientRect()).map(r => [r.left, r.top, r.width, r.height])"
+    )
+    lefts, tops, widths, heights = zip(*browser.driver.execute_script(script), strict=True)
+    assert len(lefts) == 3
+    assert (len(set(lefts)), len(set(tops))) == ((1, 3) if width == 390 else (3, 1))
+    assert min(widths) > 250 and widths == pytest.approx(heights, abs=3)
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -208,6 +224,7 @@ WRONG = {
     "lies on": ("clipped", '<svg width="90" height="20"><text y="15">one</text><text x="5" y="15">two</text></svg>'),
     "is too small": ("clipped", '<svg width="90" height="20"><text y="15" style="font-size:6px">one</text></svg>'),
     "pale": ("unreadable", '<p style="color:#999">pale</p>'),
+    "is not shown": ("broken", '<img src="data:image/png;base64,AAAA" alt="a picture">'),
     "faint": ("unreadable", '<svg width="90" height="20"><text y="15" style="fill:#999">faint</text></svg>'),
 }
 

@@ -17,15 +17,17 @@ from importlib.resources import files
 import pytest
 from support import html_samples as samples
 
+from sam3lite_convert.records.detector import DetectorDocument
 from sam3lite_convert.records.record import Record, field_types
 from sam3lite_convert.records.shared import Accounting, ComponentRecord
 from sam3lite_convert.report.html import GENERATOR, charts
 from sam3lite_convert.report.html.filters import number, output, runs, sentence, visible
-from sam3lite_convert.report.html.page import parity_page, verify_page
+from sam3lite_convert.report.html.page import detector_page, parity_page, verify_page
 
 PAGES = {name: (parity_page, make) for name, make in samples.PARITY.items()}
+PAGES |= {name: (detector_page, make) for name, make in samples.DETECTOR.items()}
 PAGES |= {name: (verify_page, make) for name, make in samples.VERIFY.items()}
-VOID = {"meta", "link", "br", "wbr"}
+VOID = {"meta", "link", "br", "wbr", "img"}
 STYLE_SHEET = (files("sam3lite_convert.report.html") / "report.css").read_text(encoding="utf-8")
 
 
@@ -80,12 +82,12 @@ def test_a_page_is_well_formed(source):
 def test_a_page_runs_nothing_and_loads_nothing(source):
     page = Page(source)
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "img", "iframe", "object", "embed", "form", "base", "video", "audio", "a"}
+    assert not tags & {"script", "iframe", "object", "embed", "form", "base", "video", "audio", "a"}
     assert page.having("link") == [{"rel": "icon", "href": "data:,"}]
     for tag, attributes in page.elements:
-        assert not [name for name in attributes if name.startswith("on") or name in ("src", "srcset", "xlink:href")], (
-            tag
-        )
+        loading = {"srcset", "xlink:href"} if tag == "img" else {"src", "srcset", "xlink:href"}
+        assert not [name for name in attributes if name.startswith("on") or name in loading], tag
+    assert all(a["src"].startswith("data:image/png;base64,iVBORw0KGgo") for a in page.having("img"))
     style = re.search("<style>(.*?)</style>", source, re.S)[1]
     assert style.strip() == STYLE_SHEET.strip()
     assert "url(" not in style
@@ -168,6 +170,12 @@ def changed(value: object, path: Path, new: object) -> object:
 
 def few(document: Record) -> Record:
     """The document with no more than two entries in its longest lists."""
+    if isinstance(document, DetectorDocument):
+        stages = tuple(dataclasses.replace(s, taps=s.taps[-2:]) for s in document.stages[4::3])
+        named = {name for s in stages for name in s.taps}
+        layers = tuple(t for t in document.judgement.layers if t.name in named)
+        judgement = dataclasses.replace(document.judgement, layers=layers)
+        return dataclasses.replace(document, stages=stages, judgement=judgement)
     short = {name: getattr(document, name, ())[:2] for name in ("findings", "mismatched", "unexpected")}
     return dataclasses.replace(document, **short) if hasattr(document, "mismatched") else document
 
@@ -179,7 +187,7 @@ def is_literal(hint: object) -> bool:
 EVIL = "\"'><img src=x onerror=alert(3)>\u202e"
 
 
-@pytest.mark.parametrize("name", ["differs", "proven", "mismatch"])
+@pytest.mark.parametrize("name", ["differs", "proven", "mismatch", "detector differs"])
 def test_no_string_of_a_document_becomes_markup(name):
     render, make = PAGES[name]
     whole = few(make())
@@ -223,8 +231,11 @@ def absent(hint: object, value: object) -> Iterator[object]:
         yield from (0.0, math.inf, math.nan)
 
 
+LONG = ("differs", "detector differs", "detector within tolerance")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.stress) if name == "differs" else name for name in PAGES]
+    "name", [pytest.param(name, marks=pytest.mark.stress) if name in LONG else name for name in PAGES]
 )
 def test_a_page_is_made_of_whatever_a_document_may_lack(name):
     render, make = PAGES[name]
@@ -286,6 +297,108 @@ def test_what_the_template_writes_without_a_filter_is_visible_text_or_a_whole_nu
     for value in (0.5, None, True, [], {}):
         with pytest.raises(TypeError):
             output(value)
+
+
+def test_the_pictures_stand_in_the_page():
+    whole = samples.detector_differs()
+    source = detector_page(whole)
+    shown = Page(source).having("img")
+    assert [(a["src"], a["width"], a["height"], a["alt"]) for a in shown] == [
+        (f"data:image/png;base64,{p.png}", "336", "336", p.alt) for p in whole.pictures
+    ]
+    section = source[source.index("What both sides find") : source.index("Stage by stage")]
+    assert re.findall("<h3>(.*?)</h3>", section) == ["Original", "Candidate", "Difference"]
+    assert [html.unescape(c) for c in re.findall("<figcaption>(.*?)</figcaption>", section)] == [
+        p.caption for p in whole.pictures
+    ]
+
+
+@pytest.mark.parametrize("data", ["", EVIL, "AAAA\nAAAA", "A" * 9 + "===", "http://127.0.0.1/x.png"])
+def test_what_is_no_base64_is_no_picture(data):
+    whole = samples.detector_differs()
+    page = Page(detector_page(changed(whole, ("pictures", 1, "png"), data)))
+    assert page.having("img")[1]["src"] == ("data:image/png;base64," if not data else "data:,")
+
+
+def test_without_pillow_the_page_says_how_to_get_pictures():
+    page = Page(detector_page(samples.detector_within()))
+    assert not page.having("img") and "What both sides find" not in page.text
+    assert "pip install 'sam3lite-convert[pictures]'" in page.text
+
+
+def test_the_sections_of_the_detector_stand_in_order():
+    source = detector_page(samples.detector_differs())
+    assert re.findall(SECTION, source) == [
+        "What both sides find", "Stage by stage", "Results", "Accounting", "Receipt", "Notes", "Versions", "Command",
+    ]  # fmt: skip
+    text = Page(source).text
+    assert text.index("Differs") < text.index("First divergence: transformer.encoder.layers.3")
+    assert text.index("Likely cause: q and k are swapped") < text.index("What both sides find")
+    assert re.findall(SECTION, detector_page(samples.detector(page=None))) == ["Stage by stage", "Results"]
+
+
+def test_the_inputs_of_the_detector_are_told():
+    text = Page(detector_page(samples.detector_differs())).text
+    for said in ("seen as 1,008 \xd7 1,008 pixels", f"“{samples.PROMPTS[1]}”", "0.45, 0.55, 0.3, 0.4",
+                 "0.1235, 0.5, 1, 1e-05 (not this)", "49406 320 49407 0\xa0\xd7\xa013"):  # fmt: skip
+        assert said in text, said
+    text = Page(detector_page(samples.detector())).text
+    assert "built-in picture, seen as 336 \xd7 336 pixels" in text
+    assert "Prompt" not in text and "Boxes" not in text
+
+
+def test_every_tap_stands_in_its_stage_and_the_first_divergence_is_open():
+    whole = samples.detector_differs()
+    parts = re.findall("<details( open)?><summary>([^<]+) <span[^>]*>(\\d+) taps?</span></summary>(.*?)</details>",
+                       detector_page(whole), re.S)  # fmt: skip
+    assert [(name, int(count)) for _, name, count, _ in parts] == [(s.name, len(s.taps)) for s in whole.stages]
+    assert [name for is_open, name, _, _ in parts if is_open] == ["encoder"]
+    for stage, (_, _, _, table) in zip(whole.stages, parts, strict=True):
+        rows = [Page(row).text for row in re.findall('<th scope="row">(.*?)</th>', table, re.S)]
+        assert rows == [visible(name) for name in stage.taps]
+    closed = detector_page(samples.detector_exact())
+    assert "<details open>" not in closed
+
+
+def test_stages_are_drawn_in_noise_floors():
+    taps = {
+        "one": [samples.tap("a", 2e-6, 1e-7, 2e-6), samples.tap("b", 1e-7, 1e-8, 1e-7)],  # 1 floor, isolated 0.2
+        "ten": [samples.tap("c", 1e-6, 5e-6, 1e-6), samples.tap("d", 1e-5, 0.0, 1e-6)],  # 10, isolated 10
+        "none": [samples.tap("e", 0.0, 0.0, 1e-6)],
+        "endless": [samples.tap("f", None, None, 1e-6)],
+    }
+    source = detector_page(samples.detector(taps))
+    chart = re.search('<svg class="chart layers".*?</svg>', source, re.S)[0]
+    one, ten, none, endless = places(chart, "propagated")
+    assert one == places(chart, "noise")[0] and len(set(places(chart, "noise"))) == 1
+    fifth, same, *_ = places(chart, "isolated")
+    assert same == ten and none < 12 < fifth < one < ten < 88 < endless
+    assert (one - fifth) / (ten - one) == pytest.approx(-math.log10(0.2), abs=0.01)
+    assert "times the noise floor" in chart and ">10</text>" in chart
+    assert re.findall('class="name"[^>]*>([a-z]+)<', chart)[:4] == ["one", "ten", "none", "endless"]
+
+
+def test_stages_without_floors_are_drawn_as_they_are():
+    source = detector_page(samples.detector({"one": [samples.tap("a", 1e-3, 1e-4)], "two": [samples.tap("b")]}))
+    chart = re.search('<svg class="chart layers".*?</svg>', source, re.S)[0]
+    assert places(chart, "noise") == [] and "max abs diff</text>" in chart
+    assert "one, propagated: 1.00e-03" in chart and "one, isolated: 1.00e-04" in chart
+    assert "No noise floor was measured" in source
+
+
+def test_the_stages_have_their_numbers():
+    text = Page(detector_page(samples.detector_differs())).text
+    rows = re.findall("encoder\n(\\d+)\n([\\d.e-]+)\n([\\d.e-]+)\n([\\d.e+]+)\n(.+)\n4.20\n1.20\n", text)
+    stage = samples.detector_differs().stages[4]
+    assert rows == [
+        ("6", f"{stage.max_abs_diff:.2e}", f"{stage.relative_l2:.2e}", f"{stage.floors:.2g}", stage.worst_tap)
+    ]
+
+
+def test_a_key_that_no_module_reads_is_named():
+    text = Page(detector_page(samples.detector(not_read=["a.weight"]))).text
+    assert "1 tensor of the file is read by no module of the reference:" in text and "a.weight" in text
+    assert "2 tensors of the file are read by" in Page(detector_page(samples.detector(not_read=["a", "b"]))).text
 
 
 def test_nan_is_shown_as_infinity_is():
@@ -430,24 +543,24 @@ def places(chart: str, kind: str) -> list[float]:
 def test_the_chart_is_logarithmic_with_places_for_zero_and_infinity():
     values = [0.0, 1e-6, 1e-4, 1e-2, float("inf")]
     rows = [charts.LayerRow(f"t{i}", v, v, None) for i, v in enumerate(values)]
-    zero, *scale, infinite = places(charts.layer_chart(rows, "t"), "propagated")
+    zero, *scale, infinite = places(charts.layer_chart(rows, "t", "unit"), "propagated")
     assert zero < 12 < scale[0] and scale[-1] < 88 < infinite
     assert scale[1] - scale[0] == pytest.approx(scale[2] - scale[1], abs=0.02)
-    assert places(charts.layer_chart(rows, "t"), "noise") == []
-    assert ">inf</text>" not in charts.layer_chart(rows[:4], "t")
-    assert ">0</text>" in charts.layer_chart(rows[1:4], "t")
+    assert places(charts.layer_chart(rows, "t", "unit"), "noise") == []
+    assert ">inf</text>" not in charts.layer_chart(rows[:4], "t", "unit")
+    assert ">0</text>" in charts.layer_chart(rows[1:4], "t", "unit")
 
 
 @pytest.mark.parametrize("values", [[0.0], [5e-324, 1.7e308], [1e-5], [float("inf")], [1.0, 10.0]])
 def test_every_mark_lies_on_the_chart(values):
     rows = [charts.LayerRow("t", v, v, v) for v in values]
     for kind in ("propagated", "isolated", "noise"):
-        found = places(charts.layer_chart(rows, "t"), kind)
+        found = places(charts.layer_chart(rows, "t", "unit"), kind)
         assert len(found) == len(values) and all(0 <= x <= 100 for x in found)
 
 
 def test_equal_errors_do_not_hide_each_other():
-    chart = charts.layer_chart([charts.LayerRow("t", 1e-3, 1e-3, 1e-3)], "t")
+    chart = charts.layer_chart([charts.LayerRow("t", 1e-3, 1e-3, 1e-3)], "t", "unit")
     disc = re.search('cy="([\\d.]+)"', chart)[1]
     square = re.search('class="m-isolated" x="[^"]+" y="([\\d.]+)"', chart)[1]
     stroke = re.search('class="m-noise"[^>]* y1="([\\d.]+)"', chart)[1]
@@ -479,7 +592,11 @@ def test_the_heat_map_has_a_cell_for_each_value():
 def test_names_in_a_drawing_are_escaped():
     row = charts.LayerRow("<b>", 1.0, 1.0, 1.0, "<i>")
     scale = charts.ColourScale(1e-8, 1.0)
-    drawn = [charts.layer_chart([row], "<u>"), charts.heat_map([[1.0]], 1, "<u>"), charts.colour_legend(scale, "<u>")]
+    drawn = [
+        charts.layer_chart([row], "<u>", "<u>"),
+        charts.heat_map([[1.0]], 1, "<u>"),
+        charts.colour_legend(scale, "<u>"),
+    ]
     for drawing in [*drawn, charts.bar(0.5, "<u>")]:
         assert "&lt;u&gt;" in drawing
         assert not re.search("<[biu]>", drawing)

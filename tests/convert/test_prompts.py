@@ -9,8 +9,8 @@ import pytest
 import torch
 from support.rows import DATA
 
+from sam3lite_convert.convert import prompts
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.parity import prompts
 
 CASES = json.loads((DATA / "goldens" / "tokens.json").read_text(encoding="utf-8"))["cases"]
 START, END = 49406, 49407

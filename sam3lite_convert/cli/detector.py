@@ -1,0 +1,79 @@
+"""``sam3lite parity --component detector``: its options, the command, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.cli.shared import leave, typed, write_report
+from sam3lite_convert.errors import CannotRun
+
+if TYPE_CHECKING:
+    from sam3lite_convert.commands.sources import Source
+    from sam3lite_convert.parity.detector.inputs import DetectorOptions
+    from sam3lite_convert.parity.setup import ParityOptions
+    from sam3lite_convert.plan.tables import Mappings
+
+
+def refuse(given: Mapping[str, object], why: str) -> None:
+    """Raises CannotRun for the first option that was given. ``why``: with ``{}`` for its name."""
+    for name, value in given.items():
+        if value:
+            raise CannotRun(why.format(name), "usage")
+
+
+def detector_options(
+    size: int | None, image: Path | None, prompts: list[str] | None, seed: int | None, boxes: list[str] | None
+) -> DetectorOptions:
+    """The options for the inputs. Raises CannotRun if they do not go together or a box is not four numbers."""
+    from sam3lite_convert.parity.detector.inputs import DetectorOptions
+
+    if prompts and len(prompts) > 1:
+        raise CannotRun("--component detector takes one --prompt", "usage")
+    found = []
+    for text in boxes or []:
+        try:
+            x, y, w, h = map(float, text.split(","))
+        except ValueError:
+            raise CannotRun(f"--box {text}: a box is four numbers, x,y,width,height in pixels", "usage") from None
+        found.append((x, y, w, h))
+    return DetectorOptions(size, image, prompts[0] if prompts else None, seed, tuple(found))
+
+
+def compare(
+    source: Source,
+    mappings: Mappings,
+    options: ParityOptions,
+    inputs: DetectorOptions,
+    folder: Path | None,
+    converted: str | None,
+    device: str,
+    allow_not_read: bool,
+    html: Path | None,
+    debug: bool,
+    json: bool,
+) -> None:
+    """Run the comparison and show it. Exits with code 1 if the sides differ."""
+    from sam3lite_convert.commands.detector import DetectorLooks, run_detector_parity
+    from sam3lite_convert.report import detector as detector_report
+    from sam3lite_convert.report import terminal
+
+    looks = DetectorLooks(
+        html is not None,
+        typed(),
+        allow_not_read,
+        lambda label, total: terminal.stage_progress(label, total, json),
+    )
+    document = run_detector_parity(source, mappings, options, inputs, folder, looks, converted, device)
+    if html is not None:
+        from sam3lite_convert.report.html.page import detector_page
+
+        document = replace(document, report_error=write_report(html, lambda: detector_page(document)))
+        document = replace(document, pictures=None)  # they are in the page
+    if json:
+        terminal.as_json(document)
+    else:
+        detector_report.compared(document, debug)
+    leave(document.failed, document.report_error is None)

@@ -1,0 +1,7 @@
+"""The whole detector of a ``packed`` folder, on torch alone: picture and prompt in, scores, boxes and masks out."""
+
+from sam3lite_convert.packed_detector.model import PackedModel
+from sam3lite_convert.packed_detector.outputs import PackedOutput
+from sam3lite_convert.packed_detector.picture import Objects, find_objects, prepare_image
+
+__all__ = ["Objects", "PackedModel", "PackedOutput", "find_objects", "prepare_image"]

@@ -1,0 +1,1 @@
+"""The whole detector of both sides, compared stage by stage."""

@@ -1,0 +1,335 @@
+"""Runs both detectors one after the other, streams their taps through the disk, and judges each tap.
+
+In memory at any time: one model, and the activation of one tap on both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from original_ref import Detector
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.parity.compare import Difference, compare_large, greatest_and_row_mean_large
+from sam3lite_convert.parity.detector.inputs import DetectorCall
+from sam3lite_convert.parity.detector.models import DetectorSide
+from sam3lite_convert.parity.detector.recording import Clock, reading
+from sam3lite_convert.parity.detector.store import TapStore
+from sam3lite_convert.parity.detector.taps import STAGES, Stage, Tap, row_name, taps_of
+from sam3lite_convert.parity.judgement import FLOORS, Floor, JudgedTap, Judgement
+from sam3lite_convert.parity.noise_floor import in_float64
+
+# (what is run, number of taps) -> a bar; it is called with the stage of every tap.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
+
+
+_FEW = 64  # values
+
+
+def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
+    """Shows nothing."""
+    return nullcontext(lambda stage: None)
+
+
+@dataclass(frozen=True)
+class DetectorOutcome:
+    """The result of one comparison.
+
+    ``taps``: the taps that were compared, in the order of execution.
+    ``judgement``: the verdict.
+    ``outputs``: both sides' results by name, (original, candidate).
+    ``seconds``: wall time of each stage of the original and the candidate.
+    ``store``: the original's activations by tap.
+    ``isolated``: the candidate's isolated activations, by tap, where they differ from the original's.
+    """
+
+    taps: dict[str, Tap]
+    judgement: Judgement
+    outputs: dict[str, tuple[Tensor, Tensor]]
+    seconds: tuple[Mapping[Stage, float], Mapping[Stage, float]]
+    store: TapStore
+    isolated: TapStore
+
+
+@dataclass
+class DetectorRun:
+    """One comparison. Each side is built when it is run, and freed before the other is built.
+
+    ``reference``, ``candidate``: build a side.
+    ``call``: what both run on.
+    ``place``: an empty folder for activations.
+    ``device``: where both run.
+    ``tolerance``: the user's; None to measure noise floors.
+    ``name``: of the candidate, once it was built.
+    ``taps``: of the original, once it was built.
+    """
+
+    reference: Callable[[], DetectorSide]
+    candidate: Callable[[], DetectorSide]
+    call: DetectorCall
+    place: Path
+    device: torch.device
+    tolerance: float | None = None
+    progress: Progress = no_progress
+    name: str = ""
+    taps: dict[str, Tap] = field(default_factory=dict)
+
+    def compare(self) -> DetectorOutcome:
+        """Run both sides and judge the candidate.
+
+        Raises CannotRun if the original itself gives NaN or infinity, UnsoundPlan if a side cannot be built or if the
+        shape of an activation is not the original's.
+        """
+        for name in ("original", "isolated"):
+            (self.place / name).mkdir()
+        store, apart = TapStore(self.place / "original"), TapStore(self.place / "isolated")
+        ours, took = self._record(store)
+        candidate = self.candidate()
+        self.name = candidate.name
+        differences, theirs, taken = self._propagated(candidate, store)
+        same = all(d.max_abs == 0 for d in differences.values())
+        # Up to the first difference every module reads what the original's reads, so both columns are the same.
+        errors = dict.fromkeys(differences, (0.0, 0.0)) if same else self._isolated(candidate, store, apart)
+        del candidate
+        floors = None
+        if not same and self.tolerance is None:
+            floors = self._floors(store, differences, errors)
+        judgement = self._judge(differences, errors, floors)
+        outputs = {name: (ours[name], theirs[name]) for name in ours}
+        compared = {name: self.taps[name] for name in differences}
+        return DetectorOutcome(compared, judgement, outputs, (took, taken), store, apart)
+
+    # ---- passes
+
+    def _record(self, store: TapStore) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
+        """The original's activations, streamed to disk; its results, and the time of each stage."""
+        side = self.reference()
+        assert isinstance(side.model, Detector)
+        self.taps = taps_of(side.model)
+
+        def read(tap: str, value: Tensor) -> None:
+            if not bool(value.isfinite().all()):
+                raise CannotRun(
+                    f"the original itself gives NaN or infinity at {tap}, so nothing can be compared with it; its "
+                    "weights or the picture hold NaN or infinity, or values that overflow",
+                    "not_finite",
+                    {"tap": tap},
+                )
+            store.write(tap, value)
+
+        return self._pass(side, "original", read)
+
+    def _propagated(
+        self, side: DetectorSide, store: TapStore
+    ) -> tuple[dict[str, Difference], dict[str, Tensor], Mapping[Stage, float]]:
+        """The candidate in a normal pass: differences by tap, its results, and the time of each stage."""
+        found: dict[str, Difference] = {}
+
+        def read(tap: str, value: Tensor) -> None:
+            pair = self._pair(tap, value, store)
+            if pair is not None:
+                found[tap] = compare_large(*pair)
+
+        outputs, seconds = self._pass(side, "candidate", read)
+        return {tap: found[tap] for tap in self.taps if tap in found}, outputs, seconds
+
+    def _isolated(self, side: DetectorSide, store: TapStore, apart: TapStore) -> dict[str, tuple[float, float]]:
+        """The candidate's modules on the original's recorded inputs: the greatest error, and of a row's mean, by tap.
+
+        What differs is kept in ``apart``.
+        """
+        found: dict[str, tuple[float, float]] = {}
+
+        def read(tap: str, value: Tensor) -> Tensor | None:
+            pair = self._pair(tap, value, store)
+            if pair is None:
+                return None
+            found[tap] = greatest_and_row_mean_large(*pair)
+            if found[tap][0]:
+                apart.write(tap, value)
+            return self.recorded_like(tap, value, store)
+
+        self._pass(side, "candidate, isolated", read)
+        return found
+
+    def _floors(
+        self, store: TapStore, differences: Mapping[str, Difference], errors: Mapping[str, tuple[float, float]]
+    ) -> dict[str, Floor]:
+        """Noise floors by tap: the original in float64 against its recorded activations.
+
+        A tap that is equal on both sides needs no floor, so the propagated ones are measured from the first tap that
+        differs on: up to there the original's recorded activations are read.
+        """
+        side = self.reference()
+        far: dict[str, tuple[float, float]] = {}
+        near: dict[str, tuple[float, float]] = {}
+        differs = [tap for tap, difference in differences.items() if difference.max_abs]
+        first = list(self.taps).index(differs[0]) if differs else len(self.taps)
+        order = {tap: n for n, tap in enumerate(self.taps)}
+
+        def propagated(tap: str, value: Tensor) -> Tensor | None:
+            if order[tap] < first:
+                return self.recorded_like(tap, value, store)
+            pair = self._pair(tap, value, store)
+            if pair is not None:
+                far[tap] = greatest_and_row_mean_large(*pair)
+            return None
+
+        def isolated(tap: str, value: Tensor) -> Tensor | None:
+            pair = self._pair(tap, value, store)
+            if pair is not None:
+                near[tap] = greatest_and_row_mean_large(*pair)
+            return self.recorded_like(tap, value, store)
+
+        with in_float64(side.model):
+            self._pass(side, "original in float64", propagated, torch.float64, self.skipping(side, differs, store))
+            apart = [tap for tap, (greatest, _) in errors.items() if greatest]
+            self._pass(
+                side, "original in float64, isolated", isolated, torch.float64, self.skipping(side, apart, store)
+            )
+        nothing = (0.0, 0.0)
+        found = {
+            tap: Floor(
+                far.get(tap, nothing)[0], near.get(tap, nothing)[0], far.get(tap, nothing)[1], near.get(tap, nothing)[1]
+            )
+            for tap in differences
+        }
+        return _of_few_values(found, {tap: math.prod(d.shape) for tap, d in differences.items()})
+
+    def _pass(
+        self,
+        side: DetectorSide,
+        label: str,
+        read: Callable[[str, Tensor], Tensor | None],
+        dtype: torch.dtype = torch.float32,
+        skipped: AbstractContextManager[object] | None = None,
+    ) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
+        """One forward pass: its results, and the time of each stage."""
+        clock = Clock(self.taps)
+        with self.progress(label, len(self.taps)) as advance, skipped or nullcontext():
+
+            def at(tap: str, value: Tensor) -> Tensor | None:
+                clock.at(tap)
+                other = read(tap, value)
+                advance(STAGES[self.taps[tap].stage])
+                clock.resume()
+                return other
+
+            with torch.inference_mode(), reading(side.model, self.taps, side.side, at):
+                outputs = {name: value.detach().cpu() for name, value in side.run(self.call, dtype).items()}
+            for name, value in outputs.items():
+                at(f"outputs.{name}", value)
+        return outputs, clock.seconds
+
+    # ---- one tap
+
+    def _pair(self, tap: str, value: Tensor, store: TapStore) -> tuple[Tensor, Tensor] | None:
+        """The original's recorded activation and another one, valid rows alone; None if there is nothing to compare.
+
+        Raises UnsoundPlan if their sizes differ.
+        """
+        if tap not in store:
+            return None
+        ours = store.read(tap)
+        if ours.numel() != value.numel():
+            raise UnsoundPlan(
+                f"at {tap} the candidate's activation is {tuple(value.shape)}, the original's {tuple(ours.shape)}; "
+                "config.json does not describe this original",
+                "other_shape",
+            )
+        return self.comparable(tap, ours, value.detach().cpu())
+
+    def comparable(self, tap: str, ours: Tensor | None, theirs: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Two activations of a tap in one shape, valid rows alone; None if there is nothing to compare."""
+        if ours is None or ours.numel() != theirs.numel():
+            return None
+        theirs = theirs.reshape(ours.shape)
+        row = self.taps[tap].row
+        if row is None or row.rows == "all":
+            return ours, theirs
+        valid = self.call.valid[row.rows].flatten()
+        if not bool(valid.any()):
+            return None
+        # One row for each token: a convolution's output has them on the first axis.
+        tokens = len(valid)
+        return ours.reshape(tokens, -1)[valid], theirs.reshape(tokens, -1)[valid]
+
+    def recorded_like(self, tap: str, value: Tensor, store: TapStore) -> Tensor | None:
+        """The original's recorded activation in the shape, dtype and place of ``value``."""
+        return store.read(tap).reshape(value.shape).to(value.device, value.dtype) if tap in store else None
+
+    @contextmanager
+    def skipping(self, side: DetectorSide, needed: Sequence[str], store: TapStore) -> Iterator[None]:
+        """Inside it, modules of the reference whose taps are not needed give their recorded activation at once."""
+        with ExitStack() as stack:
+            for name, tap in self.taps.items():
+                if tap.row is None or name in needed or name not in store or not _is_whole(tap):
+                    continue
+                module = side.model.get_submodule(tap.path(tap.row.original))
+
+                def forward(*args: Tensor, name: str = name) -> Tensor:
+                    like = next((a for a in args if a.is_floating_point()), None)
+                    value = store.read(name)
+                    return value if like is None else value.to(like.device, like.dtype)
+
+                module.forward = forward
+                stack.callback(delattr, module, "forward")
+            yield
+
+    def _judge(
+        self,
+        differences: Mapping[str, Difference],
+        errors: Mapping[str, tuple[float, float]],
+        floors: Mapping[str, Floor] | None,
+    ) -> Judgement:
+        given, judged = self.tolerance, []
+        for tap, difference in differences.items():
+            floor = None if floors is None else floors[tap]
+            limits = (given, given) if given is not None else (0.0, 0.0)
+            if given is None and floor is not None:
+                limits = (FLOORS * floor.propagated, FLOORS * floor.isolated)
+            alone, mean = errors[tap]
+            judged.append(
+                JudgedTap(
+                    tap, difference, alone, *limits, floor, None, None, mean, given is None, read_by_detector=True
+                )
+            )
+        # A tap without a module on the candidate's side was not compared; the next one shows its error.
+        return Judgement(tuple(judged), given, receives="outputs.pred_masks")
+
+
+def _of_few_values(floors: Mapping[str, Floor], values: Mapping[str, int]) -> dict[str, Floor]:
+    """The floors, where a tap of few values has the greatest of its row: the rounding of a single number can be next
+    to nothing by chance, and that of the same number in the other layers tells what it can be."""
+    rows: dict[str, list[Floor]] = defaultdict(list)
+    for tap, floor in floors.items():
+        rows[_row_of_few(tap)].append(floor)
+    return {
+        tap: floor if values[tap] >= _FEW else Floor(*map(max, zip(*map(astuple, rows[_row_of_few(tap)]), strict=True)))
+        for tap, floor in floors.items()
+    }
+
+
+def _row_of_few(tap: str) -> str:
+    """The row of a tap. The result's presence logit is that of the decoder's last layer."""
+    return "decoder.presence_logit.{i}" if tap == "outputs.presence_logit_dec" else row_name(tap)
+
+
+def _is_whole(tap: Tap) -> bool:
+    """Whether the tap is all that its module gives, in one call: such a module may be skipped."""
+    place = tap.row.original if tap.row else None
+    return (
+        place is not None
+        and tap.stage in ("trunk", "neck", "text", "geometry", "encoder")
+        and place.part is None
+        and not place.at_input
+        and not place.fixed_call
+        and (tap.row is not None and tap.row.rows == "all")
+    )

@@ -1,0 +1,56 @@
+"""Shows a comparison of whole detectors: the stages, the results, the verdict, the likely cause."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from sam3lite_convert.figures import ids_shown, number
+from sam3lite_convert.records.detector import DetectorDocument, StageRecord
+from sam3lite_convert.report.parity import diagnosis, not_read, tap_table, verdict
+from sam3lite_convert.report.terminal import say, show, width
+
+
+def compared(d: DetectorDocument, debug: bool) -> None:
+    """The comparison of two detectors; with ``debug`` also a row for each tap."""
+    sides, inputs = d.sides, d.inputs
+    say(f"reference  {sides.reference}, from {sides.checkpoint}")
+    say(f"candidate  {sides.candidate_encoder}, from {sides.converted or 'the plan, converted in memory'}")
+    say(f"picture    {inputs.image}, seen as {inputs.size} x {inputs.size}; float32, compared in float64")
+    prompt = f"{inputs.prompt!r}: " if inputs.prompt else f"{inputs.what}: "
+    say(f"prompt     {prompt}{ids_shown(inputs.ids[0])}")
+    for box in inputs.boxes:
+        say(f"box        centre {box[0]:.3f} {box[1]:.3f}, size {box[2]:.3f} x {box[3]:.3f} of the picture")
+    say()
+    if debug:
+        tap_table(d.judgement.layers)
+        say()
+    _stages(d.stages)
+    say()
+    for output in d.outputs:
+        say(f"{output.name:<20} max abs diff {number(output.max_abs_diff)}, rel. L2 {number(output.relative_l2)}")
+    say()
+    verdict(d.judgement, "verdict")
+    not_read(d.judgement.not_read, d.not_read_allowed)
+    if d.diagnosis:
+        diagnosis(d.diagnosis)
+    for text in d.notes:
+        say(f"note: {text}")
+    if d.judgement.verdict == "differs" and not debug:
+        say("Next: the same command with --debug-intermediates shows every tap")
+
+
+def _stages(stages: tuple[StageRecord, ...]) -> None:
+    """One row for each stage; narrow terminals get fewer columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    names = ["taps", "max abs", "rel. L2", "x floor", "original s", "candidate s"]
+    for name in names if width() >= 80 else names[:2]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for s in stages:
+        over = f"{s.floors:.2g}" if s.floors else "-"
+        cells = [str(len(s.taps)), number(s.max_abs_diff), number(s.relative_l2), over]
+        cells += [f"{s.seconds_reference:.1f}", f"{s.seconds_candidate:.1f}"]
+        mark = "[bold red]DIVERGES[/]" if s.diverges else "equal" if s.max_abs_diff == 0 else ""
+        table.add_row(s.name, *(cells if width() >= 80 else cells[:2]), mark)
+    show(table)
