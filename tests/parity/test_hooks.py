@@ -14,20 +14,27 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.folders import convert, python, sam3lite, tiny_architecture, write_safetensors
+from support.folders import convert, python, sam3lite, tiny_architecture, tiny_state, write_safetensors
 from support.goldens import activations, golden
 from support.original_checkout import CLIP, STAND_IN, TIMM, TORCHVISION
 from torch import nn
 
 from original_ref import load_reference
+from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.packed_detector import PackedModel
 from sam3lite_convert.packed_encoder import PackedTextModel
 from sam3lite_convert.parity import hooks_template
 from sam3lite_convert.parity.candidates import transformers_encoder
-from sam3lite_convert.parity.hooks import hooks_script, text_tables
+from sam3lite_convert.parity.detector.models import reference_detector
+from sam3lite_convert.parity.detector.recording import reading
+from sam3lite_convert.parity.detector.taps import taps_of
+from sam3lite_convert.parity.hooks import detector_tables, hooks_script, text_tables
 from sam3lite_convert.parity.hooks_template import Row, Table
 from sam3lite_convert.parity.original import reference_cfg
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.families import FAMILIES
+from sam3lite_convert.plan.plan import Options, make_plan
+from sam3lite_convert.plan.tables import load_mappings
 
 TEXT = "detector.backbone.language_backbone."
 IDS = torch.tensor([[510, 320, 511, *[0] * 13], [510, 7, 99, 320, 4, 511, *[0] * 10], [510, *range(1, 15), 511]])
@@ -488,3 +495,29 @@ def test_the_activations_are_those_of_the_goldens_helper(hooks, tmp_path):
     hooks.record(model, lambda: model.projector(model.encoder(IDS, return_all_tokens=True)), tmp_path / "a.safetensors")
     held, wanted = load_file(tmp_path / "a.safetensors"), activations(model, IDS)
     assert all(torch.equal(held[tap], wanted[tap]) for tap in TAPS[:-1])
+
+
+# ---- the whole detector --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["original", "packed"])
+def test_the_detectors_taps_are_those_that_parity_reads(kind, tmp_path):
+    path = write_safetensors(tmp_path, tiny_state())
+    plan = make_plan(read_checkpoint(path), load_mappings(), Options())
+    reference = reference_detector(plan, 16, 112, torch.device("cpu")).model
+    model = reference if kind == "original" else PackedModel.from_pretrained(convert(path, tmp_path / "out"))
+    side = "original" if kind == "original" else "converted"
+    box = torch.tensor([[[0.5, 0.5, 0.4, 0.2]]])
+    call = functools.partial(model, torch.randn(1, 3, 112, 112), IDS[:1], box, torch.ones(1, 1, dtype=torch.int64))
+    wanted: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), reading(model, taps_of(reference), side, lambda tap, x: wanted.update({tap: x.clone()})):
+        call()
+    (tmp_path / "detector_hooks.py").write_text(hooks_script(detector_tables()))
+    script = loaded(tmp_path / "detector_hooks.py")
+    outer = inside(model, "detector")
+    script.record(outer, call, tmp_path / "mine.safetensors")
+    held = load_file(tmp_path / "mine.safetensors")
+    assert torch.equal(held.pop("input_ids"), IDS[:1])
+    assert held.keys() == wanted.keys() and len(held) > 60
+    assert [tap for tap in held if not torch.equal(held[tap], wanted[tap])] == []
+    assert [(fit.name, fit.prefix, fit.missing) for fit in script.find(outer)] == [(kind, "detector.", [])]
