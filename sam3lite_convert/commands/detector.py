@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.convert.folder import Folder, read_folder
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.detector import DetectorDocument, OutputRecord, Picture, StageRecord
@@ -66,6 +66,7 @@ def run_detector_parity(
     from sam3lite_convert.parity.detector.inputs import make_call
     from sam3lite_convert.parity.detector.models import DETECTORS, reference_detector, the_device
     from sam3lite_convert.parity.detector.run import DetectorRun, no_progress
+    from sam3lite_convert.parity.detector.stock import stands_in_for_torchvision
     from sam3lite_convert.parity.setup import check_settings, check_source, context_notes, recognised, whole
     from sam3lite_convert.plan.context import called_context
 
@@ -86,13 +87,18 @@ def run_detector_parity(
             layout = mappings.layout(options.candidate or Options().layout)
             plan = make_plan(checkpoint, mappings, Options(layout.name, context=options.context, causal=options.causal))
         check_candidate(plan.layout, mappings)
-        _whole_detector(plan, source.name)
+        _whole_detector(plan)
         check_source(checkpoint, plan, list(plan.mapped.values()))
         config = _config(folder) if folder else make_config(plan)
         stated = called_context(checkpoint, plan.context.rows, options.context)
         notes += context_notes(stated, plan, _rows(plan, folder))
         context = plan.architecture.called if stated.origin == "unknown" else stated.called
         call = make_call(inputs, plan.architecture, context)
+        if plan.layout.loader.library is not None and stands_in_for_torchvision():
+            notes.append(
+                "torchvision is not installed, so transformers runs with a stand-in for its roi_align, which computes "
+                "what the compiled operator does"
+            )
         notes += _notes(plan, call)
 
         def weights() -> Mapping[str, Tensor]:
@@ -146,15 +152,13 @@ def run_detector_parity(
     )
 
 
-def _whole_detector(plan: Plan, name: str) -> None:
-    """Raises CannotRun if the conversion holds the text encoder alone, UnsoundPlan if the checkpoint does."""
+def _whole_detector(plan: Plan) -> None:
+    """Raises CannotRun if the folder holds the text encoder alone."""
     if plan.options.component == "text":
         raise CannotRun(
             "the folder holds the text encoder alone, so there is no detector to compare; leave out --component",
             "text_only",
         )
-    if plan.architecture.vision is None:
-        raise UnsoundPlan(f"{name} holds no detector; leave out --component detector", "text_only")
 
 
 def _config(folder: Folder) -> Json:

@@ -258,6 +258,10 @@ def whole(folder: Folder) -> Folder:
 def recognised(
     folder: Folder, source: Checkpoint, mappings: Mappings, options: ParityOptions, notes: list[str]
 ) -> Plan:
+    """The plan of the conversion that the folder seems to be. ``notes``: what is taken from its receipt is added.
+
+    Raises CannotRun if ``--candidate`` names another layout, and what ``recognise`` raises.
+    """
     from sam3lite_convert.verify.recognise import recognise
 
     said = (folder.receipt or {}).get("options")

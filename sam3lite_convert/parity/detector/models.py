@@ -15,7 +15,7 @@ from sam3lite_convert.convert.text_weights import cast, read_stored
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.packed_detector import PackedModel
 from sam3lite_convert.parity.detector.inputs import DetectorCall
-from sam3lite_convert.parity.detector.stock import stock_detector
+from sam3lite_convert.parity.detector.stock import stock_detector, text_argument
 from sam3lite_convert.parity.detector.taps import OUTPUTS
 from sam3lite_convert.plan.architecture import VISION
 from sam3lite_convert.plan.families import Family
@@ -115,7 +115,7 @@ def transformers_side(
     """
     import transformers
 
-    model = stock_detector(family, config, weights, text_attention=attention, image_size=size)
+    model = stock_detector(family, config, weights, torch.float32, text_attention=attention, image_size=size)
     nn.Module.to(model, device)
 
     def run(call: DetectorCall, dtype: torch.dtype) -> Mapping[str, Tensor]:
@@ -124,7 +124,7 @@ def transformers_side(
         labels = torch.where(given["box_mask"], -10, given["box_labels"])
         found = model(
             pixel_values=given["image"],
-            text_embeds=text,
+            text_embeds=text_argument(text),
             attention_mask=(given["input_ids"] != 0).long(),
             input_boxes=given["boxes"],
             input_boxes_labels=labels,
