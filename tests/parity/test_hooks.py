@@ -514,7 +514,7 @@ def test_the_detectors_taps_are_those_that_parity_reads(kind, tmp_path):
         folder = convert(path, tmp_path / "out", "--layout", kind)
         config = json.loads((folder / "config.json").read_text())
         held = load_file(folder / "model.safetensors")
-        model = stock_detector(next(iter(FAMILIES.values())), config, held, image_size=112)
+        model = stock_detector(next(iter(FAMILIES.values())), config, held, torch.float32, image_size=112)
         given = {"pixel_values": image, "input_ids": IDS[:1], "input_boxes": box, "input_boxes_labels": label}
     side = "original" if kind == "original" else "converted"
     call = functools.partial(model, **given)
