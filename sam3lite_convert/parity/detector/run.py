@@ -244,10 +244,16 @@ class DetectorRun:
             return None
         ours = store.read(tap)
         if ours.numel() != value.numel():
+            times = value.numel() / ours.numel()
+            level = (
+                f"it has {'4 times' if times == 4 else 'a quarter of'} the cells, so another level of the neck reaches it: "
+                "there is one level too many or too few"
+            )
             raise UnsoundPlan(
                 f"at {tap} the candidate's activation is {tuple(value.shape)}, the original's {tuple(ours.shape)}; "
-                "config.json does not describe this original",
+                + (level if times in (4, 0.25) else "config.json does not describe this original"),
                 "other_shape",
+                {"tap": tap},
             )
         return self.comparable(tap, ours, value.detach().cpu())
 
