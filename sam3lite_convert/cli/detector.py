@@ -77,3 +77,24 @@ def compare(
     else:
         detector_report.compared(document, debug)
     leave(document.failed, document.report_error is None)
+
+
+def self_test(source: Source, mappings: Mappings, options: ParityOptions, inputs: DetectorOptions, json: bool) -> None:
+    """Make known faults in the original and show whether each is found. Exits with code 1 if one is missed."""
+    from sam3lite_convert.commands.detector import self_test_detector
+    from sam3lite_convert.report import parity as parity_report
+    from sam3lite_convert.report import terminal
+
+    document = self_test_detector(
+        source,
+        mappings,
+        options,
+        inputs,
+        (lambda trial: None) if json else parity_report.tried,
+        lambda label, total: terminal.stage_progress(label, total, json),
+    )
+    if json:
+        terminal.as_json(document)
+    else:
+        parity_report.self_tested(document)
+    leave(document.verdict != "passed", True)

@@ -128,7 +128,7 @@ def parity(
         if component is o.Compared.detector:
             whole.refuse(
                 {
-                    "--self-test": self_test or None, "--save-activations": save_activations,
+                    "--save-activations": save_activations,
                     "--as-used": as_used or strict_behaviour or None, "--original-repo": original_repo,
                     "--batch": batch if batch != 1 else None, "--length": length, "--prompts-file": prompts_file,
                     "--partial": partial or None, "--dtype": dtype,
@@ -137,6 +137,13 @@ def parity(
             )  # fmt: skip
             folder = locate_folder(converted, cache_dir).whole()[0] if converted is not None else None
             chosen_inputs = whole.detector_options(size, image, prompt, seed, box)
+            if self_test:
+                whole.refuse(
+                    {"--report": html, "--converted": converted, "--candidate": candidate},
+                    "--self-test cannot be combined with {}",
+                )
+                whole.self_test(location.whole(), mappings, options, chosen_inputs, json)
+                return
             whole.compare(
                 location.whole(), mappings, options, chosen_inputs, folder, converted, device.value, allow_not_read,
                 html, debug_intermediates, json,

@@ -76,7 +76,7 @@ def in_float64(model: nn.Module) -> Iterator[None]:
             handles.append(module.register_forward_pre_hook(lambda module, args: widen(module)))
             handles.append(module.register_forward_hook(lambda module, args, output: restore(module)))
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.padding == (1, 1):
-            module.forward = partial(_in_strips, module)
+            module.forward = partial(_in_strips, module)  # type: ignore[method-assign]
             convolutions.append(module)
     try:
         yield

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from original_ref import Detector
 from sam3lite_convert.parity.compare import greatest_and_row_mean_large
+from sam3lite_convert.parity.detector.faults.changes import DetectorFault
 from sam3lite_convert.parity.detector.faults.known import faults_for
 from sam3lite_convert.parity.detector.models import DetectorSide
 from sam3lite_convert.parity.detector.recording import reading
@@ -42,14 +44,34 @@ def fits_at(
     these, so that only what lies between the tap and those before it is computed.
     ``greatest``, ``mean``: the largest max abs diff, and mean abs diff of a row, to a fault that fits.
     """
-    assert isinstance(side.model, Detector)
+
+    def made() -> Iterator[tuple[DetectorFault, Tensor | None]]:
+        assert isinstance(side.model, Detector)
+        layer = run.taps[tap].layer
+        for fault in faults_for(row_name(tap), side.model, layer):
+            with fault.change(side.model, layer):
+                value = value_at(run, store, side, tap)
+            yield fault, value
+
+    return fits_among(made(), run, store, tap, theirs, greatest, mean)
+
+
+def fits_among(
+    made: Iterable[tuple[DetectorFault, Tensor | None]],
+    run: DetectorRun,
+    store: TapStore,
+    tap: str,
+    theirs: Tensor,
+    greatest: float,
+    mean: float,
+) -> list[Fit]:
+    """Those of these faults that give ``theirs``, the closest first. ``made``: what each gives at the tap; the other
+    arguments are those of ``fits_at``."""
     pair = run.comparable(tap, store.read(tap), theirs)
     off = greatest_and_row_mean_large(*pair)[0] if pair else 0.0
     near = _NEAR * off if math.isfinite(off) else 0.0
     fits = []
-    for fault in faults_for(row_name(tap), side.model, run.taps[tap].layer):
-        with fault.change(side.model, run.taps[tap].layer):
-            value = value_at(run, store, side, tap)
+    for fault, value in made:
         pair = run.comparable(tap, value, theirs)
         if pair is None:
             continue

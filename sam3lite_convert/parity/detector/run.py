@@ -246,8 +246,8 @@ class DetectorRun:
         if ours.numel() != value.numel():
             times = value.numel() / ours.numel()
             level = (
-                f"it has {'4 times' if times == 4 else 'a quarter of'} the cells, so another level of the neck reaches it: "
-                "there is one level too many or too few"
+                f"it has {'4 times' if times == 4 else 'a quarter of'} the cells, so another level of the neck "
+                "reaches it: there is one level too many or too few"
             )
             raise UnsoundPlan(
                 f"at {tap} the candidate's activation is {tuple(value.shape)}, the original's {tuple(ours.shape)}; "
