@@ -10,9 +10,12 @@ from collections.abc import Iterator
 
 from original_ref import Detector
 from sam3lite_convert.parity.detector.faults.changes import DetectorFault
+from sam3lite_convert.parity.detector.faults.detr import detr_faults
+from sam3lite_convert.parity.detector.faults.heads import head_faults
+from sam3lite_convert.parity.detector.faults.prompt import prompt_faults
 from sam3lite_convert.parity.detector.faults.vision import vision_faults
 
-FAULTS: tuple[DetectorFault, ...] = tuple(vision_faults())
+FAULTS: tuple[DetectorFault, ...] = (*vision_faults(), *prompt_faults(), *detr_faults(), *head_faults())
 
 
 def faults_for(row: str, model: Detector, layer: int = 0) -> Iterator[DetectorFault]:

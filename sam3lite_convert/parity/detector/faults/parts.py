@@ -34,8 +34,10 @@ def quick_gelu(x: Tensor) -> Tensor:
 # ---- norms
 
 
-def eps_faults(row: str, where: str, path: str, *names: str, needs: Need = NOTHING) -> Iterator[DetectorFault]:
-    """Another eps: of all these norms, or of one of them.
+def eps_faults(
+    row: str, where: str, path: str, *names: str, needs: Need = NOTHING, each: bool = False
+) -> Iterator[DetectorFault]:
+    """Another eps of all these norms, with ``each`` also of one alone.
 
     ``where``: the norms, in words; ``path``: of the module that holds them; ``names``: of the norms in it, "" for
     itself.
@@ -52,7 +54,7 @@ def eps_faults(row: str, where: str, path: str, *names: str, needs: Need = NOTHI
     for said, eps in _EPS.items():
         words = f"{where} {'run' if plural else 'runs'} at eps {said}; the original's at 1e-05"
         yield DetectorFault(f"{row_key(row)}.eps:{said}", words, row, with_eps(eps, names), needs)
-    for name in names if plural else ():
+    for name in names if each else ():
         words = f"{name} runs at eps 1e-06; the original's at 1e-05"
         yield DetectorFault(f"{row_key(row)}.eps:1e-06:{name}", words, row, with_eps(1e-6, [name]), needs)
 

@@ -186,7 +186,7 @@ _PATH = f"{TRUNK}.blocks.{{i}}"
 
 def _blocks() -> Iterator[DetectorFault]:
     key = "trunk.blocks"
-    yield from eps_faults(_BLOCKS, "the ViT's LayerNorms", _PATH, "norm1", "norm2")
+    yield from eps_faults(_BLOCKS, "the ViT's LayerNorms", _PATH, "norm1", "norm2", each=True)
     for name in ("norm1", "norm2"):
         yield from norm_faults(_BLOCKS, f"the block's {name}", f"{_PATH}.{name}", name=name)
     words = "the block's two LayerNorms are exchanged"
