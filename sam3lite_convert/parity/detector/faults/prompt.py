@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -318,6 +319,14 @@ def _labels() -> Iterator[DetectorFault]:
 
 # ---- the sequence
 
+# What a box token is the sum of, in the order of the reference.
+_VIEWS = {
+    "boxes_direct_project": "its four numbers",
+    "boxes_pool_project": "what lies under it",
+    "boxes_pos_enc_project": "its sine code",
+    "label_embed": "its label",
+}
+
 
 def _sequence() -> Iterator[DetectorFault]:
     row = "geometry.final_proj"
@@ -350,25 +359,26 @@ def _sequence() -> Iterator[DetectorFault]:
         return replacing(table, {"weight": torch.zeros_like(table.weight)})
 
     yield DetectorFault("geometry.final_proj.zero_class", "the class token is zero", row, zero_class)
-    for name, said in (
-        ("boxes_direct_project", "its four numbers"),
-        ("boxes_pool_project", "what lies under it"),
-        ("boxes_pos_enc_project", "its sine code"),
-        ("label_embed", "its label"),
-    ):
+    for name, said in _VIEWS.items():
 
         def without(model: Detector, layer: int, name: str = name) -> Change:
             geometry = _geometry(model)
             own = geometry.box_tokens
-            view = geometry.get_submodule(name)
 
             def box_tokens(boxes: Tensor, labels: Tensor, features: Tensor) -> Tensor:
-                seen: list[Tensor] = []
-                handle = view.register_forward_hook(lambda module, args, output: seen.append(output))
-                whole = own(boxes, labels, features)
-                handle.remove()
-                left_out = seen[0].flatten(1).unflatten(0, labels.shape) if seen[0].dim() == 4 else seen[0]
-                return whole - left_out
+                seen: dict[str, Tensor] = {}
+                with ExitStack() as stack:
+                    for view in _VIEWS:
+
+                        def noted(module: object, args: object, output: Tensor, view: str = view) -> None:
+                            seen[view] = output.flatten(1).unflatten(0, labels.shape) if output.dim() == 4 else output
+
+                        handle = geometry.get_submodule(view).register_forward_hook(noted)
+                        stack.callback(handle.remove)
+                    own(boxes, labels, features)
+                seen[name] = torch.zeros_like(seen[name])
+                direct, pooled, position, label = (seen[view] for view in _VIEWS)
+                return label + ((direct + pooled) + position)
 
             return setting(geometry, box_tokens=box_tokens)
 

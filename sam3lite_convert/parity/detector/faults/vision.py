@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from original_ref import Detector, rotary_table
+from original_ref.detector.constants import ROTARY_BASE
 from original_ref.detector.neck import VisionBackbone
 from original_ref.detector.positions import PositionMap, SineCode
 from original_ref.detector.trunk import Block, PatchEmbed, TiledPositions, Trunk, Windows
@@ -322,20 +323,18 @@ _LARGE = Need(
 
 
 def _table(
-    model: Detector, layer: int, *, side: int | None = None, head_dim: int | None = None, base: float | None = None,
-    scale: float = 1.0,
+    model: Detector, layer: int, *, side: int | None = None, into: int | None = None, head_dim: int | None = None,
+    base: float = ROTARY_BASE,
 ) -> Tensor:  # fmt: skip
-    """The rotary table that a port computes. ``side``: tokens on a side; ``scale``: of all angles."""
+    """The rotary table that a port computes for a block.
+
+    ``side``: tokens on a side; by default those that the block attends to. ``into``: the side that their positions are
+    scaled to; by default that of the windows.
+    """
     block = _block(model, layer)
+    side = side or (block.windows.side if isinstance(block.windows, Windows) else grid(model))
     size = head_dim or 2 * block.attn.freqs_cis.shape[1]
-    own = block.windows.side if isinstance(block.windows, Windows) else grid(model)
-    side = side or own
-    # A window's positions are never scaled, whatever its side; those of the whole picture are.
-    into = side if _windowed(model, layer) and side != grid(model) else min(window(model) or side, side)
-    table = rotary_table(side, into, size) if base is None else rotary_table(side, into, size, base)
-    if scale != 1:
-        table = torch.polar(torch.ones_like(table.real), table.angle() * scale)
-    return table.to(block.attn.freqs_cis.device)
+    return rotary_table(side, into or window(model) or side, size, base).to(block.attn.freqs_cis.device)
 
 
 def _windows() -> Iterator[DetectorFault]:
@@ -346,7 +345,7 @@ def _windows() -> Iterator[DetectorFault]:
             block = _block(model, layer)
             assert isinstance(block.windows, Windows)
             other = side(block.windows.side)
-            table = _table(model, layer, side=other)
+            table = _table(model, layer, side=other, into=other)
             return together(setting(block.windows, side=other), replacing(block.attn, {"freqs_cis": table}))
 
         return change
@@ -376,7 +375,7 @@ def _windows() -> Iterator[DetectorFault]:
         return cutting(model, layer, lambda w, x: w(x.roll((-by, -by), (1, 2))),
                        lambda w, x, height, width: w.joined(x, height, width).roll((by, by), (1, 2)))  # fmt: skip
 
-    words = "the windows are shifted by half a window, as in a Swin transformer; the original's are not"
+    words = "the windows are shifted by half a window; the original's are not"
     yield DetectorFault(f"{key}.windows_shifted", words, _BLOCKS, shifted, _LARGE, _windowed)
 
     def other_corner(model: Detector, layer: int) -> Change:
@@ -431,8 +430,7 @@ def _windows() -> Iterator[DetectorFault]:
     def as_window(model: Detector, layer: int) -> Change:
         block, side = _block(model, layer), window(model)
         assert side is not None
-        size = 2 * block.attn.freqs_cis.shape[1]
-        table = rotary_table(side, side, size).to(block.attn.freqs_cis.device)
+        table = _table(model, layer, side=side)
         return together(setting(block, windows=Windows(side)), replacing(block.attn, {"freqs_cis": table}))
 
     words = "the block attends in windows; the original's attends to the whole picture"
@@ -478,8 +476,7 @@ def _rotary() -> Iterator[DetectorFault]:
     words = "rotary positions of a global block are not scaled to the window's"
 
     def not_scaled(model: Detector, layer: int) -> Tensor:
-        table = _block(model, layer).attn.freqs_cis
-        return rotary_table(grid(model), grid(model), 2 * table.shape[1]).to(table.device)
+        return _table(model, layer, into=grid(model))
 
     yield DetectorFault(f"{key}:no_scale", words, _BLOCKS, tabled(not_scaled), _LARGE, _is_global)
 
