@@ -50,7 +50,7 @@ class Side:
         # Untouched, the scores of random weights are all alike, and masks are flat.
         self.state[MASKS] = self.state[MASKS] * 20
         self.state[PRESENCE] = self.state[PRESENCE] + 12  # beyond the library's clamp
-        self.picture = torch.randint(0, 256, (3, 37, 53), generator=torch.Generator().manual_seed(0)).byte()
+        self.picture = torch.randint(0, 256, (3, 150, 200), generator=torch.Generator().manual_seed(0)).byte()
         self.spread()
         self.plan = make_plan(
             read_checkpoint(write_safetensors(place, self.state)), load_mappings(), Options(layout="transformers")
