@@ -54,13 +54,16 @@ def compare(
     html: Path | None,
     debug: bool,
     json: bool,
+    as_used: bool,
+    strict: bool,
 ) -> None:
-    """Run the comparison and show it. Exits with code 1 if the sides differ."""
+    """Run the comparison and show it. Exits with code 1 if the sides differ; ``strict``: or the behaviour."""
     from sam3lite_convert.commands.detector import DetectorLooks, run_detector_parity
     from sam3lite_convert.report import detector as detector_report
     from sam3lite_convert.report import terminal
 
     looks = DetectorLooks(
+        as_used,
         html is not None,
         typed(),
         allow_not_read,
@@ -76,7 +79,9 @@ def compare(
         terminal.as_json(document)
     else:
         detector_report.compared(document, debug)
-    leave(document.failed, document.report_error is None)
+    used = document.behaviour
+    failed = document.failed or (strict and used is not None and used.verdict == "differs")
+    leave(failed, document.report_error is None)
 
 
 def self_test(source: Source, mappings: Mappings, options: ParityOptions, inputs: DetectorOptions, json: bool) -> None:

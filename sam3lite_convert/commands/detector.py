@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.convert.folder import Folder, read_folder
+from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Mappings
-from sam3lite_convert.records.detector import DetectorDocument, OutputRecord, Picture, StageRecord
+from sam3lite_convert.records.detector import DetectorBehaviour, DetectorDocument, OutputRecord, Picture, StageRecord
 from sam3lite_convert.records.parity import (
     ComparedSides,
     DiagnosisRecord,
@@ -22,13 +23,16 @@ from sam3lite_convert.records.parity import (
     SelfTestInputs,
     TrialOutcome,
     TrialRecord,
+    Verdict,
 )
 
 if TYPE_CHECKING:
     from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
     from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun, Progress
+    from sam3lite_convert.parity.detector.setup import DetectorSetup
     from sam3lite_convert.parity.setup import ParityOptions
 
+_STEPS = 18  # that --as-used tells of, about
 THRESHOLD = 0.5  # a score above it is an object, as in the original's processor
 
 
@@ -36,10 +40,12 @@ THRESHOLD = 0.5  # a score above it is an object, as in the original's processor
 class DetectorLooks:
     """What is shown beside the comparison.
 
-    ``report``: also what a page shows; ``command``: as it was typed; ``not_read_allowed``: text tensors that no module
-    of the reference reads do not fail the run; ``progress``: a bar over the taps of a pass.
+    ``as_used``: the behaviour too; ``report``: also what a page shows; ``command``: as it was typed;
+    ``not_read_allowed``: text tensors that no module of the reference reads do not fail the run; ``progress``: a bar
+    over the taps of a pass.
     """
 
+    as_used: bool = False
     report: bool = False
     command: str = ""
     not_read_allowed: bool = False
@@ -64,6 +70,9 @@ def run_detector_parity(
     from sam3lite_convert.commands.provenance import provenance
     from sam3lite_convert.parity.detector.setup import set_up_detector
 
+    texts: tuple[str, ...] = ()
+    if looks.as_used:
+        options, texts = _as_used(options, inputs, converted, mappings)
     source = source if converted is None else source.as_stated(read_folder(converted).receipt)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
@@ -77,6 +86,7 @@ def run_detector_parity(
             folder.check_unchanged()
         outcome = replace(outcome, judgement=replace(outcome.judgement, not_read=plan.not_read))
         diagnosis = _diagnosis(run, outcome, plan, folder)
+        used = _behaviour(setup, texts, outcome.judgement.verdict, looks) if looks.as_used else None
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))
             hashing.result()
@@ -99,11 +109,49 @@ def run_detector_parity(
         diagnosis=diagnosis,
         notes=(*setup.notes, *said),
         not_read_allowed=looks.not_read_allowed,
+        behaviour=used,
         source=source.provenance(),
         fetched=source.fetched(),
         pictures=pictures,
         page=provenance(plan, folder, looks.command) if looks.report else None,
     )
+
+
+def _as_used(
+    options: ParityOptions, inputs: DetectorOptions, converted: Path | None, mappings: Mappings
+) -> tuple[ParityOptions, tuple[str, ...]]:
+    """The options completed with the defaults of ``--as-used``, and the prompts that the model is called with.
+
+    Raises CannotRun if ids or boxes are given.
+    """
+    from sam3lite_convert.commands.parity import as_used_options
+
+    if inputs.boxes:
+        raise CannotRun("--as-used with --component detector compares calls without boxes: leave out --box", "usage")
+    texts = (inputs.prompt,) if inputs.prompt is not None else ()
+    completed = as_used_options(replace(options, prompts=texts, seed=inputs.seed), converted, mappings)
+    return replace(completed, prompts=(), seed=None), completed.prompts
+
+
+def _behaviour(
+    setup: DetectorSetup, texts: tuple[str, ...], weights: Verdict, looks: DetectorLooks
+) -> DetectorBehaviour:
+    """The second verdict. ``weights``: the first."""
+    from original_ref import Detector
+    from sam3lite_convert.parity.as_used.detector import detector_behaviour
+    from sam3lite_convert.parity.as_used.stock_model import stock_tokenizer
+    from sam3lite_convert.parity.detector.run import no_progress
+
+    def original() -> Detector:
+        model = setup.run.reference().model
+        assert isinstance(model, Detector)
+        return model
+
+    with (looks.progress or no_progress)("as used", _STEPS) as advance:
+        return detector_behaviour(
+            setup.plan, setup.config, original, setup.weights, stock_tokenizer(setup.folder), setup.run.call.picture,
+            texts, setup.run.call.size, setup.context, setup.folder, weights, advance,
+        )  # fmt: skip
 
 
 def self_test_detector(

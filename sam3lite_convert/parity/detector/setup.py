@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class DetectorSetup:
     ``plan``: the conversion plan.
     ``folder``: the converted folder; None for a conversion in memory.
     ``context``: the context that the original is called with, in tokens.
+    ``config``: the candidate's config.json.
+    ``weights``: reads the candidate's state dict by target key.
     ``notes``: notes on the verdict.
     ``run``: the comparison, not yet run.
     """
@@ -51,6 +53,8 @@ class DetectorSetup:
     plan: Plan
     folder: Folder | None
     context: int
+    config: Json
+    weights: Callable[[], Mapping[str, Tensor]]
     notes: tuple[str, ...]
     run: DetectorRun
 
@@ -113,7 +117,7 @@ def set_up_detector(
         options.tolerance,
         progress or no_progress,
     )
-    return DetectorSetup(plan, folder, context, tuple(notes), run)
+    return DetectorSetup(plan, folder, context, config, weights, tuple(notes), run)
 
 
 def _whole_detector(plan: Plan) -> None:

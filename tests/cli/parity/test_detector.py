@@ -131,7 +131,8 @@ def test_the_page(tiny, tmp_path):
         (["--box", "1,2,0,3"], "must be greater than 0"),
         (["--box", "9000,2,1,3"], "outside the picture"),
         (["--prompt", "a", "--prompt", "b"], "takes one --prompt"),
-        (["--self-test"], "--self-test compares the text encoder alone"),
+        (["--save-activations", "x.st"], "--save-activations compares the text encoder alone"),
+        (["--as-used", "--box", "1,2,3,4"], "leave out --box"),
         (["--dtype", "float16"], "--dtype compares the text encoder alone"),
         (["--device", "mps"], "no such device"),
         (["--candidate", "original"], "no encoder for the layout"),
@@ -141,6 +142,13 @@ def test_the_page(tiny, tmp_path):
 def test_what_does_not_go_together_is_refused(tiny, options, words):
     done = sam3lite("parity", tiny, "--component", "detector", *options)
     assert words in errors(done, 2)
+
+
+@pytest.mark.stress
+def test_the_self_test_finds_every_fault_that_these_inputs_show(tiny):
+    record = strict(sam3lite("parity", tiny, "--component", "detector", "--self-test", "--json").out)
+    assert record["verdict"] == "passed" and record["counts"]["missed"] == 0
+    assert record["counts"]["found"] > 300
 
 
 def test_options_of_the_detector_need_it(tiny):
