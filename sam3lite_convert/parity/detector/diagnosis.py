@@ -17,8 +17,11 @@ from sam3lite_convert.parity.detector.recording import reading
 from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun
 from sam3lite_convert.parity.detector.store import TapStore
 from sam3lite_convert.parity.detector.taps import row_name
+from sam3lite_convert.parity.faults.evidence import Evidence
 from sam3lite_convert.parity.faults.hypotheses import Fit, ranked
+from sam3lite_convert.parity.faults.hypotheses import explain as explain_text
 
+_TEXT = "text."
 _NEAR = 1e-3  # of the divergence: a fault that leaves no more than this of it explains it
 
 
@@ -32,7 +35,26 @@ def explain(run: DetectorRun, outcome: DetectorOutcome, side: DetectorSide) -> l
     if found is None or found.name not in outcome.isolated:
         return []
     theirs = outcome.isolated.read(found.name)
+    if found.name.startswith(_TEXT):
+        return _of_the_text_encoder(run, outcome, side, found.name, theirs, *found.own_tolerances)
     return fits_at(run, outcome.store, side, found.name, theirs, *found.own_tolerances)
+
+
+def _of_the_text_encoder(
+    run: DetectorRun,
+    outcome: DetectorOutcome,
+    side: DetectorSide,
+    tap: str,
+    theirs: Tensor,
+    greatest: float,
+    mean: float,
+) -> list[Fit]:
+    """The causes that are known of the text encoder alone, at a tap of it."""
+    assert isinstance(side.model, Detector)
+    names = [name for name in outcome.store.taps if name.startswith(_TEXT)]
+    recorded = {name.removeprefix(_TEXT): outcome.store.read(name) for name in names}
+    evidence = Evidence(side.model.backbone.language_backbone, recorded, run.call.input_ids)
+    return explain_text(evidence, tap.removeprefix(_TEXT), theirs, greatest, mean)
 
 
 def fits_at(
