@@ -55,22 +55,31 @@ def compare(
     html: Path | None,
     debug: bool,
     json: bool,
+    as_used: bool,
+    strict: bool,
 ) -> None:
-    """Run the comparison and show it. Exits with code 1 if the sides differ."""
+    """Run the comparison and show it. Exits with code 1 if the sides differ; ``strict``: or the behaviour."""
     from sam3lite_convert.commands.detector import DetectorLooks, run_detector_parity
     from sam3lite_convert.report import terminal
 
     looks = DetectorLooks(
+        as_used,
         html is not None,
         typed(),
         allow_not_read,
         lambda label, total: terminal.stage_progress(label, total, json),
     )
-    show(run_detector_parity(source, mappings, options, inputs, folder, looks, converted, device), html, debug, json)
+    show(
+        run_detector_parity(source, mappings, options, inputs, folder, looks, converted, device),
+        html,
+        debug,
+        json,
+        strict,
+    )
 
 
-def show(document: DetectorDocument, html: Path | None, debug: bool, json: bool) -> None:
-    """Show a comparison, write its page if one is asked for, and exit with its code."""
+def show(document: DetectorDocument, html: Path | None, debug: bool, json: bool, strict: bool = False) -> None:
+    """Show a comparison, write its page if one is asked for, and exit with its code. ``strict``: as of ``compare``."""
     from sam3lite_convert.report import detector as detector_report
     from sam3lite_convert.report import terminal
 
@@ -83,7 +92,30 @@ def show(document: DetectorDocument, html: Path | None, debug: bool, json: bool)
         terminal.as_json(document)
     else:
         detector_report.compared(document, debug)
-    leave(document.failed, document.report_error is None)
+    used = document.behaviour
+    failed = document.failed or (strict and used is not None and used.verdict == "differs")
+    leave(failed, document.report_error is None)
+
+
+def self_test(source: Source, mappings: Mappings, options: ParityOptions, inputs: DetectorOptions, json: bool) -> None:
+    """Make known faults in the original and show whether each is found. Exits with code 1 if one is missed."""
+    from sam3lite_convert.commands.detector import self_test_detector
+    from sam3lite_convert.report import parity as parity_report
+    from sam3lite_convert.report import terminal
+
+    document = self_test_detector(
+        source,
+        mappings,
+        options,
+        inputs,
+        (lambda trial: None) if json else parity_report.tried,
+        lambda label, total: terminal.stage_progress(label, total, json),
+    )
+    if json:
+        terminal.as_json(document)
+    else:
+        parity_report.self_tested(document)
+    leave(document.verdict != "passed", True)
 
 
 def record(
@@ -131,7 +163,9 @@ def judge(
     port = read_detector_port(file)
     inputs = read_detector_inputs(ids) if ids is not None else None
     looks = DetectorLooks(
-        html is not None, typed(), progress=lambda label, total: terminal.stage_progress(label, total, json)
+        report=html is not None,
+        command=typed(),
+        progress=lambda label, total: terminal.stage_progress(label, total, json),
     )
     inputs_from = f"the inputs of {ids}" if ids is not None else ""
     show(

@@ -128,18 +128,27 @@ def parity(
         if component is o.Compared.detector:
             whole.refuse(
                 {
-                    "--self-test": self_test or None, "--save-activations": save_activations,
-                    "--as-used": as_used or strict_behaviour or None, "--original-repo": original_repo,
-                    "--batch": batch if batch != 1 else None, "--length": length, "--prompts-file": prompts_file,
-                    "--partial": partial or None, "--dtype": dtype,
+                    "--save-activations": save_activations,
+                    "--original-repo": original_repo,
+                    "--batch": batch if batch != 1 else None,
+                    "--length": length,
+                    "--prompts-file": prompts_file,
+                    "--partial": partial or None,
+                    "--dtype": dtype,
                 },
                 "{} compares the text encoder alone; leave it out with --component detector",
-            )  # fmt: skip
-            folder = locate_folder(converted, cache_dir).whole()[0] if converted is not None else None
+            )
             chosen_inputs = whole.detector_options(size, image, prompt, seed, box)
+            used = as_used or strict_behaviour
+            if self_test:
+                others = {"--report": html, "--converted": converted, "--candidate": candidate, "--as-used": used}
+                whole.refuse(others, "--self-test cannot be combined with {}")
+                whole.self_test(location.whole(), mappings, options, chosen_inputs, json)
+                return
+            folder = locate_folder(converted, cache_dir).whole()[0] if converted is not None else None
             whole.compare(
                 location.whole(), mappings, options, chosen_inputs, folder, converted, device.value, allow_not_read,
-                html, debug_intermediates, json,
+                html, debug_intermediates, json, used, strict_behaviour,
             )  # fmt: skip
             return
         looks = parity_commands.Looks(

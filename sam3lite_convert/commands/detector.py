@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.plan.plan import Options, Plan, make_plan
+from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Mappings
-from sam3lite_convert.records.detector import DetectorDocument, OutputRecord, Picture, StageRecord
-from sam3lite_convert.records.parity import ComparedSides, DiagnosisRecord, PortRecord
+from sam3lite_convert.records.detector import DetectorBehaviour, DetectorDocument, OutputRecord, Picture, StageRecord
+from sam3lite_convert.records.parity import (
+    ComparedSides,
+    DiagnosisRecord,
+    PortRecord,
+    SelfTestDocument,
+    SelfTestInputs,
+    TrialOutcome,
+    TrialRecord,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sam3lite_convert.checkpoint.index import Checkpoint
     from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
     from sam3lite_convert.parity.detector.port_files import DetectorPortFile
     from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun, Progress
+    from sam3lite_convert.parity.detector.setup import DetectorSetup
     from sam3lite_convert.parity.setup import ParityOptions
-    from sam3lite_convert.records.record import Json
 
-_BYTES_A_PIXEL = 1200  # of all taps, per pixel of the picture: 1.2 GB at 1008
+_STEPS = 18  # that --as-used tells of, about
 _LISTED = 8  # taps that are named in a sentence
 THRESHOLD = 0.5  # a score above it is an object, as in the original's processor
 
@@ -37,10 +45,12 @@ THRESHOLD = 0.5  # a score above it is an object, as in the original's processor
 class DetectorLooks:
     """What is shown beside the comparison.
 
-    ``report``: also what a page shows; ``command``: as it was typed; ``not_read_allowed``: text tensors that no module
-    of the reference reads do not fail the run; ``progress``: a bar over the taps of a pass.
+    ``as_used``: the behaviour too; ``report``: also what a page shows; ``command``: as it was typed;
+    ``not_read_allowed``: text tensors that no module of the reference reads do not fail the run; ``progress``: a bar
+    over the taps of a pass.
     """
 
+    as_used: bool = False
     report: bool = False
     command: str = ""
     not_read_allowed: bool = False
@@ -63,69 +73,25 @@ def run_detector_parity(
     a side does not get its weights, Untrusted if the checkpoint or the folder contradicts itself.
     """
     from sam3lite_convert.commands.provenance import provenance
-    from sam3lite_convert.convert.config import make_config
-    from sam3lite_convert.convert.text_weights import folder_tensors, planned_tensors
-    from sam3lite_convert.parity.candidates import check_candidate
-    from sam3lite_convert.parity.detector.inputs import make_call
-    from sam3lite_convert.parity.detector.models import DETECTORS, reference_detector, the_device
-    from sam3lite_convert.parity.detector.run import DetectorRun, no_progress
-    from sam3lite_convert.parity.detector.stock import stands_in_for_torchvision
-    from sam3lite_convert.parity.setup import check_settings, check_source, context_notes, recognised, whole
-    from sam3lite_convert.plan.context import called_context
+    from sam3lite_convert.parity.detector.setup import set_up_detector
 
-    where = the_device(device)
+    texts: tuple[str, ...] = ()
+    if looks.as_used:
+        options, texts = _as_used(options, inputs, converted, mappings)
     source = source if converted is None else source.as_stated(read_folder(converted).receipt)
-    notes: list[str] = []
-    folder: Folder | None = None
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         checkpoint = source.read()
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
-        if converted is not None:
-            folder = whole(read_folder(converted))
-            notes += folder.notes
-            plan = recognised(folder, checkpoint, mappings, options, notes)
-            check_settings(folder, plan, options)
-        else:
-            layout = mappings.layout(options.candidate or Options().layout)
-            plan = make_plan(checkpoint, mappings, Options(layout.name, context=options.context, causal=options.causal))
-        check_candidate(plan.layout, mappings)
-        _whole_detector(plan)
-        check_source(checkpoint, plan, list(plan.mapped.values()))
-        config = _config(folder) if folder else make_config(plan)
-        stated = called_context(checkpoint, plan.context.rows, options.context)
-        notes += context_notes(stated, plan, _rows(plan, folder))
-        context = plan.architecture.called if stated.origin == "unknown" else stated.called
-        call = make_call(inputs, plan.architecture, context)
-        if plan.layout.loader.library is not None and stands_in_for_torchvision():
-            notes.append(
-                "torchvision is not installed, so transformers runs with a stand-in for its roi_align, which computes "
-                "what the compiled operator does"
-            )
-        notes += _notes(plan, call)
-
-        def weights() -> Mapping[str, Tensor]:
-            return dict(folder_tensors(folder, folder.tensors)) if folder else planned_tensors(plan)
-
-        build = DETECTORS[plan.layout.loader.name]
-        if plan.layout.loader.library is not None:
-            call = call.with_padded_box()  # transformers computes the class token only if there is a box
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sam3lite-")))
-        check_room(place, call.size)
-        run = DetectorRun(
-            lambda: reference_detector(plan, context, call.size, where),
-            lambda: build(plan.layout.family, config, weights(), options.attention, call.size, where),
-            call,
-            place,
-            where,
-            options.tolerance,
-            looks.progress or no_progress,
-        )
+        place = stack.enter_context(activations_place())
+        setup = set_up_detector(checkpoint, mappings, options, inputs, place, converted, device, looks.progress)
+        plan, folder, run, call = setup.plan, setup.folder, setup.run, setup.run.call
         outcome = run.compare()
         if folder is not None:
             folder.check_unchanged()
         outcome = replace(outcome, judgement=replace(outcome.judgement, not_read=plan.not_read))
         diagnosis = _diagnosis(run, outcome, plan, folder)
+        used = _behaviour(setup, texts, outcome.judgement.verdict, looks) if looks.as_used else None
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))
             hashing.result()
@@ -146,8 +112,9 @@ def run_detector_parity(
         stages=stages,
         outputs=outputs,
         diagnosis=diagnosis,
-        notes=(*notes, *said),
+        notes=(*setup.notes, *said),
         not_read_allowed=looks.not_read_allowed,
+        behaviour=used,
         source=source.provenance(),
         fetched=source.fetched(),
         pictures=pictures,
@@ -182,6 +149,7 @@ def judge_detector(
     from sam3lite_convert.parity.detector.models import reference_detector, the_device
     from sam3lite_convert.parity.detector.port_files import call_of
     from sam3lite_convert.parity.detector.run import DetectorRun, no_progress
+    from sam3lite_convert.parity.detector.setup import check_room, notes_of, original_detector
     from sam3lite_convert.parity.detector.taps import OUTPUTS
     from sam3lite_convert.parity.judgement import check_tolerance
     from sam3lite_convert.parity.port import dtypes_of
@@ -195,10 +163,10 @@ def judge_detector(
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
         checkpoint = source.read()
-        plan, tokens, notes = original_detector(source, checkpoint, mappings, context)
+        plan, tokens, notes = original_detector(checkpoint, mappings, context)
         call = call_of(used, plan.architecture, inputs_from or str(file), inputs_from or "the picture of the file")
-        notes += _notes(plan, call)
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sam3lite-")))
+        notes += notes_of(plan, call)
+        place = stack.enter_context(activations_place())
         check_room(place, call.size)
         run = DetectorRun(
             lambda: reference_detector(plan, tokens, call.size, cpu),
@@ -290,73 +258,92 @@ def _port_diagnosis(run: DetectorRun, outcome: DetectorOutcome, plan: Plan) -> D
     return DiagnosisRecord(tap=tap, cause=cause, fits=(), tensors=())
 
 
-def original_detector(
-    source: Source, checkpoint: Checkpoint, mappings: Mappings, context: int | None
-) -> tuple[Plan, int, list[str]]:
-    """The plan of a checkpoint's whole detector, the tokens that it is called with, and what is to be said of them.
+def _as_used(
+    options: ParityOptions, inputs: DetectorOptions, converted: Path | None, mappings: Mappings
+) -> tuple[ParityOptions, tuple[str, ...]]:
+    """The options completed with the defaults of ``--as-used``, and the prompts that the model is called with.
 
-    Raises UnsoundPlan if it holds no whole detector, Untrusted if it is damaged.
+    Raises CannotRun if ids or boxes are given.
     """
-    from sam3lite_convert.parity.setup import check_source
-    from sam3lite_convert.plan.context import called_context
+    from sam3lite_convert.commands.parity import as_used_options
 
-    plan = make_plan(checkpoint, mappings, Options(context=context))
-    check_source(checkpoint, plan, list(plan.mapped.values()))
-    stated = called_context(checkpoint, plan.context.rows, context)
-    note = stated.note(plan.layout.family.contexts)
-    called = plan.architecture.called if stated.origin == "unknown" else stated.called
-    return plan, called, [note] if note else []
+    if inputs.boxes:
+        raise CannotRun("--as-used with --component detector compares calls without boxes: leave out --box", "usage")
+    texts = (inputs.prompt,) if inputs.prompt is not None else ()
+    completed = as_used_options(replace(options, prompts=texts, seed=inputs.seed), converted, mappings)
+    return replace(completed, prompts=(), seed=None), completed.prompts
 
 
-def _whole_detector(plan: Plan) -> None:
-    """Raises CannotRun if the folder holds the text encoder alone."""
-    if plan.options.component == "text":
-        raise CannotRun(
-            "the folder holds the text encoder alone, so there is no detector to compare; leave out --component",
-            "text_only",
-        )
+def _behaviour(
+    setup: DetectorSetup, texts: tuple[str, ...], weights: Verdict, looks: DetectorLooks
+) -> DetectorBehaviour:
+    """The second verdict. ``weights``: the first."""
+    from original_ref import Detector
+    from sam3lite_convert.parity.as_used.detector import detector_behaviour
+    from sam3lite_convert.parity.as_used.stock_model import stock_tokenizer
+    from sam3lite_convert.parity.detector.run import no_progress
+
+    def original() -> Detector:
+        model = setup.run.reference().model
+        assert isinstance(model, Detector)
+        return model
+
+    with (looks.progress or no_progress)("as used", _STEPS) as advance:
+        return detector_behaviour(
+            setup.plan, setup.config, original, setup.weights, stock_tokenizer(setup.folder), setup.run.call.picture,
+            texts, setup.run.call.size, setup.context, setup.folder, weights, advance,
+        )  # fmt: skip
 
 
-def _config(folder: Folder) -> Json:
-    if folder.config is None:
-        raise CannotRun(f"{folder.path} has no config.json, so no detector can be built", "no_config")
-    return folder.config
+def self_test_detector(
+    source: Source,
+    mappings: Mappings,
+    options: ParityOptions,
+    inputs: DetectorOptions,
+    tried: Callable[[TrialRecord], None] = lambda trial: None,
+    progress: Progress | None = None,
+) -> SelfTestDocument:
+    """Make every known fault of a detector in the original, and see whether each is found and named. ``tried``: called
+    after every fault.
+
+    Raises what ``run_detector_parity`` raises.
+    """
+    from sam3lite_convert.parity.detector.self_test import try_faults
+    from sam3lite_convert.parity.detector.setup import set_up_detector
+    from sam3lite_convert.parity.detector.store import TapStore
+
+    with ExitStack() as stack:
+        stack.enter_context(source.trusted())
+        place = stack.enter_context(activations_place())
+        setup = set_up_detector(source.read(), mappings, options, inputs, place, progress=progress)
+        run, store = setup.run, TapStore(place)
+        side = run.reference()
+        run.record(side, store)
+        floors = run.floors(side, store, [], store.taps, {tap: store.read(tap).numel() for tap in store.taps})
+        trials = []
+        for trial in try_faults(run, store, side, floors):
+            trials.append(trial.record())
+            tried(trials[-1])
+    counts = Counter(trial.outcome for trial in trials)
+    return SelfTestDocument(
+        checkpoint=source.name,
+        converted=None,
+        candidate="the original with the fault",
+        inputs=SelfTestInputs(
+            what=f"{run.call.image_name}, {run.call.size} x {run.call.size}; {run.call.text.what}",
+            shape=tuple(run.call.input_ids.shape),
+        ),
+        verdict="failed" if counts["missed"] else "passed",
+        counts={name: counts[name] for name in get_args(TrialOutcome)},
+        faults=tuple(trials),
+    )
 
 
-def _rows(plan: Plan, folder: Folder | None) -> int:
-    """Rows of the candidate's text position table."""
-    from sam3lite_convert.plan.operations import positions
-
-    piece = next(m for m in plan.mapped.values() if m.position_table)
-    shape = folder.tensors[piece.key][1].shape if folder and piece.key in folder.tensors else piece.shape
-    return positions(tuple(shape)) or plan.context.held
-
-
-def _notes(plan: Plan, call: DetectorCall) -> list[str]:
-    """What the comparison takes as given."""
-    vision = plan.architecture.vision
-    said = []
-    if vision is not None and call.size != vision.image_size:
-        said.append(
-            f"both sides ran on {call.size} x {call.size} pixels, with rotary tables computed for that size; "
-            f"--size {vision.image_size} runs the detector's own"
-        )
-    if plan.options.dtype not in (None, "float32"):
-        said.append(f"the folder was cast to {plan.options.dtype}; both sides run in float32, so the cast shows")
-    heads = plan.architecture.assumed.get("attention heads")
-    return [*said, f"attention heads: {heads}"] if heads else said
-
-
-def check_room(place: Path, size: int) -> None:
-    """Raises CannotRun if the disk has no room for the original's activations."""
-    needed = _BYTES_A_PIXEL * size * size
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise CannotRun(
-            f"the activations need {needed / 1e9:.1f} GB in {tempfile.gettempdir()}, which has {free / 1e9:.1f} GB "
-            "free; set TMPDIR to another place, or give a smaller --size",
-            "no_space",
-        )
+@contextmanager
+def activations_place() -> Iterator[Path]:
+    """A folder for activations, which is deleted at the end."""
+    with tempfile.TemporaryDirectory(prefix="sam3lite-") as place:
+        yield Path(place)
 
 
 def _stages(outcome: DetectorOutcome) -> tuple[StageRecord, ...]:
@@ -400,7 +387,6 @@ def _outputs(outcome: DetectorOutcome) -> tuple[OutputRecord, ...]:
 def _diagnosis(run: DetectorRun, outcome: DetectorOutcome, plan: Plan, folder: Folder | None) -> DiagnosisRecord | None:
     """Why the first divergence diverges, and the tensors behind it."""
     from sam3lite_convert.parity.detector.diagnosis import explain
-    from sam3lite_convert.parity.detector.faults import faults_at
     from sam3lite_convert.parity.run import Diagnosis
     from sam3lite_convert.verify.verify import tensor_faults
 
@@ -408,7 +394,7 @@ def _diagnosis(run: DetectorRun, outcome: DetectorOutcome, plan: Plan, folder: F
     if tap is None:
         return None
     side = run.reference()
-    fits = explain(run, outcome, side, faults_at)
+    fits = explain(run, outcome, side)
     starts = outcome.taps[tap].tensors
     tensors = tuple(m for m in plan.mapped.values() if starts and m.canonical.startswith(starts))
     wrong: dict[str, str] = {}

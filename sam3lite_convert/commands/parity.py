@@ -93,7 +93,7 @@ def run_parity(
     if save is not None:
         check_place(save)
     if looks.as_used:
-        options = _as_used(options, converted, mappings)
+        options = as_used_options(options, converted, mappings)
     source = source if converted is None else source.as_stated(read_folder(converted).receipt)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
@@ -224,7 +224,7 @@ def _whole_plan(text: Plan, mappings: Mappings) -> Plan:
         return text
 
 
-def _as_used(options: ParityOptions, converted: Path | None, mappings: Mappings) -> ParityOptions:
+def as_used_options(options: ParityOptions, converted: Path | None, mappings: Mappings) -> ParityOptions:
     """The options completed with the defaults of ``--as-used``: built-in prompts, the layout that a library loads.
 
     Raises CannotRun if options for token ids are given.

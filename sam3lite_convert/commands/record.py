@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -97,11 +96,12 @@ def record_detector(
     Raises CannotRun for options that do not go together, no room, or a file that cannot be written, UnsoundPlan and
     Untrusted as a conversion does.
     """
-    from sam3lite_convert.commands.detector import check_room, original_detector
+    from sam3lite_convert.commands.detector import activations_place
     from sam3lite_convert.parity.detector.inputs import make_call
     from sam3lite_convert.parity.detector.models import reference_detector, the_device
     from sam3lite_convert.parity.detector.reference_file import check_output, figures, save_detector_reference
     from sam3lite_convert.parity.detector.run import DetectorRun, no_progress
+    from sam3lite_convert.parity.detector.setup import check_room, original_detector
     from sam3lite_convert.parity.detector.store import TapStore
 
     path = output or Path(f"{source.stem}-detector.safetensors")
@@ -111,9 +111,9 @@ def record_detector(
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
         checkpoint = source.read()
-        plan, called, notes = original_detector(source, checkpoint, mappings, context)
+        plan, called, notes = original_detector(checkpoint, mappings, context)
         call = make_call(inputs, plan.architecture, called)
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sam3lite-")))
+        place = stack.enter_context(activations_place())
         check_room(place, call.size)
         store = TapStore(place)
         run = DetectorRun(
@@ -124,7 +124,7 @@ def record_detector(
             cpu,
             progress=progress or no_progress,
         )
-        run.record(store)
+        run.record(run.reference(), store)
         digest = None
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))

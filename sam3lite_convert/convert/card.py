@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from sam3lite_convert.checkpoint.selection import stated
-from sam3lite_convert.convert.calling_recipe import recipe
+from sam3lite_convert.convert.calling_recipe import detector_recipe
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.plan.families import FAMILIES, Family
@@ -278,16 +278,17 @@ def loads_with(receipt: Receipt, folder: str) -> str:
 
 
 def _recipe(receipt: Receipt, family: Family) -> Iterator[str]:
-    """The code that reproduces the original's text features."""
+    """The code that reproduces the original's detections."""
     a = receipt.architecture
     if a.vocab_size <= END:  # a test checkpoint: CLIP's tokenizer has more ids than its vocabulary
         return
     run = f" run in {receipt.dtype}" if receipt.lost.cast else ""
-    part = ", as far as its tensors are known here" if receipt.not_read else ", bit for bit"
-    yield f"This code gives the text features of the original{run}{part} (it needs `ftfy`):"
+    part = ", as far as its tensors are known here" if receipt.not_read else ""
+    yield f"This code finds what the original{run} finds{part}, up to rounding."
+    yield "It needs `ftfy`, `pillow` and `torchvision`:"
     yield ""
     yield "```python"
-    yield recipe(family, a.context_length, receipt.model_id or ".", bool(receipt.tokenizer)) + "```"
+    yield detector_recipe(family, a.context_length, receipt.model_id or ".", bool(receipt.tokenizer)) + "```"
     yield ""
 
 

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from sam3lite_convert import __version__
+from sam3lite_convert.parity.detector.taps import ROWS, TEXT_ENCODER, Place
 from sam3lite_convert.parity.hooks_template import Row, Table
 from sam3lite_convert.parity.taps import ORIGINAL, PACKED, READS_IDS, TAPS, TRANSFORMERS
 
@@ -30,6 +31,29 @@ def _text_rows(kind: str) -> list[Row]:
         if module := (point.modules or point.elsewhere).get(kind):
             rows.append(Row(point.name, module, at_input=point.at_input))
     return rows
+
+
+def detector_tables() -> tuple[Table, ...]:
+    """The tables of the whole detector, from its table of taps, with the ids; its outputs are no module's."""
+    found = []
+    for kind, ids in READS_IDS.items():
+        rows = [Row("input_ids", f"{TEXT_ENCODER}{ids}" if kind == ORIGINAL else ids, at_input=True)]
+        for row in ROWS:
+            if place := row.original if kind == ORIGINAL else row.converted:
+                rows.append(_detector_row(row.name, place))
+        found.append(Table(kind, "detector", tuple(rows)))
+    return tuple(found)
+
+
+def _detector_row(tap: str, place: Place) -> Row:
+    """Where a tap of the detector is, as the script has it."""
+    item = place.part if isinstance(place.part, int) else None
+    cut = None if place.part is None or isinstance(place.part, int) else _CUTS[place.part]
+    return Row(tap, place.path, place.fixed_call, place.call, place.at_input, item, cut)
+
+
+# The presence token stands before the queries, in one tensor.
+_CUTS: dict[str, tuple[int, int, int | None]] = {"presence": (1, 0, 1), "queries": (1, 1, None)}
 
 
 def hooks_script(tables: Sequence[Table], module: str = MODULE) -> str:

@@ -52,16 +52,21 @@ class Row(NamedTuple):
     ``tap``: name in the file; ``{i}`` is the number of a layer.
     ``module``: path of the module, below the prefix that is found.
     ``call``: which of the module's calls in one run of the model it is, from 0.
+    ``each``: of a module that every layer calls: how often a layer does. ``{i}`` is then in ``tap`` alone, layer ``i``
+    is call ``call + i * each``, and there are as many layers as of other taps whose names begin with the same word.
     ``at_input``: whether it is the module's input, instead of its output.
     ``item``: position or key of the value, where the output is a tuple or a dict; None: the first tensor.
-    ``axes``: order of the value's axes in the file, as for ``torch.permute``; None: as they are.
+    ``cut``: axis, first and last index (not included) of the part of the tensor that it is; None: all of it.
+    ``axes``: order of the axes in the file, as for ``torch.permute``; None: as they are.
     """
 
     tap: str
     module: str
     call: int = 0
+    each: int = 0
     at_input: bool = False
     item: int | str | None = None
+    cut: tuple[int, int, int | None] | None = None
     axes: Sequence[int] | None = None
 
 
@@ -122,7 +127,8 @@ class recording:
     ``path``: the .safetensors file; one of this script is replaced, another file never.
     ``rows``: a table of your own. None: one of the tables of this file.
     ``prefix``: of the paths, where several parts of the model fit. None: the shortest of those that fit best.
-    ``nth``: which run of the modules has the taps' names, from 1; other runs are named ``TAP.call2`` and so on.
+    ``nth``: which run of the modules has the taps' names, from 1; other runs are named ``TAP.call2`` and so on. Of a
+    module that one run calls several times, the first run alone is recorded.
 
     Raises ValueError if no table fits or an argument is wrong, FileExistsError for a file that is not this script's,
     and RuntimeError if none of the modules ran.
@@ -194,17 +200,20 @@ class recording:
         """Copy what one call of a module gave. Whatever goes wrong here must not end the model's run."""
         number = self.calls[place]
         self.calls[place] = number + 1
-        in_a_run = 1 + max(row.call for row in rows)
-        run = number // in_a_run + 1
-        if run > MOST_CALLS and run != self.nth:
+        counted, run = any(row.call or row.each for row in rows), number + 1
+        if not counted and run > MOST_CALLS and run != self.nth:
             return
         for row in rows:
-            if row.call == number % in_a_run:
-                name = row.tap if run == self.nth else f"{row.tap}.call{run}"
-                try:
-                    self.tensors[name] = _copy(value, row)
-                except Exception as fault:
-                    self.problems[name] = f"{fault} ({type(fault).__name__})"
+            name = row.tap if counted or run == self.nth else f"{row.tap}.call{run}"
+            if counted and row.call != number:
+                continue
+            if counted and self.nth > 1:
+                self.problems[name] = "its module is called several times in a run, so that runs cannot be told apart"
+                continue
+            try:
+                self.tensors[name] = _copy(value, row)
+            except Exception as fault:
+                self.problems[name] = f"{fault} ({type(fault).__name__})"
 
     def _said(self) -> list[str]:
         """What the user has to know, one line each."""
@@ -300,14 +309,21 @@ def _prefixes(rows: list[Row], paths: set[str]) -> list[str]:
 def _fit(name: str, rows: list[Row], prefix: str, paths: set[str]) -> Fit:
     """The rows whose modules are in a model under a prefix, each once for every layer that has it."""
     found, missing, modules = [], [], set()
-    for row in rows:
+    layers: dict[str, list[str]] = {}  # first word of a tap -> numbers of its layers
+    for row in sorted(rows, key=lambda row: bool(row.each)):
         pattern = re.escape(prefix + row.module).replace(re.escape("{i}"), r"(\d+)")
         matches = [match for match in (re.fullmatch(pattern, path) for path in paths) if match]
         numbers = (
             sorted((match.group(1) for match in matches), key=int) if "{i}" in row.module else ["" for _ in matches]
         )
+        stage = row.tap.partition(".")[0]
+        if "{i}" in row.module and len(numbers) > len(layers.get(stage, [])):
+            layers[stage] = numbers
+        if row.each and numbers:
+            numbers = layers.get(stage, [])
         for i in numbers:
-            found.append(row._replace(tap=row.tap.replace("{i}", i), module=row.module.replace("{i}", i)))
+            call = row.call + row.each * int(i or 0)
+            found.append(row._replace(tap=row.tap.replace("{i}", i), module=row.module.replace("{i}", i), call=call))
         if numbers:
             modules.add(_first_of(row))
         else:
@@ -327,6 +343,9 @@ def _copy(value: object, row: Row) -> torch.Tensor:
         why = "; torch before 2.0 does not show what is given by name" if hidden else ""
         raise ValueError(f"there is no tensor in {'its input' if row.at_input else type(value).__name__}{why}")
     copy = tensor.detach().to("cpu", copy=True)
+    if row.cut is not None:
+        axis, start, end = row.cut
+        copy = copy[(slice(None),) * axis + (slice(start, end),)]
     if row.axes is not None:
         copy = copy.permute(*row.axes)
     return (copy if copy.is_floating_point() else copy.long()).contiguous()

@@ -222,6 +222,7 @@ def _port(path: Path | str, kind: str, found: Mapping[str, Tensor], names: list[
 
 
 def some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 

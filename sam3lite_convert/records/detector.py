@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sam3lite_convert.records.parity import ComparedSides, DiagnosisRecord, JudgementRecord, PortRecord, RecordedTap
+from sam3lite_convert.records.parity import (
+    ComparedSides,
+    DiagnosisRecord,
+    JudgementRecord,
+    NoCause,
+    PortRecord,
+    RecordedTap,
+    Verdict,
+)
 from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts, refuses
 
@@ -86,6 +94,99 @@ class Picture(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectionError(Record):
+    """How far detections are from the original's, over all prompts. Queries correspond one to one, by their number.
+
+    objects_original: objects above the threshold, which the original calls found.
+    objects: the same of this call, at its own threshold.
+    objects_on_one_side: objects that only one of the two has.
+    mask_iou: mean intersection over union of the masks of objects that both have, in the picture's pixels; null if
+        there are none.
+    box_l1: mean over the same objects of the sum of the absolute differences of x0, y0, x1 and y1, as shares of the
+        picture's sides; null if there are none.
+    max_score_diff: of all queries, found or not.
+    max_box_diff: of all queries, as a share of the picture's side.
+    max_mask_logit_diff: of all queries.
+    prompts: how many moved.
+    """
+
+    objects_original: int
+    objects: int
+    objects_on_one_side: int
+    mask_iou: float | None
+    box_l1: float | None
+    max_score_diff: float
+    max_box_diff: float
+    max_mask_logit_diff: float
+    prompts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionCause(Record):
+    """One difference of the two calls, switched on alone."""
+
+    name: str
+    words: str
+    error: DetectionError = field(metadata=flat())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionLimits(Record):
+    """The largest differences that pass."""
+
+    score: float
+    box: float
+    mask_logit: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionRecipe(Record):
+    """The code that calls the model as the original is called, and how far its detections are off.
+
+    summary: what stands behind the verdict's name, in words.
+    """
+
+    code: str
+    verdict: Verdict
+    summary: str
+    error: DetectionError = field(metadata=flat())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorBehaviour(Record):
+    """The verdict on the detector as people call it.
+
+    summary: what stands behind the verdict's name, in words.
+    emulated: parts of the library's call that could not be run here, and what was run in their place.
+    limits: largest differences that pass: four times those of ``matched``.
+    candidate: the library's model and its version.
+    size: side of the square that the detector sees, in pixels.
+    prompts: as given.
+    matched: the library's model with every setting the original's, against the original: rounding, if the weights are
+        right.
+    causes: each against ``matched``.
+    absent: causes in which both calls agree.
+    together: the stock call against the original.
+    recipe: the recipe against the original.
+    seconds: wall time of all runs.
+    """
+
+    verdict: Verdict
+    summary: str
+    emulated: tuple[str, ...]
+    limits: DetectionLimits
+    candidate: str
+    size: int
+    prompts: tuple[str, ...]
+    matched: DetectionError
+    causes: tuple[DetectionCause, ...]
+    absent: tuple[NoCause, ...]
+    together: DetectionError
+    recipe: DetectionRecipe
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class DetectorDocument(Document):
     """The original's detector and a candidate side by side.
 
@@ -93,6 +194,7 @@ class DetectorDocument(Document):
     outputs: final results of both sides compared, with all errors carried.
     pictures: with --report: the objects of the original, of the candidate, and the difference.
     not_read_allowed: --allow-not-read was given.
+    behaviour: with --as-used.
     page: with --report.
     port: with judge: the candidate that ran elsewhere.
     """
@@ -105,6 +207,7 @@ class DetectorDocument(Document):
     diagnosis: DiagnosisRecord | None = None
     notes: tuple[str, ...] = ()
     not_read_allowed: bool = False
+    behaviour: DetectorBehaviour | None = None
     source: HubOrigin | None = None
     fetched: Fetched | None = None
     pictures: tuple[Picture, ...] | None = field(default=None, metadata=optional())

@@ -7,6 +7,7 @@ import math
 from rich.table import Table
 
 from sam3lite_convert.figures import VERDICTS, ids_shown, number
+from sam3lite_convert.records.detector import DetectionError, DetectorBehaviour
 from sam3lite_convert.records.parity import BehaviourRecord, FeatureError
 from sam3lite_convert.report.terminal import say, show, width
 
@@ -44,6 +45,52 @@ def verdict(b: BehaviourRecord | None) -> None:
     say(_NAME + _named(b.verdict, b.summary), VERDICTS[b.verdict])
     if b.remedy:
         say(f"  {b.remedy}")
+
+
+def detections(b: DetectorBehaviour) -> None:
+    """The evidence for the second verdict on the whole detector, and the verdict."""
+    say()
+    say(f"as used    {b.candidate}, pictures of {b.size} x {b.size}")
+    for prompt in b.prompts[:_LISTED]:
+        say(f"  {prompt!r}")
+    for part in b.emulated:
+        say(f"  {part}")
+    say()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("cause, alone", no_wrap=True)
+    names = ["objects", "mask IoU", "box L1", "score", "mask logit"]
+    shown = len(names) if width() >= 80 else 2
+    for name in names[:shown]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("none: settings matched", *_detection(b.matched)[:shown])
+    for cause in b.causes:
+        table.add_row(cause.name.replace("_", " "), *_detection(cause.error)[:shown])
+    for same in b.absent:
+        table.add_row(same.name.replace("_", " "), *["-"] * shown)
+    table.add_section()
+    table.add_row("all together", *_detection(b.together)[:shown], style="bold")
+    table.add_row("with the recipe", *_detection(b.recipe.error)[:shown])
+    show(table)
+    say("  objects: here / original's; IoU and L1 of those that both have; score and mask logit: largest difference")
+    for name, words in [(c.name, c.words) for c in b.causes if c.error.prompts] + [(a.name, a.words) for a in b.absent]:
+        say(f"  {name.replace('_', ' ')}: {words}")
+    say()
+    say("The recipe, the code that finds what the original finds:", "bold")
+    for line in b.recipe.code.splitlines():
+        say(f"    {line}")
+    say(f"with the recipe: {_named(b.recipe.verdict, b.recipe.summary)}", VERDICTS[b.recipe.verdict])
+    say(_NAME + _named(b.verdict, b.summary), VERDICTS[b.verdict])
+
+
+def _detection(error: DetectionError) -> list[str]:
+    """The figures of a row of the table."""
+    return [
+        f"{error.objects:,} / {error.objects_original:,}",
+        "-" if error.mask_iou is None else f"{error.mask_iou:.4f}",
+        "-" if error.box_l1 is None else number(error.box_l1),
+        number(error.max_score_diff),
+        number(error.max_mask_logit_diff),
+    ]
 
 
 def _named(verdict: str, summary: str) -> str:

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from sam3lite_convert.figures import ids_shown, number
 from sam3lite_convert.records.detector import DetectorDocument, DetectorInputs, StageRecord
+from sam3lite_convert.report.as_used import detections
 from sam3lite_convert.report.judge import port_diagnosis
 from sam3lite_convert.report.parity import diagnosis, not_read, tap_table, verdict
 from sam3lite_convert.report.terminal import say, show, width
@@ -33,6 +34,8 @@ def compared(d: DetectorDocument, debug: bool) -> None:
     not_read(d.judgement.not_read, d.not_read_allowed)
     if d.diagnosis:
         (port_diagnosis if d.port else diagnosis)(d.diagnosis)
+    if d.behaviour:
+        detections(d.behaviour)
     for text in d.notes:
         say(f"note: {text}")
     if d.judgement.verdict == "differs" and not debug and not d.port:

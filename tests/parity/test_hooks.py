@@ -14,20 +14,28 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.folders import convert, python, sam3lite, tiny_architecture, write_safetensors
+from support.folders import convert, python, sam3lite, tiny_architecture, tiny_state, write_safetensors
 from support.goldens import activations, golden
 from support.original_checkout import CLIP, STAND_IN, TIMM, TORCHVISION
 from torch import nn
 
 from original_ref import load_reference
+from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.packed_detector import PackedModel
 from sam3lite_convert.packed_encoder import PackedTextModel
 from sam3lite_convert.parity import hooks_template
 from sam3lite_convert.parity.candidates import transformers_encoder
-from sam3lite_convert.parity.hooks import hooks_script, text_tables
+from sam3lite_convert.parity.detector.models import reference_detector
+from sam3lite_convert.parity.detector.recording import reading
+from sam3lite_convert.parity.detector.stock import stock_detector
+from sam3lite_convert.parity.detector.taps import taps_of
+from sam3lite_convert.parity.hooks import detector_tables, hooks_script, text_tables
 from sam3lite_convert.parity.hooks_template import Row, Table
 from sam3lite_convert.parity.original import reference_cfg
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.families import FAMILIES
+from sam3lite_convert.plan.plan import Options, make_plan
+from sam3lite_convert.plan.tables import load_mappings
 
 TEXT = "detector.backbone.language_backbone."
 IDS = torch.tensor([[510, 320, 511, *[0] * 13], [510, 7, 99, 320, 4, 511, *[0] * 10], [510, *range(1, 15), 511]])
@@ -59,6 +67,7 @@ def hooks(tmp_path_factory):
 ROWS = (
     Row("input_ids", 'a."quoted"', at_input=True),
     Row("layers.{i}", "a.b.{i}", call=3, item=1, axes=(1, 0, 2)),
+    Row("layers.norm.{i}", "norm", each=2, cut=(1, 1, None)),
     Row("plain", "", item="last_hidden_state"),
 )
 
@@ -249,6 +258,7 @@ class Port(nn.Module):
         self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))
         self.pair = _Returns(lambda x: Pair(x * 2, x * 3))
         self.named = _Returns(lambda x: {"a": "text", "b": [x * 5, x * 7]})
+        self.each = _Returns(lambda x: (x, x))
         self.words = _Returns(lambda x: "text")
         self.unused = nn.Linear(8, 8)
         self.how = how
@@ -258,6 +268,7 @@ class Port(nn.Module):
         x = self.embed(ids)
         for block in self.blocks:
             x = block(input=x) if "by name" in self.how else block(x)
+            self.each(x), self.each(ids)
         pair, _ = self.pair(x), self.named(x)
         self.words(x)
         if "fails" in self.how:
@@ -284,6 +295,8 @@ OWN = [
     Row("again", "pair", call=1, item="second"),
     Row("named", "named"),
     Row("seven", "named", item="b"),
+    Row("layers.each.{i}", "each", each=2),
+    Row("rest", "blocks.1", cut=(1, 2, None)),
 ]
 
 
@@ -307,12 +320,15 @@ def test_values_are_copied_as_they_were_when_their_module_ran(record):
     for i, block in enumerate(model.blocks):
         x = block(x)
         torch.testing.assert_close(held[f"layers.{i}"], x)
+        assert torch.equal(held[f"layers.each.{i}"], held[f"layers.{i}"])
+    assert torch.equal(held["rest"], held["layers.1"][:, 2:])
     assert torch.equal(held["one"], held["layers.11"] * 2)
     assert torch.equal(held["two"], (held["layers.11"] * 3).transpose(0, 1))
     assert torch.equal(held["again"], held["layers.11"] * 3 * 3)
     assert torch.equal(held["named"], held["layers.11"] * 5) and torch.equal(held["seven"], held["named"])
     assert held["input_ids"].dtype == torch.int64
-    assert held.keys() == {row.tap for row in OWN if "{i}" not in row.tap} | {f"layers.{i}" for i in range(12)}
+    layers = {f"layers.{word}{i}" for i in range(12) for word in ("", "each.")}
+    assert held.keys() == {row.tap for row in OWN if "{i}" not in row.tap} | layers
 
 
 def test_inputs_that_are_given_by_name(record, capsys, monkeypatch):
@@ -329,13 +345,15 @@ def test_runs_of_a_model_are_told_apart(record, capsys):
     _, held = record(runs=3)
     said = capsys.readouterr().err
     assert "modules were run more than once: run 1 has the names of the taps" in said and ".call2, .call3." in said
-    assert torch.equal(held["layers.0"], held["layers.0.call2"]) and "again.call3" in held and "one.call3" in held
-    assert "one.call4" not in held and "input_ids.call4" not in held
+    assert torch.equal(held["layers.0"], held["layers.0.call2"]) and "named.call3" in held
+    assert "named.call4" not in held and "input_ids.call4" not in held and "one.call2" not in held
     _, held = record(runs=3, nth=2)
     assert {"layers.0", "layers.0.call1", "layers.0.call3"} <= held.keys() and "layers.0.call2" not in held
+    # Of a module that one run calls twice, no run is taken for another.
+    assert not {"one", "again", "layers.each.0"} & held.keys()
+    assert "one was not recorded: its module is called several times in a run" in capsys.readouterr().err
     _, held = record(runs=11, nth=10)
-    assert {n for n in held if n.startswith("one")} == {"one", *(f"one.call{i}" for i in range(1, 9))}
-    record(nth=1, runs=2)
+    assert {n for n in held if n.startswith("named")} == {"named", *(f"named.call{i}" for i in range(1, 9))}
     with pytest.raises(RuntimeError, match="not called 5 times, and so not recorded: input_ids"):
         record(nth=5, runs=0)
 
@@ -460,7 +478,7 @@ def test_what_is_no_model_of_these_is_refused(hooks, tmp_path):
 
     for model, options, said in [
         (nn.Linear(2, 2), {}, r"Linear does not have the modules of any table \(original, packed, transformers\)"),
-        (Port(), {}, "Its parts are embed, blocks, pair, named, words, unused"),
+        (Port(), {}, "Its parts are embed, blocks, pair, named, each, words, unused"),
         (Predictor(), {}, "Predictor is not a torch.nn.Module; give the module that it runs, such as its model"),
         (student(), {"nth": 0}, "from 1 on"),
     ]:
@@ -478,3 +496,37 @@ def test_the_activations_are_those_of_the_goldens_helper(hooks, tmp_path):
     hooks.record(model, lambda: model.projector(model.encoder(IDS, return_all_tokens=True)), tmp_path / "a.safetensors")
     held, wanted = load_file(tmp_path / "a.safetensors"), activations(model, IDS)
     assert all(torch.equal(held[tap], wanted[tap]) for tap in TAPS[:-1])
+
+
+# ---- the whole detector --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["original", "packed", "transformers"])
+def test_the_detectors_taps_are_those_that_parity_reads(kind, tmp_path):
+    path = write_safetensors(tmp_path, tiny_state())
+    plan = make_plan(read_checkpoint(path), load_mappings(), Options())
+    reference = reference_detector(plan, 16, 112, torch.device("cpu")).model
+    image, box, label = torch.randn(1, 3, 112, 112), torch.tensor([[[0.5, 0.5, 0.4, 0.2]]]), torch.tensor([[1]])
+    model, given = reference, {"image": image, "input_ids": IDS[:1], "boxes": box, "box_labels": label}
+    if kind == "packed":
+        model = PackedModel.from_pretrained(convert(path, tmp_path / "out"))
+    elif kind == "transformers":
+        folder = convert(path, tmp_path / "out", "--layout", kind)
+        config = json.loads((folder / "config.json").read_text())
+        held = load_file(folder / "model.safetensors")
+        model = stock_detector(next(iter(FAMILIES.values())), config, held, torch.float32, image_size=112)
+        given = {"pixel_values": image, "input_ids": IDS[:1], "input_boxes": box, "input_boxes_labels": label}
+    side = "original" if kind == "original" else "converted"
+    call = functools.partial(model, **given)
+    wanted: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), reading(model, taps_of(reference), side, lambda tap, x: wanted.update({tap: x.clone()})):
+        call()
+    (tmp_path / "detector_hooks.py").write_text(hooks_script(detector_tables()))
+    script = loaded(tmp_path / "detector_hooks.py")
+    outer = inside(model, "detector")
+    script.record(outer, call, tmp_path / "mine.safetensors")
+    held = load_file(tmp_path / "mine.safetensors")
+    assert torch.equal(held.pop("input_ids"), IDS[:1])
+    assert held.keys() - {"neck.3"} == wanted.keys() and len(wanted) > 60  # a level that nothing reads
+    assert [tap for tap in wanted if not torch.equal(held[tap], wanted[tap])] == []
+    assert [(fit.name, fit.prefix, fit.missing) for fit in script.find(outer)] == [(kind, "detector.", [])]

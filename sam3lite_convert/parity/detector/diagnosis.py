@@ -3,61 +3,113 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from original_ref import Detector
 from sam3lite_convert.parity.compare import greatest_and_row_mean_large
+from sam3lite_convert.parity.detector.faults.changes import DetectorFault
+from sam3lite_convert.parity.detector.faults.known import faults_for
 from sam3lite_convert.parity.detector.models import DetectorSide
 from sam3lite_convert.parity.detector.recording import reading
 from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun
-from sam3lite_convert.parity.detector.taps import Tap
+from sam3lite_convert.parity.detector.store import TapStore
+from sam3lite_convert.parity.detector.taps import row_name
+from sam3lite_convert.parity.faults.evidence import Evidence
 from sam3lite_convert.parity.faults.hypotheses import Fit, ranked
+from sam3lite_convert.parity.faults.hypotheses import explain as explain_text
 
+_TEXT = "text."
 _NEAR = 1e-3  # of the divergence: a fault that leaves no more than this of it explains it
-
-# (key, words, what makes the fault in the reference and takes it back) of every fault that may show at a tap.
-Faults = Callable[[Tap, Detector], Iterable[tuple[str, str, AbstractContextManager[None]]]]
 
 
 class _Reached(Exception):
     """The tap was read; the rest of the pass is not needed."""
 
 
-def explain(run: DetectorRun, outcome: DetectorOutcome, side: DetectorSide, faults: Faults) -> list[Fit]:
-    """Faults that explain the first divergence, the closest first.
-
-    ``side``: the loaded reference. Each fault is made in it while its modules read the recorded activations, so that
-    only what lies between the tap and those before it is computed.
-    """
+def explain(run: DetectorRun, outcome: DetectorOutcome, side: DetectorSide) -> list[Fit]:
+    """Faults that explain the first divergence, the closest first. ``side``: the loaded reference."""
     found = outcome.judgement.first
     if found is None or found.name not in outcome.isolated:
         return []
-    assert isinstance(side.model, Detector)
     theirs = outcome.isolated.read(found.name)
-    greatest, mean = found.own_tolerances
-    near = _NEAR * (found.difference.max_abs if found.isolated is None else found.isolated)
+    if found.name.startswith(_TEXT):
+        propagated = found.isolated is None
+        return _of_the_text_encoder(run, outcome, side, found.name, theirs, *found.own_tolerances, propagated)
+    return fits_at(run, outcome.store, side, found.name, theirs, *found.own_tolerances)
+
+
+def _of_the_text_encoder(
+    run: DetectorRun,
+    outcome: DetectorOutcome,
+    side: DetectorSide,
+    tap: str,
+    theirs: Tensor,
+    greatest: float,
+    mean: float,
+    propagated: bool,
+) -> list[Fit]:
+    """The causes that are known of the text encoder alone, at a tap of it. ``propagated``: ``theirs`` is, and not
+    isolated."""
+    assert isinstance(side.model, Detector)
+    names = [name for name in outcome.store.taps if name.startswith(_TEXT)]
+    recorded = {name.removeprefix(_TEXT): outcome.store.read(name) for name in names}
+    evidence = Evidence(side.model.backbone.language_backbone, recorded, run.call.input_ids)
+    return explain_text(evidence, tap.removeprefix(_TEXT), theirs, greatest, mean, propagated)
+
+
+def fits_at(
+    run: DetectorRun, store: TapStore, side: DetectorSide, tap: str, theirs: Tensor, greatest: float, mean: float
+) -> list[Fit]:
+    """Known faults that give ``theirs`` at a tap, the closest first.
+
+    ``store``: the original's recorded activations. Each fault is made in the loaded reference while its modules read
+    these, so that only what lies between the tap and those before it is computed.
+    ``greatest``, ``mean``: the largest max abs diff, and mean abs diff of a row, to a fault that fits.
+    """
+
+    def made() -> Iterator[tuple[DetectorFault, Tensor | None]]:
+        assert isinstance(side.model, Detector)
+        layer = run.taps[tap].layer
+        for fault in faults_for(row_name(tap), side.model, layer):
+            with fault.change(side.model, layer):
+                value = value_at(run, store, side, tap)
+            yield fault, value
+
+    return fits_among(made(), run, store, tap, theirs, greatest, mean)
+
+
+def fits_among(
+    made: Iterable[tuple[DetectorFault, Tensor | None]],
+    run: DetectorRun,
+    store: TapStore,
+    tap: str,
+    theirs: Tensor,
+    greatest: float,
+    mean: float,
+) -> list[Fit]:
+    """Those of these faults that give ``theirs``, the closest first. ``made``: what each gives at the tap; the other
+    arguments are those of ``fits_at``."""
+    pair = run.comparable(tap, store.read(tap), theirs)
+    off = greatest_and_row_mean_large(*pair)[0] if pair else 0.0
+    near = _NEAR * off if math.isfinite(off) else 0.0
     fits = []
-    for key, words, made in faults(outcome.taps[found.name], side.model):
-        with made:
-            value = _value_at(run, outcome, side, found.name)
-        pair = run.comparable(found.name, value, theirs)
+    for fault, value in made:
+        pair = run.comparable(tap, value, theirs)
         if pair is None:
             continue
         error, row_mean = greatest_and_row_mean_large(*pair)
         # A fault may make rounding larger, so what it leaves is also held against the divergence itself.
-        if (error <= greatest and row_mean <= mean) or (math.isfinite(error) and error <= near):
-            fits.append(Fit(key, words, error))
+        if (error <= greatest and row_mean <= mean) or error <= near:
+            fits.append(Fit(fault.key, fault.words, error))
     return ranked(fits, greatest)
 
 
-def _value_at(run: DetectorRun, outcome: DetectorOutcome, side: DetectorSide, tap: str) -> Tensor | None:
+def value_at(run: DetectorRun, store: TapStore, side: DetectorSide, tap: str) -> Tensor | None:
     """The reference's activation at a tap if its modules read the recorded ones; None if it is not reached."""
     seen: list[Tensor] = []
-    store = outcome.store
 
     def read(name: str, value: Tensor) -> Tensor | None:
         if name == tap:

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -90,7 +90,7 @@ class DetectorRun:
         shape of an activation is not the original's.
         """
         store, apart = self._stores()
-        ours, took = self.record(store)
+        ours, took = self.record(self.reference(), store)
         assert self.candidate is not None
         candidate = self.candidate()
         self.name = candidate.name
@@ -101,7 +101,10 @@ class DetectorRun:
         del candidate
         floors = None
         if not same and self.tolerance is None:
-            floors = self._floors(store, differences, errors)
+            differ = [tap for tap, difference in differences.items() if difference.max_abs]
+            moved = [tap for tap, (greatest, _) in errors.items() if greatest]
+            numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
+            floors = self.floors(self.reference(), store, differ, moved, numel)
         judgement = self._judge(differences, errors, floors)
         outputs = {name: (ours[name], theirs[name]) for name in ours}
         compared = {name: self.taps[name] for name in differences}
@@ -117,7 +120,8 @@ class DetectorRun:
         is not the original's; UnsoundPlan if the original cannot be built.
         """
         store, apart = self._stores()
-        ours, took = self.record(store)
+        side = self.reference()
+        ours, took = self.record(side, store)
         shapes = {tap: store.read(tap).shape for tap in self.taps}
         theirs, notes = arranged(given, shapes)
         if empty := [tap for tap in theirs if not self.holds(tap)]:
@@ -143,7 +147,15 @@ class DetectorRun:
         }
         floors = None
         if self.tolerance is None and any(d.max_abs != 0 for d in differences.values()):
-            floors = self._floors(store, differences, errors)
+            # Errors may come in at any tap that is not known to be equal, given or not.
+            equal = {tap for tap, difference in differences.items() if difference.max_abs == 0}
+            differ = [tap for tap in self.taps if tap not in equal and self.holds(tap)]
+            numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
+            moved = [tap for tap, (greatest, _) in errors.items() if greatest]
+            floors = {
+                tap: floor if tap in errors else replace(floor, isolated=math.inf, mean_isolated=math.inf)
+                for tap, floor in self.floors(side, store, differ, moved, numel).items()
+            }
         judgement = self._judge(differences, errors, floors)
         if judgement.not_given:
             notes.append(f"not given, and so not compared: {', '.join(judgement.not_given)}")
@@ -163,12 +175,11 @@ class DetectorRun:
 
     # ---- passes
 
-    def record(self, store: TapStore) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
+    def record(self, side: DetectorSide, store: TapStore) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
         """The original's activations, streamed to disk; its results, and the time of each stage.
 
-        Raises CannotRun if they hold NaN or infinity, UnsoundPlan if the original cannot be built.
+        Raises CannotRun if it gives NaN or infinity.
         """
-        side = self.reference()
         assert isinstance(side.model, Detector)
         self.taps = taps_of(side.model)
 
@@ -217,21 +228,21 @@ class DetectorRun:
         self._pass(side, "candidate, isolated", read)
         return found
 
-    def _floors(
-        self, store: TapStore, differences: Mapping[str, Difference], errors: Mapping[str, tuple[float, float]]
+    def floors(
+        self, side: DetectorSide, store: TapStore, differ: Sequence[str], apart: Sequence[str], numel: Mapping[str, int]
     ) -> dict[str, Floor]:
         """Noise floors by tap: the original in float64 against its recorded activations.
 
-        A tap that is known to be equal on both sides needs no floor, so the propagated ones are measured from the first
-        other tap on: up to there the original's recorded activations are read.
+        ``side``: the loaded original.
+        ``differ``, ``apart``: taps whose propagated and whose isolated floor is needed; what is equal on both sides
+            needs none. The propagated ones are measured from the first of them on: up to there the original's recorded
+            activations are read.
+        ``numel``: the number of values of every tap that is judged.
         """
-        side = self.reference()
         far: dict[str, tuple[float, float]] = {}
         near: dict[str, tuple[float, float]] = {}
-        equal = {tap for tap, difference in differences.items() if difference.max_abs == 0}
-        differs = [tap for tap in self.taps if tap not in equal and self.holds(tap)]
-        first = list(self.taps).index(differs[0]) if differs else len(self.taps)
         order = {tap: n for n, tap in enumerate(self.taps)}
+        first = min((order[tap] for tap in differ), default=len(order))
 
         def propagated(tap: str, value: Tensor) -> Tensor | None:
             if order[tap] < first:
@@ -247,19 +258,19 @@ class DetectorRun:
                 near[tap] = greatest_and_row_mean_large(*pair)
             return self.recorded_like(tap, value, store)
 
+        passes = (("original in float64", propagated, differ), ("original in float64, isolated", isolated, apart))
         with in_float64(side.model):
-            self._pass(side, "original in float64", propagated, torch.float64, self.skipping(side, differs, store))
-            apart = [tap for tap, (greatest, _) in errors.items() if greatest]
-            if errors:
-                self._pass(
-                    side, "original in float64, isolated", isolated, torch.float64, self.skipping(side, apart, store)
-                )
-        nothing, unmeasured = (0.0, 0.0), (math.inf, math.inf)
-        found = {}
-        for tap in differences:
-            carried, made = far.get(tap, nothing), near.get(tap, nothing) if tap in errors else unmeasured
-            found[tap] = Floor(carried[0], made[0], carried[1], made[1])
-        return _of_few_values(found, {tap: math.prod(d.shape) for tap, d in differences.items()})
+            for label, read, needed in passes:
+                if needed:
+                    self._pass(side, label, read, torch.float64, self.skipping(side, needed, store))
+        nothing = (0.0, 0.0)
+        found = {
+            tap: Floor(
+                far.get(tap, nothing)[0], near.get(tap, nothing)[0], far.get(tap, nothing)[1], near.get(tap, nothing)[1]
+            )
+            for tap in numel
+        }
+        return _of_few_values(found, numel)
 
     def _pass(
         self,
@@ -297,10 +308,16 @@ class DetectorRun:
             return None
         ours = store.read(tap)
         if ours.numel() != value.numel():
+            times = value.numel() / ours.numel()
+            level = (
+                f"it has {'4 times' if times == 4 else 'a quarter of'} the cells, so another level of the neck "
+                "reaches it: there is one level too many or too few"
+            )
             raise UnsoundPlan(
                 f"at {tap} the candidate's activation is {tuple(value.shape)}, the original's {tuple(ours.shape)}; "
-                "config.json does not describe this original",
+                + (level if times in (4, 0.25) else "config.json does not describe this original"),
                 "other_shape",
+                {"tap": tap},
             )
         return self.comparable(tap, ours, value.detach().cpu())
 

@@ -44,7 +44,7 @@ def stock_detector(
         the number: rotary positions are computed from it, the position table is tiled, and maps follow the picture.
 
     Where torchvision is not installed, the library's module of the model gets a ``roi_align`` that computes what
-    torchvision's compiled operator computes (see ``stands_in_for_torchvision``): without it the model fails on boxes.
+    torchvision's compiled operator computes (``give_roi_align``): without it the model fails on boxes.
 
     Raises CannotRun if transformers is not installed, does not have the model or refuses the config; UnsoundPlan if
     the model does not get all of its weights.
@@ -60,10 +60,7 @@ def stock_detector(
             {"missing": left},
         )
     model.text_encoder.set_attn_implementation(text_attention)
-    if stands_in_for_torchvision():
-        sys.modules[type(model).__module__].torchvision = SimpleNamespace(  # type: ignore[attr-defined]
-            ops=SimpleNamespace(roi_align=_roi_align)
-        )
+    give_roi_align(type(model))
     model.requires_grad_(False)
     model.train(False)
     return model
@@ -76,6 +73,14 @@ def text_argument(features: Any) -> Any:
 
     major, minor = map(int, __version__.split(".")[:2])
     return features if (major, minor) >= (5, 9) else features.pooler_output
+
+
+def give_roi_align(model: type) -> None:
+    """Let the library's module of this class use the reference's roi_align, if torchvision is not installed."""
+    if stands_in_for_torchvision():
+        sys.modules[model.__module__].torchvision = SimpleNamespace(  # type: ignore[attr-defined]
+            ops=SimpleNamespace(roi_align=_roi_align)
+        )
 
 
 def stands_in_for_torchvision() -> bool:

@@ -78,7 +78,8 @@ class Row:
         return "{i}" in self.name
 
 
-_VISION, _TEXT, _DECODER = "backbone.vision_backbone.", "backbone.language_backbone.", "transformer.decoder."
+TEXT_ENCODER = "backbone.language_backbone."  # where the original has it
+_VISION, _DECODER = "backbone.vision_backbone.", "transformer.decoder."
 _VIT = "vision_encoder.backbone."
 
 
@@ -93,9 +94,9 @@ def _text_rows() -> Iterator[Row]:
         yield Row(
             f"text.{point.name}",
             point.what,
-            Place(_TEXT + ours, at_input=point.at_input),
+            Place(TEXT_ENCODER + ours, at_input=point.at_input),
             Place(theirs, at_input=point.at_input),
-            tuple(_TEXT + start for start in point.tensors),
+            tuple(TEXT_ENCODER + start for start in point.tensors),
         )
 
 

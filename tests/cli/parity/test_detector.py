@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.detector_goldens import tiny_weights
+from support.detector_goldens import case, tiny_weights
 from support.folders import convert, edit, edit_config, sam3lite, tensors
 from support.parity_runs import errors, strict
 
@@ -131,7 +131,8 @@ def test_the_page(tiny, tmp_path):
         (["--box", "1,2,0,3"], "must be greater than 0"),
         (["--box", "9000,2,1,3"], "outside the picture"),
         (["--prompt", "a", "--prompt", "b"], "takes one --prompt"),
-        (["--self-test"], "--self-test compares the text encoder alone"),
+        (["--save-activations", "x.st"], "--save-activations compares the text encoder alone"),
+        (["--as-used", "--box", "1,2,3,4"], "leave out --box"),
         (["--dtype", "float16"], "--dtype compares the text encoder alone"),
         (["--device", "mps"], "no such device"),
         (["--candidate", "original"], "no encoder for the layout"),
@@ -141,6 +142,13 @@ def test_the_page(tiny, tmp_path):
 def test_what_does_not_go_together_is_refused(tiny, options, words):
     done = sam3lite("parity", tiny, "--component", "detector", *options)
     assert words in errors(done, 2)
+
+
+@pytest.mark.stress
+def test_the_self_test_finds_every_fault_that_these_inputs_show(tiny):
+    record = strict(sam3lite("parity", tiny, "--component", "detector", "--self-test", "--json").out)
+    assert record["verdict"] == "passed" and record["counts"]["missed"] == 0
+    assert record["counts"]["found"] > 300
 
 
 def test_options_of_the_detector_need_it(tiny):
@@ -168,3 +176,56 @@ def test_a_config_of_another_detector_is_refused_in_words(tiny, bad):
     folder = bad("packed")
     edit_config(folder, "detr_decoder_config", "num_queries", value=5)
     assert "query" in errors(sam3lite("parity", tiny, "--component", "detector", "--converted", folder), 3)
+
+
+# ---- the four faults that ports of this model really had
+
+
+def test_eps_of_the_librarys_default_is_named(root, tmp_path):
+    """The ViT's LayerNorms at 1e-6, on the real code's weights with small variances."""
+    checkpoint = tmp_path / "small.pt"
+    torch.save(case("small").weights(), checkpoint)
+    folder = convert(checkpoint, tmp_path / "folder", "--layout", "transformers")
+    edit_config(folder, "vision_config", "backbone_config", "layer_norm_eps", value=1e-6)
+    record = detector(checkpoint, "--converted", folder, code=1)
+    assert record["first_divergence"] == "trunk.ln_pre"
+    assert "eps 1e-06" in record["diagnosis"]["cause"]
+
+
+@pytest.mark.parametrize("layout", ["packed", "transformers"])
+def test_a_neck_level_too_few_is_named(layout, tiny, bad):
+    """Three levels of which the reader drops the last, as of SAM3.1: the next finer one reaches the encoder."""
+    folder = bad(layout)
+    edit(folder, {key: None for key in tensors(folder) if ".fpn_layers.3." in key})
+    edit_config(folder, "vision_config", "scale_factors", value=[4.0, 2.0, 1.0])
+    edit_config(folder, "vision_config", "backbone_feature_sizes", value=[[40, 40], [20, 20], [10, 10]])
+    done = sam3lite("parity", tiny, "--component", "detector", "--converted", folder)
+    if layout == "packed":  # our own reader drops the fourth level, not the last
+        assert done.code in (0, 1), done
+    else:
+        assert "another level of the neck reaches it" in errors(done, 3)
+
+
+def test_a_mask_into_the_text_encoder_is_named(tiny, monkeypatch):
+    from sam3lite_convert.packed_encoder import PackedAttention
+
+    forward = PackedAttention.forward
+
+    def masked(self: PackedAttention, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        padding = torch.zeros(x.shape[1]).masked_fill(torch.arange(x.shape[1]) > 2, -torch.inf)  # start, a word, end
+        return forward(self, x, padding)
+
+    monkeypatch.setattr(PackedAttention, "forward", masked)
+    record = detector(tiny, code=1)
+    assert record["first_divergence"] == "text.layers.1"
+    assert "padding" in record["diagnosis"]["cause"]
+
+
+def test_points_renamed_onto_boxes_are_named(tiny, bad):
+    folder = bad("packed")
+    weights = tiny_weights()
+    start = "geometry_encoder.{}_direct_project.bias"
+    edit(folder, {start.format("boxes"): weights["detector." + start.format("points")]})
+    record = detector(tiny, "--converted", folder, "--box", "20,30,60,50", code=1)
+    assert record["first_divergence"] == "geometry.box_direct"
+    assert "points_direct_project" in record["diagnosis"]["cause"]

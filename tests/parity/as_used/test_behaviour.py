@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,13 @@ from support.folders import (
 )
 from support.hub_files import clip_files
 
-from original_ref import TextStudentEncoder, load_reference
-from sam3lite_convert.convert.calling_recipe import recipe
+from original_ref import TextStudentEncoder, load_detector, load_reference
+from original_ref.detector import prepare
+from sam3lite_convert.convert.calling_recipe import detector_recipe, recipe
 from sam3lite_convert.parity.as_used.behaviour import PROMPTS, Moved, verdict_of
 from sam3lite_convert.parity.as_used.clip_vocabulary import clip_vocabulary
 from sam3lite_convert.parity.as_used.stock_model import STOCK_LENGTH
+from sam3lite_convert.parity.detector.stock import give_roi_align
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.families import SAM3_LITETEXT
 
@@ -336,7 +339,7 @@ def test_what_the_words_rest_on_is_said(s0, folder, tmp_path):
     assert re.search("^verdict 1, weights: .*, both sides in float16", out, re.M)
     assert re.search("^with the recipe: .* the original's.*, both in float16", out, re.M)
     card = (half / "README.md").read_text()
-    assert "the original's, rounded to float16" in card and "of the original run in float16, bit for bit" in card
+    assert "the original's, rounded to float16" in card and "what the original run in float16 finds" in card
     bad = tmp_path / "bad"
     shutil.copytree(folder, bad)
     edit(bad, {"text_projection.bias": tensors(bad)["text_projection.bias"] + 1})
@@ -393,24 +396,41 @@ def test_the_recipe_as_printed_gives_the_originals_text_features(s0, folder):
     assert names["input_ids"][len(PROMPTS) :].tolist() == wanted
 
 
-def test_the_recipe_of_the_card_is_the_printed_one_and_its_features_suit_the_detector(s0, folder, monkeypatch):
+def test_the_recipe_of_the_card_finds_what_the_original_finds(s0, folder, monkeypatch):
     card = (folder / "README.md").read_text()
     _, code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert code == recipe(SAM3_LITETEXT, 16, ".", own_tokenizer=True)
+    assert code == detector_recipe(SAM3_LITETEXT, 16, ".", own_tokenizer=True)
+    text = recipe(SAM3_LITETEXT, 16, ".", own_tokenizer=True).split('prompts = ["a dog"]\n\n')[1]
+    assert text.split("# For the detector")[0] in code  # one text half in both
+    ((old,),) = [re.findall(r"text_embeds=text_embeds,  # before transformers 5.9: (.*)", code)]
+    if Version(transformers.__version__) < Version("5.9"):
+        code = code.replace("text_embeds=text_embeds,", f"text_embeds={old},")
+    picture = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    give_roi_align(transformers.Sam3LiteTextModel)
+    if importlib.util.find_spec("PIL") is None:
+        image = SimpleNamespace(open=None)
+        monkeypatch.setitem(sys.modules, "PIL", SimpleNamespace(Image=image))
+        monkeypatch.setitem(sys.modules, "PIL.Image", image)
+    import PIL.Image
+
+    monkeypatch.setattr(PIL.Image, "open", lambda name: SimpleNamespace(convert=lambda mode: picture))
     monkeypatch.chdir(folder)
-    names = run(with_prompts(code, ["a dog"]))
-    model, size = names["model"], names["model"].config.vision_config.backbone_config.image_size
-    (last,) = re.findall(r"^# (model\(.*\))$", code, re.M)
-    ((before, old),) = re.findall(r"^# Before transformers ([\d.]+): (.*)$", code, re.M)
-    if Version(transformers.__version__) < Version(before):
-        assert "text_embeds=text_embeds" in last
-        last = last.replace("text_embeds=text_embeds", old)
-    names["pixel_values"] = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    names = run(code)
+    state = state_of("s0")
+    size = names["model"].config.image_size
+    heads = dict.fromkeys(
+        ("geometry", "encoder", "mask"), names["model"].config.detr_decoder_config.num_attention_heads
+    )
+    detector = load_detector(state, heads, 16, size)
     with torch.inference_mode():
-        out = eval(last, names)
-        stock = model(pixel_values=names["pixel_values"], input_ids=names["input_ids"])
-    assert out.pred_masks.isfinite().all() and out.pred_logits.shape == stock.pred_logits.shape
-    assert not torch.equal(out.pred_logits, stock.pred_logits)  # there the padding is not masked
+        wanted = detector(prepare(torch.from_numpy(picture).permute(2, 0, 1), size), torch.tensor([padded(DOG, 16, 0)]))
+    scores = wanted["pred_logits"][0, :, 0].sigmoid() * wanted["presence_logit_dec"][0].sigmoid()
+    close = {"rtol": 1e-5, "atol": 2e-5}
+    torch.testing.assert_close(names["scores"], scores, **close)
+    torch.testing.assert_close(names["found"].pred_boxes, wanted["pred_boxes_xyxy"], **close)
+    torch.testing.assert_close(names["found"].pred_masks, wanted["pred_masks"], **close)
+    kept = int((scores > 0.5).sum())
+    assert names["masks"].shape == (kept, 150, 200) and names["boxes"].shape == (kept, 4)
 
 
 def test_without_a_tokenizer_in_the_folder_the_recipe_takes_clips(s0, folder, clip, tmp_path):
