@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import math
 import shlex
@@ -397,3 +398,22 @@ def test_the_text_and_the_page(tiny, held, wrong, tmp_path):
     assert "[bold" not in done.out and "candidate s" not in done.out
     page = (tmp_path / "page.html").read_text()
     assert "my port, which ran elsewhere" in page and "data:image/png;base64," in page and "trunk.blocks.2" in page
+
+
+def test_what_the_script_records_is_judged(tiny, packed, held, tmp_path):
+    assert sam3lite("record", "--script", tmp_path / "script_of_record.py").code == 0
+    spec = importlib.util.spec_from_file_location("script_of_record", tmp_path / "script_of_record.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.record(packed, lambda: packed(**{name: held[name] for name in INPUTS}), tmp_path / "mine.safetensors")
+    document = judge(tmp_path / "mine.safetensors", tiny)
+    assert document["verdict"] == "within_tolerance" and len(document["layers"]) > 60
+    assert set(document["not_given"]) == {t for t in document["not_given"] if t.startswith("outputs.")}
+    # The same file is a text encoder's too.
+    document = judge(tmp_path / "mine.safetensors", tiny, "--component", "text")
+    assert document["verdict"] == "exact" and {"layers.0", "projected"} <= {t["name"] for t in document["layers"]}
+
+
+def test_two_names_of_one_tap_are_refused(tiny, held, right, tmp_path):
+    both = {"neck.0": right["neck.0"], "neck_0": right["neck.0"]}
+    assert judge(saved(tmp_path, both, held), tiny, code=4)["error"]["code"] == "corrupt_file"
