@@ -417,3 +417,24 @@ def test_what_the_script_records_is_judged(tiny, packed, held, tmp_path):
 def test_two_names_of_one_tap_are_refused(tiny, held, right, tmp_path):
     both = {"neck.0": right["neck.0"], "neck_0": right["neck.0"]}
     assert judge(saved(tmp_path, both, held), tiny, code=4)["error"]["code"] == "corrupt_file"
+
+
+def test_a_padded_box_is_left_out(tiny, packed, held, tmp_path):
+    """As transformers' detector is called without boxes, so that it computes the class token."""
+    padded = {"boxes": torch.full((1, 1, 4), 0.5), "box_labels": torch.zeros(1, 1, dtype=torch.int64)}
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    seen: Side = {}
+
+    def read(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
+        seen["geometry.output"] = output.clone()
+
+    handle = packed.geometry_encoder.output_layer_norm.register_forward_hook(read)
+    with torch.inference_mode():
+        found = packed(image=held["image"], input_ids=held["input_ids"], box_mask=mask, **padded)
+    handle.remove()
+    seen |= {"outputs.pred_masks": found.pred_masks, "geometry.box_direct": torch.zeros(1, 1, 32)}
+    document = judge(saved(tmp_path, seen | {"box_mask": mask.long()}, held | padded), tiny)
+    assert document["verdict"] == "within_tolerance" and document["inputs"]["boxes"] == []
+    assert [t["name"] for t in document["layers"]] == ["geometry.output", "outputs.pred_masks"]
+    assert any("has no box: geometry.box_direct" in note for note in document["notes"])
+    assert judge(saved(tmp_path, seen, held | padded), tiny, code=1)["verdict"] == "differs"
