@@ -54,6 +54,7 @@ def _stages(stages: tuple[StageRecord, ...]) -> None:
         over = f"{s.floors:.2g}" if s.floors else "-"
         cells = [str(len(s.taps)), number(s.max_abs_diff), number(s.relative_l2), over]
         cells += [f"{s.seconds_reference:.1f}", f"{s.seconds_candidate:.1f}"]
-        mark = "[bold red]DIVERGES[/]" if s.diverges else "equal" if s.max_abs_diff == 0 else ""
-        table.add_row(s.name, *(cells if width() >= 80 else cells[:2]), mark)
+        mark = "DIVERGES" if s.diverges else "equal" if s.max_abs_diff == 0 else ""
+        style = "bold red" if s.diverges else None
+        table.add_row(s.name, *(cells if width() >= 80 else cells[:2]), mark, style=style)
     show(table)
