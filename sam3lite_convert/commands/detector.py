@@ -128,7 +128,7 @@ def judge_detector(
     port: DetectorPortFile,
     file: Path,
     inputs: Mapping[str, Tensor] | None = None,
-    inputs_from: str = "",
+    inputs_file: Path | None = None,
     name: str | None = None,
     tolerance: float | None = None,
     context: int | None = None,
@@ -137,8 +137,7 @@ def judge_detector(
     """The verdict on what a port of the whole detector computed, against the original on the same inputs.
 
     ``port``, ``file``: its activations, and what they were read from.
-    ``inputs``: what it ran on, by name; None: what its file holds.
-    ``inputs_from``: where they come from, in words.
+    ``inputs``, ``inputs_file``: what it ran on, by name, and the file that they are from; None: what ``file`` holds.
     ``name``: of the port. None: the name of the file.
     ``context``: tokens that the original is called with. None: what the checkpoint states.
 
@@ -164,7 +163,7 @@ def judge_detector(
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
         checkpoint = source.read()
         plan, tokens, notes = original_detector(checkpoint, mappings, context)
-        call = call_of(used, plan.architecture, inputs_from or str(file), inputs_from or "the picture of the file")
+        call = call_of(used, plan.architecture, str(inputs_file or file))
         notes += notes_of(plan, call)
         place = stack.enter_context(activations_place())
         check_room(place, call.size)
@@ -223,7 +222,7 @@ def judge_detector(
             dtypes=dtypes,
             reference_dtype="float32",
             isolated=sum(t.isolated is not None for t in judgement.taps),
-            ids=inputs_from or "the inputs of the file",
+            ids=f"the inputs of {inputs_file}" if inputs_file else "the inputs of the file",
             checkpoint_sha256=digest,
         ),
     )
