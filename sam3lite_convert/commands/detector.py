@@ -148,7 +148,7 @@ def judge_detector(
     from sam3lite_convert.parity.detector.models import reference_detector, the_device
     from sam3lite_convert.parity.detector.port_files import call_of
     from sam3lite_convert.parity.detector.run import DetectorRun, no_progress
-    from sam3lite_convert.parity.detector.setup import check_room, notes_of, original_detector
+    from sam3lite_convert.parity.detector.setup import check_room, original_detector
     from sam3lite_convert.parity.detector.taps import OUTPUTS
     from sam3lite_convert.parity.judgement import check_tolerance
     from sam3lite_convert.parity.port import dtypes_of
@@ -164,7 +164,11 @@ def judge_detector(
         checkpoint = source.read()
         plan, tokens, notes = original_detector(checkpoint, mappings, context)
         call = call_of(used, plan.architecture, str(inputs_file or file))
-        notes += notes_of(plan, call)
+        if plan.architecture.vision and call.size != plan.architecture.vision.image_size:
+            notes.append(
+                f"the original ran on {call.size} x {call.size} pixels, with rotary tables computed for that size; its "
+                f"own is {plan.architecture.vision.image_size}"
+            )
         place = stack.enter_context(activations_place())
         check_room(place, call.size)
         run = DetectorRun(

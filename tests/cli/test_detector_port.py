@@ -335,6 +335,7 @@ def test_names_shapes_and_formats_of_other_frameworks(tiny, held, tmp_path):
     np.savez(tmp_path / "mine.npz", **inputs, **{k: v.numpy() for k, v in taps.items()})
     document = judge(tmp_path / "mine.npz", tiny)
     assert [t["name"] for t in document["layers"]] == read and document["max_abs_diff"] == 0
+    assert not any("--size" in note or "pixels" in note for note in document["notes"])  # it is the detector's own
     assert any("not taps, and so not read: pooled" in note for note in document["notes"])
     assert any("neck.0: read as (batch, rows, columns, channels)" in note for note in document["notes"])
     (tmp_path / "folder").mkdir()

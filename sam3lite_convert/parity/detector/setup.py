@@ -101,7 +101,7 @@ def set_up_detector(
                 "torchvision is not installed, so transformers runs with a stand-in for its roi_align, which computes "
                 "what the compiled operator does"
             )
-    notes += notes_of(plan, call)
+    notes += _notes(plan, call)
     check_room(place, call.size)
     build = DETECTORS[plan.layout.loader.name]
 
@@ -130,7 +130,7 @@ def original_detector(source: Checkpoint, mappings: Mappings, context: int | Non
     stated = called_context(source, plan.context.rows, context)
     note = stated.note(plan.layout.family.contexts)
     called = plan.architecture.called if stated.origin == "unknown" else stated.called
-    return plan, called, [note] if note else []
+    return plan, called, [*([note] if note else []), *heads_notes(plan)]
 
 
 def _whole_detector(plan: Plan) -> None:
@@ -155,7 +155,7 @@ def _rows(plan: Plan, folder: Folder | None) -> int:
     return positions(tuple(shape)) or plan.context.held
 
 
-def notes_of(plan: Plan, call: DetectorCall) -> list[str]:
+def _notes(plan: Plan, call: DetectorCall) -> list[str]:
     """What the comparison takes as given."""
     vision = plan.architecture.vision
     said = []
@@ -166,8 +166,13 @@ def notes_of(plan: Plan, call: DetectorCall) -> list[str]:
         )
     if plan.options.dtype not in (None, "float32"):
         said.append(f"the folder was cast to {plan.options.dtype}; both sides run in float32, so the cast shows")
+    return said + heads_notes(plan)
+
+
+def heads_notes(plan: Plan) -> list[str]:
+    """What is taken for the attention heads, which no weight tells."""
     heads = plan.architecture.assumed.get("attention heads")
-    return [*said, f"attention heads: {heads}"] if heads else said
+    return [f"attention heads: {heads}"] if heads else []
 
 
 def check_room(place: Path, size: int) -> None:
