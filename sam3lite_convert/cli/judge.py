@@ -44,7 +44,9 @@ def judge(
 
     FILE holds its activations. Exits with code 1 if they differ by more than the tolerance.
     """
+    from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.cli.report_place import check_report_place
+    from sam3lite_convert.parity.detector.port_files import is_detector
     from sam3lite_convert.plan.tables import load_mappings
 
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
@@ -67,6 +69,16 @@ def judge(
         return
     if html is not None:
         check_report_place(html)
+    if is_detector(file):
+        whole.refuse(
+            {"--partial": partial, "--causal": causal},
+            "{} is of the text encoder alone, and FILE holds taps of a whole detector",
+        )
+        if found is None:
+            raise CannotRun("FILE holds taps of a whole detector; give the checkpoint too", "usage")
+        place = locate(found, repo_id, revision, cache_dir, json, chosen).whole()
+        whole.judge(place, load_mappings(mapping), file, name, ids, tolerance, context, html, json)
+        return
     if found is None:
         if ids is not None:
             raise CannotRun("--ids needs the checkpoint: sam3lite judge FILE --checkpoint CHECKPOINT", "usage")
