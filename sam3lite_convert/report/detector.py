@@ -66,6 +66,6 @@ def _stages(stages: tuple[StageRecord, ...]) -> None:
         cells += [f"{s.seconds_reference:.1f}"]
         cells += [] if s.seconds_candidate is None else [f"{s.seconds_candidate:.1f}"]
         mark = "DIVERGES" if s.diverges else "equal" if s.max_abs_diff == 0 else ""
-        row = (s.name, *(cells if width() >= 80 else cells[:2]), mark)
-        table.add_row(*row, style="bold red" if s.diverges else None)
+        style = "bold red" if s.diverges else None
+        table.add_row(s.name, *(cells if width() >= 80 else cells[:2]), mark, style=style)
     show(table)

@@ -121,7 +121,8 @@ class DetectorRun:
         is not the original's; UnsoundPlan if the original cannot be built.
         """
         store, apart = self._stores()
-        ours, took = self.record(self.reference(), store)
+        side = self.reference()
+        ours, took = self.record(side, store)
         shapes = {tap: store.read(tap).shape for tap in self.taps}
         theirs, notes = arranged(given, shapes)
         if empty := [tap for tap in theirs if not self.holds(tap)]:
@@ -149,7 +150,7 @@ class DetectorRun:
         if self.tolerance is None and any(d.max_abs != 0 for d in differences.values()):
             moved = [tap for tap, (greatest, _) in errors.items() if greatest]
             numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
-            measured = self.floors(self.reference(), store, self._not_equal(differences), moved, numel)
+            measured = self.floors(side, store, self._not_equal(differences), moved, numel)
             floors = {
                 tap: f if tap in errors else Floor(f.propagated, math.inf, f.mean_propagated, math.inf)
                 for tap, f in measured.items()
