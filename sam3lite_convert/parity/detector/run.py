@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from original_ref import Detector
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan
 from sam3lite_convert.parity.compare import Difference, compare_large, greatest_and_row_mean_large
 from sam3lite_convert.parity.detector.inputs import DetectorCall
 from sam3lite_convert.parity.detector.models import DetectorSide
@@ -210,7 +210,13 @@ class DetectorRun:
             if pair is not None:
                 found[tap] = compare_large(*pair)
 
-        outputs, seconds = self._pass(side, "candidate", read)
+        try:
+            outputs, seconds = self._pass(side, "candidate", read)
+        except Sam3LiteError:
+            raise
+        except Exception as fault:  # config.json is untrusted: the library may raise anything
+            said = str(fault).strip().splitlines() or [type(fault).__name__]
+            raise UnsoundPlan(f"{side.name} fails on these inputs: {said[0]}", "bad_config") from fault
         return {tap: found[tap] for tap in self.taps if tap in found}, outputs, seconds
 
     def _isolated(self, side: DetectorSide, store: TapStore, apart: TapStore) -> dict[str, tuple[float, float]]:
