@@ -22,6 +22,7 @@ def judge(
     file: o.ActivationsArgument,
     source: o.SourceArgument = None,
     checkpoint: o.CheckpointOption = None,
+    component: o.JudgedComponent = None,
     name: o.PortName = None,
     ids: o.IdsFile = None,
     fingerprint: o.FingerprintFile = None,
@@ -58,6 +59,7 @@ def judge(
             tolerance,
             html,
             mapping,
+            component,
             partial or None,
             context,
             causal or None,
@@ -69,7 +71,7 @@ def judge(
         return
     if html is not None:
         check_report_place(html)
-    if is_detector(file):
+    if component is o.Compared.detector or (component is None and is_detector(file)):
         whole.refuse(
             {"--partial": partial, "--causal": causal},
             "{} is of the text encoder alone, and FILE holds taps of a whole detector",

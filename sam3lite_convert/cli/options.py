@@ -393,6 +393,13 @@ RecordedComponent = Annotated[
         help="What to record: the text encoder, or the whole detector (detector), which goes to .safetensors.",
     ),
 ]
+JudgedComponent = Annotated[
+    Compared | None,
+    typer.Option(
+        "--component",
+        help="What FILE is of: the text encoder, or the whole detector (detector). Default: told by the names in it.",
+    ),
+]
 Size = Annotated[
     int | None,
     typer.Option(

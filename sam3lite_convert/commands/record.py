@@ -167,7 +167,7 @@ def record_script(output: Path) -> ScriptWritten:
 
     Raises CannotRun if the name is another, or if the file exists and is no such script or cannot be written.
     """
-    from sam3lite_convert.parity.hooks import hooks_script, is_hooks_script, text_tables
+    from sam3lite_convert.parity.hooks import detector_tables, hooks_script, is_hooks_script, text_tables
 
     if output.suffix != ".py" or not output.stem.isidentifier() or iskeyword(output.stem):
         raise CannotRun(
@@ -179,7 +179,7 @@ def record_script(output: Path) -> ScriptWritten:
             f"{output} exists and is not a script of sam3lite record, so it was not overwritten; choose another name",
             "output_exists",
         )
-    tables = text_tables()
+    tables = (*text_tables(), *detector_tables())
     data = hooks_script(tables, output.stem).encode()
     write_whole(resolved(output), data)
     return ScriptWritten(

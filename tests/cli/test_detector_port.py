@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import math
 import shlex
@@ -416,3 +417,43 @@ def test_the_text_and_the_page(tiny, held, wrong, tmp_path):
     assert "[bold" not in done.out and "candidate s" not in done.out
     page = (tmp_path / "page.html").read_text()
     assert "my port, which ran elsewhere" in page and "data:image/png;base64," in page and "trunk.blocks.2" in page
+
+
+def test_what_the_script_records_is_judged(tiny, packed, held, tmp_path):
+    assert sam3lite("record", "--script", tmp_path / "script_of_record.py").code == 0
+    spec = importlib.util.spec_from_file_location("script_of_record", tmp_path / "script_of_record.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.record(packed, lambda: packed(**{name: held[name] for name in INPUTS}), tmp_path / "mine.safetensors")
+    document = judge(tmp_path / "mine.safetensors", tiny)
+    assert document["verdict"] == "within_tolerance" and len(document["layers"]) > 60
+    assert set(document["not_given"]) == {t for t in document["not_given"] if t.startswith("outputs.")}
+    # The same file is a text encoder's too.
+    document = judge(tmp_path / "mine.safetensors", tiny, "--component", "text")
+    assert document["verdict"] == "exact" and {"layers.0", "projected"} <= {t["name"] for t in document["layers"]}
+
+
+def test_two_names_of_one_tap_are_refused(tiny, held, right, tmp_path):
+    both = {"neck.0": right["neck.0"], "neck_0": right["neck.0"]}
+    assert judge(saved(tmp_path, both, held), tiny, code=4)["error"]["code"] == "corrupt_file"
+
+
+def test_a_padded_box_is_left_out(tiny, packed, held, tmp_path):
+    """As transformers' detector is called without boxes, so that it computes the class token."""
+    padded = {"boxes": torch.full((1, 1, 4), 0.5), "box_labels": torch.zeros(1, 1, dtype=torch.int64)}
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    seen: Side = {}
+
+    def read(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
+        seen["geometry.output"] = output.clone()
+
+    handle = packed.geometry_encoder.output_layer_norm.register_forward_hook(read)
+    with torch.inference_mode():
+        found = packed(image=held["image"], input_ids=held["input_ids"], box_mask=mask, **padded)
+    handle.remove()
+    seen |= {"outputs.pred_masks": found.pred_masks, "geometry.box_direct": torch.zeros(1, 1, 32)}
+    document = judge(saved(tmp_path, seen | {"box_mask": mask.long()}, held | padded), tiny)
+    assert document["verdict"] == "within_tolerance" and document["inputs"]["boxes"] == []
+    assert [t["name"] for t in document["layers"]] == ["geometry.output", "outputs.pred_masks"]
+    assert any("has no box: geometry.box_direct" in note for note in document["notes"])
+    assert judge(saved(tmp_path, seen, held | padded), tiny, code=1)["verdict"] == "differs"

@@ -20,6 +20,7 @@ from sam3lite_convert.parity.inputs import given_ids
 from sam3lite_convert.parity.port_files import SIDES, names_in, read_arrays, some, tap_of
 from sam3lite_convert.plan.architecture import Architecture
 
+_UNREAD = "neck.3"  # a level that modules may compute and nothing reads
 _SEPARATORS = re.compile(r"[._/-]+")
 # Name in a file -> argument of the detector.
 _INPUTS = {
@@ -63,7 +64,8 @@ def spelled(name: str) -> str | None:
     words = _words(name)
     for pattern, tap in _PATTERNS:
         if match := pattern.fullmatch(words):
-            return tap.replace("{i}", str(int(match[1]))) if "{i}" in tap else tap
+            found = tap.replace("{i}", str(int(match[1]))) if "{i}" in tap else tap
+            return None if found == _UNREAD else found
     return None
 
 
@@ -71,6 +73,11 @@ def _in_detector(name: str) -> str | None:
     """``spelled``, in a file of a whole detector, where a tap of the text encoder may stand under its own name."""
     text = text_taps.spelled(name)
     return spelled(name) or (f"text.{text}" if text and text != text_taps.POOLED.name else None)
+
+
+def _plain(name: str) -> bool:
+    """Whether it is a tap of the text encoder under its own name, without the stage."""
+    return tap_of(name, spelled) is None
 
 
 def is_detector(path: Path) -> bool:
@@ -88,7 +95,10 @@ def read_detector_port(path: Path) -> DetectorPortFile:
         if name in _INPUTS or place is None:
             continue
         if place in owner:
-            raise Untrusted(f"{path}: {owner[place]} and {name} are both {place[1]}", "corrupt_file")
+            if _plain(name) == _plain(owner[place]):
+                raise Untrusted(f"{path}: {owner[place]} and {name} are both {place[1]}", "corrupt_file")
+            if _plain(name):
+                continue  # the script of record writes both
         owner[place] = name
         sides[place[0]][place[1]] = tensor
     if not sides["candidate"]:
@@ -140,6 +150,8 @@ def call_of(inputs: Mapping[str, Tensor], architecture: Architecture, called: st
     image, picture = _image(inputs, architecture.sizes["patch"])
     boxes = inputs.get("boxes", torch.zeros(1, 0, 4)).float()
     boxes = boxes[None] if boxes.dim() == 2 else boxes
+    if boxes.dim() == 3 and len(boxes) != 1 and boxes.shape[1] == 1:
+        boxes = boxes.transpose(0, 1)  # as the original's modules have them
     if boxes.dim() != 3 or boxes.shape[::2] != (1, 4) or not bool(boxes.isfinite().all()):
         raise CannotRun(
             f"boxes are {tuple(boxes.shape)}; they are finite numbers of shape (1, boxes, 4): centre, width and height "

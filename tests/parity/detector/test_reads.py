@@ -11,13 +11,14 @@ from support.detector_goldens import HEADS, case, tiny_weights
 from original_ref.detector import load_detector, prepare
 from sam3lite_convert.parity.detector.reads import reads_of, upstream
 from sam3lite_convert.parity.detector.recording import reading
-from sam3lite_convert.parity.detector.taps import taps_of
+from sam3lite_convert.parity.detector.taps import STAGES, ordered, taps_of
 from sam3lite_convert.parity.picture_files import synthetic_picture
 
+LAYERS = {"trunk": 4, "neck": 3, "text": 3, "geometry": 2, "encoder": 2, "decoder": 3}
 
-@pytest.fixture(scope="module")
+
 def measured():
-    """The tiny detector's taps, and the taps that change if another is changed and all others read what they did."""
+    """The tiny detector's taps, and of each the taps that change it if all others give what they did."""
     model = load_detector(tiny_weights(), HEADS, None, 56)
     inputs = case("box").inputs() | {"image": prepare(synthetic_picture(56).permute(2, 0, 1), 56)}
     taps = taps_of(model)
@@ -45,13 +46,25 @@ def measured():
     return taps, found
 
 
-def test_the_table_is_what_the_reference_reads(measured):
-    taps, found = measured
+@pytest.mark.stress
+def test_the_table_is_what_the_reference_reads():
+    taps, found = measured()
     assert {tap: set(reads_of(tap, taps)) for tap in taps} == {tap: found[tap] for tap in taps}
 
 
-def test_what_is_between(measured):
-    taps, _ = measured
+def test_every_row_reads_rows_that_there_are():
+    taps = ordered(dict.fromkeys(STAGES, 0) | LAYERS)
+    assert all(set(reads_of(tap, taps)) <= set(list(taps)[: list(taps).index(tap)]) for tap in taps)
+    # Without anything before them stand only arguments and what the weights give.
+    first = {tap for tap in taps if not reads_of(tap, taps)}
+    assert first == {
+        "trunk.patch_embed", "neck.positions", "text.embeddings", "geometry.box_direct", "geometry.box_position",
+        "geometry.box_label", "decoder.query_position.0", "decoder.rpb_x.0", "decoder.rpb_y.0",
+    }  # fmt: skip
+
+
+def test_what_is_between():
+    taps = ordered(dict.fromkeys(STAGES, 0) | LAYERS)
     given = {"trunk.blocks.1", "text.projected", "geometry.output", "encoder.layers.0"}
     # The encoder reads text, geometry and the position map, which was not given.
     found = upstream("encoder.layers.0", taps, given, given)
