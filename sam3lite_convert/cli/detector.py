@@ -11,7 +11,7 @@ from sam3lite_convert.cli.shared import leave, typed, write_report
 from sam3lite_convert.errors import CannotRun
 
 if TYPE_CHECKING:
-    from sam3lite_convert.commands.sources import Source
+    from sam3lite_convert.commands.sources import Location, Source
     from sam3lite_convert.parity.detector.inputs import DetectorOptions
     from sam3lite_convert.parity.setup import ParityOptions
     from sam3lite_convert.plan.tables import Mappings
@@ -140,28 +140,36 @@ def record(
 
 
 def judge(
-    source: Source,
+    location: Location,
     mappings: Mappings,
     file: Path,
     name: str | None,
     ids: Path | None,
     tolerance: float | None,
+    partial: bool,
     context: int | None,
+    causal: bool,
     html: Path | None,
     json: bool,
 ) -> None:
-    """Judge what a port of the whole detector computed. Exits with code 1 if it differs."""
+    """Judge what a port of the whole detector computed. Exits with code 1 if it differs.
+
+    Raises CannotRun for options that are of the text encoder alone.
+    """
     from sam3lite_convert.commands.detector import DetectorLooks, judge_detector
     from sam3lite_convert.parity.detector.port_files import read_detector_inputs, read_detector_port
     from sam3lite_convert.report import terminal
 
-    port = read_detector_port(file)
+    refuse(
+        {"--partial": partial, "--causal": causal},
+        "{} is of the text encoder alone, and FILE holds taps of a whole detector",
+    )
+    port = read_detector_port(file)  # first: a file that cannot be read needs no download
     inputs = read_detector_inputs(ids) if ids is not None else None
     looks = DetectorLooks(
         report=html is not None,
         command=typed(),
         progress=lambda label, total: terminal.stage_progress(label, total, json),
     )
-    inputs_from = f"the inputs of {ids}" if ids is not None else ""
-    document = judge_detector(source, mappings, port, file, inputs, inputs_from, name, tolerance, context, looks)
+    document = judge_detector(location.whole(), mappings, port, file, inputs, ids, name, tolerance, context, looks)
     show(document, html, False, json)

@@ -47,7 +47,6 @@ def judge(
     """
     from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.cli.report_place import check_report_place
-    from sam3lite_convert.parity.detector.port_files import is_detector
     from sam3lite_convert.plan.tables import load_mappings
 
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
@@ -71,15 +70,13 @@ def judge(
         return
     if html is not None:
         check_report_place(html)
+    from sam3lite_convert.parity.detector.port_files import is_detector
+
     if component is o.Compared.detector or (component is None and is_detector(file)):
-        whole.refuse(
-            {"--partial": partial, "--causal": causal},
-            "{} is of the text encoder alone, and FILE holds taps of a whole detector",
-        )
         if found is None:
             raise CannotRun("FILE holds taps of a whole detector; give the checkpoint too", "usage")
-        place = locate(found, repo_id, revision, cache_dir, json, chosen).whole()
-        whole.judge(place, load_mappings(mapping), file, name, ids, tolerance, context, html, json)
+        place, tables = locate(found, repo_id, revision, cache_dir, json, chosen), load_mappings(mapping)
+        whole.judge(place, tables, file, name, ids, tolerance, partial, context, causal, html, json)
         return
     if found is None:
         if ids is not None:

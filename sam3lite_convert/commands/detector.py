@@ -210,7 +210,7 @@ def judge_detector(
     port: DetectorPortFile,
     file: Path,
     inputs: Mapping[str, Tensor] | None = None,
-    inputs_from: str = "",
+    inputs_file: Path | None = None,
     name: str | None = None,
     tolerance: float | None = None,
     context: int | None = None,
@@ -219,8 +219,7 @@ def judge_detector(
     """The verdict on what a port of the whole detector computed, against the original on the same inputs.
 
     ``port``, ``file``: its activations, and what they were read from.
-    ``inputs``: what it ran on, by name; None: what its file holds.
-    ``inputs_from``: where they come from, in words.
+    ``inputs``, ``inputs_file``: what it ran on, by name, and the file that they are from; None: what ``file`` holds.
     ``name``: of the port. None: the name of the file.
     ``context``: tokens that the original is called with. None: what the checkpoint states.
 
@@ -241,7 +240,7 @@ def judge_detector(
     used = _same_inputs(port.inputs, inputs, called)
 
     def make(architecture: Architecture, context: int) -> DetectorCall:
-        return call_of(used, architecture, inputs_from or str(file), inputs_from or "the picture of the file")
+        return call_of(used, architecture, str(inputs_file or file))
 
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
@@ -295,7 +294,7 @@ def judge_detector(
             dtypes=dtypes,
             reference_dtype="float32",
             isolated=sum(t.isolated is not None for t in judgement.taps),
-            ids=inputs_from or "the inputs of the file",
+            ids=f"the inputs of {inputs_file}" if inputs_file else "the inputs of the file",
             checkpoint_sha256=digest,
         ),
     )

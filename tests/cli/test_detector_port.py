@@ -250,6 +250,8 @@ def test_the_originals_own_activations_are_exact(tiny, held, tmp_path):
     own = {k.removeprefix("reference."): t for k, t in held.items() if k.startswith("reference.")}
     document = judge(saved(tmp_path, own, held), tiny, "--name", "my port")
     assert (document["verdict"], document["candidate"], document["not_given"]) == ("exact", "my port", [])
+    done = sam3lite("parity", tiny, "--judge", tmp_path / "mine.safetensors")
+    assert done.code == 0 and "verdict: exact" in done.out and "vision trunk" in done.out
     assert [t["name"] for s in document["stages"] for t in [{"name": n} for n in s["taps"]]] == list(own)
     assert all(s["seconds_candidate"] is None for s in document["stages"])
     port = document["port"]

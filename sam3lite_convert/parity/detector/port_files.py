@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -131,10 +131,10 @@ def _inputs(path: Path, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def call_of(inputs: Mapping[str, Tensor], architecture: Architecture, called: str, where: str) -> DetectorCall:
+def call_of(inputs: Mapping[str, Tensor], architecture: Architecture, called: str) -> DetectorCall:
     """The call that inputs of a file stand for, of one picture and one prompt.
 
-    ``called``: what the file is called, for messages. ``where``: where the inputs are from, in words.
+    ``called``: what the file is called.
 
     Raises CannotRun if ids or picture are missing, or if one of them is not what this detector takes.
     """
@@ -145,6 +145,7 @@ def call_of(inputs: Mapping[str, Tensor], architecture: Architecture, called: st
         raise CannotRun(f"{called} holds no {' and no '.join(missing)}; {_WHERE}", "no_inputs")
     ids = inputs["input_ids"]
     text = given_ids(ids[None] if ids.dim() == 1 else ids, architecture.sizes["vocab"])
+    text = replace(text, what=f"the ids of {called}")
     if len(text.ids) != 1:
         raise CannotRun(f"{called} holds {len(text.ids)} prompts; a whole detector is judged on one", "bad_ids")
     image, picture = _image(inputs, architecture.sizes["patch"])
@@ -165,7 +166,7 @@ def call_of(inputs: Mapping[str, Tensor], architecture: Architecture, called: st
             raise CannotRun(f"{name} must be 0 or 1 for each of the {boxes.shape[1]} boxes", "bad_boxes")
         flags[name] = flag
     return DetectorCall(
-        picture, image, text.ids, boxes, flags["box_labels"].long(), flags["box_mask"].bool(), text, where
+        picture, image, text.ids, boxes, flags["box_labels"].long(), flags["box_mask"].bool(), text, called
     )
 
 
