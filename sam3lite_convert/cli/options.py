@@ -423,7 +423,7 @@ Boxes = Annotated[
         "--box",
         metavar="X,Y,W,H",
         help="With --component detector: a box around what is wanted, in pixels of the picture; x and y are its top "
-        "left corner. May be given several times.",
+        "left corner. May be given several times. Default: no box.",
     ),
 ]
 DeviceOption = Annotated[

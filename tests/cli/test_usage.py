@@ -164,7 +164,7 @@ def test_h_is_help(words):
 
 
 # Nothing happens without them, so that there is no default to state.
-OFF_UNLESS_GIVEN = {"checkpoint", "html", "prompt", "prompts_file", "save_activations", "judge"}
+OFF_UNLESS_GIVEN = {"checkpoint", "html", "prompt", "prompts_file", "save_activations", "judge", "script"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
