@@ -26,9 +26,7 @@ AIMS = {
 def run(checkpoint: Path, work: Path, runs: int) -> Results:
     """All commands in turn, ``runs`` times."""
     parity = [sys.executable, "-m", "sam3lite_convert", "parity", str(checkpoint), "--component", "detector"]
-    commands = {
-        f"{layout}, {size}": [*parity, "--candidate", layout, "--size", str(size)] for layout, size in AIMS
-    }
+    commands = {f"{layout}, {size}": [*parity, "--candidate", layout, "--size", str(size)] for layout, size in AIMS}
     return take_turns(commands, work, runs)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         make_plan,
         open_checkpoint,
         push_folder,
+        run_detector_parity,
         run_parity,
         verify_folder,
     )
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "commands.library": (
         "ConversionPlan", "OpenCheckpoint", "convert_checkpoint", "judge_activations", "make_plan", "open_checkpoint",
-        "push_folder", "run_parity", "verify_folder",
+        "push_folder", "run_detector_parity", "run_parity", "verify_folder",
     ),
     "errors": ("CannotRun", "Sam3LiteError", "UnsoundPlan", "Untrusted"),
     "packed_detector": ("PackedModel",),
@@ -58,6 +59,7 @@ __all__ = [
     "make_plan",
     "open_checkpoint",
     "push_folder",
+    "run_detector_parity",
     "run_parity",
     "verify_folder",
 ]

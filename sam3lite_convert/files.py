@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,11 @@ def write_whole(path: Path, data: bytes) -> None:
 
     Raises CannotRun if it cannot be written.
     """
+    write_pieces(path, (data,))
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """``write_whole`` of data that comes piece by piece, so that it is never in memory as a whole."""
     work, held = None, None
     try:
         if path.is_dir():
@@ -32,7 +37,8 @@ def write_whole(path: Path, data: bytes) -> None:
         clear_leftovers(path)
         work, held = working_place(path, _new_file)
         with open(work, "wb") as out:
-            out.write(data)
+            for piece in pieces:
+                out.write(piece)
             out.flush()
             os.fsync(out.fileno())
         work.chmod(0o666 & ~umask())

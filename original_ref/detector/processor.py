@@ -28,9 +28,13 @@ class Found(NamedTuple):
 
 def prepare(picture: Tensor, size: int) -> Tensor:
     """A picture (3, H, W), RGB in uint8, as the detector reads it: (1, 3, size, size). Its aspect is not kept."""
+    return (squared(picture, size)[None] * (1 / 255) - MEAN) / STD
+
+
+def squared(picture: Tensor, size: int) -> Tensor:
+    """The picture in uint8, (3, size, size); one that has this size stays as it is."""
     # Resized in uint8: in float32 and then rounded, a fifth of the pixels are one level off.
-    resized = functional.interpolate(picture[None], (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return (resized * (1 / 255) - MEAN) / STD
+    return functional.interpolate(picture[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def found(detections: Detections, height: int, width: int, threshold: float = THRESHOLD, prompt: int = 0) -> Found:

@@ -1,4 +1,4 @@
-"""``sam3lite parity --component detector``: its options, the command, the report."""
+"""``--component detector`` of parity, record and judge: its options, the command, the report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from sam3lite_convert.cli.shared import leave, typed, write_report
 from sam3lite_convert.errors import CannotRun
 
 if TYPE_CHECKING:
-    from sam3lite_convert.commands.sources import Source
+    from sam3lite_convert.commands.sources import Location, Source
     from sam3lite_convert.parity.detector.inputs import DetectorOptions
     from sam3lite_convert.parity.setup import ParityOptions
     from sam3lite_convert.plan.tables import Mappings
+    from sam3lite_convert.records.detector import DetectorDocument
 
 
 def refuse(given: Mapping[str, object], why: str) -> None:
@@ -59,7 +60,6 @@ def compare(
 ) -> None:
     """Run the comparison and show it. Exits with code 1 if the sides differ; ``strict``: or the behaviour."""
     from sam3lite_convert.commands.detector import DetectorLooks, run_detector_parity
-    from sam3lite_convert.report import detector as detector_report
     from sam3lite_convert.report import terminal
 
     looks = DetectorLooks(
@@ -70,6 +70,14 @@ def compare(
         lambda label, total: terminal.stage_progress(label, total, json),
     )
     document = run_detector_parity(source, mappings, options, inputs, folder, looks, converted, device)
+    show(document, html, debug, json, strict)
+
+
+def show(document: DetectorDocument, html: Path | None, debug: bool, json: bool, strict: bool = False) -> None:
+    """Show a comparison, write its page if one is asked for, and exit with its code; ``strict``: or the behaviour's."""
+    from sam3lite_convert.report import detector as detector_report
+    from sam3lite_convert.report import terminal
+
     if html is not None:
         from sam3lite_convert.report.html.page import detector_page
 
@@ -103,3 +111,65 @@ def self_test(source: Source, mappings: Mappings, options: ParityOptions, inputs
     else:
         parity_report.self_tested(document)
     leave(document.verdict != "passed", True)
+
+
+def record(
+    source: Source,
+    mappings: Mappings,
+    inputs: DetectorOptions,
+    output: Path | None,
+    compact: bool,
+    context: int | None,
+    json: bool,
+) -> None:
+    """Write what the original's detector computes, and show it."""
+    from sam3lite_convert.commands.record import record_detector
+    from sam3lite_convert.report import terminal
+    from sam3lite_convert.report.record import detector_recorded
+
+    document = record_detector(
+        source,
+        mappings,
+        inputs,
+        output,
+        compact=compact,
+        context=context,
+        progress=lambda label, total: terminal.stage_progress(label, total, json),
+    )
+    (terminal.as_json if json else detector_recorded)(document)
+
+
+def judge(
+    location: Location,
+    mappings: Mappings,
+    file: Path,
+    name: str | None,
+    ids: Path | None,
+    tolerance: float | None,
+    partial: bool,
+    context: int | None,
+    causal: bool,
+    html: Path | None,
+    json: bool,
+) -> None:
+    """Judge what a port of the whole detector computed. Exits with code 1 if it differs.
+
+    Raises CannotRun for options that are of the text encoder alone.
+    """
+    from sam3lite_convert.commands.detector import DetectorLooks, judge_detector
+    from sam3lite_convert.parity.detector.port_files import read_detector_inputs, read_detector_port
+    from sam3lite_convert.report import terminal
+
+    refuse(
+        {"--partial": partial, "--causal": causal},
+        "{} is of the text encoder alone, and FILE holds taps of a whole detector",
+    )
+    port = read_detector_port(file)  # first: a file that cannot be read needs no download
+    inputs = read_detector_inputs(ids) if ids is not None else None
+    looks = DetectorLooks(
+        report=html is not None,
+        command=typed(),
+        progress=lambda label, total: terminal.stage_progress(label, total, json),
+    )
+    document = judge_detector(location.whole(), mappings, port, file, inputs, ids, name, tolerance, context, looks)
+    show(document, html, False, json)

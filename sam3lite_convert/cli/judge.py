@@ -22,6 +22,7 @@ def judge(
     file: o.ActivationsArgument,
     source: o.SourceArgument = None,
     checkpoint: o.CheckpointOption = None,
+    component: o.JudgedComponent = None,
     name: o.PortName = None,
     ids: o.IdsFile = None,
     fingerprint: o.FingerprintFile = None,
@@ -44,6 +45,7 @@ def judge(
 
     FILE holds its activations. Exits with code 1 if they differ by more than the tolerance.
     """
+    from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.plan.tables import load_mappings
 
@@ -56,6 +58,7 @@ def judge(
             tolerance,
             html,
             mapping,
+            component,
             partial or None,
             context,
             causal or None,
@@ -67,6 +70,14 @@ def judge(
         return
     if html is not None:
         check_report_place(html)
+    from sam3lite_convert.parity.detector.port_files import is_detector
+
+    if component is o.Compared.detector or (component is None and is_detector(file)):
+        if found is None:
+            raise CannotRun("FILE holds taps of a whole detector; give the checkpoint too", "usage")
+        place, tables = locate(found, repo_id, revision, cache_dir, json, chosen), load_mappings(mapping)
+        whole.judge(place, tables, file, name, ids, tolerance, partial, context, causal, html, json)
+        return
     if found is None:
         if ids is not None:
             raise CannotRun("--ids needs the checkpoint: sam3lite judge FILE --checkpoint CHECKPOINT", "usage")

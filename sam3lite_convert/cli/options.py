@@ -386,6 +386,20 @@ ComparedOption = Annotated[
         "--component", help="What to compare: the text encoder, or the whole detector (detector), stage by stage."
     ),
 ]
+RecordedComponent = Annotated[
+    Compared,
+    typer.Option(
+        "--component",
+        help="What to record: the text encoder, or the whole detector (detector), which goes to .safetensors.",
+    ),
+]
+JudgedComponent = Annotated[
+    Compared | None,
+    typer.Option(
+        "--component",
+        help="What FILE is of: the text encoder, or the whole detector (detector). Default: told by the names in it.",
+    ),
+]
 Size = Annotated[
     int | None,
     typer.Option(
@@ -495,7 +509,8 @@ Compact = Annotated[
     bool,
     typer.Option(
         "--compact",
-        help="Write norm, largest value and 64 values at stated positions of each tap as JSON, not whole activations.",
+        help="Write norm, largest value and 64 values at stated positions of each tap as JSON, not whole activations. "
+        "Of a detector: figures and 4,096 values of each tap, as .safetensors.",
     ),
 ]
 Script = Annotated[

@@ -103,7 +103,12 @@ def parity(
                 "usage",
             )
         if found is not None:
+            from sam3lite_convert.parity.detector.port_files import is_detector
+
             place, tables = locate(found, repo_id, revision, cache_dir, json, chosen), load_mappings(mapping)
+            if is_detector(judge):
+                whole.judge(place, tables, judge, name, ids, tolerance, partial, context, causal, html, json)
+                return
             document = judge_port(judge, place, tables, name, ids, tolerance, partial, context, causal, html, json)
             show_judged(document, html, json)
             return

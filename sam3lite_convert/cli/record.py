@@ -16,6 +16,10 @@ def record(
     compact: o.Compact = False,
     fingerprint: o.AsFingerprint = False,
     script: o.Script = None,
+    component: o.RecordedComponent = o.Compared.text,
+    size: o.Size = None,
+    image: o.Image = None,
+    box: o.Boxes = None,
     seed: o.Seed = None,
     batch: o.Batch = 1,
     length: o.Length = None,
@@ -39,6 +43,7 @@ def record(
     The file holds the ids, and the activations of the original alone. With --script it is a Python file that records a
     model of yours.
     """
+    from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.commands.parity import read_prompts
     from sam3lite_convert.commands.record import record_fingerprint, record_reference, record_script
     from sam3lite_convert.parity.reference_file import format_of
@@ -50,14 +55,30 @@ def record(
     name = one_checkpoint(source, checkpoint)
     if script is not None:
         others = [name, output, seed, length, context, mapping, prompts_file, *(prompt or [])]
+        others += [size, image, *(box or [])]
         flags = [compact, fingerprint, partial, causal, batch != 1, bool(chosen.options)]
+        flags += [component is not o.Compared.text]
         if any(value is not None for value in others) or any(flags):
             raise CannotRun("--script takes no checkpoint and no other option than --json", "usage")
         made = record_script(script)
         (as_json if json else scripted)(made)
         return
+    if component is o.Compared.text:
+        whole.refuse({"--size": size, "--image": image, "--box": box}, "{} needs --component detector")
     if name is None:
         raise CannotRun("record needs a checkpoint: sam3lite record CHECKPOINT --output FILE", "usage")
+    if component is o.Compared.detector:
+        whole.refuse(
+            {
+                "--fingerprint": fingerprint, "--batch": batch if batch != 1 else None, "--length": length,
+                "--prompts-file": prompts_file, "--partial": partial, "--causal": causal,
+            },
+            "{} is of the text encoder alone; leave it out with --component detector",
+        )  # fmt: skip
+        inputs = whole.detector_options(size, image, prompt, seed, box)
+        location = locate(name, repo_id, revision, cache_dir, json, chosen)
+        whole.record(location.whole(), load_mappings(mapping), inputs, output, compact, context, json)
+        return
     if fingerprint and (compact or seed is not None or batch != 1 or length is not None or prompt or prompts_file):
         raise CannotRun(
             "--fingerprint has ids of its own: it cannot be combined with --compact or options for ids", "usage"

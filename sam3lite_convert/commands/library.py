@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sam3lite_convert.records.convert import ConvertDocument, PushRecord
+    from sam3lite_convert.records.detector import DetectorDocument
     from sam3lite_convert.records.explain import ExplainDocument
     from sam3lite_convert.records.parity import ParityDocument
     from sam3lite_convert.records.verify import VerifyDocument
@@ -276,6 +277,43 @@ def run_parity(
     folder = locate_folder(called).whole()[0] if called is not None else None
     looks = parity.Looks(as_used=as_used)
     return parity.run_parity(opened.location.whole(), opened.mappings, options, folder, None, looks, called)
+
+
+def run_detector_parity(
+    checkpoint: Checkpointlike,
+    converted: str | Path | None = None,
+    *,
+    candidate: str | None = None,
+    attention: str = "eager",
+    tolerance: float | None = None,
+    size: int | None = None,
+    image: str | Path | None = None,
+    prompt: str | None = None,
+    seed: int | None = None,
+    boxes: Sequence[tuple[float, float, float, float]] = (),
+    as_used: bool = False,
+    device: str | None = None,
+) -> DetectorDocument:
+    """Run the original's and the converted detector on the same picture and compare them at every tap.
+
+    ``converted``: as in ``run_parity``. ``boxes``: x, y, width, height in pixels of the picture. The others are the
+    options of ``sam3lite parity --component detector``.
+    Raises CannotRun for arguments that do not go together, a missing package or no room, UnsoundPlan if a side does not
+    get all of its weights.
+    """
+    from sam3lite_convert.commands import detector
+    from sam3lite_convert.parity.detector.inputs import DetectorOptions
+    from sam3lite_convert.parity.setup import ParityOptions
+
+    opened = _opened(checkpoint)
+    options = ParityOptions(candidate, attention, tolerance=tolerance, context=opened.context)
+    inputs = DetectorOptions(size, None if image is None else Path(image), prompt, seed, tuple(boxes))
+    called = str(converted) if converted is not None else None
+    folder = locate_folder(called).whole()[0] if called is not None else None
+    looks = detector.DetectorLooks(as_used=as_used)
+    return detector.run_detector_parity(
+        opened.location.whole(), opened.mappings, options, inputs, folder, looks, called, device
+    )
 
 
 def judge_activations(

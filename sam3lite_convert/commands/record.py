@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from keyword import iskeyword
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sam3lite_convert import __version__
 from sam3lite_convert.commands.sources import Source
@@ -15,9 +16,15 @@ from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.files import resolved, write_whole
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.detector import DetectorRecordDocument
 from sam3lite_convert.records.fingerprint import FingerprintWritten
 from sam3lite_convert.records.parity import RecordDocument, RecordedTap, ScriptTable, ScriptWritten
 from sam3lite_convert.records.record import Json
+
+if TYPE_CHECKING:
+    from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
+    from sam3lite_convert.parity.detector.run import Progress
+    from sam3lite_convert.plan.architecture import Architecture
 
 _DTYPE = "float32"
 
@@ -70,6 +77,89 @@ def record_fingerprint(
     )
 
 
+def record_detector(
+    source: Source,
+    mappings: Mappings,
+    inputs: DetectorOptions,
+    output: Path | None = None,
+    *,
+    compact: bool = False,
+    context: int | None = None,
+    progress: Progress | None = None,
+) -> DetectorRecordDocument:
+    """Run the original's detector and write its activations to a file.
+
+    ``output``: .safetensors. None: ``<stem of the checkpoint>-detector.safetensors``, here.
+    ``compact``: write figures and some values of each tap, not whole activations.
+    ``context``: tokens that the text encoder is called with. None: what the checkpoint states.
+    ``progress``: a bar over the taps.
+
+    Raises CannotRun for options that do not go together, no room, or a file that cannot be written, UnsoundPlan and
+    Untrusted as a conversion does.
+    """
+    from sam3lite_convert.commands.detector import activations_place
+    from sam3lite_convert.parity.detector.inputs import make_call
+    from sam3lite_convert.parity.detector.reference_file import check_output, figures, save_detector_reference
+    from sam3lite_convert.parity.detector.setup import set_up_original
+    from sam3lite_convert.parity.detector.store import TapStore
+
+    path = output or Path(f"{source.stem}-detector.safetensors")
+    check_output(path)
+
+    def make(architecture: Architecture, called: int) -> DetectorCall:
+        return make_call(inputs, architecture, called)
+
+    with ExitStack() as stack:
+        stack.enter_context(source.trusted())
+        hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
+        checkpoint = source.read()
+        place = stack.enter_context(activations_place())
+        setup = set_up_original(checkpoint, mappings, make, place, context, progress=progress)
+        plan, run, call, store = setup.plan, setup.run, setup.run.call, TapStore(place)
+        run.record(run.reference(), store)
+        digest = None
+        if hashing is not None:
+            hashing.check(replace(checkpoint, records=()))
+            digest = hashing.result()[0]
+        asked, variant = call.record(), plan.architecture.variant
+        taps: list[RecordedTap] = []
+        about_taps: Json = {}
+        for tap in filter(run.holds, run.taps):
+            value, what = store.read(tap), run.taps[tap].what
+            about_taps[tap] = {"what": what, **figures(value)}
+            taps.append(RecordedTap(name=tap, what=what, shape=tuple(value.shape), max_abs=float(value.abs().max())))
+        about: Json = {
+            "version": 1,
+            "tool": f"sam3lite-convert {__version__}",
+            "component": "detector",
+            "checkpoint": source.name,
+            "checkpoint_sha256": digest,
+            "reference": "original detector",
+            "variant": variant,
+            "dtype": _DTYPE,
+            "inputs": asked.to_json(),
+            "taps": about_taps,
+        }
+        names = [tap.name for tap in taps]
+        size = save_detector_reference(path, about, call, store, names, variant, compact)
+    return DetectorRecordDocument(
+        checkpoint=source.name,
+        checkpoint_sha256=digest,
+        source=source.provenance(),
+        fetched=source.fetched(),
+        reference="original detector",
+        variant=variant,
+        dtype=_DTYPE,
+        inputs=asked,
+        taps=tuple(taps),
+        output=str(path),
+        compact=compact,
+        size=size,
+        next=f'sam3lite judge mine.safetensors --checkpoint {source.option} --name "my port"',
+        notes=setup.notes,
+    )
+
+
 def record_script(output: Path) -> ScriptWritten:
     """Write the script that records what a model computes where this tool is not installed.
 
@@ -77,7 +167,7 @@ def record_script(output: Path) -> ScriptWritten:
 
     Raises CannotRun if the name is another, or if the file exists and is no such script or cannot be written.
     """
-    from sam3lite_convert.parity.hooks import hooks_script, is_hooks_script, text_tables
+    from sam3lite_convert.parity.hooks import detector_tables, hooks_script, is_hooks_script, text_tables
 
     if output.suffix != ".py" or not output.stem.isidentifier() or iskeyword(output.stem):
         raise CannotRun(
@@ -89,7 +179,7 @@ def record_script(output: Path) -> ScriptWritten:
             f"{output} exists and is not a script of sam3lite record, so it was not overwritten; choose another name",
             "output_exists",
         )
-    tables = text_tables()
+    tables = (*text_tables(), *detector_tables())
     data = hooks_script(tables, output.stem).encode()
     write_whole(resolved(output), data)
     return ScriptWritten(

@@ -36,15 +36,16 @@ class CompactTap(Record):
     values: tuple[float, ...]
 
 
-def positions(tap_name: str, numel: int, seed_name: str) -> tuple[int, ...]:
-    """The 64 positions at a tap: they depend on both names and on the number of values, and on nothing else.
+def positions(tap_name: str, numel: int, seed_name: str, count: int = COUNT) -> tuple[int, ...]:
+    """The positions at a tap: they depend on both names and on the number of values, and on nothing else.
 
     ``seed_name``: the model's name, such as "s0".
+    ``count``: how many.
 
     Raises ValueError if ``numel`` is not above 0.
     """
     draw = np.random.Generator(np.random.PCG64(zlib.crc32(f"{seed_name}.{tap_name}".encode())))
-    return tuple(int(n) for n in draw.integers(0, numel, COUNT))
+    return tuple(int(n) for n in draw.integers(0, numel, count))
 
 
 def compact(tap_name: str, tensor: Tensor, seed_name: str) -> CompactTap:

@@ -33,14 +33,20 @@ def _text_rows(kind: str) -> list[Row]:
     return rows
 
 
+# A tap whose module reads an argument of the detector -> its name.
+_ARGUMENTS = {"trunk.patch_embed": "image", "geometry.box_direct": "boxes", "geometry.box_label": "box_labels"}
+
+
 def detector_tables() -> tuple[Table, ...]:
-    """The tables of the whole detector, from its table of taps, with the ids; its outputs are no module's."""
+    """The tables of the whole detector, from its table of taps, with its arguments; its outputs are no module's."""
     found = []
     for kind, ids in READS_IDS.items():
         rows = [Row("input_ids", f"{TEXT_ENCODER}{ids}" if kind == ORIGINAL else ids, at_input=True)]
         for row in ROWS:
             if place := row.original if kind == ORIGINAL else row.converted:
                 rows.append(_detector_row(row.name, place))
+                if row.name in _ARGUMENTS:
+                    rows.append(Row(_ARGUMENTS[row.name], place.path, at_input=True))
         found.append(Table(kind, "detector", tuple(rows)))
     return tuple(found)
 

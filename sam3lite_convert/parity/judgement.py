@@ -218,20 +218,21 @@ class Judgement:
     ``given``: the user's tolerance; None if it is measured.
     ``not_given``: the encoder's other taps, in the order of execution.
     ``not_read``: source keys of text tensors that no module of the reference reads.
-    ``receives``: the tap without which nothing is exact: what the detector receives of the text encoder.
+    ``receives``: the taps without which nothing is exact: what the detector receives of the text encoder, or what it
+    returns itself.
     """
 
     taps: tuple[JudgedTap, ...]
     given: float | None
     not_given: tuple[str, ...] = ()
     not_read: tuple[str, ...] = ()
-    receives: str = PROJECTED.name
+    receives: tuple[str, ...] = (PROJECTED.name,)
 
     @property
     def verdict(self) -> Verdict:
         """The verdict. ``exact``: 0.0 at every tap that the detector reads, and the others are within their floors.
 
-        Where only some taps were given, it needs the one that the detector receives. ``incomplete``: nothing differs,
+        Where only some taps were given, it needs those that ``receives`` names. ``incomplete``: nothing differs,
         but the reference does not read all text tensors of the file either.
         """
         if not all(t.within for t in self.taps):
@@ -243,7 +244,7 @@ class Judgement:
         """The verdict on taps that are all within their tolerances."""
         zero = all(t.equal for t in self.taps if t.read_by_detector)
         near = all(t.near_floor for t in self.taps if not t.read_by_detector)
-        return "exact" if zero and near and self.receives not in self.not_given else "within_tolerance"
+        return "exact" if zero and near and not set(self.receives) & set(self.not_given) else "within_tolerance"
 
     @property
     def first(self) -> JudgedTap | None:

@@ -64,7 +64,7 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
     Raises CannotRun for a tap that this encoder does not have, a shape that is not the reference's, or numbers that are
     not floating-point; UnsoundPlan if the reference does not get its weights.
     """
-    ran_in, dtypes = _dtypes(port.propagated)
+    ran_in, dtypes = dtypes_of(port.propagated)
     weights = source_weights(plan)
     reference = reference_encoder(plan.architecture, weights, ran_in)
     recorded = record(reference, inputs.ids)
@@ -102,7 +102,7 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
 # ---- dtypes and shapes
 
 
-def _dtypes(given: Mapping[str, Tensor]) -> tuple[torch.dtype, dict[str, int]]:
+def dtypes_of(given: Mapping[str, Tensor]) -> tuple[torch.dtype, dict[str, int]]:
     """The dtype that the reference has to run in, and how many taps there are of each dtype.
 
     Half precision if any tensor is: its noise is then in all that follows.

@@ -13,7 +13,7 @@ import re
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,8 +35,8 @@ from sam3lite_convert.parity.taps import (
 )
 from sam3lite_convert.records.record import JsonValue
 
-_IDS = ("input_ids", "ids")
-_SIDES = ("candidate", "isolated", "reference")
+IDS = ("input_ids", "ids")
+SIDES = ("candidate", "isolated", "reference")
 _FULL, _SUMMARY = "_debug_tree_FULL_TENSORS.json", "_debug_tree_SUMMARY.json"
 _KINDS = "a .safetensors file, a .npz, a folder of .npy files, or a dump of transformers' model debugger"
 _FULL_DUMP = "model_addition_debugger_context(model, debug_path=DIR, do_prune_layers=False, use_repr=False)"
@@ -81,20 +81,29 @@ def read_port_file(path: Path) -> PortFile:
             if len(dumps) > 1:
                 raise CannotRun(f"{path} holds {len(dumps)} dumps of the debugger; name one of the files", "usage")
             return _dump(dumps[0])
+    elif path.is_file() and path.suffix == ".json":
+        return _dump(path)
+    return _port(path, *read_arrays(path, lambda name: name in IDS or tap_of(name) is not None))
+
+
+def read_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[str, dict[str, Tensor], list[str]]:
+    """A file or folder of arrays: its format in words, the arrays whose names are wanted, the names of all.
+
+    Raises CannotRun if there is no such file or its format is not supported; Untrusted if it is damaged or holds Python
+    objects.
+    """
+    if path.is_dir():
         arrays = sorted(path.glob("*.npy"))
         if not arrays:
             raise CannotRun(f"{path} holds no .npy files; activations are read from {_KINDS}", "no_activations")
-        found = {file.stem: _npy(_bytes(file), str(file)) for file in arrays if tap_of(file.stem) or file.stem in _IDS}
-        return _port(path, "a folder of .npy files", found, [file.stem for file in arrays])
+        found = {file.stem: _npy(_bytes(file), str(file)) for file in arrays if wanted(file.stem)}
+        return "a folder of .npy files", found, [file.stem for file in arrays]
     if not path.is_file():
         raise CannotRun(f"{path}: no such file", "no_such_file")
-    if path.suffix == ".json":
-        return _dump(path)
     with path.open("rb") as file:
         head = file.read(9)
     if head.startswith(b"PK\x03\x04"):
-        found, names = _npz(path)
-        return _port(path, ".npz", found, names)
+        return ".npz", *_npz(path, wanted)
     if head.startswith(b"\x93NUMPY"):
         raise CannotRun(f"{path} is a single array; give a folder of .npy files, one for each tap", "no_activations")
     # A safetensors file begins with the length of its header, whose first byte may be that of a pickle.
@@ -102,8 +111,24 @@ def read_port_file(path: Path) -> PortFile:
         raise CannotRun(f"{path} is a pickle, which is not read: it could run code; save {_KINDS}", "no_activations")
     if path.suffix == ".npz":
         raise Untrusted(f"{path}: is not a .npz, which is a zip archive", "corrupt_file")
-    found = read_safetensors(path)
-    return _port(path, "safetensors", found, list(found))
+    held = read_safetensors(path)
+    return "safetensors", {name: value for name, value in held.items() if wanted(name)}, list(held)
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the arrays of a file or folder; none if it is no such file or is damaged. Nothing else is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.is_dir():
+            return [file.stem for file in path.glob("*.npy")]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return [name.removesuffix(".npy") for name in archive.namelist()]
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (*_ZIP_FAULTS, SafetensorError):
+        return []
 
 
 def given_activations(activations: Mapping[str, Tensor | np.ndarray]) -> PortFile:
@@ -130,7 +155,7 @@ def read_ids(path: Path) -> Tensor:
     if path.suffix == ".json" and not path.name.endswith((_FULL, _SUMMARY)):
         data = _json(path)
         if isinstance(data, dict):
-            data = next((data[name] for name in _IDS if name in data), None)
+            data = next((data[name] for name in IDS if name in data), None)
         try:
             return torch.tensor(data)
         except (TypeError, ValueError, RuntimeError, OverflowError) as fault:
@@ -140,20 +165,24 @@ def read_ids(path: Path) -> Tensor:
     if path.is_dir() or path.suffix == ".json":
         ids = read_port_file(path).ids
     else:
-        found = _npz(path)[0] if path.suffix == ".npz" else read_safetensors(path)
-        ids = next((found[name] for name in _IDS if name in found), None)
+        found = _npz(path, IDS.__contains__)[0] if path.suffix == ".npz" else read_safetensors(path)
+        ids = next((found[name] for name in IDS if name in found), None)
     if ids is None:
-        raise CannotRun(f"{path}: no ids in it; they are named {' or '.join(_IDS)}", "bad_ids")
+        raise CannotRun(f"{path}: no ids in it; they are named {' or '.join(IDS)}", "bad_ids")
     return ids
 
 
-def tap_of(name: str) -> tuple[str, str] | None:
+def tap_of(
+    name: str, spelled: Callable[[str], str | None] = spelled, sides: Sequence[str] = SIDES
+) -> tuple[str, str] | None:
     """The side and the tap that a name stands for; None if it stands for no tap.
 
     A name is a tap's, with ``candidate``, ``isolated`` or ``reference`` in front or not (the candidate's, then), and
     with any of ``. _ - /`` between its words: ``layers.0``, ``layers_0``, ``isolated/layers-0``.
+
+    ``spelled``: the tap that a name without a side stands for; None if it stands for none.
     """
-    match = re.fullmatch(rf"({'|'.join(_SIDES)})[._/-]+(.+)", name)
+    match = re.fullmatch(rf"({'|'.join(sides)})[._/-]+(.+)", name)
     side, rest = (match[1], match[2]) if match else ("candidate", name)
     tap = spelled(rest)
     return (side, tap) if tap else None
@@ -161,20 +190,20 @@ def tap_of(name: str) -> tuple[str, str] | None:
 
 def _port(path: Path | str, kind: str, found: Mapping[str, Tensor], names: list[str]) -> PortFile:
     """The tensors of a file sorted by what they are. ``names``: of all that it holds."""
-    sides: dict[str, dict[str, Tensor]] = {side: {} for side in _SIDES}
+    sides: dict[str, dict[str, Tensor]] = {side: {} for side in SIDES}
     owner: dict[tuple[str, str], str] = {}
     ids = None
     for name, tensor in found.items():
-        if name in _IDS:
+        if name in IDS:
             if ids is not None and not torch.equal(ids, tensor):
-                raise Untrusted(f"{path}: {' and '.join(_IDS)} differ", "corrupt_file")
+                raise Untrusted(f"{path}: {' and '.join(IDS)} differ", "corrupt_file")
             ids = tensor
         elif place := tap_of(name):
             if place in owner:
                 raise Untrusted(f"{path}: {owner[place]} and {name} are both {place[1]}", "corrupt_file")
             owner[place] = name
             sides[place[0]][place[1]] = tensor
-    others = [name for name in names if name not in _IDS and not tap_of(name)]
+    others = [name for name in names if name not in IDS and not tap_of(name)]
     if not sides["candidate"]:
         if sides["reference"]:
             raise CannotRun(
@@ -182,17 +211,18 @@ def _port(path: Path | str, kind: str, found: Mapping[str, Tensor], names: list[
                 f"such as {next(iter(sides['reference']))}",
                 "no_activations",
             )
-        held = f"it holds {_some(others)}" if others else "it is empty"
+        held = f"it holds {some(others)}" if others else "it is empty"
         if kind == "memory":
-            held = f"they are {_some(others)}" if others else "there are none"
+            held = f"they are {some(others)}" if others else "there are none"
         taps = ", ".join(point.name.replace("{i}", "0") for point in TAPS)
         what = "hold none at a tap" if kind == "memory" else "is not a file of activations"
         raise CannotRun(f"{path} {what}: {held}; taps are named {taps}", "no_activations")
-    notes = (f"not taps, and so not read: {_some(others)}",) if others else ()
+    notes = (f"not taps, and so not read: {some(others)}",) if others else ()
     return PortFile(kind, sides["candidate"], sides["isolated"], ids, notes, tuple(sides["reference"]))
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 
@@ -211,8 +241,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise Untrusted(f"{path}: cannot be read as safetensors ({in_short(fault)})", "corrupt_file") from fault
 
 
-def _npz(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The arrays of a ``.npz`` that are taps or ids, and the names of all."""
+def _npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], list[str]]:
+    """The arrays of a ``.npz`` whose names are wanted, and the names of all."""
     found = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -227,7 +257,7 @@ def _npz(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             for name, entry in zip(names, entries, strict=True):
                 if name in found:
                     raise Untrusted(f"{path}: {name} stands in it twice", "corrupt_file")
-                if name in _IDS or tap_of(name):
+                if wanted(name):
                     found[name] = _npy(archive.read(entry), f"{path}: {name}")
     except _ZIP_FAULTS as fault:
         raise Untrusted(f"{path}: cannot be read as a .npz ({in_short(fault)})", "corrupt_file") from fault
@@ -297,7 +327,7 @@ def _dump(path: Path) -> PortFile:
     calls = dict(_calls(tree))
     found = {name: _value(path, value) for name, value in _places(calls, root).items()}
     made = _port(path, f"a dump of transformers' model debugger, of {root}", found, list(found))
-    layers = [layer_of(name) for name in found if name not in _IDS and point_of(name) is LAYER]
+    layers = [layer_of(name) for name in found if name not in IDS and point_of(name) is LAYER]
     if len(layers) <= max(layers):
         note = f"the debugger left out layers, as it does by default; to record all: {_FULL_DUMP}"
         made = replace(made, notes=(*made.notes, note))
@@ -335,7 +365,7 @@ def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, J
     if not layers:
         raise CannotRun(f"the dump of {root} holds no layers of the text encoder", "no_activations")
     out: dict[str, JsonValue] = {
-        "input_ids": _first(calls[encoder], "inputs", _IDS[0]) if encoder in calls else None,
+        "input_ids": _first(calls[encoder], "inputs", IDS[0]) if encoder in calls else None,
         FINAL_NORM.name: _first(calls[final], "outputs"),
     }
     for layer, path in layers.items():
@@ -396,5 +426,5 @@ def _value(path: Path, value: JsonValue) -> Tensor:
         raise CannotRun(f"{path} names {name}, which is not beside it; keep the whole folder", "no_such_file")
     tensors = read_safetensors(file)
     if list(tensors) != ["data"]:
-        raise Untrusted(f"{file}: holds {_some(list(tensors))}, not a recorded value", "corrupt_file")
+        raise Untrusted(f"{file}: holds {some(list(tensors))}, not a recorded value", "corrupt_file")
     return tensors["data"]

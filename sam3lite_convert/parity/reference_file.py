@@ -22,7 +22,7 @@ from sam3lite_convert.files import json_bytes, resolved, write_whole
 from sam3lite_convert.parity.compact import POSITIONS, compact
 from sam3lite_convert.records.record import Json
 
-_ABOUT = "sam3lite_reference"
+ABOUT = "sam3lite_reference"  # key of what stands beside the tensors
 ReferenceFormat = Literal["safetensors", "npz", "compact"]
 _SUFFIXES: dict[str, ReferenceFormat] = {".safetensors": "safetensors", ".npz": "npz", ".json": "compact"}
 
@@ -36,12 +36,17 @@ def format_of(path: Path, small: bool) -> ReferenceFormat:
     if found is None or (found == "compact") != small:
         wanted = ".json with --compact" if small else ".safetensors or .npz, or .json with --compact"
         raise CannotRun(f"--output {path}: the name must end in {wanted}", "usage")
+    check_replaceable(path)
+    return found
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises CannotRun if a file is there that was not written here."""
     if path.exists() and not _is_ours(path):
         raise CannotRun(
             f"{path} exists and is not a file of sam3lite record, so it was not overwritten; choose another name",
             "output_exists",
         )
-    return found
 
 
 def save_reference(
@@ -56,18 +61,18 @@ def save_reference(
     """
     if form == "compact":
         taps: Json = {tap: compact(tap, value, seed_name).to_json() for tap, value in recorded.items()}
-        said: Json = {_ABOUT: about, "positions": POSITIONS, "variant": seed_name, "ids": ids.tolist(), "taps": taps}
+        said: Json = {ABOUT: about, "positions": POSITIONS, "variant": seed_name, "ids": ids.tolist(), "taps": taps}
         data = json_bytes(said)
     elif form == "npz":
         arrays = {f"reference.{tap}": value.numpy() for tap, value in recorded.items()}
         stream = io.BytesIO()
-        np.savez(stream, input_ids=ids.numpy(), **{_ABOUT: np.array(json.dumps(about))}, **arrays)  # type: ignore[arg-type]
+        np.savez(stream, input_ids=ids.numpy(), **{ABOUT: np.array(json.dumps(about))}, **arrays)  # type: ignore[arg-type]
         data = stream.getvalue()
     else:
         from safetensors.torch import save
 
         tensors = {f"reference.{tap}": value.contiguous().clone() for tap, value in recorded.items()}
-        data = save({"input_ids": ids} | tensors, {"format": "pt", _ABOUT: json.dumps(about)})
+        data = save({"input_ids": ids} | tensors, {"format": "pt", ABOUT: json.dumps(about)})
     write_whole(resolved(path), data)
     return len(data)
 
@@ -79,10 +84,10 @@ def _is_ours(path: Path) -> bool:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                return f"{_ABOUT}.npy" in archive.namelist()
+                return f"{ABOUT}.npy" in archive.namelist()
         if path.suffix.lower() == ".json":
             data = json.loads(path.read_bytes())
-            return isinstance(data, dict) and _ABOUT in data
-        return _ABOUT in read_file(path).metadata
+            return isinstance(data, dict) and ABOUT in data
+        return ABOUT in read_file(path).metadata
     except (OSError, ValueError, RecursionError, zipfile.BadZipFile, Sam3LiteError):
         return False

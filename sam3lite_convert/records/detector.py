@@ -1,10 +1,18 @@
-"""What ``parity --component detector`` returns."""
+"""What ``parity --component detector`` returns, and ``record`` of a whole detector."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sam3lite_convert.records.parity import ComparedSides, DiagnosisRecord, JudgementRecord, NoCause, Verdict
+from sam3lite_convert.records.parity import (
+    ComparedSides,
+    DiagnosisRecord,
+    JudgementRecord,
+    NoCause,
+    PortRecord,
+    RecordedTap,
+    Verdict,
+)
 from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts, refuses
 
@@ -43,7 +51,7 @@ class StageRecord(Record):
     worst_tap: the tap of ``floors``; where no floors were measured, of ``max_abs_diff``.
     diverges: whether one of its taps diverges.
     seconds_reference: wall time of the stage, in seconds.
-    seconds_candidate: wall time of the stage, in seconds.
+    seconds_candidate: wall time of the stage, in seconds; null for a port, of which only activations are known.
     """
 
     name: str
@@ -54,7 +62,7 @@ class StageRecord(Record):
     worst_tap: str
     diverges: bool
     seconds_reference: float
-    seconds_candidate: float
+    seconds_candidate: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +196,7 @@ class DetectorDocument(Document):
     not_read_allowed: --allow-not-read was given.
     behaviour: with --as-used.
     page: with --report.
+    port: with judge: the candidate that ran elsewhere.
     """
 
     sides: ComparedSides = field(metadata=flat())
@@ -203,9 +212,37 @@ class DetectorDocument(Document):
     fetched: Fetched | None = None
     pictures: tuple[Picture, ...] | None = field(default=None, metadata=optional())
     page: PageFacts | None = field(default=None, metadata=optional())
+    port: PortRecord | None = field(default=None, metadata=optional())
     report_error: str | None = field(default=None, metadata=optional())
 
     @property
     def failed(self) -> bool:
         """Whether the weights did not pass."""
         return refuses(self.judgement.verdict, self.not_read_allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorRecordDocument(Document):
+    """What the original's detector computes: what a port has to compute.
+
+    checkpoint_sha256: null if the checkpoint is no single file.
+    taps: those that hold something: without a box there is nothing at the taps of boxes.
+    output: the file that was written, safetensors. ``size`` in bytes.
+    compact: figures and some values of each tap were written, not whole activations.
+    next: the command that judges a port.
+    """
+
+    checkpoint: str
+    checkpoint_sha256: str | None
+    source: HubOrigin | None
+    fetched: Fetched | None
+    reference: str
+    variant: str
+    dtype: str
+    inputs: DetectorInputs
+    taps: tuple[RecordedTap, ...]
+    output: str
+    compact: bool
+    size: int
+    next: str
+    notes: tuple[str, ...] = ()

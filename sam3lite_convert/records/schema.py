@@ -38,6 +38,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "demo": demo.DemoDocument,
     "judge-fingerprint": fingerprint.FingerprintDocument,
     "record-fingerprint": fingerprint.FingerprintWritten,
+    "record-detector": detector.DetectorRecordDocument,
     "record-script": parity.ScriptWritten,
     "fingerprint": fingerprint.Fingerprint,
     "error": shared.ErrorDocument,

@@ -5,24 +5,24 @@ from __future__ import annotations
 from rich.table import Table
 
 from sam3lite_convert.figures import ids_shown, number
-from sam3lite_convert.records.detector import DetectorDocument, StageRecord
+from sam3lite_convert.records.detector import DetectorDocument, DetectorInputs, StageRecord
 from sam3lite_convert.report.as_used import detections
+from sam3lite_convert.report.judge import port_diagnosis
 from sam3lite_convert.report.parity import diagnosis, not_read, tap_table, verdict
 from sam3lite_convert.report.terminal import say, show, width
 
 
 def compared(d: DetectorDocument, debug: bool) -> None:
     """The comparison of two detectors; with ``debug`` also a row for each tap."""
-    sides, inputs = d.sides, d.inputs
+    sides = d.sides
     say(f"reference  {sides.reference}, from {sides.checkpoint}")
-    say(f"candidate  {sides.candidate_encoder}, from {sides.converted or 'the plan, converted in memory'}")
-    say(f"picture    {inputs.image}, seen as {inputs.size} x {inputs.size}; float32, compared in float64")
-    prompt = f"{inputs.prompt!r}: " if inputs.prompt else f"{inputs.what}: "
-    say(f"prompt     {prompt}{ids_shown(inputs.ids[0])}")
-    for box in inputs.boxes:
-        say(f"box        centre {box[0]:.3f} {box[1]:.3f}, size {box[2]:.3f} x {box[3]:.3f} of the picture")
+    if d.port and d.port.checkpoint_sha256:
+        say(f"           SHA-256 {d.port.checkpoint_sha256}")
+    where = f"{d.port.file} ({d.port.format})" if d.port else sides.converted or "the plan, converted in memory"
+    say(f"candidate  {sides.candidate_encoder}, from {where}")
+    detector_inputs(d.inputs, "; float32, compared in float64")
     say()
-    if debug:
+    if debug or d.port:
         tap_table(d.judgement.layers)
         say()
     _stages(d.stages)
@@ -33,27 +33,39 @@ def compared(d: DetectorDocument, debug: bool) -> None:
     verdict(d.judgement, "verdict")
     not_read(d.judgement.not_read, d.not_read_allowed)
     if d.diagnosis:
-        diagnosis(d.diagnosis)
+        (port_diagnosis if d.port else diagnosis)(d.diagnosis)
     if d.behaviour:
         detections(d.behaviour)
     for text in d.notes:
         say(f"note: {text}")
-    if d.judgement.verdict == "differs" and not debug:
+    if d.judgement.verdict == "differs" and not debug and not d.port:
         say("Next: the same command with --debug-intermediates shows every tap")
+
+
+def detector_inputs(inputs: DetectorInputs, how: str = "; float32") -> None:
+    """What a detector runs on. ``how``: how it runs."""
+    say(f"picture    {inputs.image}, seen as {inputs.size} x {inputs.size}{how}")
+    prompt = f"{inputs.prompt!r}: " if inputs.prompt else f"{inputs.what}: "
+    say(f"prompt     {prompt}{ids_shown(inputs.ids[0])}")
+    for box in inputs.boxes:
+        say(f"box        centre {box[0]:.3f} {box[1]:.3f}, size {box[2]:.3f} x {box[3]:.3f} of the picture")
 
 
 def _stages(stages: tuple[StageRecord, ...]) -> None:
     """One row for each stage; narrow terminals get fewer columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True)
-    names = ["taps", "max abs", "rel. L2", "x floor", "original s", "candidate s"]
+    names = ["taps", "max abs", "rel. L2", "x floor", "original s"]
+    names += ["candidate s"] if any(s.seconds_candidate is not None for s in stages) else []
     for name in names if width() >= 80 else names[:2]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for s in stages:
         over = f"{s.floors:.2g}" if s.floors else "-"
         cells = [str(len(s.taps)), number(s.max_abs_diff), number(s.relative_l2), over]
-        cells += [f"{s.seconds_reference:.1f}", f"{s.seconds_candidate:.1f}"]
-        mark = "[bold red]DIVERGES[/]" if s.diverges else "equal" if s.max_abs_diff == 0 else ""
-        table.add_row(s.name, *(cells if width() >= 80 else cells[:2]), mark)
+        cells += [f"{s.seconds_reference:.1f}"]
+        cells += [] if s.seconds_candidate is None else [f"{s.seconds_candidate:.1f}"]
+        mark = "DIVERGES" if s.diverges else "equal" if s.max_abs_diff == 0 else ""
+        style = "bold red" if s.diverges else None
+        table.add_row(s.name, *(cells if width() >= 80 else cells[:2]), mark, style=style)
     show(table)

@@ -29,7 +29,7 @@ def judged(d: ParityDocument) -> None:
     parity.verdict(d.judgement, "verdict")
     parity.not_read(d.judgement.not_read, d.not_read_allowed)
     if d.diagnosis:
-        _diagnosis(d.diagnosis)
+        port_diagnosis(d.diagnosis)
     for text in d.notes:
         say(f"note: {text}")
 
@@ -57,7 +57,8 @@ def judged_by_fingerprint(d: FingerprintDocument) -> None:
         say(f"note: {text}")
 
 
-def _diagnosis(d: DiagnosisRecord) -> None:
+def port_diagnosis(d: DiagnosisRecord) -> None:
+    """The likely cause, and the checkpoint's tensors behind it."""
     parity.cause(d)
     if d.tensors:
         sources = list(dict.fromkeys(t.source for t in d.tensors))

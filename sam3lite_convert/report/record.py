@@ -5,8 +5,10 @@ from __future__ import annotations
 from rich.table import Table
 
 from sam3lite_convert.figures import human_bytes, ids_shown
+from sam3lite_convert.records.detector import DetectorRecordDocument
 from sam3lite_convert.records.fingerprint import FingerprintWritten
-from sam3lite_convert.records.parity import RecordDocument, ScriptWritten
+from sam3lite_convert.records.parity import RecordDocument, RecordedTap, ScriptWritten
+from sam3lite_convert.report.detector import detector_inputs
 from sam3lite_convert.report.terminal import say, show
 
 _LISTED = 20
@@ -37,23 +39,47 @@ def scripted(d: ScriptWritten) -> None:
 
 def recorded(d: RecordDocument) -> None:
     """What a port has to compute, and how it is judged then."""
-    say(f"reference  {d.reference} ({d.variant}), from {d.checkpoint}")
-    if d.checkpoint_sha256:
-        say(f"           SHA-256 {d.checkpoint_sha256}")
+    _reference(d)
     say(f"input      {d.inputs.what}; {d.dtype}")
     for ids in d.inputs.ids[:_LISTED]:
         say(f"  {ids_shown(ids)}")
     say()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("tap", no_wrap=True)
-    table.add_column("shape", no_wrap=True)
-    table.add_column("what it is")
-    for tap in d.taps:
-        table.add_row(tap.name, "x".join(map(str, tap.shape)), tap.what)
-    show(table)
+    _taps(d.taps)
     say()
     say(f"Wrote {d.output} ({human_bytes(d.size)}). Save what your port computes from the same ids under the names of")
     say(
         "the taps, as many as you have: .safetensors, .npz, or a folder of .npy files, with the ids as input_ids. Next:"
     )
     say(f"  {d.next}")
+
+
+def detector_recorded(d: DetectorRecordDocument) -> None:
+    """What a port of the whole detector has to compute, and how it is judged then."""
+    _reference(d)
+    detector_inputs(d.inputs)
+    say()
+    _taps(d.taps)
+    say()
+    say(f"Wrote {d.output} ({human_bytes(d.size)}): the inputs and, of each tap,")
+    say("its figures and some values." if d.compact else "its whole activation, reference.TAP.")
+    say("Save what your port computes from the same inputs under the names of the taps, as many as you have, with the")
+    say("inputs beside them or with --ids FILE: .safetensors, .npz, or a folder of .npy files. Next:")
+    say(f"  {d.next}")
+    for text in d.notes:
+        say(f"note: {text}")
+
+
+def _reference(d: RecordDocument | DetectorRecordDocument) -> None:
+    say(f"reference  {d.reference} ({d.variant}), from {d.checkpoint}")
+    if d.checkpoint_sha256:
+        say(f"           SHA-256 {d.checkpoint_sha256}")
+
+
+def _taps(taps: tuple[RecordedTap, ...]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tap", no_wrap=True)
+    table.add_column("shape", no_wrap=True)
+    table.add_column("what it is")
+    for tap in taps:
+        table.add_row(tap.name, "x".join(map(str, tap.shape)), tap.what)
+    show(table)

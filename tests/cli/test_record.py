@@ -172,7 +172,9 @@ def test_a_script_is_written_without_a_checkpoint(tmp_path, monkeypatch):
     assert document["size"] == len(text.encode())
     assert [(table["name"], table["component"], "projected" in table["taps"]) for table in document["tables"]] == [
         ("original", "text", True), ("packed", "text", True), ("transformers", "text", True),
+        *((table["name"], "detector", False) for table in document["tables"][3:]),
     ]  # fmt: skip
+    assert all("trunk.patch_embed" in table["taps"] for table in document["tables"][3:])
 
 
 @pytest.mark.parametrize("content", ["import model\n", "\udcff"])

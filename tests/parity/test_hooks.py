@@ -82,7 +82,7 @@ def test_the_rows_of_any_table_stand_in_the_script(tmp_path):
 
 
 def test_the_script_is_the_template_with_the_tables_of_taps(hooks):
-    assert hooks_template.TABLES == [] and len(hooks.TABLES) == len(text_tables()) == 3
+    assert hooks_template.TABLES == [] and len(hooks.TABLES) == len(text_tables()) + len(detector_tables()) == 6
     assert "sam3lite-convert " in hooks.WRITTEN_BY
     text = Path(hooks.__file__).read_text()
     tree = ast.parse(text, feature_version=(3, 8))
@@ -526,7 +526,8 @@ def test_the_detectors_taps_are_those_that_parity_reads(kind, tmp_path):
     outer = inside(model, "detector")
     script.record(outer, call, tmp_path / "mine.safetensors")
     held = load_file(tmp_path / "mine.safetensors")
-    assert torch.equal(held.pop("input_ids"), IDS[:1])
+    for name, value in {"input_ids": IDS[:1], "image": image, "boxes": box, "box_labels": label}.items():
+        assert torch.equal(held.pop(name), value), name
     assert held.keys() - {"neck.3"} == wanted.keys() and len(wanted) > 60  # a level that nothing reads
     assert [tap for tap in wanted if not torch.equal(held[tap], wanted[tap])] == []
     assert [(fit.name, fit.prefix, fit.missing) for fit in script.find(outer)] == [(kind, "detector.", [])]

@@ -31,8 +31,10 @@ def document_of(arguments: Sequence[str], document: object) -> str:
         return "explain-code"
     if command in ("judge", "record") and "--fingerprint" in arguments:
         return f"{command}-fingerprint"
-    if command == "parity" and "detector" in arguments:
+    if command == "judge" and isinstance(document, dict) and "stages" in document:
         return "parity-detector"
+    if command in ("parity", "record") and "detector" in arguments:
+        return f"{command}-detector"
     if command == "record" and "--script" in arguments:
         return "record-script"
     return "parity-self-test" if command == "parity" and "--self-test" in arguments else command

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from original_ref.detector import prepare
+from original_ref.detector import prepare, squared
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.inputs import Inputs, make_inputs
 from sam3lite_convert.parity.picture_files import read_picture, synthetic_picture
@@ -62,6 +62,11 @@ class DetectorCall:
     def size(self) -> int:
         """Side of the square that the detector sees, in pixels."""
         return int(self.image.shape[-1])
+
+    @property
+    def squared(self) -> Tensor:
+        """The picture in uint8, (3, size, size), before it is normalised: all that ``image`` is made from."""
+        return squared(self.picture, self.size)
 
     def arguments(self, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The arguments by name, floating ones in ``dtype``."""

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from original_ref import Detector
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan
 from sam3lite_convert.parity.compare import Difference, compare_large, greatest_and_row_mean_large
 from sam3lite_convert.parity.detector.inputs import DetectorCall
 from sam3lite_convert.parity.detector.models import DetectorSide
+from sam3lite_convert.parity.detector.port import arranged
+from sam3lite_convert.parity.detector.reads import upstream
 from sam3lite_convert.parity.detector.recording import Clock, reading
 from sam3lite_convert.parity.detector.store import TapStore
-from sam3lite_convert.parity.detector.taps import STAGES, Stage, Tap, row_name, taps_of
-from sam3lite_convert.parity.judgement import FLOORS, Floor, JudgedTap, Judgement
+from sam3lite_convert.parity.detector.taps import OUTPUTS, STAGES, Stage, Tap, row_name, taps_of
+from sam3lite_convert.parity.judgement import FLOORS, Floor, JudgedTap, Judgement, isolated_belongs
 from sam3lite_convert.parity.noise_floor import in_float64
 
 # (what is run, number of taps) -> a bar; it is called with the stage of every tap.
@@ -47,7 +49,8 @@ class DetectorOutcome:
     ``outputs``: both sides' results by name, (original, candidate).
     ``seconds``: wall time of each stage of the original and the candidate.
     ``store``: the original's activations by tap.
-    ``isolated``: the candidate's isolated activations, by tap, where they differ from the original's.
+    ``isolated``: the candidate's isolated activations, by tap, where they differ from the original's; of a port that
+        gives none, the activation that was carried to the first divergence.
     """
 
     taps: dict[str, Tap]
@@ -62,7 +65,7 @@ class DetectorOutcome:
 class DetectorRun:
     """One comparison. Each side is built when it is run, and freed before the other is built.
 
-    ``reference``, ``candidate``: build a side.
+    ``reference``, ``candidate``: build a side. None: there is no model to run on the candidate's side.
     ``call``: what both run on.
     ``place``: an empty folder for activations.
     ``device``: where both run.
@@ -72,7 +75,7 @@ class DetectorRun:
     """
 
     reference: Callable[[], DetectorSide]
-    candidate: Callable[[], DetectorSide]
+    candidate: Callable[[], DetectorSide] | None
     call: DetectorCall
     place: Path
     device: torch.device
@@ -87,9 +90,8 @@ class DetectorRun:
         Raises CannotRun if the original itself gives NaN or infinity, UnsoundPlan if a side cannot be built or if the
         shape of an activation is not the original's.
         """
-        for name in ("original", "isolated"):
-            (self.place / name).mkdir()
-        store, apart = TapStore(self.place / "original"), TapStore(self.place / "isolated")
+        assert self.candidate is not None
+        store, apart = self._stores()
         ours, took = self.record(self.reference(), store)
         candidate = self.candidate()
         self.name = candidate.name
@@ -100,7 +102,7 @@ class DetectorRun:
         del candidate
         floors = None
         if not same and self.tolerance is None:
-            differ = [tap for tap, difference in differences.items() if difference.max_abs]
+            differ = self._not_equal(differences)
             moved = [tap for tap, (greatest, _) in errors.items() if greatest]
             numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
             floors = self.floors(self.reference(), store, differ, moved, numel)
@@ -108,6 +110,72 @@ class DetectorRun:
         outputs = {name: (ours[name], theirs[name]) for name in ours}
         compared = {name: self.taps[name] for name in differences}
         return DetectorOutcome(compared, judgement, outputs, (took, taken), store, apart)
+
+    def judge(self, given: Mapping[str, Tensor], isolated: Mapping[str, Tensor]) -> tuple[DetectorOutcome, list[str]]:
+        """Run the original and judge a candidate of which only activations are known; also says how they were read.
+
+        ``given``: its activations at any taps.
+        ``isolated``: those that its modules compute from the original's recorded inputs, at any of these taps.
+
+        Raises CannotRun if the original itself gives NaN or infinity, for a tap that there is not, or for a shape that
+        is not the original's; UnsoundPlan if the original cannot be built.
+        """
+        store, apart = self._stores()
+        side = self.reference()
+        ours, took = self.record(side, store)
+        shapes = {tap: store.read(tap).shape for tap in self.taps}
+        theirs, notes = arranged(given, shapes)
+        if empty := [tap for tap in theirs if not self.holds(tap)]:
+            notes.append(f"nothing to compare for this input, which has no box: {', '.join(empty)}")
+        theirs = {tap: value for tap, value in theirs.items() if self.holds(tap)}
+        if not theirs:
+            raise CannotRun("none of the given taps holds anything for this input", "no_activations")
+        alone, more = arranged({tap: value for tap, value in isolated.items() if tap in theirs}, shapes)
+        notes += [f"isolated, {note}" for note in more if note not in notes]
+        if alone and not isolated_belongs(
+            {tap: store.read(tap) for tap in theirs},
+            {tap: value.float() for tap, value in theirs.items()},
+            {tap: value.float() for tap, value in alone.items()},
+        ):
+            notes.append("isolated activations do not belong to this candidate, and were left out")
+            alone = {}
+        pairs = {tap: self._pair(tap, value, store) for tap, value in theirs.items()}
+        differences = {tap: compare_large(*_of_one_dtype(*pair)) for tap, pair in pairs.items() if pair is not None}
+        errors = {
+            tap: greatest_and_row_mean_large(*pair)
+            for tap, value in alone.items()
+            if (pair := self._pair(tap, value, store)) is not None
+        }
+        floors = None
+        if self.tolerance is None and any(d.max_abs != 0 for d in differences.values()):
+            moved = [tap for tap, (greatest, _) in errors.items() if greatest]
+            numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
+            measured = self.floors(side, store, self._not_equal(differences), moved, numel)
+            floors = {
+                tap: f if tap in errors else Floor(f.propagated, math.inf, f.mean_propagated, math.inf)
+                for tap, f in measured.items()
+            }
+        judgement = self._judge(differences, errors, floors)
+        if judgement.not_given:
+            notes.append(f"not given, and so not compared: {', '.join(judgement.not_given)}")
+        # At the first tap that is off by itself, the inputs agree: what was carried to it is the evidence too.
+        for tap, value in (theirs | alone).items():
+            if tap in errors or tap == judgement.first_divergence:
+                apart.write(tap, value.float())
+        outputs = {name: (ours[name], theirs[tap]) for name in ours if (tap := f"outputs.{name}") in theirs}
+        compared = {name: self.taps[name] for name in differences}
+        return DetectorOutcome(compared, judgement, outputs, (took, {}), store, apart), notes
+
+    def _not_equal(self, differences: Mapping[str, Difference]) -> list[str]:
+        """Taps that are not known to be equal on both sides: rounding may come in at one that was not compared too."""
+        equal = {tap for tap, difference in differences.items() if difference.max_abs == 0}
+        return [tap for tap in self.taps if tap not in equal and self.holds(tap)]
+
+    def _stores(self) -> tuple[TapStore, TapStore]:
+        """Places for the original's activations, and for the candidate's isolated ones."""
+        for name in ("original", "isolated"):
+            (self.place / name).mkdir()
+        return TapStore(self.place / "original"), TapStore(self.place / "isolated")
 
     # ---- passes
 
@@ -142,7 +210,13 @@ class DetectorRun:
             if pair is not None:
                 found[tap] = compare_large(*pair)
 
-        outputs, seconds = self._pass(side, "candidate", read)
+        try:
+            outputs, seconds = self._pass(side, "candidate", read)
+        except Sam3LiteError:
+            raise
+        except Exception as fault:  # config.json is untrusted: the library may raise anything
+            said = str(fault).strip().splitlines() or [type(fault).__name__]
+            raise UnsoundPlan(f"{side.name} fails on these inputs: {said[0]}", "bad_config") from fault
         return {tap: found[tap] for tap in self.taps if tap in found}, outputs, seconds
 
     def _isolated(self, side: DetectorSide, store: TapStore, apart: TapStore) -> dict[str, tuple[float, float]]:
@@ -170,9 +244,9 @@ class DetectorRun:
         """Noise floors by tap: the original in float64 against its recorded activations.
 
         ``side``: the loaded original.
-        ``differ``, ``apart``: taps whose propagated and whose isolated floor is needed; what is equal on both sides
-            needs none. The propagated ones are measured from the first of them on: up to there the original's recorded
-            activations are read.
+        ``differ``, ``apart``: taps whose propagated and whose isolated floor is needed; what is known to be equal on
+            both sides needs none. The propagated ones are measured from the first of them on: up to there the
+            original's recorded activations are read.
         ``numel``: the number of values of every tap that is judged.
         """
         far: dict[str, tuple[float, float]] = {}
@@ -257,6 +331,11 @@ class DetectorRun:
             )
         return self.comparable(tap, ours, value.detach().cpu())
 
+    def holds(self, tap: str) -> bool:
+        """Whether one of a tap's rows holds something: without a box, there is nothing at the taps of boxes."""
+        row = self.taps[tap].row
+        return row is None or row.rows == "all" or bool(self.call.valid[row.rows].any())
+
     def comparable(self, tap: str, ours: Tensor | None, theirs: Tensor) -> tuple[Tensor, Tensor] | None:
         """Two activations of a tap in one shape, valid rows alone; None if there is nothing to compare."""
         if ours is None or ours.numel() != theirs.numel():
@@ -300,20 +379,38 @@ class DetectorRun:
         errors: Mapping[str, tuple[float, float]],
         floors: Mapping[str, Floor] | None,
     ) -> Judgement:
-        given, judged = self.tolerance, []
+        given, judged = self.tolerance, dict[str, JudgedTap]()
+        held = {name: tap for name, tap in self.taps.items() if self.holds(name)}
         for tap, difference in differences.items():
             floor = None if floors is None else floors[tap]
             limits = (given, given) if given is not None else (0.0, 0.0)
             if given is None and floor is not None:
                 limits = (FLOORS * floor.propagated, FLOORS * floor.isolated)
-            alone, mean = errors[tap]
-            judged.append(
-                JudgedTap(
-                    tap, difference, alone, *limits, floor, None, None, mean, given is None, read_by_detector=True
-                )
+            alone, mean = errors.get(tap, (None, None))
+            within = [name for name, other in judged.items() if other.within]
+            judged[tap] = JudgedTap(
+                tap,
+                difference,
+                alone,
+                *limits,
+                floor,
+                None,
+                None,
+                mean,
+                given is None,
+                upstream(tap, held, differences.keys(), within),
+                read_by_detector=True,
             )
-        # A tap without a module on the candidate's side was not compared; the next one shows its error.
-        return Judgement(tuple(judged), given, receives="outputs.pred_masks")
+        # A candidate's model may have no module at a tap; the next one shows its error.
+        not_given = tuple(tap for tap in held if tap not in differences) if self.candidate is None else ()
+        return Judgement(
+            tuple(judged.values()), given, not_given, receives=tuple(f"outputs.{name}" for name in OUTPUTS)
+        )
+
+
+def _of_one_dtype(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64 if they are of two dtypes."""
+    return (ours, theirs) if ours.dtype == theirs.dtype else (ours.double(), theirs.double())
 
 
 def _of_few_values(floors: Mapping[str, Floor], values: Mapping[str, int]) -> dict[str, Floor]:
