@@ -69,17 +69,12 @@ def compare(
         allow_not_read,
         lambda label, total: terminal.stage_progress(label, total, json),
     )
-    show(
-        run_detector_parity(source, mappings, options, inputs, folder, looks, converted, device),
-        html,
-        debug,
-        json,
-        strict,
-    )
+    document = run_detector_parity(source, mappings, options, inputs, folder, looks, converted, device)
+    show(document, html, debug, json, strict)
 
 
 def show(document: DetectorDocument, html: Path | None, debug: bool, json: bool, strict: bool = False) -> None:
-    """Show a comparison, write its page if one is asked for, and exit with its code. ``strict``: as of ``compare``."""
+    """Show a comparison, write its page if one is asked for, and exit with its code; ``strict``: or the behaviour's."""
     from sam3lite_convert.report import detector as detector_report
     from sam3lite_convert.report import terminal
 
@@ -176,9 +171,5 @@ def judge(
         command=typed(),
         progress=lambda label, total: terminal.stage_progress(label, total, json),
     )
-    show(
-        judge_detector(location.whole(), mappings, port, file, inputs, ids, name, tolerance, context, looks),
-        html,
-        False,
-        json,
-    )
+    document = judge_detector(location.whole(), mappings, port, file, inputs, ids, name, tolerance, context, looks)
+    show(document, html, False, json)

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun, Progress
     from sam3lite_convert.parity.detector.setup import DetectorSetup
     from sam3lite_convert.parity.setup import ParityOptions
+    from sam3lite_convert.plan.architecture import Architecture
 
-_STEPS = 18  # that --as-used tells of, about
 _LISTED = 8  # taps that are named in a sentence
+_STEPS = 18  # that --as-used tells of, about
 THRESHOLD = 0.5  # a score above it is an object, as in the original's processor
 
 
@@ -122,145 +123,6 @@ def run_detector_parity(
     )
 
 
-def judge_detector(
-    source: Source,
-    mappings: Mappings,
-    port: DetectorPortFile,
-    file: Path,
-    inputs: Mapping[str, Tensor] | None = None,
-    inputs_file: Path | None = None,
-    name: str | None = None,
-    tolerance: float | None = None,
-    context: int | None = None,
-    looks: DetectorLooks = DetectorLooks(),
-) -> DetectorDocument:
-    """The verdict on what a port of the whole detector computed, against the original on the same inputs.
-
-    ``port``, ``file``: its activations, and what they were read from.
-    ``inputs``, ``inputs_file``: what it ran on, by name, and the file that they are from; None: what ``file`` holds.
-    ``name``: of the port. None: the name of the file.
-    ``context``: tokens that the original is called with. None: what the checkpoint states.
-
-    Raises CannotRun for inputs that are missing, differ from those in the file or are not this detector's, an unknown
-    tap, a shape that is not the original's, or no room; UnsoundPlan and Untrusted as a conversion does.
-    """
-    from sam3lite_convert.commands.provenance import provenance
-    from sam3lite_convert.parity.detector.models import reference_detector, the_device
-    from sam3lite_convert.parity.detector.port_files import call_of
-    from sam3lite_convert.parity.detector.run import DetectorRun, no_progress
-    from sam3lite_convert.parity.detector.setup import check_room, original_detector
-    from sam3lite_convert.parity.detector.taps import OUTPUTS
-    from sam3lite_convert.parity.judgement import check_tolerance
-    from sam3lite_convert.parity.port import dtypes_of
-
-    check_tolerance(tolerance)
-    called, cpu = name or file.name, the_device(None)
-    dtypes = dtypes_of(port.propagated)[1]
-    dtypes_of(port.isolated)
-    used = _same_inputs(port.inputs, inputs, called)
-    with ExitStack() as stack:
-        stack.enter_context(source.trusted())
-        hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
-        checkpoint = source.read()
-        plan, tokens, notes = original_detector(checkpoint, mappings, context)
-        call = call_of(used, plan.architecture, str(inputs_file or file))
-        if plan.architecture.vision and call.size != plan.architecture.vision.image_size:
-            notes.append(
-                f"the original ran on {call.size} x {call.size} pixels, with rotary tables computed for that size; its "
-                f"own is {plan.architecture.vision.image_size}"
-            )
-        place = stack.enter_context(activations_place())
-        check_room(place, call.size)
-        run = DetectorRun(
-            lambda: reference_detector(plan, tokens, call.size, cpu),
-            None,
-            call,
-            place,
-            cpu,
-            tolerance,
-            looks.progress or no_progress,
-            called,
-        )
-        outcome, said = run.judge(port.propagated, port.isolated)
-        outcome = replace(outcome, judgement=replace(outcome.judgement, not_read=plan.not_read))
-        if set(dtypes) != {"float32"}:
-            said.append(
-                f"the port's values are {' and '.join(dtypes)}; the original ran in float32, and the noise floors are "
-                "those of float32: values in half precision differ by more, so record float32 or give --tolerance"
-            )
-        diagnosis = _port_diagnosis(run, outcome, plan)
-        digest = None
-        if hashing is not None:
-            hashing.check(replace(checkpoint, records=()))
-            digest = hashing.result()[0]
-        judgement, stages, outputs = outcome.judgement, _stages(outcome), _outputs(outcome)
-        pictures: tuple[Picture, ...] | None = None
-        if looks.report:
-            complete = len(outcome.outputs) == len(OUTPUTS)
-            pictures, more = _pictures(call, outcome) if complete else ((), ["no pictures: not all results were given"])
-            said += more
-    return DetectorDocument(
-        sides=ComparedSides(
-            checkpoint=source.name,
-            converted=None,
-            reference="original detector" + ("; the file holds more" if plan.not_read else ""),
-            candidate=called,
-            candidate_encoder=called,
-            attention="unknown",
-            dtype=" and ".join(dtypes),
-        ),
-        inputs=call.record(),
-        judgement=judgement.record("float32"),
-        stages=stages,
-        outputs=outputs,
-        diagnosis=diagnosis,
-        notes=(*notes, *port.notes, *said),
-        not_read_allowed=looks.not_read_allowed,
-        source=source.provenance(),
-        fetched=source.fetched(),
-        pictures=pictures,
-        page=provenance(None, None, looks.command) if looks.report else None,
-        port=PortRecord(
-            file=str(file),
-            format=port.kind,
-            dtypes=dtypes,
-            reference_dtype="float32",
-            isolated=sum(t.isolated is not None for t in judgement.taps),
-            ids=f"the inputs of {inputs_file}" if inputs_file else "the inputs of the file",
-            checkpoint_sha256=digest,
-        ),
-    )
-
-
-def _same_inputs(held: Mapping[str, Tensor], given: Mapping[str, Tensor] | None, called: str) -> Mapping[str, Tensor]:
-    """The inputs that were given, or else those of the file. Raises CannotRun if the file holds others."""
-    import torch
-
-    if given is None:
-        return held
-    for name, value in held.items():
-        other = given.get(name, value)
-        if value.numel() != other.numel() or not torch.equal(value.flatten().double(), other.flatten().double()):
-            raise CannotRun(
-                f"{called} holds another {name} than was given; leave it out, or correct the file",
-                "bad_ids" if name == "input_ids" else "other_inputs",
-            )
-    return given
-
-
-def _port_diagnosis(run: DetectorRun, outcome: DetectorOutcome, plan: Plan) -> DiagnosisRecord | None:
-    """Why the first divergence of a port diverges; where the fault may lie before it, only that is said."""
-    judgement = outcome.judgement
-    if judgement.first is None:
-        return None
-    tap, unseen = judgement.first.name, judgement.unseen
-    if not unseen:
-        return _diagnosis(run, outcome, plan, None)
-    listed = ", ".join(unseen) if len(unseen) <= _LISTED else f"one of {len(unseen)} taps before it"
-    cause = f"the fault was made in {listed} or {tap}; give those taps too, and its place and cause can be told"
-    return DiagnosisRecord(tap=tap, cause=cause, fits=(), tensors=())
-
-
 def _as_used(
     options: ParityOptions, inputs: DetectorOptions, converted: Path | None, mappings: Mappings
 ) -> tuple[ParityOptions, tuple[str, ...]]:
@@ -340,6 +202,131 @@ def self_test_detector(
         counts={name: counts[name] for name in get_args(TrialOutcome)},
         faults=tuple(trials),
     )
+
+
+def judge_detector(
+    source: Source,
+    mappings: Mappings,
+    port: DetectorPortFile,
+    file: Path,
+    inputs: Mapping[str, Tensor] | None = None,
+    inputs_file: Path | None = None,
+    name: str | None = None,
+    tolerance: float | None = None,
+    context: int | None = None,
+    looks: DetectorLooks = DetectorLooks(),
+) -> DetectorDocument:
+    """The verdict on what a port of the whole detector computed, against the original on the same inputs.
+
+    ``port``, ``file``: its activations, and what they were read from.
+    ``inputs``, ``inputs_file``: what it ran on, by name, and the file that they are from; None: what ``file`` holds.
+    ``name``: of the port. None: the name of the file.
+    ``context``: tokens that the original is called with. None: what the checkpoint states.
+
+    Raises CannotRun for inputs that are missing, differ from those in the file or are not this detector's, an unknown
+    tap, a shape that is not the original's, or no room; UnsoundPlan and Untrusted as a conversion does.
+    """
+    from sam3lite_convert.commands.provenance import provenance
+    from sam3lite_convert.parity.detector.port_files import call_of
+    from sam3lite_convert.parity.detector.setup import set_up_original
+    from sam3lite_convert.parity.detector.taps import OUTPUTS
+    from sam3lite_convert.parity.judgement import check_tolerance
+    from sam3lite_convert.parity.port import dtypes_of
+
+    check_tolerance(tolerance)
+    called = name or file.name
+    dtypes = dtypes_of(port.propagated)[1]
+    dtypes_of(port.isolated)
+    used = _same_inputs(port.inputs, inputs, called)
+
+    def make(architecture: Architecture, context: int) -> DetectorCall:
+        return call_of(used, architecture, str(inputs_file or file))
+
+    with ExitStack() as stack:
+        stack.enter_context(source.trusted())
+        hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
+        checkpoint = source.read()
+        place = stack.enter_context(activations_place())
+        setup = set_up_original(checkpoint, mappings, make, place, context, tolerance, looks.progress)
+        plan, run, call = setup.plan, setup.run, setup.run.call
+        outcome, said = run.judge(port.propagated, port.isolated)
+        outcome = replace(outcome, judgement=replace(outcome.judgement, not_read=plan.not_read))
+        if set(dtypes) != {"float32"}:
+            said.append(
+                f"the port's values are {' and '.join(dtypes)}; the original ran in float32, and the noise floors are "
+                "those of float32: values in half precision differ by more, so record float32 or give --tolerance"
+            )
+        diagnosis = _port_diagnosis(run, outcome, plan)
+        digest = None
+        if hashing is not None:
+            hashing.check(replace(checkpoint, records=()))
+            digest = hashing.result()[0]
+        judgement, stages, outputs = outcome.judgement, _stages(outcome), _outputs(outcome)
+        pictures: tuple[Picture, ...] | None = None
+        if looks.report:
+            complete = len(outcome.outputs) == len(OUTPUTS)
+            pictures, more = _pictures(call, outcome) if complete else ((), ["no pictures: not all results were given"])
+            said += more
+    return DetectorDocument(
+        sides=ComparedSides(
+            checkpoint=source.name,
+            converted=None,
+            reference="original detector" + ("; the file holds more" if plan.not_read else ""),
+            candidate=called,
+            candidate_encoder=called,
+            attention="unknown",
+            dtype=" and ".join(dtypes),
+        ),
+        inputs=call.record(),
+        judgement=judgement.record("float32"),
+        stages=stages,
+        outputs=outputs,
+        diagnosis=diagnosis,
+        notes=(*setup.notes, *port.notes, *said),
+        not_read_allowed=looks.not_read_allowed,
+        source=source.provenance(),
+        fetched=source.fetched(),
+        pictures=pictures,
+        page=provenance(None, None, looks.command) if looks.report else None,
+        port=PortRecord(
+            file=str(file),
+            format=port.kind,
+            dtypes=dtypes,
+            reference_dtype="float32",
+            isolated=sum(t.isolated is not None for t in judgement.taps),
+            ids=f"the inputs of {inputs_file}" if inputs_file else "the inputs of the file",
+            checkpoint_sha256=digest,
+        ),
+    )
+
+
+def _same_inputs(held: Mapping[str, Tensor], given: Mapping[str, Tensor] | None, called: str) -> Mapping[str, Tensor]:
+    """The inputs that were given, or else those of the file. Raises CannotRun if the file holds others."""
+    import torch
+
+    if given is None:
+        return held
+    for name, value in held.items():
+        other = given.get(name, value)
+        if value.numel() != other.numel() or not torch.equal(value.flatten().double(), other.flatten().double()):
+            raise CannotRun(
+                f"{called} holds another {name} than was given; leave it out, or correct the file",
+                "bad_ids" if name == "input_ids" else "other_inputs",
+            )
+    return given
+
+
+def _port_diagnosis(run: DetectorRun, outcome: DetectorOutcome, plan: Plan) -> DiagnosisRecord | None:
+    """Why the first divergence of a port diverges; where the fault may lie before it, only that is said."""
+    judgement = outcome.judgement
+    if judgement.first is None:
+        return None
+    tap, unseen = judgement.first.name, judgement.unseen
+    if not unseen:
+        return _diagnosis(run, outcome, plan, None)
+    listed = ", ".join(unseen) if len(unseen) <= _LISTED else f"one of {len(unseen)} taps before it"
+    cause = f"the fault was made in {listed} or {tap}; give those taps too, and its place and cause can be told"
+    return DiagnosisRecord(tap=tap, cause=cause, fits=(), tensors=())
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from sam3lite_convert.records.parity import RecordDocument, RecordedTap, ScriptT
 from sam3lite_convert.records.record import Json
 
 if TYPE_CHECKING:
-    from sam3lite_convert.parity.detector.inputs import DetectorOptions
+    from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
     from sam3lite_convert.parity.detector.run import Progress
+    from sam3lite_convert.plan.architecture import Architecture
 
 _DTYPE = "float32"
 
@@ -98,32 +99,23 @@ def record_detector(
     """
     from sam3lite_convert.commands.detector import activations_place
     from sam3lite_convert.parity.detector.inputs import make_call
-    from sam3lite_convert.parity.detector.models import reference_detector, the_device
     from sam3lite_convert.parity.detector.reference_file import check_output, figures, save_detector_reference
-    from sam3lite_convert.parity.detector.run import DetectorRun, no_progress
-    from sam3lite_convert.parity.detector.setup import check_room, original_detector
+    from sam3lite_convert.parity.detector.setup import set_up_original
     from sam3lite_convert.parity.detector.store import TapStore
 
     path = output or Path(f"{source.stem}-detector.safetensors")
     check_output(path)
-    cpu = the_device(None)
+
+    def make(architecture: Architecture, called: int) -> DetectorCall:
+        return make_call(inputs, architecture, called)
+
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
         checkpoint = source.read()
-        plan, called, notes = original_detector(checkpoint, mappings, context)
-        call = make_call(inputs, plan.architecture, called)
         place = stack.enter_context(activations_place())
-        check_room(place, call.size)
-        store = TapStore(place)
-        run = DetectorRun(
-            lambda: reference_detector(plan, called, call.size, cpu),
-            None,
-            call,
-            place,
-            cpu,
-            progress=progress or no_progress,
-        )
+        setup = set_up_original(checkpoint, mappings, make, place, context, progress=progress)
+        plan, run, call, store = setup.plan, setup.run, setup.run.call, TapStore(place)
         run.record(run.reference(), store)
         digest = None
         if hashing is not None:
@@ -164,7 +156,7 @@ def record_detector(
         compact=compact,
         size=size,
         next=f'sam3lite judge mine.safetensors --checkpoint {source.option} --name "my port"',
-        notes=tuple(notes),
+        notes=setup.notes,
     )
 
 

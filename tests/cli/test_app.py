@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -249,9 +250,9 @@ def test_json_is_the_only_thing_on_stdout(tiny, tmp_path):
 def test_a_mismatch_exits_with_1_and_prints_its_record(tiny, tmp_path):
     folder = convert(tiny, tmp_path / "out")
     edit(folder, {"text_projection.bias": torch.zeros(32)})
-    done = python("-m", "sam3lite_convert", "verify", folder, "--checkpoint", tiny, "--json")
-    assert done.returncode == 1
-    record = json.loads(done.stdout)
+    done = sam3lite("verify", folder, "--checkpoint", tiny, "--json")
+    assert done.code == 1
+    record = done.json
     fields = {"verdict", "checked", "mismatched", "missing", "unexpected", "lost"}
     assert fields <= record.keys()
     assert [m.keys() >= {"key", "why"} for m in record["mismatched"]] == [True]
@@ -574,16 +575,18 @@ def test_a_mapping_folder_takes_the_place_of_a_table(tiny, tmp_path, edited_tabl
 
 def test_the_demo_proves_both_layouts_and_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    done = python("-m", "sam3lite_convert", "demo", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = sam3lite("demo")
+    assert done.code == 0, done.err
     assert [p.name for p in tmp_path.iterdir()] == ["tmp"]
     # Importing transformers' models makes torch create its compiler's cache folder.
     assert [p for p in (tmp_path / "tmp").iterdir() if not p.name.startswith("torchinductor_")] == []
-    assert done.stdout.count("proven") >= 2
-    assert re.search("parity: packed exact, transformers (exact|within tolerance)", done.stdout)  # as it rounds here
+    assert done.out.count("proven") >= 2
+    assert re.search("parity: packed exact, transformers (exact|within tolerance)", done.out)  # as it rounds here
     for command in ("inspect", "convert", "verify", "parity"):
-        assert f"$ sam3lite {command}" in done.stdout
+        assert f"$ sam3lite {command}" in done.out
 
 
 @pytest.mark.stress

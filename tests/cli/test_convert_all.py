@@ -29,7 +29,10 @@ def states(record: dict) -> dict[str, str]:
     return {r["checkpoint"]: r["state"] for r in record["results"]}
 
 
-@pytest.mark.parametrize("names", [OLD, NEW], ids=["three old names", "six new names"])
+@pytest.mark.parametrize(
+    "names",
+    [pytest.param(OLD, id="three old names"), pytest.param(NEW, id="six new names", marks=pytest.mark.stress)],
+)
 def test_one_folder_each_and_nothing_the_second_time(names, hub, tmp_path):
     files = publish(hub, tmp_path, names)
     done = sam3lite("convert", "--all", "--json")

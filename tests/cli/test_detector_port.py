@@ -137,6 +137,10 @@ def test_without_boxes_their_taps_are_not_there(tiny, tmp_path):
     )
     assert document["inputs"]["boxes"] == [] and held["image"].shape == (1, 3, 56, 56)
     assert all(math.prod(tap["shape"]) for tap in document["taps"])
+    own = {k.removeprefix("reference."): t for k, t in held.items() if k.startswith("reference.")}
+    document = judge(saved(tmp_path, own, held), tiny)
+    assert document["verdict"] == "exact" and document["not_given"] == [] and document["inputs"]["size"] == 56
+    assert any("the original ran on 56 x 56 pixels" in note and note.endswith("140") for note in document["notes"])
 
 
 def test_the_text_says_what_each_tap_is_and_what_comes_next(tiny, tmp_path):
@@ -291,6 +295,25 @@ def test_a_fault_is_found_at_its_tap_and_text_explains_nothing_of_the_picture(ti
     assert (document["first_divergence"], document["also_diverging"]) == ("trunk.blocks.2", ["text.layers.1"])
     assert {t["name"]: t["status"] for t in document["layers"]}["encoder.layers.0"] == "carried"
     assert {t["judged_by"] for t in document["layers"] if not t["name"].startswith("outputs.")} == {"isolated"}
+
+
+@pytest.mark.parametrize("first", ["text.layers.1", "trunk.blocks.2"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_cause_is_named_with_and_without_isolated_activations(first, alone, tiny, packed, held, tmp_path):
+    layer = packed.text_encoder.layers[1] if first.startswith("text") else packed.vision_encoder.backbone.layers[2]
+    (gelu,) = (m for m in layer.modules() if isinstance(m, torch.nn.GELU))
+    gelu.approximate = "tanh"
+    try:
+        taps = computed(packed, held)
+        if alone:
+            taps |= {f"isolated.{tap}": value for tap, value in computed(packed, held, held).items()}
+    finally:
+        gelu.approximate = "none"
+    document = judge(saved(tmp_path, taps, held), tiny, code=1)
+    assert document["first_divergence"] == first
+    judged = next(t["judged_by"] for t in document["layers"] if t["name"] == first)
+    assert judged == ("isolated" if alone else "propagated")
+    assert document["diagnosis"]["fits"][0]["key"].endswith("gelu_tanh") and "tanh" in document["diagnosis"]["cause"]
 
 
 def test_where_taps_between_are_missing_the_fault_is_only_narrowed_down(tiny, held, wrong, tmp_path):

@@ -337,9 +337,19 @@ def flip_last_bit(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-@pytest.mark.parametrize("moment", ["plan_push", "push_planned"])
-@pytest.mark.parametrize("converted", [False, True])
+@pytest.mark.parametrize(
+    ("converted", "moment", "name"),
+    [
+        (False, "push_planned", "config.json"),
+        (True, "plan_push", "model.safetensors"),
+        pytest.param(False, "plan_push", "config.json", marks=pytest.mark.stress),
+        pytest.param(False, "plan_push", "model.safetensors", marks=pytest.mark.stress),
+        pytest.param(False, "push_planned", "model.safetensors", marks=pytest.mark.stress),
+        pytest.param(True, "plan_push", "config.json", marks=pytest.mark.stress),
+        pytest.param(True, "push_planned", "config.json", marks=pytest.mark.stress),
+        pytest.param(True, "push_planned", "model.safetensors", marks=pytest.mark.stress),
+    ],
+)
 def test_what_changes_after_the_proof_is_not_sent(converted, moment, name, s0, hub, monkeypatch):
     from sam3lite_convert.commands import push as commands
     from sam3lite_convert.report import push as shown
@@ -427,7 +437,14 @@ def test_a_repository_that_no_conversion_wrote_is_left_alone(files, s0, hub):
     assert FOLDER.exists()
 
 
-@pytest.mark.parametrize("options", [["--layout", "transformers"], ["--dtype", "float16"], ["--component", "text"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--layout", "transformers"],
+        pytest.param(["--dtype", "float16"], marks=pytest.mark.stress),
+        pytest.param(["--component", "text"], marks=pytest.mark.stress),
+    ],
+)
 def test_another_conversion_does_not_replace_the_first(options, s0, hub):
     sam3lite(*PUSH)
     done = sam3lite(*PUSH, *options)
@@ -573,7 +590,10 @@ LASTING = {
 }
 
 
-@pytest.mark.parametrize("fault", LASTING)
+@pytest.mark.parametrize(
+    "fault",
+    [f if f in ("upload refused", "commit refused") else pytest.param(f, marks=pytest.mark.stress) for f in LASTING],
+)
 def test_a_push_that_fails_keeps_the_folder_and_says_how_to_go_on(fault, s0, hub):
     what, options, said = LASTING[fault]
     hub.fail(what, **options)

@@ -83,7 +83,7 @@ def test_a_neck_of_three_levels_gives_the_same(good, model):
     close(three(images(1), IDS[:1]), model(images(1), IDS[:1]))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.stress), "bfloat16"])
 def test_it_runs_in_the_dtype_of_the_file(dtype, tmp_path):
     path = write_safetensors(tmp_path, tiny_state())
     half = PackedModel.from_pretrained(convert(path, tmp_path / "half", "--dtype", dtype))
@@ -196,6 +196,7 @@ print(json.dumps({"said": said, "scores": found.scores.tolist(), "masks": int(fo
 """
 
 
+@pytest.mark.stress
 def test_it_runs_without_transformers_pillow_and_torchvision(good, model):
     done = python("-c", ALONE, good)
     assert done.returncode == 0, done.stderr

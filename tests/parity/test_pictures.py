@@ -197,6 +197,7 @@ def test_captions_count():
     assert said[0] == "41 objects above 0.5, the 30 of the highest scores drawn."
 
 
+@pytest.mark.stress
 def test_the_files_are_small():
     found = objects((100, 100, 500, 600), (300, 500, 900, 1000), size=(1008, 1008))
     records = pictures_of(synthetic_picture(1008), found, found, 0.5)

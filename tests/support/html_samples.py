@@ -385,6 +385,7 @@ def detector(taps: dict[str, list[Json]] | None = None, **fields: JsonValue) -> 
         "diagnosis": None,
         "notes": [],
         "not_read_allowed": False,
+        "behaviour": None,
         "source": None,
         "fetched": None,
         "page": page(command="sam3lite parity s0.pt --component detector --report detector.html"),

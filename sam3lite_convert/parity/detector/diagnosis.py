@@ -20,6 +20,7 @@ from sam3lite_convert.parity.detector.taps import row_name
 from sam3lite_convert.parity.faults.evidence import Evidence
 from sam3lite_convert.parity.faults.hypotheses import Fit, ranked
 from sam3lite_convert.parity.faults.hypotheses import explain as explain_text
+from sam3lite_convert.parity.judgement import JudgedTap
 
 _TEXT = "text."
 _NEAR = 1e-3  # of the divergence: a fault that leaves no more than this of it explains it
@@ -30,34 +31,29 @@ class _Reached(Exception):
 
 
 def explain(run: DetectorRun, outcome: DetectorOutcome, side: DetectorSide) -> list[Fit]:
-    """Faults that explain the first divergence, the closest first. ``side``: the loaded reference."""
+    """Faults that explain the first divergence, the closest first. ``side``: the loaded reference.
+
+    Where no isolated activation is known, what was carried to the tap is the evidence: what it reads agrees.
+    """
     found = outcome.judgement.first
     if found is None or found.name not in outcome.isolated:
         return []
     theirs = outcome.isolated.read(found.name)
     if found.name.startswith(_TEXT):
-        propagated = found.isolated is None
-        return _of_the_text_encoder(run, outcome, side, found.name, theirs, *found.own_tolerances, propagated)
+        return _of_the_text_encoder(run, outcome, side, found, theirs)
     return fits_at(run, outcome.store, side, found.name, theirs, *found.own_tolerances)
 
 
 def _of_the_text_encoder(
-    run: DetectorRun,
-    outcome: DetectorOutcome,
-    side: DetectorSide,
-    tap: str,
-    theirs: Tensor,
-    greatest: float,
-    mean: float,
-    propagated: bool,
+    run: DetectorRun, outcome: DetectorOutcome, side: DetectorSide, found: JudgedTap, theirs: Tensor
 ) -> list[Fit]:
-    """The causes that are known of the text encoder alone, at a tap of it. ``propagated``: ``theirs`` is, and not
-    isolated."""
+    """The causes that are known of the text encoder alone, at a tap of it."""
     assert isinstance(side.model, Detector)
     names = [name for name in outcome.store.taps if name.startswith(_TEXT)]
     recorded = {name.removeprefix(_TEXT): outcome.store.read(name) for name in names}
     evidence = Evidence(side.model.backbone.language_backbone, recorded, run.call.input_ids)
-    return explain_text(evidence, tap.removeprefix(_TEXT), theirs, greatest, mean, propagated)
+    tap, carried = found.name.removeprefix(_TEXT), found.isolated is None
+    return explain_text(evidence, tap, theirs, *found.own_tolerances, propagated=carried)
 
 
 def fits_at(

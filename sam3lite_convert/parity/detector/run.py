@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import torch
@@ -49,7 +49,8 @@ class DetectorOutcome:
     ``outputs``: both sides' results by name, (original, candidate).
     ``seconds``: wall time of each stage of the original and the candidate.
     ``store``: the original's activations by tap.
-    ``isolated``: the candidate's isolated activations, by tap, where they differ from the original's.
+    ``isolated``: the candidate's isolated activations, by tap, where they differ from the original's; of a port that
+        gives none, the activation that was carried to the first divergence.
     """
 
     taps: dict[str, Tap]
@@ -89,9 +90,9 @@ class DetectorRun:
         Raises CannotRun if the original itself gives NaN or infinity, UnsoundPlan if a side cannot be built or if the
         shape of an activation is not the original's.
         """
+        assert self.candidate is not None
         store, apart = self._stores()
         ours, took = self.record(self.reference(), store)
-        assert self.candidate is not None
         candidate = self.candidate()
         self.name = candidate.name
         differences, theirs, taken = self._propagated(candidate, store)
@@ -101,7 +102,7 @@ class DetectorRun:
         del candidate
         floors = None
         if not same and self.tolerance is None:
-            differ = [tap for tap, difference in differences.items() if difference.max_abs]
+            differ = self._not_equal(differences)
             moved = [tap for tap, (greatest, _) in errors.items() if greatest]
             numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
             floors = self.floors(self.reference(), store, differ, moved, numel)
@@ -147,14 +148,12 @@ class DetectorRun:
         }
         floors = None
         if self.tolerance is None and any(d.max_abs != 0 for d in differences.values()):
-            # Errors may come in at any tap that is not known to be equal, given or not.
-            equal = {tap for tap, difference in differences.items() if difference.max_abs == 0}
-            differ = [tap for tap in self.taps if tap not in equal and self.holds(tap)]
-            numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
             moved = [tap for tap, (greatest, _) in errors.items() if greatest]
+            numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
+            measured = self.floors(side, store, self._not_equal(differences), moved, numel)
             floors = {
-                tap: floor if tap in errors else replace(floor, isolated=math.inf, mean_isolated=math.inf)
-                for tap, floor in self.floors(side, store, differ, moved, numel).items()
+                tap: f if tap in errors else Floor(f.propagated, math.inf, f.mean_propagated, math.inf)
+                for tap, f in measured.items()
             }
         judgement = self._judge(differences, errors, floors)
         if judgement.not_given:
@@ -166,6 +165,11 @@ class DetectorRun:
         outputs = {name: (ours[name], theirs[tap]) for name in ours if (tap := f"outputs.{name}") in theirs}
         compared = {name: self.taps[name] for name in differences}
         return DetectorOutcome(compared, judgement, outputs, (took, {}), store, apart), notes
+
+    def _not_equal(self, differences: Mapping[str, Difference]) -> list[str]:
+        """Taps that are not known to be equal on both sides: rounding may come in at one that was not compared too."""
+        equal = {tap for tap, difference in differences.items() if difference.max_abs == 0}
+        return [tap for tap in self.taps if tap not in equal and self.holds(tap)]
 
     def _stores(self) -> tuple[TapStore, TapStore]:
         """Places for the original's activations, and for the candidate's isolated ones."""
@@ -240,9 +244,9 @@ class DetectorRun:
         """Noise floors by tap: the original in float64 against its recorded activations.
 
         ``side``: the loaded original.
-        ``differ``, ``apart``: taps whose propagated and whose isolated floor is needed; what is equal on both sides
-            needs none. The propagated ones are measured from the first of them on: up to there the original's recorded
-            activations are read.
+        ``differ``, ``apart``: taps whose propagated and whose isolated floor is needed; what is known to be equal on
+            both sides needs none. The propagated ones are measured from the first of them on: up to there the
+            original's recorded activations are read.
         ``numel``: the number of values of every tap that is judged.
         """
         far: dict[str, tuple[float, float]] = {}

@@ -1,13 +1,14 @@
-"""Sets up a comparison of whole detectors: the plan, the folder, what both run on, and how each side is built."""
+"""Sets up a run of the original's detector, or a comparison with a converted one: the plan, what runs, and on what."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sam3lite_convert.checkpoint.index import Checkpoint
@@ -28,7 +29,8 @@ from sam3lite_convert.parity.setup import (
     recognised,
     whole,
 )
-from sam3lite_convert.plan.context import called_context
+from sam3lite_convert.plan.architecture import Architecture
+from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.operations import positions
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
@@ -36,27 +38,63 @@ from sam3lite_convert.records.record import Json
 
 _BYTES_A_PIXEL = 1200  # of all taps, per pixel of the picture: 1.2 GB at 1008
 
+# (architecture, tokens that the text encoder is called with) -> what the detector runs on.
+MakeCall = Callable[[Architecture, int], DetectorCall]
+
 
 @dataclass(frozen=True)
-class DetectorSetup:
-    """Everything that a comparison needs.
+class OriginalSetup:
+    """Everything that a run of the original needs.
 
     ``plan``: the conversion plan.
-    ``folder``: the converted folder; None for a conversion in memory.
     ``context``: the context that the original is called with, in tokens.
-    ``config``: the candidate's config.json.
-    ``weights``: reads the candidate's state dict by target key.
     ``notes``: notes on the verdict.
-    ``run``: the comparison, not yet run.
+    ``run``: not yet run; it has no candidate that can be built.
     """
 
     plan: Plan
-    folder: Folder | None
     context: int
-    config: Json
-    weights: Callable[[], Mapping[str, Tensor]]
     notes: tuple[str, ...]
     run: DetectorRun
+
+
+@dataclass(frozen=True)
+class DetectorSetup(OriginalSetup):
+    """Everything that a comparison with a converted detector needs; its run can build both sides.
+
+    ``folder``: the converted folder; None for a conversion in memory.
+    ``config``: the candidate's config.json.
+    ``weights``: reads the candidate's state dict by target key.
+    """
+
+    folder: Folder | None
+    config: Json
+    weights: Callable[[], Mapping[str, Tensor]]
+
+
+def set_up_original(
+    source: Checkpoint,
+    mappings: Mappings,
+    make: MakeCall,
+    place: Path,
+    context: int | None = None,
+    tolerance: float | None = None,
+    progress: Progress | None = None,
+) -> OriginalSetup:
+    """Set up a run of the original alone, on the CPU.
+
+    ``make``: makes what it runs on.
+    ``place``: an empty folder for activations.
+    ``context``: tokens that the text encoder is called with; None: what the checkpoint states.
+
+    Raises CannotRun for inputs that are not this detector's or no room for activations, UnsoundPlan and Untrusted as a
+    conversion does.
+    """
+    plan = make_plan(source, mappings, Options(context=context))
+    setup, stated = _original(source, plan, context, make, place, the_device(None), tolerance, progress)
+    note = stated.note(plan.layout.family.contexts)
+    said = [note] if note else []
+    return replace(setup, notes=(*said, *_notes(plan, setup.run.call, "the original")))
 
 
 def set_up_detector(
@@ -88,49 +126,64 @@ def set_up_detector(
         plan = make_plan(source, mappings, Options(layout.name, context=options.context, causal=options.causal))
     check_candidate(plan.layout, mappings)
     _whole_detector(plan)
-    check_source(source, plan, list(plan.mapped.values()))
     config = _config(folder) if folder else make_config(plan)
-    stated = called_context(source, plan.context.rows, options.context)
+    library = plan.layout.loader.library is not None
+
+    def make(architecture: Architecture, context: int) -> DetectorCall:
+        call = make_call(inputs, architecture, context)
+        # transformers computes the class token only if there is a box.
+        return call.with_padded_box() if library else call
+
+    setup, stated = _original(source, plan, options.context, make, place, where, options.tolerance, progress)
     notes += context_notes(stated, plan, _rows(plan, folder))
-    context = plan.architecture.called if stated.origin == "unknown" else stated.called
-    call = make_call(inputs, plan.architecture, context)
-    if plan.layout.loader.library is not None:
-        call = call.with_padded_box()  # transformers computes the class token only if there is a box
-        if stands_in_for_torchvision():
-            notes.append(
-                "torchvision is not installed, so transformers runs with a stand-in for its roi_align, which computes "
-                "what the compiled operator does"
-            )
-    notes += _notes(plan, call)
-    check_room(place, call.size)
+    if library and stands_in_for_torchvision():
+        notes.append(
+            "torchvision is not installed, so transformers runs with a stand-in for its roi_align, which computes what "
+            "the compiled operator does"
+        )
+    call = setup.run.call
+    notes += _notes(plan, call, "both sides")
     build = DETECTORS[plan.layout.loader.name]
 
     def weights() -> Mapping[str, Tensor]:
         return dict(folder_tensors(folder, folder.tensors)) if folder else planned_tensors(plan)
 
+    run = replace(
+        setup.run,
+        candidate=lambda: build(plan.layout.family, config, weights(), options.attention, call.size, where),
+    )
+    return DetectorSetup(plan, setup.context, tuple(notes), run, folder, config, weights)
+
+
+def _original(
+    source: Checkpoint,
+    plan: Plan,
+    given: int | None,
+    make: MakeCall,
+    place: Path,
+    where: torch.device,
+    tolerance: float | None,
+    progress: Progress | None,
+) -> tuple[OriginalSetup, CalledContext]:
+    """The original's side of a plan, without notes, and what is known of its context. ``given``: the user's context.
+
+    Raises Untrusted if the checkpoint is damaged, CannotRun for what ``make`` refuses, or no room.
+    """
+    check_source(source, plan, list(plan.mapped.values()))
+    stated = called_context(source, plan.context.rows, given)
+    context = plan.architecture.called if stated.origin == "unknown" else stated.called
+    call = make(plan.architecture, context)
+    _check_room(place, call.size)
     run = DetectorRun(
         lambda: reference_detector(plan, context, call.size, where),
-        lambda: build(plan.layout.family, config, weights(), options.attention, call.size, where),
+        None,
         call,
         place,
         where,
-        options.tolerance,
+        tolerance,
         progress or no_progress,
     )
-    return DetectorSetup(plan, folder, context, config, weights, tuple(notes), run)
-
-
-def original_detector(source: Checkpoint, mappings: Mappings, context: int | None) -> tuple[Plan, int, list[str]]:
-    """The plan of a checkpoint's whole detector, the tokens that it is called with, and what is to be said of them.
-
-    Raises UnsoundPlan if it holds no whole detector, Untrusted if it is damaged.
-    """
-    plan = make_plan(source, mappings, Options(context=context))
-    check_source(source, plan, list(plan.mapped.values()))
-    stated = called_context(source, plan.context.rows, context)
-    note = stated.note(plan.layout.family.contexts)
-    called = plan.architecture.called if stated.origin == "unknown" else stated.called
-    return plan, called, [*([note] if note else []), *heads_notes(plan)]
+    return OriginalSetup(plan, context, (), run), stated
 
 
 def _whole_detector(plan: Plan) -> None:
@@ -155,27 +208,22 @@ def _rows(plan: Plan, folder: Folder | None) -> int:
     return positions(tuple(shape)) or plan.context.held
 
 
-def _notes(plan: Plan, call: DetectorCall) -> list[str]:
-    """What the comparison takes as given."""
+def _notes(plan: Plan, call: DetectorCall, who: str) -> list[str]:
+    """What is taken as given. ``who``: which sides run here."""
     vision = plan.architecture.vision
     said = []
     if vision is not None and call.size != vision.image_size:
         said.append(
-            f"both sides ran on {call.size} x {call.size} pixels, with rotary tables computed for that size; "
-            f"--size {vision.image_size} runs the detector's own"
+            f"{who} ran on {call.size} x {call.size} pixels, with rotary tables computed for that size; "
+            f"the detector's own is {vision.image_size} x {vision.image_size}"
         )
     if plan.options.dtype not in (None, "float32"):
         said.append(f"the folder was cast to {plan.options.dtype}; both sides run in float32, so the cast shows")
-    return said + heads_notes(plan)
-
-
-def heads_notes(plan: Plan) -> list[str]:
-    """What is taken for the attention heads, which no weight tells."""
     heads = plan.architecture.assumed.get("attention heads")
-    return [f"attention heads: {heads}"] if heads else []
+    return [*said, f"attention heads: {heads}"] if heads else said
 
 
-def check_room(place: Path, size: int) -> None:
+def _check_room(place: Path, size: int) -> None:
     """Raises CannotRun if the disk has no room for the original's activations."""
     needed = _BYTES_A_PIXEL * size * size
     free = shutil.disk_usage(place).free

@@ -48,7 +48,7 @@ def detector(checkpoint: Path, *options: object, code: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("layout", ["packed", "transformers"])
-@pytest.mark.parametrize("box", [(), ("--box", "20,30,60,50")])
+@pytest.mark.parametrize("box", [pytest.param((), marks=pytest.mark.stress), ("--box", "20,30,60,50")])
 def test_a_right_conversion_is_within_its_noise(tiny, layout, box):
     record = detector(tiny, "--candidate", layout, *box)
     assert record["verdict"] in RIGHT
@@ -85,9 +85,13 @@ ATTENTIONS = {
     "detr_decoder.layers.2.vision_cross_attn": "decoder.queries.2",
     "mask_decoder.prompt_cross_attn": "masks.prompt_attention",
 }
+# In the suite one before the text and the picture meet, and one after.
+QUICK = ("vision_encoder.backbone.layers.2.attention", "detr_encoder.layers.1.self_attn")
 
 
-@pytest.mark.parametrize("start", ATTENTIONS)
+@pytest.mark.parametrize(
+    "start", [start if start in QUICK else pytest.param(start, marks=pytest.mark.stress) for start in ATTENTIONS]
+)
 def test_swapped_q_and_k_are_found_at_their_layer(start, tiny, bad):
     folder = bad("packed")
     edit(folder, swapped(tensors(folder), start))

@@ -223,7 +223,7 @@ LONG_IDS = [START, 320, 4481, 1228, 2840, 682, 533, 16487, 530, 2184, 539, 518, 
 CUT = [*LONG_IDS[:15], END]
 
 
-@pytest.mark.parametrize("kind", ["s0", "s1"])
+@pytest.mark.parametrize("kind", [pytest.param("s0", marks=pytest.mark.stress), "s1"])
 def test_each_cause_moves_the_features_as_far_as_worked_out_by_hand(kind, files):
     found = as_used(files[kind], *prompt_options(["a dog", LONG, "a &amp; b"]))["behaviour"]
     by_name = {c["name"]: c for c in found["causes"]} | {"together": found["together"]}

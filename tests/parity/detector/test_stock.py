@@ -53,8 +53,18 @@ def outputs(model, golden: Case) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", CASES)
+# Of each kind of input one pass in the suite, and one of them with either attention.
+QUICK = {(name, "sdpa") for name in ("text", "box", "batch2", "prompts2", "loud")} | {("box", "eager")}
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        pytest.param(name, attention, marks=() if (name, attention) in QUICK else pytest.mark.stress)
+        for name in CASES
+        for attention in ("sdpa", "eager")
+    ],
+)
 def test_with_matched_settings_it_gives_the_originals_result(name: str, attention: str) -> None:
     golden = case(name)
     model = converted(golden).model(attention=attention)
