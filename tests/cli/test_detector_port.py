@@ -140,7 +140,11 @@ def test_without_boxes_their_taps_are_not_there(tiny, tmp_path):
     own = {k.removeprefix("reference."): t for k, t in held.items() if k.startswith("reference.")}
     document = judge(saved(tmp_path, own, held), tiny)
     assert document["verdict"] == "exact" and document["not_given"] == [] and document["inputs"]["size"] == 56
-    assert any("the original ran on 56 x 56 pixels" in note and note.endswith("140") for note in document["notes"])
+    assert any("the original ran on 56 x 56 pixels" in note for note in document["notes"])
+    more = {"geometry.box_direct": torch.zeros(1, 1, 32)}
+    assert refused(saved(tmp_path, more, held), tiny)[0] == "no_activations"
+    document = judge(saved(tmp_path, own | more, held), tiny)
+    assert any("which has no box: geometry.box_direct" in note for note in document["notes"])
 
 
 def test_the_text_says_what_each_tap_is_and_what_comes_next(tiny, tmp_path):

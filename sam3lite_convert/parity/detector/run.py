@@ -123,11 +123,11 @@ class DetectorRun:
         store, apart = self._stores()
         side = self.reference()
         ours, took = self.record(side, store)
-        shapes = {tap: store.read(tap).shape for tap in self.taps}
-        theirs, notes = arranged(given, shapes)
-        if empty := [tap for tap in theirs if not self.holds(tap)]:
+        shapes = {tap: store.read(tap).shape for tap in self.taps if tap in store and self.holds(tap)}
+        empty = [tap for tap in self.taps if tap in given and tap not in shapes]
+        theirs, notes = arranged({tap: value for tap, value in given.items() if tap not in empty}, shapes)
+        if empty:
             notes.append(f"nothing to compare for this input, which has no box: {', '.join(empty)}")
-        theirs = {tap: value for tap, value in theirs.items() if self.holds(tap)}
         if not theirs:
             raise CannotRun("none of the given taps holds anything for this input", "no_activations")
         alone, more = arranged({tap: value for tap, value in isolated.items() if tap in theirs}, shapes)
