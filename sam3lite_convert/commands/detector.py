@@ -322,6 +322,11 @@ def _port_diagnosis(run: DetectorRun, outcome: DetectorOutcome, plan: Plan) -> D
     if judgement.first is None:
         return None
     tap, unseen = judgement.first.name, judgement.unseen
+    value = outcome.isolated.read(tap)
+    if count := int((~value.isfinite()).sum()):
+        holds = "value that is" if count == 1 else "values that are"
+        cause = f"{tap} holds {count:,} {holds} NaN or infinite, of {value.numel():,}"
+        return DiagnosisRecord(tap=tap, cause=cause, fits=(), tensors=())
     if not unseen:
         return _diagnosis(run, outcome, plan, None)
     listed = ", ".join(unseen) if len(unseen) <= _LISTED else f"one of {len(unseen)} taps before it"

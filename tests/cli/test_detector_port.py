@@ -407,6 +407,18 @@ def test_what_cannot_be_judged_is_refused(tiny, recorded, held, right, tmp_path)
     assert done.code == 2 and "--causal is of the text encoder alone" in done.err
 
 
+def test_nan_is_named_and_never_within_a_tolerance(tiny, held, right, tmp_path):
+    taps = {tap: right[tap].clone() for tap in ("neck.1", "encoder.layers.1")}
+    taps["encoder.layers.1"][0, 3, :2] = math.nan
+    for options in ((), ("--tolerance", 1000)):
+        document = judge(saved(tmp_path, taps, held), tiny, *options, code=1)
+        assert document["first_divergence"] == "encoder.layers.1"
+        count = taps["encoder.layers.1"].numel()
+        assert (
+            document["diagnosis"]["cause"] == f"encoder.layers.1 holds 2 values that are NaN or infinite, of {count:,}"
+        )
+
+
 def test_half_precision_is_said(tiny, held, right, tmp_path):
     half = {tap: value.half() for tap, value in right.items() if tap.startswith("trunk.")}
     document = judge(saved(tmp_path, half, held), tiny, "--tolerance", 0.05)
