@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import math
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.detector_goldens import activations, tiny_weights
@@ -46,14 +44,6 @@ THEIRS = {
     "outputs.pred_masks": "output.pred_masks",
     "outputs.pred_boxes_xyxy": "output.pred_boxes_xyxy",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_command_line():
-    """Typer makes the command line anew for every call; once is enough for all tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -301,8 +291,15 @@ def test_a_fault_is_found_at_its_tap_and_text_explains_nothing_of_the_picture(ti
     assert {t["judged_by"] for t in document["layers"] if not t["name"].startswith("outputs.")} == {"isolated"}
 
 
-@pytest.mark.parametrize("first", ["text.layers.1", "trunk.blocks.2"])
-@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    ("first", "alone"),
+    [
+        ("text.layers.1", False),
+        ("trunk.blocks.2", True),
+        pytest.param("text.layers.1", True, marks=pytest.mark.stress),
+        pytest.param("trunk.blocks.2", False, marks=pytest.mark.stress),
+    ],
+)
 def test_the_cause_is_named_with_and_without_isolated_activations(first, alone, tiny, packed, held, tmp_path):
     layer = packed.text_encoder.layers[1] if first.startswith("text") else packed.vision_encoder.backbone.layers[2]
     (gelu,) = (m for m in layer.modules() if isinstance(m, torch.nn.GELU))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from safetensors.torch import load_file, save_file
 from support.folders import ROUNDING, convert, sam3lite, tiny_architecture, write, write_safetensors
 from support.goldens import activations
@@ -28,14 +27,6 @@ TAPS = ["embeddings", *(f"layers.{i}" for i in range(6)), "final_layer_norm", "p
 SWAPPED = "encoder.transformer.3.pre_norm_mha.1.qkv_proj."
 IDS = torch.tensor([[510, 320, 511, *[0] * 13], [510, 7, 99, 320, 4, 511, *[0] * 10], [510, *range(1, 15), 511]])
 Side = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_command_line():
-    """Typer makes the command line anew for every call; once is enough for all tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
-        yield
 
 
 @functools.cache

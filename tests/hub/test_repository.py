@@ -338,7 +338,7 @@ def unplugged(*arguments: object) -> Outcome:
     return apart(*arguments, HF_ENDPOINT=f"http://127.0.0.1:{closed_port()}")
 
 
-@pytest.mark.parametrize("run", [offline, unplugged])
+@pytest.mark.parametrize("run", [pytest.param(offline, marks=pytest.mark.stress), unplugged])
 def test_without_a_network_a_cached_file_works(run: Callable[..., Outcome], s0):
     sam3lite("convert", "--checkpoint", "s0", "--output", "first")
     done = run("convert", "--checkpoint", "s0")
@@ -348,12 +348,19 @@ def test_without_a_network_a_cached_file_works(run: Callable[..., Outcome], s0):
     assert source["etag"] == source["sha256"] and source["commit"] == HUB.head(REPO)
 
 
-@pytest.mark.parametrize("run", [offline, unplugged])
-@pytest.mark.parametrize("command", [["convert", "--checkpoint", "l"], ["parity", "--checkpoint", "l"]])
-def test_without_a_network_a_missing_file_is_one_message(run: Callable[..., Outcome], command, s0):
+@pytest.mark.parametrize(
+    ("command", "run"),
+    [
+        ("convert", offline),
+        pytest.param("convert", unplugged, marks=pytest.mark.stress),
+        pytest.param("parity", offline, marks=pytest.mark.stress),
+        pytest.param("parity", unplugged, marks=pytest.mark.stress),
+    ],
+)
+def test_without_a_network_a_missing_file_is_one_message(run: Callable[..., Outcome], command: str, s0):
     started = time.monotonic()
     for cached in (False, True):
-        assert "sam3lite demo" in one_line(run(*command), 2)
+        assert "sam3lite demo" in one_line(run(command, "--checkpoint", "l"), 2)
         if not cached:
             sam3lite("convert", "--checkpoint", "s0")  # something else in the cache changes nothing
     assert time.monotonic() - started < 20

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import typer
 from safetensors.torch import load, load_file, save_file
 from support.schemas import check_document
 from torch.nn import functional
@@ -114,16 +115,20 @@ def _load_mappings(directory: Path | None = None) -> tables.Mappings:
     return _uncached(directory) if directory else _shipped()
 
 
+_uncached_command = typer.main.get_command
+_command = functools.cache(_uncached_command)  # typer makes the command line anew for every call
+
+
 def sam3lite(*arguments: object) -> Outcome:
-    """Run the command line in this process; the shipped tables are read once for all tests."""
+    """Run the command line in this process, which is made, as the shipped tables are read, once for all tests."""
     out, err = io.StringIO(), io.StringIO()
     before = tables.load_mappings, signal.getsignal(signal.SIGTERM)
-    tables.load_mappings = _load_mappings
+    tables.load_mappings, typer.main.get_command = _load_mappings, _command
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = app.run([str(a) for a in arguments])
     finally:
-        tables.load_mappings = before[0]
+        tables.load_mappings, typer.main.get_command = before[0], _uncached_command
         signal.signal(signal.SIGTERM, before[1])
     if "--json" in map(str, arguments) and out.getvalue():
         check_document([str(a) for a in arguments], json.loads(out.getvalue()))

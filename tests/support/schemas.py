@@ -33,7 +33,7 @@ def document_of(arguments: Sequence[str], document: object) -> str:
         return f"{command}-fingerprint"
     if command == "judge" and isinstance(document, dict) and "stages" in document:
         return "parity-detector"
-    if command in ("parity", "record") and "detector" in arguments:
+    if command in ("parity", "record") and "detector" in arguments and "--self-test" not in arguments:
         return f"{command}-detector"
     if command == "record" and "--script" in arguments:
         return "record-script"

@@ -26,6 +26,7 @@ os.environ |= {
     "HF_HOME": HOME,
     "HF_HUB_DISABLE_XET": "1",  # the storage protocol that the test hub does not speak
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "SSL_CERT_DIR": HOME,  # no certificates: the client would read all that there are for each test
 }
-for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+for _name in ("SSL_CERT_FILE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
     os.environ.pop(_name, None)

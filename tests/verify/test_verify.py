@@ -731,7 +731,7 @@ def test_a_missing_shard_is_a_mismatch(tiny, tmp_path):
 # ---- wholly wrong folders ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["packed", pytest.param("transformers", marks=pytest.mark.stress)])
 def test_a_folder_of_another_checkpoint_is_told_so_quickly(layout, good, tmp_path):
     other = write(
         tmp_path,

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 
 import pytest
-import typer
 from support.folders import LAYOUTS, convert, tiny_state, write_safetensors
 from support.parity_runs import KINDS, parity, state_of, swap
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_command_line():
-    """Typer makes the command line anew for every call; once is enough for all tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
-        yield
 
 
 @pytest.fixture(scope="session")

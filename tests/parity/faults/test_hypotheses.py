@@ -920,7 +920,13 @@ BY_KIND = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "layout"), [("mct", PACKED), ("mct", TRANSFORMERS), ("base", TRANSFORMERS), ("causal", PACKED)]
+    ("kind", "layout"),
+    [
+        ("mct", PACKED),
+        pytest.param("mct", TRANSFORMERS, marks=pytest.mark.stress),
+        ("base", TRANSFORMERS),
+        pytest.param("causal", PACKED, marks=pytest.mark.stress),
+    ],
 )
 def test_no_fault_is_missed(kind, layout, small):
     options = ["--causal"] if kind == "causal" else []
