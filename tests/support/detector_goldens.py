@@ -11,7 +11,7 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,8 +144,13 @@ def _as_golden(tap: str, value: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def activations(model: Detector, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every activation of one pass, and the outputs as ``output.NAME``, under the goldens' names."""
+def activations(
+    model: Detector, inputs: Mapping[str, Tensor], wanted: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Every activation of one pass, and the outputs as ``output.NAME``, under the goldens' names.
+
+    ``wanted``: the taps that are needed; the others are not kept, which at full size do not fit into memory.
+    """
     seen: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
 
@@ -160,7 +165,12 @@ def activations(model: Detector, inputs: Mapping[str, Tensor]) -> dict[str, Tens
 
         return read
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    needed = None if wanted is None else _modules_of(model, wanted)
+    handles = [
+        module.register_forward_hook(hook(name))
+        for name, module in model.named_modules()
+        if name and (needed is None or name in needed)
+    ]
     try:
         output = model(**inputs)
     finally:
@@ -190,6 +200,16 @@ _CALLED_OFTEN = (
     "transformer.decoder.norm", "transformer.decoder.bbox_embed", "transformer.decoder.presence_token_out_norm",
     "transformer.decoder.presence_token_head", "backbone.vision_backbone.position_encoding",
 )  # fmt: skip
+
+
+def _modules_of(model: Detector, taps: Collection[str]) -> set[str]:
+    """The modules whose activations give these taps."""
+    named = {tap: path for path, tap in _PARTS.items()}
+    bases = {tap.partition("@")[0] for tap in taps}
+    paths = {named.get(base, base) for base in bases}
+    last = f"transformer.decoder.layers.{len(model.transformer.decoder.layers) - 1}"
+    always = {"backbone.language_backbone.projector", "backbone.vision_backbone.convs.2", "transformer.decoder", last}
+    return paths | {re.sub(r"\.\d$", "", path) for path in paths} | always
 
 
 def _renamed(model: Detector, inputs: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
