@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 
 
 _FEW = 64  # values
+_HALF_ULP = 2.0**-24  # the rounding of a float32 number of about one
 
 
 def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
@@ -280,7 +281,8 @@ class DetectorRun:
             )
             for tap in numel
         }
-        return _of_few_values(found, numel)
+        few = {tap: float(store.read(tap).abs().max()) for tap, count in numel.items() if 0 < count < _FEW}
+        return _of_few_values(found, few)
 
     def _pass(
         self,
@@ -413,16 +415,25 @@ def _of_one_dtype(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     return (ours, theirs) if ours.dtype == theirs.dtype else (ours.double(), theirs.double())
 
 
-def _of_few_values(floors: Mapping[str, Floor], values: Mapping[str, int]) -> dict[str, Floor]:
-    """The floors, where a tap of few values has the greatest of its row: the rounding of a single number can be next
-    to nothing by chance, and that of the same number in the other layers tells what it can be."""
+def _of_few_values(floors: Mapping[str, Floor], few: Mapping[str, float]) -> dict[str, Floor]:
+    """The floors, where a tap of few values has the greatest of its row, isolated or propagated: the rounding of a
+    single number can be next to nothing by chance, and that of the same number in the other layers tells what it can
+    be. It is no less than the rounding of the number itself.
+
+    ``few``: the greatest absolute value of each tap that has few.
+    """
     rows: dict[str, list[Floor]] = defaultdict(list)
     for tap, floor in floors.items():
         rows[_row_of_few(tap)].append(floor)
-    return {
-        tap: floor if values[tap] >= _FEW else Floor(*map(max, zip(*map(astuple, rows[_row_of_few(tap)]), strict=True)))
-        for tap, floor in floors.items()
-    }
+
+    def widened(tap: str) -> Floor:
+        row, own = rows[_row_of_few(tap)], few[tap] * _HALF_ULP
+        alone = max(own, *(floor.isolated for floor in row))
+        mean_alone = max(own, *(floor.mean_isolated for floor in row))
+        carried = max(alone, *(floor.propagated for floor in row))
+        return Floor(carried, alone, max(mean_alone, *(floor.mean_propagated for floor in row)), mean_alone)
+
+    return {tap: widened(tap) if tap in few else floor for tap, floor in floors.items()}
 
 
 def _row_of_few(tap: str) -> str:

@@ -152,6 +152,26 @@ def test_modules_are_hooked_in_the_candidates_own_shape():
 # ---- arithmetic
 
 
+def test_the_floor_of_a_single_number_is_not_nothing_by_chance():
+    """It is the greatest of its row, no less than its isolated floor, and no less than its own rounding."""
+    from sam3lite_convert.parity.detector.run import _of_few_values
+    from sam3lite_convert.parity.judgement import Floor
+
+    lucky, other, big = Floor(0.0, 3.0, 0.0, 3.0), Floor(2.0, 1.0, 2.0, 1.0), Floor(0.0, 0.0, 0.0, 0.0)
+    found = _of_few_values(
+        {
+            "decoder.presence_logit.0": lucky,
+            "outputs.presence_logit_dec": other,
+            "scoring.prompt": big,
+            "neck.0": lucky,
+        },
+        {"decoder.presence_logit.0": 0.5, "outputs.presence_logit_dec": 0.5, "scoring.prompt": 2.0},
+    )
+    assert found["decoder.presence_logit.0"] == found["outputs.presence_logit_dec"] == Floor(3.0, 3.0, 3.0, 3.0)
+    assert found["scoring.prompt"] == Floor(2.0**-23, 2.0**-23, 2.0**-23, 2.0**-23)
+    assert found["neck.0"] is lucky
+
+
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 4, 5)])
 def test_large_activations_are_compared_as_small_ones(shape, monkeypatch):
     monkeypatch.setattr("sam3lite_convert.parity.compare._STRETCH", 8)
