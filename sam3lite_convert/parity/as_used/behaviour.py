@@ -277,10 +277,13 @@ def behaviour(
         longer_than_the_processor_pads=longer,
         prompts=_worst(prompts, asked, as_used, together),
         causes=tuple(
-            Cause(name=name, words=_words(name, original, used, longer), error=m.record()) for name, m in moved.items()
+            Cause(name=name, words=words_of_cause(name, original, used, longer), error=m.record())
+            for name, m in moved.items()
         ),
         absent=tuple(
-            NoCause(name=f.name, words=_same(f.name, original)) for f in fields(CallSettings) if f.name not in moved
+            NoCause(name=f.name, words=words_of_same(f.name, original))
+            for f in fields(CallSettings)
+            if f.name not in moved
         ),
         together=together.record(),
         recipe=RecipeRecord(
@@ -423,8 +426,8 @@ def _remedy(verdict: Verdict, recipe_verdict: Verdict, weights: Verdict, cut: in
     return "It still differs when called as in the recipe."
 
 
-def _words(name: str, original: CallSettings, used: CallSettings, longer: int) -> str:
-    """What the stock call does differently, in one sentence."""
+def words_of_cause(name: str, original: CallSettings, used: CallSettings, longer: int = 0) -> str:
+    """What the stock call does differently, in a sentence. ``longer``: prompts of more tokens than it pads to."""
     beyond = (
         f"; {longer} of these have more than {used.sequence_length}, and the processor fails on a batch with one"
         if longer
@@ -444,7 +447,8 @@ def _words(name: str, original: CallSettings, used: CallSettings, longer: int) -
     }[name]
 
 
-def _same(name: str, original: CallSettings) -> str:
+def words_of_same(name: str, original: CallSettings) -> str:
+    """In what both calls agree, in one sentence."""
     return {
         "table_rows": f"both have a position table of {original.table_rows} rows",
         "sequence_length": f"both pad to {original.sequence_length}",

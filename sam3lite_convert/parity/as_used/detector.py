@@ -25,7 +25,7 @@ from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.prompts import words_of
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import number
-from sam3lite_convert.parity.as_used.behaviour import Call, CallSettings, Prompts
+from sam3lite_convert.parity.as_used.behaviour import Call, CallSettings, Prompts, words_of_cause, words_of_same
 from sam3lite_convert.parity.as_used.stock_model import STOCK_LENGTH, Tokenizer, own_tokenizer
 from sam3lite_convert.parity.compare import max_abs
 from sam3lite_convert.parity.detector.stock import stands_in_for_torchvision, stock_detector, text_argument
@@ -443,19 +443,23 @@ def _summary(verdict: Verdict, moved: Moved) -> str:
     )
 
 
+# Causes that the text encoder alone has too -> their names there.
+_OF_TEXT = {
+    "text_cleaning": "text_cleaning",
+    "truncation": "truncation",
+    "table_rows": "table_rows",
+    "sequence_length": "sequence_length",
+    "pad_id": "pad_id",
+    "text_mask": "mask",
+    "text_attention": "attention",
+}
+
+
 def _words(name: str, original: Settings, used: Settings) -> str:
     """What the stock call does differently, in one sentence."""
-    ours, theirs = original.text, used.text
+    if name in _OF_TEXT:
+        return words_of_cause(_OF_TEXT[name], original.text, used.text)
     return {
-        "text_cleaning": "the library's tokenizer makes different ids from HTML entities, ligatures and the like",
-        "truncation": f"a prompt longer than {ours.sequence_length} tokens is not cut",
-        "table_rows": f"all {theirs.table_rows} rows of the position table are resized to the length of a call; the "
-        f"original reads the first {ours.table_rows} alone",
-        "sequence_length": f"padded to {theirs.sequence_length}, not {ours.sequence_length}: the position table is "
-        "resized",
-        "pad_id": f"padded with id {theirs.pad_id}, not {ours.pad_id}, and attention reads the padding",
-        "text_mask": "padding is masked in the text encoder; the original attends to it",
-        "text_attention": f"{theirs.attention} attention in the text encoder, not eager: different rounding",
         "vit_eps": f"{used.vit_eps:g} in the norms of the vision trunk, not {original.vit_eps:g}",
         "normalisation": "bytes become pixels in one step, (x - 127.5) / 127.5, not in two: different rounding",
         "class_token": "without a box the geometry encoder is skipped; the original always adds its class token",
@@ -467,10 +471,9 @@ def _words(name: str, original: Settings, used: Settings) -> str:
 
 
 def _same(name: str, original: Settings) -> str:
+    if name in _OF_TEXT:
+        return words_of_same(_OF_TEXT[name], original.text)
     return {
-        "table_rows": f"both have a position table of {original.text.table_rows} rows",
-        "sequence_length": f"both pad to {original.text.sequence_length}",
-        "pad_id": f"both pad with id {original.text.pad_id}",
         "vit_eps": f"config.json says {original.vit_eps:g}, the original's; the library's default is {_LIBRARY_EPS:g}",
         "detector_attention": f"both use {original.detector_attention} attention",
     }[name]
