@@ -313,8 +313,8 @@ HubOverwrite = Annotated[
     bool,
     typer.Option(
         "--hub-overwrite",
-        help="Replace another conversion, or a model card that was edited there, in the repository. Default: refuse, "
-        "or keep the card.",
+        help="Replace another conversion, or a model card or licence file that was edited there, in the repository. "
+        "Default: refuse, or keep the file.",
     ),
 ]
 Private = Annotated[bool, typer.Option("--private", help="Create the repository as a private one. Default: public.")]

@@ -11,6 +11,7 @@ import difflib
 import fnmatch
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -34,6 +35,7 @@ from sam3lite_convert.checkpoint.origin import HubFile
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.files import check_space
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REVISION, alias_of
+from sam3lite_convert.hub.licences import LicenceText, licences_by_folder, licences_of, text_of, too_large
 from sam3lite_convert.hub.log import LOG
 from sam3lite_convert.hub.requests import TIMEOUT, hub_faults, retried
 
@@ -97,7 +99,8 @@ class Repository:
                 cached = known.cached if known and known.etag in (None, etag) else None
                 here = cached is not None or (self.folder() / "blobs" / etag).is_file()
                 files.append(HubFile(self.repo, entry.path, commit, entry.size, etag, cached, here, licence))
-        return Listing(tuple(files))
+        licences = licences_by_folder(files)
+        return Listing(tuple(replace(file, licence_files=licences_of(file.path, licences)) for file in files))
 
     def find(self, name: str) -> HubFile:
         """The file of an alias, or as ``at``; of several files for one alias, the one with the newer naming.
@@ -220,6 +223,34 @@ class Repository:
         chosen = {file.path: file for file in (indexes.get(f.path, f) for f in found)}
         checkpoints = [self._with_shards(f, listing) if is_index(f.path) else f for _, f in sorted(chosen.items())]
         return checkpoints, sorted({f.path for f in matches} - {f.path for f in found})
+
+    def licence_files(self, path: str) -> tuple[HubFile, ...]:
+        """The licence files that go with the file at a path.
+
+        Raises CannotRun if the Hub cannot be reached, or has no such file.
+        """
+        listing = self.listing()
+        if listing.unreached is not None:
+            raise listing.unreached
+        file = next((f for f in listing.files if f.path == path), None)
+        if file is None:
+            raise self._unknown(path, listing)
+        return file.licence_files or ()
+
+    def licence_texts(self, files: Iterable[HubFile]) -> list[LicenceText]:
+        """The texts of licence files, through the cache. What is too large is not downloaded.
+
+        Raises CannotRun if one cannot be downloaded, Untrusted if its content is not what the Hub lists.
+        """
+        return [too_large(file) or self._licence_text(file) for file in files]
+
+    def _licence_text(self, file: HubFile) -> LicenceText:
+        path = self.download(file)
+        try:
+            return text_of(file, path.read_bytes())
+        except Untrusted:
+            forget(path)
+            raise
 
     def _unknown(self, name: str, listing: Listing, what: str | None = None) -> CannotRun:
         """The error that lists what is there. ``what``: in words, what was looked for; None for ``name`` itself."""
