@@ -13,6 +13,7 @@ from support.folders import receipt, sam3lite, snapshot
 from support.hub_files import CARD, FOLDER, OLD, REPO, SAM31, STEM, checkpoint, one_line, publish
 from support.hub_server import HubServer
 
+from sam3lite_convert.errors import Untrusted
 from sam3lite_convert.hub.repository import Repository
 
 SAM = b"SAM License\n\nLast updated: some day\n\n\x0cGrant of rights \xc2\xa9\n"
@@ -197,6 +198,19 @@ def test_overwrite_takes_no_licence_of_the_users_own(hub, tmp_path):
     assert licences() == {"LICENSE": b"mine"}
 
 
+def test_a_licence_that_the_user_put_there_is_not_written_over(hub, tmp_path):
+    publish(hub, tmp_path, {"s0": OLD["s0"]}, LICENSE=SAM, COPYING=APACHE)
+    sam3lite(*CONVERT)
+    forget_licences()
+    (FOLDER / "LICENSE").write_bytes(b"mine")
+    (FOLDER / "COPYING").write_bytes(APACHE)
+    assert sam3lite(*CONVERT).code == 0
+    assert licences() == {"LICENSE": b"mine", "COPYING": APACHE}
+    assert "Its licence file `LICENSE` is not here: another LICENSE was in the folder." in card()
+    assert "Its licence file `COPYING` is here as it is there" in card()
+    assert {"LICENSE", "COPYING"} & receipt(FOLDER)["beside"].keys() == {"COPYING"}
+
+
 def test_without_a_network_it_is_added_later(s0, hub):
     sam3lite(*CONVERT, "--output", "first")
     hub.fail("status", match="/api/models/", status=429, retry_after=3600, times=None)
@@ -214,10 +228,17 @@ def test_without_a_network_it_is_added_later(s0, hub):
         assert "is here as it is there" in card(Path(folder))
 
 
-@pytest.mark.parametrize("fault", ["status", pytest.param("wrong_bytes", marks=pytest.mark.stress)])
-def test_a_licence_that_cannot_be_fetched_loses_no_conversion(fault, s0, hub):
-    options = {"status": 404} if fault == "status" else {"at": 3}
-    hub.fail(fault, match="/resolve/.*LICENSE", times=None, **options)
+def test_a_text_that_is_not_what_the_hub_lists_is_not_taken_and_not_kept(hub):
+    hub.add_repo(REPO, {OLD["s0"]: b"weights", "LICENSE": SAM})
+    repository = Repository(REPO)
+    hub.fail("wrong_bytes", match="/resolve/.*LICENSE", at=3)
+    with pytest.raises(Untrusted, match="LICENSE: its content is not what the Hub lists"):
+        repository.licence_texts(repository.licence_files(OLD["s0"]))
+    assert [text.data for text in repository.licence_texts(repository.licence_files(OLD["s0"]))] == [SAM]
+
+
+def test_a_licence_that_cannot_be_fetched_loses_no_conversion(s0, hub):
+    hub.fail("status", match="/resolve/.*LICENSE", times=None, status=404)
     done = sam3lite(*PUSH)
     assert done.code == 0 and "proven" in done.out and "Pushed to" in done.out
     assert "note: the licence of " in done.out and "could not be fetched, and is not in the folder" in done.out
