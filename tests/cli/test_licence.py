@@ -231,7 +231,7 @@ def test_without_a_network_it_is_added_later(s0, hub):
 def test_a_text_that_is_not_what_the_hub_lists_is_not_taken_and_not_kept(hub):
     hub.add_repo(REPO, {OLD["s0"]: b"weights", "LICENSE": SAM})
     repository = Repository(REPO)
-    hub.fail("wrong_bytes", match="/resolve/.*LICENSE", at=3)
+    hub.fail("wrong_bytes", match="/resolve/.*LICENSE", method="GET", at=3)
     with pytest.raises(Untrusted, match="LICENSE: its content is not what the Hub lists"):
         repository.licence_texts(repository.licence_files(OLD["s0"]))
     assert [text.data for text in repository.licence_texts(repository.licence_files(OLD["s0"]))] == [SAM]
