@@ -183,8 +183,7 @@ def verify(
     found_out += _receipt_differences(folder, plan, sha256, hashing.files, out.notes)
     for fault in check_side_files(folder, plan):
         key = f"{fault.name}: {fault.field}" if fault.field else fault.name
-        component = "processor" if fault.code == "V-PROCESSOR" else "tokenizer"
-        found_out.append(Difference(key, fault.code, component, fault.why, f"{key} {fault.why}"))
+        found_out.append(Difference(key, fault.code, fault.component, fault.why, f"{key} {fault.why}"))
     if other := fingerprint():
         found_out.append(Difference(FINGERPRINT_NAME, "V-FINGERPRINT", "files", other))
     out.differences, out.findings = gathered(found_out)
