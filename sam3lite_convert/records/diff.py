@@ -65,8 +65,8 @@ class TensorDiff(Record):
     changed_values: elements that differ; null if they were not compared.
     changed_rows: rows that differ along the first dimension that has several, of ``rows``; null if not compared.
     parts: of fused rows of q, k and v, those that changed; null if the tensor is not fused, or all of them changed.
-    relative_l2: norm of B - A over the norm of A, over the elements that are finite in both; null if not compared, or if
-        A is zero there and B is not.
+    relative_l2: norm of B - A over the norm of A, over the elements that are finite in both; null if not compared, or
+        if A is zero there and B is not.
     cosine: of the angle between A and B; null if not compared, or if one of them is zero.
     not_finite_a, not_finite_b: NaN and infinity in each.
     words: what is different, in words.

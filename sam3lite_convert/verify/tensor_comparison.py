@@ -175,9 +175,7 @@ def as_float64(data: bytes, dtype: str) -> np.ndarray:
     return np.frombuffer(cast(data, dtype, "float64"), "f8")  # a float8
 
 
-def _compare(
-    one: bytes, other: bytes, a: str, b: str, out: Comparison, counts: list[int]
-) -> np.ndarray | None:
+def _compare(one: bytes, other: bytes, a: str, b: str, out: Comparison, counts: list[int]) -> np.ndarray | None:
     """Add what two pieces, of dtypes ``a`` and ``b``, are like. Returns which elements differ; None if none does.
 
     counts: of NaN and infinity, on the first side and on the second.
@@ -191,10 +189,10 @@ def _compare(
     if _count(one, a, counts, 0) + _count(other, b, counts, 2):
         finite, both = np.isfinite(x) & np.isfinite(y), np.isnan(x) & np.isnan(y)
         out.nan_in_both += int(_elements(both, a).sum())
-    different = None
+    different: np.ndarray | None = None
     if not equal:
-        different = _bits(one, a) != _bits(other, b) if a == b else x != y
-        different = _elements(different if both is None else different & ~both, a)
+        flags: np.ndarray = np.not_equal(_bits(one, a), _bits(other, b)) if a == b else np.not_equal(x, y)
+        different = _elements(flags if both is None else flags & ~both, a)
         out.differing += int(different.sum())
     if finite is not None and not finite.all():
         x, y = x[finite], y[finite]
@@ -221,8 +219,7 @@ def _count(data: bytes, dtype: str, counts: list[int], place: int) -> int:
 
 def _elements(flags: np.ndarray, dtype: str) -> np.ndarray:
     """Flags by element, where those of complex numbers are by part."""
-    found: np.ndarray = flags.reshape(-1, 2).any(axis=1) if _kind(dtype) == "complex" else flags
-    return found
+    return np.logical_or(flags[::2], flags[1::2]) if _kind(dtype) == "complex" else flags
 
 
 def _bits(data: bytes, dtype: str) -> np.ndarray:
