@@ -41,6 +41,8 @@ def read_tensor(file: BinaryIO, tensor: StoredTensor) -> bytes:
 
     Raises UnsoundPlan for an expanded tensor of many elements: a file of a few bytes may state any number of them.
     """
+    if tensor.parts:
+        return b"".join(read_tensor(file, part) for part in tensor.parts)
     if tensor.contiguous:
         return read_exactly(file, tensor.offset, tensor.nbytes)
     return _view(file, tensor).tobytes()
@@ -52,8 +54,8 @@ def read_pieces(
     """The bytes of a tensor in C order from ``begin`` to ``end`` (default: its last), whatever its stride, in pieces of
     ``step`` bytes, of which only the last may be shorter.
 
-    Of a contiguous tensor one piece is held in memory, of another one its range in the file. Raises as ``read_tensor``
-    does.
+    Of a contiguous tensor one piece is held in memory, of one that is made of others the same of each, and of another
+    one its range in the file. Raises as ``read_tensor`` does.
     """
     end = tensor.nbytes if end is None else end
     if tensor.contiguous:
@@ -73,6 +75,10 @@ def read_pieces(
 
 def _rows(file: BinaryIO, tensor: StoredTensor, step: int) -> Iterator[bytes]:
     """All bytes of a tensor that is not contiguous, in C order, so many rows at once as make about ``step`` bytes."""
+    if tensor.parts:
+        for part in tensor.parts:
+            yield from read_pieces(file, part, step)
+        return
     view = _view(file, tensor)
     count = max(step * len(view) // max(view.nbytes, 1), 1)
     for start in range(0, len(view), count):
