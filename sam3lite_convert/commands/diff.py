@@ -43,6 +43,7 @@ from sam3lite_convert.verify.tensor_comparison import Comparison, OpenTensor, Su
 from sam3lite_convert.workers import Advance
 
 _STARTS = dict(COMPONENTS)
+_COMPONENTS = (*_STARTS, "other")
 _COUNTER = "num_batches_tracked"
 # As they are listed: what a reader has to know first.
 _ORDER: tuple[Status, ...] = ("reshaped", "changed", "integers_changed", "cut", "equal_up_to_cast")
@@ -268,7 +269,7 @@ def _place(name: str) -> _Place:
     n = next((n for n, part in enumerate(parts) if n and part.isdecimal()), None)
     if n is not None:
         return _Place(".".join(parts[:n]), int(parts[n]), ".".join(parts[n + 1 :]))
-    module = parts[:-1][:2] or parts
+    module = parts[:-1][:2] if parts[-1].endswith(("weight", "bias")) else parts
     return _Place(".".join(module), None, ".".join(parts[len(module) :]))
 
 
@@ -277,11 +278,10 @@ def _place(name: str) -> _Place:
 
 def _document(a: _Side, b: _Side, compared: list[_Compared], mappings: Mappings) -> DiffDocument:
     alone = [*_only_in("a", a, b, mappings), *_only_in("b", b, a, mappings)]
-    order = [name for name, _ in COMPONENTS] + ["other"]
     present = {c.component for c in compared} | {kind.component for kind in alone}
     components = {
         name: _component([c for c in compared if c.component == name], [k for k in alone if k.component == name])
-        for name in sorted(present, key=order.index)
+        for name in sorted(present, key=_COMPONENTS.index)
     }
     counts = sum((part.counts for part in components.values()), DiffCounts(a=0, b=0))
     diffs = sorted((c for c in compared if c.diff is not None), key=_weight)
@@ -467,12 +467,12 @@ def _summary(counts: DiffCounts, compared: list[_Compared]) -> str:
 
 def _touched(compared: list[_Compared]) -> str:
     """Which components changed and where, and which did not; empty if none changed."""
-    of = dict[str, list[_Compared]]()
-    for c in compared:
-        of.setdefault(c.component, []).append(c)
+    of = {name: own for name in _COMPONENTS if (own := [c for c in compared if c.component == name])}
     changed = {name: own for name, own in of.items() if any(c.changed for c in own)}
     if not changed:
         return ""
+    if all(c.changed for c in compared if c.counted):
+        return "changed: every component, all of it"
     said = "changed: " + ", ".join(f"{component_words(name)} ({_where(own)})" for name, own in changed.items())
     equal = [component_words(name) for name in of if name not in changed]
     return said + (f"; equal: {', '.join(equal)}" if equal else "")

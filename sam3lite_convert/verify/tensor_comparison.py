@@ -186,7 +186,10 @@ def _compare(one: bytes, other: bytes, a: str, b: str, out: Comparison, counts: 
     x = as_float64(one, a)
     y = x if equal else as_float64(other, b)
     finite = both = None
-    if _count(one, a, counts, 0) + _count(other, b, counts, 2):
+    first = _not_finite(one, a)
+    second = first if equal else _not_finite(other, b)
+    if any((*first, *second)):
+        counts[:] = (n + more for n, more in zip(counts, (*first, *second), strict=True))
         finite, both = np.isfinite(x) & np.isfinite(y), np.isnan(x) & np.isnan(y)
         out.nan_in_both += int(_elements(both, a).sum())
     different: np.ndarray | None = None
@@ -207,14 +210,9 @@ def _compare(one: bytes, other: bytes, a: str, b: str, out: Comparison, counts: 
     return different
 
 
-def _count(data: bytes, dtype: str, counts: list[int], place: int) -> int:
-    """Add the numbers of NaN and infinity to ``counts``, from ``place`` on; returns their sum."""
-    if _kind(dtype) == "integer":
-        return 0
-    nan, infinite = count_not_finite(data, dtype)
-    counts[place] += nan
-    counts[place + 1] += infinite
-    return nan + infinite
+def _not_finite(data: bytes, dtype: str) -> tuple[int, int]:
+    """How many values are NaN, and how many infinite."""
+    return (0, 0) if _kind(dtype) == "integer" else count_not_finite(data, dtype)
 
 
 def _elements(flags: np.ndarray, dtype: str) -> np.ndarray:
