@@ -57,7 +57,7 @@ def read_pieces(
     Of a contiguous tensor one piece is held in memory, of one that is made of others the same of each, and of another
     one its range in the file. Raises as ``read_tensor`` does.
     """
-    end = tensor.nbytes if end is None else end
+    end = tensor.nbytes if end is None else min(end, tensor.nbytes)
     if tensor.contiguous:
         for start, length in ranges(tensor.offset + begin, end - begin, step):
             yield read_exactly(file, start, length)

@@ -181,8 +181,6 @@ def _compare(one: bytes, other: bytes, a: str, b: str, out: Comparison, counts: 
     counts: of NaN and infinity, on the first side and on the second.
     """
     equal = a == b and one == other
-    if equal and _kind(a) == "integer":
-        return None
     x = as_float64(one, a)
     y = x if equal else as_float64(other, b)
     finite = both = None
