@@ -30,12 +30,12 @@ from sam3lite_convert.records.diff import (
     ComponentDiff,
     DiffCounts,
     DiffDocument,
+    DiffStatus,
+    DiffVerdict,
     LayerDiff,
     LayerRun,
     OnlyIn,
-    Status,
     TensorDiff,
-    Verdict,
 )
 from sam3lite_convert.records.receipt import NonFinite
 from sam3lite_convert.records.shared import FileFacts
@@ -46,7 +46,7 @@ _STARTS = dict(COMPONENTS)
 _COMPONENTS = (*_STARTS, "other")
 _COUNTER = "num_batches_tracked"
 # As they are listed: what a reader has to know first.
-_ORDER: tuple[Status, ...] = ("reshaped", "changed", "integers_changed", "cut", "equal_up_to_cast")
+_ORDER: tuple[DiffStatus, ...] = ("reshaped", "changed", "integers_changed", "cut", "equal_up_to_cast")
 _NAMED = 3  # modules that the sentence on a component names
 
 
@@ -90,7 +90,7 @@ class _Compared:
     name: str
     component: str
     place: _Place
-    status: Status
+    status: DiffStatus
     counted: bool
     sums: Sums
     nan: NonFinite | None
@@ -206,7 +206,7 @@ def _compare(name: str, one: OpenTensor, other: OpenTensor, fused: Rule | None) 
 
 def _judged(
     one: OpenTensor, other: OpenTensor, found: Comparison | None, counted: bool, fused: Rule | None
-) -> tuple[Status, str, tuple[str, ...] | None]:
+) -> tuple[DiffStatus, str, tuple[str, ...] | None]:
     """The status of a tensor, what is different in words, and which parts of a fused one changed, if not all did."""
     a, b = one.stored, other.stored
     types = f"{a.dtype} in A, {b.dtype} in B" if a.dtype != b.dtype else ""
@@ -438,7 +438,7 @@ def _what(own: list[_Compared], changed: list[_Compared]) -> str:
 # ---- words
 
 
-def _verdict(counts: DiffCounts) -> Verdict:
+def _verdict(counts: DiffCounts) -> DiffVerdict:
     if not counts.shared and (counts.a or counts.b):
         return "nothing_shared"
     if counts.changed or counts.integers_changed or counts.reshaped:

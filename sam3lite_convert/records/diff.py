@@ -9,8 +9,8 @@ from sam3lite_convert.records.receipt import NonFinite
 from sam3lite_convert.records.record import Document, Record, flat
 from sam3lite_convert.records.shared import FileFacts
 
-Status = Literal["equal", "equal_up_to_cast", "cut", "changed", "integers_changed", "reshaped"]
-Verdict = Literal["equal", "equal_up_to_cast", "shared_equal", "changed", "nothing_shared"]
+DiffStatus = Literal["equal", "equal_up_to_cast", "cut", "changed", "integers_changed", "reshaped"]
+DiffVerdict = Literal["equal", "equal_up_to_cast", "shared_equal", "changed", "nothing_shared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class TensorDiff(Record):
     key_b: str
     component: str
     layer: str
-    status: Status
+    status: DiffStatus
     dtype_a: str
     dtype_b: str
     shape_a: tuple[int, ...]
@@ -181,7 +181,7 @@ class DiffDocument(Document):
     b: FileFacts
     sha256_a: str | None
     sha256_b: str | None
-    verdict: Verdict
+    verdict: DiffVerdict
     summary: str
     touched: str
     counts: DiffCounts
