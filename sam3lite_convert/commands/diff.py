@@ -252,11 +252,10 @@ def _places(found: Comparison, parts: tuple[str, ...] | None) -> Iterator[str]:
     """Where a tensor differs, and its values that are not finite, in words."""
     if parts is not None:
         yield f"only rows of {' and '.join(parts)}"
-    if found.differing < found.elements:
-        yield f"{found.differing:,} of {found.elements:,} values"
+    elif found.differing < found.elements:
         rows = 0 if found.changed_rows is None else int(found.changed_rows.sum())
-        if parts is None and 0 < rows < found.rows:
-            yield f"in {rows:,} of {found.rows:,} rows"
+        among = f" in {rows:,} of {found.rows:,} rows" if 0 < rows < found.rows else ""
+        yield f"{found.differing:,} of {found.elements:,} values{among}"
     for label, counts in zip("AB", found.not_finite, strict=True):
         if counts.nan or counts.infinite:
             yield f"{counts.nan:,} NaN and {counts.infinite:,} infinite in {label}"
@@ -296,7 +295,7 @@ def _document(a: _Side, b: _Side, compared: list[_Compared], mappings: Mappings)
         sha256_b=b.sha256,
         verdict=_verdict(counts),
         summary=_summary(counts, compared),
-        touched=_touched(compared),
+        touched=_touched(compared, components),
         counts=counts,
         components=components,
         only_in=tuple(alone),
@@ -465,17 +464,21 @@ def _summary(counts: DiffCounts, compared: list[_Compared]) -> str:
     return ", ".join([first, *(f"{n:,} {what}" for n, what in said if n)])
 
 
-def _touched(compared: list[_Compared]) -> str:
-    """Which components changed and where, and which did not; empty if none changed."""
+def _touched(compared: list[_Compared], components: Mapping[str, ComponentDiff]) -> str:
+    """Which components changed and where, which did not, and which only one side holds; empty if none changed."""
     of = {name: own for name in _COMPONENTS if (own := [c for c in compared if c.component == name])}
     changed = {name: own for name, own in of.items() if any(c.changed for c in own)}
     if not changed:
         return ""
+    lists = {
+        "changed": [f"{component_words(name)} ({_where(own)})" for name, own in changed.items()],
+        "equal": [component_words(name) for name in of if name not in changed],
+        "only in A": [component_words(name) for name, part in components.items() if not part.counts.b],
+        "only in B": [component_words(name) for name, part in components.items() if not part.counts.a],
+    }
     if all(c.changed for c in compared if c.counted):
-        return "changed: every component, all of it"
-    said = "changed: " + ", ".join(f"{component_words(name)} ({_where(own)})" for name, own in changed.items())
-    equal = [component_words(name) for name in of if name not in changed]
-    return said + (f"; equal: {', '.join(equal)}" if equal else "")
+        lists["changed"] = ["every component, all of it"]
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in lists.items() if names)
 
 
 def _where(own: list[_Compared]) -> str:

@@ -170,7 +170,8 @@ class DiffDocument(Document):
         shared_equal: what both hold is equal, up to a cast or to rows that one side lacks. changed: tensors that both
         hold differ. nothing_shared: no name is in both.
     summary: the counts in words.
-    touched: which components changed, and which did not, in words; empty if no tensor changed.
+    touched: which components changed and where, which did not, and which only one side holds, in words; empty if no
+        tensor changed.
     counts: of all components together.
     tensors: every tensor that both hold and that is not equal to the bit, those with the largest relative L2 first.
 

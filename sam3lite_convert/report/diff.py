@@ -12,6 +12,7 @@ from sam3lite_convert.report.inspect import headline
 from sam3lite_convert.report.terminal import say, show
 
 _LISTED = 20  # tensors
+_WIDTH = 75  # of what is said of one, in characters, without the space before it
 _STYLES = {"equal": "bold green", "equal_up_to_cast": "bold green", "shared_equal": "bold green"}
 
 # Heading, the number, and whether the column is shown where all of its numbers are zero.
@@ -103,4 +104,9 @@ def _tensors(d: DiffDocument, every: bool) -> None:
 
 def _tensor(tensor: TensorDiff) -> None:
     say(tensor.name)
-    say(f"    {tensor.words}")
+    lines = [""]
+    for clause in tensor.words.split("; "):
+        joined = f"{lines[-1]}; {clause}" if lines[-1] else clause
+        lines[-1:] = [joined] if len(joined) <= _WIDTH else [f"{lines[-1]};", clause]
+    for line in lines:
+        say(f"    {line}")
