@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from sam3lite_convert.checkpoint import dtypes
-from sam3lite_convert.checkpoint.index import Checkpoint
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.checkpoint.nonfinite import words_of
 from sam3lite_convert.checkpoint.reader import open_source
 from sam3lite_convert.commands.sources import Source
@@ -39,7 +39,15 @@ from sam3lite_convert.records.diff import (
 )
 from sam3lite_convert.records.receipt import NonFinite
 from sam3lite_convert.records.shared import FileFacts
-from sam3lite_convert.verify.tensor_comparison import Comparison, OpenTensor, Sums, compare_tensors, rows_in_common
+from sam3lite_convert.verify.tensor_comparison import (
+    Comparison,
+    OpenTensor,
+    Rows,
+    Sums,
+    compare_tensors,
+    lacking_rows,
+    leading_rows,
+)
 from sam3lite_convert.workers import Advance
 
 _STARTS = dict(COMPONENTS)
@@ -171,14 +179,14 @@ def _compare(name: str, one: OpenTensor, other: OpenTensor, fused: Rule | None) 
     a, b = one.stored, other.stored
     component, place = component_of(name), _place(name)
     counted = any(dtypes.is_floating(t.dtype) or t.dtype.startswith("complex") for t in (a, b))
-    found = compare_tensors(one, other) if a.shape == b.shape else None
-    status, words, parts = _judged(one, other, found, counted, fused)
+    found, rows, where = _found(one, other)
+    status, words, parts = _judged(a, b, found, rows, where, counted, fused)
     sums = found.sums if found and counted else Sums()
     nan = found.not_finite[0] if found and (found.not_finite[0].nan or found.not_finite[0].infinite) else None
     if status == "equal":
         return _Compared(name, component, place, status, counted, sums, nan)
     valued = found if found and found.same_kind else None
-    rows = int(found.changed_rows.sum()) if found and found.changed_rows is not None else None
+    changed_rows = int(found.changed_rows.sum()) if found and found.changed_rows is not None else None
     diff = TensorDiff(
         name=name,
         key_a=a.key,
@@ -191,8 +199,8 @@ def _compare(name: str, one: OpenTensor, other: OpenTensor, fused: Rule | None) 
         shape_a=a.shape,
         shape_b=b.shape,
         changed_values=valued.differing if valued else None,
-        rows=valued.rows if valued and rows is not None else None,
-        changed_rows=rows if valued else None,
+        rows=valued.rows if valued and changed_rows is not None else None,
+        changed_rows=changed_rows if valued else None,
         parts=parts,
         relative_l2=valued.sums.relative_l2 if valued else None,
         max_abs_diff=valued.sums.max_abs if valued else None,
@@ -204,26 +212,59 @@ def _compare(name: str, one: OpenTensor, other: OpenTensor, fused: Rule | None) 
     return _Compared(name, component, place, status, counted, sums, nan, diff)
 
 
+def _found(one: OpenTensor, other: OpenTensor) -> tuple[Comparison | None, Rows | None, str]:
+    """The comparison, of which rows if not of all, and these in words. None if the shapes are of different kinds.
+
+    Of a shorter table it is compared whether it begins the longer one, and then whether it ends it; if it does neither,
+    the comparison is that of the beginning.
+    """
+    a, b = one.stored, other.stored
+    lengths = leading_rows(a.shape, b.shape)
+    if lengths is None:
+        return None, None, ""
+    if a.shape == b.shape:
+        lacking = {"A": lacking_rows(a), "B": lacking_rows(b)}
+        if lacking["A"] == lacking["B"]:
+            return compare_tensors(one, other), None, ""
+        side = max(lacking, key=lambda label: lacking[label])
+        rows = Rows(lacking[side], lacking[side], lengths[0] - lacking[side])
+        return (
+            compare_tensors(one, other, rows),
+            rows,
+            f"the last {rows.length:,} of {lengths[0]:,} rows, all that {side} holds",
+        )
+    count, most = sorted(lengths)
+    ends = {"first": Rows(0, 0, count), "last": Rows(lengths[0] - count, lengths[1] - count, count)}
+    found = {end: compare_tensors(one, other, rows) for end, rows in ends.items()}
+    end = next((end for end in ends if not found[end].differing or found[end].casts), "first")
+    return found[end], ends[end], f"the {end} {count:,} of {most:,} rows"
+
+
 def _judged(
-    one: OpenTensor, other: OpenTensor, found: Comparison | None, counted: bool, fused: Rule | None
+    a: StoredTensor,
+    b: StoredTensor,
+    found: Comparison | None,
+    rows: Rows | None,
+    where: str,
+    counted: bool,
+    fused: Rule | None,
 ) -> tuple[DiffStatus, str, tuple[str, ...] | None]:
     """The status of a tensor, what is different in words, and which parts of a fused one changed, if not all did."""
-    a, b = one.stored, other.stored
+    shapes = f"{shape_text(a.shape)} in A, {shape_text(b.shape)} in B" if a.shape != b.shape else ""
     types = f"{a.dtype} in A, {b.dtype} in B" if a.dtype != b.dtype else ""
+    known = [text for text in (shapes, types) if text]
     if found is None:
-        shapes = f"{shape_text(a.shape)} in A, {shape_text(b.shape)} in B"
-        common = rows_in_common(one, other)
-        if common is not None:
-            end, held, rows = common
-            return "cut", f"{shapes}: the {end} {held:,} of {rows:,} rows are equal", None
-        return "reshaped", "; ".join(filter(None, (shapes, types))), None
-    if not found.differing and not types:
-        return "equal", "", None
-    if found.casts:
-        return "equal_up_to_cast", f"{types}: equal after the cast to {found.casts[0]}", None
-    parts = _parts(found, fused)
-    said = [types, _measured(found, counted) if found.same_kind else "not compared", *_places(found, parts)]
-    return "changed" if counted else "integers_changed", "; ".join(filter(None, said)), parts
+        return "reshaped", "; ".join(known), None
+    equal = f"equal after the cast to {found.casts[0]}" if found.casts else "equal" if not found.differing else ""
+    if equal and rows is not None:
+        return "cut", "; ".join([*known, f"{where}, are {equal}" if "," in where else f"{where} are {equal}"]), None
+    if equal:
+        return ("equal_up_to_cast", f"{types}: {equal}", None) if types else ("equal", "", None)
+    parts = _parts(found, fused) if rows is None else None
+    size = _measured(found, counted) if found.same_kind else "not compared"
+    said = [*known, f"{where}: {size}" if where else size, *_places(found, parts)]
+    status: DiffStatus = "reshaped" if shapes else "changed" if counted else "integers_changed"
+    return status, "; ".join(said), parts
 
 
 def _parts(found: Comparison, fused: Rule | None) -> tuple[str, ...] | None:

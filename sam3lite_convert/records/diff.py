@@ -20,7 +20,7 @@ class DiffCounts(Record):
     a, b: that the side holds; two names of one tensor count once.
     equal: equal to the bit; NaN at the same place on both sides counts as equal.
     equal_up_to_cast: of two dtypes, equal after the cast of one side to the other's.
-    cut: of different numbers of rows, the longer table begins or ends with the shorter one.
+    cut: equal, also up to a cast, in the rows that both hold: the longer table begins or ends with the shorter one.
     changed: of one shape and other values, floating or complex.
     integers_changed: the same of integers, as the counters of BatchNorm (num_batches_tracked).
     reshaped: of two shapes.
@@ -62,7 +62,8 @@ class TensorDiff(Record):
     name: canonical, that of a released file without "detector.".
     key_a, key_b: its names in the files.
     layer: the part of the component that it belongs to, such as layers.0; its name if it belongs to none.
-    changed_values: elements that differ; null if they were not compared.
+    changed_values: elements that differ; null if they were not compared. Of tables of different numbers of rows, these
+        and the following are over the rows that ``words`` names.
     changed_rows: rows that differ along the first dimension that has several, of ``rows``; null if not compared.
     parts: of fused rows of q, k and v, those that changed; null if the tensor is not fused, or all of them changed.
     relative_l2: norm of B - A over the norm of A, over the elements that are finite in both; null if not compared, or
@@ -100,7 +101,7 @@ class LayerDiff(Record):
 
     tensors: that both sides hold.
     changed: of these, the floating and complex ones with other values or another shape.
-    relative_l2: of all its tensors together, as of one vector; null if A is zero and B is not.
+    relative_l2: of all its values that were compared, as of one vector; null if A is zero and B is not.
     """
 
     name: str
@@ -129,7 +130,7 @@ class LayerRun(Record):
 class ComponentDiff(Record):
     """One component of the model.
 
-    relative_l2: of all floating and complex tensors of one shape together, as of one vector; null if A is zero and B is
+    relative_l2: of all floating and complex values that were compared, as of one vector; null if A is zero and B is
         not.
     largest: name of the changed tensor with the largest relative L2; null if none changed.
     largest_relative_l2: of that tensor; null if none changed, or if A is zero there.

@@ -107,6 +107,6 @@ def _tensor(tensor: TensorDiff) -> None:
     lines = [""]
     for clause in tensor.words.split("; "):
         joined = f"{lines[-1]}; {clause}" if lines[-1] else clause
-        lines[-1:] = [joined] if len(joined) <= _WIDTH else [f"{lines[-1]};", clause]
+        lines[-1:] = [joined] if not lines[-1] or len(joined) <= _WIDTH else [f"{lines[-1]};", clause]
     for line in lines:
         say(f"    {line}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
@@ -94,28 +96,43 @@ class Comparison:
     sums: Sums = field(default_factory=Sums)
 
 
-def compare_tensors(first: OpenTensor, second: OpenTensor) -> Comparison:
-    """Compare two tensors of one shape, in memory for a few pieces of them (of one that is not contiguous, for its
-    range in the file).
+class Rows(NamedTuple):
+    """Rows of two tensors that are held against each other: ``length`` of them, from a row of each side on.
 
-    Raises ValueError if the shapes differ, Untrusted if a file ends too soon.
+    Rows are those along the first dimension that has several, of either side.
+    """
+
+    first: int
+    second: int
+    length: int
+
+
+def compare_tensors(first: OpenTensor, second: OpenTensor, rows: Rows | None = None) -> Comparison:
+    """Compare two tensors of one shape, or some rows of two that differ in their number of rows alone.
+
+    In memory are a few pieces of them, and of one that is not contiguous its range in the file.
+    Raises ValueError if the shapes differ otherwise, Untrusted if a file ends too soon.
     """
     a, b = first.stored, second.stored
-    if a.shape != b.shape:
+    lengths = leading_rows(a.shape, b.shape)
+    if lengths is None or (rows is None and a.shape != b.shape):
         raise ValueError(f"the shapes differ: {a.shape} and {b.shape}")
-    rows = leading_rows(a.shape)
-    out = Comparison(a.numel, rows=rows, changed_rows=np.zeros(rows, bool) if rows <= _MOST_ROWS else None)
+    rows = rows or Rows(0, 0, lengths[0])
+    width = a.numel // max(lengths[0], 1)  # elements of a row
+    changed_rows = np.zeros(rows.length, bool) if rows.length <= _MOST_ROWS else None
+    out = Comparison(rows.length * width, rows=rows.length, changed_rows=changed_rows)
     if _kind(a.dtype) != _kind(b.dtype) and "complex" in (_kind(a.dtype), _kind(b.dtype)):
-        out.same_kind, out.differing = False, a.numel
+        out.same_kind, out.differing = False, out.elements
         return out
     # Either side may be what the other one was cast to.
     possible = {b.dtype: (a, b), a.dtype: (b, a)} if a.dtype != b.dtype and _kind(a.dtype) == _kind(b.dtype) else {}
     counts = [0, 0, 0, 0]
-    pieces = (read_pieces(t.file, t.stored, _STEP * dtypes.itemsize(t.stored.dtype)) for t in (first, second))
+    pieces = (
+        _pieces(side, begin * width, out.elements) for side, begin in ((first, rows.first), (second, rows.second))
+    )
     for n, (one, other) in enumerate(zip(*pieces, strict=True)):
         different = _compare(one, other, a.dtype, b.dtype, out, counts)
         if different is not None and out.changed_rows is not None:
-            width = out.elements // rows  # elements of a row
             out.changed_rows[(np.flatnonzero(different) + n * _STEP) // width] = True
         for dtype, (source, target) in list(possible.items()):
             x, y = (one, other) if source is a else (other, one)
@@ -128,34 +145,29 @@ def compare_tensors(first: OpenTensor, second: OpenTensor) -> Comparison:
     return out
 
 
-def rows_in_common(first: OpenTensor, second: OpenTensor) -> tuple[str, int, int] | None:
-    """Of two tensors whose shapes differ in their number of rows alone, and one of which is a cut of the other: the
-    end of the longer one that the shorter one is, "first" or "last", how many rows that is, and of how many.
-
-    Rows are those along the first dimension that has several. None if it is not so. Raises Untrusted if a file ends too
-    soon.
-    """
-    a, b = first.stored, second.stored
-    places = [n for n, sides in enumerate(zip(a.shape, b.shape, strict=False)) if sides[0] != sides[1]]
-    if len(a.shape) != len(b.shape) or a.dtype != b.dtype or len(places) != 1 or not a.numel or not b.numel:
+def leading_rows(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, int] | None:
+    """The numbers of rows of two shapes that may differ in these alone: the lengths along the first dimension that has
+    several, on either side. None if they differ otherwise."""
+    if len(first) != len(second):
         return None
-    if math.prod(a.shape[: places[0]]) != 1:
-        return None
-    held, rows = sorted((a.shape[places[0]], b.shape[places[0]]))
-    width = math.prod(a.shape[places[0] + 1 :]) * dtypes.itemsize(a.dtype)
-    for end, begin in (("first", 0), ("last", rows - held)):
-        ranges = ((begin * width, (begin + held) * width) if t.stored.shape[places[0]] == rows else (0, held * width)
-                  for t in (first, second))  # fmt: skip
-        step = _STEP * dtypes.itemsize(a.dtype)
-        pieces = (read_pieces(t.file, t.stored, step, *r) for t, r in zip((first, second), ranges, strict=True))
-        if all(one == other for one, other in zip(*pieces, strict=True)):
-            return end, held, rows
-    return None
+    place = next((n for n, sides in enumerate(zip(first, second, strict=True)) if sides != (1, 1)), None)
+    if place is None:
+        return 1, 1
+    return (first[place], second[place]) if first[place + 1 :] == second[place + 1 :] else None
 
 
-def leading_rows(shape: tuple[int, ...]) -> int:
-    """The length of the first dimension that has several; 1 if there is none."""
-    return next((n for n in shape if n > 1), 1)
+def lacking_rows(stored: StoredTensor) -> int:
+    """The number of rows at the beginning of a tensor that its file does not hold, as the class row of a position table
+    in a folder of transformers; they are read as zeros."""
+    lengths = leading_rows(stored.shape, stored.shape)
+    absent = sum(part.numel for part in itertools.takewhile(lambda part: part.absent, stored.parts))
+    return absent * lengths[0] // stored.numel if lengths and absent < stored.numel else 0
+
+
+def _pieces(side: OpenTensor, begin: int, count: int) -> Iterator[bytes]:
+    """The bytes of so many elements from the one at ``begin`` on, ``_STEP`` elements at once."""
+    width = dtypes.itemsize(side.stored.dtype)
+    return read_pieces(side.file, side.stored, _STEP * width, begin * width, (begin + count) * width)
 
 
 def _kind(dtype: str) -> str:

@@ -280,6 +280,15 @@ def test_a_cut_table_is_said_to_be_one(base: Path, tuned: Callable[..., Path]) -
     other = diff(base, tuned({POSITIONS: changed}))
     assert (other["verdict"], other["counts"]["reshaped"], other["counts"]["cut"]) == ("changed", 1, 0)
     assert "text encoder (encoder.positional_embedding.pos_embed.pos_embed)" in other["touched"]
+    (one,) = other["tensors"]
+    assert f"the first 5 of {rows} rows: relative L2" in one["words"] and (one["changed_rows"], one["rows"]) == (1, 5)
+    x, y = table[0, 0, :5].double(), changed[0, 0].double()
+    assert one["relative_l2"] == pytest.approx(float((y - x).norm() / x.norm()), rel=1e-9)
+    half = diff(base, tuned({POSITIONS: table[:, :, :5].half()}))["tensors"][0]
+    assert half["status"] == "cut"
+    assert half["words"].endswith(f"the first 5 of {rows} rows are equal after the cast to float16")
+    other_shape = diff(base, tuned({POSITIONS: table[..., :5].clone()}))["tensors"][0]
+    assert (other_shape["status"], other_shape["relative_l2"]) == ("reshaped", None)
 
 
 def test_a_cast_is_said_apart(base: Path, tuned: Callable[..., Path]) -> None:

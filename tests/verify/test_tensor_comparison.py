@@ -10,11 +10,18 @@ import pytest
 import torch
 from support.checkpoints import as_bytes
 
-from sam3lite_convert.checkpoint.index import StoredTensor, joined, zeros
+from sam3lite_convert.checkpoint.index import StoredTensor, contiguous_stride, joined, zeros
 from sam3lite_convert.checkpoint.reader import open_source, read_checkpoint
 from sam3lite_convert.checkpoint.tensor_reader import read_pieces, read_tensor
 from sam3lite_convert.verify import tensor_comparison
-from sam3lite_convert.verify.tensor_comparison import Comparison, OpenTensor, compare_tensors, rows_in_common
+from sam3lite_convert.verify.tensor_comparison import (
+    Comparison,
+    OpenTensor,
+    Rows,
+    compare_tensors,
+    lacking_rows,
+    leading_rows,
+)
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 COMPLEX = ("complex128", "complex64")
@@ -232,28 +239,38 @@ def test_real_and_complex_numbers_are_not_compared(tmp_path: Path) -> None:
 # ---- tables of other lengths
 
 
-def rows(a: torch.Tensor, b: torch.Tensor, folder: Path) -> tuple[str, int, int] | None:
-    torch.save({"a": a, "b": b}, folder / "rows.pt")
-    index = read_checkpoint(folder / "rows.pt")
+def test_some_rows_are_compared_with_others(tmp_path: Path) -> None:
+    a, b = pair("float32")
+    longer = torch.cat([torch.randn(4, 5), b])[None]
+    torch.save({"a": a[None], "b": longer, "turned": longer[0].T.contiguous().T[None]}, tmp_path / "rows.pt")
+    index = read_checkpoint(tmp_path / "rows.pt")
     with open_source(index) as file:
-        return rows_in_common(OpenTensor(file, index.tensors["a"]), OpenTensor(file, index.tensors["b"]))
+        for name in ("b", "turned"):
+            sides = [OpenTensor(file, index.tensors[key]) for key in ("a", name)]
+            found = compare_tensors(sides[0], sides[1], Rows(0, 4, 9))
+            agrees(found, a, b)
+            assert found.changed_rows is not None and found.changed_rows.nonzero()[0].tolist() == [2, 3, 8]
+            assert compare_tensors(sides[0], sides[1], Rows(4, 8, 4)).differing == 0
+            agrees(compare_tensors(sides[1], sides[0], Rows(6, 2, 5)), b[2:7], a[2:7])
+            with pytest.raises(ValueError, match="shapes differ"):
+                compare_tensors(sides[0], sides[1])
 
 
-def test_a_cut_table_is_recognised_from_both_sides(tmp_path: Path) -> None:
-    table = torch.randn(1, 1, 77, 8)
-    for cut, what in ((table[:, :, :16], ("first", 16, 77)), (table[:, :, 1:], ("last", 76, 77))):
-        for one in (cut.clone(), cut):
-            assert rows(table, one, tmp_path) == rows(one, table, tmp_path) == what
-    turned = table[0, 0].T.contiguous().T
-    assert rows(turned, table[0, 0, :9].clone(), tmp_path) == ("first", 9, 77)
+def test_rows_stand_along_the_first_dimension_that_has_several() -> None:
+    assert leading_rows((1, 1, 77, 8), (1, 1, 16, 8)) == (77, 16)
+    assert leading_rows((1, 8), (16, 8)) == (1, 16)
+    assert leading_rows((), ()) == leading_rows((1, 1), (1, 1)) == (1, 1)
+    assert leading_rows((0, 3), (5, 3)) == (0, 5)
+    for one, other in (((12, 8), (12, 4)), ((12, 8), (5, 4)), ((5, 8), (1, 5, 8)), ((2, 77, 8), (2, 16, 8))):
+        assert leading_rows(one, other) is None
 
 
-def test_other_shapes_are_no_cut(tmp_path: Path) -> None:
-    table = torch.randn(12, 8)
-    changed = table[:5].clone()
-    changed[4, 7] += 1
-    for other in (changed, table[3:7], table[:, :4], table[:5].half(), table[:5].reshape(1, 5, 8), torch.empty(0, 8)):
-        assert rows(table, other.clone(), tmp_path) is None
+def test_rows_that_a_file_does_not_hold_are_known() -> None:
+    table = StoredTensor("t", "float32", (1, 16, 4), 64, contiguous_stride((1, 16, 4)))
+    row = zeros("t", "float32", (1, 1, 4))
+    assert lacking_rows(joined("t", (1, 17, 4), [row, table])) == 1
+    assert lacking_rows(joined("t", (1, 17, 4), [table, row])) == lacking_rows(table) == 0
+    assert lacking_rows(row) == lacking_rows(joined("t", (1, 2, 4), [row, row])) == 0
 
 
 def test_a_stored_tensor_that_is_too_long_for_its_file_is_refused(tmp_path: Path) -> None:
