@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ConversionPlan,
         OpenCheckpoint,
         convert_checkpoint,
+        diff_checkpoints,
         judge_activations,
         make_plan,
         open_checkpoint,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "commands.library": (
-        "ConversionPlan", "OpenCheckpoint", "convert_checkpoint", "judge_activations", "make_plan", "open_checkpoint",
-        "push_folder", "run_detector_parity", "run_parity", "verify_folder",
+        "ConversionPlan", "OpenCheckpoint", "convert_checkpoint", "diff_checkpoints", "judge_activations", "make_plan",
+        "open_checkpoint", "push_folder", "run_detector_parity", "run_parity", "verify_folder",
     ),
     "errors": ("CannotRun", "Sam3LiteError", "UnsoundPlan", "Untrusted"),
     "packed_detector": ("PackedModel",),
@@ -55,6 +56,7 @@ __all__ = [
     "Untrusted",
     "__version__",
     "convert_checkpoint",
+    "diff_checkpoints",
     "judge_activations",
     "make_plan",
     "open_checkpoint",

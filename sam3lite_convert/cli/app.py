@@ -17,6 +17,7 @@ import typer
 from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli.convert import convert
 from sam3lite_convert.cli.demo import demo
+from sam3lite_convert.cli.diff import diff
 from sam3lite_convert.cli.explain import explain
 from sam3lite_convert.cli.inspect import inspect
 from sam3lite_convert.cli.judge import judge
@@ -56,7 +57,7 @@ def top(
         raise typer.Exit(2)
 
 
-for command in (inspect, convert, explain, verify, parity, judge, record, demo):
+for command in (inspect, convert, explain, verify, diff, parity, judge, record, demo):
     app.command()(command)
 
 

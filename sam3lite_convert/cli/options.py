@@ -130,6 +130,34 @@ StripPrefix = Annotated[
         "copy of the model are left out. Default: prefixes that the mapping tables know.",
     ),
 ]
+StateDictKeyA = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dict-key-a", metavar="PATH", help="Entry of A alone that holds the weights. Default: --state-dict-key."
+    ),
+]
+StateDictKeyB = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dict-key-b", metavar="PATH", help="Entry of B alone that holds the weights. Default: --state-dict-key."
+    ),
+]
+StripPrefixA = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--strip-prefix-a",
+        metavar="PREFIX",
+        help="Text to take off the front of keys of A alone (repeatable). Default: --strip-prefix.",
+    ),
+]
+StripPrefixB = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--strip-prefix-b",
+        metavar="PREFIX",
+        help="Text to take off the front of keys of B alone (repeatable). Default: --strip-prefix.",
+    ),
+]
 Drop = Annotated[
     list[str] | None,
     typer.Option(
@@ -165,6 +193,26 @@ ComponentOption = Annotated[
 ]
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=_complete_checkpoint)
+]
+FirstArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="A", help=f"The one that B is held against. {_CHECKPOINT}", autocompletion=_complete_checkpoint
+    ),
+]
+SecondArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="B",
+        help="A checkpoint as A is; the same file with another --state-dict-key-b, too.",
+        autocompletion=_complete_checkpoint,
+    ),
+]
+EveryTensor = Annotated[
+    bool, typer.Option("--all", help="List every tensor that differs. Default: the 20 with the largest relative L2.")
+]
+ExitCode = Annotated[
+    bool, typer.Option("--exit-code", help="Exit with code 1 unless both hold the same tensors, equal to the bit.")
 ]
 SourceArgument = Annotated[
     str | None,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from sam3lite_convert.records.convert import ConvertDocument, PushRecord
     from sam3lite_convert.records.detector import DetectorDocument
+    from sam3lite_convert.records.diff import DiffDocument
     from sam3lite_convert.records.explain import ExplainDocument
     from sam3lite_convert.records.parity import ParityDocument
     from sam3lite_convert.records.verify import VerifyDocument
@@ -243,6 +244,20 @@ def verify_folder(
     path, repository = place.whole()
     document = verify.verify_folder(path, opened.location.whole(), opened.mappings, causal)
     return replace(document, folder=place.name, repository=repository)
+
+
+def diff_checkpoints(a: Checkpointlike, b: Checkpointlike) -> DiffDocument:
+    """Compare two checkpoints tensor by tensor under canonical names: what is equal, what changed and by how much, what
+    is only in one.
+
+    The same file twice, opened with another ``state_dict_key``, compares two of its entries. Files on the Hub are
+    downloaded. The mapping tables are those of ``a``.
+    Raises UnsoundPlan if a file holds several copies of the model, Untrusted if one is damaged.
+    """
+    from sam3lite_convert.commands import diff
+
+    first, second = _opened(a), _opened(b)
+    return diff.diff_checkpoints(first.location.whole(), second.location.whole(), first.mappings)
 
 
 def run_parity(

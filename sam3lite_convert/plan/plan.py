@@ -27,7 +27,7 @@ from sam3lite_convert.plan.refusal import refusal
 from sam3lite_convert.plan.renamed import Trial
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
-from sam3lite_convert.plan.twins import Twin, _twins
+from sam3lite_convert.plan.twins import Twin, twins_of
 from sam3lite_convert.plan.unsound import Expected, PlanFault, shape_text
 from sam3lite_convert.records.receipt import MappedTensor
 from sam3lite_convert.records.shared import Counts
@@ -236,7 +236,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     family = family_of(names.sources)
     variants = tuple(family.variants_in(names.sources))
     check_copies(checkpoint, names)
-    twins = tuple(_twins(checkpoint, names))
+    twins = tuple(twins_of(checkpoint, names))
     try:
         _refuse_relatives(family, names.sources)
         layout = mappings.layout(options.layout, family, options.component, (v.name for v in variants))

@@ -38,7 +38,11 @@ class Twin:
     second: StoredTensor
 
 
-def _twins(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
+def twins_of(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
+    """The twins of a checkpoint; their bytes are not compared yet.
+
+    Raises Untrusted, naming both keys, if the two tensors of a pair are of different shapes or dtypes.
+    """
     for keys in names.twins.values():
         first = checkpoint.tensors[keys[0]]
         for key in keys[1:]:

@@ -19,7 +19,7 @@ from sam3lite_convert.cli.options import parse_size
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 
-COMMANDS = ("inspect", "convert", "explain", "verify", "parity", "judge", "record", "demo")
+COMMANDS = ("inspect", "convert", "explain", "verify", "diff", "parity", "judge", "record", "demo")
 MAIN = [sys.executable, "-m", "sam3lite_convert"]
 
 
