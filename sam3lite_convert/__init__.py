@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         make_plan,
         open_checkpoint,
         push_folder,
+        restore_folder,
         run_detector_parity,
         run_parity,
         verify_folder,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "commands.library": (
         "ConversionPlan", "OpenCheckpoint", "convert_checkpoint", "judge_activations", "make_plan", "open_checkpoint",
-        "push_folder", "run_detector_parity", "run_parity", "verify_folder",
+        "push_folder", "restore_folder", "run_detector_parity", "run_parity", "verify_folder",
     ),
     "errors": ("CannotRun", "Sam3LiteError", "UnsoundPlan", "Untrusted"),
     "packed_detector": ("PackedModel",),
@@ -59,6 +60,7 @@ __all__ = [
     "make_plan",
     "open_checkpoint",
     "push_folder",
+    "restore_folder",
     "run_detector_parity",
     "run_parity",
     "verify_folder",

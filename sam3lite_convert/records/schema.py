@@ -18,6 +18,7 @@ from sam3lite_convert.records import (
     inspect,
     parity,
     receipt,
+    restore,
     shared,
     verify,
 )
@@ -30,6 +31,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "explain": explain.ExplainDocument,
     "explain-code": explain.CodeDocument,
     "verify": verify.VerifyDocument,
+    "restore": restore.RestoreDocument,
     "parity": parity.ParityDocument,
     "parity-detector": detector.DetectorDocument,
     "judge": parity.ParityDocument,
@@ -46,7 +48,7 @@ DOCUMENTS: dict[str, type[Record]] = {
 }
 _NAMES: dict[str, object] = {
     name: cls
-    for module in (convert, detector, fingerprint, inspect, parity, verify)
+    for module in (convert, detector, fingerprint, inspect, parity, restore, verify)
     for name, cls in vars(module).items()
 }
 
