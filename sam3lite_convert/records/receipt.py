@@ -131,10 +131,13 @@ class OptionsRecord(Record):
 class MappedTensor(Record):
     """The source and the operation of one target tensor.
 
+    source: its key; of several that were joined, the first.
+    sources: the keys of those that were joined, in the order of their rows.
     part: q, k or v of a split.
     """
 
     source: str
+    sources: tuple[str, ...] | None = field(default=None, metadata=optional())
     operation: str
     part: str | None = field(default=None, metadata=optional())
     dtype: str
@@ -185,6 +188,7 @@ class Receipt(Document):
     """conversion.json: what was done, enough to redo it and to check it.
 
     family: of checkpoints, for people.
+    kind: what the checkpoint is, in words.
     reader: what reads the layout, in words.
     loader: what loads the folder, as the layout's table names it.
     library: the library that the loader belongs to, null for our own or none.
@@ -204,6 +208,7 @@ class Receipt(Document):
     source: SourceRecord
     layout: str
     family: str
+    kind: str = field(default="", metadata=optional())
     reader: str
     loader: LoaderName
     library: LibraryName | None

@@ -13,6 +13,8 @@ from sam3lite_convert.records.record import Document, JsonValue, Record, optiona
 class Counts(Record):
     """Source tensors in all, mapped and dropped (they add up), and target tensors.
 
+    filled: target tensors that no source fills and that hold zeros.
+
     Raises ValueError if they do not add up.
     """
 
@@ -20,6 +22,7 @@ class Counts(Record):
     mapped: int
     dropped: int
     target: int
+    filled: int = field(default=0, metadata=optional())
 
     def __post_init__(self) -> None:
         if self.source != self.mapped + self.dropped:
@@ -118,7 +121,8 @@ class ArchitectureRecord(Record):
     num_hidden_layers: all text blocks.
     projection_dim: width of the pooled projection.
     output_dim: width of what the detector reads.
-    detector: sizes of the other components.
+    detector: sizes of the detector's other components.
+    tracker: sizes of the video tracker.
     assumed: what weights cannot tell, with the value taken and where it comes from.
     """
 
@@ -135,6 +139,7 @@ class ArchitectureRecord(Record):
     causal_masking: bool
     repmixer_kernel_size: int | None = field(default=None, metadata=optional())
     detector: dict[str, JsonValue] | None = field(default=None, metadata=optional())
+    tracker: dict[str, JsonValue] | None = field(default=None, metadata=optional())
     assumed: dict[str, str] | None = field(default=None, metadata=optional())
 
 
