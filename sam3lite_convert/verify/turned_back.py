@@ -7,9 +7,9 @@ checkpoint where that is given. Without it the folder's receipt tells the names,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,15 +20,13 @@ from sam3lite_convert.checkpoint.tensor_reader import ranges, read_exactly, read
 from sam3lite_convert.convert.assembled import Assembled, Stretch
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
-from sam3lite_convert.plan.operations import OPERATIONS, FillZero, Operation, Slice
-from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.plan.operations import OPERATIONS, Operation, Slice, Zeros, joined_rows
+from sam3lite_convert.plan.plan import COUNTER, Mapped, Plan
 from sam3lite_convert.plan.twins import first_of
 from sam3lite_convert.plan.unsound import listed, shape_text
-from sam3lite_convert.records.receipt import LostRows, Receipt
-from sam3lite_convert.verify.verify import COUNTER, same_values
+from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.verify.verify import same_values
 from sam3lite_convert.workers import Advance
-
-_ZEROS = FillZero.name
 
 
 @dataclass
@@ -89,13 +87,14 @@ def turned_back_by_receipt(folder: Folder, receipt: Receipt) -> TurnedBack:
     targets: dict[tuple[str, ...], list[str]] = {}
     for key, said in receipt.tensors.items():
         path, found = folder.tensors[key]
-        if said.operation == _ZEROS:
+        if said.operation == Zeros.name:
             _check_zero(out, key, path, found)
         else:
-            targets.setdefault((said.source,), []).append(key)
+            targets.setdefault(said.sources or (said.source,), []).append(key)
     made: dict[str, Assembled] = {}
     for sources, keys in targets.items():
-        made |= _of_receipt(folder, receipt, sources, keys, out)
+        for tensor in _of_receipt(folder, receipt, sources, keys, out):
+            made[tensor.key] = tensor
     kinds = dict(receipt.lost.dropped.by_kind) if receipt.lost.dropped else {}
     for key, reason in receipt.dropped.items():
         first = first_of(reason)
@@ -109,7 +108,7 @@ def turned_back_by_receipt(folder: Folder, receipt: Receipt) -> TurnedBack:
 
 def _of_receipt(
     folder: Folder, receipt: Receipt, sources: tuple[str, ...], keys: Sequence[str], out: TurnedBack
-) -> dict[str, Assembled]:
+) -> Iterator[Assembled]:
     """The tensors ``sources`` of the checkpoint, from those of the folder that were made of them."""
     name = receipt.tensors[keys[0]].operation
     operation = OPERATIONS.get(name)
@@ -117,13 +116,11 @@ def _of_receipt(
         raise CannotRun(f"the receipt names an operation that this version does not know: {name}", "unknown_operation")
     if operation.labels[0] is not None:
         keys = sorted(keys, key=lambda key: operation.labels.index(receipt.tensors[key].part))
-    (source,) = sources
     found = [folder.tensors[key] for key in keys]
-    shapes = [tensor.shape for _, tensor in found]
     row, cut = receipt.lost.class_row, receipt.lost.positions
-    shape = operation.source_shape(shapes)
-    if name == "drop_class_row" and not _of(row, source):
-        shape = shapes[0]
+    shape = operation.source_shape([tensor.shape for _, tensor in found])
+    if name == "drop_class_row" and (row is None or row.tensor not in sources):
+        shape = found[0][1].shape  # it had none
     dtype = _widest(tensor.dtype for _, tensor in found)
     parts = operation.slices(shape)
     covers = [
@@ -131,19 +128,18 @@ def _of_receipt(
         for key, (path, tensor), part in zip(keys, found, parts, strict=True)
     ]
     _check_duplicates(covers)
+    each = joined_rows(shape, len(sources)) if operation.joins else shape
+    for number, source in enumerate(sources):
 
-    def filler(begin: int, end: int) -> Stretch:
-        return Stretch(folder.path, zeros(source, dtype, (end - begin,)), 0, end - begin)
+        def filler(begin: int, end: int, key: str = source) -> Stretch:
+            return Stretch(folder.path, zeros(key, dtype, (end - begin,)), 0, end - begin)
 
-    if _of(row, source):
-        out.partly[source] = "its class row is filled with zeros, not restored: the folder does not hold it"
-    if cut is not None and cut.tensor == source:
-        out.partly[source] = f"its last {cut.rows} rows are not restored: the folder does not hold them"
-    return {source: Assembled(source, dtype, shape, _filled(covers, shape, filler))}
-
-
-def _of(lost: LostRows | None, source: str) -> bool:
-    return lost is not None and lost.tensor == source
+        numel = math.prod(each)
+        yield Assembled(source, dtype, each, _filled(_within(covers, number * numel, numel), each, filler))
+        if row is not None and row.tensor == source:
+            out.partly[source] = "its class row is filled with zeros, not restored: the folder does not hold it"
+        if cut is not None and cut.tensor == source:
+            out.partly[source] = f"its last {cut.rows} rows are not restored: the folder does not hold them"
 
 
 # ---- with the checkpoint
@@ -176,10 +172,8 @@ def turned_back_with_checkpoint(
                 _check_zero(out, key, path, found)
             else:
                 same = same_values(source, piece, opened[path], found, None)
-                stretch = _stretch(path, found, piece.operation, piece.slice)
-                begin = piece.slice.begin
-                cover = _Cover(begin, begin + piece.slice.numel, stretch, key, same)
-                covers.setdefault(piece.source.key, []).append(cover)
+                for own, cover in _covers(piece, _stretch(path, found, piece.operation, piece.slice), same):
+                    covers.setdefault(own, []).append(cover)
             advance(found.nbytes)
     checkpoint = plan.checkpoint
     made: dict[str, Assembled] = {}
@@ -202,6 +196,16 @@ def turned_back_with_checkpoint(
         whole = (Stretch(checkpoint.path, tensor, 0, tensor.numel),)
         out.tensors.append(made.get(key) or Assembled(key, tensor.dtype, tensor.shape, whole))
     return out
+
+
+def _covers(piece: Mapped, stretch: Stretch, same: bool) -> Iterator[tuple[str, _Cover]]:
+    """What a target covers of each of its sources, by their keys."""
+    begin, base = piece.slice.begin, 0
+    whole = _Cover(begin, begin + piece.slice.numel, stretch, piece.key, same)
+    for own in piece.sources:
+        for cover in _within([whole], base, own.numel):
+            yield own.key, cover
+        base += own.numel
 
 
 def _with_original(path: Path, original: StoredTensor, covers: list[_Cover], out: TurnedBack) -> Assembled:
@@ -248,6 +252,17 @@ def _check_form(folder: Folder, plan: Plan) -> None:
 
 def _stretch(path: Path, found: StoredTensor, operation: Operation, part: Slice) -> Stretch:
     return Stretch(path, found, 0, part.numel, None if operation.verbatim else (operation, part))
+
+
+def _within(covers: Iterable[_Cover], base: int, numel: int) -> list[_Cover]:
+    """What is covered of a tensor whose elements are those from ``base`` on of what the covers are of."""
+    out = []
+    for cover in covers:
+        begin, end = max(cover.begin, base), min(cover.end, base + numel)
+        if begin < end or begin == end == cover.begin == cover.end:
+            stretch = replace(cover.stretch, begin=cover.stretch.begin + begin - cover.begin, numel=end - begin)
+            out.append(replace(cover, begin=begin - base, end=end - base, stretch=stretch))
+    return out
 
 
 def _filled(
