@@ -30,7 +30,7 @@ from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
     from sam3lite_convert.convert.assembled import Assembled
-    from sam3lite_convert.verify.turned_back import TurnedBack
+    from sam3lite_convert.verify.restoration import Restoration
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _SAFETENSORS = ".safetensors"
@@ -49,7 +49,7 @@ class _Restored:
     """
 
     basis: Literal["checkpoint", "receipt", "layout"]
-    turned: TurnedBack
+    turned: Restoration
     family: str
     layout: str
     component: str
@@ -153,7 +153,7 @@ def _with_checkpoint(
 ) -> tuple[_Restored, dict[Path, BinaryIO]]:
     """What the folder and the checkpoint give together, and the open checkpoint by its path."""
     from sam3lite_convert.verify.recognise import recognise
-    from sam3lite_convert.verify.turned_back import turned_back_with_checkpoint
+    from sam3lite_convert.verify.restoration import restoration_with_checkpoint
 
     hashing = stack.enter_context(original.hashing())
     checkpoint = original.read()
@@ -164,7 +164,7 @@ def _with_checkpoint(
     hashing.check(checkpoint)
     hashing.follow(advance("hash"))
     check_twins(source, plan.twins)
-    turned = turned_back_with_checkpoint(folder, plan, source, advance("compare"))
+    turned = restoration_with_checkpoint(folder, plan, source, advance("compare"))
     sha256, notes = hashing.result()
     notes += _check_origin(folder, original, sha256, turned)
     left = [f"{name} ({count:,} tensors)" for name, count in checkpoint.left.items()]
@@ -185,7 +185,7 @@ def _with_checkpoint(
     return restored, {checkpoint.path: source}
 
 
-def _check_origin(folder: Folder, original: Source, sha256: str | None, turned: TurnedBack) -> list[str]:
+def _check_origin(folder: Folder, original: Source, sha256: str | None, turned: Restoration) -> list[str]:
     """Notes on a checkpoint that is not the file that the receipt names, but of which the folder is the conversion.
 
     Raises CannotRun if it is another file, and the folder differs from it: what of that was trained, and what is
@@ -216,7 +216,7 @@ def _by_receipt(folder: Folder) -> _Restored:
 
     Raises CannotRun if it has no receipt, or one that is no longer that of its tensors.
     """
-    from sam3lite_convert.verify.turned_back import misfits, turned_back_by_receipt
+    from sam3lite_convert.verify.restoration import misfits, restoration_by_receipt
 
     way = f"Give the checkpoint that it was made from: sam3lite restore {shlex.quote(str(folder.path))} CHECKPOINT"
     if folder.receipt is None:
@@ -244,7 +244,7 @@ def _by_receipt(folder: Folder) -> _Restored:
         notes.append(f"not restored, beside the weights of {source.name}: {', '.join(source.left)}")
     return _Restored(
         basis="receipt",
-        turned=turned_back_by_receipt(folder, receipt),
+        turned=restoration_by_receipt(folder, receipt),
         family=receipt.family,
         layout=receipt.layout,
         component=receipt.component,
@@ -301,7 +301,7 @@ def _document(restored: _Restored, folder: Path, output: Path, original: Source 
     )
 
 
-def _summary(turned: TurnedBack, alone: bool) -> str:
+def _summary(turned: Restoration, alone: bool) -> str:
     """What stands in the file, in one sentence."""
     total = f"{len(turned.tensors):,} tensors"
     if alone:

@@ -30,7 +30,7 @@ from sam3lite_convert.workers import Advance
 
 
 @dataclass
-class TurnedBack:
+class Restoration:
     """The tensors to write, and what became of them.
 
     equal: keys of tensors that equal the checkpoint's, up to a cast; what is written is the checkpoint's to the bit.
@@ -77,13 +77,13 @@ def misfits(folder: Folder, receipt: Receipt) -> list[str]:
     ]
 
 
-def turned_back_by_receipt(folder: Folder, receipt: Receipt) -> TurnedBack:
+def restoration_by_receipt(folder: Folder, receipt: Receipt) -> Restoration:
     """The tensors of the checkpoint that the folder holds, under their names there.
 
     Raises UnsoundPlan if two targets of one tensor differ, CannotRun if the receipt names an operation that this
     version doesn't know. The folder has to fit the receipt (``misfits``).
     """
-    out = TurnedBack()
+    out = Restoration()
     targets: dict[tuple[str, ...], list[str]] = {}
     for key, said in receipt.tensors.items():
         path, found = folder.tensors[key]
@@ -107,7 +107,7 @@ def turned_back_by_receipt(folder: Folder, receipt: Receipt) -> TurnedBack:
 
 
 def _of_receipt(
-    folder: Folder, receipt: Receipt, sources: tuple[str, ...], keys: Sequence[str], out: TurnedBack
+    folder: Folder, receipt: Receipt, sources: tuple[str, ...], keys: Sequence[str], out: Restoration
 ) -> Iterator[Assembled]:
     """The tensors ``sources`` of the checkpoint, from those of the folder that were made of them."""
     name = receipt.tensors[keys[0]].operation
@@ -145,9 +145,9 @@ def _of_receipt(
 # ---- with the checkpoint
 
 
-def turned_back_with_checkpoint(
+def restoration_with_checkpoint(
     folder: Folder, plan: Plan, source: BinaryIO, advance: Advance = lambda n: None
-) -> TurnedBack:
+) -> Restoration:
     """Every tensor of the checkpoint, in its order: with its own bytes where the folder's equal what the plan makes of
     them, else with the folder's values, turned back.
 
@@ -158,7 +158,7 @@ def turned_back_with_checkpoint(
     two targets of one tensor differ.
     """
     _check_form(folder, plan)
-    out = TurnedBack()
+    out = Restoration()
     covers: dict[str, list[_Cover]] = {}
     with ExitStack() as stack:
         opened: dict[Path, BinaryIO] = {}
@@ -208,7 +208,7 @@ def _covers(piece: Mapped, stretch: Stretch, same: bool) -> Iterator[tuple[str, 
         base += own.numel
 
 
-def _with_original(path: Path, original: StoredTensor, covers: list[_Cover], out: TurnedBack) -> Assembled:
+def _with_original(path: Path, original: StoredTensor, covers: list[_Cover], out: Restoration) -> Assembled:
     """One tensor of the checkpoint. ``path``: of the checkpoint."""
 
     def filler(begin: int, end: int) -> Stretch:
@@ -303,7 +303,7 @@ def _bytes(stretch: Stretch) -> tuple[str, bytes]:
         return stretch.tensor.dtype, read_tensor(file, stretch.tensor)
 
 
-def _check_zero(out: TurnedBack, key: str, path: Path, found: StoredTensor) -> None:
+def _check_zero(out: Restoration, key: str, path: Path, found: StoredTensor) -> None:
     """Notes a tensor that the conversion filled with zeros, and that is not zero any more."""
     with open_file(path) as file:
         if found.contiguous:
