@@ -6,11 +6,12 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from sam3lite_convert.checkpoint.file_set import members
+from sam3lite_convert.checkpoint.index import Checkpoint, check_unchanged, files_of
 from sam3lite_convert.checkpoint.one_file import open_file
 from sam3lite_convert.checkpoint.reader import open_source
 from sam3lite_convert.commands.sources import Source
@@ -46,6 +47,7 @@ class _Restored:
 
     meta: whole numbers beside the state dict.
     named_context: the context in tokens that only the original's name states.
+    checkpoint: what is read beside the folder; ``opened``: its open files by path.
     """
 
     basis: Literal["checkpoint", "receipt", "layout"]
@@ -58,6 +60,8 @@ class _Restored:
     meta: Mapping[str, int]
     named_context: int | None
     notes: Sequence[str]
+    checkpoint: Checkpoint | None = None
+    opened: Mapping[Path, BinaryIO] = field(default_factory=dict)
 
 
 def check_restored_place(output: Path, overwrite: bool, folder: Path, original: Path | None = None) -> None:
@@ -116,10 +120,10 @@ def restore_checkpoint(
         if original is not None:
             original = original.as_stated(found.receipt)
             stack.enter_context(original.trusted())
-            restored, files = _with_checkpoint(found, original, mappings, causal, advance, stack)
+            restored = _with_checkpoint(found, original, mappings, causal, advance, stack)
         else:
-            restored, files = _by_receipt(found), {}
-        tensors = restored.turned.tensors
+            restored = _by_receipt(found)
+        tensors, files = restored.turned.tensors, dict(restored.opened)
         for path in sorted(_places(tensors) - files.keys()):
             files[path] = stack.enter_context(open_file(path))
         wrapper = restored.wrapper.split(".") if restored.wrapper else []
@@ -130,6 +134,8 @@ def restore_checkpoint(
                 write_safetensors_file(out, tensors, files, advance("write"))
             else:
                 write_torch_file(out, wrapper, tensors, files, advance("write"), restored.meta if wrapper else None)
+            for each in files_of(restored.checkpoint) if restored.checkpoint else ():
+                check_unchanged(each, each.path)
             found.check_unchanged()
     return _document(restored, folder, output, original)
 
@@ -150,8 +156,8 @@ def _places(tensors: Sequence[Assembled]) -> set[Path]:
 
 def _with_checkpoint(
     folder: Folder, original: Source, mappings: Mappings, causal: bool, advance: Progress, stack: ExitStack
-) -> tuple[_Restored, dict[Path, BinaryIO]]:
-    """What the folder and the checkpoint give together, and the open checkpoint by its path."""
+) -> _Restored:
+    """What the folder and the checkpoint give together."""
     from sam3lite_convert.verify.recognise import recognise
     from sam3lite_convert.verify.restoration import restoration_with_checkpoint
 
@@ -170,7 +176,7 @@ def _with_checkpoint(
     left = [f"{name} ({count:,} tensors)" for name, count in checkpoint.left.items()]
     if beside := [*left, *sorted(checkpoint.others)]:
         notes.append(f"not restored, beside the weights of the checkpoint: {', '.join(beside)}")
-    restored = _Restored(
+    return _Restored(
         basis="checkpoint",
         turned=turned,
         family=plan.layout.family.name,
@@ -181,8 +187,9 @@ def _with_checkpoint(
         meta=checkpoint.meta,
         named_context=plan.context.name if plan.context.meta is None else None,
         notes=notes,
+        checkpoint=checkpoint,
+        opened={checkpoint.path: source},
     )
-    return restored, {checkpoint.path: source}
 
 
 def _check_origin(folder: Folder, original: Source, sha256: str | None, turned: Restoration) -> list[str]:
@@ -195,10 +202,13 @@ def _check_origin(folder: Folder, original: Source, sha256: str | None, turned: 
         return [f"no {RECEIPT_NAME}: that {original.name} is what the folder was made from is taken as given"]
     source = folder.receipt.get("source")
     stated = (source.get("sha256") or source.get("etag")) if isinstance(source, dict) else None
-    if stated in (sha256, original.hub.etag if original.hub else None):
+    if stated is not None and stated in (sha256, original.hub.etag if original.hub else None):
         return []
     if not turned.changed:
-        return [f"{original.name} is not the file that {RECEIPT_NAME} names, but all that the folder holds equals it"]
+        return [
+            f"{original.name} is not the file that {RECEIPT_NAME} names, but what it is converted to is all that the "
+            "folder holds"
+        ]
     raise CannotRun(
         f"{original.name} is not the file that {RECEIPT_NAME} names (its SHA-256 is {str(sha256)[:16]}..., there it is "
         f"{str(stated)[:16]}...), and {len(turned.changed):,} tensors of {folder.path} differ from it. Give that file. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 
@@ -31,6 +32,8 @@ from support.folders import (
 
 import sam3lite_convert as s3
 from sam3lite_convert import files
+from sam3lite_convert.commands import restore
+from sam3lite_convert.convert.torch_writer import write_torch_file
 from sam3lite_convert.records.restore import RestoreDocument
 
 POS_EMBED = TRUNK + "pos_embed"
@@ -326,7 +329,7 @@ def test_the_same_checkpoint_saved_anew_serves_if_nothing_differs(checkpoint, co
     torch.save({"model": tiny_state(), "epoch": 3}, anew)
     folder = converted("--layout", "transformers")
     record = restored(folder, tmp_path / "back.pt", "--checkpoint", anew)
-    assert any("all that the folder holds equals it" in note for note in record["notes"])
+    assert any("is all that the folder holds" in note for note in record["notes"])
     assert_equal_states(content(tmp_path / "back.pt"), tiny_state())
 
 
@@ -443,6 +446,20 @@ def test_an_earlier_file_is_kept_unless_asked_and_until_the_end(folder, checkpoi
     restored(folder, output, "--overwrite", "--checkpoint", checkpoint)
     assert_equal_states(content(output), tiny_state())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pt", "damaged.pt", "out"]
+
+
+@pytest.mark.parametrize("which", ["checkpoint", "folder"])
+def test_what_is_changed_while_it_is_read(which, folder, checkpoint, tmp_path, monkeypatch):
+    original = shutil.copy(checkpoint, tmp_path / "original.pt")
+
+    def write_and_touch(*arguments):
+        write_torch_file(*arguments)
+        touched = original if which == "checkpoint" else folder / "model.safetensors"
+        os.utime(touched, ns=(1, 1))
+
+    monkeypatch.setattr(restore, "write_torch_file", write_and_touch)
+    assert refused(folder, tmp_path / "back.pt", "--checkpoint", original)[:2] == (4, "changed_file")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["original.pt", "out"]
 
 
 def test_no_space(folder, tmp_path, monkeypatch):
