@@ -616,6 +616,33 @@ OriginalRepo = Annotated[
         "the implementation shipped with this tool.",
     ),
 ]
+RestoredFolder = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR",
+        help="Converted folder, as it was or trained further: a local one, or OWNER/NAME[@REVISION] on the Hub, which "
+        "is downloaded.",
+    ),
+]
+RestoredSource = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="The checkpoint that DIR was converted from: what DIR does not hold, or holds rounded and unchanged, is "
+        "taken from there. Default: what only the checkpoint holds is left out.",
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+    ),
+]
+RestoreTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FILE",
+        help="File to write: .pt, .pth, .bin or .ckpt as torch.save writes them, or .safetensors.",
+    ),
+]
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 DemoOutput = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="New folder to keep the files of the demo in. Default: they are deleted."),
