@@ -131,6 +131,8 @@ class ClipText(TextReference):
     Raises ValueError if the heads do not divide the width.
     """
 
+    resizes_positions = False
+
     def __init__(self, cfg: Mapping[str, Any], tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
         self.context_length = cfg["context_length"]

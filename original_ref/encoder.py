@@ -131,6 +131,8 @@ class TextStudentEncoder(TextReference):
     Raises ValueError if the cfg is not supported.
     """
 
+    resizes_positions = True
+
     def __init__(
         self,
         cfg: Mapping[str, Any],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,10 @@ class TextReference(nn.Module, ABC):
 
     ``context_length``: what prompts are tokenized to.
     ``tokenizer``: used by ``forward`` alone.
+    ``resizes_positions``: whether its position table is resized to another length; otherwise its first rows are read.
     """
 
+    resizes_positions: ClassVar[bool]
     context_length: int
     tokenizer: Tokenizer | None
 

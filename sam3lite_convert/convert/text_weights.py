@@ -19,7 +19,7 @@ from sam3lite_convert.checkpoint.tensor_reader import read_exactly, read_tensor
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.tensor_bytes import target_chunks
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
-from sam3lite_convert.plan.architecture import TEXT, WORD_TABLE
+from sam3lite_convert.plan.architecture import TEXT, WORD_TABLES
 from sam3lite_convert.plan.key_patterns import listed
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Layout
@@ -37,7 +37,7 @@ def source_weights(plan: Plan, words: Sequence[int] | None = None) -> dict[str, 
     with open_source(plan.checkpoint) as file:
         return {
             name.removeprefix(TEXT): read_stored(file, source)
-            if words is None or name != WORD_TABLE
+            if words is None or name not in WORD_TABLES
             else _rows(file, source, words)
             for name, source in sources.items()
         }

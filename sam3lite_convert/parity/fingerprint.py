@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from original_ref import TextStudentEncoder
+from original_ref import TextReference
 from sam3lite_convert.convert.clip_ids import END, START
 from sam3lite_convert.parity.compact import positions
 from sam3lite_convert.parity.encoders import record
@@ -54,7 +54,7 @@ def fingerprint_ids(context: int, vocab: int) -> Tensor:
 
 
 def make_fingerprint(
-    model: TextStudentEncoder,
+    model: TextReference,
     architecture: Architecture,
     source: FingerprintSource,
     ids: Tensor,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from original_ref import TextStudentEncoder
+from original_ref import TextReference
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.hashing import damaged_records
 from sam3lite_convert.checkpoint.index import Checkpoint
@@ -26,8 +26,8 @@ from sam3lite_convert.parity.encoders import Activations, Encoder, record
 from sam3lite_convert.parity.faults.evidence import Evidence
 from sam3lite_convert.parity.inputs import BATCH, Inputs, make_inputs
 from sam3lite_convert.parity.judgement import check_tolerance, require_finite
-from sam3lite_convert.parity.original import checkout_encoder, record_checkout, reference_encoder
-from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
+from sam3lite_convert.parity.original import checkout_encoder, position_table, record_checkout, reference_encoder
+from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.key_patterns import listed
 from sam3lite_convert.plan.operations import POSITION_AXIS, positions, with_positions
@@ -193,10 +193,10 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     every = make_inputs(context, vocab, options.seed, options.batch, options.length, options.prompts)
     inputs = every if len(every.ids) <= BATCH else every.rows(range(BATCH))
     weights = source_weights(plan)
-    table = weights[POSITION_TABLE.removeprefix(TEXT)]
+    table = position_table(weights)
     reference = reference_encoder(plan.architecture, weights, dtype, context)
     ours = reference.model
-    assert isinstance(ours, TextStudentEncoder)
+    assert isinstance(ours, TextReference)
     own = recorded = record(reference, inputs.ids)
     require_finite(recorded)
     if options.original is not None:

@@ -22,7 +22,7 @@ TEXT_ENCODER = "text_encoder"  # the component, in reports
 TEXT = "backbone.language_backbone."
 VISION = "backbone.vision_backbone."
 POSITION_TABLE = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
-WORD_TABLE = TEXT + "encoder.embedding_layer.weight"
+WORD_TABLES = (TEXT + "encoder.embedding_layer.weight", TEXT + "encoder.token_embedding.weight")
 SAM3_TEXT_PARAMETERS = 353.72e6  # SAM3's own text encoder
 HEAD_DIM = 64
 
