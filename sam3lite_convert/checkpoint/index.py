@@ -27,6 +27,8 @@ class StoredTensor:
     ``offset``: byte position of its first element in the file; below zero for one that the file lacks and that is
     taken to be all zeros.
     ``stride``: in elements; C-contiguous for nearly every tensor.
+    ``parts``: of a tensor that is made of others, these: its elements in C order are those of the first, then those of
+    the second, and so on. It has no offset of its own.
     """
 
     key: str
@@ -34,11 +36,19 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     stride: tuple[int, ...]
+    parts: tuple[StoredTensor, ...] = ()
 
     @property
     def absent(self) -> bool:
         """Whether the file lacks it, so that it is taken to be all zeros."""
-        return self.offset < 0
+        return all(part.absent for part in self.parts) if self.parts else self.offset < 0
+
+    @property
+    def stored(self) -> tuple[StoredTensor, ...]:
+        """The tensors of the file that its bytes come from: itself, or those that it is made of."""
+        if self.parts:
+            return tuple(stored for part in self.parts for stored in part.stored)
+        return () if self.absent else (self,)
 
     @property
     def numel(self) -> int:
@@ -50,11 +60,12 @@ class StoredTensor:
 
     @property
     def contiguous(self) -> bool:
-        return self.stride == contiguous_stride(self.shape) or self.numel <= 1
+        return not self.parts and (self.stride == contiguous_stride(self.shape) or self.numel <= 1)
 
     @property
     def span(self) -> int:
-        """Length of its range in the file, in elements: from the first to the last one, inclusive."""
+        """Length of its range in the file, in elements: from the first to the last one, inclusive. Of a tensor that
+        is made of others it says nothing about the file."""
         if self.numel == 0:
             return 0
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
@@ -62,11 +73,12 @@ class StoredTensor:
     @property
     def overlaps(self) -> bool:
         """Whether elements share bytes, as those of an expanded tensor do."""
-        return self.numel > self.span
+        return any(part.overlaps for part in self.parts) if self.parts else self.numel > self.span
 
     @property
     def extent(self) -> tuple[int, int]:
-        """Its byte range in the file: start, and end behind the last byte."""
+        """Its byte range in the file: start, and end behind the last byte. Of what is made of others, ask each of
+        ``stored``."""
         return self.offset, self.offset + self.span * dtypes.itemsize(self.dtype)
 
 
@@ -74,6 +86,20 @@ def zeros(key: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
     """A tensor that no file holds, and that is read as zeros."""
     nbytes = math.prod(shape) * dtypes.itemsize(dtype)
     return StoredTensor(key, dtype, shape, -max(nbytes, 1), contiguous_stride(shape))
+
+
+def joined(key: str, shape: tuple[int, ...], parts: Iterable[StoredTensor]) -> StoredTensor:
+    """A tensor whose elements in C order are those of ``parts``, one after another.
+
+    Raises ValueError if they are of several dtypes or not as many elements as ``shape`` has.
+    """
+    parts = tuple(parts)
+    kinds = {part.dtype for part in parts}
+    if len(kinds) != 1:
+        raise ValueError(f"cannot be joined: {' and '.join(sorted(kinds))}")
+    if sum(part.numel for part in parts) != math.prod(shape):
+        raise ValueError("cannot be joined: their elements do not fill it")
+    return StoredTensor(key, kinds.pop(), shape, -1, contiguous_stride(shape), parts)
 
 
 @dataclass(frozen=True)

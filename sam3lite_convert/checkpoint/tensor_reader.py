@@ -38,6 +38,8 @@ def read_tensor(file: BinaryIO, tensor: StoredTensor) -> bytes:
 
     Raises UnsoundPlan for an expanded tensor of many elements: a file of a few bytes may state any number of them.
     """
+    if tensor.parts:
+        return b"".join(read_tensor(file, part) for part in tensor.parts)
     if tensor.overlaps and tensor.numel > _MOST_EXPANDED:
         raise UnsoundPlan(f"{tensor.key} is an overlapping view; save it again after .contiguous()", "overlapping_view")
     width = dtypes.itemsize(tensor.dtype)

@@ -72,7 +72,7 @@ def _run(step: Step) -> DemoDocument:
     from sam3lite_convert.plan.synthetic import write_checkpoint
 
     mappings = load_mappings()
-    layouts = [layout for layout in mappings.layouts.values() if layout.loader.name in CANDIDATES]
+    layouts = [layout for layout in mappings.of_family() if layout.loader.name in CANDIDATES]
     write_checkpoint(_CHECKPOINT)
     location = Location(str(_CHECKPOINT), _CHECKPOINT)
     source = location.whole()

@@ -6,6 +6,7 @@ import difflib
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.plan.counts import mapped_names
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings, Rule
 from sam3lite_convert.records.explain import CodeDocument, ExplainDocument, RuleFacts, TensorFacts
@@ -39,7 +40,7 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
     """
     with source.trusted():
         plan = make_plan(source.read(), mappings, options)
-    canonical = {m.canonical: m.source.key for m in plan.mapped.values()}
+    canonical = {name: source for source, name in mapped_names(plan).items()}
     canonical |= {d.canonical: d.source.key for d in plan.dropped.values() if d.label != "twin"}
     found = key if key in plan.checkpoint.tensors else canonical.get(key)
     if found is None and key in plan.mapped:
@@ -52,19 +53,26 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
         message = f"{key} is not a tensor of the checkpoint, nor of its conversion.{hint}"
         raise CannotRun(message, "unknown_key", {"near": near})
     dropped = plan.dropped.get(found)
-    pieces = [m for m in plan.mapped.values() if m.source.key == found]
-    stored, rule = (dropped.source, dropped.rule) if dropped else (pieces[0].source, pieces[0].rule)
+    pieces = [m for m in plan.mapped.values() if found in (m.source.key, *(s.key for s in m.sources))]
+    filled = not dropped and pieces[0].source.absent
+    rule = dropped.rule if dropped else pieces[0].rule
+    stored = plan.checkpoint.tensors.get(found, pieces[0].source if pieces else None)
+    if stored is None:
+        raise ValueError(f"{found} is neither in the checkpoint nor in the plan")
+    name = dropped.canonical if dropped else mapped_names(plan).get(found, pieces[0].canonical)
+    joined = {s.key: None for piece in pieces for s in piece.sources} if pieces and len(pieces[0].sources) > 1 else {}
     return ExplainDocument(
         key=key,
         layout=plan.layout.name,
         fetched=source.fetched(),
-        outcome="dropped" if dropped else "mapped",
+        outcome="dropped" if dropped else "filled" if filled else "mapped",
         source=TensorFacts(
             key=found,
             dtype=stored.dtype,
             shape=stored.shape,
-            canonical=dropped.canonical if dropped else pieces[0].canonical,
+            canonical=name,
         ),
+        joined=tuple(joined) or None,
         operation=None if dropped else pieces[0].operation.name,
         reason=dropped.reason if dropped else None,
         rule=_rule(rule) if rule else None,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.commands.sources import Source
-from sam3lite_convert.errors import UnsoundPlan
+from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan
 from sam3lite_convert.plan.architecture import TEXT, Architecture, Shapes
 from sam3lite_convert.plan.context import called_context
 from sam3lite_convert.plan.counts import accounting, parameters
+from sam3lite_convert.plan.families import family_of
 from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.kinds import kind_of_names
 from sam3lite_convert.plan.names import canonical_names
@@ -39,14 +40,14 @@ def inspect_checkpoint(
         checkpoint = source.read()
     names = canonical_names(checkpoint, mappings.spellings)
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
-    family = mappings.layout(Options().layout).family
-    found = family.relatives_in(shapes)
+    family = family_of(shapes)
+    found, variants = family.relatives_in(shapes), family.variants_in(shapes)
     plans: dict[str, Plan] = {}
-    refusals: dict[str, UnsoundPlan] = {}
+    refusals: dict[str, Sam3LiteError] = {}
     for component in _COMPONENTS:
         try:
             plans[component] = make_plan(
-                checkpoint, mappings, Options(component=component, context=context, causal=causal)
+                checkpoint, mappings, Options(family.layout, component, context=context, causal=causal)
             )
         except UnsoundPlan as fault:
             refusals[component] = fault
@@ -55,7 +56,6 @@ def inspect_checkpoint(
         architecture = plan.architecture if plan else _inferred(checkpoint, shapes, context, causal)
     except UnsoundPlan:
         architecture = None
-    only_text = all(name.startswith(TEXT) for name in names.sources)
     # A file that converts is what it converts as, whatever its tensors are called.
     named = None if plan else kind_of_names(checkpoint.tensors, checkpoint.metadata)
     if named:
@@ -65,9 +65,9 @@ def inspect_checkpoint(
     elif architecture is None:
         kind = "not a SAM3-LiteText checkpoint"
     else:
-        kind = f"{family.name} {'text encoder without a detector' if only_text else 'detector'}"
+        kind = family.described(shapes)
     text = [checkpoint.tensors[keys[0]] for name, keys in names.sources.items() if name.startswith(TEXT)]
-    notes = [*checkpoint.notes, *(family.doubts(architecture) if architecture else ())]
+    notes = [*checkpoint.notes, *(family.doubts(architecture, variants=variants) if architecture else ())]
     if names.twins:
         notes.append(f"{len(names.twins)} tensors have two spellings; they are compared on conversion")
     return InspectDocument(

@@ -148,7 +148,7 @@ class ConversionPlan:
 
         opened = self.checkpoint
         with opened.source.trusted():
-            sources = {m.source.key: m.source for m in self.mapped.values()}
+            sources = {source.key: source for m in self.mapped.values() for source in m.sources}
             index = opened.source.with_bytes_of(opened.index, sources.values())
             plan = planning.make_plan(index, opened.mappings, self.plan.options)
             return planned_tensors(plan)

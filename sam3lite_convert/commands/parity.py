@@ -239,7 +239,7 @@ def as_used_options(options: ParityOptions, converted: Path | None, mappings: Ma
             "--length",
             "usage",
         )
-    called = next(name for name, layout in mappings.layouts.items() if layout.loader.library)
+    called = next(layout.name for layout in mappings.of_family() if layout.loader.library)
     candidate = options.candidate if converted or options.candidate else called
     return replace(options, prompts=options.prompts or PROMPTS, candidate=candidate)
 

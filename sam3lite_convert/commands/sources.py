@@ -131,7 +131,7 @@ class Source:
         """
         if self.copy is None:
             return index
-        wanted = [tensor for tensor in tensors if not tensor.absent]
+        wanted = [stored for tensor in tensors for stored in tensor.stored]
         # A zip's record begins somewhat before its tensor, with a header that says where exactly.
         self.copy.fetch((index.extents.get(t.key) or t.extent for t in wanted), advance)
         # From here on the copy is read as a file, where a hole would be zeros.
@@ -292,7 +292,7 @@ class Location:
         with source.trusted():
             checkpoint = source.read()
             plan = make_plan(checkpoint, mappings, Options(component="text", causal=causal))
-            tensors = [m.source for m in plan.mapped.values()]
+            tensors = [source for m in plan.mapped.values() for source in m.sources]
             tensors += [t for twin in plan.twins for t in (twin.first, twin.second)]
             source.with_bytes_of(checkpoint, tensors, advance)
         return source

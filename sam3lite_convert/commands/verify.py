@@ -157,7 +157,7 @@ def _within(cost: dict[str, int], limit: int) -> Iterator[str]:
 
 def _with_sources(source: Source, index: Checkpoint, plan: Plan, keys: list[str], advance: Advance) -> Checkpoint:
     """The index of the checkpoint with the bytes that these keys come from."""
-    wanted = {plan.mapped[key].source.key: plan.mapped[key].source for key in keys}
+    wanted = {source.key: source for key in keys for source in plan.mapped[key].sources}
     twins = [t for twin in plan.twins if twin.first.key in wanted for t in (twin.first, twin.second)]
     return source.with_bytes_of(index, [*wanted.values(), *twins], advance)
 

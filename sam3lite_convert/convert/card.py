@@ -72,7 +72,7 @@ def model_card(receipt: Receipt) -> str:
         "",
         *_parity(receipt.parity),
     ]
-    if loader.processor and receipt.component == "all":
+    if loader.processor and receipt.component != "text":
         context = a.context_length
         stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
         padded = "; the tokenizer here pads with 0" if receipt.tokenizer else ""
@@ -94,7 +94,7 @@ def _metadata(receipt: Receipt, family: Family) -> Iterator[str]:
             yield f"{key}: {_yaml(value if isinstance(value, list) else str(value))}"
     if source.repo:
         yield f"base_model: {_yaml(source.repo)}"
-    yield "pipeline_tag: mask-generation" if receipt.component == "all" else "pipeline_tag: feature-extraction"
+    yield "pipeline_tag: mask-generation" if receipt.component != "text" else "pipeline_tag: feature-extraction"
     yield from ("tags:", *(f"- {tag}" for tag in (*family.tags, "safetensors")), "---")
 
 
@@ -229,7 +229,7 @@ def _packed_encoder(receipt: Receipt, family: Family) -> Iterator[str]:
         yield f"ids = torch.zeros(1, {context}, dtype=torch.int64)"
     yield "print(model(ids).projected.shape)  # what the detector reads"
     yield "```"
-    if receipt.component == "all":
+    if receipt.component != "text":
         yield ""
         yield "No model for the rest of the detector in this layout is known; its tensors are in `conversion.json`."
 

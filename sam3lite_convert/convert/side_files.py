@@ -48,7 +48,7 @@ def add_processor_files(
     """
     if not plan.layout.loader.processor:
         return receipt, None
-    files = processor_files.processor_files(plan) if plan.options.component == "all" else {}
+    files = processor_files.processor_files(plan) if plan.options.component != "text" else {}
     files = {name: data for name, data in files.items() if not (folder / name).exists()}
     why = None
     try:

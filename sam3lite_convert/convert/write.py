@@ -73,7 +73,7 @@ def plan_notes(plan: Plan) -> list[str]:
         notes.append(f"{len(plan.filled)} BatchNorm counters (num_batches_tracked) are not in the file; filled with 0")
     if plan.not_read:
         notes.append(not_read_words(plan))
-    notes += plan.layout.family.doubts(plan.architecture)
+    notes += plan.layout.family.doubts(plan.architecture, plan.options.component, plan.variants)
     notes += [f"assumed {name}: {what}" for name, what in plan.architecture.assumed.items()]
     return notes
 
@@ -131,7 +131,7 @@ def convert(
 
         return call
 
-    sources = {p.source.key: p.source for p in pieces if not p.source.absent}
+    sources = {source.key: source for piece in pieces for source in piece.sources}
     with (
         whole_folder(folder, overwrite) as work,
         open_source(plan.checkpoint) as source,

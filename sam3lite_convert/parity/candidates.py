@@ -89,7 +89,7 @@ CANDIDATES: dict[str, Callable[[Family, Mapping[str, JsonValue], Mapping[str, Te
 def check_candidate(layout: Layout, mappings: Mappings) -> None:
     """Raises CannotRun if parity has no encoder for the layout."""
     if layout.loader.name not in CANDIDATES:
-        able = ", ".join(name for name, other in mappings.layouts.items() if other.loader.name in CANDIDATES)
+        able = ", ".join(x.name for x in mappings.of_family(layout.family) if x.loader.name in CANDIDATES)
         raise CannotRun(
             f"parity has no encoder for the layout {layout.name} (loader = {layout.loader.name}); it has one for: "
             f"{able}. sam3lite verify checks the tensors of a folder in any layout.",

@@ -30,7 +30,7 @@ from sam3lite_convert.parity.original import checkout_encoder, position_table, r
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.key_patterns import listed
-from sam3lite_convert.plan.operations import POSITION_AXIS, positions, with_positions
+from sam3lite_convert.plan.operations import positions, with_positions
 from sam3lite_convert.plan.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.twins import check_twins
@@ -226,7 +226,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
 
 def _rows_held(pieces: list[Mapped], held: Mapping[str, Tensor]) -> int:
     """Rows of the candidate's text position table."""
-    return next(int(held[m.target].shape[POSITION_AXIS]) for m in pieces if m.position_table)
+    return next(positions(tuple(held[m.target].shape)) or 0 for m in pieces if m.position_table)
 
 
 def context_notes(called: CalledContext, plan: Plan, rows: int) -> list[str]:

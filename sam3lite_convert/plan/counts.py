@@ -30,6 +30,12 @@ def parameters(tensors: Iterable[StoredTensor]) -> int:
     return sum(t.numel for t in tensors if not t.key.endswith(_BUFFERS))
 
 
+def mapped_names(plan: Plan) -> dict[str, str]:
+    """The canonical name of each source that is mapped, by key."""
+    canonical = {key: name for name, keys in plan.names.sources.items() for key in keys}
+    return {source.key: canonical[source.key] for m in plan.mapped.values() for source in m.sources}
+
+
 def text_parameters(plan: Plan) -> int:
     """Number of parameters of the converted text encoder with its projection."""
     pieces = (m for m in plan.mapped.values() if m.canonical.startswith(TEXT) and not m.canonical.endswith(_BUFFERS))
@@ -69,7 +75,7 @@ def components(checkpoint: Checkpoint, names: Names, plan: Plan | None) -> dict[
     for key in names.left:
         out.setdefault(component_of(key), ComponentCount()).keys += 1
     if plan is not None:
-        for canonical in {m.source.key: m.canonical for m in plan.mapped.values() if not m.source.absent}.values():
+        for canonical in mapped_names(plan).values():
             out[component_of(canonical)].mapped += 1
         for dropped in plan.dropped.values():
             out[component_of(dropped.canonical)].dropped[dropped.label] += 1

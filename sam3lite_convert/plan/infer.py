@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sam3lite_convert.errors import UnsoundPlan
 from sam3lite_convert.plan.architecture import (
@@ -21,6 +22,34 @@ from sam3lite_convert.plan.architecture import (
 )
 
 _MOST_LAYERS = 1000  # in one stack; a released model has 32
+
+
+FILLED_LEVELS = "fpn_filled"  # the list of the neck's levels that the file lacks and that are filled with zeros
+
+
+def with_levels(architecture: Architecture, count: int) -> Architecture:
+    """The architecture with as many levels of the neck as what reads the layout has.
+
+    A file with one level fewer, the coarsest, gets that level: the reader needs it and throws it away (layout notes,
+    fact 8), and SAM3.1 has none. Raises UnsoundPlan for any other number, and for levels of other sizes than 4, 2 and
+    1 times the grid of the ViT, and half of it.
+    """
+    blocks = architecture.blocks
+    have = len(blocks["fpn_levels"])
+    plain = (blocks["fpn_4x"], blocks["fpn_2x"]) == ((0,), (1,))
+    if not plain or have not in (count - 1, count):
+        raise UnsoundPlan(
+            f"its neck has {have} levels, {len(blocks['fpn_4x'])} of them 4 times and {len(blocks['fpn_2x'])} 2 times "
+            f"as large as the ViT's grid; the model that reads this layout has {count}, of which it throws the last "
+            "away: it would read another level in its place",
+            "neck_levels",
+        )
+    if have == count or architecture.vision is None:
+        return architecture
+    levels = tuple(range(count))
+    vision = replace(architecture.vision, scale_factors=(*architecture.vision.scale_factors, 0.5))
+    added = {"fpn_levels": levels, "fpn_1x": levels[2:], FILLED_LEVELS: levels[have:]}
+    return replace(architecture, blocks=blocks | added, vision=vision)
 
 
 class _Votes:

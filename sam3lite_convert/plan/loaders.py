@@ -12,7 +12,8 @@ class Loader:
     """A program that loads a folder, and what it requires of the folder.
 
     name: its name in the table of a layout.
-    targets: the tables of the tensors that it loads; its layouts must name them.
+    targets: the tables of the tensors that it loads; its layouts must name them. Of a library also the table of its
+        family's text encoder.
     library: the library that it belongs to; None for this project's own models and for ``none``.
     processor: whether it reads processor and tokenizer files.
     strips_text: whether the keys of a text encoder alone have no prefix; None if the layout decides.
@@ -35,7 +36,7 @@ LOADERS: dict[str, Loader] = {
     for loader in (
         Loader(
             "transformers",
-            targets=("targets-detector.ini", "targets-text-transformers.ini"),
+            targets=("targets-detector.ini",),
             library="transformers",
             processor=True,
             strips_text=True,

@@ -1,4 +1,4 @@
-"""The operations that turn a source tensor into its targets, one class each, forwards and backwards.
+"""The operations that turn source tensors into targets, one class each, forwards and backwards.
 
 The tables name an operation. The planner takes the targets' shapes and slices from it, the writer their bytes,
 ``verify`` the inverse, the receipt what is lost, and the generator of small checkpoints the source's shape. To add an
@@ -55,9 +55,11 @@ class Lost:
 
 @dataclass(frozen=True)
 class Operation(ABC):
-    """One operation on one source tensor.
+    """One operation on one source tensor, or on several that are read as one.
 
     name: its name in the tables and in records.
+    joins: whether it makes one target of several sources, whose bytes then follow each other in the order of the rule's
+        patterns; the planner joins them, and the operation sees one source.
     labels: one entry per target, in the order in which a rule lists them: the name of the part, or None.
     needs_reason: whether a rule with this operation must give a reason.
     verbatim: whether a target's bytes are those of its slice in the same order, so that they can be streamed and copied
@@ -68,6 +70,7 @@ class Operation(ABC):
     labels: ClassVar[tuple[str | None, ...]] = (None,)
     needs_reason: ClassVar[bool] = False
     verbatim: ClassVar[bool] = True
+    joins: ClassVar[bool] = False
 
     @abstractmethod
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
@@ -119,17 +122,18 @@ class Keep(Operation):
         numel = math.prod(shape) - self.slices(shape)[0].numel
         if self.positions is None or not numel:
             return None
-        return Lost("positions", shape[POSITION_AXIS] - self.positions, numel)
+        return Lost("positions", (positions(shape) or 0) - self.positions, numel)
 
     def cut(self, positions: int) -> Operation:
         return Keep(positions)
 
 
 @dataclass(frozen=True)
-class FillZero(Operation):
-    """Zeros for a counter that the source lacks. No table names it: the planner does."""
+class Zeros(Operation):
+    """Zeros for a target that no source fills: a counter that evaluation does not read, or a level of the neck that
+    what reads the layout throws away. No table names it: the planner does."""
 
-    name = "fill_zero"
+    name = "zeros"
 
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
         return (Slice(0, shape, shape),)
@@ -153,6 +157,53 @@ class Split(Operation):
 
     def source_shape(self, shapes: Sequence[Shape]) -> Shape:
         return (sum(s[0] for s in shapes), *shapes[0][1:])
+
+
+@dataclass(frozen=True)
+class Join(Operation):
+    """Puts the rows of several sources (dimension 0) one after another into one target, in the order of the rule."""
+
+    name = "join"
+    joins = True
+
+    def slices(self, shape: Shape) -> tuple[Slice, ...]:
+        """The one slice, for sources that make a tensor of this shape together."""
+        return (Slice(0, shape, shape),)
+
+    def source_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """The shape of all sources together."""
+        return shapes[0]
+
+
+def joined_shape(shapes: Sequence[Shape]) -> Shape:
+    """The shape of tensors that are put one after another along dimension 0.
+
+    Raises ValueError, saying why, if they do not fit.
+    """
+    if not all(shapes) or len({shape[1:] for shape in shapes}) != 1:
+        raise ValueError("their rows cannot be joined: they have no rows, or rows of several shapes")
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def joined_rows(shape: Shape, count: int) -> Shape:
+    """The shape of each of ``count`` equal sources that make a tensor of this shape. Raises ValueError if none does."""
+    if not shape or shape[0] % count:
+        raise ValueError(f"its rows cannot come from {count} tensors of one shape")
+    return (shape[0] // count, *shape[1:])
+
+
+@dataclass(frozen=True)
+class Duplicate(Operation):
+    """Writes the source to two targets, which are not tied in the model that loads them."""
+
+    name = "duplicate"
+    labels = (None, None)
+
+    def slices(self, shape: Shape) -> tuple[Slice, ...]:
+        return (Slice(0, shape, shape),) * 2
+
+    def source_shape(self, shapes: Sequence[Shape]) -> Shape:
+        return shapes[0]
 
 
 @dataclass(frozen=True)
@@ -218,16 +269,19 @@ class Drop(Operation):
         raise ValueError("a dropped tensor has no target that shows its shape")
 
 
-OPERATIONS: dict[str, Operation] = {o.name: o for o in (Keep(), Split(), Transpose(), DropClassRow(), Drop())}
+OPERATIONS: dict[str, Operation] = {
+    o.name: o for o in (Keep(), Split(), Join(), Duplicate(), Transpose(), DropClassRow(), Drop())
+}
 
-# A text position table is (1, 1, positions, width).
-POSITION_AXIS = 2
-_POSITION_DIMENSIONS = 4
+# The axis of the positions, by the number of dimensions of a text position table: MobileCLIP's is
+# (1, 1, positions, width), CLIP's (positions, width).
+_POSITION_AXES = {4: 2, 2: 0}
 
 
 def positions(shape: Shape) -> int | None:
     """The rows of a text position table of this shape; None if it is not the shape of a position table."""
-    return shape[POSITION_AXIS] if len(shape) == _POSITION_DIMENSIONS else None
+    axis = _POSITION_AXES.get(len(shape))
+    return None if axis is None else shape[axis]
 
 
 def with_positions(shape: Shape, count: int) -> Shape:
@@ -235,9 +289,10 @@ def with_positions(shape: Shape, count: int) -> Shape:
 
     Raises ValueError if ``shape`` is not the shape of a position table.
     """
-    if positions(shape) is None:
-        raise ValueError("a text position table has four dimensions")
-    return (*shape[:POSITION_AXIS], count, *shape[POSITION_AXIS + 1 :])
+    axis = _POSITION_AXES.get(len(shape))
+    if axis is None:
+        raise ValueError("a text position table has four dimensions, or two")
+    return (*shape[:axis], count, *shape[axis + 1 :])
 
 
 def _transposed(data: bytes, shape: Shape, dtype: str) -> bytes:

@@ -8,21 +8,21 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sam3lite_convert.checkpoint import dtypes
-from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, zeros
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, joined, zeros
 from sam3lite_convert.checkpoint.kinds import Kind
 from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan
-from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT, Architecture, component_of
+from sam3lite_convert.plan.architecture import POSITION_TABLES, TEXT, VISION, Architecture, component_of
 from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.copies import check_copies, unknown_prefix
-from sam3lite_convert.plan.families import Family
-from sam3lite_convert.plan.infer import infer_architecture
+from sam3lite_convert.plan.families import Variant, family_of
+from sam3lite_convert.plan.infer import FILLED_LEVELS, infer_architecture, with_levels
 from sam3lite_convert.plan.kinds import NO_TEXT, kind_of_names
 from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names
-from sam3lite_convert.plan.operations import FillZero, Operation, Slice
+from sam3lite_convert.plan.operations import Operation, Slice, Zeros, joined_shape
 from sam3lite_convert.plan.refusal import refusal
 from sam3lite_convert.plan.renamed import Trial
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
@@ -40,7 +40,7 @@ class Options:
     """The options that a plan depends on.
 
     ``layout``: name of the target layout.
-    ``component``: ``all`` or ``text``.
+    ``component``: ``all`` (the detector with its text encoder), ``text``, or another that a layout is for: ``video``.
     ``dtype``: of floating-point tensors; None keeps the dtype of each tensor.
     ``context``: the context that the model is called with, in tokens; None for what the file states.
     ``causal``: whether the text encoder uses a causal mask.
@@ -78,6 +78,13 @@ class Mapped:
         return self.slice.label
 
     @property
+    def sources(self) -> tuple[StoredTensor, ...]:
+        """The tensors of the checkpoint that it comes from: several if they were joined, none if it is filled."""
+        if self.source.absent:
+            return ()
+        return self.source.parts if self.operation.joins else (self.source,)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.slice.shape
 
@@ -94,7 +101,7 @@ class Mapped:
     @property
     def position_table(self) -> bool:
         """Whether it is the text encoder's position table, which is cut to the context."""
-        return self.canonical == POSITION_TABLE
+        return self.canonical in POSITION_TABLES
 
     @property
     def casts(self) -> bool:
@@ -106,8 +113,14 @@ class Mapped:
 
     def record(self) -> MappedTensor:
         """The entry of ``tensors`` in the receipt."""
+        keys = tuple(source.key for source in self.sources)
         return MappedTensor(
-            source=self.source.key, operation=self.operation.name, part=self.part, dtype=self.dtype, shape=self.shape
+            source=keys[0] if len(keys) > 1 else self.source.key,
+            sources=keys if len(keys) > 1 else None,
+            operation=self.operation.name,
+            part=self.part,
+            dtype=self.dtype,
+            shape=self.shape,
         )
 
 
@@ -129,8 +142,8 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sound plan. ``mapped`` is by key of the written file, ``dropped`` by source key. ``own_tables``: whether it was
-    made with tables of the user's."""
+    """A sound plan. ``mapped`` is by key of the written file, ``dropped`` by source key. ``variants``: of the family,
+    that the checkpoint is. ``own_tables``: whether it was made with tables of the user's."""
 
     checkpoint: Checkpoint
     names: Names
@@ -141,7 +154,13 @@ class Plan:
     mapped: dict[str, Mapped]
     dropped: dict[str, Dropped]
     twins: tuple[Twin, ...]
+    variants: tuple[Variant, ...] = ()
     own_tables: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What the checkpoint is, in words."""
+        return self.layout.family.described(self.names.sources)
 
     @property
     def context(self) -> CalledContext:
@@ -155,12 +174,13 @@ class Plan:
 
     @property
     def counts(self) -> Counts:
-        """Source tensors in all, mapped and dropped (they add up), and target tensors."""
+        """Source tensors in all, mapped and dropped (they add up), and target tensors, with those that are filled."""
         return Counts(
             source=len(self.checkpoint.tensors),
-            mapped=len({m.source.key for m in self.mapped.values() if not m.source.absent}),
+            mapped=len({source.key for m in self.mapped.values() for source in m.sources}),
             dropped=len(self.dropped),
             target=len(self.mapped),
+            filled=len(self.filled),
         )
 
     @property
@@ -207,8 +227,10 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     Raises UnsoundPlan with all faults in ``details``; CannotRun if the checkpoint or the layout does not allow the
     options; Untrusted if the shapes of twins differ.
     """
-    layout = mappings.layout(options.layout)
     names = canonical_names(checkpoint, mappings.spellings)
+    family = family_of(names.sources)
+    variants = tuple(family.variants_in(names.sources))
+    layout = mappings.layout(options.layout, family, options.component, (v.name for v in variants))
     check_copies(checkpoint, names)
     twins = tuple(_twins(checkpoint, names))
     try:
@@ -223,8 +245,8 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         _refuse_kind(checkpoint, checkpoint.tensors)
         fault.message = f"{checkpoint.path.name}: {fault.message}"
         raise
-    if options.causal and not layout.causal:
-        able = " or ".join(f"--layout {name}" for name, other in mappings.layouts.items() if other.causal)
+    if options.causal and not (layout.causal or family.causal):
+        able = " or ".join(f"--layout {other.name}" for other in mappings.of_family(family) if other.causal)
         raise UnsoundPlan(
             f"the layout {layout.name} has no causal attention mask, so the converted model would compute something "
             f"else. Use {able}.",
@@ -249,15 +271,18 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         final[key] = replace(piece, file=file, key=key)
     return Plan(
         checkpoint, names, architecture, layout, options, mappings.sha256, final,
-        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins, mappings.own,
+        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins, variants, mappings.own,
     )  # fmt: skip
 
 
 def _architecture(checkpoint: Checkpoint, names: Names, layout: Layout, options: Options) -> Architecture:
     """The architecture that names and shapes show. Raises UnsoundPlan if they show none, or a relative's."""
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
-    _refuse_relatives(layout.family, shapes, options)
-    return infer_architecture(shapes, options.causal)
+    _refuse_relatives(layout, shapes, options)
+    architecture = infer_architecture(shapes, options.causal)
+    if layout.neck_levels and options.component != "text" and architecture.vision is not None:
+        return with_levels(architecture, layout.neck_levels)
+    return architecture
 
 
 def _in_context(
@@ -280,7 +305,7 @@ def _draft(
     expected = dict(expected_targets(layout, architecture, options.component))
     candidates, dropped, faults = _match(checkpoint, names, layout, options)
     mapped: dict[str, Mapped] = {}
-    for rule, source, canonical, targets in candidates:
+    for rule, source, canonical, targets in _joined(candidates, faults):
         if source.overlaps:  # what is dropped need not be readable
             raise UnsoundPlan(
                 f"{checkpoint.path.name}: {source.key} is an overlapping view; save it again after .contiguous()",
@@ -296,7 +321,7 @@ def _draft(
                 expected.pop(target, None)
         for piece in pieces:
             faults += _place(piece, mapped, expected)
-    for piece in _counters(mapped, expected, layout):
+    for piece in _filled(mapped, expected, layout, architecture, options):
         mapped[piece.target] = piece
     faults += _unfilled(mapped, expected, layout, names, checkpoint.others)
     reported = tuple(f.key + "." for f in faults if f.kind == "missing_component")
@@ -345,23 +370,40 @@ def _refuse_kind(checkpoint: Checkpoint, tensors: dict[str, StoredTensor], but: 
         raise refusal
 
 
-def _refuse_relatives(family: Family, shapes: dict[str, tuple[int, ...]], options: Options) -> None:
-    found = family.relatives_in(shapes)
-    refused = [r for r in found if not (r.text_open and options.component == "text")]
-    if not refused:
+def _refuse_relatives(layout: Layout, shapes: dict[str, tuple[int, ...]], options: Options) -> None:
+    """Raises UnsoundPlan if canonical names tell what the family or this layout does not take."""
+    family, component = layout.family, options.component
+    relatives, variants = family.relatives_in(shapes), family.variants_in(shapes)
+    closed = [v for v in variants if not _takes(layout, v, component)]
+    if not relatives and not closed:
         return
-    closed = [r for r in refused if not r.text_open]
-    first = (closed or refused)[0]
-    way = (
-        f"This tool cannot convert it; give a {family.name} checkpoint: sam3lite inspect s0 shows a released one."
-        if closed
-        else f"Its text encoder is that of {family.name}: convert it with --component text."
-    )
+    kinds = [*(r.kind for r in relatives), *(v.described(shapes) for v in variants)]
+    whole = not relatives and all(v.whole for v in variants)
+    if relatives:
+        kind, why = relatives[0].kind, relatives[0].why
+        way = f"This tool cannot convert it; give a {family.name} checkpoint: sam3lite inspect s0 shows a released one."
+    else:
+        kind, why = closed[0].described(shapes), closed[0].why
+        way = (
+            "Its tracker has no class in transformers; leave out --component video to convert its detector."
+            if component == "video" and whole
+            else f"Its text encoder is that of {family.name}: convert it with --component text, or the whole file to "
+            "the original's own names with --layout original."
+        )
     raise UnsoundPlan(
-        f"this is {first.kind}, not a {family.name} detector: {first.why}. {way}",
+        f"this is {kind}, not a {family.name} detector: {why}. {way}",
         "unsupported_checkpoint",
-        {"kind": first.kind, "kinds": [r.kind for r in found], "component_text": not closed},
+        {"kind": kind, "kinds": kinds, "component_text": not relatives},
     )
+
+
+def _takes(layout: Layout, variant: Variant, component: str) -> bool:
+    """Whether a component of a variant can be converted to the layout."""
+    if component == "text":
+        return True
+    if component == "video":
+        return variant.video
+    return variant.whole or layout.variant == variant.name
 
 
 Candidate = tuple[Rule, StoredTensor, str, tuple[str, ...]]
@@ -392,6 +434,28 @@ def _match(
     return candidates, dropped, faults
 
 
+def _joined(candidates: list[Candidate], faults: list[PlanFault]) -> Iterator[Candidate]:
+    """The candidates, with those that are joined into one target as one candidate. Adds to ``faults`` those that do not
+    fit each other; that one of them is missing is found where its target stays unfilled."""
+    several: dict[tuple[str, ...], dict[str, StoredTensor]] = {}
+    for rule, source, canonical, targets in candidates:
+        if not rule.operation.joins:
+            yield rule, source, canonical, targets
+            continue
+        wanted = rule.sources(targets[0])
+        there = several.setdefault(targets, {})
+        there[canonical] = source
+        if not all(name in there for name in wanted):
+            continue
+        parts = [there[name] for name in wanted]
+        try:
+            whole = joined(parts[0].key, joined_shape([part.shape for part in parts]), parts)
+        except ValueError as fault:
+            faults.append(PlanFault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
+            continue
+        yield rule, whole, wanted[0], targets
+
+
 def _pieces(
     rule: Rule, source: StoredTensor, canonical: str, targets: tuple[str, ...], options: Options, kept: int | None
 ) -> list[Mapped]:
@@ -403,7 +467,7 @@ def _pieces(
     if dtypes.safetensors_code(dtype) is None:
         raise ValueError(f"its dtype {dtype} has no place in a safetensors file")
     operation = rule.operation
-    if canonical == POSITION_TABLE and kept is not None:
+    if canonical in POSITION_TABLES and kept is not None:
         operation = operation.cut(kept)
     return [
         Mapped(target, target, MODEL, source, canonical, rule, operation, part, dtype)
@@ -442,20 +506,34 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
 _COUNTER = "num_batches_tracked"
 
 
-def _counters(mapped: dict[str, Mapped], expected: dict[str, Expected], layout: Layout) -> list[Mapped]:
-    """The BatchNorm counters that the file lacks, as zeros: evaluation does not read them, and a file of parameters
-    that were averaged has none. What else a layer lacks is reported as ever."""
+def _filled(
+    mapped: dict[str, Mapped],
+    expected: dict[str, Expected],
+    layout: Layout,
+    architecture: Architecture,
+    options: Options,
+) -> list[Mapped]:
+    """What no source fills and need not, as zeros. What else a layer lacks is reported as ever.
+
+    BatchNorm counters: evaluation does not read them, and a file of parameters that were averaged has none. Levels of
+    the neck that are not in the file: what reads the layout needs them and throws them away.
+    """
+    levels = tuple(f"{VISION}convs.{i}." for i in architecture.blocks.get(FILLED_LEVELS, ()))
+    dtype = next((m.source.dtype for m in mapped.values() if m.canonical.startswith(f"{VISION}convs.")), "float32")
     out = []
-    for target in expected:
-        module, _, leaf = target.rpartition(".")
-        if leaf != _COUNTER or target in mapped or f"{module}.weight" not in mapped:
+    for target, shape in expected.items():
+        if target in mapped or None in shape:
             continue
-        for rule in layout.rules:
-            if source := rule.reverse(target):
-                stored = zeros(source, "int64", ())
-                (part,) = FillZero().slices(())
-                out.append(Mapped(target, target, MODEL, stored, source, rule, FillZero(), part, stored.dtype))
-                break
+        module, _, leaf = target.rpartition(".")
+        counter = leaf == _COUNTER and f"{module}.weight" in mapped
+        found = next(((r, s) for r in layout.rules if (s := r.reverse(target))), None)
+        if found is None or not (counter or found[1].startswith(levels)):
+            continue
+        rule, source = found
+        stored = zeros(source, "int64" if counter else dtype, tuple(n or 0 for n in shape))
+        cast_to = options.dtype if options.dtype and not counter else stored.dtype
+        (part,) = Zeros().slices(stored.shape)
+        out.append(Mapped(target, target, MODEL, stored, source, rule, Zeros(), part, cast_to))
     return out
 
 
@@ -478,7 +556,7 @@ def _unfilled(
     for target in empty:
         if layout.module(target) in whole:
             continue
-        sources = [s for r in layout.rules if (s := r.reverse(target))]
+        sources = [s for r in layout.rules for s in r.sources(target)]
         absent = [names.prefix + s for s in sources if s not in names.sources]
         detail = f"its source {' or '.join(absent)} is missing" if absent else "no rule writes it"
         if strange := [key for key in absent if key in others]:

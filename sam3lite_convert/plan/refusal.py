@@ -285,7 +285,7 @@ def _way(
     sources = [source for fault in rest for source in fault.sources]
     if not rest:
         pass
-    elif component == "all" and of_text:
+    elif component != "text" and of_text:
         lines.append("If the file holds only a text encoder, convert it with --component text.")
     elif kinds == {"unfilled"} and sources and all(source.endswith(_STATISTICS) for source in sources):
         lines.append(
@@ -294,7 +294,7 @@ def _way(
         )
     elif drop:
         lines.append(f"If the model does without them: --drop {shlex.quote(drop)} --reason TEXT")
-    elif component == "all" and "missing_component" in kinds and not any(_of_text(f, layout, canonical) for f in rest):
+    elif component != "text" and "missing_component" in kinds and not any(_of_text(f, layout, canonical) for f in rest):
         lines.append("Give a checkpoint that holds them, or convert the text encoder alone with --component text.")
     elif kinds <= {"unfilled", "missing_component"}:
         lines.append(f"Give a checkpoint that holds them. {_BY_HAND}")

@@ -92,7 +92,7 @@ def known_keys(layout: Layout) -> list[KnownKey]:
     for template, _, sizes in layout.shapes:
         target = template.replace("{i}", INDEX)
         for rule in layout.rules:
-            if rule.targets and (source := rule.reverse(target)) is not None:
+            for source in rule.sources(target) if rule.targets else ():
                 parts = tuple(None if part == INDEX else part for part in source.split("."))
                 out.setdefault(parts, KnownKey(parts, len(sizes), rule))
     return list(out.values())
@@ -241,7 +241,7 @@ class _Change:
             label = self.rule_name if self.old else f"in front of {_text((behind[0] or ('?',))[:1])}: {_text(self.new)}"
             while label in taken:
                 label += "_"
-            rule = Rule(label, SPELLINGS, OPERATIONS["keep"], source, (target,), example, repeat=self.everywhere)
+            rule = Rule(label, SPELLINGS, OPERATIONS["keep"], (source,), (target,), example, repeat=self.everywhere)
             try:
                 rule.check(backwards=False)
             except (ValueError, re.error):

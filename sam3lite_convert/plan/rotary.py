@@ -89,7 +89,7 @@ def check_rotary(plan: Plan, source: BinaryIO) -> tuple[list[RotaryFault], list[
     Neither if only parts of the checkpoint are on this machine.
     """
     vision = plan.architecture.vision
-    if vision is None or plan.options.component != "all" or plan.checkpoint.partial:
+    if vision is None or plan.options.component == "text" or plan.checkpoint.partial:
         return [], []
     tables: dict[int, dict[str, Dropped]] = {}
     for dropped in plan.dropped.values():

@@ -10,22 +10,32 @@ import configparser
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.plan.architecture import TEXT, TEXT_ENCODER, component_of
-from sam3lite_convert.plan.families import FAMILIES, Family
+from sam3lite_convert.plan.architecture import TEXT_ENCODER, component_of
+from sam3lite_convert.plan.families import FAMILIES, SAM3_LITETEXT, Family
 from sam3lite_convert.plan.loaders import LOADERS, Loader
 from sam3lite_convert.plan.operations import OPERATIONS, Operation
 from sam3lite_convert.plan.patterns import Backward, Template, read_backwards
 
 SPELLINGS = "spellings.ini"
-_LAYOUT_ENTRIES = dict.fromkeys(("about", "family", "rules", "targets", "loader", "text_keys", "causal"))
-_PROJECTION = TEXT + "projector."
+_LAYOUT_ENTRIES = dict.fromkeys(
+    (
+        "about", "layout", "family", "component", "variant", "rules", "targets", "loader", "text_keys", "causal",
+        "neck_levels",
+    )
+)  # fmt: skip
+_INSIDE = "inside "  # how a section of a layout's table begins whose targets stand under a prefix
+_PROJECTION = "text projection"
+
+
+# Key template, name of the index list or None, shape expressions.
+TargetRow = tuple[str, str | None, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,9 +44,10 @@ class Rule:
 
     name: the name of its section.
     table: the file name of its table.
-    pattern: regular expression for source keys.
+    patterns: regular expressions for source keys: one, or, of an operation that joins, one for each source in the order
+        of their rows.
     targets: one template of a target key for each label of the operation.
-    example: a source key that the pattern matches.
+    example: a source key that the first pattern matches.
     reason: why the tensor is dropped; otherwise empty.
     repeat: of a spelling: applied for as long as it matches, together with those of its kind that follow each other.
     copies: of a spelling: what it takes off names a copy of the model, of which a file may hold several.
@@ -45,31 +56,38 @@ class Rule:
     name: str
     table: str
     operation: Operation
-    pattern: str
+    patterns: tuple[str, ...]
     targets: tuple[str, ...]
     example: str
     reason: str = ""
     repeat: bool = False
     copies: bool = False
 
+    @property
+    def pattern(self) -> str:
+        """The regular expressions, one a line."""
+        return "\n".join(self.patterns)
+
     @cached_property
-    def _forward(self) -> re.Pattern[str]:
-        return re.compile(self.pattern)
+    def _forward(self) -> tuple[re.Pattern[str], ...]:
+        return tuple(map(re.compile, self.patterns))
 
     @cached_property
     def _templates(self) -> tuple[Template, ...]:
-        return tuple(Template.read(t, self._forward.groupindex) for t in self.targets)
+        return tuple(Template.read(t, self._forward[0].groupindex) for t in self.targets)
 
     @cached_property
-    def _backward(self) -> tuple[Backward, ...]:
-        return read_backwards(self.pattern, self._templates)
+    def _backward(self) -> tuple[tuple[Backward, ...], ...]:
+        return tuple(read_backwards(pattern, self._templates) for pattern in self.patterns)
 
     def check(self, backwards: bool) -> None:
         """Raises ValueError or re.error if the rule is wrong, or with ``backwards`` cannot be read backwards."""
-        if self.apply(self.example) is None:
+        if self.apply(self.example) is None or not self._forward[0].fullmatch(self.example):
             raise ValueError(f"the pattern does not match its own example {self.example}")
         if self.repeat and len((self.apply(self.example) or ("",))[0]) >= len(self.example):
             raise ValueError("repeat = yes needs a target that is shorter than the key")
+        if len({tuple(pattern.groupindex) for pattern in self._forward}) != 1:
+            raise ValueError("the patterns of the sources that are joined need the same groups")
         if backwards and self.targets:
             try:
                 _ = self._backward
@@ -78,27 +96,45 @@ class Rule:
 
     def apply(self, key: str) -> tuple[str, ...] | None:
         """The target keys of ``key``; None if the rule does not match the whole key."""
-        match = self._forward.fullmatch(key)
+        matches = (pattern.fullmatch(key) for pattern in self._forward)
+        match = next((match for match in matches if match is not None), None)
         return None if match is None else tuple(t.filled(match) for t in self._templates)
 
     def wrapper(self, key: str) -> str | None:
         """What the group ``wrapper`` of the pattern holds in ``key``; None if there is no such group, or no match."""
-        match = self._forward.fullmatch(key) if "wrapper" in self._forward.groupindex else None
+        (pattern,) = self._forward
+        match = pattern.fullmatch(key) if "wrapper" in pattern.groupindex else None
         return None if match is None else match["wrapper"]
 
+    def sources(self, target: str) -> tuple[str, ...]:
+        """The source keys that this rule turns into ``target``, in the order of their rows; none if it writes it not.
+
+        More than one only if the operation joins.
+        """
+        out: list[str | None] = []
+        for backwards in self._backward if self.targets else ():
+            read = (backward.read(target) for backward in backwards)
+            found = (s for s in read if s is not None and target in (self.apply(s) or ()))
+            out.append(next(found, None))
+        return () if None in out else tuple(s for s in out if s is not None)
+
     def reverse(self, target: str) -> str | None:
-        """The source key that this rule turns into ``target``; None if there is none."""
-        for backward in self._backward:
-            source = backward.read(target)
-            if source is not None and target in (self.apply(source) or ()):
-                return source
-        return None
+        """The source key that this rule turns into ``target``, of several the first; None if there is none."""
+        return next(iter(self.sources(target)), None)
+
+    def under(self, prefix: str) -> Rule:
+        """The rule with its targets under a prefix."""
+        return replace(self, targets=tuple(prefix + target for target in self.targets))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A target layout: its rules, the tensors that it must hold, and its loader.
+    """A target layout of one family: its rules, the tensors that it must hold, and its loader.
 
+    name: what users call it; layouts of several families, and of several components, have one name.
+    component: the only component that it is for; None if it is for the detector and its text encoder.
+    variant: the variant of the family that it is for; None if it is for all that need no layout of their own.
+    neck_levels: the number of levels that the neck has in what reads it; None for any number.
     about: what reads the layout, in words.
     shapes: (key template, name of the index list or None, shape expressions), one per tensor.
     strips_text: whether a text encoder alone is written without its prefix, and its projection into a separate file.
@@ -109,10 +145,13 @@ class Layout:
     about: str
     family: Family
     rules: tuple[Rule, ...]
-    shapes: tuple[tuple[str, str | None, tuple[str, ...]], ...]
+    shapes: tuple[TargetRow, ...]
     loader: Loader
     strips_text: bool
     causal: bool
+    component: str | None = None
+    variant: str | None = None
+    neck_levels: int | None = None
 
     @property
     def text_encoder(self) -> str:
@@ -140,8 +179,9 @@ class Layout:
         The names of the components in a layout follow from its rules and are stated nowhere else.
         """
         heads: dict[str, list[list[str]]] = {}
+        projection = self.family.text_projection
         for rule in self.rules:
-            component = _PROJECTION if rule.example.startswith(_PROJECTION) else component_of(rule.example)
+            component = _PROJECTION if rule.example.startswith(projection) else component_of(rule.example)
             for target in rule.targets:
                 heads.setdefault(component, []).append(target.partition("{")[0].split("."))
         return heads
@@ -186,7 +226,7 @@ class Mappings:
     """All mapping tables.
 
     spellings: the rules that turn other spellings of keys into canonical ones.
-    layouts: name -> layout.
+    layouts: label of its table -> layout. Several have one name.
     sha256: hash over all tables, for the receipt.
     own: whether a folder of the user changed any table.
     """
@@ -196,11 +236,44 @@ class Mappings:
     sha256: str
     own: bool = False
 
-    def layout(self, name: str) -> Layout:
-        """The layout of this name. Raises CannotRun if there is no ``layout-NAME.ini``."""
-        if name not in self.layouts:
-            raise CannotRun(f"no layout {name!r}; there are: {', '.join(sorted(self.layouts))}", "unknown_layout")
-        return self.layouts[name]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of layouts, sorted."""
+        return tuple(sorted({layout.name for layout in self.layouts.values()}))
+
+    def of_family(self, family: Family = SAM3_LITETEXT) -> tuple[Layout, ...]:
+        """The layouts of the detector of a family, by name."""
+        own = [x for x in self.layouts.values() if x.family == family and not (x.component or x.variant)]
+        return tuple(sorted(own, key=lambda x: x.name))
+
+    def layout(
+        self, name: str, family: Family = SAM3_LITETEXT, component: str = "all", variants: Iterable[str] = ()
+    ) -> Layout:
+        """The layout of this name for a component of a family.
+
+        variants: of the checkpoint. A layout that is for one of them comes first; text encoders have none.
+        Raises CannotRun if no layout has the name, or none of that name is for the family or the component.
+        """
+        if name not in self.names:
+            raise CannotRun(f"no layout {name!r}; there are: {', '.join(self.names)}", "unknown_layout")
+        own = component if component not in ("all", "text") else None
+        named = [x for x in self.layouts.values() if x.name == name and x.component == own]
+        if not named:
+            able = sorted({x.name for x in self.layouts.values() if x.component == own})
+            raise CannotRun(
+                f"the layout {name} has no --component {component}; "
+                + (f"use --layout {' or '.join(able)}" if able else "no layout has"),
+                "unknown_component",
+            )
+        of_family = [x for x in named if x.family == family]
+        if not of_family:
+            able = sorted({x.name for x in self.layouts.values() if x.component == own and x.family == family})
+            raise CannotRun(
+                f"there is no layout {name} of {family.name}; use --layout {' or '.join(able)}", "unknown_layout"
+            )
+        held = () if component == "text" else tuple(variants)
+        fitting = [x for x in of_family if x.variant in (None, *held)]
+        return max(fitting or of_family, key=lambda x: x.variant is not None)
 
 
 def builtin_directory() -> Path:
@@ -269,12 +342,20 @@ def _layout(
         unknown = set(head) - set(_LAYOUT_ENTRIES)
         if unknown:
             raise ValueError(f"unknown entry {', '.join(sorted(unknown))}; there are: {', '.join(_LAYOUT_ENTRIES)}")
-        for f in head["rules"].split():
-            read[f] = read.get(f) or tuple(_rule(s, None, f) for s in _sections(tables[f]))
-        rules = [rule for f in head["rules"].split() for rule in read[f]]
-        targets = head["targets"].split()
-        shapes = [row for f in targets for row in _target_rows(tables[f])]
-        loader = _loader(head.get("loader", "none"), targets)
+        rules, shapes, targets = list[Rule](), list[TargetRow](), list[str]()
+        for section in _sections(table):
+            prefix = f"{section.name.removeprefix(_INSIDE)}." if section.name.startswith(_INSIDE) else ""
+            if section is not head and (not prefix or set(section) - {"rules", "targets"}):
+                raise ValueError(f"[{section.name}]: only 'inside PREFIX' with rules and targets may follow [layout]")
+            for f in section["rules"].split():
+                read[f] = read.get(f) or tuple(_rule(s, None, f) for s in _sections(tables[f]))
+                rules += [rule.under(prefix) for rule in read[f]] if prefix else read[f]
+            for f in section["targets"].split():
+                targets.append(f)
+                shapes += [(prefix + key, each, sizes) for key, each, sizes in _target_rows(tables[f])]
+        family = _named(FAMILIES, "family", head.get("family", SAM3_LITETEXT.name))
+        loader = _loader(head.get("loader", "none"), family, targets)
+        levels = head.getint("neck_levels", fallback=None)
         text_keys = head.get("text_keys", "strip" if loader.strips_text else "keep")
         causal = head.getboolean("causal", fallback=loader.causal is not False)
         if text_keys not in ("keep", "strip"):
@@ -284,8 +365,16 @@ def _layout(
             raise ValueError(f"loader {loader.name} does not load text_keys = {text_keys}")
         if loader.causal not in (None, causal):
             raise ValueError(f"loader {loader.name} does not support causal = {'yes' if causal else 'no'}")
-        family = _named(FAMILIES, "family", head.get("family", next(iter(FAMILIES))))
-        layout = Layout(name, head.get("about", ""), family, tuple(rules), tuple(shapes), loader, strips, causal)
+        component, variant = head.get("component"), head.get("variant")
+        if component in ("all", "text"):
+            raise ValueError("component is left out, or the name of another component than all and text")
+        if variant not in (None, *(v.name for v in family.variants)):
+            raise ValueError(f"no variant {variant!r} of {family.name}")
+        label = head.get("layout", name)
+        layout = Layout(
+            label, head.get("about", ""), family, tuple(rules), tuple(shapes), loader, strips, causal,
+            component, variant, levels,
+        )  # fmt: skip
         layout.check()
     except KeyError as fault:
         raise CannotRun(f"{where}: no entry or no table {fault}", "bad_table") from fault
@@ -294,10 +383,11 @@ def _layout(
     return layout
 
 
-def _loader(name: str, targets: list[str]) -> Loader:
+def _loader(name: str, family: Family, targets: list[str]) -> Loader:
     """The loader of a layout with these target tables. Raises ValueError if it cannot load them."""
     loader = _named(LOADERS, "loader", name)
-    lacking = [table for table in loader.targets if table not in targets]
+    needed = (*loader.targets, family.library.text_targets) if loader.library else loader.targets
+    lacking = [table for table in needed if table not in targets]
     if lacking:
         raise ValueError(
             f"loader {name} loads the tensors of {' and '.join(lacking)}, which the entry targets does not name; leave "
@@ -324,26 +414,31 @@ def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rul
         raise CannotRun(f"{where}: unknown entry {', '.join(sorted(unknown))}", "bad_table")
     op = op or section.get("op", "")
     targets = tuple(section.get("target", "").split())
-    source, example = section.get("source", ""), section.get("example", "")
+    sources, example = tuple(section.get("source", "").split("\n")), section.get("example", "")
     if op not in OPERATIONS:
         raise CannotRun(f"{where}: op is one of {', '.join(OPERATIONS)}, not {op!r}", "bad_table")
     operation = OPERATIONS[op]
     if len(targets) != len(operation.labels):
         raise CannotRun(f"{where}: {op} has {len(operation.labels)} targets, not {len(targets)}", "bad_table")
+    if (len(sources) > 1) is not operation.joins:
+        many = "several patterns, one a line" if operation.joins else "one pattern"
+        raise CannotRun(f"{where}: {op} has {many} under source", "bad_table")
     if not example:
         raise CannotRun(f"{where}: an example key is missing", "bad_table")
     if operation.needs_reason and not section.get("reason"):
         raise CannotRun(f"{where}: {op} needs a reason", "bad_table")
     try:
         repeat, copies = (section.getboolean(name, fallback=False) for name in ("repeat", "copies"))
-        rule = Rule(section.name, table, operation, source, targets, example, section.get("reason", ""), repeat, copies)
+        rule = Rule(
+            section.name, table, operation, sources, targets, example, section.get("reason", ""), repeat, copies
+        )
         rule.check(backwards=not spelling)  # spellings are only read forwards
     except (re.error, ValueError) as fault:
         raise CannotRun(f"{where}: {fault}", "bad_table") from fault
     return rule
 
 
-def _target_rows(table: configparser.RawConfigParser) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
+def _target_rows(table: configparser.RawConfigParser) -> Iterator[TargetRow]:
     for section in _sections(table):
         module = section.name.split()[0]
         for leaf, shape in section.items():

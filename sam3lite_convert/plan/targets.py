@@ -54,7 +54,7 @@ def empty_lists(layout: Layout, architecture: Architecture, component: str) -> l
     """Stacks of layers of which the file holds none; no other check notices that they are missing."""
     modules: dict[str, str] = {}
     for template, each, _ in layout.shapes:
-        if each and each not in OPTIONAL_BLOCKS and (component == "all" or layout.is_text(template)):
+        if each and each not in OPTIONAL_BLOCKS and (component != "text" or layout.is_text(template)):
             modules.setdefault(each, template.split(".{i}")[0].removesuffix(".layers"))
     return [
         PlanFault("missing_component", modules[each], "the file has none of its layers")

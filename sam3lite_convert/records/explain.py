@@ -38,6 +38,9 @@ class RuleFacts(Record):
 class ExplainDocument(Document):
     """What happens to one key.
 
+    outcome: "filled" if no tensor of the checkpoint fills the target, which holds zeros; then ``source`` is the one
+        that other checkpoints have.
+    joined: the keys of all sources that are joined into the target, in the order of their rows.
     reason: why it is dropped.
     rule: null for a second spelling of a tensor.
     """
@@ -45,8 +48,9 @@ class ExplainDocument(Document):
     key: str
     layout: str
     fetched: Fetched | None
-    outcome: Literal["mapped", "dropped"]
+    outcome: Literal["mapped", "dropped", "filled"]
     source: TensorFacts
+    joined: tuple[str, ...] | None = field(default=None, metadata=optional())
     operation: str | None
     reason: str | None
     rule: RuleFacts | None

@@ -131,10 +131,13 @@ class OptionsRecord(Record):
 class MappedTensor(Record):
     """The source and the operation of one target tensor.
 
+    source: its key; of several that were joined, the first.
+    sources: the keys of those that were joined, in the order of their rows.
     part: q, k or v of a split.
     """
 
     source: str
+    sources: tuple[str, ...] | None = field(default=None, metadata=optional())
     operation: str
     part: str | None = field(default=None, metadata=optional())
     dtype: str

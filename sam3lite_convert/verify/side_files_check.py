@@ -58,7 +58,7 @@ def check_side_files(folder: Folder, plan: Plan) -> Iterator[SideFileFault]:
     files, unreadable = _read(folder.path)
     yield from unreadable
     said = set()
-    whole = plan.options.component == "all" and plan.architecture.vision is not None
+    whole = plan.options.component != "text" and plan.architecture.vision is not None
     for fault in (*(_processor(files, plan) if whole else ()), *_tokenizer(files, plan)):
         said.add(fault.name)
         yield fault

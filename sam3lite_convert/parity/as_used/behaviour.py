@@ -245,7 +245,7 @@ def behaviour(
         advance(len(rows))
     zero = together.zero and by_recipe.zero
     # The recipe loads the whole model, which a folder of the text encoder alone does not hold.
-    place = setup.folder.path if setup.folder and setup.plan.options.component == "all" else None
+    place = setup.folder.path if setup.folder and setup.plan.options.component != "text" else None
     code = recipe(
         setup.plan.layout.family, context, str(place or PLACEHOLDER), place is not None and own_tokenizer(place), cut
     )

@@ -307,7 +307,7 @@ def detector_behaviour(
     baseline = _moved(reference, matched)
     limits = baseline.limits()
     verdict, recipe_verdict = (_capped(m.verdict(limits), weights) for m in (together, by_recipe))
-    place = folder.path if folder and plan.options.component == "all" else None
+    place = folder.path if folder and plan.options.component != "text" else None
     code = detector_recipe(
         plan.layout.family, context, str(place or PLACEHOLDER), place is not None and own_tokenizer(place),
         table, used.vit_eps != EPS,
