@@ -34,8 +34,13 @@ SIZES = frozenset(
         "text_hidden", "text_ffn", "text_heads", "vocab", "context", "projection_dim", "output_dim", "kernel",
         "vit_hidden", "vit_ffn", "channels", "patch", "vit_positions", "fpn_hidden", "hidden", "roi", "geometry_ffn",
         "detr_encoder_ffn", "detr_decoder_ffn", "queries", "detr_heads",
+        "tracker_hidden", "tracker_memory", "tracker_memories", "tracker_attention_ffn", "tracker_fuser_ffn",
+        "tracker_fuser_kernel", "tracker_mask_channels", "tracker_mask_tokens", "tracker_iou_hidden",
+        "tracker_decoder_width", "tracker_decoder_ffn",
     }
 )  # fmt: skip
+# Lists of the text encoder's blocks; the last one is CLIP's, the others are MobileCLIP's.
+TEXT_BLOCKS = ("repmixer_blocks", "transformer_blocks", "clip_blocks")
 # Lists that may be empty: a kind of block that the encoder does not have, or a scale that the neck does not have.
 OPTIONAL_BLOCKS = frozenset({"repmixer_blocks", "transformer_blocks", "fpn_4x", "fpn_2x", "fpn_1x"})
 
@@ -99,14 +104,15 @@ class Architecture:
     @property
     def num_hidden_layers(self) -> int:
         """All text blocks, RepMixer blocks included."""
-        return len(self.blocks["transformer_blocks"]) + len(self.blocks["repmixer_blocks"])
+        return sum(len(self.blocks.get(name, ())) for name in TEXT_BLOCKS)
 
     def record(self) -> ArchitectureRecord:
-        """The text encoder's sizes by the names of the contract, those of the detector as they are."""
+        """The text encoder's sizes by the names of the contract, those of detector and tracker as they are."""
         s = self.sizes
         text_sizes = ("text_", "context", "vocab", "projection_dim", "output_dim", "kernel")
         rest: Json = {k: v for k, v in s.items() if not k.startswith(text_sizes)}
-        rest |= {k: len(v) for k, v in self.blocks.items() if not k.endswith(("transformer_blocks", "repmixer_blocks"))}
+        rest |= {k: len(v) for k, v in self.blocks.items() if k not in TEXT_BLOCKS}
+        tracker: Json = {k: rest.pop(k) for k in list(rest) if k.startswith("tracker_")}
         if self.vision is not None:
             rest |= self.vision.to_json()
         return ArchitectureRecord(
@@ -123,6 +129,7 @@ class Architecture:
             causal_masking=self.causal_masking,
             repmixer_kernel_size=s.get("kernel"),
             detector=rest if rest.get("vit_blocks") else None,
+            tracker=tracker if tracker.get("tracker_hidden") else None,
             assumed=self.assumed or None,
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 
 from sam3lite_convert.errors import UnsoundPlan
@@ -13,6 +12,7 @@ from sam3lite_convert.plan.architecture import (
     HEAD_DIM,
     POSITION_TABLE,
     TEXT,
+    TEXT_BLOCKS,
     VISION,
     Architecture,
     Shapes,
@@ -20,9 +20,9 @@ from sam3lite_convert.plan.architecture import (
     has_class_row,
     rotary_shape,
 )
-
-_MOST_LAYERS = 1000  # in one stack; a released model has 32
-
+from sam3lite_convert.plan.infer_clip import CLIP, clip_text, is_clip
+from sam3lite_convert.plan.infer_tracker import tracker
+from sam3lite_convert.plan.votes import Votes, assume_missing, text_heads
 
 FILLED_LEVELS = "fpn_filled"  # the list of the neck's levels that the file lacks and that are filled with zeros
 
@@ -52,61 +52,30 @@ def with_levels(architecture: Architecture, count: int) -> Architecture:
     return replace(architecture, blocks=blocks | added, vision=vision)
 
 
-class _Votes:
-    """Sizes by majority vote of all tensors that show them; a tensor of the wrong rank has no vote."""
-
-    def __init__(self, shapes: Shapes) -> None:
-        self._shapes = shapes
-
-    def __call__(self, *witnesses: tuple[str, int, int]) -> int | None:
-        """``witnesses``: pattern of the keys, axis that shows the size, rank (a bias always has one axis)."""
-        count: Counter[int] = Counter()
-        for pattern, axis, rank in witnesses:
-            compiled = re.compile(pattern)
-            for key, shape in self._shapes.items():
-                if len(shape) == (1 if key.endswith("bias") else rank) and compiled.fullmatch(key):
-                    count[shape[axis]] += 1
-        return count.most_common(1)[0][0] if count else None
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._shapes
-
-    def indices(self, pattern: str) -> tuple[int, ...]:
-        """The layer numbers 0..n-1 of the keys. Gaps are filled, so that their tensors are reported missing.
-
-        Numbers from 1,000 on are ignored: their keys then have no target.
-        """
-        seen = [n for n in self.showing(pattern) if n < _MOST_LAYERS]
-        return tuple(range(max(seen) + 1)) if seen else ()
-
-    def showing(self, pattern: str) -> set[int]:
-        """The layer numbers whose keys match."""
-        compiled = re.compile(pattern)
-        return {int(m.group(1)) for m in map(compiled.match, self._shapes) if m}
-
-
 def infer_architecture(shapes: Shapes, causal: bool = False) -> Architecture:
     """The architecture that canonical keys and shapes show.
 
     ``shapes``: canonical key -> shape. ``causal``: what ``--causal`` states.
-    Raises UnsoundPlan if they hold no MobileCLIP text encoder, or one of an unknown structure.
+    Raises UnsoundPlan if they hold no MobileCLIP or CLIP text encoder, or one of an unknown structure.
     """
-    vote = _Votes(shapes)
+    vote = Votes(shapes)
     sizes: dict[str, int | None] = {}
-    blocks: dict[str, tuple[int, ...]] = {}
+    blocks: dict[str, tuple[int, ...]] = dict.fromkeys(TEXT_BLOCKS, ())
     assumed: dict[str, str] = {}
-    model_name = _text(vote, sizes, blocks, assumed)
+    model_name = (clip_text if is_clip(vote) else _text)(vote, sizes, blocks, assumed)
     vision = _detector(vote, shapes, sizes, blocks, assumed)
+    tracker(vote, sizes, blocks)
     known = {k: v for k, v in sizes.items() if v is not None}
-    variant = _variant(model_name, known, len(blocks["transformer_blocks"]), causal)
+    causal = causal or model_name == CLIP
+    layers = len(blocks["transformer_blocks"] + blocks["clip_blocks"])
+    variant = _variant(model_name, known, layers, causal)
     if model_name == "base" and not causal:
         assumed["causal_masking"] = "false; MobileCLIP-B, which is causal, has the same weights: use --causal for it"
     return Architecture(known, blocks, model_name, variant, causal, vision, assumed)
 
 
 def _text(
-    vote: _Votes, sizes: dict[str, int | None], blocks: dict[str, tuple[int, ...]], assumed: dict[str, str]
+    vote: Votes, sizes: dict[str, int | None], blocks: dict[str, tuple[int, ...]], assumed: dict[str, str]
 ) -> str:
     enc = re.escape(TEXT) + r"encoder\."
     layer = enc + r"transformer\.\d+\."
@@ -148,36 +117,28 @@ def _text(
     sizes["output_dim"] = vote((re.escape(TEXT) + r"projector\.(?:weight|bias)", 0, 2))
     if repmixer:
         sizes["kernel"] = vote((layer + r"(?:token_mixer\.mixer\.rbr_conv\.0|convffn\.conv)\.conv\.weight", 3, 4))
-    if hidden < HEAD_DIM:
-        assumed["num_attention_heads"] = (
-            f"1; known models have heads of width {HEAD_DIM}, and this one has width {hidden}"
-        )
-    elif hidden % HEAD_DIM:
-        raise UnsoundPlan(
-            f"unknown text encoder: its width {hidden} is not a multiple of the head width {HEAD_DIM}",
-            "unknown_text_encoder",
-        )
-    sizes["text_heads"] = max(hidden // HEAD_DIM, 1)
-    for name in ("text_ffn", "vocab", "context", "projection_dim", "output_dim"):
-        if sizes[name] is None:
-            sizes[name] = {"text_ffn": 4 * hidden, "vocab": 49408, "context": 16, "output_dim": 256}.get(name, hidden)
-            assumed[name] = f"{sizes[name]}; the tensor with this size is missing"
+    sizes["text_heads"] = text_heads(hidden, assumed)
+    usual = {"text_ffn": 4 * hidden, "vocab": 49408, "context": 16, "projection_dim": hidden, "output_dim": 256}
+    assume_missing(sizes, usual, assumed)
     return "mct" if repmixer else "base"
 
 
-def _variant(model_name: str, sizes: dict[str, int], transformer_layers: int, causal: bool) -> str:
-    shape = (model_name, sizes["text_hidden"], transformer_layers)
+def _variant(model_name: str, sizes: dict[str, int], layers: int, causal: bool) -> str:
+    """``layers``: of the text encoder, without RepMixer blocks."""
+    shape = (model_name, sizes["text_hidden"], layers)
     names = {
         ("mct", 512, 4): "MobileCLIP-S0",
         ("mct", 384, 2): "MobileCLIP-S0-Lite",
         ("base", 512, 12): "MobileCLIP-B" if causal else "MobileCLIP-S1",
         ("base", 768, 12): "MobileCLIP2-L",
+        (CLIP, 1024, 24): "SAM3-CLIP",
     }
-    return "custom" if causal and shape != ("base", 512, 12) else names.get(shape, "custom")
+    may_be_causal = model_name == CLIP or shape == ("base", 512, 12)
+    return "custom" if causal and not may_be_causal else names.get(shape, "custom")
 
 
 def _detector(
-    vote: _Votes,
+    vote: Votes,
     shapes: Shapes,
     sizes: dict[str, int | None],
     blocks: dict[str, tuple[int, ...]],
@@ -226,7 +187,7 @@ def _detector(
 
 
 def _vision_facts(
-    vote: _Votes,
+    vote: Votes,
     shapes: Shapes,
     sizes: dict[str, int | None],
     blocks: dict[str, tuple[int, ...]],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sam3lite_convert.checkpoint import dtypes
@@ -18,7 +18,7 @@ from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan
 from sam3lite_convert.plan.architecture import POSITION_TABLES, TEXT, VISION, Architecture, component_of
 from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.copies import check_copies, unknown_prefix
-from sam3lite_convert.plan.families import Variant, family_of
+from sam3lite_convert.plan.families import Family, Variant, family_of
 from sam3lite_convert.plan.infer import FILLED_LEVELS, infer_architecture, with_levels
 from sam3lite_convert.plan.kinds import NO_TEXT, kind_of_names
 from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names
@@ -230,10 +230,11 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     names = canonical_names(checkpoint, mappings.spellings)
     family = family_of(names.sources)
     variants = tuple(family.variants_in(names.sources))
-    layout = mappings.layout(options.layout, family, options.component, (v.name for v in variants))
     check_copies(checkpoint, names)
     twins = tuple(_twins(checkpoint, names))
     try:
+        _refuse_relatives(family, names.sources)
+        layout = mappings.layout(options.layout, family, options.component, (v.name for v in variants))
         architecture = _architecture(checkpoint, names, layout, options)
     except UnsoundPlan as fault:
         # A part of a detector may be one whose text encoder stands under other names.
@@ -278,7 +279,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
 def _architecture(checkpoint: Checkpoint, names: Names, layout: Layout, options: Options) -> Architecture:
     """The architecture that names and shapes show. Raises UnsoundPlan if they show none, or a relative's."""
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
-    _refuse_relatives(layout, shapes, options)
+    _refuse_variants(layout, shapes, options.component)
     architecture = infer_architecture(shapes, options.causal)
     if layout.neck_levels and options.component != "text" and architecture.vision is not None:
         return with_levels(architecture, layout.neck_levels)
@@ -370,30 +371,39 @@ def _refuse_kind(checkpoint: Checkpoint, tensors: dict[str, StoredTensor], but: 
         raise refusal
 
 
-def _refuse_relatives(layout: Layout, shapes: dict[str, tuple[int, ...]], options: Options) -> None:
-    """Raises UnsoundPlan if canonical names tell what the family or this layout does not take."""
-    family, component = layout.family, options.component
-    relatives, variants = family.relatives_in(shapes), family.variants_in(shapes)
-    closed = [v for v in variants if not _takes(layout, v, component)]
-    if not relatives and not closed:
+def _refuse_relatives(family: Family, names: Iterable[str]) -> None:
+    """Raises UnsoundPlan if canonical names tell a kind that is converted to no layout."""
+    names = list(names)
+    if not (found := family.relatives_in(names)):
         return
-    kinds = [*(r.kind for r in relatives), *(v.described(shapes) for v in variants)]
-    whole = not relatives and all(v.whole for v in variants)
-    if relatives:
-        kind, why = relatives[0].kind, relatives[0].why
-        way = f"This tool cannot convert it; give a {family.name} checkpoint: sam3lite inspect s0 shows a released one."
+    kinds = [*(r.kind for r in found), *(v.described(names) for v in family.variants_in(names))]
+    raise UnsoundPlan(
+        f"this is {found[0].kind}, not a {family.name} detector: {found[0].why}. This tool cannot convert it; give a "
+        f"{family.name} checkpoint: sam3lite inspect s0 shows a released one.",
+        "unsupported_checkpoint",
+        {"kind": found[0].kind, "kinds": kinds, "component_text": False},
+    )
+
+
+def _refuse_variants(layout: Layout, names: Iterable[str], component: str) -> None:
+    """Raises UnsoundPlan if canonical names tell a variant of the family that this layout does not take."""
+    names, family = list(names), layout.family
+    variants = family.variants_in(names)
+    closed = [v for v in variants if not _takes(layout, v, component)]
+    if not closed:
+        return
+    kind = closed[0].described(names)
+    if component == "video" and all(v.whole for v in variants):
+        way = "Its tracker has no class in transformers; leave out --component video to convert its detector."
     else:
-        kind, why = closed[0].described(shapes), closed[0].why
         way = (
-            "Its tracker has no class in transformers; leave out --component video to convert its detector."
-            if component == "video" and whole
-            else f"Its text encoder is that of {family.name}: convert it with --component text, or the whole file to "
-            "the original's own names with --layout original."
+            f"Its text encoder is that of {family.name}: convert it with --component text, or the whole file to the "
+            "original's own names with --layout original."
         )
     raise UnsoundPlan(
-        f"this is {kind}, not a {family.name} detector: {why}. {way}",
+        f"this is {kind}, not a {family.name} detector: {closed[0].why}. {way}",
         "unsupported_checkpoint",
-        {"kind": kind, "kinds": kinds, "component_text": not relatives},
+        {"kind": kind, "kinds": [v.described(names) for v in variants], "component_text": True},
     )
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.plan.architecture import TEXT_ENCODER, component_of
 from sam3lite_convert.plan.families import FAMILIES, SAM3_LITETEXT, Family
 from sam3lite_convert.plan.loaders import LOADERS, Loader
@@ -252,7 +252,8 @@ class Mappings:
         """The layout of this name for a component of a family.
 
         variants: of the checkpoint. A layout that is for one of them comes first; text encoders have none.
-        Raises CannotRun if no layout has the name, or none of that name is for the family or the component.
+        Raises CannotRun if no layout has the name, or none of that name is for the component, UnsoundPlan if none of
+        them is for the family.
         """
         if name not in self.names:
             raise CannotRun(f"no layout {name!r}; there are: {', '.join(self.names)}", "unknown_layout")
@@ -268,8 +269,11 @@ class Mappings:
         of_family = [x for x in named if x.family == family]
         if not of_family:
             able = sorted({x.name for x in self.layouts.values() if x.component == own and x.family == family})
-            raise CannotRun(
-                f"there is no layout {name} of {family.name}; use --layout {' or '.join(able)}", "unknown_layout"
+            raise UnsoundPlan(
+                f"this is a {family.name} checkpoint, of which there is no layout {name}"
+                + (f"; use --layout {' or '.join(able)}" if able else ""),
+                "unsupported_checkpoint",
+                {"kind": family.name, "kinds": [family.name], "component_text": False},
             )
         held = () if component == "text" else tuple(variants)
         fitting = [x for x in of_family if x.variant in (None, *held)]

@@ -121,7 +121,8 @@ class ArchitectureRecord(Record):
     num_hidden_layers: all text blocks.
     projection_dim: width of the pooled projection.
     output_dim: width of what the detector reads.
-    detector: sizes of the other components.
+    detector: sizes of the detector's other components.
+    tracker: sizes of the video tracker.
     assumed: what weights cannot tell, with the value taken and where it comes from.
     """
 
@@ -138,6 +139,7 @@ class ArchitectureRecord(Record):
     causal_masking: bool
     repmixer_kernel_size: int | None = field(default=None, metadata=optional())
     detector: dict[str, JsonValue] | None = field(default=None, metadata=optional())
+    tracker: dict[str, JsonValue] | None = field(default=None, metadata=optional())
     assumed: dict[str, str] | None = field(default=None, metadata=optional())
 
 

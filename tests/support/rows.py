@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,12 +24,18 @@ VISION = "detector.backbone.vision_backbone."
 Rows = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype, shape)
 
 
+def table(name: str) -> list[list[str]]:
+    """The rows of a table of tests/data, by its name without an ending; long ones are stored compressed."""
+    plain = DATA / f"{name}.tsv"
+    text = plain.read_text() if plain.is_file() else gzip.decompress((DATA / f"{name}.tsv.gz").read_bytes()).decode()
+    return [line.split("\t") for line in text.splitlines()]
+
+
 @functools.cache
 def key_list(name: str) -> Rows:
     """A key list of tests/data: key, dtype and shape of every tensor."""
     rows = {}
-    for line in (DATA / f"{name}.tsv").read_text().splitlines():
-        key, dtype, sides = line.split("\t")
+    for key, dtype, sides in table(name):
         rows[key] = (dtype, () if sides == "scalar" else tuple(int(n) for n in sides.split("x")))
     return rows
 
