@@ -43,7 +43,7 @@ def clip_cfg(architecture: Architecture, rows: int) -> dict[str, int]:
     return {
         "width": s["text_hidden"],
         "heads": s["text_heads"],
-        "layers": len(architecture.blocks["transformer_blocks"]),
+        "layers": len(architecture.blocks["clip_blocks"]),
         "context_length": rows,
         "vocab_size": s["vocab"],
         "d_model": s["output_dim"],

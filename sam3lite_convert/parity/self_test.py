@@ -126,8 +126,8 @@ def known_faults(setup: Setup) -> Iterator[InjectedFault]:
     yield from _embedding_faults(setup)
     if blocks["repmixer_blocks"]:
         yield from _repmixer_faults(setup, blocks["repmixer_blocks"][-1])
-    if blocks["transformer_blocks"]:
-        yield from _transformer_faults(setup, blocks["transformer_blocks"])
+    if transformers := blocks["transformer_blocks"] or blocks["clip_blocks"]:
+        yield from _transformer_faults(setup, transformers)
     words, tap = "the final LayerNorm runs at eps 1e-6", FINAL_NORM.name
     yield InjectedFault(words, tap, "layernorm_eps_1e-06", spoil=lambda e: _set_eps(e.final_layer_norm, nn.LayerNorm))
     bias = _altered(setup, _canonical(setup, PROJECTED, "bias"), torch.zeros_like)
