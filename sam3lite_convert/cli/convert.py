@@ -216,7 +216,7 @@ def convert(
     all_: o.All = False,
     pattern: o.Pattern = DEFAULT_PATTERN,
     output: o.OutputOption = None,
-    layout: o.Layout = "packed",
+    layout: o.Layout = None,
     component: o.ComponentOption = o.Component.all,
     dtype: o.CastTo = None,
     context: o.ContextOption = None,
@@ -283,7 +283,7 @@ def convert(
     if push_to_hub:
         verify = True
     request = Request(
-        Options(layout, component.value, dtype.value if dtype else None, context, causal),
+        Options(o.layout_of(layout, component), component.value, dtype.value if dtype else None, context, causal),
         output,
         overwrite,
         o.parse_size(max_shard_size) if max_shard_size is not None else None,

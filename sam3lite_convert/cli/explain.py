@@ -11,7 +11,7 @@ from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 def explain(
     checkpoint: o.ExplainedArgument,
     key: o.KeyArgument = None,
-    layout: o.Layout = "packed",
+    layout: o.Layout = None,
     component: o.ComponentOption = o.Component.all,
     context: o.ContextOption = None,
     causal: o.Causal = False,
@@ -41,7 +41,7 @@ def explain(
         (as_json(code) if json else code_explained(code))
         return
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
-    options = Options(layout, component.value, context=context, causal=causal)
+    options = Options(o.layout_of(layout, component), component.value, context=context, causal=causal)
     source = locate(checkpoint, repo_id, revision, cache_dir, json, chosen).index()
     document = explain_key(source, key, load_mappings(mapping), options)
     (as_json if json else explained)(document)

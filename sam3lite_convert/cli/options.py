@@ -22,6 +22,7 @@ class Component(str, Enum):
 
     all = "all"
     text = "text"
+    video = "video"
 
 
 class Compared(str, Enum):
@@ -147,15 +148,20 @@ Reason = Annotated[
     ),
 ]
 Layout = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="NAME",
-        help="Tensor names and shapes of the output: packed, transformers, original, or a layout added with --mapping.",
+        help="Tensor names and shapes of the output: packed, transformers, original, or a layout added with --mapping. "
+        "Default: packed; transformers with --component video.",
         autocompletion=_complete_layout,
     ),
 ]
 ComponentOption = Annotated[
-    Component, typer.Option(help="What to convert: the whole detector (all), or its text encoder with the projection.")
+    Component,
+    typer.Option(
+        help="What to convert: the detector with its text encoder (all), the text encoder with its projection (text), "
+        "or the detector with the video tracker (video, for transformers' Sam3VideoModel)."
+    ),
 ]
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=_complete_checkpoint)
@@ -580,3 +586,8 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise CannotRun(f"--max-shard-size {text!r} is less than one byte", "bad_size")
     return size
+
+
+def layout_of(layout: str | None, component: Component) -> str:
+    """The layout that is asked for, or the default of the component."""
+    return layout or ("transformers" if component == Component.video else "packed")

@@ -57,7 +57,8 @@ def _own(plan: Plan, model_type: str) -> Json:
         "dtype": plan.floating_dtype,
         "text_config": text,
     }
-    return own if plan.options.component == "text" else own | _detector(architecture, names)
+    whole = plan.options.component != "text" and architecture.vision is not None
+    return own | _detector(architecture, names) if whole else own
 
 
 _WRITERS: dict[str, Callable[[Plan], Json]] = {

@@ -66,6 +66,7 @@ def make_receipt(
         source=source_record(plan, sha256, hashes),
         layout=plan.layout.name,
         family=plan.layout.family.name,
+        kind=plan.kind,
         reader=plan.layout.about,
         loader=plan.layout.loader.name,
         library=plan.layout.loader.library,

@@ -23,6 +23,7 @@ from sam3lite_convert.plan.architecture import TEXT, WORD_TABLES
 from sam3lite_convert.plan.key_patterns import listed
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Layout
+from sam3lite_convert.plan.targets import target_of_text
 
 COUNTER = "num_batches_tracked"  # a BatchNorm's counter, which evaluation does not read
 _LISTED = 10  # shapes that a message names
@@ -44,21 +45,24 @@ def source_weights(plan: Plan, words: Sequence[int] | None = None) -> dict[str, 
 
 
 def planned_weights(plan: Plan) -> dict[str, Tensor]:
-    """The candidate's state dict, made in memory with the code that writes folders."""
+    """The candidate's state dict, made in memory with the code that writes folders; keys as in the detector alone."""
     out = {}
     with open_source(plan.checkpoint) as file:
         for piece in plan.mapped.values():
             if piece.canonical.startswith(TEXT):
                 chunks = target_chunks(file, piece)
-                out[piece.target] = _tensor(chunks, piece.out_nbytes, piece.dtype, piece.shape)
+                out[piece.target.removeprefix(plan.layout.inside)] = _tensor(
+                    chunks, piece.out_nbytes, piece.dtype, piece.shape
+                )
     return out
 
 
 def folder_weights(folder: Folder, layout: Layout) -> dict[str, Tensor]:
-    """The candidate's state dict, read from a folder; keys stored without their prefix get it back."""
+    """The candidate's state dict, read from a folder; keys as in the detector alone, stored without a prefix or not."""
     stripped = layout.strips_text and not any(k.startswith(layout.text_encoder) for k in folder.tensors)
-    own = {k: k if not stripped or layout.is_text(k) else f"{layout.text_encoder}{k}" for k in folder.tensors}
-    return {own[k]: tensor for k, tensor in folder_tensors(folder, (k for k in own if layout.is_text(own[k])))}
+    own = {k: target_of_text(k, layout) if stripped else k for k in folder.tensors}
+    text = (k for k in own if layout.is_text(own[k]))
+    return {own[k].removeprefix(layout.inside): tensor for k, tensor in folder_tensors(folder, text)}
 
 
 def folder_tensors(folder: Folder, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

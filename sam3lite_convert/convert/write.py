@@ -19,7 +19,7 @@ from sam3lite_convert.convert.strict import Strict, overflow_words
 from sam3lite_convert.convert.tensor_bytes import CastLoss
 from sam3lite_convert.convert.whole_folder import check_destination, whole_folder
 from sam3lite_convert.files import write_json, write_text
-from sam3lite_convert.plan.plan import Options, Plan
+from sam3lite_convert.plan.plan import COUNTER, Options, Plan
 from sam3lite_convert.plan.rotary import check_rotary
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.plan.twins import check_twins
@@ -40,13 +40,13 @@ class Converted:
 
 
 def default_output(stem: str, options: Options) -> Path:
-    """``converted/<stem>-<layout>``, with ``-text`` and the dtype appended if they are not the default.
+    """``converted/<stem>-<layout>``, with the component and the dtype appended if they are not the default.
 
     ``stem``: of the checkpoint.
     """
     name = f"{stem}-{options.layout}"
-    if options.component == "text":
-        name += "-text"
+    if options.component != "all":
+        name += f"-{options.component}"
     if options.dtype not in (None, "float32"):
         name += f"-{options.dtype}"
     return Path("converted") / name
@@ -69,13 +69,32 @@ def plan_notes(plan: Plan) -> list[str]:
     notes = [*([plan.checkpoint.taken] if plan.checkpoint.taken else []), *plan.checkpoint.notes]
     if plan.twins:
         notes.append(f"{len(plan.twins)} tensors are stored under two names; convert checks that both are equal")
-    if plan.filled:
-        notes.append(f"{len(plan.filled)} BatchNorm counters (num_batches_tracked) are not in the file; filled with 0")
+    notes += filled_words(plan)
+    if plan.unchecked:
+        notes.append(
+            f"{plan.unchecked:,} tensors outside the text encoder are taken as they are: this tool does not know the "
+            "model that they belong to, so nothing tells whether all of them are there"
+        )
     if plan.not_read:
         notes.append(not_read_words(plan))
     notes += plan.layout.family.doubts(plan.architecture, plan.options.component, plan.variants)
     notes += [f"assumed {name}: {what}" for name, what in plan.architecture.assumed.items()]
     return notes
+
+
+def filled_words(plan: Plan) -> list[str]:
+    """What no tensor of the checkpoint fills: counters, and levels of the neck."""
+    counters = [key for key in plan.filled if key.endswith(COUNTER)]
+    others = [key for key in plan.filled if not key.endswith(COUNTER)]
+    out = []
+    if counters:
+        out.append(f"{len(counters)} BatchNorm counters (num_batches_tracked) are not in the file; filled with 0")
+    if others:
+        out.append(
+            f"{len(others)} tensors are filled with zeros, not converted: {', '.join(others)}. The neck of this "
+            "checkpoint has no such level; the model needs it, computes it and throws it away"
+        )
+    return out
 
 
 def not_read_words(plan: Plan) -> str:

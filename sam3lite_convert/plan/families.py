@@ -111,6 +111,7 @@ class Family:
     text: its text encoder, in words.
     text_keys: regular expression, matched at the start of canonical keys, that recognises its text encoder.
     text_projection: prefix of the canonical keys of the layer through which the detector reads the tokens.
+    projection_key: prefix of its keys in the file beside a text encoder that is written without its prefix.
     layout: the name of the layout that it is described by, where none is asked for.
     causal: whether its text encoder always masks causally; if not, the user may state it.
     tags: the tags of its model cards.
@@ -126,6 +127,7 @@ class Family:
     text: str
     text_keys: str
     text_projection: str
+    projection_key: str
     layout: str
     causal: bool
     tags: tuple[str, ...]
@@ -222,6 +224,7 @@ SAM3_LITETEXT = Family(
     text="the text encoder of SAM3-LiteText",
     text_keys=_TEXT,
     text_projection=TEXT + "projector.",
+    projection_key="text_projection.",
     layout="packed",
     causal=False,
     tags=("sam3", "sam3-litetext", "mobileclip"),
@@ -268,6 +271,7 @@ SAM3 = Family(
     text="SAM3's own CLIP text encoder",
     text_keys=_CLIP_BLOCKS,
     text_projection=TEXT + "resizer.",
+    projection_key="resizer.",  # text_projection is the name of CLIP's own
     layout="transformers",
     causal=True,
     tags=("sam3",),

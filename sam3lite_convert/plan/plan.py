@@ -200,6 +200,11 @@ class Plan:
         return tuple(k for k, d in self.dropped.items() if not d.copy and _may_be_text(d))
 
     @property
+    def unchecked(self) -> int:
+        """The number of targets that the layout takes as they are: nothing tells whether all are there."""
+        return sum(m.target.startswith(self.layout.open) for m in self.mapped.values()) if self.layout.open else 0
+
+    @property
     def out_nbytes(self) -> int:
         return sum(m.out_nbytes for m in self.mapped.values())
 
@@ -321,7 +326,7 @@ def _draft(
             for target in targets:
                 expected.pop(target, None)
         for piece in pieces:
-            faults += _place(piece, mapped, expected)
+            faults += _place(piece, mapped, expected, layout.open)
     for piece in _filled(mapped, expected, layout, architecture, options):
         mapped[piece.target] = piece
     faults += _unfilled(mapped, expected, layout, names, checkpoint.others)
@@ -392,7 +397,7 @@ def _refuse_variants(layout: Layout, names: Iterable[str], component: str) -> No
     closed = [v for v in variants if not _takes(layout, v, component)]
     if not closed:
         return
-    kind = closed[0].described(names)
+    kinds = [v.described(names) for v in variants]
     if component == "video" and all(v.whole for v in variants):
         way = "Its tracker has no class in transformers; leave out --component video to convert its detector."
     else:
@@ -401,9 +406,9 @@ def _refuse_variants(layout: Layout, names: Iterable[str], component: str) -> No
             "original's own names with --layout original."
         )
     raise UnsoundPlan(
-        f"this is {kind}, not a {family.name} detector: {closed[0].why}. {way}",
+        f"this is {' and '.join(kinds)}, not a {family.name} detector: {'; '.join(v.why for v in closed)}. {way}",
         "unsupported_checkpoint",
-        {"kind": kind, "kinds": [v.described(names) for v in variants], "component_text": True},
+        {"kind": closed[0].described(names), "kinds": kinds, "component_text": True},
     )
 
 
@@ -485,7 +490,9 @@ def _pieces(
     ]
 
 
-def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expected]) -> list[PlanFault]:
+def _place(
+    piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expected], taken_as_they_are: tuple[str, ...]
+) -> list[PlanFault]:
     other = mapped.get(piece.target)
     if other is not None:
         return [
@@ -497,6 +504,8 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
             )
         ]
     mapped[piece.target] = piece
+    if piece.target not in expected and piece.target.startswith(taken_as_they_are):
+        return []
     if piece.target not in expected:
         detail = f"the layout has no such tensor; rule [{piece.rule.name}] writes {piece.source.key} to it"
         return [PlanFault("unknown_target", piece.target, detail, sources=(piece.source.key,))]
@@ -507,13 +516,13 @@ def _place(piece: Mapped, mapped: dict[str, Mapped], expected: dict[str, Expecte
             f"but the model needs {shape_text(want)}"
         )
         return [PlanFault("wrong_shape", piece.source.key, detail)]
-    if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith(_COUNTER):
+    if not dtypes.is_floating(piece.source.dtype) and not piece.canonical.endswith(COUNTER):
         detail = f"has dtype {piece.source.dtype}; weights must be floating-point (quantised files are not supported)"
         return [PlanFault("wrong_dtype", piece.source.key, detail)]
     return []
 
 
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"  # the last part of the names of BatchNorm counters
 
 
 def _filled(
@@ -535,7 +544,7 @@ def _filled(
         if target in mapped or None in shape:
             continue
         module, _, leaf = target.rpartition(".")
-        counter = leaf == _COUNTER and f"{module}.weight" in mapped
+        counter = leaf == COUNTER and f"{module}.weight" in mapped
         found = next(((r, s) for r in layout.rules if (s := r.reverse(target))), None)
         if found is None or not (counter or found[1].startswith(levels)):
             continue

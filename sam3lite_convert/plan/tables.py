@@ -32,6 +32,7 @@ _LAYOUT_ENTRIES = dict.fromkeys(
 )  # fmt: skip
 _INSIDE = "inside "  # how a section of a layout's table begins whose targets stand under a prefix
 _PROJECTION = "text projection"
+ANY = "*"  # in a table of targets: any tensor under this module
 
 
 # Key template, name of the index list or None, shape expressions.
@@ -134,6 +135,7 @@ class Layout:
     name: what users call it; layouts of several families, and of several components, have one name.
     component: the only component that it is for; None if it is for the detector and its text encoder.
     variant: the variant of the family that it is for; None if it is for all that need no layout of their own.
+    inside: the prefix of the targets of the detector; empty if they have none.
     neck_levels: the number of levels that the neck has in what reads it; None for any number.
     about: what reads the layout, in words.
     shapes: (key template, name of the index list or None, shape expressions), one per tensor.
@@ -152,6 +154,12 @@ class Layout:
     component: str | None = None
     variant: str | None = None
     neck_levels: int | None = None
+    inside: str = ""
+
+    @cached_property
+    def open(self) -> tuple[str, ...]:
+        """Prefixes of target keys under which the layout takes whatever tensors the file has, and requires none."""
+        return tuple(key.removesuffix(ANY) for key, _, _ in self.shapes if key.endswith("." + ANY))
 
     @property
     def text_encoder(self) -> str:
@@ -346,11 +354,12 @@ def _layout(
         unknown = set(head) - set(_LAYOUT_ENTRIES)
         if unknown:
             raise ValueError(f"unknown entry {', '.join(sorted(unknown))}; there are: {', '.join(_LAYOUT_ENTRIES)}")
-        rules, shapes, targets = list[Rule](), list[TargetRow](), list[str]()
+        rules, shapes, targets, inside = list[Rule](), list[TargetRow](), list[str](), ""
         for section in _sections(table):
             prefix = f"{section.name.removeprefix(_INSIDE)}." if section.name.startswith(_INSIDE) else ""
             if section is not head and (not prefix or set(section) - {"rules", "targets"}):
                 raise ValueError(f"[{section.name}]: only 'inside PREFIX' with rules and targets may follow [layout]")
+            inside = prefix or inside
             for f in section["rules"].split():
                 read[f] = read.get(f) or tuple(_rule(s, None, f) for s in _sections(tables[f]))
                 rules += [rule.under(prefix) for rule in read[f]] if prefix else read[f]
@@ -377,7 +386,7 @@ def _layout(
         label = head.get("layout", name)
         layout = Layout(
             label, head.get("about", ""), family, tuple(rules), tuple(shapes), loader, strips, causal,
-            component, variant, levels,
+            component, variant, levels, inside,
         )  # fmt: skip
         layout.check()
     except KeyError as fault:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.architecture import OPTIONAL_BLOCKS, SIZES, Architecture
-from sam3lite_convert.plan.tables import Layout
+from sam3lite_convert.plan.tables import ANY, Layout
 from sam3lite_convert.plan.unsound import Expected, PlanFault
 
 MODEL, TEXT_PROJECTION = "model", "text_projection"  # stems of the safetensors files
@@ -19,7 +19,7 @@ def expected_targets(layout: Layout, architecture: Architecture, component: str)
     Raises CannotRun if a target table names a size or a list that does not exist.
     """
     for template, each, sizes in layout.shapes:
-        if component == "text" and not layout.is_text(template):
+        if template.endswith("." + ANY) or (component == "text" and not layout.is_text(template)):
             continue
         shape = tuple(_side(text, architecture.sizes, f"layout {layout.name}, {template}") for text in sizes)
         for i in _indices(layout, architecture, each):
@@ -68,5 +68,12 @@ def written_name(target: str, layout: Layout, component: str) -> tuple[str, str]
     if component != "text" or not layout.strips_text:
         return MODEL, target
     if layout.text_projection and target.startswith(layout.text_projection):
-        return TEXT_PROJECTION, target
+        return TEXT_PROJECTION, layout.family.projection_key + target.removeprefix(layout.text_projection)
     return MODEL, target.removeprefix(layout.text_encoder)
+
+
+def target_of_text(key: str, layout: Layout) -> str:
+    """The target of a key of a text encoder that was written without its prefix: the inverse of ``written_name``."""
+    if key.startswith(layout.family.projection_key):
+        return layout.text_projection + key.removeprefix(layout.family.projection_key)
+    return layout.text_encoder + key

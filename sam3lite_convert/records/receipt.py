@@ -188,6 +188,7 @@ class Receipt(Document):
     """conversion.json: what was done, enough to redo it and to check it.
 
     family: of checkpoints, for people.
+    kind: what the checkpoint is, in words.
     reader: what reads the layout, in words.
     loader: what loads the folder, as the layout's table names it.
     library: the library that the loader belongs to, null for our own or none.
@@ -207,6 +208,7 @@ class Receipt(Document):
     source: SourceRecord
     layout: str
     family: str
+    kind: str = field(default="", metadata=optional())
     reader: str
     loader: LoaderName
     library: LibraryName | None

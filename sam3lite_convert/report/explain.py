@@ -19,7 +19,12 @@ def explained(d: ExplainDocument) -> None:
     say(f"source  {d.source.key}  {_tensor(d.source)}")
     if d.source.canonical != d.source.key:
         say(f"        canonical name {d.source.canonical}")
-    if d.outcome == "dropped":
+    for other in d.joined or ():
+        if other != d.source.key:
+            say(f"with    {other}")
+    if d.outcome == "filled":
+        say("filled  not in the checkpoint; the target holds zeros")
+    elif d.outcome == "dropped":
         say(f"dropped {d.reason}")
     else:
         say(f"op      {d.operation}")
@@ -27,7 +32,8 @@ def explained(d: ExplainDocument) -> None:
         say(f"target  {target.key}  {_tensor(target)}" + (f"  ({target.part})" if target.part else ""))
     if d.rule:
         say(f"rule    [{d.rule.name}] in {d.rule.table}")
-        say(f"        {d.rule.pattern}")
+        for line in d.rule.pattern.splitlines():
+            say(f"        {line}")
     fetched(d.fetched)
 
 

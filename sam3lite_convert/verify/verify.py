@@ -24,7 +24,7 @@ from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.convert.side_files import FINGERPRINT_NAME
 from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
 from sam3lite_convert.plan.architecture import Architecture, component_of
-from sam3lite_convert.plan.plan import Mapped, Plan
+from sam3lite_convert.plan.plan import COUNTER, Mapped, Plan
 from sam3lite_convert.plan.rotary import check_rotary
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Losses
@@ -36,7 +36,6 @@ from sam3lite_convert.verify.findings import Difference, component_of_key, gathe
 from sam3lite_convert.verify.side_files_check import check_side_files
 from sam3lite_convert.workers import Advance
 
-COUNTER = "num_batches_tracked"
 MISSING, UNEXPECTED = "V-MISSING", "V-UNEXPECTED"
 
 
