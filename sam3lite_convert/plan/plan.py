@@ -181,7 +181,7 @@ class Plan:
             mapped=len({source.key for m in self.mapped.values() for source in m.sources}),
             dropped=len(self.dropped),
             target=len(self.mapped),
-            filled=len(self.filled),
+            filled=len(self.filled) or None,
         )
 
     @property
