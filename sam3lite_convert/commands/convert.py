@@ -20,6 +20,7 @@ from sam3lite_convert.convert.whole_folder import check_destination
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.files import check_space, leftovers, same_disk
 from sam3lite_convert.plan.counts import accounting, text_parameters
+from sam3lite_convert.plan.families import SAM3_LITETEXT
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.convert import ConvertDocument, PlannedConversion, WrittenConversion
@@ -153,7 +154,8 @@ def convert_checkpoint(
         if request.parity:
             from sam3lite_convert.parity.candidates import check_candidate
 
-            check_candidate(mappings.layout(request.options.layout), mappings)
+            # Of a family that is not known before the file is, parity itself tells whether it can run.
+            check_candidate(mappings.layout(request.options.layout or SAM3_LITETEXT.layout), mappings)
         check_destination(folder, request.overwrite, location.path, 0)
         source = fetch(location, mappings, request)
         hashing = hashing or stack.enter_context(source.hashing())

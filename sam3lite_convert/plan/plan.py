@@ -39,14 +39,15 @@ OUTSIDE_TEXT = "not part of the text encoder (--component text)"
 class Options:
     """The options that a plan depends on.
 
-    ``layout``: name of the target layout.
+    ``layout``: name of the target layout; None for the one that the checkpoint's family is described by. A plan has
+    its name.
     ``component``: ``all`` (the detector with its text encoder), ``text``, or another that a layout is for: ``video``.
     ``dtype``: of floating-point tensors; None keeps the dtype of each tensor.
     ``context``: the context that the model is called with, in tokens; None for what the file states.
     ``causal``: whether the text encoder uses a causal mask.
     """
 
-    layout: str = "packed"
+    layout: str | None = None
     component: str = "all"
     dtype: str | None = None
     context: int | None = None
@@ -239,7 +240,9 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     twins = tuple(twins_of(checkpoint, names))
     try:
         _refuse_relatives(family, names.sources)
-        layout = mappings.layout(options.layout, family, options.component, (v.name for v in variants))
+        asked = options.layout or family.layout
+        layout = mappings.layout(asked, family, options.component, (v.name for v in variants))
+        options = replace(options, layout=layout.name)
         architecture = _architecture(checkpoint, names, layout, options)
     except UnsoundPlan as fault:
         # A part of a detector may be one whose text encoder stands under other names.
