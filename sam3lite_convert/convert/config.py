@@ -1,8 +1,8 @@
 """config.json for a converted folder.
 
 Written without importing transformers. Field names are those of the library's config classes; the ViT's
-``layer_norm_eps`` is the original's 1e-5 (layout notes, fact 1), not the library's default. Of the video model, settings
-of the steps around the modules are left out: the library's defaults are the original's.
+``layer_norm_eps`` is the original's 1e-5 (layout notes, fact 1), not the library's default. Settings of the steps
+around the video model's modules are left out: the library's defaults are the original's.
 """
 
 from __future__ import annotations
