@@ -53,6 +53,8 @@ class Rule:
     reason: why the tensor is dropped; otherwise empty.
     repeat: of a spelling: applied for as long as it matches, together with those of its kind that follow each other.
     copies: of a spelling: what it takes off names a copy of the model, of which a file may hold several.
+    base: of a spelling: what it takes off names the model that the file's own was trained from, which fills what that
+        one lacks.
     beside: template of another target; where several rules write one target, it comes from this one if that other
         target is there too. Empty for none.
     """
@@ -66,6 +68,7 @@ class Rule:
     reason: str = ""
     repeat: bool = False
     copies: bool = False
+    base: bool = False
     beside: str = ""
 
     @property
@@ -469,7 +472,7 @@ def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rul
     where = f"mapping table {table}, rule [{section.name}]"
     spelling = table == SPELLINGS or table.startswith(_OF_LAYOUTS)
     known = {"op", "source", "target", "reason", "example", "beside"}
-    known |= {"repeat", "copies"} if spelling else set()
+    known |= {"repeat", "copies", "base"} if spelling else set()
     unknown = set(section) - known
     if unknown:
         raise CannotRun(f"{where}: unknown entry {', '.join(sorted(unknown))}", "bad_table")
@@ -489,9 +492,9 @@ def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rul
     if operation.needs_reason and not section.get("reason"):
         raise CannotRun(f"{where}: {op} needs a reason", "bad_table")
     try:
-        repeat, copies = (section.getboolean(name, fallback=False) for name in ("repeat", "copies"))
+        repeat, copies, base = (section.getboolean(name, fallback=False) for name in ("repeat", "copies", "base"))
         rule = Rule(
-            section.name, table, operation, sources, targets, example, section.get("reason", ""), repeat, copies,
+            section.name, table, operation, sources, targets, example, section.get("reason", ""), repeat, copies, base,
             section.get("beside", ""),
         )  # fmt: skip
         rule.check(backwards=not spelling)  # spellings are only read forwards

@@ -43,7 +43,11 @@ class Twin:
         return any(stored.offset in begins for tensor in tensors for stored in tensor.stored)
 
 
-def _twins(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
+def twins_of(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
+    """The twins of a checkpoint; their bytes are not compared yet.
+
+    Raises Untrusted, naming both keys, if the two tensors of a pair are of different shapes or dtypes.
+    """
     pairs = [
         (checkpoint.tensors[keys[0]], checkpoint.tensors[key]) for keys in names.twins.values() for key in keys[1:]
     ]
@@ -58,3 +62,19 @@ def _twins(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
                 {"keys": [first.key, second.key]},
             )
         yield Twin(first, second)
+
+
+_REASON = "second name of {}, bit for bit equal"
+
+
+def reason_of(first: str) -> str:
+    """Why a twin is dropped, in the receipt. ``first``: the key whose tensor it is another name of."""
+    return _REASON.format(first)
+
+
+def first_of(reason: str) -> str | None:
+    """The key of the tensor that another one, dropped for this reason, is a second name of; None for other reasons."""
+    before, after = _REASON.split("{}")
+    if not (reason.startswith(before) and reason.endswith(after)):
+        return None
+    return reason[len(before) : -len(after)]
