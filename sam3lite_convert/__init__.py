@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         make_plan,
         open_checkpoint,
         push_folder,
+        restore_folder,
         run_detector_parity,
         run_parity,
         verify_folder,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "commands.library": (
         "ConversionPlan", "OpenCheckpoint", "convert_checkpoint", "diff_checkpoints", "judge_activations", "make_plan",
-        "open_checkpoint", "push_folder", "run_detector_parity", "run_parity", "verify_folder",
+        "open_checkpoint", "push_folder", "restore_folder", "run_detector_parity", "run_parity", "verify_folder",
     ),
     "errors": ("CannotRun", "Sam3LiteError", "UnsoundPlan", "Untrusted"),
     "packed_detector": ("PackedModel",),
@@ -61,6 +62,7 @@ __all__ = [
     "make_plan",
     "open_checkpoint",
     "push_folder",
+    "restore_folder",
     "run_detector_parity",
     "run_parity",
     "verify_folder",

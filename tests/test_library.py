@@ -50,7 +50,8 @@ def test_what_the_package_exports():
     exported = {
         "CannotRun", "ConversionPlan", "OpenCheckpoint", "PackedModel", "PackedTextModel", "Sam3LiteError",
         "UnsoundPlan", "Untrusted", "__version__", "convert_checkpoint", "diff_checkpoints", "judge_activations",
-        "make_plan", "open_checkpoint", "push_folder", "run_detector_parity", "run_parity", "verify_folder",
+        "make_plan", "open_checkpoint", "push_folder", "restore_folder", "run_detector_parity", "run_parity",
+        "verify_folder",
     }  # fmt: skip
     assert set(s3.__all__) == exported
     assert all(getattr(s3, name) is not None for name in exported)

@@ -23,6 +23,7 @@ from sam3lite_convert.cli.inspect import inspect
 from sam3lite_convert.cli.judge import judge
 from sam3lite_convert.cli.parity import parity
 from sam3lite_convert.cli.record import record
+from sam3lite_convert.cli.restore import restore
 from sam3lite_convert.cli.shared import typed_arguments
 from sam3lite_convert.cli.verify import verify
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, in_short
@@ -57,7 +58,7 @@ def top(
         raise typer.Exit(2)
 
 
-for command in (inspect, convert, explain, verify, diff, parity, judge, record, demo):
+for command in (inspect, convert, explain, verify, restore, diff, parity, judge, record, demo):
     app.command()(command)
 
 

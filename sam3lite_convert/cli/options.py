@@ -89,8 +89,8 @@ def _complete_layout(incomplete: str) -> list[str]:
 
 _CHECKPOINT = (
     "Local .pt or .safetensors file, index of shards (*.index.json), or folder that holds one of these; alias (s0, s1, "
-    "l; s0-32, s1-32, l-32 for context 32); path in --repo-id; or address on the Hub: a page, "
-    "OWNER/NAME[@REVISION], or hf://OWNER/NAME[@REVISION]/PATH."
+    "l; s0-32, s1-32, l-32 for context 32; s0-3.1, s1-3.1, l-3.1, s0-3.1-32, s1-3.1-32, l-3.1-32 for SAM3.1); path in "
+    "--repo-id; or address on the Hub: a page, OWNER/NAME[@REVISION], or hf://OWNER/NAME[@REVISION]/PATH."
 )
 
 
@@ -268,7 +268,12 @@ All = Annotated[
     typer.Option("--all", help="Convert every checkpoint of --repo-id that matches --pattern, each to its own folder."),
 ]
 Pattern = Annotated[
-    str, typer.Option(metavar="GLOB", help="With --all: paths of the checkpoints; * does not match across folders.")
+    str,
+    typer.Option(
+        metavar="GLOB",
+        help="With --all: paths of the checkpoints; * does not match across folders, and files that "
+        "are not checkpoints are left out.",
+    ),
 ]
 OutputOption = Annotated[
     Path | None,
@@ -362,8 +367,8 @@ HubOverwrite = Annotated[
     bool,
     typer.Option(
         "--hub-overwrite",
-        help="Replace another conversion, or a model card that was edited there, in the repository. Default: refuse, "
-        "or keep the card.",
+        help="Replace another conversion, or a model card or licence file that was edited there, in the repository. "
+        "Default: refuse, or keep the file.",
     ),
 ]
 Private = Annotated[bool, typer.Option("--private", help="Create the repository as a private one. Default: public.")]
@@ -611,6 +616,33 @@ OriginalRepo = Annotated[
         "the implementation shipped with this tool.",
     ),
 ]
+RestoredFolder = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR",
+        help="Converted folder, as it was or trained further: a local one, or OWNER/NAME[@REVISION] on the Hub, which "
+        "is downloaded.",
+    ),
+]
+RestoredSource = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="The checkpoint that DIR was converted from: what DIR does not hold, or holds rounded and unchanged, is "
+        "taken from there. Default: what only the checkpoint holds is left out.",
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+    ),
+]
+RestoreTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FILE",
+        help="File to write: .pt, .pth, .bin or .ckpt as torch.save writes them, or .safetensors.",
+    ),
+]
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 DemoOutput = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="New folder to keep the files of the demo in. Default: they are deleted."),

@@ -261,7 +261,7 @@ def record_reference(
         "checkpoint_sha256": digest,
         "reference": reference.name,
         "variant": plan.architecture.variant,
-        "causal_masking": causal,
+        "causal_masking": plan.architecture.causal_masking,
         "dtype": _DTYPE,
         "inputs": {"what": asked.what, "prompts": list(asked.prompts)},
         "taps": what,

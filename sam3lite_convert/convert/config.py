@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sam3lite_convert.convert.clip_ids import framing_ids
 from sam3lite_convert.plan.architecture import Architecture
 from sam3lite_convert.plan.families import LibraryNames
+from sam3lite_convert.plan.infer_clip import CLIP
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.record import Json
 
@@ -71,7 +73,7 @@ _WRITERS: dict[str, Callable[[Plan], Json]] = {
 
 def _text(a: Architecture, names: LibraryNames) -> Json:
     s = a.sizes
-    return {
+    own: Json = {
         "model_type": names.text_model_type,
         "vocab_size": s["vocab"],
         "hidden_size": s["text_hidden"],
@@ -82,6 +84,12 @@ def _text(a: Architecture, names: LibraryNames) -> Json:
         "max_position_embeddings": s["context"],
         "hidden_act": "gelu",
         "layer_norm_eps": EPS,
+    }
+    if a.model_name == CLIP:
+        # The pooled output is that of the end id: CLIP's own in every released file.
+        start, end = framing_ids(s["vocab"])
+        return own | {"bos_token_id": start, "eos_token_id": end}
+    return own | {
         "use_repmixer_blocks": bool(a.blocks["repmixer_blocks"]),
         "repmixer_kernel_size": s.get("kernel", 11),
     }

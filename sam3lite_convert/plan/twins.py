@@ -56,3 +56,19 @@ def twins_of(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
                     {"keys": [first.key, second.key]},
                 )
             yield Twin(first, second)
+
+
+_REASON = "second name of {}, bit for bit equal"
+
+
+def reason_of(first: str) -> str:
+    """Why a twin is dropped, in the receipt. ``first``: the key whose tensor it is another name of."""
+    return _REASON.format(first)
+
+
+def first_of(reason: str) -> str | None:
+    """The key of the tensor that another one, dropped for this reason, is a second name of; None for other reasons."""
+    before, after = _REASON.split("{}")
+    if not (reason.startswith(before) and reason.endswith(after)):
+        return None
+    return reason[len(before) : -len(after)]

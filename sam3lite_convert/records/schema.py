@@ -19,6 +19,7 @@ from sam3lite_convert.records import (
     inspect,
     parity,
     receipt,
+    restore,
     shared,
     verify,
 )
@@ -32,6 +33,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "explain-code": explain.CodeDocument,
     "verify": verify.VerifyDocument,
     "diff": diff.DiffDocument,
+    "restore": restore.RestoreDocument,
     "parity": parity.ParityDocument,
     "parity-detector": detector.DetectorDocument,
     "judge": parity.ParityDocument,
@@ -48,7 +50,7 @@ DOCUMENTS: dict[str, type[Record]] = {
 }
 _NAMES: dict[str, object] = {
     name: cls
-    for module in (convert, detector, diff, fingerprint, inspect, parity, verify)
+    for module in (convert, detector, diff, fingerprint, inspect, parity, restore, verify)
     for name, cls in vars(module).items()
 }
 
