@@ -80,7 +80,7 @@ def plan_conversion(location: Location, mappings: Mappings, request: Request) ->
     """The document of a dry run: nothing is written, and of a file on the Hub only the index is read."""
     source = location.index()
     with source.trusted():
-        plan = make_plan(source.read(), mappings, request.options)
+        plan = make_plan(source.read(mappings), mappings, request.options)
     return replace(_planned(source, plan, request, request.folder(location)), dry_run=True)
 
 
@@ -160,7 +160,7 @@ def convert_checkpoint(
         source = fetch(location, mappings, request)
         hashing = hashing or stack.enter_context(source.hashing())
         stack.enter_context(source.trusted())
-        checkpoint = source.read()
+        checkpoint = source.read(mappings)
         hashing.check(checkpoint)
         plan = make_plan(checkpoint, mappings, request.options)
         document = _planned(source, plan, request, folder)

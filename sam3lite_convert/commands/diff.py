@@ -136,7 +136,7 @@ def diff_checkpoints(
 
 
 def _read(label: str, source: Source, mappings: Mappings) -> _Side:
-    index = source.read()
+    index = source.read(mappings)
     names = canonical_names(index, mappings.spellings)
     check_copies(index, names)
     side = _Side(label, source, index, names)

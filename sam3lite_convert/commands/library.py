@@ -69,7 +69,7 @@ class OpenCheckpoint:
         if key not in self.tensors:
             raise CannotRun(f"{self.name} has no tensor {key}", "unknown_key")
         with self.source.trusted():
-            return stored_tensor(self.source.with_bytes_of(self.index, [self.tensors[key]]), key)
+            return stored_tensor(self.source.with_bytes_of(self.mappings, self.index, [self.tensors[key]]), key)
 
 
 def open_checkpoint(
@@ -97,10 +97,10 @@ def open_checkpoint(
     prefixes = (strip_prefix,) if isinstance(strip_prefix, str) else strip_prefix
     chosen = selection(state_dict_key, prefixes, list(drop or {}), list((drop or {}).values()))
     location = locate(str(name), HubLocation(repo_id, revision, cache_dir), chosen)
-    source = location.index()
+    source, mappings = location.index(), load_mappings(mapping)
     with source.trusted():
-        index = source.read()
-    return OpenCheckpoint(str(name), location, source, index, load_mappings(mapping), context)
+        index = source.read(mappings)
+    return OpenCheckpoint(str(name), location, source, index, mappings, context)
 
 
 Checkpointlike = OpenCheckpoint | str | Path
@@ -151,7 +151,7 @@ class ConversionPlan:
         opened = self.checkpoint
         with opened.source.trusted():
             sources = {source.key: source for m in self.mapped.values() for source in m.sources}
-            index = opened.source.with_bytes_of(opened.index, sources.values())
+            index = opened.source.with_bytes_of(opened.mappings, opened.index, sources.values())
             plan = planning.make_plan(index, opened.mappings, self.plan.options)
             return planned_tensors(plan)
 

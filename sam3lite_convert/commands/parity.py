@@ -97,7 +97,7 @@ def run_parity(
     source = source if converted is None else source.as_stated(read_folder(converted).receipt)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
-        checkpoint = source.read()
+        checkpoint = source.read(mappings)
         # The hash of a file from the Hub is compared with the one that the Hub states; a local file has none.
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
         setup = set_up(checkpoint, mappings, options, converted)
@@ -273,7 +273,7 @@ def self_test_parity(
 
     source = source if converted is None else source.as_stated(read_folder(converted).receipt)
     with source.trusted():
-        setup = set_up(source.read(), mappings, options, converted)
+        setup = set_up(source.read(mappings), mappings, options, converted)
     before = compare_encoders(setup, setup.candidate()).judgement
     if before.verdict == "differs":
         raise CannotRun(

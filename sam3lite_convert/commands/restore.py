@@ -162,7 +162,7 @@ def _with_checkpoint(
     from sam3lite_convert.verify.restoration import restoration_with_checkpoint
 
     hashing = stack.enter_context(original.hashing())
-    checkpoint = original.read()
+    checkpoint = original.read(mappings)
     options = (folder.receipt or {}).get("options")
     causal = causal or bool(isinstance(options, dict) and options.get("causal"))
     plan = recognise(folder, checkpoint, mappings, causal)

@@ -129,7 +129,11 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
         whole = (request.verify or request.parity or wants_fingerprint) and not request.partial
         source = fetch(location, mappings, request) if whole or request.partial else location.index()
         with source.trusted():
-            plan = make_plan(source.read(), mappings, request.options) if wants_files or wants_fingerprint else None
+            plan = (
+                make_plan(source.read(mappings), mappings, request.options)
+                if wants_files or wants_fingerprint
+                else None
+            )
             if plan is not None and wants_fingerprint:
                 receipt, _ = add_fingerprint(folder, receipt, start_fingerprint(plan))
                 receipt, _ = side_files.write_receipt(folder, receipt)

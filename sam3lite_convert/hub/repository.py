@@ -30,7 +30,7 @@ from sam3lite_convert.checkpoint.file_set import (
     the_checkpoint,
 )
 from sam3lite_convert.checkpoint.hashing import sha256_of_set
-from sam3lite_convert.checkpoint.kinds import WEIGHTS, kind_of_converted, refusal_of
+from sam3lite_convert.checkpoint.kinds import WEIGHTS
 from sam3lite_convert.checkpoint.origin import HubFile
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.files import check_space
@@ -129,8 +129,7 @@ class Repository:
     def at(self, path: str) -> HubFile:
         """The checkpoint at a path: a file, an index of shards with its shards, or the only one of these in a folder.
 
-        ``path``: empty for the top of the repository. Of an index, and of a config.json beside it, the content is
-        downloaded.
+        ``path``: empty for the top of the repository. Of an index the content is downloaded.
         Raises CannotRun, with the names that exist, if there is no such path, and as ``the_checkpoint`` and
         ``shard_map`` do.
         """
@@ -146,8 +145,6 @@ class Repository:
         shard = shard_of(file.path) if file else None
         if file is not None and not shard and not is_index(file.path):
             return file
-        if kind := kind_of_converted(where, beside.keys(), lambda name: self._small(beside[name])):
-            raise refusal_of(kind, where)
         if file is not None and shard:
             index = PurePosixPath(shard.index_name).name
             raise one_shard(file.path, shard, self._uri(inside + index) if index in beside else None)
@@ -171,6 +168,14 @@ class Repository:
         if file.size > SHARD_INDEX_LIMIT:
             raise Untrusted(f"{self.repo}: {file.path} is too large to be read here", "corrupt_file")
         return self.download(file).read_bytes()
+
+    def small(self, path: str) -> bytes | None:
+        """The content of a small file, through the cache; None if there is no such file.
+
+        Raises CannotRun if the Hub fails, Untrusted if the file is large.
+        """
+        file = next((f for f in self.listing().files if f.path == path), None)
+        return None if file is None else self._small(file)
 
     def _with_shards(self, index: HubFile, listing: Listing) -> HubFile:
         """The index with the shards that it names. The ``etag`` of all of them is the hash of the set, as

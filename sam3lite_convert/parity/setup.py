@@ -324,9 +324,9 @@ def check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:
 
     Raises Untrusted if a checksum does not match.
     """
-    begins = {m.source.offset for m in pieces}
+    begins = {stored.offset for m in pieces for stored in m.source.stored}
     with open_source(source) as file:
-        check_twins(file, tuple(t for t in plan.twins if t.first.offset in begins))
+        check_twins(file, tuple(t for t in plan.twins if t.of(m.source for m in pieces)))
     records = [r for r in source.records if any(r.offset <= at < r.offset + r.nbytes for at in begins)]
     damaged = damaged_records(source, records)
     # If none matches, the file was written without checksums.

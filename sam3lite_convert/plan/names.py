@@ -91,6 +91,11 @@ def canonical_names(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> Names:
     )  # fmt: skip
 
 
+def released_key(name: str) -> str:
+    """The key of a canonical name in a released file."""
+    return name if name.startswith("tracker.") else f"detector.{name}"
+
+
 def _dropped(chosen: Selection, names: dict[str, str]) -> dict[str, tuple[str, str]]:
     """The keys that ``--drop`` leaves out. ``names``: canonical name by key; a pattern may match either.
 

@@ -439,7 +439,8 @@ def _match(
             continue
         found = [(r, t) for r in layout.rules if (t := r.apply(canonical)) is not None]
         if not found:
-            faults.append(PlanFault("unmatched", source.key, "no rule matches this key"))
+            why = checkpoint.turned_back.why if checkpoint.turned_back else {}
+            faults.append(PlanFault("unmatched", source.key, why.get(source.key, "no rule matches this key")))
         elif len(found) > 1 and any(targets for _, targets in found):
             rules = " and ".join(f"[{r.name}] of {r.table}" for r, _ in found)
             faults.append(PlanFault("overlap", source.key, f"more than one rule matches: {rules}"))

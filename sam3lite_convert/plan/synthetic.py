@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sam3lite_convert.plan.architecture import TEXT, VISION, Architecture
+from sam3lite_convert.plan.names import released_key
 from sam3lite_convert.plan.operations import joined_rows
 from sam3lite_convert.plan.rotary import axial_table
 from sam3lite_convert.plan.tables import Layout, load_mappings
@@ -120,7 +121,7 @@ def state_dict(
     for key, shape in source_shapes(architecture or small_architecture()).items():
         if text_only and not key.startswith(TEXT):
             continue
-        name = key if key.startswith("tracker.") else "detector." + key
+        name = released_key(key)
         out[name] = draw(name, shape, seed)
     return out
 

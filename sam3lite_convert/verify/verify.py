@@ -236,8 +236,8 @@ def _form_fault(piece: Mapped, found: StoredTensor) -> Cause | None:
 def _only(plan: Plan, keys: Set[str]) -> Plan:
     """The part of a plan whose bytes are here."""
     mapped = {key: piece for key, piece in plan.mapped.items() if key in keys}
-    sources = {source.key for piece in mapped.values() for source in piece.sources}
-    twins = tuple(twin for twin in plan.twins if twin.first.key in sources)
+    sources = [source for piece in mapped.values() for source in piece.sources]
+    twins = tuple(twin for twin in plan.twins if twin.of(sources))
     return replace(plan, mapped=mapped, dropped={}, twins=twins)
 
 
