@@ -168,7 +168,7 @@ def verify(
                 else:
                     out.notes.append(f"{key} differs; BatchNorm does not read it in evaluation")
             elif piece.source.absent and (found.shape, found.dtype) == (piece.shape, piece.dtype):
-                if not _same(source, piece, opened[path], found, None):
+                if not same_values(source, piece, opened[path], found, None):
                     found_out.append(Difference(key, "V-FILLED", component, _FILLED, fatal=False))
             elif cause := _fault(source, piece, opened[path], found, diagnoser, out.loss):
                 found_out.append(_difference(key, component, cause))
