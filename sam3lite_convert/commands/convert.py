@@ -29,6 +29,7 @@ from sam3lite_convert.workers import Advance, Worker
 
 if TYPE_CHECKING:
     from sam3lite_convert.convert.folder import Folder
+    from sam3lite_convert.hub.licences import LicenceText
     from sam3lite_convert.records.fingerprint import Fingerprint
     from sam3lite_convert.records.parity import ParityDocument
     from sam3lite_convert.records.verify import VerifyDocument
@@ -165,15 +166,18 @@ def convert_checkpoint(
         document = _planned(source, plan, request, folder)
         planned(document)
         tokenizer = side_files.fetch_tokenizer(plan, request.tokenizer, request.cache)
+        licences = start_licences(location)
         fingerprint = start_fingerprint(plan)
         why: str | None = None
+        unlicensed: str | None = None
         unprinted: str | None = None
         verification: VerifyDocument | None = None
 
         def finish(work: Path, receipt: Receipt) -> Receipt:
-            nonlocal why, unprinted, verification
+            nonlocal why, unlicensed, unprinted, verification
             receipt = side_files.with_config(work, receipt)
             receipt, why = side_files.add_processor_files(work, receipt, plan, tokenizer)
+            receipt, unlicensed = side_files.add_licences(work, receipt, licences)
             receipt, unprinted = add_fingerprint(work, receipt, fingerprint)
             if request.verify:
                 verification = verified(work, source, mappings, request, folder, fingerprint)
@@ -194,9 +198,16 @@ def convert_checkpoint(
         if request.parity:
             receipt, parity = add_parity(folder, receipt, source, mappings, request)
             receipt, _ = side_files.write_receipt(folder, receipt)
-    late = [n for n in receipt.notes if n not in document.notes] + ([unprinted] if unprinted else [])
+    late = [n for n in receipt.notes if n not in document.notes] + [n for n in (unlicensed, unprinted) if n]
     document = replace(document, state="converted")
     return finished(document, folder, receipt, location, request, why, late, verification, parity)
+
+
+def start_licences(location: Location) -> Worker[list[LicenceText]] | None:
+    """Start to fetch the licence files that go with a checkpoint on the Hub; None if they are not known."""
+    if location.repository is None or location.file is None:
+        return None
+    return side_files.fetch_licences(location.repository, location.file.licence_files)
 
 
 def finished(
@@ -214,7 +225,8 @@ def finished(
     tokenizer cannot be had; ``late``: notes that the plan did not have yet."""
     absent: list[str] = []
     if side_files.takes_processor_files(receipt) and request.tokenizer is not None:
-        absent = side_files.missing(folder, receipt, True)
+        gone = side_files.missing_licences(folder, receipt)
+        absent = [name for name in side_files.missing(folder, receipt, True) if name not in gone]
     if absent:
         command = request.command or f"sam3lite convert --checkpoint {location.option} --layout {receipt.layout}"
         because = f" ({why})" if why else ""

@@ -27,7 +27,7 @@ from sam3lite_convert.plan.refusal import refusal
 from sam3lite_convert.plan.renamed import Trial
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
-from sam3lite_convert.plan.twins import Twin, _twins
+from sam3lite_convert.plan.twins import Twin, reason_of, twins_of
 from sam3lite_convert.plan.unsound import Expected, PlanFault, shape_text
 from sam3lite_convert.records.receipt import MappedTensor
 from sam3lite_convert.records.shared import Counts
@@ -237,7 +237,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     family = family_of(names.sources)
     variants = tuple(family.variants_in(names.sources))
     check_copies(checkpoint, names)
-    twins = tuple(_twins(checkpoint, names))
+    twins = tuple(twins_of(checkpoint, names))
     try:
         _refuse_relatives(family, names.sources)
         asked = options.layout or family.layout
@@ -272,8 +272,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         dropped[key] = Dropped(checkpoint.tensors[key], key, label, reason)
     for canonical, keys in names.twins.items():
         for key in keys[1:]:
-            reason = f"second name of {keys[0]}, bit for bit equal"
-            dropped[key] = Dropped(checkpoint.tensors[key], canonical, "twin", reason)
+            dropped[key] = Dropped(checkpoint.tensors[key], canonical, "twin", reason_of(keys[0]))
     final = {}
     for piece in mapped.values():
         file, key = written_name(piece.target, layout, options.component)

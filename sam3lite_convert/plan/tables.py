@@ -52,6 +52,8 @@ class Rule:
     reason: why the tensor is dropped; otherwise empty.
     repeat: of a spelling: applied for as long as it matches, together with those of its kind that follow each other.
     copies: of a spelling: what it takes off names a copy of the model, of which a file may hold several.
+    base: of a spelling: what it takes off names the model that the file's own was trained from, which fills what that
+        one lacks.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Rule:
     reason: str = ""
     repeat: bool = False
     copies: bool = False
+    base: bool = False
 
     @property
     def pattern(self) -> str:
@@ -421,7 +424,7 @@ def _named(known: dict[str, _Known], what: str, name: str) -> _Known:
 def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rule:
     where = f"mapping table {table}, rule [{section.name}]"
     spelling = table == SPELLINGS
-    known = {"op", "source", "target", "reason", "example"} | ({"repeat", "copies"} if spelling else set())
+    known = {"op", "source", "target", "reason", "example"} | ({"repeat", "copies", "base"} if spelling else set())
     unknown = set(section) - known
     if unknown:
         raise CannotRun(f"{where}: unknown entry {', '.join(sorted(unknown))}", "bad_table")
@@ -441,9 +444,9 @@ def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rul
     if operation.needs_reason and not section.get("reason"):
         raise CannotRun(f"{where}: {op} needs a reason", "bad_table")
     try:
-        repeat, copies = (section.getboolean(name, fallback=False) for name in ("repeat", "copies"))
+        repeat, copies, base = (section.getboolean(name, fallback=False) for name in ("repeat", "copies", "base"))
         rule = Rule(
-            section.name, table, operation, sources, targets, example, section.get("reason", ""), repeat, copies
+            section.name, table, operation, sources, targets, example, section.get("reason", ""), repeat, copies, base
         )
         rule.check(backwards=not spelling)  # spellings are only read forwards
     except (re.error, ValueError) as fault:

@@ -38,7 +38,11 @@ class Twin:
     second: StoredTensor
 
 
-def _twins(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
+def twins_of(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
+    """The twins of a checkpoint; their bytes are not compared yet.
+
+    Raises Untrusted, naming both keys, if the two tensors of a pair are of different shapes or dtypes.
+    """
     for keys in names.twins.values():
         first = checkpoint.tensors[keys[0]]
         for key in keys[1:]:
@@ -52,3 +56,19 @@ def _twins(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
                     {"keys": [first.key, second.key]},
                 )
             yield Twin(first, second)
+
+
+_REASON = "second name of {}, bit for bit equal"
+
+
+def reason_of(first: str) -> str:
+    """Why a twin is dropped, in the receipt. ``first``: the key whose tensor it is another name of."""
+    return _REASON.format(first)
+
+
+def first_of(reason: str) -> str | None:
+    """The key of the tensor that another one, dropped for this reason, is a second name of; None for other reasons."""
+    before, after = _REASON.split("{}")
+    if not (reason.startswith(before) and reason.endswith(after)):
+        return None
+    return reason[len(before) : -len(after)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from support.folders import right, sam3lite, snapshot
-from support.hub_files import NEW, OLD, REPO, blobs, checkpoint, downloads, one_line, publish
+from support.hub_files import NEW, OLD, REPO, SAM31, blobs, checkpoint, downloads, one_line, publish
 from support.hub_server import HubServer
 
 ROOT = Path("converted")
@@ -126,6 +126,26 @@ def test_another_pattern_and_output(hub, tmp_path):
     done = sam3lite("convert", "--all", "--pattern", "sam3p1_litetext/*", "--output", "there", "--json")
     assert states(done.json) == {"sam3p1_litetext/some_ctx16.pt": "converted"}
     assert [p.name for p in Path("there").iterdir()] == ["some_ctx16-packed"]
+
+
+def test_a_pattern_takes_checkpoints_alone_and_says_what_it_leaves(hub, tmp_path):
+    others = {f"sam3p1_litetext/{name}": b"text\n" for name in ("LICENSE", "README.md", "config.json")}
+    publish(hub, tmp_path, {a: SAM31[a] for a in ("s0-3.1", "s0-3.1-32")}, **others)
+    convert = ["convert", "--all", "--pattern", "sam3p1_litetext/*"]
+    done = sam3lite(*convert, "--json")
+    assert done.code == 0, done
+    assert states(done.json) == {SAM31["s0-3.1"]: "converted", SAM31["s0-3.1-32"]: "converted"}
+    assert done.json["left_out"] == list(others)
+    names = [f"sam3p1_litetext_mobileclip_s0_ctx{n}-packed" for n in (16, 32)]
+    assert sorted(p.name for p in ROOT.iterdir()) == names
+    said = sam3lite(*convert)
+    assert f"not checkpoints: {', '.join(others)}" in said.out and "2 current" in said.out
+
+
+def test_a_pattern_that_fits_no_checkpoint_names_those_there_are(hub, tmp_path):
+    publish(hub, tmp_path, {"s0": OLD["s0"]}, **{"sam3p1_litetext/LICENSE": b"text\n"})
+    said = one_line(sam3lite("convert", "--all", "--pattern", "sam3p1_litetext/*"), 2)
+    assert "no checkpoint that fits sam3p1_litetext/*" in said and OLD["s0"] in said
 
 
 def test_a_pattern_that_fits_nothing(three):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors import safe_open
-from support.folders import environment
+from support.folders import environment, same
 from support.hub_files import NEW, REPO
 from support.recipe import draw
 from support.rows import key_list, table
@@ -106,8 +106,16 @@ def test_a_released_size_checkpoint_becomes_what_the_reference_conversion_makes(
         assert proof["verdict"] == "proven"
         assert proof["checked"] == targets
         assert verifying <= LIMIT_MB
+        back, restoring = measured("restore", folder, checkpoint, "--output", tmp_path / "back.pt")
+        assert (back["equal"], back["changed"], sum(back["from_checkpoint"].values())) == (blocks, [], 369)
+        assert restoring <= 120
+        truth = torch.load(checkpoint, weights_only=True, mmap=True)["model"]
+        found = torch.load(tmp_path / "back.pt", weights_only=True, mmap=True)["model"]
+        assert list(found) == list(truth)
+        assert all(same(found[key], tensor) for key, tensor in truth.items())
     finally:
         (folder / "model.safetensors").unlink()
+        (tmp_path / "back.pt").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
