@@ -374,12 +374,39 @@ def folder(converted, tmp_path):
     return shutil.copytree(converted("--layout", "transformers"), tmp_path / "out")
 
 
+@pytest.mark.parametrize("layout", ["packed", "transformers", "original"])
+def test_without_a_receipt_the_tables_tell_the_names_of_a_released_file(layout, converted, tmp_path):
+    folder = shutil.copytree(converted("--layout", layout), tmp_path / "bare")
+    said = receipt(folder)
+    (folder / "conversion.json").unlink()
+    record = restored(folder, tmp_path / "back.pt")
+    wanted = {entry["source"]: tiny_state()[entry["source"]] for entry in said["tensors"].values()}
+    if layout != "original":
+        wanted[POS_EMBED] = torch.cat([torch.zeros(1, 1, 128), wanted[POS_EMBED][:, 1:]], 1)
+        assert [remark["key"] for remark in record["partly"]] == [POS_EMBED]
+    assert_equal_states(content(tmp_path / "back.pt"), wanted)
+    assert (record["basis"], record["family"], record["layout"]) == ("layout", "SAM3-LiteText", layout)
+    assert (record["wrapper"], record["prefix"], record["turned_back"]) == ("model", "detector.", len(wanted))
+    assert any("there is no conversion.json; the names are those of a released file" in n for n in record["notes"])
+
+
 def test_a_receipt_that_no_longer_fits(folder, checkpoint, tmp_path):
+    """Of a shorter table: the tables tell the names, and with the checkpoint its other rows are there."""
+    target = "text_encoder.embeddings.position_embedding.position_embedding"
+    edit(folder, {target: tensors(folder)[target][:, :, :5]})
+    record = restored(folder, tmp_path / "back.pt")
+    assert record["basis"] == "layout"
+    assert any("conversion.json is no longer that of the tensors" in note for note in record["notes"])
+    assert same(content(tmp_path / "back.pt")[POSITIONS], tiny_state()[POSITIONS][:, :, :5])
+    restored(folder, tmp_path / "whole.pt", "--checkpoint", checkpoint)
+    assert_equal_states(content(tmp_path / "whole.pt"), tiny_state())
+
+
+def test_tensors_that_have_no_place(folder, checkpoint, tmp_path):
     key = "text_encoder.layers.1.self_attn.q_proj.weight"
     edit(folder, {key: torch.zeros(3, 3), "lora.weight": torch.zeros(2)})
     code, name, message = refused(folder, tmp_path / "back.pt")
-    assert (code, name) == (2, "receipt_does_not_fit")
-    assert "lora.weight is not in the receipt" in message and f"{key} is 3x3, in the receipt 128x128" in message
+    assert (code, name) == (3, "unsound_plan") and "lora.weight" in message
     code, name, message = refused(folder, tmp_path / "back.pt", "--checkpoint", checkpoint)
     assert (code, name) == (3, "not_turned_back")
     assert "lora.weight is not part of the model" in message and f"{key} is 3x3, not 128x128" in message
@@ -388,7 +415,8 @@ def test_a_receipt_that_no_longer_fits(folder, checkpoint, tmp_path):
 def test_a_tensor_that_is_missing(folder, checkpoint, tmp_path):
     key = "text_encoder.layers.1.self_attn.q_proj.weight"
     edit(folder, {key: None})
-    assert f"{key} is missing" in refused(folder, tmp_path / "back.pt")[2]
+    code, name, message = refused(folder, tmp_path / "back.pt")
+    assert (code, name) == (3, "unsound_plan") and QKV in message
     code, name, message = refused(folder, tmp_path / "back.pt", "--checkpoint", checkpoint)
     assert (code, name) == (3, "not_turned_back") and f"{key} is missing" in message
 
@@ -410,7 +438,9 @@ def test_a_receipt_of_an_operation_that_is_not_known(folder, tmp_path):
 
 def test_a_receipt_that_is_none(folder, tmp_path):
     (folder / "conversion.json").write_text('{"tensors": 3}')
-    assert refused(folder, tmp_path / "back.pt")[:2] == (2, "no_receipt")
+    record = restored(folder, tmp_path / "back.pt")
+    assert record["basis"] == "layout"
+    assert any("conversion.json is not that of a conversion" in note for note in record["notes"])
 
 
 # ---- the file that is written

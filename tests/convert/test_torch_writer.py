@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checkpoints import as_bytes, assert_index_is
 
@@ -171,6 +171,7 @@ def test_stretches_that_do_not_fill_a_tensor(tmp_path):
         Assembled("a.weight", "float32", (2, 3), (Stretch(PLACE, zeros("z", "float32", (4,)), 0, 4),))
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 5), max_size=3), max_size=8), st.integers(0, 3))
 def test_any_shapes(tmp_path_factory, shapes, depth):
     state = {f"layer.{n}": torch.randn(shape).half() for n, shape in enumerate(shapes)}
