@@ -273,7 +273,9 @@ def restoration_of_names(folder: Folder, checkpoint: Checkpoint) -> Restoration:
 
 
 def _stretch(path: Path, found: StoredTensor, operation: Operation, part: Slice) -> Stretch:
-    return Stretch(path, found, 0, part.numel, None if operation.verbatim else (operation, part))
+    """The elements of a target in the order of the slice of its source."""
+    view = found if operation.verbatim else operation.turned_back([found.key], [found])[0]
+    return Stretch(path, view, 0, part.numel)
 
 
 def _within(covers: Iterable[_Cover], base: int, numel: int) -> list[_Cover]:
