@@ -32,6 +32,7 @@ from support.folders import (
     tiny_state,
     write,
 )
+from support.hub_files import OLD, REPO
 
 import sam3lite_convert as s3
 from sam3lite_convert import files
@@ -73,6 +74,8 @@ def content(path, wrapper="model"):
     if path.suffix == ".safetensors":
         return load_file(path)
     whole = torch.load(path, weights_only=True)
+    if wrapper is None:
+        return whole
     assert list(whole) == [wrapper]
     return whole[wrapper]
 
@@ -369,6 +372,32 @@ def test_a_checkpoint_that_contradicts_itself(converted, tmp_path):
     original = write(tmp_path, state, "twins.pt")
     done = sam3lite("restore", converted(), original, "--output", tmp_path / "back.pt", "--json")
     assert done.code == 4 and done.json["error"]["code"] == "twins_differ"
+
+
+def test_folder_and_checkpoint_on_the_hub(checkpoint, converted, hub, tmp_path):
+    folder = converted("--layout", "transformers")
+    hub.add_repo(REPO, {OLD["s0"]: checkpoint})
+    hub.add_repo("porter/own", {p.name: p for p in folder.iterdir()})
+    done = sam3lite("restore", "porter/own", "s0", "--output", tmp_path / "back.pt", "--json")
+    assert done.code == 0, done
+    assert done.json["folder"] == "porter/own" and done.json["repository"]["repo"] == "porter/own"
+    assert done.json["source"]["repo"] == REPO
+    assert_equal_states(content(tmp_path / "back.pt"), tiny_state())
+    alone = sam3lite("restore", "porter/own", "--output", tmp_path / "alone.pt", "--json").json
+    assert alone["basis"] == "receipt" and alone["turned_back"] == 420
+
+
+def test_a_folder_in_place_of_the_checkpoint(converted, tmp_path):
+    """What was trained, beside what it was trained from: both in the names of transformers."""
+    before = converted("--layout", "transformers")
+    after = trained(before, tmp_path, "--layout", "transformers")
+    (after / "conversion.json").unlink()
+    record = restored(after, tmp_path / "back.pt", "--checkpoint", before)
+    assert sorted(record["changed"]) == sorted(TRAINED)
+    found, wanted = content(tmp_path / "back.pt", None), trained_state()
+    wanted[POS_EMBED] = torch.cat([torch.zeros(1, 1, 128), wanted[POS_EMBED][:, 1:]], 1)
+    assert_equal_states(found, {key: wanted[key] for key in found})
+    assert len(found) == 420
 
 
 # ---- folders that are not as they were
