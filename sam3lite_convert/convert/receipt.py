@@ -35,7 +35,8 @@ def losses(plan: Plan, loss: CastLoss) -> Losses:
         )
     for piece in plan.mapped.values():
         source = piece.source
-        if lost := piece.operation.lost(source.shape):
+        lost = piece.operation.lost(source.shape)
+        if lost and not any(part.absent for part in source.parts):  # a class row that was filled is no loss
             nbytes = lost.numel * dtypes.itemsize(source.dtype)
             rows[lost.kind] = LostRows(tensor=source.key, rows=lost.rows, bytes=nbytes)
     cast = loss.record(plan.options.dtype) if loss.tensors else None

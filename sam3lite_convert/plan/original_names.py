@@ -10,26 +10,35 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, TurnedBack
 from sam3lite_convert.checkpoint.selection import Selection
+from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.names import released_key, spelled_key
 from sam3lite_convert.plan.operations import Zeros
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import target_of_text
+from sam3lite_convert.records.record import Json
 
 _LISTED = 5
 
 
-def in_original_names(
-    checkpoint: Checkpoint, mappings: Mappings, beside: Callable[[], Mapping[str, object] | None] = lambda: None
-) -> Checkpoint:
+class Beside(NamedTuple):
+    """The JSON files beside a checkpoint, None for one that is not there: conversion.json and config.json."""
+
+    receipt: Json | None = None
+    config: Json | None = None
+
+
+def in_original_names(checkpoint: Checkpoint, mappings: Mappings, beside: Callable[[], Beside] = Beside) -> Checkpoint:
     """The checkpoint under the keys of a released file; the same object if it has the original's names, or nobody's.
 
     It is in the names of a layout if more than half of its keys are targets of that layout, and more than are names of
     the original's. A key that no rule turns back stays as it is, for the plan to refuse.
-    beside: reads the receipt beside it, conversion.json, which tells what was filled; None if there is none.
+    beside: reads the files beside it, of one that is in the names of a layout: its receipt tells what was filled, its
+        config.json what weights cannot tell.
     """
     stripped = {key: _without_prefix(checkpoint.selection, key) for key in checkpoint.tensors}
     known = _known(stripped.values(), mappings)
@@ -37,7 +46,8 @@ def in_original_names(
         return checkpoint
     around = tuple(rule for rule in mappings.spellings if rule.repeat)
     bare = {key: spelled_key(short, around).name for key, short in stripped.items()}
-    receipt = beside() or {}
+    there = beside()
+    receipt = there.receipt or {}
     said = receipt.get("layout")
     readings = [
         _Reading(layout, _targets(stripped, bare, layout, text))
@@ -47,7 +57,7 @@ def in_original_names(
     best = max(readings, key=lambda reading: (len(reading.targets), reading.layout.name == said))
     if len(best.targets) <= max(known, len(stripped) // 2):
         return checkpoint
-    return _told(checkpoint, best, _filled(receipt))
+    return _told(checkpoint, best, _filled(receipt), there.config)
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,13 @@ def _without_prefix(chosen: Selection, key: str) -> str:
 def _known(keys: Iterable[str], mappings: Mappings) -> int:
     """How many of the keys are names of the original's, in any spelling, that some rule knows. It stops counting where
     these are more than half of them all."""
-    keys, count = list(keys), 0
+    keys, count, rules = list(keys), 0, list(mappings.source_rules)
     for key in keys:
         name = spelled_key(key, mappings.spellings).name
-        count += any(rule.apply(name) is not None for rule in mappings.source_rules)
+        at = next((n for n, rule in enumerate(rules) if rule.apply(name) is not None), None)
+        if at is not None:
+            rules.insert(0, rules.pop(at))  # keys of one module stand together
+            count += 1
         if 2 * count > len(keys):
             break
     return count
@@ -109,7 +122,7 @@ def _filled(receipt: Mapping[str, object]) -> frozenset[str]:
     return frozenset(k for k, e in entries if isinstance(e, Mapping) and e.get("operation") == Zeros.name)
 
 
-def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str]) -> Checkpoint:
+def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str], config: Json | None) -> Checkpoint:
     """The checkpoint in the original's names. ``filled``: keys of the file that come from no source."""
     held, layout, chosen = checkpoint.tensors, reading.layout, checkpoint.selection
     # A key that is to be dropped is dropped under its own name.
@@ -147,6 +160,7 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str]) -> 
         elif key not in used and key not in left:
             tensors[key] = stored
     library = layout.loader.library
+    component = layout.component or ("text" if all(key.startswith(released_key(TEXT)) for key in keys) else "all")
     words = f"{library} (layout {layout.name})" if library else f"the layout {layout.name}"
     notes.append(f"its tensors have the names of {words}; they are taken under the original's")
     if rows := [key for key, tensor in tensors.items() if any(part.absent for part in tensor.parts)]:
@@ -160,7 +174,7 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str]) -> 
         extents=checkpoint.extents | _extents(checkpoint, tensors, keys),
         # What the user states about keys of the file was followed here.
         selection=replace(chosen, passed_over=bool(chosen.strip_prefix) or chosen.passed_over),
-        turned_back=TurnedBack(layout.name, words, keys, tuple(copies), why),
+        turned_back=TurnedBack(layout.name, component, words, keys, tuple(copies), why, config),
     )
 
 

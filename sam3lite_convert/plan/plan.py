@@ -25,6 +25,7 @@ from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names
 from sam3lite_convert.plan.operations import Operation, Slice, Zeros, joined_shape
 from sam3lite_convert.plan.refusal import refusal
 from sam3lite_convert.plan.renamed import Trial
+from sam3lite_convert.plan.stated import stated_causal, stated_vision
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
 from sam3lite_convert.plan.twins import Twin, reason_of, twins_of
@@ -254,6 +255,13 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         _refuse_kind(checkpoint, checkpoint.tensors)
         fault.message = f"{checkpoint.path.name}: {fault.message}"
         raise
+    said = checkpoint.turned_back is not None and stated_causal(checkpoint.turned_back.config)
+    if said and not (options.causal or family.causal):
+        raise UnsoundPlan(
+            f"{checkpoint.path.name}: the config.json beside it states that its text encoder masks causally, which the "
+            "weights do not tell. Say so with --causal.",
+            "causal_not_stated",
+        )
     if options.causal and not (layout.causal or family.causal):
         able = " or ".join(f"--layout {other.name}" for other in mappings.of_family(family) if other.causal)
         raise UnsoundPlan(
@@ -287,7 +295,8 @@ def _architecture(checkpoint: Checkpoint, names: Names, layout: Layout, options:
     """The architecture that names and shapes show. Raises UnsoundPlan if they show none, or a relative's."""
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
     _refuse_variants(layout, shapes, options.component)
-    architecture = infer_architecture(shapes, options.causal)
+    config = checkpoint.turned_back.config if checkpoint.turned_back else None
+    architecture = infer_architecture(shapes, options.causal, stated_vision(config))
     if layout.neck_levels and options.component != "text" and architecture.vision is not None:
         return with_levels(architecture, layout.neck_levels)
     return architecture
