@@ -164,6 +164,15 @@ def test_sums_are_over_what_is_finite_on_both_sides(tmp_path: Path) -> None:
     assert [(n.nan, n.infinite) for n in found.not_finite] == [(1, 1), (1, 2)]
 
 
+def test_either_part_of_a_complex_number_may_change(tmp_path: Path) -> None:
+    a = torch.randn(20, dtype=torch.complex64)
+    for change in (2.0, 2j):
+        b = a.clone()
+        b[5] += change
+        found = compared(a, b, tmp_path)
+        assert (found.differing, found.sums.max_abs) == (1, pytest.approx(2.0, rel=1e-6))
+
+
 def test_a_complex_nan_counts_once(tmp_path: Path) -> None:
     a = torch.randn(20, dtype=torch.complex64)
     a[2] = complex(math.nan, math.nan)
@@ -214,6 +223,15 @@ def test_a_cast_is_recognised_from_both_sides(wide_dtype: str, narrow: str, tmp_
         assert found.differing == int((wide(a) != wide(b)).sum()) - 1  # without the NaN
     b[4, 4] = b[4, 3]
     assert compared(a, b, tmp_path).casts == ()
+
+
+def test_a_cast_keeps_nan_whatever_its_bits(tmp_path: Path) -> None:
+    a = torch.randn(40)
+    a[3] = math.nan
+    b = a.half()
+    b.view(torch.int16)[3] ^= 1
+    assert b[3].isnan() and b.view(torch.int16)[3] != a.half().view(torch.int16)[3]
+    assert compared(a, b, tmp_path).casts == ("float16",)
 
 
 def test_a_cast_that_loses_nothing_names_the_narrower_dtype(tmp_path: Path) -> None:
