@@ -280,7 +280,7 @@ class Location:
         if self.repository is None or self.file is None or self.file.here:
             return self.whole()
         if self.file.parts:
-            return self._index_of_shards(self.repository, self.file)
+            return self._index_of_files(self.repository, self.file)
         from sam3lite_convert.hub.ranges import PartialCopy
 
         copy = PartialCopy(self.repository, self.file)
@@ -297,7 +297,7 @@ class Location:
         copy.close()
         return self.whole()
 
-    def _index_of_shards(self, repository: Repository, file: HubFile) -> Source:
+    def _index_of_files(self, repository: Repository, file: HubFile) -> Source:
         from sam3lite_convert.hub.shards import PartialShards
 
         copy = PartialShards(repository, file)
