@@ -129,6 +129,7 @@ class Source:
             format=checkpoint.format,
             wrapper=checkpoint.wrapper,
             left=checkpoint.left,
+            layout=checkpoint.turned_back.layout if checkpoint.turned_back else None,
             prefix=names.prefix,
             taken_off=names.taken_off,
             dtypes=dtype_counts(checkpoint),

@@ -101,6 +101,7 @@ def source_record(plan: Plan, sha256: str | None, hashes: Mapping[str, str]) -> 
         format=checkpoint.format,
         wrapper=checkpoint.wrapper,
         left=checkpoint.left or None,
+        layout=checkpoint.turned_back.layout if checkpoint.turned_back else None,
         prefix=plan.names.prefix,
         taken_off=plan.names.taken_off or None,
         repo=hub.repo if hub else None,

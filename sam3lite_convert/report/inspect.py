@@ -47,6 +47,7 @@ def headline(file: FileFacts, label: str = "") -> None:
     dtypes = ", ".join(f"{n} {d}" for d, n in file.dtypes.items())
     wrapper = f"wrapped in {file.wrapper!r}" if file.wrapper else "bare state dict"
     prefix = f"prefix {file.prefix!r}" if file.prefix else "no prefix"
+    prefix = f"names of the layout {file.layout}" if file.layout else prefix
     form = f"{file.format} in {file.shards} shards" if file.shards > 1 else file.format
     say(f"{label}{file.checkpoint}: {human_bytes(file.size)}, {form}, {wrapper}, {prefix}", "bold")
     if file.source:
