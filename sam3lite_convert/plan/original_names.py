@@ -46,18 +46,19 @@ def in_original_names(checkpoint: Checkpoint, mappings: Mappings, beside: Callab
         return checkpoint
     around = tuple(rule for rule in mappings.spellings if rule.repeat)
     bare = {key: spelled_key(short, around).name for key, short in stripped.items()}
-    there = beside()
-    receipt = there.receipt or {}
-    said = receipt.get("layout")
     readings = [
         _Reading(layout, _targets(stripped, bare, layout, text))
         for layout in mappings.layouts.values()
         for text in ((False, True) if layout.strips_text else (False,))
     ]
-    best = max(readings, key=lambda reading: (len(reading.targets), reading.layout.name == said))
-    if len(best.targets) <= max(known, len(stripped) // 2):
+    most = max(len(reading.targets) for reading in readings)
+    if most <= max(known, len(stripped) // 2):
         return checkpoint
-    return _told(checkpoint, best, _filled(receipt), there.config)
+    there = beside()
+    receipt = there.receipt or {}
+    best = [reading for reading in readings if len(reading.targets) == most]
+    named = (reading for reading in best if reading.layout.name == receipt.get("layout"))
+    return _told(checkpoint, next(named, best[0]), _filled(receipt), there.config)
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ def _targets(stripped: Mapping[str, str], bare: Mapping[str, str], layout: Layou
     def target(key: str) -> str:
         return target_of_text(key, layout) if text else key
 
+    # Without it the keys may be those of any text encoder of the kind, and the detector could not read them.
+    if text and not any(target(key).startswith(layout.text_projection) for key in bare.values()):
+        return {}
     found = {key: target(short) for key, short in stripped.items()}
     there = set(found.values())
     found = {key: name for key, name in found.items() if layout.written_by(name, there)}
