@@ -79,15 +79,15 @@ def _without_prefix(chosen: Selection, key: str) -> str:
 
 def _known(keys: Iterable[str], mappings: Mappings) -> int:
     """How many of the keys are names of the original's, in any spelling, that some rule knows. It stops counting where
-    these are more than half of them all."""
+    these are, or the others are, more than half of them all."""
     keys, count, rules = list(keys), 0, list(mappings.source_rules)
-    for key in keys:
+    for done, key in enumerate(keys):
         name = spelled_key(key, mappings.spellings).name
         at = next((n for n, rule in enumerate(rules) if rule.apply(name) is not None), None)
         if at is not None:
             rules.insert(0, rules.pop(at))  # keys of one module stand together
             count += 1
-        if 2 * count > len(keys):
+        if 2 * count > len(keys) or 2 * (done - count) > len(keys):
             break
     return count
 

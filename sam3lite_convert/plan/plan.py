@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, joined, zeros
@@ -145,7 +145,9 @@ class Dropped:
 @dataclass(frozen=True)
 class Plan:
     """A sound plan. ``mapped`` is by key of the written file, ``dropped`` by source key. ``variants``: of the family,
-    that the checkpoint is. ``own_tables``: whether it was made with tables of the user's."""
+    that the checkpoint is. ``own_tables``: whether it was made with tables of the user's.
+    ``absent``: targets that are not written, since the layout in whose names the checkpoint is has no place for their
+    source, with why."""
 
     checkpoint: Checkpoint
     names: Names
@@ -158,6 +160,7 @@ class Plan:
     twins: tuple[Twin, ...]
     variants: tuple[Variant, ...] = ()
     own_tables: bool = False
+    absent: dict[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -275,7 +278,8 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
             "causal_not_expressible",
         )
     architecture, kept = _in_context(checkpoint, architecture, options)
-    mapped, dropped, faults = _draft(checkpoint, names, architecture, layout, options, kept)
+    gone = _without_place(checkpoint, mappings, family)
+    mapped, dropped, faults, absent = _draft(checkpoint, names, architecture, layout, options, kept, gone)
     if faults:
         _refuse_kind(checkpoint, {k: t for k, t in checkpoint.tensors.items() if k not in dropped})
         unknown_prefix(checkpoint, mappings.spellings, layout, names)
@@ -292,8 +296,17 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         final[key] = replace(piece, file=file, key=key)
     return Plan(
         checkpoint, names, architecture, layout, options, mappings.sha256, final,
-        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins, variants, mappings.own,
+        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins, variants, mappings.own, absent,
     )  # fmt: skip
+
+
+def _without_place(checkpoint: Checkpoint, mappings: Mappings, family: Family) -> tuple[Rule, ...]:
+    """The rules that drop what the layout in whose names the checkpoint is has no place for."""
+    turned = checkpoint.turned_back
+    if turned is None:
+        return ()
+    layout = mappings.layout(turned.layout, family, turned.component)
+    return tuple(rule for rule in layout.rules if not rule.targets)
 
 
 def _architecture(checkpoint: Checkpoint, names: Names, layout: Layout, options: Options) -> Architecture:
@@ -318,9 +331,17 @@ def _in_context(
 
 
 def _draft(
-    checkpoint: Checkpoint, names: Names, architecture: Architecture, layout: Layout, options: Options, kept: int | None
-) -> tuple[dict[str, Mapped], dict[str, Dropped], list[PlanFault]]:
-    """What is mapped, by target, what a rule drops, by source key, and all faults.
+    checkpoint: Checkpoint,
+    names: Names,
+    architecture: Architecture,
+    layout: Layout,
+    options: Options,
+    kept: int | None,
+    gone: tuple[Rule, ...] = (),
+) -> tuple[dict[str, Mapped], dict[str, Dropped], list[PlanFault], dict[str, str]]:
+    """What is mapped, by target, what a rule drops, by source key, all faults, and the targets that may be absent.
+
+    gone: rules for sources that the checkpoint cannot hold.
 
     Raises UnsoundPlan if a tensor that is mapped cannot be read.
     """
@@ -345,11 +366,22 @@ def _draft(
             faults += _place(piece, mapped, expected, layout.open)
     for piece in _filled(mapped, expected, layout, architecture, options):
         mapped[piece.target] = piece
+    absent = dict(_absent((t for t in expected if t not in mapped), layout, gone))
+    expected = {target: shape for target, shape in expected.items() if target not in absent}
     faults += _unfilled(mapped, expected, layout, names, checkpoint.others)
     reported = tuple(f.key + "." for f in faults if f.kind == "missing_component")
     empty = empty_lists(layout, architecture, options.component)
     faults += [f for f in empty if not f"{f.key}.".startswith(reported)]
-    return mapped, dropped, faults
+    return mapped, dropped, faults, absent
+
+
+def _absent(empty: Iterable[str], layout: Layout, gone: tuple[Rule, ...]) -> Iterator[tuple[str, str]]:
+    """Those of these targets whose source the checkpoint cannot hold, with why: ``gone`` are rules for such sources."""
+    for target in empty if gone else ():
+        sources = [source for rule in layout.rules for source in rule.sources(target)]
+        found = next((rule for source in sources for rule in gone if rule.apply(source) is not None), None)
+        if found is not None:
+            yield target, found.reason
 
 
 def _refusal(
