@@ -137,7 +137,8 @@ class TurnedBack:
     ``keys``: by key of the checkpoint, the keys in the file of what it is made of.
     ``copies``: pairs of tensors of the file, under their keys there, that hold one tensor of the original: the first is
         used, the second has to be equal.
-    ``why``: by key that stands as it is in the file, why it could not be turned back.
+    ``why``: by key that stands as it is in the file, why it could not be turned back. ``unmade``: the keys of the
+        original that could not be made, of which those were parts.
     ``config``: the content of the config.json beside it; None if there is none.
     """
 
@@ -147,6 +148,7 @@ class TurnedBack:
     keys: dict[str, tuple[str, ...]]
     copies: tuple[tuple[StoredTensor, StoredTensor], ...] = ()
     why: dict[str, str] = field(default_factory=dict)
+    unmade: frozenset[str] = frozenset()
     config: Json | None = None
 
 

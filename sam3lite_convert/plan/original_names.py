@@ -137,6 +137,7 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str], con
     keys: dict[str, tuple[str, ...]] = {}
     copies: list[tuple[StoredTensor, StoredTensor]] = []
     why: dict[str, str] = {}
+    unmade: set[str] = set()
     notes = list(checkpoint.notes)
     for rule, names in _groups(layout, places):
         targets = rule.apply(names[0]) or ()
@@ -147,10 +148,11 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str], con
             if there := [source for source in sources if source in held]:
                 raise ValueError(f"{there[0]} is in the file too")
             if missing and not rule.operation.copies:
-                raise ValueError(f"without {' and '.join(missing)} it is not whole")
+                raise ValueError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
             made[parts[0].key] = rule.operation.turned_back(sources, parts)
         except ValueError as fault:
-            why |= {part.key: f"is not turned back to {' and '.join(sources)}: {fault}" for part in parts}
+            why |= {part.key: f"belongs to {' and '.join(sources)}, but {fault}" for part in parts}
+            unmade.update(sources)
             continue
         if rule.operation.copies:
             copies += [(parts[0], part) for part in parts[1:]]
@@ -178,7 +180,7 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str], con
         extents=checkpoint.extents | _extents(checkpoint, tensors, keys),
         # What the user states about keys of the file was followed here.
         selection=replace(chosen, passed_over=bool(chosen.strip_prefix) or chosen.passed_over),
-        turned_back=TurnedBack(layout.name, component, words, keys, tuple(copies), why, config),
+        turned_back=TurnedBack(layout.name, component, words, keys, tuple(copies), why, frozenset(unmade), config),
     )
 
 

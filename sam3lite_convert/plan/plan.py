@@ -21,7 +21,7 @@ from sam3lite_convert.plan.copies import check_copies, unknown_prefix
 from sam3lite_convert.plan.families import Family, Variant, family_of
 from sam3lite_convert.plan.infer import FILLED_LEVELS, infer_architecture, with_levels
 from sam3lite_convert.plan.kinds import NO_TEXT, kind_of_names
-from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names
+from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names, released_key
 from sam3lite_convert.plan.operations import Operation, Slice, Zeros, joined_shape
 from sam3lite_convert.plan.refusal import refusal
 from sam3lite_convert.plan.renamed import Trial
@@ -367,7 +367,13 @@ def _draft(
     for piece in _filled(mapped, expected, layout, architecture, options):
         mapped[piece.target] = piece
     absent = dict(_absent((t for t in expected if t not in mapped), layout, gone))
-    expected = {target: shape for target, shape in expected.items() if target not in absent}
+    unmade = checkpoint.turned_back.unmade if checkpoint.turned_back else frozenset()
+
+    def known(target: str) -> bool:
+        """Whether it is reported already that the parts of its source could not make it."""
+        return any(released_key(source) in unmade for rule in layout.rules for source in rule.sources(target))
+
+    expected = {t: n for t, n in expected.items() if t not in absent and (t in mapped or not (unmade and known(t)))}
     faults += _unfilled(mapped, expected, layout, names, checkpoint.others)
     reported = tuple(f.key + "." for f in faults if f.kind == "missing_component")
     empty = empty_lists(layout, architecture, options.component)
@@ -485,8 +491,9 @@ def _match(
             continue
         found = [(r, t) for r in layout.rules if (t := r.apply(canonical)) is not None]
         if not found:
-            why = checkpoint.turned_back.why if checkpoint.turned_back else {}
-            faults.append(PlanFault("unmatched", source.key, why.get(source.key, "no rule matches this key")))
+            why = checkpoint.turned_back.why.get(source.key) if checkpoint.turned_back else None
+            kind = "not_turned_back" if why else "unmatched"
+            faults.append(PlanFault(kind, source.key, why or "no rule matches this key"))
         elif len(found) > 1 and any(targets for _, targets in found):
             rules = " and ".join(f"[{r.name}] of {r.table}" for r, _ in found)
             faults.append(PlanFault("overlap", source.key, f"more than one rule matches: {rules}"))
