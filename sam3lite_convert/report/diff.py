@@ -95,7 +95,7 @@ def _tensors(d: DiffDocument, every: bool) -> None:
     shown = listed if every else listed[:_LISTED]
     if shown:
         say()
-        say("tensors that differ:", "bold")
+        say("tensors that are not the same:", "bold")
     for tensor in shown:
         _tensor(tensor)
     if len(listed) > len(shown):
