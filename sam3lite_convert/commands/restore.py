@@ -53,6 +53,7 @@ class _Restored:
     basis: Literal["checkpoint", "receipt", "layout"]
     turned: Restoration
     family: str
+    kind: str
     layout: str
     component: str
     wrapper: str | None
@@ -180,6 +181,7 @@ def _with_checkpoint(
         basis="checkpoint",
         turned=turned,
         family=plan.layout.family.name,
+        kind=plan.kind,
         layout=plan.layout.name,
         component=plan.options.component,
         wrapper=checkpoint.wrapper,
@@ -256,6 +258,7 @@ def _by_receipt(folder: Folder) -> _Restored:
         basis="receipt",
         turned=restoration_by_receipt(folder, receipt),
         family=receipt.family,
+        kind=receipt.kind or receipt.family,
         layout=receipt.layout,
         component=receipt.component,
         wrapper=source.wrapper,
@@ -293,6 +296,7 @@ def _document(restored: _Restored, folder: Path, output: Path, original: Source 
         checkpoint=None if original is None else original.name,
         source=None if original is None else original.provenance(),
         family=restored.family,
+        kind=restored.kind,
         layout=restored.layout,
         component=restored.component,
         wrapper=None if suffix else restored.wrapper,

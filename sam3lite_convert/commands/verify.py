@@ -220,6 +220,8 @@ def _summary(outcome: Verification) -> str:
         return outcome.summary
     counted = f"{outcome.equal:,} of {outcome.plan.counts.target:,} tensors turn back into their source"
     counted += f", up to {outcome.up_to}" if outcome.up_to else " bit for bit"
+    if filled := len(outcome.plan.filled_levels):
+        counted += f"; {filled} are filled, not converted"
     beside = len(outcome.plan.not_read)
     if beside:
         counted += f"; {beside:,} more of the source's text encoder were dropped, for which no model here has a place"

@@ -1,7 +1,8 @@
 """config.json for a converted folder.
 
 Written without importing transformers. Field names are those of the library's config classes; the ViT's
-``layer_norm_eps`` is the original's 1e-5 (layout notes, fact 1), not the library's default.
+``layer_norm_eps`` is the original's 1e-5 (layout notes, fact 1), not the library's default. Settings of the steps
+around the video model's modules are left out: the library's defaults are the original's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.record import Json
 
 EPS = 1e-5
+_MASK_SCALE = 4  # sides of a mask in cells of the ViT's grid
+_TRACKER_HEADS = 8  # of the mask decoder; the weights do not show it
 PACKED_MODEL_TYPE = "sam3lite_packed"
 
 
@@ -30,8 +33,17 @@ def _of_the_library(plan: Plan) -> Json:
     text = _text(plan.architecture, names)
     if plan.options.component == "text":
         return {"architectures": [names.text_model], "dtype": plan.floating_dtype, **text}
-    head: Json = {"architectures": [names.model], "model_type": names.model_type, "dtype": plan.floating_dtype}
-    return head | {"text_config": text} | _detector(plan.architecture, names)
+    detector: Json = {"model_type": names.model_type, "text_config": text, **_detector(plan.architecture, names)}
+    if plan.options.component == "video":
+        return {
+            "architectures": [names.video_model],
+            "model_type": names.video_model_type,
+            "dtype": plan.floating_dtype,
+            "detector_config": detector,
+            "tracker_config": _tracker(plan.architecture, names),
+            "low_res_mask_size": _MASK_SCALE * _grid(plan.architecture),
+        }
+    return {"architectures": [names.model], "dtype": plan.floating_dtype, **detector}
 
 
 def _packed(plan: Plan) -> Json:
@@ -86,7 +98,8 @@ def _text(a: Architecture, names: LibraryNames) -> Json:
         "layer_norm_eps": EPS,
     }
     if a.model_name == CLIP:
-        # The pooled output is that of the end id: CLIP's own in every released file.
+        # The pooled output is that of the end id: CLIP's own in every released file. The original projects every row
+        # and reads none of them.
         start, end = framing_ids(s["vocab"])
         return own | {"bos_token_id": start, "eos_token_id": end}
     return own | {
@@ -95,35 +108,93 @@ def _text(a: Architecture, names: LibraryNames) -> Json:
     }
 
 
-def _detector(a: Architecture, names: LibraryNames) -> Json:
+def _grid(a: Architecture) -> int:
+    """Patches along a side of the image."""
     if a.vision is None:
-        raise ValueError("a text encoder alone has no detector config")
-    s, v = a.sizes, a.vision
-    grid = v.image_size // s["patch"]
-    heads = s["detr_heads"]
+        raise ValueError("a text encoder alone has no image")
+    return a.vision.image_size // a.sizes["patch"]
+
+
+def _tracker(a: Architecture, names: LibraryNames) -> Json:
+    """The part of the video model that carries masks from frame to frame.
+
+    It is also read by itself, by the library's tracker classes: they build the vision encoder that is described here,
+    the detector's own, with the tracker's neck on it.
+    """
+    if a.vision is None:
+        raise ValueError("a text encoder alone has no tracker")
+    s, kind, size = a.sizes, names.tracker_model_type, a.vision.image_size
+    hidden, kernel = s["tracker_hidden"], s["tracker_fuser_kernel"]
     return {
-        "vision_config": {
-            "model_type": names.vision_model_type,
-            "backbone_config": {
-                "model_type": names.vit_model_type,
-                "hidden_size": s["vit_hidden"],
-                "intermediate_size": s["vit_ffn"],
-                "num_hidden_layers": len(a.blocks["vit_blocks"]),
-                "num_attention_heads": v.vit_heads,
-                "num_channels": s["channels"],
-                "image_size": v.image_size,
-                "patch_size": s["patch"],
-                "hidden_act": "gelu",
-                "layer_norm_eps": EPS,
-                "window_size": v.window_size,
-                "global_attn_indexes": [*v.global_attn_indexes],
-                "pretrain_image_size": v.pretrain_image_size,
-            },
-            "fpn_hidden_size": s["fpn_hidden"],
-            # The detector computes the coarsest level but does not use it.
-            "backbone_feature_sizes": [[int(grid * f)] * 2 for f in v.scale_factors if f >= 1],
-            "scale_factors": [*v.scale_factors],
+        "model_type": kind,
+        "image_size": size,  # left out, the library takes 1008 here, and in every section below
+        "vision_config": _vision(a, names),
+        "prompt_encoder_config": {
+            "model_type": f"{kind}_prompt_encoder",
+            "hidden_size": hidden,
+            "image_size": size,
+            "patch_size": s["patch"],
+            "mask_input_channels": s["tracker_mask_channels"],
         },
+        "mask_decoder_config": {
+            "model_type": f"{kind}_mask_decoder",
+            "hidden_size": hidden,
+            "mlp_dim": s["tracker_decoder_ffn"],
+            "num_hidden_layers": len(a.blocks["tracker_decoder_layers"]),
+            "num_attention_heads": _TRACKER_HEADS,
+            "attention_downsample_rate": hidden // s["tracker_decoder_width"],
+            "num_multimask_outputs": s["tracker_mask_tokens"] - 1,
+            "iou_head_hidden_dim": s["tracker_iou_hidden"],
+        },
+        "num_maskmem": s["tracker_memories"],
+        "memory_attention_hidden_size": hidden,
+        "memory_attention_num_layers": len(a.blocks["tracker_attention_layers"]),
+        "memory_attention_feed_forward_hidden_size": s["tracker_attention_ffn"],
+        "memory_attention_rope_feat_sizes": [_grid(a)] * 2,
+        "memory_encoder_hidden_size": hidden,
+        "memory_encoder_output_channels": s["tracker_memory"],
+        "mask_downsampler_embed_dim": hidden,
+        "memory_fuser_num_layers": len(a.blocks["tracker_fuser_layers"]),
+        "memory_fuser_embed_dim": hidden,
+        "memory_fuser_intermediate_dim": s["tracker_fuser_ffn"],
+        "memory_fuser_kernel_size": kernel,
+        "memory_fuser_padding": kernel // 2,
+    }
+
+
+def _vision(a: Architecture, names: LibraryNames) -> Json:
+    """The ViT and its neck."""
+    if a.vision is None:
+        raise ValueError("a text encoder alone has no vision config")
+    s, v = a.sizes, a.vision
+    return {
+        "model_type": names.vision_model_type,
+        "backbone_config": {
+            "model_type": names.vit_model_type,
+            "hidden_size": s["vit_hidden"],
+            "intermediate_size": s["vit_ffn"],
+            "num_hidden_layers": len(a.blocks["vit_blocks"]),
+            "num_attention_heads": v.vit_heads,
+            "num_channels": s["channels"],
+            "image_size": v.image_size,
+            "patch_size": s["patch"],
+            "hidden_act": "gelu",
+            "layer_norm_eps": EPS,
+            "window_size": v.window_size,
+            "global_attn_indexes": [*v.global_attn_indexes],
+            "pretrain_image_size": v.pretrain_image_size,
+        },
+        "fpn_hidden_size": s["fpn_hidden"],
+        # The detector computes the coarsest level but does not use it.
+        "backbone_feature_sizes": [[int(_grid(a) * f)] * 2 for f in v.scale_factors if f >= 1],
+        "scale_factors": [*v.scale_factors],
+    }
+
+
+def _detector(a: Architecture, names: LibraryNames) -> Json:
+    s, heads = a.sizes, a.sizes["detr_heads"]
+    return {
+        "vision_config": _vision(a, names),
         "geometry_encoder_config": {
             "model_type": f"{names.model_type}_geometry_encoder",
             "hidden_size": s["hidden"],

@@ -42,9 +42,11 @@ ADAPTER = "V-ADAPTER"  # a file makes transformers put an adapter into the model
 # What training and saving put in front of every key.
 _WRAPPERS = {
     "model", "module", "net", "network", "student", "ema", "ema_model", "model_ema", "base_model", "state_dict",
-    "sam3_model", "detector_model", "_orig_mod", "_forward_module", "_fsdp_wrapped_module",
+    "sam3_model", "sam3_video", "detector_model", "_orig_mod", "_forward_module", "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
 }  # fmt: skip
+# What save_pretrained writes of a video model that was built from its parts: its name for the tracker, twice.
+_TRACKER = "tracker_model."
 _VARIANT = re.compile(r"(?:model|pytorch_model)\.(\w+)\.(?:safetensors|bin)")
 _DISTRIBUTED_FILE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
@@ -135,8 +137,21 @@ def read_place(place: Place) -> Folder:
                 faults.append(FolderFault(key, f"is in {holders[key]} and also in {name}", TWICE))
             tensors[key], holders[key] = (path, tensor), name
     faults += _index_faults(chosen, holders, {fault.key for fault in faults if fault.code == TWICE})
-    prefix = _common_prefix(tensors, receipt)
+    prefix = _common_prefix(tensors, receipt, reader)
     notes = []
+    if twice := [key for key in tensors if key.startswith(2 * _TRACKER)]:
+        named = {key: key.removeprefix(_TRACKER) for key in twice}
+        faults += [
+            FolderFault(key, f"and {one} are one tensor to {reader.name}, which takes either", TWICE)
+            for key, one in named.items()
+            if one in tensors
+        ]
+        tensors = {named.get(key, key): found for key, found in tensors.items()}
+        notes.append(
+            f"{len(twice):,} keys start with {2 * _TRACKER!r}, as save_pretrained writes them of a model that was not "
+            "loaded from plain names. Sam3VideoModel and Sam3TrackerVideoModel read them; Sam3TrackerModel does not: "
+            "its tensors would be left at random values"
+        )
     if prefix:
         tensors = {key.removeprefix(prefix): found for key, found in tensors.items()}
         if prefix == reader.prefix:
@@ -172,7 +187,7 @@ def read_place(place: Place) -> Folder:
         except Sam3LiteError as fault:
             notes.append(f"{name} cannot be read ({fault.message})")
             continue
-        stripped = _common_prefix(held, receipt)
+        stripped = _common_prefix(held, receipt, reader)
         elsewhere |= {key.removeprefix(stripped): name for key in held}
     elsewhere = {key: name for key, name in elsewhere.items() if key not in tensors}
     if aside and chosen.files:
@@ -219,6 +234,7 @@ class _Reader:
     name: in words.
     library: whether it is transformers.
     prefix: what it takes off the front of keys, once.
+    parts: names of parts of the model that otherwise are prefixes of a wrapper's.
     reads_projection: whether ``text_projection.safetensors`` belongs to the folder.
     """
 
@@ -226,6 +242,7 @@ class _Reader:
     library: bool
     prefix: str = ""
     reads_projection: bool = False
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Json | None) -> _Reader:
@@ -235,6 +252,8 @@ class _Reader:
         if isinstance(kind, str) and kind.startswith("sam3lite_"):  # of a layout that no program of ours loads
             return cls("a reader of such folders", False, reads_projection=True)
         for names in (family.library for family in FAMILIES.values()):
+            if kind == names.video_model_type:
+                return cls("transformers", True, f"{names.video_prefix}.", parts=(names.prefix,))
             if kind in (names.model_type, names.text_model_type):
                 return cls._of_library(names, kind == names.text_model_type)
         return cls("transformers", True, reads_projection=kind is None)
@@ -337,7 +356,7 @@ def _other_files(names: list[str], reader: _Reader) -> Iterable[FolderFault]:
             yield FolderFault(name, "makes transformers put an adapter into the model where peft is installed", ADAPTER)
 
 
-def _common_prefix(keys: Iterable[str], receipt: Json | None) -> str:
+def _common_prefix(keys: Iterable[str], receipt: Json | None, reader: _Reader) -> str:
     """What training or saving put before every key, with its dots; empty if there is nothing of the kind."""
     rest = list(keys)
     stated = (receipt or {}).get("tensors")
@@ -346,7 +365,7 @@ def _common_prefix(keys: Iterable[str], receipt: Json | None) -> str:
     prefix = ""
     while rest:
         first = rest[0].partition(".")[0]
-        if first not in _WRAPPERS or not all(key.startswith(first + ".") for key in rest):
+        if first not in _WRAPPERS or first in reader.parts or not all(key.startswith(first + ".") for key in rest):
             break
         prefix += first + "."
         rest = [key[len(first) + 1 :] for key in rest]

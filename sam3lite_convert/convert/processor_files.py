@@ -35,6 +35,7 @@ _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 TOKENIZER = (*_CONFIGS, _WHOLE, *_PARTS)
 TOKENIZER_NAMES = frozenset(TOKENIZER)
 PROCESSOR = ("processor_config.json", "preprocessor_config.json")
+FRAMES_NAME = "video_preprocessor_config.json"  # where other tools put what the first of these holds for frames
 _MASK_STRIDE = 14 / 4  # image pixels per mask pixel at the released sizes, 1008 and 288
 
 
@@ -178,7 +179,8 @@ def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:
 
 
 def processor_files(plan: Plan) -> dict[str, bytes]:
-    """The files that the library's processor is loaded from: image size, and normalization to [-1, 1].
+    """The files that the library's processor is loaded from: image size, and normalization to [-1, 1]; of the video
+    model also those of its frames.
 
     Raises ValueError if the plan has no vision encoder.
     """
@@ -186,8 +188,8 @@ def processor_files(plan: Plan) -> dict[str, bytes]:
         raise ValueError("a text encoder alone has no image processor")
     names, size = plan.layout.family.library, plan.architecture.vision.image_size
     mask = int(size / _MASK_STRIDE)
-    image: Json = {
-        "image_processor_type": names.image_processor,
+    video = plan.options.component == "video"
+    pixels: Json = {
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": size, "width": size},
@@ -197,15 +199,17 @@ def processor_files(plan: Plan) -> dict[str, bytes]:
         "do_normalize": True,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
-        "mask_size": {"height": mask, "width": mask},
     }
-    processor: Json = {
-        "processor_class": names.processor,
-        "image_processor": image,
-        "target_size": size,
-        "point_pad_value": -10,
-    }
-    contents: tuple[Json, ...] = (processor, {**image, "processor_class": names.processor})
+    image: Json = {"image_processor_type": names.image_processor, **pixels}
+    image["mask_size"] = {"height": mask, "width": mask}
+    name = names.video_processor if video else names.processor
+    processor: Json = {"processor_class": name, "image_processor": image, "target_size": size}
+    if video:
+        # Its own mean and deviation are ImageNet's, and its size is SAM 2's.
+        processor["video_processor"] = {"video_processor_type": names.frame_processor, **pixels}
+    else:
+        processor["point_pad_value"] = -10
+    contents: tuple[Json, ...] = (processor, {**image, "processor_class": name})
     return {name: _json(content) for name, content in zip(PROCESSOR, contents, strict=True)}
 
 

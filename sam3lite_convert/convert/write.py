@@ -19,7 +19,7 @@ from sam3lite_convert.convert.strict import Strict, overflow_words
 from sam3lite_convert.convert.tensor_bytes import CastLoss
 from sam3lite_convert.convert.whole_folder import check_destination, whole_folder
 from sam3lite_convert.files import write_json, write_text
-from sam3lite_convert.plan.plan import COUNTER, Options, Plan
+from sam3lite_convert.plan.plan import Options, Plan
 from sam3lite_convert.plan.rotary import check_rotary
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.plan.twins import check_twins
@@ -84,17 +84,22 @@ def plan_notes(plan: Plan) -> list[str]:
 
 def filled_words(plan: Plan) -> list[str]:
     """What no tensor of the checkpoint fills: counters, and levels of the neck."""
-    counters = [key for key in plan.filled if key.endswith(COUNTER)]
-    others = [key for key in plan.filled if not key.endswith(COUNTER)]
+    counters = len(plan.filled) - len(plan.filled_levels)
     out = []
     if counters:
-        out.append(f"{len(counters)} BatchNorm counters (num_batches_tracked) are not in the file; filled with 0")
-    if others:
-        out.append(
-            f"{len(others)} tensors are filled with zeros, not converted: {', '.join(others)}. The neck of this "
-            "checkpoint has no such level; the model needs it, computes it and throws it away"
-        )
-    return out
+        out.append(f"{counters} BatchNorm counters (num_batches_tracked) are not in the file; filled with 0")
+    return out + levels_words(plan)
+
+
+def levels_words(plan: Plan) -> list[str]:
+    """The levels of the neck that no tensor of the checkpoint fills."""
+    keys = plan.filled_levels
+    if not keys:
+        return []
+    return [
+        f"{len(keys)} tensors are filled, not converted: {', '.join(keys)}. The neck of this checkpoint has no such "
+        "level; the model needs it, computes it and throws it away, so they are zeros"
+    ]
 
 
 def not_read_words(plan: Plan) -> str:

@@ -63,9 +63,10 @@ class LibraryNames:
 
     since: the first version of the library that has these classes.
     video_model, tracker_model: the video model around the detector, and its tracker alone.
+    frame_processor: the part of ``video_processor`` that takes the frames.
     text_targets: the table of the tensors that its text encoder has.
-    prefix, text_prefix: what loading the model, or the text encoder alone, takes off the front of keys
-        (``base_model_prefix`` of the class).
+    prefix, text_prefix, video_prefix: what loading the model, the text encoder alone, or the video model takes off the
+        front of keys (``base_model_prefix`` of the class).
     """
 
     since: str
@@ -84,7 +85,9 @@ class LibraryNames:
     text_targets: str
     video_model: str = "Sam3VideoModel"
     video_model_type: str = "sam3_video"
+    video_prefix: str = "sam3_video"
     video_processor: str = "Sam3VideoProcessor"
+    frame_processor: str = "Sam2VideoVideoProcessor"
     tracker_model: str = "Sam3TrackerVideoModel"
     tracker_model_type: str = "sam3_tracker_video"
 

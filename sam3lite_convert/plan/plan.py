@@ -194,6 +194,11 @@ class Plan:
         return tuple(key for key, piece in self.mapped.items() if piece.source.absent)
 
     @property
+    def filled_levels(self) -> tuple[str, ...]:
+        """Those of them that are no counters: of levels of the neck that the model throws away."""
+        return tuple(key for key in self.filled if not key.endswith(COUNTER))
+
+    @property
     def not_read(self) -> tuple[str, ...]:
         """Source keys of the text encoder that are dropped: the architecture that is known here has no place for them,
         so what the original computes with them is unknown. A key of no known component is taken for one of the text

@@ -26,7 +26,7 @@ class RestoreDocument(Document):
     basis: what tells the names: the checkpoint, the folder's receipt, or the layout's tables.
     checkpoint: the one that was given, as it was named, or null; ``source``: where on the Hub it came from.
     repository: where a folder on the Hub was read.
-    family: of checkpoints, whose names these are.
+    family: of checkpoints, whose names these are. kind: what the original is, in words.
     layout, component: of the folder.
     wrapper: the entry that holds the state dict, null for a bare one; ``prefix``: of most keys.
     tensors: number of those in the file: the sum of ``equal`` (what the folder holds equals what the checkpoint is
@@ -48,6 +48,7 @@ class RestoreDocument(Document):
     source: HubOrigin | None
     repository: RepositoryRecord | None = field(default=None, metadata=optional())
     family: str
+    kind: str
     layout: str
     component: str
     wrapper: str | None

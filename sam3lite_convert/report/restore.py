@@ -21,8 +21,8 @@ def restored(r: RestoreDocument) -> None:
     _list("", [f"{remark.key}: {remark.why}" for remark in (*r.partly, *r.unplaced)])
     for text in r.notes:
         say(f"note: {text}")
-    where = f" under {r.wrapper!r}" if r.wrapper else ""
-    say(f"names of {r.family}, prefix {r.prefix!r}{where}")
+    where = f", under {r.wrapper!r}" if r.wrapper else ""
+    say(f"{r.kind}; names of a {r.family} checkpoint, prefix {r.prefix!r}{where}")
     say(r.summary, "bold green")
     say()
     say(f"Wrote {r.output}  {human_bytes(r.size)}")

@@ -178,6 +178,15 @@ _ALL = (
         "Verify with the right checkpoint; if it is, look for names that the loader did not find (V-MISSING).",
     ),
     Code(
+        "V-FILLED",
+        "filled with other values than zeros",
+        "The model has a level of the neck that the checkpoint lacks. A conversion fills it with zeros; this folder "
+        "holds something else there.",
+        "The tensors of that level are compared with zeros.",
+        "Nothing: the model computes the level and throws it away. The folder is its source all the same.",
+        "Nothing has to be done; sam3lite convert writes zeros.",
+    ),
+    Code(
         "V-OTHER-VALUES",
         "other values",
         "Values differ from the source, and no known cause gives just these values.",

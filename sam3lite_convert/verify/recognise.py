@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
-from sam3lite_convert.plan.infer import infer_architecture
+from sam3lite_convert.plan.architecture import Architecture
+from sam3lite_convert.plan.families import Family, family_of
+from sam3lite_convert.plan.infer import infer_architecture, with_levels
 from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.operations import positions
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
-from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.plan.tables import Layout, Mappings
 from sam3lite_convert.plan.targets import expected_targets, written_name
 
 
@@ -41,16 +45,19 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
     # layout. Second: how many of the layout's keys the folder holds. Third, if two layouts have the same keys: which
     # of them the receipt names.
     scores: dict[tuple[str, str], tuple[float, float, bool]] = {}
-    for layout in mappings.layouts.values():
-        for component in ("all", "text"):
-            targets = expected_targets(layout, architecture, component)
-            wanted = {written_name(target, layout, component)[1] for target, _ in targets}
-            common = len(keys & wanted)
-            if common:
-                scores[layout.name, component] = (common / len(keys), common / len(wanted), layout.name == said)
+    family = family_of(names.sources)
+    variants = [variant.name for variant in family.variants_in(names.sources)]
+    for layout, component in _candidates(mappings, family, variants):
+        targets = expected_targets(layout, _with_levels(architecture, layout, component), component)
+        wanted = {written_name(target, layout, component)[1] for target, _ in targets}
+        if component != "text" and layout.open:  # it takes whatever the file has there
+            wanted |= {key for key in keys if key.startswith(layout.open)}
+        common = len(keys & wanted)
+        if common:
+            scores[layout.name, component] = (common / len(keys), common / len(wanted), layout.name == said)
     if not scores:
         raise CannotRun(
-            f"{folder.path}: its keys match no layout ({', '.join(sorted(mappings.layouts))}); the first are "
+            f"{folder.path}: its keys match no layout of {family.name} ({', '.join(mappings.names)}); the first are "
             + ", ".join(sorted(keys)[:3]),
             "unknown_layout",
         )
@@ -63,6 +70,23 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
     plan = make_plan(checkpoint, mappings, Options(*best, dtype=cast, causal=causal))
     options = Options(*best, _cast_to(folder, plan), _context(folder, plan), causal)
     return plan if options == plan.options else make_plan(checkpoint, mappings, options)
+
+
+def _candidates(mappings: Mappings, family: Family, variants: Sequence[str]) -> Iterator[tuple[Layout, str]]:
+    """Each layout that there is for a checkpoint of this family and these variants, with each component."""
+    others = {layout.component for layout in mappings.layouts.values() if layout.component}
+    for name in mappings.names:
+        for component in ("all", "text", *sorted(others)):
+            with contextlib.suppress(CannotRun, UnsoundPlan):
+                yield mappings.layout(name, family, component, variants), component
+
+
+def _with_levels(architecture: Architecture, layout: Layout, component: str) -> Architecture:
+    """The architecture with the neck that the layout has; as it is, if the layout has no such neck."""
+    if layout.neck_levels and component != "text" and architecture.vision is not None:
+        with contextlib.suppress(UnsoundPlan):
+            return with_levels(architecture, layout.neck_levels)
+    return architecture
 
 
 def _cast_to(folder: Folder, plan: Plan) -> str | None:

@@ -19,7 +19,7 @@ from sam3lite_convert.checkpoint.one_file import open_file
 from sam3lite_convert.checkpoint.tensor_reader import ranges, read_exactly, read_tensor
 from sam3lite_convert.convert.assembled import Assembled, Stretch
 from sam3lite_convert.convert.folder import Folder
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.plan.operations import OPERATIONS, Operation, Slice, Zeros, joined_rows
 from sam3lite_convert.plan.plan import COUNTER, Mapped, Plan
 from sam3lite_convert.plan.twins import first_of
@@ -80,7 +80,7 @@ def misfits(folder: Folder, receipt: Receipt) -> list[str]:
 def restoration_by_receipt(folder: Folder, receipt: Receipt) -> Restoration:
     """The tensors of the checkpoint that the folder holds, under their names there.
 
-    Raises UnsoundPlan if two targets of one tensor differ, CannotRun if the receipt names an operation that this
+    Raises Untrusted if two targets of one tensor differ, CannotRun if the receipt names an operation that this
     version doesn't know. The folder has to fit the receipt (``misfits``).
     """
     out = Restoration()
@@ -154,8 +154,8 @@ def restoration_with_checkpoint(
     plan: of the conversion that the folder is. source: the checkpoint, open. advance: called with each number of bytes
     of the folder that was compared.
 
-    Raises UnsoundPlan if the folder lacks tensors, holds others than the plan writes, or ones of another shape, or if
-    two targets of one tensor differ.
+    Raises UnsoundPlan if the folder lacks tensors, holds others than the plan writes, or ones of another shape;
+    Untrusted if two targets of one tensor differ.
     """
     _check_form(folder, plan)
     out = Restoration()
@@ -283,17 +283,17 @@ def _filled(
 
 
 def _check_duplicates(covers: Sequence[_Cover]) -> None:
-    """Raises UnsoundPlan, with both keys, if two tensors of the folder hold the same elements and are not equal."""
+    """Raises Untrusted, with both keys, if two tensors of the folder hold the same elements and are not equal."""
     first: dict[int, _Cover] = {}
     for cover in covers:
         other = first.setdefault(cover.begin, cover)
         if other is cover or (other.same and cover.same):
             continue
         if _bytes(other.stretch) != _bytes(cover.stretch):
-            raise UnsoundPlan(
-                f"{other.target} and {cover.target} are copies of one tensor of the checkpoint, but differ. Make them "
-                "equal: find out which one was trained.",
-                "copies_differ",
+            raise Untrusted(
+                f"{other.target} and {cover.target} are two copies of one tensor of the original, but their values "
+                "differ. Find out which one was trained, and write it to both.",
+                "twins_differ",
                 {"keys": [other.target, cover.target]},
             )
 

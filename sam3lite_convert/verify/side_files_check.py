@@ -16,7 +16,7 @@ from sam3lite_convert.checkpoint.hashing import sha256_of
 from sam3lite_convert.convert import processor_files
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.convert.folder import Folder
-from sam3lite_convert.convert.processor_files import PROCESSOR, TOKENIZER
+from sam3lite_convert.convert.processor_files import FRAMES_NAME, PROCESSOR, TOKENIZER
 from sam3lite_convert.convert.side_files import CONFIG_NAME
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.licences import LICENCE_NAME
@@ -26,11 +26,18 @@ from sam3lite_convert.records.record import Json, JsonValue
 _LIMIT = 64 << 20  # bytes; a tokenizer.json takes 2 MB
 # Fields of the image processor that change the pixels; each that is left out has the original's value, but for size and
 # mask_size, whose defaults are those of the released models.
-_DEFAULT_SIZE = 1008
-_IMAGE_FIELDS = (
+_PIXEL_FIELDS = (
     "do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
-    "image_std", "do_center_crop", "do_pad", "image_processor_type",
+    "image_std", "do_center_crop", "do_pad",
 )  # fmt: skip
+_IMAGE_DEFAULTS: Json = {"size": {"height": 1008, "width": 1008}}
+# The library's own for frames of a video: those of SAM 2.
+_FRAME_DEFAULTS: Json = {
+    "size": {"height": 1024, "width": 1024},
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+_FRAMES = "video_processor"  # the part of the processor that takes them
 _NOT_DONE = ("do_center_crop", "do_pad")  # by the original, nor by the library unless they are asked for
 # What CLIPTokenizer takes for a field that is left out.
 _TOKENIZER_DEFAULTS: Json = {
@@ -54,7 +61,7 @@ class SideFileFault(NamedTuple):
         """The code of the cause."""
         if LICENCE_NAME.fullmatch(self.name):
             return "V-LICENCE"
-        return "V-PROCESSOR" if self.name in PROCESSOR else "V-TOKENIZER"
+        return "V-PROCESSOR" if self.name in (*PROCESSOR, FRAMES_NAME) else "V-TOKENIZER"
 
     @property
     def component(self) -> str:
@@ -84,7 +91,7 @@ def check_side_files(folder: Folder, plan: Plan) -> Iterator[SideFileFault]:
 def _read(folder: Path) -> tuple[dict[str, bytes], list[SideFileFault]]:
     files: dict[str, bytes] = {}
     faults = []
-    for name in (*PROCESSOR, *TOKENIZER):
+    for name in (*PROCESSOR, FRAMES_NAME, *TOKENIZER):
         path = folder / name
         if not path.is_file():
             continue
@@ -141,37 +148,53 @@ def _json(files: dict[str, bytes], name: str) -> Json:
 
 
 def _processor(files: dict[str, bytes], plan: Plan) -> Iterator[SideFileFault]:
-    wanted = json.loads(processor_files.processor_files(plan)[PROCESSOR[1]])
-    for name in PROCESSOR:
-        if name not in files:
-            continue
+    whole, beside = (json.loads(data) for data in processor_files.processor_files(plan).values())
+    name, image_name = PROCESSOR
+    if name in files:
         said = _json(files, name)
-        if name == PROCESSOR[0]:
-            yield from _processor_config(name, said, wanted)
-        nested = name == PROCESSOR[0]
-        image = said.get("image_processor") if nested else said
-        if isinstance(image, dict):
-            yield from _image(name, "image_processor." if nested else "", image, wanted)
-        elif image is not None:
-            yield SideFileFault(name, "image_processor", f"is {image!r}, which is not an object")
+        yield from _processor_config(name, said, whole)
+        yield from _section(name, "image_processor", said, whole)
+        if _FRAMES in whole and _FRAMES not in said and FRAMES_NAME not in files:
+            why = "is missing: transformers finds nothing that prepares the frames of a video"
+            yield SideFileFault(name, _FRAMES, why)
+        yield from _section(name, _FRAMES, said, whole)
+        nested = _FRAMES in said
+    else:
+        nested = False
+    if image_name in files:
+        yield from _pixels(image_name, "", _json(files, image_name), beside)
+    if FRAMES_NAME in files and _FRAMES in whole and not nested:
+        yield from _pixels(FRAMES_NAME, "", _json(files, FRAMES_NAME), whole[_FRAMES])
+
+
+def _section(name: str, part: str, said: Json, wanted: Json) -> Iterator[SideFileFault]:
+    """The fields of one part of the processor."""
+    have, want = said.get(part), wanted.get(part)
+    if isinstance(have, dict) and isinstance(want, dict):
+        yield from _pixels(name, f"{part}.", have, want)
+    elif have is not None and want is not None:
+        yield SideFileFault(name, part, f"is {have!r}, which is not an object")
 
 
 def _processor_config(name: str, said: Json, wanted: Json) -> Iterator[SideFileFault]:
-    size = wanted["size"]
-    for field, want in (("target_size", size["height"] if isinstance(size, dict) else None), ("point_pad_value", -10)):
-        have = said.get(field)
-        if have is not None and (type(have) is not int or have != want):
+    for field in ("target_size", "point_pad_value"):
+        have, want = said.get(field), wanted.get(field)
+        if have is not None and want is not None and (type(have) is not int or have != want):
             yield SideFileFault(name, field, f"is {have!r}; the original's is {want!r}")
+    have, want = said.get("processor_class"), wanted["processor_class"]
+    if have is not None and have != want:
+        yield SideFileFault(name, "processor_class", f"is {have!r}; the model's is {want!r}")
 
 
-def _image(name: str, path: str, image: Json, wanted: Json) -> Iterator[SideFileFault]:
-    for field in _IMAGE_FIELDS:
+def _pixels(name: str, path: str, image: Json, wanted: Json) -> Iterator[SideFileFault]:
+    """``image``: the fields of an image processor or of a video processor."""
+    defaults = _FRAME_DEFAULTS if "video_processor_type" in wanted else _IMAGE_DEFAULTS
+    for field in (*_PIXEL_FIELDS, *(name for name in wanted if name.endswith("_processor_type"))):
         want = False if field in _NOT_DONE else wanted[field]
-        default: JsonValue = {"height": _DEFAULT_SIZE, "width": _DEFAULT_SIZE} if field == "size" else want
         have = image.get(field)
         left_out = "" if have is not None else " (left out, so the library's default applies)"
-        have = default if have is None else have
-        if field == "image_processor_type":
+        have = defaults.get(field, want) if have is None else have
+        if field.endswith("_processor_type"):
             # The library writes the class that it loaded with, which may be the faster twin of the same processor.
             if isinstance(have, str) and isinstance(want, str) and have.removesuffix("Fast") == want:
                 continue

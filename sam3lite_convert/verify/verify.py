@@ -23,6 +23,7 @@ from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.convert.side_files import FINGERPRINT_NAME
 from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
+from sam3lite_convert.convert.write import levels_words
 from sam3lite_convert.plan.architecture import Architecture, component_of
 from sam3lite_convert.plan.plan import COUNTER, Mapped, Plan
 from sam3lite_convert.plan.rotary import check_rotary
@@ -37,6 +38,10 @@ from sam3lite_convert.verify.side_files_check import check_side_files
 from sam3lite_convert.workers import Advance
 
 MISSING, UNEXPECTED = "V-MISSING", "V-UNEXPECTED"
+_FILLED = (
+    "holds other values than the zeros of a conversion: the checkpoint has no such tensor. The model computes this "
+    "level of the neck and throws it away, so detections are the same"
+)
 
 
 @dataclass
@@ -121,7 +126,7 @@ def verify(
     if said := plan.context.beside(plan.architecture.sizes["context"]):
         out.notes.append(said)
     out.notes += [plan.checkpoint.taken] if plan.checkpoint.taken else []
-    out.notes += folder.notes
+    out.notes += [*folder.notes, *levels_words(plan)]
     found_out = [Difference(fault.key, fault.code, "files", fault.why) for fault in folder.faults]
     with ExitStack() as stack:
         source = stack.enter_context(open_source(plan.checkpoint))
@@ -162,6 +167,9 @@ def verify(
                     out.equal += 1
                 else:
                     out.notes.append(f"{key} differs; BatchNorm does not read it in evaluation")
+            elif piece.source.absent and (found.shape, found.dtype) == (piece.shape, piece.dtype):
+                if not same_values(source, piece, opened[path], found, None):
+                    found_out.append(Difference(key, "V-FILLED", component, _FILLED, fatal=False))
             elif cause := _fault(source, piece, opened[path], found, diagnoser, out.loss):
                 found_out.append(_difference(key, component, cause))
             else:

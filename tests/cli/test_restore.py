@@ -478,7 +478,7 @@ def test_what_is_printed(folder, checkpoint, tmp_path):
     assert "468 tensors = 419 equal to the original + 1 changed in the folder + 48 from the original, not in the " in (
         done.out
     )
-    assert "names of SAM3-LiteText, prefix 'detector.' under 'model'" in done.out
+    assert "SAM3-LiteText detector; names of a SAM3-LiteText checkpoint, prefix 'detector.', under 'model'" in done.out
     done = sam3lite("restore", folder, "--output", tmp_path / "alone.pt")
     assert "420 tensors under the original's names; 48 more that the original holds are not in the folder" in done.out
     assert "its class row is filled with zeros, not restored" in done.out

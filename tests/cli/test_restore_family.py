@@ -1,4 +1,4 @@
-"""``sam3lite restore`` on every kind of checkpoint of the family, and joined and doubled tensors of the tracker."""
+"""``sam3lite restore`` on every kind of checkpoint of the family, and the tracker's joined and doubled tensors."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def test_two_copies_that_differ_are_refused_with_both_names(which, folder, state
     edit(folder, {which: state[POSITIONS] + 1})
     for options in ([original], []):
         done = sam3lite("restore", folder, "--output", tmp_path / "back.pt", "--json", *options)
-        assert done.code == 3, done
+        assert done.code == 4, done
         error = done.json["error"]
-        assert error["code"] == "copies_differ" and sorted(error["details"]["keys"]) == sorted(COPIES)
+        assert error["code"] == "twins_differ" and sorted(error["details"]["keys"]) == sorted(COPIES)
         assert not (tmp_path / "back.pt").exists()
 
 
