@@ -21,6 +21,7 @@ from sam3lite_convert.figures import component_words, number, plural
 from sam3lite_convert.plan.architecture import COMPONENTS, TEXT, component_of
 from sam3lite_convert.plan.copies import check_copies
 from sam3lite_convert.plan.counts import parameters
+from sam3lite_convert.plan.families import family_of
 from sam3lite_convert.plan.key_patterns import key_patterns, listed, number_ranges
 from sam3lite_convert.plan.names import Names, canonical_names
 from sam3lite_convert.plan.tables import Mappings, Rule
@@ -342,6 +343,8 @@ def _document(a: _Side, b: _Side, compared: list[_Compared], mappings: Mappings)
     return DiffDocument(
         a=_facts(a),
         b=_facts(b),
+        kind_a=_kind(a),
+        kind_b=_kind(b),
         sha256_a=a.sha256,
         sha256_b=b.sha256,
         verdict=_verdict(counts),
@@ -358,6 +361,19 @@ def _document(a: _Side, b: _Side, compared: list[_Compared], mappings: Mappings)
 def _facts(side: _Side) -> FileFacts:
     text = [side.index.tensors[keys[0]] for name, keys in side.names.sources.items() if name.startswith(TEXT)]
     return side.source.facts(side.index, side.names, parameters(text))
+
+
+def _kind(side: _Side) -> str:
+    """What a side is, in words, as far as the names of its tensors tell."""
+    names = side.names.sources
+    family, told = family_of(names), side.index.turned_back
+    if all(component_of(name) == "other" for name in names):
+        return "not a checkpoint of this family"
+    if found := family.relatives_in(names):
+        return " and ".join(relative.kind for relative in found)
+    if not any(name.startswith(TEXT) for name in names):
+        return "part of a SAM3 checkpoint, without a text encoder"
+    return family.described(names) + (f" in the names of {told.names}" if told else "")
 
 
 def _weight(c: _Compared) -> tuple[int, float]:

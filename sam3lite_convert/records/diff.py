@@ -168,6 +168,7 @@ class OnlyIn(Record):
 class DiffDocument(Document):
     """Two checkpoints, tensor by tensor under canonical names.
 
+    kind_a, kind_b: what each is, in words.
     sha256_a, sha256_b: of the files; of an index and its shards, that of their list.
     verdict: equal: the same tensors, equal to the bit. equal_up_to_cast: the same tensors, some of them cast.
         shared_equal: what both hold is equal, up to a cast or to rows that one side lacks. changed: tensors that both
@@ -183,6 +184,8 @@ class DiffDocument(Document):
 
     a: FileFacts
     b: FileFacts
+    kind_a: str
+    kind_b: str
     sha256_a: str | None
     sha256_b: str | None
     verdict: DiffVerdict

@@ -365,15 +365,25 @@ def test_a_converted_folder_is_compared_under_the_originals_names(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("kind", "equal", "alone"),
+    ("kind", "called", "equal", "alone"),
     [
-        ("teacher", 1170, {"text_encoder": (111, 295)}),
-        ("s0-3.1", 946, {"vision_encoder": (26, 36), "tracker": (309, 457)}),
-        ("student-3.1", 526, {"vision_encoder": (446, 336), "tracker": (309, 457)}),
+        ("teacher", "SAM3 detector", 1170, {"text_encoder": (111, 295)}),
+        (
+            "s0-3.1",
+            "SAM3.1, with the text encoder of SAM3-LiteText",
+            946,
+            {"vision_encoder": (26, 36), "tracker": (309, 457)},
+        ),
+        (
+            "student-3.1",
+            "EfficientSAM3 with an image student (TinyViT) and SAM3.1, with the text encoder of SAM3-LiteText",
+            526,
+            {"vision_encoder": (446, 336), "tracker": (309, 457)},
+        ),
     ],
 )
 def test_relatives_are_compared_where_they_are_alike(
-    kind: str, equal: int, alone: dict[str, tuple[int, int]], tmp_path: Path
+    kind: str, called: str, equal: int, alone: dict[str, tuple[int, int]], tmp_path: Path
 ) -> None:
     a, b = (families.write(tmp_path / f"{name}.pt", name) for name in ("s0", kind))
     record = diff(a, b)
@@ -382,12 +392,14 @@ def test_relatives_are_compared_where_they_are_alike(
     assert (record["counts"]["only_in_a"], record["counts"]["only_in_b"]) == (len(one - other), len(other - one))
     found = {n: (c["only_in_a"], c["only_in_b"]) for n, c in record["components"].items() if c["only_in_a"]}
     assert found == alone
+    assert (record["kind_a"], record["kind_b"]) == ("SAM3-LiteText detector", called)
 
 
 def test_files_with_nothing_in_common_say_so(tmp_path: Path) -> None:
     a, b = write(tmp_path, {"x.weight": torch.ones(2)}, "a.pt"), write(tmp_path, {"y.weight": torch.ones(2)}, "b.pt")
     record = diff(a, b)
     assert record["verdict"] == "nothing_shared"
+    assert record["kind_a"] == record["kind_b"] == "not a checkpoint of this family"
     assert record["summary"] == "no tensor is in both: 1 tensor in A, 1 tensor in B"
 
 
