@@ -24,25 +24,16 @@ _AS_USED = """\
 The weights are {whose}{cast}. Called through the stock `{processor}`, the model still differs from the
 original, for reasons that no weight file can fix:
 
-{text}
+- the processor pads every prompt to a length of 32, whatever the tokenizer's `model_max_length`{stretched};
+- CLIP's tokenizer pads with id 49407; the original pads with 0 and attends to padding{padded};
+- the attention mask reaches the text encoder, which then masks padding; the original masks nothing;
 - without a box prompt the geometry encoder is skipped, while the original always appends its class token (one
   box labelled -10 brings it back);
 - the presence logit is clamped to +-10; the original's is not.
 
 Prompts are cleaned differently too: the original unescapes HTML and repairs broken Unicode (ligatures, full-width
-letters) before it tokenizes, and it truncates prompts that are longer than the context, which the processor does
-not{longer}.
+letters) before it tokenizes, and it truncates prompts that are longer than the context, which the processor does not.
 `sam3lite parity --as-used` measures how much each difference on the text side changes the text features."""
-
-_TEXT_AS_USED = """\
-- the processor pads every prompt to a length of 32, whatever the tokenizer's `model_max_length`{stretched};
-- CLIP's tokenizer pads with id 49407; the original pads with 0 and attends to padding{padded};
-- the attention mask reaches the text encoder, which then masks padding; the original masks nothing;"""
-# Of SAM3's own text encoder, which is causal and never resizes its position table.
-_CAUSAL_AS_USED = """\
-- the processor pads every prompt to a length of 32, whatever the tokenizer's `model_max_length`{fails};
-- CLIP's tokenizer pads with id 49407, the original with 0{padded}, and the attention mask reaches the text encoder:
-  no word's features depend on either, since attention is causal, and the detector masks the padding;"""
 
 
 def model_card(receipt: Receipt) -> str:
@@ -82,24 +73,16 @@ def model_card(receipt: Receipt) -> str:
         *_parity(receipt.parity),
     ]
     if loader.processor and receipt.component != "text":
+        context = a.context_length
+        stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
         padded = "; the tokenizer here pads with 0" if receipt.tokenizer else ""
         cast = f", rounded to {receipt.dtype}" if receipt.lost.cast else ""
         processor = family.library.processor
         known = "those tensors of the original that are known here" if receipt.not_read else "the original's"
-        text, longer = _text_as_used(a.context_length, padded, family)
-        said = _AS_USED.format(whose=known, processor=processor, text=text, longer=longer, cast=cast)
+        said = _AS_USED.format(whose=known, processor=processor, stretched=stretched, padded=padded, cast=cast)
         lines += ["## As it is used", "", said, "", *_recipe(receipt, family)]
     lines += ["## Checking", "", "```", _check(receipt), "```", ""]
     return "\n".join(lines)
-
-
-def _text_as_used(context: int, padded: str, family: Family) -> tuple[str, str]:
-    """How the stock call differs on the text side, and what becomes of a prompt that is too long."""
-    if not family.causal:
-        stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
-        return _TEXT_AS_USED.format(stretched=stretched, padded=padded), ""
-    fails = f", and the model fails on more than its {context} positions" if context < 32 else ""
-    return _CAUSAL_AS_USED.format(fails=fails, padded=padded), f": the model fails on more than {context} tokens"
 
 
 def _metadata(receipt: Receipt, family: Family) -> Iterator[str]:
