@@ -39,8 +39,8 @@ from sam3lite_convert.workers import Advance
 
 MISSING, UNEXPECTED = "V-MISSING", "V-UNEXPECTED"
 _FILLED = (
-    "holds other values than the zeros of a conversion: the checkpoint has no such tensor. The model computes this level "
-    "of the neck and throws it away, so detections are the same"
+    "holds other values than the zeros of a conversion: the checkpoint has no such tensor. The model computes this "
+    "level of the neck and throws it away, so detections are the same"
 )
 
 
