@@ -263,8 +263,8 @@ def _video(receipt: Receipt, family: Family) -> Iterator[str]:
     yield "```"
     yield ""
     yield f"`{names.model}` and `{names.tracker_model}` load from this folder too: the detector, and the tracker alone."
-    yield f"`AutoProcessor.from_pretrained` gives the stock `{names.video_processor}`, which prepares frames and prompts"
-    yield "in place of the lines above; see below for how it differs from the original. It needs torchvision."
+    yield f"`AutoProcessor.from_pretrained` gives the stock `{names.video_processor}`, which prepares frames and"
+    yield "prompts in place of the lines above; see below for how it differs from the original. It needs torchvision."
     if family.causal:
         yield f"With transformers 5.10.1, `{names.model}` of this folder gets a random text encoder (a known bug there,"
         yield "36 tensors are missing); other versions read it."
