@@ -34,9 +34,14 @@ class MultiHeadAttention(nn.Module):
         self.qkv_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
+    def fused(self, x: Tensor) -> Tensor:
+        """q, k and v side by side: (batch, sequence, 3 * dim)."""
+        out: Tensor = self.qkv_proj(x)
+        return out
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         batch, length, dim = x.shape
-        fused = self.qkv_proj(x).reshape(batch, length, 3, self.heads, self.head_dim)
+        fused = self.fused(x).reshape(batch, length, 3, self.heads, self.head_dim)
         query, key, value = fused.permute(2, 0, 3, 1, 4).unbind(0)
         # The query is scaled before the product; softmax computes in float32 at least.
         scores = torch.matmul(query * self.head_dim**-0.5, key.transpose(-1, -2))

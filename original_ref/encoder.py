@@ -5,7 +5,7 @@ Evaluation only: there is no dropout, and BatchNorm uses its running statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from original_ref.blocks import EPS, KERNEL, LayerNormFP32, RepMixerBlock, TransformerLayer
-
-# (prompts, context length) -> ids of shape (prompts, context), padded with 0.
-Tokenizer = Callable[[Sequence[str], int], Tensor]
-PAD = 0
+from original_ref.text_reference import PAD, TextParts, TextReference, Tokenizer, upper_mask
 
 
 class PositionTable(nn.Module):
@@ -83,10 +80,7 @@ class TextEncoder(nn.Module):
 
     def causal_mask(self, x: Tensor) -> Tensor | None:
         """The additive mask for ``x``: -inf above the diagonal; None if the encoder does not mask causally."""
-        if not self.causal_masking:
-            return None
-        length = x.shape[1]
-        return torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+        return upper_mask(x) if self.causal_masking else None
 
     def pool(self, tokens: Tensor, input_ids: Tensor) -> Tensor:
         """The token at the first position of the greatest id, times the projection: (batch, projection_dim)."""
@@ -111,7 +105,7 @@ class TextEncoder(nn.Module):
         return tokens if return_all_tokens else self.pool(tokens, x)
 
 
-class TextStudentEncoder(nn.Module):
+class TextStudentEncoder(TextReference):
     """The text encoder as the detector holds it: ``encoder`` and ``projector``.
 
     ``cfg``: the original's settings, see below.
@@ -137,6 +131,8 @@ class TextStudentEncoder(nn.Module):
     Raises ValueError if the cfg is not supported.
     """
 
+    resizes_positions = True
+
     def __init__(
         self,
         cfg: Mapping[str, Any],
@@ -157,6 +153,26 @@ class TextStudentEncoder(nn.Module):
             table = self.encoder.positional_embedding.pos_embed
             table.pos_embed = nn.Parameter(table.pos_embed[:, :, :length].detach().clone(), requires_grad=False)
 
+    @property
+    def parts(self) -> TextParts:
+        inner = self.encoder
+        table = None if inner.positional_embedding is None else inner.positional_embedding.pos_embed.pos_embed
+        return TextParts(
+            inner.embedding_layer, table, inner.transformer, inner.final_layer_norm, self.projector,
+            inner.projection_layer,
+        )  # fmt: skip
+
+    def positions(self, length: int) -> Tensor | None:
+        """See ``TextReference``; a table of another length is resized."""
+        return None if (table := self.encoder.positional_embedding) is None else table(length)
+
+    def causal_mask(self, x: Tensor) -> Tensor | None:
+        return self.encoder.causal_mask(x)
+
+    def tokens(self, input_ids: Tensor) -> Tensor:
+        out: Tensor = self.encoder(input_ids, return_all_tokens=True)
+        return out
+
     def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Encode prompts.
 
@@ -165,9 +181,7 @@ class TextStudentEncoder(nn.Module):
 
         Raises ValueError if there is no tokenizer.
         """
-        if self.tokenizer is None:
-            raise ValueError("prompts need a tokenizer: pass one to the constructor, or call encoder with ids")
-        input_ids = self.tokenizer(prompts, self.context_length)
+        input_ids = self.tokenized(prompts)
         embeddings = self.encoder.forward_embedding(input_ids)
         tokens = self.encoder(embeddings, return_all_tokens=True, input_is_embeddings=True)
         memory = self.projector(tokens)

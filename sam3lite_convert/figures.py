@@ -51,3 +51,8 @@ def human_count(n: int) -> str:
 def component_words(component: str) -> str:
     """detr_encoder -> DETR encoder, text_encoder -> text encoder."""
     return component.replace("_", " ").replace("detr", "DETR")
+
+
+def plural(n: int, noun: str) -> str:
+    """1 head, 2 heads."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -8,9 +8,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import human_bytes
@@ -29,6 +30,18 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     """``write_whole`` of data that comes piece by piece, so that it is never in memory as a whole."""
+    with whole_file(path) as out:
+        for piece in pieces:
+            out.write(piece)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside ``path``, open for writing, that takes its place at the end; on an error it is removed, and an
+    existing file is unchanged.
+
+    Raises CannotRun if the file system reports an error.
+    """
     work, held = None, None
     try:
         if path.is_dir():
@@ -37,8 +50,7 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
         clear_leftovers(path)
         work, held = working_place(path, _new_file)
         with open(work, "wb") as out:
-            for piece in pieces:
-                out.write(piece)
+            yield out
             out.flush()
             os.fsync(out.fileno())
         work.chmod(0o666 & ~umask())

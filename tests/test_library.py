@@ -49,8 +49,9 @@ def test_importing_any_part_changes_nothing_in_the_host_program():
 def test_what_the_package_exports():
     exported = {
         "CannotRun", "ConversionPlan", "OpenCheckpoint", "PackedModel", "PackedTextModel", "Sam3LiteError",
-        "UnsoundPlan", "Untrusted", "__version__", "convert_checkpoint", "judge_activations", "make_plan",
-        "open_checkpoint", "push_folder", "run_detector_parity", "run_parity", "verify_folder",
+        "UnsoundPlan", "Untrusted", "__version__", "convert_checkpoint", "diff_checkpoints", "judge_activations",
+        "make_plan", "open_checkpoint", "push_folder", "restore_folder", "run_detector_parity", "run_parity",
+        "verify_folder",
     }  # fmt: skip
     assert set(s3.__all__) == exported
     assert all(getattr(s3, name) is not None for name in exported)

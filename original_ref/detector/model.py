@@ -13,7 +13,8 @@ from original_ref.detector.encoder import Encoder
 from original_ref.detector.geometry import GeometryEncoder
 from original_ref.detector.heads import Scoring, SegmentationHead
 from original_ref.detector.neck import VisionBackbone
-from original_ref.encoder import PAD, TextStudentEncoder
+from original_ref.encoder import TextStudentEncoder
+from original_ref.text_reference import PAD
 
 
 class Detections(TypedDict):
@@ -99,8 +100,7 @@ class Detector(nn.Module):
 
     def encode_text(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Text tokens (n, T, d) of ids (n, T), and the mask (n, T) that later parts read: True at padding."""
-        text = self.backbone.language_backbone
-        return text.projector(text.encoder(input_ids, return_all_tokens=True)), input_ids == PAD
+        return self.backbone.language_backbone.features(input_ids), input_ids == PAD
 
     def detect(
         self,

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from sam3lite_convert.checkpoint.index import check_names
-from sam3lite_convert.checkpoint.kinds import WEIGHTS, kind_of_converted, kind_of_folder, refusal_of
+from sam3lite_convert.checkpoint.kinds import WEIGHTS, kind_of_folder, refusal_of
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted, in_short
 from sam3lite_convert.records.record import Json
 
@@ -202,14 +202,10 @@ def _in_folder(path: Path) -> Path:
 
 def _in_place(path: Path) -> Path:
     """The path, unless its name and what lies beside it say that it is not the file that is meant."""
-    folder, shard = path.parent, shard_of(path.name)
-    if not (shard or is_index(path.name)) or not path.is_file():
-        return path
-    names = {p.name for p in folder.iterdir() if p.is_file()}
-    if kind := kind_of_converted(folder, names, lambda name: _read_small(folder / name)):
-        raise refusal_of(kind, folder)
-    if shard:
-        raise one_shard(str(path), shard, str(folder / shard.index_name) if shard.index_name in names else None)
+    shard = shard_of(path.name)
+    if shard and path.is_file():
+        index = path.parent / shard.index_name
+        raise one_shard(str(path), shard, str(index) if index.is_file() else None)
     return path
 
 

@@ -33,6 +33,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def git_blob_id(data: bytes) -> str:
+    """Git's id of a file's content, in hex; the Hub states it of files that are not large."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
 def sha256_of_set(digests: Mapping[str, str]) -> str:
     """The SHA-256 of an index and its shards: that of the lines ``<sha256>  <name>``, sorted by name, which
     ``sha256sum`` prints of them.

@@ -127,6 +127,25 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class TurnedBack:
+    """What the file of a checkpoint holds, where that is a layout and not the original: the checkpoint's tensors are
+    made of the file's.
+
+    ``layout``: the name of the layout. ``names``: what writes those names, in words.
+    ``keys``: by key of the checkpoint, the keys in the file of what it is made of.
+    ``copies``: pairs of tensors of the file, under their keys there, that hold one tensor of the original: the first is
+        used, the second has to be equal.
+    ``why``: by key that stands as it is in the file, why it could not be turned back.
+    """
+
+    layout: str
+    names: str
+    keys: dict[str, tuple[str, ...]]
+    copies: tuple[tuple[StoredTensor, StoredTensor], ...] = ()
+    why: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The index of one file, or of shards that are read as one file, in which each begins where the one before ends.
 
@@ -143,6 +162,7 @@ class Checkpoint:
     ``selection``: what the user states about the file.
     ``left``: number of tensors in the other entries of the file, by path.
     ``shards``: in their order; none if ``path`` holds the tensors itself.
+    ``turned_back``: what the file holds, if that is not what is told here; None for a file in the original's names.
     """
 
     path: Path
@@ -162,6 +182,7 @@ class Checkpoint:
     selection: Selection = NOTHING_STATED
     left: dict[str, int] = field(default_factory=dict)
     shards: tuple[Shard, ...] = ()
+    turned_back: TurnedBack | None = None
 
     @property
     def taken(self) -> str | None:

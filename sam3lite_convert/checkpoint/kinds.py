@@ -5,9 +5,8 @@ One row a kind: what it is, and what to do next. Kinds that the names of the ten
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 GATHER = "Make one file of the folder with the script in it: python zero_to_fp32.py . checkpoint.pt"
 _UNPACK = "Unpack it and give the file inside"
 _DOWNLOAD = "Download the file itself"
-_JSON_LIMIT = 16 << 20  # bytes; a receipt of 1,300 tensors takes 0.4 MB
 
 
 class Kind(NamedTuple):
@@ -189,39 +187,9 @@ def kind_of_zip(names: Iterable[str]) -> Kind | None:
     return None
 
 
-def kind_of_converted(where: Path | str, names: Set[str], read: Callable[[str], bytes]) -> Kind | None:
-    """The kind of a folder in a layout that conversions write; None for one that may hold an original checkpoint.
-
-    where: the folder, as a command would name it. names: of its files. read: the content of a small one of them.
-    """
-    proof = f"To prove it: sam3lite verify {where} --checkpoint CHECKPOINT; to convert, give the original checkpoint"
-    if "conversion.json" in names:
-        # The names and shapes of the layout original are those of a checkpoint.
-        original = _object(read("conversion.json")).get("layout") == "original"
-        return None if original else Kind("a folder that this tool wrote", proof)
-    if "config.json" in names and any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names):
-        # PyTorchModelHubMixin writes one too, with what the model was made of and none of the library's fields.
-        config = _object(read("config.json"))
-        if not config or config.keys() & {"model_type", "architectures", "transformers_version"}:
-            what = "a folder in a layout of the transformers library, not an original checkpoint"
-            return Kind(what, proof)
-    return None
-
-
-def _object(data: bytes) -> Mapping[str, object]:
-    """A JSON object; empty if it cannot be read as one."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def kind_of_folder(path: Path) -> Kind | None:
     """The kind of a folder that was given in place of a checkpoint file; None if it is an ordinary one."""
     has = {each.name for each in path.iterdir()} if path.is_dir() else set()
-    if kind := kind_of_converted(path, has, lambda name: _read(path / name)):
-        return kind
     if ".metadata" in has or any(name.endswith(".distcp") for name in has):
         return Kind(
             "a sharded checkpoint of torch.distributed.checkpoint (DCP)",
@@ -245,15 +213,6 @@ def kind_of_folder(path: Path) -> Kind | None:
     if "adapter_config.json" in has:
         return ADAPTER
     return next((kind for names, kind in _FOLDERS if any(re.fullmatch(names, name) for name in has)), None)
-
-
-def _read(path: Path) -> bytes:
-    """The content of a small JSON file; nothing if it cannot be read or is none."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_JSON_LIMIT)
-    except OSError:
-        return b""
 
 
 _FOLDERS: tuple[tuple[str, Kind], ...] = (

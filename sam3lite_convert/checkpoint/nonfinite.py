@@ -54,12 +54,12 @@ def not_finite(
                 file.seek(tensor.offset)
                 left = tensor.nbytes
                 while left and (size := file.readinto(view[:left])):  # type: ignore[attr-defined]
-                    more = _count(view[:size], tensor.dtype)
+                    more = count_not_finite(view[:size], tensor.dtype)
                     nan, infinite = nan + more[0], infinite + more[1]
                     left -= size
                 counts = seen[place] = NonFinite(nan=nan, infinite=infinite)
             else:
-                nan, infinite = _count(read_tensor(file, tensor), tensor.dtype)
+                nan, infinite = count_not_finite(read_tensor(file, tensor), tensor.dtype)
                 counts = NonFinite(nan=nan, infinite=infinite)
             if counts.nan or counts.infinite:
                 found[tensor.key] = counts
@@ -94,7 +94,7 @@ class Watch:
             return
         # If one entry holds several dtypes, each of its tensors is searched by itself afterwards.
         alike = len(self._dtypes[record.offset]) == 1 and len(data) % _WIDTH == 0
-        if not alike or any(_count(data, kinds.pop())):
+        if not alike or any(count_not_finite(data, kinds.pop())):
             self._suspects.add(record.offset)
 
     def suspects(self, tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
@@ -103,8 +103,8 @@ class Watch:
         return [tensor for tensor, begin in begins if begin is None or begin in self._suspects]
 
 
-def _count(data: bytes | memoryview, dtype: str) -> tuple[int, int]:
-    """How many values are NaN, and how many infinite."""
+def count_not_finite(data: bytes | memoryview, dtype: str) -> tuple[int, int]:
+    """How many values are NaN, and how many infinite. ``dtype``: a floating or a complex one."""
     import numpy as np  # here, so that a conversion is hashing before numpy is loaded
 
     if dtype in _NUMPY:

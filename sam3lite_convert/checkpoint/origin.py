@@ -25,6 +25,7 @@ class HubFile:
     ``cached``: the file in the cache; None if it is not there.
     ``here``: whether its content is in the cache, possibly under another commit.
     ``licence``: licence fields of the repository's model card; None if they were not requested.
+    ``licence_files``: the repository's licence files that go with it; None if they were not listed.
     ``parts``: of a checkpoint in shards, its index, which ``path`` names, and the shards. ``size`` and ``etag`` are
         then those of all of them together.
     """
@@ -38,6 +39,7 @@ class HubFile:
     here: bool = False
     licence: Mapping[str, JsonValue] | None = None
     parts: tuple[HubFile, ...] = ()
+    licence_files: tuple[HubFile, ...] | None = None
 
     @property
     def sha256(self) -> str | None:

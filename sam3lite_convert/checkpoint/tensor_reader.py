@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import StoredTensor
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CHUNK = 4 << 20
 _MOST_EXPANDED = 16 << 20  # elements
@@ -40,14 +43,57 @@ def read_tensor(file: BinaryIO, tensor: StoredTensor) -> bytes:
     """
     if tensor.parts:
         return b"".join(read_tensor(file, part) for part in tensor.parts)
+    if tensor.contiguous:
+        return read_exactly(file, tensor.offset, tensor.nbytes)
+    return _view(file, tensor).tobytes()
+
+
+def read_pieces(
+    file: BinaryIO, tensor: StoredTensor, step: int, begin: int = 0, end: int | None = None
+) -> Iterator[bytes]:
+    """The bytes of a tensor in C order from ``begin`` to ``end`` (default: its last), whatever its stride, in pieces of
+    ``step`` bytes, of which only the last may be shorter.
+
+    Of a contiguous tensor one piece is held in memory, of one that is made of others the same of each, and of another
+    one its range in the file. Raises as ``read_tensor`` does.
+    """
+    end = tensor.nbytes if end is None else min(end, tensor.nbytes)
+    if tensor.contiguous:
+        for start, length in ranges(tensor.offset + begin, end - begin, step):
+            yield read_exactly(file, start, length)
+        return
+    held, position = bytearray(), 0
+    for rows in _rows(file, tensor, step):
+        held += rows[max(begin - position, 0) : max(end - position, 0)]
+        position += len(rows)
+        while len(held) >= step:
+            yield bytes(held[:step])
+            del held[:step]
+    if held:
+        yield bytes(held)
+
+
+def _rows(file: BinaryIO, tensor: StoredTensor, step: int) -> Iterator[bytes]:
+    """All bytes of a tensor that is not contiguous, in C order, so many rows at once as make about ``step`` bytes."""
+    if tensor.parts:
+        for part in tensor.parts:
+            yield from read_pieces(file, part, step)
+        return
+    view = _view(file, tensor)
+    count = max(step * len(view) // max(view.nbytes, 1), 1)
+    for start in range(0, len(view), count):
+        yield view[start : start + count].tobytes()
+
+
+def _view(file: BinaryIO, tensor: StoredTensor) -> np.ndarray:
+    """A tensor with its stride, over its range in the file; elements are of no numpy type, but bytes.
+
+    Raises UnsoundPlan as ``read_tensor`` does.
+    """
     if tensor.overlaps and tensor.numel > _MOST_EXPANDED:
         raise UnsoundPlan(f"{tensor.key} is an overlapping view; save it again after .contiguous()", "overlapping_view")
-    width = dtypes.itemsize(tensor.dtype)
-    raw = read_exactly(file, tensor.offset, tensor.span * width)
-    if tensor.contiguous:
-        return raw
     import numpy as np
 
-    steps = tuple(s * width for s in tensor.stride)
-    flat = np.frombuffer(raw, dtype=f"V{width}")
-    return np.lib.stride_tricks.as_strided(flat, tensor.shape, steps).tobytes()
+    width = dtypes.itemsize(tensor.dtype)
+    flat = np.frombuffer(read_exactly(file, tensor.offset, tensor.span * width), dtype=f"V{width}")
+    return np.lib.stride_tricks.as_strided(flat, tensor.shape, tuple(s * width for s in tensor.stride))

@@ -17,11 +17,13 @@ import typer
 from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli.convert import convert
 from sam3lite_convert.cli.demo import demo
+from sam3lite_convert.cli.diff import diff
 from sam3lite_convert.cli.explain import explain
 from sam3lite_convert.cli.inspect import inspect
 from sam3lite_convert.cli.judge import judge
 from sam3lite_convert.cli.parity import parity
 from sam3lite_convert.cli.record import record
+from sam3lite_convert.cli.restore import restore
 from sam3lite_convert.cli.shared import typed_arguments
 from sam3lite_convert.cli.verify import verify
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, in_short
@@ -56,7 +58,7 @@ def top(
         raise typer.Exit(2)
 
 
-for command in (inspect, convert, explain, verify, parity, judge, record, demo):
+for command in (inspect, convert, explain, verify, restore, diff, parity, judge, record, demo):
     app.command()(command)
 
 

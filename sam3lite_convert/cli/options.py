@@ -89,8 +89,8 @@ def _complete_layout(incomplete: str) -> list[str]:
 
 _CHECKPOINT = (
     "Local .pt or .safetensors file, index of shards (*.index.json), or folder that holds one of these; alias (s0, s1, "
-    "l; s0-32, s1-32, l-32 for context 32); path in --repo-id; or address on the Hub: a page, "
-    "OWNER/NAME[@REVISION], or hf://OWNER/NAME[@REVISION]/PATH."
+    "l; s0-32, s1-32, l-32 for context 32; s0-3.1, s1-3.1, l-3.1, s0-3.1-32, s1-3.1-32, l-3.1-32 for SAM3.1); path in "
+    "--repo-id; or address on the Hub: a page, OWNER/NAME[@REVISION], or hf://OWNER/NAME[@REVISION]/PATH."
 )
 
 
@@ -130,6 +130,34 @@ StripPrefix = Annotated[
         "copy of the model are left out. Default: prefixes that the mapping tables know.",
     ),
 ]
+StateDictKeyA = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dict-key-a", metavar="PATH", help="Entry of A alone that holds the weights. Default: --state-dict-key."
+    ),
+]
+StateDictKeyB = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dict-key-b", metavar="PATH", help="Entry of B alone that holds the weights. Default: --state-dict-key."
+    ),
+]
+StripPrefixA = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--strip-prefix-a",
+        metavar="PREFIX",
+        help="Text to take off the front of keys of A alone (repeatable). Default: --strip-prefix.",
+    ),
+]
+StripPrefixB = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--strip-prefix-b",
+        metavar="PREFIX",
+        help="Text to take off the front of keys of B alone (repeatable). Default: --strip-prefix.",
+    ),
+]
 Drop = Annotated[
     list[str] | None,
     typer.Option(
@@ -165,6 +193,26 @@ ComponentOption = Annotated[
 ]
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=_complete_checkpoint)
+]
+FirstArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="A", help=f"The one that B is held against. {_CHECKPOINT}", autocompletion=_complete_checkpoint
+    ),
+]
+SecondArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="B",
+        help="A checkpoint as A is; the same file with another --state-dict-key-b, too.",
+        autocompletion=_complete_checkpoint,
+    ),
+]
+EveryTensor = Annotated[
+    bool, typer.Option("--all", help="List every tensor that differs. Default: the 20 with the largest relative L2.")
+]
+ExitCode = Annotated[
+    bool, typer.Option("--exit-code", help="Exit with code 1 unless both hold the same tensors, equal to the bit.")
 ]
 SourceArgument = Annotated[
     str | None,
@@ -220,7 +268,12 @@ All = Annotated[
     typer.Option("--all", help="Convert every checkpoint of --repo-id that matches --pattern, each to its own folder."),
 ]
 Pattern = Annotated[
-    str, typer.Option(metavar="GLOB", help="With --all: paths of the checkpoints; * does not match across folders.")
+    str,
+    typer.Option(
+        metavar="GLOB",
+        help="With --all: paths of the checkpoints; * does not match across folders, and files that "
+        "are not checkpoints are left out.",
+    ),
 ]
 OutputOption = Annotated[
     Path | None,
@@ -314,8 +367,8 @@ HubOverwrite = Annotated[
     bool,
     typer.Option(
         "--hub-overwrite",
-        help="Replace another conversion, or a model card that was edited there, in the repository. Default: refuse, "
-        "or keep the card.",
+        help="Replace another conversion, or a model card or licence file that was edited there, in the repository. "
+        "Default: refuse, or keep the file.",
     ),
 ]
 Private = Annotated[bool, typer.Option("--private", help="Create the repository as a private one. Default: public.")]
@@ -563,6 +616,33 @@ OriginalRepo = Annotated[
         "the implementation shipped with this tool.",
     ),
 ]
+RestoredFolder = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR",
+        help="Converted folder, as it was or trained further: a local one, or OWNER/NAME[@REVISION] on the Hub, which "
+        "is downloaded.",
+    ),
+]
+RestoredSource = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="The checkpoint that DIR was converted from: what DIR does not hold, or holds rounded and unchanged, is "
+        "taken from there. Default: what only the checkpoint holds is left out.",
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+    ),
+]
+RestoreTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FILE",
+        help="File to write: .pt, .pth, .bin or .ckpt as torch.save writes them, or .safetensors.",
+    ),
+]
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 DemoOutput = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="New folder to keep the files of the demo in. Default: they are deleted."),

@@ -20,6 +20,7 @@ from sam3lite_convert.convert.whole_folder import check_destination
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.files import check_space, leftovers, same_disk
 from sam3lite_convert.plan.counts import accounting, text_parameters
+from sam3lite_convert.plan.families import SAM3_LITETEXT
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.convert import ConvertDocument, PlannedConversion, WrittenConversion
@@ -28,6 +29,7 @@ from sam3lite_convert.workers import Advance, Worker
 
 if TYPE_CHECKING:
     from sam3lite_convert.convert.folder import Folder
+    from sam3lite_convert.hub.licences import LicenceText
     from sam3lite_convert.records.fingerprint import Fingerprint
     from sam3lite_convert.records.parity import ParityDocument
     from sam3lite_convert.records.verify import VerifyDocument
@@ -78,7 +80,7 @@ def plan_conversion(location: Location, mappings: Mappings, request: Request) ->
     """The document of a dry run: nothing is written, and of a file on the Hub only the index is read."""
     source = location.index()
     with source.trusted():
-        plan = make_plan(source.read(), mappings, request.options)
+        plan = make_plan(source.read(mappings), mappings, request.options)
     return replace(_planned(source, plan, request, request.folder(location)), dry_run=True)
 
 
@@ -152,26 +154,30 @@ def convert_checkpoint(
         if request.parity:
             from sam3lite_convert.parity.candidates import check_candidate
 
-            check_candidate(mappings.layout(request.options.layout), mappings)
+            # Of a family that is not known before the file is, parity itself tells whether it can run.
+            check_candidate(mappings.layout(request.options.layout or SAM3_LITETEXT.layout), mappings)
         check_destination(folder, request.overwrite, location.path, 0)
         source = fetch(location, mappings, request)
         hashing = hashing or stack.enter_context(source.hashing())
         stack.enter_context(source.trusted())
-        checkpoint = source.read()
+        checkpoint = source.read(mappings)
         hashing.check(checkpoint)
         plan = make_plan(checkpoint, mappings, request.options)
         document = _planned(source, plan, request, folder)
         planned(document)
         tokenizer = side_files.fetch_tokenizer(plan, request.tokenizer, request.cache)
+        licences = start_licences(location)
         fingerprint = start_fingerprint(plan)
         why: str | None = None
+        unlicensed: str | None = None
         unprinted: str | None = None
         verification: VerifyDocument | None = None
 
         def finish(work: Path, receipt: Receipt) -> Receipt:
-            nonlocal why, unprinted, verification
+            nonlocal why, unlicensed, unprinted, verification
             receipt = side_files.with_config(work, receipt)
             receipt, why = side_files.add_processor_files(work, receipt, plan, tokenizer)
+            receipt, unlicensed = side_files.add_licences(work, receipt, licences)
             receipt, unprinted = add_fingerprint(work, receipt, fingerprint)
             if request.verify:
                 verification = verified(work, source, mappings, request, folder, fingerprint)
@@ -192,9 +198,16 @@ def convert_checkpoint(
         if request.parity:
             receipt, parity = add_parity(folder, receipt, source, mappings, request)
             receipt, _ = side_files.write_receipt(folder, receipt)
-    late = [n for n in receipt.notes if n not in document.notes] + ([unprinted] if unprinted else [])
+    late = [n for n in receipt.notes if n not in document.notes] + [n for n in (unlicensed, unprinted) if n]
     document = replace(document, state="converted")
     return finished(document, folder, receipt, location, request, why, late, verification, parity)
+
+
+def start_licences(location: Location) -> Worker[list[LicenceText]] | None:
+    """Start to fetch the licence files that go with a checkpoint on the Hub; None if they are not known."""
+    if location.repository is None or location.file is None:
+        return None
+    return side_files.fetch_licences(location.repository, location.file.licence_files)
 
 
 def finished(
@@ -212,7 +225,8 @@ def finished(
     tokenizer cannot be had; ``late``: notes that the plan did not have yet."""
     absent: list[str] = []
     if side_files.takes_processor_files(receipt) and request.tokenizer is not None:
-        absent = side_files.missing(folder, receipt, True)
+        gone = side_files.missing_licences(folder, receipt)
+        absent = [name for name in side_files.missing(folder, receipt, True) if name not in gone]
     if absent:
         command = request.command or f"sam3lite convert --checkpoint {location.option} --layout {receipt.layout}"
         because = f" ({why})" if why else ""

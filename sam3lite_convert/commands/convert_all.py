@@ -116,7 +116,7 @@ def convert_all(
     """
     callbacks = callbacks or Callbacks()
     repository = where.repository()
-    files = repository.matching(pattern)
+    files, left_out = repository.matching(pattern)
     locations = [Location(f.path, Path(f.path), repository, f, where=where) for f in files]
     root = request.output or Path("converted")
     requests = [
@@ -165,6 +165,7 @@ def convert_all(
         commit=files[0].commit,
         pattern=pattern,
         output=str(root),
+        left_out=tuple(left_out),
         results=tuple(results),
         counts={state: counts[state] for state in ("converted", "current", "failed")},
         verdict="failed" if any(isinstance(r, FailedConversion) or r.done.differs for r in results) else "done",

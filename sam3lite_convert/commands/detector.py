@@ -82,7 +82,7 @@ def run_detector_parity(
     source = source if converted is None else source.as_stated(read_folder(converted).receipt)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
-        checkpoint = source.read()
+        checkpoint = source.read(mappings)
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
         place = stack.enter_context(activations_place())
         setup = set_up_detector(checkpoint, mappings, options, inputs, place, converted, device, looks.progress)
@@ -180,7 +180,7 @@ def self_test_detector(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         place = stack.enter_context(activations_place())
-        setup = set_up_detector(source.read(), mappings, options, inputs, place, progress=progress)
+        setup = set_up_detector(source.read(mappings), mappings, options, inputs, place, progress=progress)
         run, store = setup.run, TapStore(place)
         side = run.reference()
         run.record(side, store)
@@ -245,7 +245,7 @@ def judge_detector(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
-        checkpoint = source.read()
+        checkpoint = source.read(mappings)
         place = stack.enter_context(activations_place())
         setup = set_up_original(checkpoint, mappings, make, place, context, tolerance, looks.progress)
         plan, run, call = setup.plan, setup.run, setup.run.call

@@ -39,7 +39,7 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
     Raises CannotRun, with the nearest names, if it is neither.
     """
     with source.trusted():
-        plan = make_plan(source.read(), mappings, options)
+        plan = make_plan(source.read(mappings), mappings, options)
     canonical = {name: source for source, name in mapped_names(plan).items()}
     canonical |= {d.canonical: d.source.key for d in plan.dropped.values() if d.label != "twin"}
     found = key if key in plan.checkpoint.tensors else canonical.get(key)

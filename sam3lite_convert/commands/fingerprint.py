@@ -38,7 +38,7 @@ def fingerprint_of(plan: Plan, called: int | None = None, dtype: str | None = No
     """
     import torch
 
-    from original_ref import TextStudentEncoder
+    from original_ref import TextReference
     from sam3lite_convert.convert.text_weights import cast, source_weights
     from sam3lite_convert.parity.fingerprint import fingerprint_ids, make_fingerprint
     from sam3lite_convert.parity.original import reference_encoder
@@ -54,7 +54,7 @@ def fingerprint_of(plan: Plan, called: int | None = None, dtype: str | None = No
     if dtype is not None:
         weights = cast(weights, getattr(torch, dtype))
     reference = reference_encoder(small, weights, torch.float32)
-    assert isinstance(reference.model, TextStudentEncoder)
+    assert isinstance(reference.model, TextReference)
     source = FingerprintSource(name=plan.checkpoint.path.name, size=plan.checkpoint.size, sha256=None)
     return make_fingerprint(reference.model, architecture, source, ids, torch.searchsorted(words, ids), plan.not_read)
 

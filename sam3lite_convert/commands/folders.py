@@ -12,6 +12,7 @@ from sam3lite_convert.commands.sources import REPOSITORY, HubLocation
 from sam3lite_convert.convert.folder import Folder, files_of, read_place
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
+from sam3lite_convert.hub.licences import LICENCE_NAME
 from sam3lite_convert.records.verify import RepositoryRecord
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class FolderLocation:
             return Path(self.name), None
         with self.opened() as hub:
             taken = files_of(hub)
-            small = [n for n in hub.names() if n.endswith(_BESIDE) and hub.files[n].size <= _SMALL]
+            shown = [n for n in hub.names() if n.endswith(_BESIDE) or LICENCE_NAME.fullmatch(n)]
+            small = [n for n in shown if hub.files[n].size <= _SMALL]
             return hub.download(dict.fromkeys([*taken, *small])), origin(hub)
 
 

@@ -37,7 +37,7 @@ def inspect_checkpoint(
     be read. A file that can be read but not converted is described all the same, with the reason under ``convert``.
     """
     with source.trusted():
-        checkpoint = source.read()
+        checkpoint = source.read(mappings)
     names = canonical_names(checkpoint, mappings.spellings)
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
     family = family_of(shapes)
@@ -66,6 +66,8 @@ def inspect_checkpoint(
         kind = "not a SAM3-LiteText checkpoint"
     else:
         kind = family.described(shapes)
+        if checkpoint.turned_back:
+            kind += f" in the names of {checkpoint.turned_back.names}"
     text = [checkpoint.tensors[keys[0]] for name, keys in names.sources.items() if name.startswith(TEXT)]
     notes = [*checkpoint.notes, *(family.doubts(architecture, variants=variants) if architecture else ())]
     if names.twins:

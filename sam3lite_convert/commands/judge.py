@@ -113,7 +113,7 @@ def judge_port(
         stack.enter_context(source.trusted())
         # In a thread of its own, while the original runs.
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
-        checkpoint = source.read()
+        checkpoint = source.read(mappings)
         plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         inputs, notes = _inputs(plan, port, ids, ids_from, called)
         try:

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
     from sam3lite_convert.records.convert import ConvertDocument, PushRecord
     from sam3lite_convert.records.detector import DetectorDocument
+    from sam3lite_convert.records.diff import DiffDocument
     from sam3lite_convert.records.explain import ExplainDocument
     from sam3lite_convert.records.parity import ParityDocument
+    from sam3lite_convert.records.restore import RestoreDocument
     from sam3lite_convert.records.verify import VerifyDocument
 
 
@@ -67,7 +69,7 @@ class OpenCheckpoint:
         if key not in self.tensors:
             raise CannotRun(f"{self.name} has no tensor {key}", "unknown_key")
         with self.source.trusted():
-            return stored_tensor(self.source.with_bytes_of(self.index, [self.tensors[key]]), key)
+            return stored_tensor(self.source.with_bytes_of(self.mappings, self.index, [self.tensors[key]]), key)
 
 
 def open_checkpoint(
@@ -95,10 +97,10 @@ def open_checkpoint(
     prefixes = (strip_prefix,) if isinstance(strip_prefix, str) else strip_prefix
     chosen = selection(state_dict_key, prefixes, list(drop or {}), list((drop or {}).values()))
     location = locate(str(name), HubLocation(repo_id, revision, cache_dir), chosen)
-    source = location.index()
+    source, mappings = location.index(), load_mappings(mapping)
     with source.trusted():
-        index = source.read()
-    return OpenCheckpoint(str(name), location, source, index, load_mappings(mapping), context)
+        index = source.read(mappings)
+    return OpenCheckpoint(str(name), location, source, index, mappings, context)
 
 
 Checkpointlike = OpenCheckpoint | str | Path
@@ -149,7 +151,7 @@ class ConversionPlan:
         opened = self.checkpoint
         with opened.source.trusted():
             sources = {source.key: source for m in self.mapped.values() for source in m.sources}
-            index = opened.source.with_bytes_of(opened.index, sources.values())
+            index = opened.source.with_bytes_of(opened.mappings, opened.index, sources.values())
             plan = planning.make_plan(index, opened.mappings, self.plan.options)
             return planned_tensors(plan)
 
@@ -242,6 +244,52 @@ def verify_folder(
         return verify.verify_repository(place, opened.location, opened.mappings, causal, partial)
     path, repository = place.whole()
     document = verify.verify_folder(path, opened.location.whole(), opened.mappings, causal)
+    return replace(document, folder=place.name, repository=repository)
+
+
+def diff_checkpoints(a: Checkpointlike, b: Checkpointlike) -> DiffDocument:
+    """Compare two checkpoints tensor by tensor under canonical names: what is equal, what changed and by how much, what
+    is only in one.
+
+    The same file twice, opened with another ``state_dict_key``, compares two of its entries. Files on the Hub are
+    downloaded. The mapping tables are those of ``a``.
+    Raises UnsoundPlan if a file holds several copies of the model, Untrusted if one is damaged.
+    """
+    from sam3lite_convert.commands import diff
+
+    first, second = _opened(a), _opened(b)
+    return diff.diff_checkpoints(first.location.whole(), second.location.whole(), first.mappings)
+
+
+def restore_folder(
+    folder: str | Path,
+    output: str | Path,
+    checkpoint: Checkpointlike | None = None,
+    *,
+    overwrite: bool = False,
+    causal: bool = False,
+    cache_dir: Path | None = None,
+) -> RestoreDocument:
+    """Write the checkpoint that a folder was converted from, whole or not at all: the inverse of
+    ``convert_checkpoint``, also of a folder that was trained further.
+
+    folder: as in ``verify_folder``; one on the Hub is downloaded.
+    output: .pt, .pth, .bin or .ckpt for a file of ``torch.save``, or .safetensors.
+    checkpoint: what the folder was converted from: what the folder does not hold, or holds rounded and unchanged, is
+        taken from there.
+    overwrite: replace an existing file.
+
+    Raises CannotRun if the names are not known without the checkpoint, if it is another one than the receipt names, or
+    if the file cannot be written; UnsoundPlan if the folder does not fit; Untrusted if a file is damaged.
+    """
+    from sam3lite_convert.commands import restore
+
+    place = locate_folder(str(folder), cache_dir)
+    opened = None if checkpoint is None else _opened(checkpoint)
+    path, repository = place.whole()
+    source = None if opened is None else opened.location.whole()
+    mappings = load_mappings(None) if opened is None else opened.mappings
+    document = restore.restore_checkpoint(path, Path(output), mappings, source, overwrite, causal)
     return replace(document, folder=place.name, repository=repository)
 
 

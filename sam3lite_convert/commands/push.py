@@ -20,14 +20,14 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from sam3lite_convert.checkpoint.hashing import sha256_of
+from sam3lite_convert.checkpoint.hashing import git_blob_id, sha256_of
 from sam3lite_convert.checkpoint.index import stamp_of
-from sam3lite_convert.convert.card import CARD_NAME, blob_id
+from sam3lite_convert.convert.card import CARD_NAME
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.processor_files import TOKENIZER_NAMES
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
-from sam3lite_convert.convert.side_files import CONFIG_NAME
+from sam3lite_convert.convert.side_files import CONFIG_NAME, missing_licences
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
 from sam3lite_convert.hub.requests import INVALID_NAME, hub_faults, retried
@@ -48,7 +48,7 @@ class PushTarget:
     ``private``: make a new repository private.
     ``create_pr``: open a pull request in place of a commit on the main branch.
     ``message``: the commit message; None for a generated one.
-    ``replace``: overwrite another conversion, and a model card that was edited on the Hub.
+    ``replace``: overwrite another conversion, and a model card or licence file that was edited on the Hub.
     """
 
     repo: str
@@ -144,15 +144,20 @@ def plan_push(folder: Path, target: PushTarget) -> PushPlan:
             )
         earlier = _earlier(target, folder, there, head)
         files, deleted = _compare(folder, there)
-        card = there.get(CARD_NAME)
-        written = (earlier.card_blob_id, earlier.edited_card_blob_id) if earlier else ()
-        changed = CARD_NAME in files and files[CARD_NAME].state == "changed"
-        if card and changed and card.blob_id not in written and not target.replace:
-            files[CARD_NAME] = PushedFile(bytes=card.size, state="kept")
-        # Only what that conversion wrote. That a tokenizer could not be had here is no reason to take it away.
+        receipt = _receipt(folder)
+        written = _written(earlier) if earlier else {}
+        for name in (CARD_NAME, *_licences(receipt)):
+            held = there.get(name)
+            changed = name in files and files[name].state == "changed"
+            if held and changed and held.blob_id not in written.get(name, ()) and not target.replace:
+                files[name] = PushedFile(bytes=held.size, state="kept")
+        # Only what that conversion wrote. That a tokenizer or a licence could not be had here is no reason to take it
+        # away.
         listed = _listed(earlier) if earlier else frozenset()
-        tokenizer = TOKENIZER_NAMES if _receipt(folder).tokenizer is None else frozenset()
-        deleted = tuple(n for n in deleted if n in listed - tokenizer)
+        tokenizer = TOKENIZER_NAMES if receipt.tokenizer is None else frozenset()
+        unknown = receipt.licences is None or missing_licences(folder, receipt)
+        licences = _licences(earlier) if earlier and unknown else frozenset()
+        deleted = tuple(n for n in deleted if n in listed - tokenizer - licences)
         plan = PushPlan(target, files, deleted, head, bool(info.private), _left(folder), stamps=stamps)
         return (_proposed(api, folder, plan) or plan) if target.create_pr and not plan.nothing else plan
 
@@ -163,8 +168,7 @@ def _proposed(api: HfApi, folder: Path, plan: PushPlan) -> PushPlan | None:
     newest = sorted(refs.pull_requests or [], key=lambda r: int(r.ref.rpartition("/")[2]), reverse=True)
     for ref in newest[:_REQUESTS_LOOKED_AT]:
         files, deleted = _compare(folder, _tree(api, plan.target.repo, ref.target_commit))
-        if CARD_NAME in plan.files and plan.files[CARD_NAME].state == "kept":
-            files[CARD_NAME] = plan.files[CARD_NAME]
+        files |= {name: file for name, file in plan.files.items() if file.state == "kept"}
         found = replace(plan, files=files, deleted=deleted, head=ref.target_commit, revision=ref.ref)
         if found.nothing:
             return found
@@ -184,6 +188,17 @@ def _left(folder: Path) -> tuple[str, ...]:
 def _listed(receipt: Receipt) -> frozenset[str]:
     """The files of a conversion, as its receipt lists them."""
     return frozenset([*receipt.files, INDEX_NAME, CARD_NAME, RECEIPT_NAME, CONFIG_NAME, *receipt.beside])
+
+
+def _licences(receipt: Receipt) -> frozenset[str]:
+    """The licence files of a conversion, by their names in its folder."""
+    return frozenset(licence.name for licence in receipt.licences or () if licence.name)
+
+
+def _written(receipt: Receipt) -> dict[str, tuple[str | None, ...]]:
+    """Git's ids of the card and the licence files as a conversion wrote or pushed them, by name."""
+    licences = {licence.name: (licence.blob_id,) for licence in receipt.licences or () if licence.name}
+    return {CARD_NAME: (receipt.card_blob_id, receipt.edited_card_blob_id), **licences}
 
 
 def _receipt(folder: Path) -> Receipt:
@@ -252,7 +267,7 @@ def _state(path: Path, there: RepoFile | None) -> FileState:
         return "changed"
     if there.lfs is not None:
         return "same" if sha256_of(path) == there.lfs.sha256 else "changed"
-    return "same" if blob_id(path.read_bytes()) == there.blob_id else "changed"
+    return "same" if git_blob_id(path.read_bytes()) == there.blob_id else "changed"
 
 
 def push(folder: Path, plan: PushPlan, verification: VerifyDocument | None, proven: Folder | None = None) -> PushRecord:

@@ -58,7 +58,7 @@ def record_fingerprint(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
-        checkpoint = source.read()
+        checkpoint = source.read(mappings)
         plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         made = fingerprint_of(plan)
         if hashing is not None:
@@ -112,7 +112,7 @@ def record_detector(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
-        checkpoint = source.read()
+        checkpoint = source.read(mappings)
         place = stack.enter_context(activations_place())
         setup = set_up_original(checkpoint, mappings, make, place, context, progress=progress)
         plan, run, call, store = setup.plan, setup.run, setup.run.call, TapStore(place)
@@ -232,7 +232,7 @@ def record_reference(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
-        checkpoint = source.read()
+        checkpoint = source.read(mappings)
         plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         sizes = plan.architecture.sizes
         inputs = make_inputs(plan.architecture.called, sizes["vocab"], seed, batch, length, prompts)
@@ -261,7 +261,7 @@ def record_reference(
         "checkpoint_sha256": digest,
         "reference": reference.name,
         "variant": plan.architecture.variant,
-        "causal_masking": causal,
+        "causal_masking": plan.architecture.causal_masking,
         "dtype": _DTYPE,
         "inputs": {"what": asked.what, "prompts": list(asked.prompts)},
         "taps": what,

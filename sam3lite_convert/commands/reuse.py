@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of_checkpoint
-from sam3lite_convert.commands.convert import Request, add_parity, fetch, finished, sizes, verified
+from sam3lite_convert.commands.convert import Request, add_parity, fetch, finished, sizes, start_licences, verified
 from sam3lite_convert.commands.fingerprint import add_fingerprint, start_fingerprint
-from sam3lite_convert.commands.sources import Location
+from sam3lite_convert.commands.sources import HubLocation, Location
 from sam3lite_convert.convert import processor_files, side_files, up_to_date
 from sam3lite_convert.convert.card import CARD_NAME
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
@@ -15,11 +15,13 @@ from sam3lite_convert.convert.strict import refuse
 from sam3lite_convert.convert.up_to_date import EarlierConversion
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import clear_leftovers
+from sam3lite_convert.hub.licences import LicenceText
 from sam3lite_convert.plan.context import context_in_name
 from sam3lite_convert.plan.plan import make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.convert import ConvertDocument
 from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.workers import Worker
 
 
 def find_current(
@@ -95,11 +97,12 @@ def _vouched(found: EarlierConversion, location: Location, mappings: Mappings, r
 
 def complete(location: Location, mappings: Mappings, request: Request, found: EarlierConversion) -> ConvertDocument:
     """The document of a folder that is up to date. Added is only what an earlier run could not do or was not
-    asked for: tokenizer files, a proof, parity."""
+    asked for: tokenizer files, licence files, a proof, parity."""
     folder, receipt = found.path, found.receipt
     said = [found.note] if found.note else []
     before = {n: (folder / n).stat().st_mtime_ns for n in sizes(folder)}
-    gone = side_files.missing(folder, receipt, request.tokenizer is not None)
+    gone = set(side_files.missing(folder, receipt, request.tokenizer is not None))
+    gone -= set(side_files.missing_licences(folder, receipt))
     # A run that was cut off may have left files that the receipt does not know of.
     unknown = request.tokenizer is not None and receipt.tokenizer is None
     wants_tokenizer = request.tokenizer_named or unknown or not processor_files.TOKENIZER_NAMES.isdisjoint(gone)
@@ -113,13 +116,24 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
             "again.",
             "edited",
         )
+    if side_files.wants_licences(folder, receipt):
+        receipt, unlicensed = side_files.add_licences(folder, receipt, _licences(receipt, location, request))
+        receipt, _ = side_files.write_receipt(folder, receipt)
+        lost = side_files.missing_licences(folder, receipt)
+        if lost and unlicensed is None:
+            unlicensed = f"{', '.join(lost)} is missing. To add it, run this with access to the Hub"
+        said += [unlicensed] if unlicensed else []
     why = verification = parity = None
     wants_fingerprint = side_files.FINGERPRINT_NAME in gone
     if request.verify or request.parity or wants_files or wants_fingerprint:
         whole = (request.verify or request.parity or wants_fingerprint) and not request.partial
         source = fetch(location, mappings, request) if whole or request.partial else location.index()
         with source.trusted():
-            plan = make_plan(source.read(), mappings, request.options) if wants_files or wants_fingerprint else None
+            plan = (
+                make_plan(source.read(mappings), mappings, request.options)
+                if wants_files or wants_fingerprint
+                else None
+            )
             if plan is not None and wants_fingerprint:
                 receipt, _ = add_fingerprint(folder, receipt, start_fingerprint(plan))
                 receipt, _ = side_files.write_receipt(folder, receipt)
@@ -158,6 +172,20 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
     return replace(document, written=replace(document.done, added=tuple(added)))
 
 
+def _licences(receipt: Receipt, location: Location, request: Request) -> Worker[list[LicenceText]] | None:
+    """Start to fetch the licence files of the folder's source; None if they are not known.
+
+    Of a folder that is pushed they are looked up where its receipt says that the source is.
+    """
+    source = receipt.source
+    if location.file is not None and location.file.repo == source.repo:
+        return start_licences(location)
+    if not request.model_id or source.repo is None or source.file is None or source.commit is None:
+        return None
+    repository, file = HubLocation(source.repo, source.commit, request.cache).repository(), source.file
+    return Worker(lambda: repository.licence_texts(repository.licence_files(file)))
+
+
 def _renewed(receipt: Receipt, location: Location, request: Request) -> Receipt:
     """The receipt with the repository that the card is to name now, and with the licence if it could not be read
     before."""
@@ -171,6 +199,8 @@ def _renewed(receipt: Receipt, location: Location, request: Request) -> Receipt:
 def has_all(found: EarlierConversion, request: Request) -> bool:
     """Whether a current folder also has what the request adds to the tensors, as it was written."""
     receipt = found.receipt
+    if side_files.wants_licences(found.path, receipt):
+        return False
     if side_files.missing(found.path, receipt, request.tokenizer is not None) or side_files.edited(found.path, receipt):
         return False
     return not request.tokenizer_named and not (request.parity and receipt.parity is None)

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.checkpoint.file_set import members, stem_of
+from sam3lite_convert.checkpoint.file_set import json_object, members, stem_of
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.checkpoint.kinds import WEIGHTS
+from sam3lite_convert.checkpoint.place import LocalPlace, read_json
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection, stated
+from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.plan.counts import dtype_counts
 from sam3lite_convert.plan.names import Names
+from sam3lite_convert.plan.original_names import in_original_names
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.record import Json
 from sam3lite_convert.records.shared import Fetched, FileFacts, HubOrigin
 
 if TYPE_CHECKING:
@@ -65,6 +69,7 @@ class Source:
     ``stem``: what files are named after that are made of it.
     ``option``: the value of ``--checkpoint`` that names it, with the options of its repository and its selection.
     ``selection``: what the user states about the file.
+    ``beside``: the content of a JSON file that lies beside it; None if there is none.
     """
 
     name: str
@@ -74,10 +79,13 @@ class Source:
     option: str = ""
     selection: Selection = NOTHING_STATED
     stem: str = ""
+    beside: Callable[[str], Json | None] = lambda name: None
 
-    def read(self) -> Checkpoint:
-        """The index, with its origin on the Hub. Raises as ``read_checkpoint`` does."""
+    def read(self, mappings: Mappings) -> Checkpoint:
+        """The index under the original's names, with its origin on the Hub; of a file in the names of a layout as
+        ``in_original_names`` tells it. Raises as ``read_checkpoint`` does."""
         checkpoint = self.copy.indexed(self.selection) if self.copy else read_checkpoint(self.path, self.selection)
+        checkpoint = in_original_names(checkpoint, mappings, lambda: self.beside(RECEIPT_NAME))
         return replace(checkpoint, hub=self.hub) if self.hub else checkpoint
 
     def as_stated(self, receipt: Mapping[str, object] | None) -> Source:
@@ -123,7 +131,11 @@ class Source:
         )
 
     def with_bytes_of(
-        self, index: Checkpoint, tensors: Iterable[StoredTensor], advance: Advance = lambda n: None
+        self,
+        mappings: Mappings,
+        index: Checkpoint,
+        tensors: Iterable[StoredTensor],
+        advance: Advance = lambda n: None,
     ) -> Checkpoint:
         """The index of a file that holds the bytes of these tensors: those that are not here are fetched.
 
@@ -131,12 +143,16 @@ class Source:
         """
         if self.copy is None:
             return index
-        wanted = [stored for tensor in tensors for stored in tensor.stored]
+        tensors = tuple(tensors)
         # A zip's record begins somewhat before its tensor, with a header that says where exactly.
+        wanted = (stored for tensor in tensors for stored in tensor.stored)
         self.copy.fetch((index.extents.get(t.key) or t.extent for t in wanted), advance)
         # From here on the copy is read as a file, where a hole would be zeros.
-        exact = self.read()
-        holes = [t.key for t in wanted if not self.copy.holds(exact.tensors[t.key].extent)]
+        exact = self.read(mappings)
+        copies = exact.turned_back.copies if exact.turned_back else ()
+        found = exact.tensors | {tensor.key: tensor for pair in copies for tensor in pair}
+        there = (stored for tensor in tensors for stored in found[tensor.key].stored)
+        holes = [stored.key for stored in there if not self.copy.holds(stored.extent)]
         if holes:
             raise Untrusted(f"{self.path.name}: bytes of {', '.join(holes[:5])} lie outside of their records")
         return exact
@@ -240,7 +256,15 @@ class Location:
         return self._source(self.repository.download(self.file, beside))
 
     def _source(self, path: Path, copy: PartialCopy | PartialShards | None = None) -> Source:
-        return Source(self.name, path, self.file, copy, self.option, self.selection, self.stem)
+        return Source(self.name, path, self.file, copy, self.option, self.selection, self.stem, self._beside)
+
+    def _beside(self, name: str) -> Json | None:
+        """The content of a JSON file beside the checkpoint. Raises Untrusted if it is not a JSON object."""
+        if self.repository is None or self.file is None:
+            return read_json(LocalPlace(self.path.parent), name)
+        at = replace(self.repository, revision=self.file.commit)
+        data = at.small((PurePosixPath(self.file.path).parent / name).as_posix())
+        return None if data is None else json_object(data, Path(self.file.repo) / name)
 
     def index(self) -> Source:
         """A source whose index can be read; of a file that is not on this machine only the index is downloaded.
@@ -290,11 +314,11 @@ class Location:
         if source.copy is None:
             return source
         with source.trusted():
-            checkpoint = source.read()
+            checkpoint = source.read(mappings)
             plan = make_plan(checkpoint, mappings, Options(component="text", causal=causal))
             tensors = [source for m in plan.mapped.values() for source in m.sources]
             tensors += [t for twin in plan.twins for t in (twin.first, twin.second)]
-            source.with_bytes_of(checkpoint, tensors, advance)
+            source.with_bytes_of(mappings, checkpoint, tensors, advance)
         return source
 
 

@@ -56,7 +56,7 @@ def verify_folder(
     found = read_folder(folder)
     source = source.as_stated(found.receipt)
     with source.trusted():
-        plan = recognise(found, source.read(), mappings, causal or _states_causal(found))
+        plan = recognise(found, source.read(mappings), mappings, causal or _states_causal(found))
         outcome = verify(found, plan, progress, fingerprint=partial(fault_of, folder, plan, made))
     found.check_unchanged()
     if outcome.proven:
@@ -102,14 +102,14 @@ def verify_repository(
         causal = causal or _states_causal(found)
         source = checkpoint.index().as_stated(found.receipt)
         with source.trusted():
-            index = source.read()
+            index = source.read(mappings)
             plan = recognise(found, index, mappings, causal)
             text = _text_keys(found, plan)
             cost = {key: _cost(key, found, plan, hub, source) for key in text}
             keys = list(_within(cost, PARTIAL_LIMIT)) if partial else []
             if keys:
                 advance = progress("fetch") if progress else lambda n: None
-                whole = _with_sources(source, index, plan, keys, advance)
+                whole = _with_sources(source, mappings, index, plan, keys, advance)
                 found = with_bytes(hub, found, keys, advance)
                 plan = recognise(found, whole, mappings, causal)
             outcome = verify(found, plan, progress, frozenset(keys))
@@ -155,11 +155,13 @@ def _within(cost: dict[str, int], limit: int) -> Iterator[str]:
             yield key
 
 
-def _with_sources(source: Source, index: Checkpoint, plan: Plan, keys: list[str], advance: Advance) -> Checkpoint:
+def _with_sources(
+    source: Source, mappings: Mappings, index: Checkpoint, plan: Plan, keys: list[str], advance: Advance
+) -> Checkpoint:
     """The index of the checkpoint with the bytes that these keys come from."""
     wanted = {source.key: source for key in keys for source in plan.mapped[key].sources}
-    twins = [t for twin in plan.twins if twin.first.key in wanted for t in (twin.first, twin.second)]
-    return source.with_bytes_of(index, [*wanted.values(), *twins], advance)
+    twins = [t for twin in plan.twins if twin.of(wanted.values()) for t in (twin.first, twin.second)]
+    return source.with_bytes_of(mappings, index, [*wanted.values(), *twins], advance)
 
 
 def _partial_verdict(outcome: Verification) -> Literal["proven", "partly_proven", "structure_only"]:

@@ -80,6 +80,10 @@ _AFTER = """\
 """
 
 
+_ATTENDED = "# no mask: the original attends to padding"
+_CAUSAL = "# no mask: attention is causal, so no word reads padding"
+
+
 PLACEHOLDER = "FOLDER-OF-THE-DETECTOR"  # printed if no folder in the layout transformers was given
 
 
@@ -92,7 +96,7 @@ def recipe(family: Family, context: int, place: str, own_tokenizer: bool = True,
     """
     tokenizer = json.dumps(place if own_tokenizer else DEFAULT_TOKENIZER)
     loading = _LOADING.format(model=family.library.model, tokenizer=tokenizer, place=json.dumps(place))
-    return f"{loading}\n{_lines(context, rows)}{_AFTER}"
+    return _commented(f"{loading}\n{_lines(context, rows)}{_AFTER}", family)
 
 
 def detector_recipe(
@@ -111,7 +115,13 @@ def detector_recipe(
     tokenizer = json.dumps(place if own_tokenizer else DEFAULT_TOKENIZER)
     loading = _LOADING.format(model=family.library.model, tokenizer=tokenizer, place=json.dumps(place))
     loading = loading.replace("import torch\n", "import numpy as np\nimport torch\nfrom PIL import Image\n")
-    return f"{loading}{_OPENING}\n{_NORMS if norms else ''}{_PICTURE}{_lines(context, rows)}{_DETECT}"
+    code = f"{loading}{_OPENING}\n{_NORMS if norms else ''}{_PICTURE}{_lines(context, rows)}{_DETECT}"
+    return _commented(code, family)
+
+
+def _commented(code: str, family: Family) -> str:
+    """The code with the comment on the mask that is right for the family."""
+    return code.replace(_ATTENDED, _CAUSAL) if family.causal else code
 
 
 class Detecting:

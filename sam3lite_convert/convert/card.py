@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from sam3lite_convert.checkpoint.hashing import git_blob_id
 from sam3lite_convert.checkpoint.selection import stated
 from sam3lite_convert.convert.calling_recipe import detector_recipe
 from sam3lite_convert.convert.clip_ids import END, PAD, START
@@ -157,12 +157,7 @@ def _yaml(value: JsonValue) -> str:
 def with_card(receipt: Receipt) -> tuple[Receipt, bytes]:
     """The receipt with its card's blob id added, and the bytes of the card."""
     data = model_card(receipt).encode("utf-8", "backslashreplace")
-    return replace(receipt, card_blob_id=blob_id(data)), data
-
-
-def blob_id(data: bytes) -> str:
-    """Git's id of a file's content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return replace(receipt, card_blob_id=git_blob_id(data)), data
 
 
 def _provenance(receipt: Receipt) -> Iterator[str]:
@@ -190,7 +185,25 @@ def _provenance(receipt: Receipt) -> Iterator[str]:
     elif source.repo:
         yield "The source's card names no licence; ask its authors before you use or publish this model."
     else:
-        yield "The checkpoint was a local file without licence information; the licence of its origin applies."
+        yield (
+            "The checkpoint was a local file; neither licence information nor a licence file came with it. The licence "
+            "of its origin applies."
+        )
+    if source.repo:
+        yield from _licence_files(receipt)
+
+
+def _licence_files(receipt: Receipt) -> Iterator[str]:
+    """Where the source's licence files are, and why one is not here."""
+    if receipt.licences is None:
+        yield "A licence file, if the source's repository has one, was not fetched."
+    elif not receipt.licences:
+        yield "The source's repository holds no licence file, neither beside the checkpoint nor at its top."
+    for licence in receipt.licences or ():
+        if licence.name:
+            yield f"Its licence file `{licence.path}` is here as it is there: `{licence.name}`."
+        else:
+            yield f"Its licence file `{licence.path}` is not here: {licence.why}."
 
 
 def _of_the_library(receipt: Receipt, family: Family) -> Iterator[str]:

@@ -5,19 +5,37 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, TypeVar
 
 from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.convert.assembled import Assembled
 from sam3lite_convert.convert.tensor_bytes import CastLoss, write_piece
+from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import write_json
 from sam3lite_convert.plan.plan import Mapped
 from sam3lite_convert.records.record import Json
 from sam3lite_convert.workers import Advance
 
 INDEX_NAME = "model.safetensors.index.json"
+
+
+class _Form(Protocol):
+    """What a header says of a tensor."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def out_nbytes(self) -> int: ...
+
+
+_Tensor = TypeVar("_Tensor", bound=_Form)
 
 
 @dataclass(frozen=True)
@@ -44,12 +62,12 @@ def plan_shards(pieces: Sequence[Mapped], stem: str, limit: int | None) -> list[
     return [Shard(f"{stem}-{n:05d}-of-{total:05d}.safetensors", tuple(_aligned(g))) for n, g in enumerate(groups, 1)]
 
 
-def _aligned(pieces: Sequence[Mapped]) -> list[Mapped]:
+def _aligned(pieces: Sequence[_Tensor]) -> list[_Tensor]:
     # Widest elements first, like the safetensors library: every tensor is then aligned to its element width.
     return sorted(pieces, key=lambda p: (-dtypes.itemsize(p.dtype), p.key))
 
 
-def safetensors_header(pieces: Sequence[Mapped]) -> bytes:
+def safetensors_header(pieces: Sequence[_Form]) -> bytes:
     """Length and JSON header of a safetensors file, with the metadata that transformers requires."""
     header: Json = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -76,6 +94,27 @@ def write_shard(folder: Path, shard: Shard, source: BinaryIO, advance: Advance, 
             write_piece(source, piece, out, advance, loss)
         out.flush()
         os.fsync(out.fileno())
+
+
+def write_safetensors_file(
+    out: BinaryIO, tensors: Sequence[Assembled], files: Mapping[Path, BinaryIO], advance: Advance
+) -> None:
+    """Write one safetensors file. ``out``: a new file, open for writing; ``files``: what the tensors are read from, by
+    path; ``advance``: called with each number of bytes written.
+
+    Raises CannotRun if the format has no such dtype.
+    """
+    nameless = {t.dtype: t.key for t in tensors if dtypes.safetensors_code(t.dtype) is None}
+    for dtype, key in nameless.items():
+        raise CannotRun(f"{key} is {dtype}, which safetensors cannot hold; write a .pt file", "dtype_has_no_place")
+    ordered = _aligned(tensors)
+    header = safetensors_header(ordered)
+    _reserve(out, len(header) + sum(t.out_nbytes for t in ordered))
+    out.write(header)
+    for tensor in ordered:
+        for chunk in tensor.chunks(files):
+            out.write(chunk)
+            advance(len(chunk))
 
 
 def _reserve(out: BinaryIO, nbytes: int) -> None:

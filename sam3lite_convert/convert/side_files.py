@@ -1,4 +1,4 @@
-"""The other files of a converted folder: processor files, tokenizer files and the model card.
+"""The other files of a converted folder: processor files, tokenizer files, licence files and the model card.
 
 The receipt holds the hash of each, so that a later run can tell which files are missing and which were edited. Receipts
 are immutable: a function that adds a file returns a new receipt that lists it.
@@ -7,21 +7,28 @@ are immutable: a function that adds a file returns a new receipt that lists it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from sam3lite_convert.checkpoint.hashing import sha256_of
+from sam3lite_convert.checkpoint.hashing import git_blob_id, sha256_of
 from sam3lite_convert.convert import processor_files
-from sam3lite_convert.convert.card import CARD_NAME, blob_id, with_card
+from sam3lite_convert.convert.card import CARD_NAME, with_card
 from sam3lite_convert.convert.processor_files import TOKENIZER, TokenizerFiles
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.files import json_bytes, write_whole
+from sam3lite_convert.hub.licences import LicenceText
 from sam3lite_convert.plan.loaders import LOADERS
 from sam3lite_convert.plan.plan import Plan
-from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.records.receipt import LicenceFile, Receipt
 from sam3lite_convert.workers import Worker
+
+if TYPE_CHECKING:
+    from sam3lite_convert.checkpoint.origin import HubFile
+    from sam3lite_convert.hub.repository import Repository
 
 CONFIG_NAME = "config.json"
 FINGERPRINT_NAME = "fingerprint.json"
@@ -73,6 +80,68 @@ def add_processor_files(
     return _with_hashes(receipt, files), why
 
 
+def fetch_licences(repository: Repository, files: Sequence[HubFile] | None) -> Worker[list[LicenceText]] | None:
+    """Start to fetch a source's licence files, while tensors are written; None if they were not listed."""
+    return None if files is None else Worker(lambda: repository.licence_texts(files))
+
+
+def add_licences(
+    folder: Path, receipt: Receipt, fetched: Worker[list[LicenceText]] | None
+) -> tuple[Receipt, str | None]:
+    """Write the licence files that are missing; one that is there stays as it is, whoever wrote it.
+
+    fetched: None if they are not known.
+
+    Returns the receipt that lists the files, and why they could not be fetched, in words: None if they were.
+    """
+    if fetched is None:
+        return receipt, None
+    gone = missing_licences(folder, receipt)
+    receipt = replace(receipt, beside={name: digest for name, digest in receipt.beside.items() if name not in gone})
+    try:
+        found = fetched.result()
+    except (Sam3LiteError, OSError) as fault:
+        message = fault.message if isinstance(fault, Sam3LiteError) else fault.strerror or str(fault)
+        why = f"the licence of {receipt.source.repo} could not be fetched, and is not in the folder ({message})"
+        return replace(receipt, licences=None), why
+    listed = [licence for licence in receipt.licences or () if licence.name and licence.name not in gone]
+    here = {licence.path for licence in listed}
+    written: dict[str, bytes] = {}
+    for text in (text for text in found if text.file.path not in here):
+        entry = LicenceFile(path=text.file.path, commit=text.file.commit, name=None, why=text.why, blob_id=None)
+        if text.data is not None:
+            name = _free_name(PurePosixPath(text.file.path).name, [licence.name for licence in listed if licence.name])
+            path = folder / name
+            if path.exists() and not (path.is_file() and path.read_bytes() == text.data):
+                entry = replace(entry, why=f"another {name} was in the folder")
+            else:
+                entry, written[name] = replace(entry, name=name, blob_id=git_blob_id(text.data)), text.data
+        listed.append(entry)
+    for name, data in written.items():
+        write_whole(folder / name, data)
+    return _with_hashes(replace(receipt, licences=tuple(listed)), written), None
+
+
+def _free_name(name: str, taken: Iterable[str]) -> str:
+    """A name for a licence file beside others, which no file system takes for one of theirs."""
+    used = {other.casefold() for other in taken}
+    stem, dot, suffix = name.partition(".")
+    numbers = (f"{stem}-{n}{dot}{suffix}" for n in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbers) if free.casefold() not in used)
+
+
+def missing_licences(folder: Path, receipt: Receipt) -> list[str]:
+    """The names of licence files that were written into the folder and are not there."""
+    return [
+        licence.name for licence in receipt.licences or () if licence.name and not (folder / licence.name).is_file()
+    ]
+
+
+def wants_licences(folder: Path, receipt: Receipt) -> bool:
+    """Whether licence files of the source's repository may be missing from the folder."""
+    return receipt.source.repo is not None and (receipt.licences is None or bool(missing_licences(folder, receipt)))
+
+
 def takes_processor_files(receipt: Receipt) -> bool:
     """Whether the loader of the folder reads processor and tokenizer files."""
     return LOADERS[receipt.loader].processor
@@ -114,7 +183,7 @@ def write_receipt(folder: Path, receipt: Receipt) -> tuple[Receipt, str | None]:
     A card that was edited by hand is kept. Returns the receipt as written, and a note if the card was kept.
     """
     card = folder / CARD_NAME
-    there = blob_id(card.read_bytes()) if card.exists() else None
+    there = git_blob_id(card.read_bytes()) if card.exists() else None
     files: dict[str, bytes] = {}
     note = None
     if there is not None and receipt.card_blob_id not in (None, there):

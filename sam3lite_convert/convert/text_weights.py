@@ -19,13 +19,14 @@ from sam3lite_convert.checkpoint.tensor_reader import read_exactly, read_tensor
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.tensor_bytes import target_chunks
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
-from sam3lite_convert.plan.architecture import TEXT, WORD_TABLE
+from sam3lite_convert.plan.architecture import TEXT, WORD_TABLES
 from sam3lite_convert.plan.key_patterns import listed
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Layout
 from sam3lite_convert.plan.targets import target_of_text
 
 COUNTER = "num_batches_tracked"  # a BatchNorm's counter, which evaluation does not read
+_POSITION_IDS = "position_ids"
 _LISTED = 10  # shapes that a message names
 
 
@@ -38,7 +39,7 @@ def source_weights(plan: Plan, words: Sequence[int] | None = None) -> dict[str, 
     with open_source(plan.checkpoint) as file:
         return {
             name.removeprefix(TEXT): read_stored(file, source)
-            if words is None or name != WORD_TABLE
+            if words is None or name not in WORD_TABLES
             else _rows(file, source, words)
             for name, source in sources.items()
         }
@@ -113,7 +114,7 @@ def cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def load_all(model: nn.Module, weights: Mapping[str, Tensor], who: str) -> None:
-    """Load the weights into a model, without copying them.
+    """Load the weights into a model, without copying them. Position ids, which a file does not hold, are made.
 
     who: the name of the model, for messages.
 
@@ -140,6 +141,11 @@ def load_all(model: nn.Module, weights: Mapping[str, Tensor], who: str) -> None:
             {"missing": missing, "unexpected": extra, "shapes": shapes},
         )
     model.load_state_dict({**weights, **absent}, strict=True, assign=True)
+    for module in model.modules():
+        # The only buffer that a text encoder has beside its weights; made on a device without memory, it holds nothing.
+        ids = module._buffers.get(_POSITION_IDS)
+        if ids is not None and ids.is_meta:
+            module._buffers[_POSITION_IDS] = torch.arange(ids.shape[-1]).expand(ids.shape)
 
 
 def stored_tensor(checkpoint: Checkpoint, key: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,8 +14,10 @@ from pathlib import Path
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import check_space, resolved, sibling_place, sync_folder, umask, working_place
+from sam3lite_convert.hub.licences import LICENCE_NAME
 
-# What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else.
+# What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else but licence files
+# that its receipt lists.
 OWN_FILES = re.compile(
     r"(model(-\d{5}-of-\d{5})?|text_projection)\.safetensors|model\.safetensors\.index\.json|(?:config|conversion|"
     r"fingerprint|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map|vocab|"
@@ -43,7 +46,9 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
             "with --output.",
             "output_not_replaceable",
         )
-    foreign = [p.name for p in present if not (OWN_FILES.fullmatch(_finished_name(p.name)) and p.is_file())]
+    licences = _licences(folder)
+    ours = [p for p in present if p.is_file() and (OWN_FILES.fullmatch(_finished_name(p.name)) or p.name in licences)]
+    foreign = [p.name for p in present if p not in ours]
     if not any(p.name == RECEIPT_NAME for p in present):
         foreign = [p.name for p in present]  # without a receipt, another program wrote it
     if foreign:
@@ -56,6 +61,15 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
         message = f"{checkpoint} is inside {folder}, which would be replaced; choose another --output DIR"
         raise CannotRun(message, "output_holds_input")
     check_space(folder.parent, nbytes, f"to write {folder}")
+
+
+def _licences(folder: Path) -> set[str]:
+    """The licence files that the folder's receipt lists. There may be others, of the user's own."""
+    try:
+        listed = json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8"))["beside"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return set()
+    return {name for name in listed if LICENCE_NAME.fullmatch(name)} if isinstance(listed, dict) else set()
 
 
 def _finished_name(name: str) -> str:

@@ -8,27 +8,52 @@ from typing import NamedTuple
 DEFAULT_REPO = "Simon7108528/EfficientSAM3"
 DEFAULT_REVISION = "main"
 DEFAULT_PATTERN = "sam3_litetext/*.pt"
-ALIASES = ("s0", "s1", "l", "s0-32", "s1-32", "l-32")
 
-# Files of the repository were renamed; the newest naming last.
-_NAMINGS = ("efficient_sam3_image_encoder", "sam3_litetext")
+
+class _Folder(NamedTuple):
+    """A folder of released checkpoints.
+
+    mark: what stands behind the size in the aliases of its files.
+    namings: patterns of what stands in front of ``mobileclip`` in the names of its files, which were renamed; the
+        newest last.
+    others: whether files with another naming have the alias too. How old that is is then not known.
+    """
+
+    mark: str
+    namings: tuple[str, ...]
+    others: bool = False
+
+
+_FOLDERS = {
+    "sam3_litetext": _Folder("", ("efficient_sam3_image_encoder", "sam3_litetext")),
+    "sam3p1_litetext": _Folder("-3.1", ("efficient_.+", "sam3p1_litetext"), others=True),
+}
 _FILE = re.compile(
-    rf"sam3_litetext/(?P<naming>{'|'.join(_NAMINGS)})_mobileclip2?_(?P<size>s0|s1|l)_ctx(?P<context>\d+)\.pt"
+    r"(?P<folder>[^/]+)/(?P<naming>[^/]+)_mobileclip2?_(?P<size>s0|s1|l)_ctx(?P<context>16|32)\.pt",
+)
+ALIASES = tuple(
+    f"{size}{folder.mark}{context}"
+    for folder in _FOLDERS.values()
+    for context in ("", "-32")
+    for size in ("s0", "s1", "l")
 )
 
 
 class Alias(NamedTuple):
-    """The alias of a file, and the age of its naming scheme: a higher ``newness`` is newer."""
+    """The alias of a file, and the age of its naming scheme: a higher ``newness`` is newer, None is not known."""
 
     alias: str
-    newness: int
+    newness: int | None
 
 
 def alias_of(path: str) -> Alias | None:
     """The alias of a file in the repository, or None. Context 16 is left out of an alias."""
     match = _FILE.fullmatch(path)
-    if not match:
+    folder = _FOLDERS.get(match["folder"]) if match else None
+    if not match or not folder:
         return None
-    suffix = "" if match["context"] == "16" else f"-{match['context']}"
-    name = match["size"] + suffix
-    return Alias(name, _NAMINGS.index(match["naming"])) if name in ALIASES else None
+    ages = [n for n, naming in enumerate(folder.namings) if re.fullmatch(naming, match["naming"])]
+    if not ages and not folder.others:
+        return None
+    context = "" if match["context"] == "16" else f"-{match['context']}"
+    return Alias(match["size"] + folder.mark + context, ages[0] if ages else None)

@@ -11,6 +11,7 @@ import difflib
 import fnmatch
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -29,11 +30,12 @@ from sam3lite_convert.checkpoint.file_set import (
     the_checkpoint,
 )
 from sam3lite_convert.checkpoint.hashing import sha256_of_set
-from sam3lite_convert.checkpoint.kinds import WEIGHTS, kind_of_converted, refusal_of
+from sam3lite_convert.checkpoint.kinds import WEIGHTS
 from sam3lite_convert.checkpoint.origin import HubFile
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.files import check_space
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REVISION, alias_of
+from sam3lite_convert.hub.licences import LicenceText, licences_by_folder, licences_of, text_of, too_large
 from sam3lite_convert.hub.log import LOG
 from sam3lite_convert.hub.requests import TIMEOUT, hub_faults, retried
 
@@ -97,26 +99,37 @@ class Repository:
                 cached = known.cached if known and known.etag in (None, etag) else None
                 here = cached is not None or (self.folder() / "blobs" / etag).is_file()
                 files.append(HubFile(self.repo, entry.path, commit, entry.size, etag, cached, here, licence))
-        return Listing(tuple(files))
+        licences = licences_by_folder(files)
+        return Listing(tuple(replace(file, licence_files=licences_of(file.path, licences)) for file in files))
 
     def find(self, name: str) -> HubFile:
         """The file of an alias, or as ``at``; of several files for one alias, the one with the newer naming.
 
-        Raises CannotRun, with the names that exist, if there is no such file.
+        Raises CannotRun, with the names that exist, if there is no such file; with theirs, if several files for an
+        alias differ and it is not known which is the newest.
         """
         if name not in ALIASES:
             return self.at(name)
         listing = self.listing()
         matches = [(kind, f) for f in listing.files if (kind := alias_of(f.path)) and kind.alias == name]
-        if matches:
-            return max(matches, key=lambda m: (m[0].newness, m[1].path))[1]
-        raise self._unknown(name, listing)
+        if not matches:
+            raise self._unknown(name, listing)
+        newest = max(kind.newness or 0 for kind, _ in matches)
+        meant = [f for kind, f in matches if kind.newness in (None, newest)]
+        if len({f.etag or f.path for f in meant}) > 1:
+            files = sorted(f.path for f in meant)
+            raise CannotRun(
+                f"{self.repo} has {len(files)} different files for the alias {name}: {', '.join(files)}. Name the one "
+                "that you mean by its path.",
+                "ambiguous_alias",
+                {"checkpoints": files},
+            )
+        return max(meant, key=lambda f: f.path)
 
     def at(self, path: str) -> HubFile:
         """The checkpoint at a path: a file, an index of shards with its shards, or the only one of these in a folder.
 
-        ``path``: empty for the top of the repository. Of an index, and of a config.json beside it, the content is
-        downloaded.
+        ``path``: empty for the top of the repository. Of an index the content is downloaded.
         Raises CannotRun, with the names that exist, if there is no such path, and as ``the_checkpoint`` and
         ``shard_map`` do.
         """
@@ -132,8 +145,6 @@ class Repository:
         shard = shard_of(file.path) if file else None
         if file is not None and not shard and not is_index(file.path):
             return file
-        if kind := kind_of_converted(where, beside.keys(), lambda name: self._small(beside[name])):
-            raise refusal_of(kind, where)
         if file is not None and shard:
             index = PurePosixPath(shard.index_name).name
             raise one_shard(file.path, shard, self._uri(inside + index) if index in beside else None)
@@ -157,6 +168,14 @@ class Repository:
         if file.size > SHARD_INDEX_LIMIT:
             raise Untrusted(f"{self.repo}: {file.path} is too large to be read here", "corrupt_file")
         return self.download(file).read_bytes()
+
+    def small(self, path: str) -> bytes | None:
+        """The content of a small file, through the cache; None if there is no such file.
+
+        Raises CannotRun if the Hub fails, Untrusted if the file is large.
+        """
+        file = next((f for f in self.listing().files if f.path == path), None)
+        return None if file is None else self._small(file)
 
     def _with_shards(self, index: HubFile, listing: Listing) -> HubFile:
         """The index with the shards that it names. The ``etag`` of all of them is the hash of the set, as
@@ -187,29 +206,59 @@ class Repository:
             parts=parts,
         )
 
-    def matching(self, pattern: str) -> list[HubFile]:
-        """The checkpoints whose path matches a glob, sorted by path; ``*`` does not match across folders.
+    def matching(self, pattern: str) -> tuple[list[HubFile], list[str]]:
+        """The checkpoints whose path matches a glob, and the paths of the other files that do, both sorted by path;
+        ``*`` does not match across folders.
 
-        Raises CannotRun if there are none, or if the Hub cannot be reached: the cache may not hold all of them.
+        Raises CannotRun if there are no checkpoints, or if the Hub cannot be reached: the cache may not hold all of
+        them.
         """
         listing = self.listing()
         if listing.unreached is not None:
             raise listing.unreached
-        found = [
-            f
-            for f in listing.files
-            if fnmatch.fnmatchcase(f.path, pattern) and f.path.count("/") == pattern.count("/")
-            if f.path.endswith(WEIGHTS) or is_index(f.path)
+        matches = [
+            f for f in listing.files if fnmatch.fnmatchcase(f.path, pattern) and f.path.count("/") == pattern.count("/")
         ]
+        found = [f for f in matches if f.path.endswith(WEIGHTS) or is_index(f.path)]
         if not found:
-            raise self._unknown(pattern, listing)
+            raise self._unknown(pattern, listing, f"checkpoint that fits {pattern}")
         files = {f.path: f for f in listing.files}
         # A shard stands for all of them.
         indexes = {f.path: files.get(shard.index_name, f) for f in found if (shard := shard_of(f.path))}
         chosen = {file.path: file for file in (indexes.get(f.path, f) for f in found)}
-        return [self._with_shards(f, listing) if is_index(f.path) else f for _, f in sorted(chosen.items())]
+        checkpoints = [self._with_shards(f, listing) if is_index(f.path) else f for _, f in sorted(chosen.items())]
+        return checkpoints, sorted({f.path for f in matches} - {f.path for f in found})
 
-    def _unknown(self, name: str, listing: Listing) -> CannotRun:
+    def licence_files(self, path: str) -> tuple[HubFile, ...]:
+        """The licence files that go with the file at a path.
+
+        Raises CannotRun if the Hub cannot be reached, or has no such file.
+        """
+        listing = self.listing()
+        if listing.unreached is not None:
+            raise listing.unreached
+        file = next((f for f in listing.files if f.path == path), None)
+        if file is None:
+            raise self._unknown(path, listing)
+        return file.licence_files or ()
+
+    def licence_texts(self, files: Iterable[HubFile]) -> list[LicenceText]:
+        """The texts of licence files, through the cache. What is too large is not downloaded.
+
+        Raises CannotRun if one cannot be downloaded, Untrusted if its content is not what the Hub lists.
+        """
+        return [too_large(file) or self._licence_text(file) for file in files]
+
+    def _licence_text(self, file: HubFile) -> LicenceText:
+        path = self.download(file)
+        try:
+            return text_of(file, path.read_bytes())
+        except Untrusted:
+            forget(path)
+            raise
+
+    def _unknown(self, name: str, listing: Listing, what: str | None = None) -> CannotRun:
+        """The error that lists what is there. ``what``: in words, what was looked for; None for ``name`` itself."""
         if listing.unreached is not None:
             return CannotRun(
                 f"{name or 'a checkpoint'} is not in the cache of {self.repo}. {listing.unreached.message}",
@@ -218,7 +267,7 @@ class Repository:
         weights = [f.path for f in listing.files if f.path.endswith(WEIGHTS)]
         aliases = sorted({kind.alias for p in weights if (kind := alias_of(p))}, key=ALIASES.index)
         near = difflib.get_close_matches(name, weights, 3, 0.75)
-        what = f"file or alias {name}" if name else "checkpoint at its top"
+        what = what or (f"file or alias {name}" if name else "checkpoint at its top")
         said = [f"{self.repo} has no {what} at revision {self.revision}."]
         if near:
             said.append("Did you mean " + " or ".join(near) + "?")

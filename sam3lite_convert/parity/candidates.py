@@ -13,10 +13,16 @@ from sam3lite_convert.convert.text_weights import cast, load_all
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.packed_encoder import PackedTextModel
 from sam3lite_convert.parity.encoders import Encoder, tapped_modules
-from sam3lite_convert.parity.taps import PACKED, TRANSFORMERS
-from sam3lite_convert.plan.families import Family
+from sam3lite_convert.parity.taps import PACKED, SAM3_TRANSFORMERS, TRANSFORMERS
+from sam3lite_convert.plan.families import SAM3, SAM3_LITETEXT, Family
 from sam3lite_convert.plan.tables import Layout, Mappings
 from sam3lite_convert.records.record import JsonValue
+
+# Class of a text encoder -> its kind in the table of taps, and the output that holds the pooled token.
+_CLASSES = {
+    SAM3_LITETEXT.library.text_model: (TRANSFORMERS, "pooler_output"),
+    SAM3.library.text_model: (SAM3_TRANSFORMERS, "text_embeds"),
+}
 
 
 def packed_encoder(
@@ -69,13 +75,15 @@ def transformers_encoder(
         part.requires_grad_(False)
         part.train(False)
 
+    kind, pooled = _CLASSES[names.text_model]
+
     def run(input_ids: Tensor) -> tuple[Tensor, Tensor]:
         out = model(input_ids=input_ids, return_dict=True)
-        return projection(out.last_hidden_state), out.pooler_output
+        return projection(out.last_hidden_state), out[pooled]
 
     both = nn.ModuleDict({"text_encoder": model, "text_projection": projection})
     name = f"{names.text_model} (transformers {transformers.__version__}), {attention} attention"
-    return Encoder(name, both, tapped_modules(both, TRANSFORMERS), run)
+    return Encoder(name, both, tapped_modules(both, kind), run)
 
 
 # Loader of a layout -> the function that builds its encoder.

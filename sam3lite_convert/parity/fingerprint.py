@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from original_ref import TextStudentEncoder
-from sam3lite_convert.convert.clip_ids import END, START
+from original_ref import TextReference
+from sam3lite_convert.convert.clip_ids import framing_ids
 from sam3lite_convert.parity.compact import positions
 from sam3lite_convert.parity.encoders import record
 from sam3lite_convert.parity.inputs import framed
@@ -45,7 +45,7 @@ _DIGITS = 9
 
 def fingerprint_ids(context: int, vocab: int) -> Tensor:
     """The ids of a fingerprint: (3, context), int64; one word, as many as fit, a few words and padding."""
-    start, end = (START, END) if vocab > END else (vocab - 2, vocab - 1)
+    start, end = framing_ids(vocab)
     words = [w if w < start else 1 + w % max(start - 1, 1) for w in _WORDS]
     full = [words[n % len(words)] for n in range(max(context - 2, 0))]
     # The full row counts upwards, so that no two of its positions hold the same token.
@@ -54,7 +54,7 @@ def fingerprint_ids(context: int, vocab: int) -> Tensor:
 
 
 def make_fingerprint(
-    model: TextStudentEncoder,
+    model: TextReference,
     architecture: Architecture,
     source: FingerprintSource,
     ids: Tensor,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam3lite_convert.convert.clip_ids import END, PAD, START
+from sam3lite_convert.convert.clip_ids import END, PAD, START, framing_ids
 from sam3lite_convert.convert.prompts import tokenize
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.records.parity import InputsRecord
@@ -113,7 +113,7 @@ def make_inputs(
                 "vocabulary_too_small",
             )
         return Inputs(ids, f"{len(prompts):,} prompt{'s' * (len(prompts) > 1)}", tuple(prompts))
-    start, end = (START, END) if vocab > END else (vocab - 2, vocab - 1)
+    start, end = framing_ids(vocab)
     if seed is None:
         words = [w for w in CLASSIC[1:-1] if w < start] or [1]
         rows = [framed(words, length, start, end)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from original_ref import TextStudentEncoder
+from original_ref import TextReference
 from sam3lite_convert.parity.compare import greatest_and_row_mean
 from sam3lite_convert.parity.encoders import Activations, record
 from sam3lite_convert.parity.judgement import Floor
@@ -22,7 +22,7 @@ from sam3lite_convert.parity.original import wrap_reference
 _LARGE = 1 << 20  # values
 
 
-def noise_floor(model: TextStudentEncoder, recorded: Activations, input_ids: Tensor) -> dict[str, Floor]:
+def noise_floor(model: TextReference, recorded: Activations, input_ids: Tensor) -> dict[str, Floor]:
     """Noise floors by tap. ``recorded``: the reference's own activations for these ids."""
     reference = wrap_reference(model)
     with in_float64(model):

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from original_ref import TextStudentEncoder, load_reference
+from original_ref import ClipText, TextReference, load_clip_text, load_reference
 from sam3lite_convert.convert.text_weights import cast
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
 from sam3lite_convert.parity.encoders import Activations, Encoder, record, tapped_modules
-from sam3lite_convert.parity.taps import ORIGINAL
+from sam3lite_convert.parity.taps import ORIGINAL, SAM3_ORIGINAL
 from sam3lite_convert.plan.architecture import Architecture
+
+_TABLE, _CLIP_TABLE = "encoder.positional_embedding.pos_embed.pos_embed", "encoder.positional_embedding"
+_NAMES = {ORIGINAL: "original TextStudentEncoder", SAM3_ORIGINAL: "original CLIP text encoder of SAM3"}
 
 
 def reference_cfg(architecture: Architecture, rows: int) -> dict[str, int | float | str | bool]:
@@ -34,6 +37,28 @@ def reference_cfg(architecture: Architecture, rows: int) -> dict[str, int | floa
     }
 
 
+def clip_cfg(architecture: Architecture, rows: int) -> dict[str, int]:
+    """The cfg of SAM3's own text encoder for an architecture, with ``rows`` rows in its position table."""
+    s = architecture.sizes
+    return {
+        "width": s["text_hidden"],
+        "heads": s["text_heads"],
+        "layers": len(architecture.blocks["clip_blocks"]),
+        "context_length": rows,
+        "vocab_size": s["vocab"],
+        "d_model": s["output_dim"],
+        "ffn": s["text_ffn"],
+        "projection_dim": s["projection_dim"],
+    }
+
+
+def position_table(weights: Mapping[str, Tensor]) -> Tensor:
+    """The position table of the original's state dict, (1, 1, rows, width)."""
+    if _CLIP_TABLE in weights:
+        return weights[_CLIP_TABLE][None, None]
+    return weights[_TABLE]
+
+
 def reference_encoder(
     architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype, context: int | None = None
 ) -> Encoder:
@@ -45,24 +70,33 @@ def reference_encoder(
     Raises UnsoundPlan if the weights do not fit.
     """
     state = cast(weights, dtype)
-    rows = state["encoder.positional_embedding.pos_embed.pos_embed"].shape[2]
+    rows = position_table(state).shape[2]
     try:
-        model = load_reference(reference_cfg(architecture, rows), state)
-    except RuntimeError as fault:
+        model: TextReference
+        if _CLIP_TABLE in state:
+            model = load_clip_text(clip_cfg(architecture, rows), state)
+        else:
+            model = load_reference(reference_cfg(architecture, rows), state)
+    except (RuntimeError, ValueError) as fault:
         raise UnsoundPlan(f"the reference could not be loaded: {fault}", "weights_not_loaded") from None
     model.set_context_length(architecture.called if context is None else context)
     return wrap_reference(model)
 
 
-def wrap_reference(model: TextStudentEncoder) -> Encoder:
+def reference_kind(model: TextReference) -> str:
+    """The kind of encoder that a reference is, in the table of taps."""
+    return SAM3_ORIGINAL if isinstance(model, ClipText) else ORIGINAL
+
+
+def wrap_reference(model: TextReference) -> Encoder:
     """The ``Encoder`` of a loaded reference."""
-    inner = model.encoder
 
     def run(input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = inner(input_ids, return_all_tokens=True)
-        return model.projector(tokens), inner.pool(tokens, input_ids)
+        tokens = model.tokens(input_ids)
+        return model.parts.projector(tokens), model.pool(tokens, input_ids)
 
-    return Encoder("original TextStudentEncoder", model, tapped_modules(model, ORIGINAL), run)
+    kind = reference_kind(model)
+    return Encoder(_NAMES[kind], model, tapped_modules(model, kind), run)
 
 
 def checkout_encoder(
@@ -70,11 +104,18 @@ def checkout_encoder(
 ) -> Encoder:
     """The encoder of the user's own checkout, with the same weights as the reference, called with ``context`` tokens.
 
-    Raises CannotRun if it cannot be built, or if its modules are not those of the original.
+    Raises CannotRun if it cannot be built, if its modules are not those of the original, or if the checkpoint's text
+    encoder is another one.
     """
+    if _TABLE not in weights:
+        raise CannotRun(
+            "--original-repo runs the TextStudentEncoder of a clone; the text encoder of this checkpoint is SAM3's own "
+            "(CLIP). Leave --original-repo out: the reference here was held to what SAM3's own code computes",
+            "usage",
+        )
     # Copies: its code may change weights or ids in place, which must not affect the other side.
     state = {name: tensor.clone() for name, tensor in cast(weights, dtype).items()}
-    rows = state["encoder.positional_embedding.pos_embed.pos_embed"].shape[2]
+    rows = position_table(state).shape[2]
     cfg = reference_cfg(architecture, rows) | {
         "norm_layer": "layer_norm_fp32", "embed_dropout": 0.0, "no_scale_embedding": False, "no_pos_embedding": False,
     }  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from original_ref import TextStudentEncoder
+from original_ref import TextReference
 from sam3lite_convert.convert.text_weights import source_weights
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.compare import max_abs
@@ -18,10 +18,10 @@ from sam3lite_convert.parity.faults.hypotheses import Fit, distance, explain, hy
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import JudgedTap, Judgement, isolated_belongs, judge, require_finite
 from sam3lite_convert.parity.noise_floor import noise_floor
-from sam3lite_convert.parity.original import reference_encoder
+from sam3lite_convert.parity.original import position_table, reference_encoder
 from sam3lite_convert.parity.port_files import PortFile
 from sam3lite_convert.parity.taps import LAYER, POOLED, PROJECTED, layer_of, point_of, tensors_behind
-from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
+from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.parity import DiagnosisRecord, SuspectTensor
 
@@ -78,7 +78,7 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
         notes.append("isolated activations do not belong to this candidate, and were left out")
         alone = {}
     model = reference.model
-    assert isinstance(model, TextStudentEncoder)
+    assert isinstance(model, TextReference)
     floors = noise_floor(model, recorded, inputs.ids)
     every = list(recorded)
     judgement = judge(ours, given, alone, {tap: floors[tap] for tap in given}, inputs.padded, tolerance, every)
@@ -90,7 +90,7 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
         notes.append(f"the port's values are {' and '.join(dtypes)}; the original ran in {name}{finer}")
     if ran_in in _HALVES and judgement.max_abs:
         notes.append("half precision hides faults smaller than its rounding: compare in float32 too")
-    table = weights[POSITION_TABLE.removeprefix(TEXT)].to(ran_in)
+    table = position_table(weights).to(ran_in)
     evidence = Evidence(model, recorded, inputs.ids, table)
     first = judgement.first
     diagnosis = _diagnosis(plan, evidence, judgement, given | alone)
@@ -257,16 +257,16 @@ def _fits_between(evidence: Evidence, first: JudgedTap, places: Sequence[str], c
     return ranked(fits, limit)
 
 
-def _run_on(model: TextStudentEncoder, ids: Tensor, taps: Sequence[str], made: Tensor) -> Tensor:
+def _run_on(model: TextReference, ids: Tensor, taps: Sequence[str], made: Tensor) -> Tensor:
     """What the reference gives at the last of these taps if the module before the first of them gave ``made``."""
-    encoder = model.encoder
+    parts = model.parts
     with torch.inference_mode():
         for tap in taps:
             point = point_of(tap)
             if point is LAYER:
-                made = encoder.transformer[layer_of(tap)](made, encoder.causal_mask(made))
+                made = parts.layers[layer_of(tap)](made, model.causal_mask(made))
             elif point is POOLED:
-                made = encoder.pool(made, ids)
+                made = model.pool(made, ids)
             else:
-                made = (model.projector if point is PROJECTED else encoder.final_layer_norm)(made)
+                made = (parts.projector if point is PROJECTED else parts.norm)(made)
     return made

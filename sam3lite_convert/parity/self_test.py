@@ -16,17 +16,25 @@ from torch import Tensor, nn
 
 from sam3lite_convert.parity.encoders import Encoder
 from sam3lite_convert.parity.faults.hypotheses import distance, hypotheses
-from sam3lite_convert.parity.faults.layers import other_layers
+from sam3lite_convert.parity.faults.layers import layer_parts, other_layers
 from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.noise_floor import noise_floor
 from sam3lite_convert.parity.run import compare_encoders, diagnose
 from sam3lite_convert.parity.setup import Setup
-from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, enclosing
-from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
+from sam3lite_convert.parity.taps import (
+    EMBEDDINGS,
+    FINAL_NORM,
+    LAYER,
+    POOLED,
+    PROJECTED,
+    TapPoint,
+    enclosing,
+    tensors_behind,
+)
+from sam3lite_convert.plan.architecture import TEXT
+from sam3lite_convert.plan.plan import Mapped
 from sam3lite_convert.records.parity import TrialOutcome, TrialRecord
 from sam3lite_convert.records.record import Json
-
-_PROJECTION = TEXT + "encoder.projection_layer"
 
 
 @dataclass(frozen=True)
@@ -118,15 +126,16 @@ def known_faults(setup: Setup) -> Iterator[InjectedFault]:
     yield from _embedding_faults(setup)
     if blocks["repmixer_blocks"]:
         yield from _repmixer_faults(setup, blocks["repmixer_blocks"][-1])
-    if blocks["transformer_blocks"]:
-        yield from _transformer_faults(setup, blocks["transformer_blocks"])
+    if transformers := blocks["transformer_blocks"] or blocks["clip_blocks"]:
+        yield from _transformer_faults(setup, transformers)
     words, tap = "the final LayerNorm runs at eps 1e-6", FINAL_NORM.name
     yield InjectedFault(words, tap, "layernorm_eps_1e-06", spoil=lambda e: _set_eps(e.final_layer_norm, nn.LayerNorm))
-    bias = _altered(setup, TEXT + "projector.bias", torch.zeros_like)
+    bias = _altered(setup, _canonical(setup, PROJECTED, "bias"), torch.zeros_like)
     yield InjectedFault("the projector's bias is missing", PROJECTED.name, "no_bias:bias", bias)
-    shape = next(m.source.shape for m in setup.plan.mapped.values() if m.canonical == _PROJECTION)
+    projection = _canonical(setup, POOLED)
+    shape = next(m.source.shape for m in setup.plan.mapped.values() if m.canonical == projection)
     if shape[0] == shape[1]:
-        flipped = _altered(setup, _PROJECTION, lambda p: p.T)
+        flipped = _altered(setup, projection, lambda p: p.T)
         yield InjectedFault("the pooled projection is untransposed", POOLED.name, "projection_untransposed", flipped)
 
 
@@ -135,13 +144,15 @@ def _embedding_faults(setup: Setup) -> Iterator[InjectedFault]:
     for key, factor, name in (("sqrt", width**0.5, f"sqrt({width})"), ("rsqrt", width**-0.5, f"{width}^-0.5")):
         words = f"the token embedding is scaled by {name}"
         yield InjectedFault(words, EMBEDDINGS.name, f"scaled:{key}", spoil=partial(_scale_tokens, factor=factor))
-    shifted = _altered(setup, POSITION_TABLE, lambda t: t.roll(-1, 2))
+    placed = next(m for m in setup.plan.mapped.values() if m.position_table)
+    shifted = _altered(setup, placed.canonical, lambda t: t.roll(-1, -2))
     yield InjectedFault("the position table is shifted by one row", EMBEDDINGS.name, "positions_shifted:+1", shifted)
-    late = _altered(setup, POSITION_TABLE, lambda t: torch.cat([torch.zeros_like(t[:, :, :1]), t[:, :, :-1]], 2))
+    late = _altered(setup, placed.canonical, _late)
     words = "the position table has a row of zeros in front"
     yield InjectedFault(words, EMBEDDINGS.name, "positions_shifted:-1", late)
-    target = next(m.target for m in setup.plan.mapped.values() if m.canonical == POSITION_TABLE)
-    table = setup.weights[target]
+    if not setup.evidence.model.resizes_positions:
+        return
+    target, table = placed.target, setup.weights[placed.target]
     longer = torch.cat([table, table.flip(2)], 2)
     config = {**setup.config, "max_position_embeddings": longer.shape[2]}
     weights = {**setup.weights, target: longer}
@@ -180,20 +191,21 @@ def _activation_faults(layer: int) -> Iterator[InjectedFault]:
 
 def _transformer_faults(setup: Setup, layers: tuple[int, ...]) -> Iterator[InjectedFault]:
     layer = layers[len(layers) // 2]
-    tap, key = LAYER.at(layer), f"{TEXT}encoder.transformer.{layer}."
+    tap, key = LAYER.at(layer), _layer_key(setup, layer)
+    parts = layer_parts(setup.evidence.block(tap))
     for order in ("kqv", "qvk", "vkq"):
         names = " and ".join(a for a, b in zip("qkv", order, strict=True) if a != b)
-        rows = _altered_qkv(setup, key, partial(_reordered, order=order))
+        rows = _altered_qkv(setup, key + parts.qkv, partial(_reordered, order=order))
         yield InjectedFault(f"{names} are swapped in {tap}", tap, f"qkv_order:{order}", rows)
     heads = setup.plan.architecture.sizes["text_heads"]
     orders = {"qkv_by_row": ("row by row", setup.plan.architecture.sizes["text_hidden"])}
     if heads > 1:
         orders["qkv_by_head"] = ("head by head", heads)
     for cause, (how, groups) in orders.items():
-        rows = _altered_qkv(setup, key, lambda t, n=groups: t.unflatten(0, (n, 3, -1)).transpose(0, 1).flatten(0, 2))  # type: ignore[misc]
+        rows = _altered_qkv(setup, key + parts.qkv, partial(_regrouped, groups=groups))
         yield InjectedFault(f"the fused rows are read as q, k, v {how} in {tap}", tap, cause, rows)
     root = (setup.plan.architecture.sizes["text_hidden"] // heads) ** 0.5
-    unscaled = _altered_qkv(setup, key, lambda t: torch.cat([t.chunk(3)[0] * root, *t.chunk(3)[1:]]))
+    unscaled = _altered_qkv(setup, key + parts.qkv, lambda t: torch.cat([t.chunk(3)[0] * root, *t.chunk(3)[1:]]))
     yield InjectedFault(f"the scale of attention is left out in {tap}", tap, "no_query_scale", unscaled)
     words = f"attention has {2 * heads} heads in place of {heads} in {tap}"
     yield InjectedFault(words, tap, f"heads:{2 * heads}", spoil=lambda e: _set_heads(e.layers[layer], 2 * heads))
@@ -203,25 +215,23 @@ def _transformer_faults(setup: Setup, layers: tuple[int, ...]) -> Iterator[Injec
     )
     words = f"the residual connection around the feed-forward is left out in {tap}"
     yield InjectedFault(words, tap, "no_ffn_residual", spoil=lambda e: _without_last_residual(e.layers[layer]))
-    out = _altered(setup, key + "pre_norm_mha.1.out_proj.weight", lambda t: t.T)
+    out = _altered(setup, f"{key}{parts.out}.weight", lambda t: t.T)
     yield InjectedFault(f"out_proj is transposed in {tap}", tap, "transposed:out_proj", out)
-    one = _altered(
-        setup, key + "pre_norm_mha.1.qkv_proj.weight", lambda t: torch.cat([t.chunk(3)[0].T, *t.chunk(3)[1:]])
-    )
+    one = _altered(setup, f"{key}{parts.qkv}weight", lambda t: torch.cat([t.chunk(3)[0].T, *t.chunk(3)[1:]]))
     yield InjectedFault(f"the projection of q is transposed in {tap}", tap, "transposed:q", one)
-    for name in ("pre_norm_ffn.4.bias", "pre_norm_mha.1.out_proj.bias"):
+    for name in (f"{parts.fc2}.bias", f"{parts.out}.bias"):
         bias = _altered(setup, key + name, torch.zeros_like)
         yield InjectedFault(f"a bias is missing in {tap} ({name})", tap, f"no_bias:{name}", bias)
     others = [i for i in layers if i != layer]
     if others:
-        name, other = "pre_norm_ffn.1.weight", others[0]
-        theirs = _source(setup, f"{TEXT}encoder.transformer.{other}.{name}")
+        name, other = f"{parts.fc1}.weight", others[0]
+        theirs = _source(setup, _layer_key(setup, other) + name)
         wrong = _altered(setup, key + name, lambda t: theirs)
         yield InjectedFault(f"{tap} holds {name} of {LAYER.at(other)}", tap, f"layer:{other}:{name}", wrong)
     words = f"LayerNorm runs at eps 1e-6 in {tap}"
     yield InjectedFault(words, tap, "layernorm_eps_1e-06", spoil=lambda e: _set_eps(e.layers[layer], nn.LayerNorm))
     yield from _activation_faults(layer)
-    causal = setup.plan.architecture.causal_masking
+    causal = setup.evidence.model.causal_mask(setup.recorded[EMBEDDINGS.name]) is not None
     first = LAYER.at(layers[0])
     if causal:
         yield InjectedFault("there is no causal mask", first, "not_causal", spoil=lambda e: _mask(e, layers, False))
@@ -230,6 +240,36 @@ def _transformer_faults(setup: Setup, layers: tuple[int, ...]) -> Iterator[Injec
 
 
 # ---- making them
+
+
+def _layer_key(setup: Setup, layer: int) -> str:
+    """What the canonical keys of a layer's tensors start with."""
+    return next(start for start in _starts(LAYER, layer) if any(m.canonical.startswith(start) for m in _text(setup)))
+
+
+def _canonical(setup: Setup, point: TapPoint, leaf: str = "") -> str:
+    """The canonical key of a tap's tensor that ends with ``leaf``."""
+    return next(
+        m.canonical for m in _text(setup) if m.canonical.startswith(_starts(point)) and m.canonical.endswith(leaf)
+    )
+
+
+def _starts(point: TapPoint, layer: int = 0) -> tuple[str, ...]:
+    return tuple(TEXT + start for start in tensors_behind(point.at(layer)))
+
+
+def _text(setup: Setup) -> list[Mapped]:
+    return [m for m in setup.plan.mapped.values() if m.canonical.startswith(TEXT)]
+
+
+def _late(table: Tensor) -> Tensor:
+    """A position table with a row of zeros in front, and without its last row."""
+    return torch.cat([torch.zeros_like(table[..., :1, :]), table[..., :-1, :]], -2)
+
+
+def _regrouped(fused: Tensor, groups: int) -> Tensor:
+    rows: Tensor = fused.unflatten(0, (groups, 3, -1)).transpose(0, 1).flatten(0, 2)
+    return rows
 
 
 def _source(setup: Setup, canonical: str, weights: dict[str, Tensor] | None = None) -> Tensor:
@@ -260,11 +300,11 @@ def _altered(
     return held
 
 
-def _altered_qkv(setup: Setup, layer: str, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The same for the fused rows of q, k and v, weight and bias. ``layer``: what the layer's keys start with."""
+def _altered_qkv(setup: Setup, start: str, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The same for the fused rows of q, k and v. ``start``: what stands before ``weight`` and ``bias``."""
     rows = None
     for leaf in ("weight", "bias"):
-        rows = _altered(setup, f"{layer}pre_norm_mha.1.qkv_proj.{leaf}", change, rows)
+        rows = _altered(setup, start + leaf, change, rows)
     assert rows is not None
     return rows
 
@@ -347,7 +387,9 @@ def _mask(encoder: Encoder, layers: tuple[int, ...], causal: bool) -> None:
     ) -> tuple[tuple[Tensor, ...], dict[str, object]]:
         length = args[0].shape[1]
         upper = torch.full((length, length), -torch.inf, dtype=args[0].dtype).triu(1)
-        return (args[0],), {**kwargs, "attention_mask": upper if causal else None}
+        # Where a layer is told that it is causal, no mask would be a causal one.
+        told = {"is_causal": causal} if "is_causal" in kwargs else {}
+        return (args[0],), {**kwargs, **told, "attention_mask": upper if causal else None}
 
     for i in layers:
         encoder.layers[i].register_forward_pre_hook(before, with_kwargs=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from original_ref import TextStudentEncoder
+from original_ref import TextReference
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.hashing import damaged_records
 from sam3lite_convert.checkpoint.index import Checkpoint
@@ -26,13 +26,15 @@ from sam3lite_convert.parity.encoders import Activations, Encoder, record
 from sam3lite_convert.parity.faults.evidence import Evidence
 from sam3lite_convert.parity.inputs import BATCH, Inputs, make_inputs
 from sam3lite_convert.parity.judgement import check_tolerance, require_finite
-from sam3lite_convert.parity.original import checkout_encoder, record_checkout, reference_encoder
-from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
+from sam3lite_convert.parity.original import checkout_encoder, position_table, record_checkout, reference_encoder
+from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.context import CalledContext, called_context
+from sam3lite_convert.plan.families import family_of
 from sam3lite_convert.plan.key_patterns import listed
+from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.operations import positions, with_positions
 from sam3lite_convert.plan.plan import Mapped, Options, Plan, make_plan
-from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.plan.tables import Layout, Mappings
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.record import Json
 
@@ -57,7 +59,8 @@ _TOLD = 5  # kinds of differences that a message names
 class ParityOptions:
     """The user's options for a comparison.
 
-    ``candidate``: layout of the converted encoder. None: the folder's, or packed without a folder.
+    ``candidate``: layout of the converted encoder. None: the folder's, or without a folder that of the checkpoint's
+        family: packed, of SAM3 itself transformers.
     ``attention``: attention implementation of the candidate.
     ``dtype``: dtype that both sides run in. None: the folder's, or float32.
     ``tolerance``: largest max abs diff that passes. None: derived from the measured noise floors.
@@ -164,7 +167,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         notes += folder.notes
         plan = recognised(folder, source, mappings, options, notes)
     else:
-        layout = mappings.layout(options.candidate or Options().layout)
+        layout = chosen_layout(source, mappings, options.candidate)
         check_candidate(layout, mappings)
         plan = make_plan(source, mappings, Options(layout.name, "text", context=options.context, causal=options.causal))
     check_candidate(plan.layout, mappings)
@@ -193,10 +196,10 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     every = make_inputs(context, vocab, options.seed, options.batch, options.length, options.prompts)
     inputs = every if len(every.ids) <= BATCH else every.rows(range(BATCH))
     weights = source_weights(plan)
-    table = weights[POSITION_TABLE.removeprefix(TEXT)]
+    table = position_table(weights)
     reference = reference_encoder(plan.architecture, weights, dtype, context)
     ours = reference.model
-    assert isinstance(ours, TextStudentEncoder)
+    assert isinstance(ours, TextReference)
     own = recorded = record(reference, inputs.ids)
     require_finite(recorded)
     if options.original is not None:
@@ -222,6 +225,25 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         context,
         tuple(notes),
     )
+
+
+def chosen_layout(source: Checkpoint, mappings: Mappings, candidate: str | None) -> Layout:
+    """The candidate's layout, of the checkpoint's family.
+
+    candidate: its name; None for the one that the family is described by.
+
+    Raises CannotRun if no layout has the name, or if it is none of the family.
+    """
+    family = family_of(canonical_names(source, mappings.spellings).sources)
+    own = {layout.name: layout for layout in mappings.of_family(family)}
+    if candidate in mappings.names and candidate not in own:
+        able = " or ".join(f"--candidate {name}" for name, layout in own.items() if layout.loader.name in CANDIDATES)
+        raise CannotRun(
+            f"--candidate {candidate}: {source.path.name} is a {family.name} checkpoint, of which there is no layout "
+            f"{candidate}. Use {able}, or leave --candidate out",
+            "usage",
+        )
+    return mappings.layout(candidate or family.layout, family)
 
 
 def _rows_held(pieces: list[Mapped], held: Mapping[str, Tensor]) -> int:
@@ -302,9 +324,9 @@ def check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:
 
     Raises Untrusted if a checksum does not match.
     """
-    begins = {m.source.offset for m in pieces}
+    begins = {stored.offset for m in pieces for stored in m.source.stored}
     with open_source(source) as file:
-        check_twins(file, tuple(t for t in plan.twins if t.first.offset in begins))
+        check_twins(file, tuple(t for t in plan.twins if t.of(m.source for m in pieces)))
     records = [r for r in source.records if any(r.offset <= at < r.offset + r.nbytes for at in begins)]
     damaged = damaged_records(source, records)
     # If none matches, the file was written without checksums.

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-ORIGINAL, PACKED, TRANSFORMERS = "original", "packed", "transformers"  # the kinds of encoders
+# The kinds of encoders: of MobileCLIP, and of SAM3 itself (CLIP).
+ORIGINAL, PACKED, TRANSFORMERS = "original", "packed", "transformers"
+SAM3_ORIGINAL, SAM3_TRANSFORMERS = "sam3-original", "sam3-transformers"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,51 +64,64 @@ class TapPoint:
 
 EMBEDDINGS = TapPoint(
     "embeddings",
-    tensors=("encoder.embedding_layer.", "encoder.positional_embedding."),
+    tensors=("encoder.embedding_layer.", "encoder.token_embedding.", "encoder.positional_embedding"),
     reads=(),
     what="token plus position embedding, as layer 0 reads it",
     modules={
         ORIGINAL: "encoder.transformer.0",
         PACKED: "text_encoder.layers.0",
         TRANSFORMERS: "text_encoder.layers.0",
+        SAM3_ORIGINAL: "encoder.transformer.resblocks.0",
+        SAM3_TRANSFORMERS: "text_encoder.text_model.encoder.layers.0",
     },
     at_input=True,
 )
 LAYER = TapPoint(
     "layers.{i}",
-    tensors=("encoder.transformer.{i}.",),
+    tensors=("encoder.transformer.{i}.", "encoder.transformer.resblocks.{i}."),
     reads=("embeddings", "layers.{i}"),
     what="what layer {i} returns, residuals included",
     modules={
         ORIGINAL: "encoder.transformer.{i}",
         PACKED: "text_encoder.layers.{i}",
         TRANSFORMERS: "text_encoder.layers.{i}",
+        SAM3_ORIGINAL: "encoder.transformer.resblocks.{i}",
+        SAM3_TRANSFORMERS: "text_encoder.text_model.encoder.layers.{i}",
     },
 )
 FINAL_NORM = TapPoint(
     "final_layer_norm",
-    tensors=("encoder.final_layer_norm.",),
+    tensors=("encoder.final_layer_norm.", "encoder.ln_final."),
     reads=("layers.{i}",),
     what="every token after the last LayerNorm",
     modules={
         ORIGINAL: "encoder.final_layer_norm",
         PACKED: "text_encoder.final_layer_norm",
         TRANSFORMERS: "text_encoder.final_layer_norm",
+        SAM3_ORIGINAL: "encoder.ln_final",
+        SAM3_TRANSFORMERS: "text_encoder.text_model.final_layer_norm",
     },
 )
 PROJECTED = TapPoint(
     "projected",
-    tensors=("projector.",),
+    tensors=("projector.", "resizer."),
     reads=("final_layer_norm",),
     what="final_layer_norm through the projector: the text features that the detector receives",
-    elsewhere={ORIGINAL: "projector", PACKED: "text_projection", TRANSFORMERS: "text_projection"},
+    elsewhere={
+        ORIGINAL: "projector",
+        PACKED: "text_projection",
+        TRANSFORMERS: "text_projection",
+        SAM3_ORIGINAL: "resizer",
+        SAM3_TRANSFORMERS: "text_projection",
+    },
 )
 POOLED = TapPoint(
     "pooled",
-    tensors=("encoder.projection_layer",),
+    tensors=("encoder.projection_layer", "encoder.text_projection"),
     reads=("final_layer_norm",),
     what="final_layer_norm at the greatest id, times the projection matrix; the detector does not read it",
-    elsewhere={TRANSFORMERS: "text_encoder.projection"},  # a parameter in the others
+    # A parameter in the others.
+    elsewhere={TRANSFORMERS: "text_encoder.projection", SAM3_TRANSFORMERS: "text_encoder.text_projection"},
     read_by_detector=False,
     has_positions=False,
 )
@@ -116,6 +131,8 @@ READS_IDS = {
     ORIGINAL: "encoder.embedding_layer",
     PACKED: "text_encoder.token_embedding",
     TRANSFORMERS: "text_encoder.embeddings.token_embedding",
+    SAM3_ORIGINAL: "encoder.token_embedding",
+    SAM3_TRANSFORMERS: "text_encoder.text_model.embeddings.token_embedding",
 }
 OUTPUTS = tuple(point for point in TAPS if not point.modules)  # in the order of what Encoder.run returns
 

@@ -36,6 +36,8 @@ def with_levels(architecture: Architecture, count: int) -> Architecture:
     """
     blocks = architecture.blocks
     have = len(blocks["fpn_levels"])
+    if set(blocks["fpn_4x"]) & set(blocks["fpn_2x"]):
+        return architecture  # a level of two sizes; the plan names the tensors that collide
     plain = (blocks["fpn_4x"], blocks["fpn_2x"]) == ((0,), (1,))
     if not plain or have not in (count - 1, count):
         raise UnsoundPlan(

@@ -88,7 +88,7 @@ def _part(values: Sequence[str]) -> str:
     if len(values) == 1:
         return values[0]
     if all(map(_is_number, values)):
-        return "{" + ",".join(_ranges(sorted(map(int, values)))) + "}"
+        return "{" + number_ranges(map(int, values)) + "}"
     start = _common_start(values)
     # A name is cut between its words only.
     start = start[: max(map(start.rfind, "_ ")) + 1]
@@ -107,11 +107,12 @@ def _is_number(part: str) -> bool:
     return part.isdecimal() and str(int(part)) == part
 
 
-def _ranges(numbers: Sequence[int]) -> list[str]:
+def number_ranges(numbers: Iterable[int]) -> str:
+    """Numbers in short, in order: 0..5,7,9."""
     runs: list[list[int]] = []
-    for n in numbers:
+    for n in sorted(numbers):
         if runs and runs[-1][-1] == n - 1:
             runs[-1].append(n)
         else:
             runs.append([n])
-    return [f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs]
+    return ",".join(f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)

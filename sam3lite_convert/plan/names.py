@@ -70,6 +70,10 @@ def canonical_names(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> Names:
     lost = [p for p in stripped if p not in {prefix for prefix, _ in spelled.values()}]
     if lost and not chosen.passed_over:
         raise CannotRun(f"{checkpoint.path.name}: no key starts with {lost[0]} (--strip-prefix)", "unknown_prefix")
+    own = {made.name for key, (_, made) in spelled.items() if key not in left and not made.base}
+    for key, (_, made) in spelled.items():
+        if made.base and made.name in own:
+            left.setdefault(key, (f"{OTHER_COPY} (base model)", "of the base model; the file has its own"))
     for key, (prefix, made) in spelled.items():
         if key in left:
             continue
@@ -85,6 +89,11 @@ def canonical_names(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> Names:
         {n: tuple(keys) for n, keys in sources.items()}, most, dict(prefixes), dict(spellings),
         dict(taken_off.most_common()), {c: tuple(keys) for c, keys in copies.items()}, left,
     )  # fmt: skip
+
+
+def released_key(name: str) -> str:
+    """The key of a canonical name in a released file."""
+    return name if name.startswith("tracker.") else f"detector.{name}"
 
 
 def _dropped(chosen: Selection, names: dict[str, str]) -> dict[str, tuple[str, str]]:
@@ -110,6 +119,7 @@ class Spelled(NamedTuple):
     spellings: names of the other rules that rewrote it. wrappers: what was taken off, anywhere. Both in the order in
         which the rules applied, each once.
     copy: what stands in the key up to the name of a copy of the model; empty without one.
+    base: whether it belongs to the model that the file's own was trained from.
     """
 
     name: str
@@ -117,11 +127,12 @@ class Spelled(NamedTuple):
     spellings: tuple[str, ...]
     wrappers: tuple[str, ...]
     copy: str
+    base: bool = False
 
 
 def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
     """Apply the spelling rules, in order, to one key."""
-    name, front, copy = key, 0, ""
+    name, front, copy, base = key, 0, "", False
     spellings: dict[str, None] = {}
     wrappers: dict[str, None] = {}
     for repeated, group in groupby(rules, lambda rule: rule.repeat):
@@ -139,11 +150,12 @@ def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
                 if (rule.name.startswith("prefix ") or wrapper) and name.endswith(made[0]):
                     front += len(name) - len(made[0])
                     copy = key[:front] if rule.copies else copy
+                    base = base or rule.base
                 name = made[0]
                 if repeated:
                     again = True  # what stands in front is taken off first, so that it is told from what stands behind
                     break
-    return Spelled(name, front, tuple(spellings), tuple(wrappers), copy)
+    return Spelled(name, front, tuple(spellings), tuple(wrappers), copy, base)
 
 
 def _other_copies(keys: Iterable[str], stripped: tuple[str, ...]) -> dict[str, str]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.index import StoredTensor, joined, zeros
 from sam3lite_convert.plan.architecture import has_class_row
 
 Shape = tuple[int, ...]
@@ -62,6 +63,7 @@ class Operation(ABC):
         patterns; the planner joins them, and the operation sees one source.
     labels: one entry per target, in the order in which a rule lists them: the name of the part, or None.
     needs_reason: whether a rule with this operation must give a reason.
+    copies: whether each target holds the whole source, so that one of them tells it.
     verbatim: whether a target's bytes are those of its slice in the same order, so that they can be streamed and copied
         by the kernel. An operation that is not verbatim overrides ``forward`` and ``backward``.
     """
@@ -71,6 +73,7 @@ class Operation(ABC):
     needs_reason: ClassVar[bool] = False
     verbatim: ClassVar[bool] = True
     joins: ClassVar[bool] = False
+    copies: ClassVar[bool] = False
 
     @abstractmethod
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
@@ -90,6 +93,14 @@ class Operation(ABC):
     def backward(self, data: bytes, part: Slice, dtype: str) -> bytes:
         """The slice's bytes in the source, from the target's bytes: the inverse of ``forward``."""
         return data
+
+    def turned_back(self, keys: Sequence[str], targets: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
+        """The sources of these targets, which are not read: the inverse of the operation, on places in a file.
+
+        keys: of the sources, several only if it joins. targets: in the order of ``labels``.
+        Raises ValueError, saying why, if the targets do not allow it.
+        """
+        return tuple(replace(targets[0], key=key) for key in keys)
 
     def lost(self, shape: Shape) -> Lost | None:
         """The part of a source of this shape that no target holds; None if the targets hold all of it."""
@@ -158,6 +169,12 @@ class Split(Operation):
     def source_shape(self, shapes: Sequence[Shape]) -> Shape:
         return (sum(s[0] for s in shapes), *shapes[0][1:])
 
+    def turned_back(self, keys: Sequence[str], targets: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
+        shapes = [target.shape for target in targets]
+        if not shapes[0] or len(set(shapes)) != 1:
+            raise ValueError("q, k and v are not of one shape")
+        return (joined(keys[0], self.source_shape(shapes), targets),)
+
 
 @dataclass(frozen=True)
 class Join(Operation):
@@ -173,6 +190,14 @@ class Join(Operation):
     def source_shape(self, shapes: Sequence[Shape]) -> Shape:
         """The shape of all sources together."""
         return shapes[0]
+
+    def turned_back(self, keys: Sequence[str], targets: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
+        (target,) = targets
+        shape = joined_rows(target.shape, len(keys))
+        step = shape[0] * target.stride[0] * dtypes.itemsize(target.dtype)
+        return tuple(
+            replace(target, key=key, shape=shape, offset=target.offset + n * step) for n, key in enumerate(keys)
+        )
 
 
 def joined_shape(shapes: Sequence[Shape]) -> Shape:
@@ -198,6 +223,7 @@ class Duplicate(Operation):
 
     name = "duplicate"
     labels = (None, None)
+    copies = True
 
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
         return (Slice(0, shape, shape),) * 2
@@ -227,6 +253,12 @@ class Transpose(Operation):
     def backward(self, data: bytes, part: Slice, dtype: str) -> bytes:
         return _transposed(data, part.shape, dtype)
 
+    def turned_back(self, keys: Sequence[str], targets: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
+        target = targets[0]
+        if len(target.shape) != 2:
+            raise ValueError("only a matrix can be transposed")
+        return (replace(target, key=keys[0], shape=target.shape[::-1], stride=target.stride[::-1]),)
+
 
 @dataclass(frozen=True)
 class DropClassRow(Operation):
@@ -248,6 +280,14 @@ class DropClassRow(Operation):
         """The shape with a class row, as in released checkpoints."""
         first, rows, width = shapes[0]
         return (first, rows + 1, width)
+
+    def turned_back(self, keys: Sequence[str], targets: Sequence[StoredTensor]) -> tuple[StoredTensor, ...]:
+        """The table with a class row of zeros, which the original's code needs to be there and does not use."""
+        target = targets[0]
+        if len(target.shape) != 3 or target.shape[0] != 1 or math.isqrt(target.shape[1]) ** 2 != target.shape[1]:
+            raise ValueError("it is no table of a square grid of positions without a class row")
+        row = zeros(keys[0], target.dtype, (1, 1, target.shape[2]))
+        return (joined(keys[0], self.source_shape([target.shape]), (row, target)),)
 
     def lost(self, shape: Shape) -> Lost | None:
         return Lost("class_row", 1, shape[0] * shape[2]) if has_class_row(shape[1]) else None

@@ -27,7 +27,7 @@ from sam3lite_convert.plan.refusal import refusal
 from sam3lite_convert.plan.renamed import Trial
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
-from sam3lite_convert.plan.twins import Twin, _twins
+from sam3lite_convert.plan.twins import Twin, reason_of, twins_of
 from sam3lite_convert.plan.unsound import Expected, PlanFault, shape_text
 from sam3lite_convert.records.receipt import MappedTensor
 from sam3lite_convert.records.shared import Counts
@@ -39,14 +39,15 @@ OUTSIDE_TEXT = "not part of the text encoder (--component text)"
 class Options:
     """The options that a plan depends on.
 
-    ``layout``: name of the target layout.
+    ``layout``: name of the target layout; None for the one that the checkpoint's family is described by. A plan has
+    its name.
     ``component``: ``all`` (the detector with its text encoder), ``text``, or another that a layout is for: ``video``.
     ``dtype``: of floating-point tensors; None keeps the dtype of each tensor.
     ``context``: the context that the model is called with, in tokens; None for what the file states.
     ``causal``: whether the text encoder uses a causal mask.
     """
 
-    layout: str = "packed"
+    layout: str | None = None
     component: str = "all"
     dtype: str | None = None
     context: int | None = None
@@ -180,7 +181,7 @@ class Plan:
             mapped=len({source.key for m in self.mapped.values() for source in m.sources}),
             dropped=len(self.dropped),
             target=len(self.mapped),
-            filled=len(self.filled),
+            filled=len(self.filled) or None,
         )
 
     @property
@@ -241,10 +242,12 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     family = family_of(names.sources)
     variants = tuple(family.variants_in(names.sources))
     check_copies(checkpoint, names)
-    twins = tuple(_twins(checkpoint, names))
+    twins = tuple(twins_of(checkpoint, names))
     try:
         _refuse_relatives(family, names.sources)
-        layout = mappings.layout(options.layout, family, options.component, (v.name for v in variants))
+        asked = options.layout or family.layout
+        layout = mappings.layout(asked, family, options.component, (v.name for v in variants))
+        options = replace(options, layout=layout.name)
         architecture = _architecture(checkpoint, names, layout, options)
     except UnsoundPlan as fault:
         # A part of a detector may be one whose text encoder stands under other names.
@@ -274,8 +277,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         dropped[key] = Dropped(checkpoint.tensors[key], key, label, reason)
     for canonical, keys in names.twins.items():
         for key in keys[1:]:
-            reason = f"second name of {keys[0]}, bit for bit equal"
-            dropped[key] = Dropped(checkpoint.tensors[key], canonical, "twin", reason)
+            dropped[key] = Dropped(checkpoint.tensors[key], canonical, "twin", reason_of(keys[0]))
     final = {}
     for piece in mapped.values():
         file, key = written_name(piece.target, layout, options.component)
@@ -442,7 +444,8 @@ def _match(
             continue
         found = [(r, t) for r in layout.rules if (t := r.apply(canonical)) is not None]
         if not found:
-            faults.append(PlanFault("unmatched", source.key, "no rule matches this key"))
+            why = checkpoint.turned_back.why if checkpoint.turned_back else {}
+            faults.append(PlanFault("unmatched", source.key, why.get(source.key, "no rule matches this key")))
         elif len(found) > 1 and any(targets for _, targets in found):
             rules = " and ".join(f"[{r.name}] of {r.table}" for r, _ in found)
             faults.append(PlanFault("overlap", source.key, f"more than one rule matches: {rules}"))

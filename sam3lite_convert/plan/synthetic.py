@@ -14,17 +14,22 @@ import numpy as np
 import torch
 
 from sam3lite_convert.plan.architecture import TEXT, VISION, Architecture
+from sam3lite_convert.plan.names import released_key
+from sam3lite_convert.plan.operations import joined_rows
 from sam3lite_convert.plan.rotary import axial_table
 from sam3lite_convert.plan.tables import Layout, load_mappings
 from sam3lite_convert.plan.targets import expected_targets
 
-_BIGGEST_TRACKER_SIDE = 8  # the tracker is dropped anyway
+_TRACKER = ("tracker_model.", "tracker_neck.")  # how its target keys begin
 
 SMALL_SIZES = {
     "text_hidden": 64, "text_ffn": 256, "text_heads": 1, "vocab": 49408, "context": 16, "projection_dim": 64,
     "output_dim": 32, "kernel": 11, "vit_hidden": 128, "vit_ffn": 192, "channels": 3, "patch": 14,
     "vit_positions": 16, "fpn_hidden": 32, "hidden": 32, "roi": 7, "geometry_ffn": 64, "detr_encoder_ffn": 64,
-    "detr_decoder_ffn": 64, "queries": 10, "detr_heads": 8,
+    "detr_decoder_ffn": 64, "queries": 10, "detr_heads": 8, "tracker_hidden": 32, "tracker_memory": 64,
+    "tracker_memories": 7, "tracker_attention_ffn": 64, "tracker_fuser_ffn": 64, "tracker_fuser_kernel": 7,
+    "tracker_mask_channels": 16, "tracker_mask_tokens": 4, "tracker_iou_hidden": 32, "tracker_decoder_width": 16,
+    "tracker_decoder_ffn": 64,
 }  # fmt: skip
 _WINDOW, _GRID = 4, 8  # patches along a window and along the image
 
@@ -37,10 +42,12 @@ def small_architecture(
     ends = {0, total - 1} if model_name == "mct" else set()
     blocks = {
         "repmixer_blocks": tuple(i for i in range(total) if i in ends),
-        "transformer_blocks": tuple(i for i in range(total) if i not in ends),
+        "transformer_blocks": tuple(i for i in range(total) if i not in ends), "clip_blocks": (),
         "vit_blocks": tuple(range(vit_layers)), "fpn_levels": (0, 1, 2, 3), "fpn_4x": (0,), "fpn_2x": (1,),
         "fpn_1x": (2, 3), "geometry_layers": tuple(range(3)), "detr_encoder_layers": tuple(range(6)),
         "detr_decoder_layers": tuple(range(6)), "upsampling_stages": tuple(range(3)),
+        "tracker_attention_layers": tuple(range(4)), "tracker_fuser_layers": (0, 1), "tracker_decoder_layers": (0, 1),
+        "tracker_mask_mlps": tuple(range(4)),
     }  # fmt: skip
     return Architecture(SMALL_SIZES | sizes, blocks, model_name, "custom", False)
 
@@ -50,21 +57,10 @@ def source_shapes(architecture: Architecture, layout: Layout | None = None) -> d
 
     ``layout``: whose tables are read backwards, the shipped ``packed`` if None; the result is the same for each.
     """
-    layout = layout or load_mappings().layout("packed")
-    targets = {
-        target: tuple(n for n in sides if n is not None)
-        for target, sides in expected_targets(layout, architecture, "all")
-    }
+    tables = load_mappings()
     shapes: dict[str, tuple[int, ...]] = {}
-    for target in targets:
-        for rule in layout.rules:
-            source = rule.reverse(target)
-            if source is None or source in shapes or _other_level(source, architecture):
-                continue
-            shapes[source] = rule.operation.source_shape([targets[t] for t in rule.apply(source) or ()])
-    for key, shape in list(shapes.items()):
-        if key.startswith(VISION + "convs."):
-            shapes[key.replace(".convs.", ".sam2_convs.")] = shape
+    _add_sources(shapes, layout or tables.layout("packed"), "all", architecture)
+    _add_sources(shapes, tables.layout("transformers", component="video"), "video", architecture, _TRACKER)
     width = architecture.sizes["hidden"]
     for kind, columns in (("direct", 2), ("pool", width), ("pos_enc", width)):
         shapes[f"geometry_encoder.points_{kind}_project.weight"] = (width, columns)
@@ -72,16 +68,34 @@ def source_shapes(architecture: Architecture, layout: Layout | None = None) -> d
     for i in architecture.blocks["vit_blocks"]:
         side = _GRID if i % 8 == 7 else _WINDOW
         shapes[f"{VISION}trunk.blocks.{i}.attn.freqs_cis"] = (side * side, 32)
-    for line in (Path(__file__).parent.parent / "data" / "tracker_keys.tsv").read_text().splitlines():
-        key, text = line.split("\t")
-        numbers = () if text == "scalar" else tuple(int(n) for n in text.split("x"))
-        shapes[key] = tuple(min(n, _BIGGEST_TRACKER_SIDE) for n in numbers)
     return shapes
+
+
+def _add_sources(
+    shapes: dict[str, tuple[int, ...]],
+    layout: Layout,
+    component: str,
+    architecture: Architecture,
+    starts: tuple[str, ...] = ("",),
+) -> None:
+    """Adds the sources of the layout's targets, of those whose keys begin with one of ``starts``."""
+    targets = {
+        target: tuple(n for n in sides if n is not None)
+        for target, sides in expected_targets(layout, architecture, component)
+        if target.startswith(starts)
+    }
+    for target in targets:
+        for rule in layout.rules:
+            sources = rule.sources(target)
+            if not sources or sources[0] in shapes or _other_level(sources[0], architecture):
+                continue
+            whole = rule.operation.source_shape([targets[t] for t in rule.apply(sources[0]) or ()])
+            shapes.update(dict.fromkeys(sources, joined_rows(whole, len(sources)) if len(sources) > 1 else whole))
 
 
 def _other_level(source: str, architecture: Architecture) -> bool:
     """Two neck rules lead to ``scale_layers.0``: dconv_2x2_0 at levels that grow by 4, dconv_2x2 by 2."""
-    by_four = {f"{VISION}convs.{i}" for i in architecture.blocks["fpn_4x"]}
+    by_four = {f"{VISION}{neck}.{i}" for neck in ("convs", "sam2_convs") for i in architecture.blocks["fpn_4x"]}
     module, _, leaf = source.removesuffix(".weight").removesuffix(".bias").rpartition(".")
     return (leaf == "dconv_2x2" and module in by_four) or (leaf == "dconv_2x2_0" and module not in by_four)
 
@@ -107,7 +121,7 @@ def state_dict(
     for key, shape in source_shapes(architecture or small_architecture()).items():
         if text_only and not key.startswith(TEXT):
             continue
-        name = key if key.startswith("tracker.") else "detector." + key
+        name = released_key(key)
         out[name] = draw(name, shape, seed)
     return out
 

@@ -10,7 +10,7 @@ import configparser
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,11 @@ from sam3lite_convert.plan.operations import OPERATIONS, Operation
 from sam3lite_convert.plan.patterns import Backward, Template, read_backwards
 
 SPELLINGS = "spellings.ini"
+_OF_LAYOUTS = "spellings-"  # how the tables of other spellings of targets begin
 _LAYOUT_ENTRIES = dict.fromkeys(
     (
         "about", "layout", "family", "component", "variant", "rules", "targets", "loader", "text_keys", "causal",
-        "neck_levels",
+        "neck_levels", "spellings",
     )
 )  # fmt: skip
 _INSIDE = "inside "  # how a section of a layout's table begins whose targets stand under a prefix
@@ -52,6 +53,10 @@ class Rule:
     reason: why the tensor is dropped; otherwise empty.
     repeat: of a spelling: applied for as long as it matches, together with those of its kind that follow each other.
     copies: of a spelling: what it takes off names a copy of the model, of which a file may hold several.
+    base: of a spelling: what it takes off names the model that the file's own was trained from, which fills what that
+        one lacks.
+    beside: template of another target; where several rules write one target, it comes from this one if that other
+        target is there too. Empty for none.
     """
 
     name: str
@@ -63,6 +68,8 @@ class Rule:
     reason: str = ""
     repeat: bool = False
     copies: bool = False
+    base: bool = False
+    beside: str = ""
 
     @property
     def pattern(self) -> str:
@@ -89,6 +96,7 @@ class Rule:
             raise ValueError("repeat = yes needs a target that is shorter than the key")
         if len({tuple(pattern.groupindex) for pattern in self._forward}) != 1:
             raise ValueError("the patterns of the sources that are joined need the same groups")
+        Template.read(self.beside, self._forward[0].groupindex)
         if backwards and self.targets:
             try:
                 _ = self._backward
@@ -123,9 +131,15 @@ class Rule:
         """The source key that this rule turns into ``target``, of several the first; None if there is none."""
         return next(iter(self.sources(target)), None)
 
+    def beside_of(self, source: str) -> str:
+        """The target that has to be there if this rule is to be read backwards to ``source``; empty for none."""
+        match = self._forward[0].fullmatch(source) if self.beside else None
+        return "" if match is None else Template.read(self.beside, match.re.groupindex).filled(match)
+
     def under(self, prefix: str) -> Rule:
         """The rule with its targets under a prefix."""
-        return replace(self, targets=tuple(prefix + target for target in self.targets))
+        beside = prefix + self.beside if self.beside else ""
+        return replace(self, targets=tuple(prefix + target for target in self.targets), beside=beside)
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,7 @@ class Layout:
     neck_levels: the number of levels that the neck has in what reads it; None for any number.
     about: what reads the layout, in words.
     shapes: (key template, name of the index list or None, shape expressions), one per tensor.
+    spellings: the rules that turn other spellings of its keys into those that it writes.
     strips_text: whether a text encoder alone is written without its prefix, and its projection into a separate file.
     causal: whether config.json can tell the reader of the layout to mask causally.
     """
@@ -155,6 +170,30 @@ class Layout:
     variant: str | None = None
     neck_levels: int | None = None
     inside: str = ""
+    spellings: tuple[Rule, ...] = ()
+
+    def written_by(self, target: str, there: Container[str]) -> tuple[Rule, tuple[str, ...]] | None:
+        """The rule that writes a target, and the names of its sources, in the order of their rows; None if none does.
+
+        there: the targets that are there, which tell of two rules with one target the right one.
+        """
+        first: tuple[Rule, tuple[str, ...]] | None = None
+        for start, rule in itertools.chain(self._starts.get(target.partition(".")[0], ()), self._starts.get("", ())):
+            if target.startswith(start) and (found := rule.sources(target)):
+                if rule.beside and rule.beside_of(found[0]) in there:
+                    return rule, found
+                first = first or (None if rule.beside else (rule, found))
+        return first
+
+    @cached_property
+    def _starts(self) -> dict[str, list[tuple[str, Rule]]]:
+        """First part of targets, empty if a group is in it -> the text with which they begin, each with its rule."""
+        out: dict[str, list[tuple[str, Rule]]] = {}
+        for rule in self.rules:
+            for start, group, _ in dict.fromkeys(target.partition("{") for target in rule.targets):
+                part, dot, _ = start.partition(".")
+                out.setdefault("" if group and not dot else part, []).append((start, rule))
+        return out
 
     @cached_property
     def open(self) -> tuple[str, ...]:
@@ -233,7 +272,7 @@ def _start(words: list[str], heads: list[list[str]]) -> str:
 class Mappings:
     """All mapping tables.
 
-    spellings: the rules that turn other spellings of keys into canonical ones.
+    spellings: the rules that turn other spellings of the original's keys into canonical ones.
     layouts: label of its table -> layout. Several have one name.
     sha256: hash over all tables, for the receipt.
     own: whether a folder of the user changed any table.
@@ -248,6 +287,12 @@ class Mappings:
     def names(self) -> tuple[str, ...]:
         """The names of layouts, sorted."""
         return tuple(sorted({layout.name for layout in self.layouts.values()}))
+
+    @cached_property
+    def source_rules(self) -> tuple[Rule, ...]:
+        """The rules of all layouts, each once, whatever they make of a key; those that keep names come first."""
+        rules = sorted((r for x in self.layouts.values() for r in x.rules), key=lambda r: r.operation.name != "keep")
+        return tuple({(rule.table, rule.name): rule for rule in rules}.values())
 
     def of_family(self, family: Family = SAM3_LITETEXT) -> tuple[Layout, ...]:
         """The layouts of the detector of a family, by name."""
@@ -307,7 +352,7 @@ def load_mappings(directory: Path | None = None) -> Mappings:
             raise CannotRun(f"{directory}: no mapping tables (*.ini) there", "no_tables")
         files = shipped | own
     tables = {name: _parse(path) for name, path in sorted(files.items())}
-    spellings = tuple(_rule(s, "keep", SPELLINGS) for s in _sections(tables[SPELLINGS]))
+    spellings = _spellings(SPELLINGS, tables)
     rules: dict[str, tuple[Rule, ...]] = {}  # by table: layouts share them
     layouts = {}
     for name, table in tables.items():
@@ -316,6 +361,10 @@ def load_mappings(directory: Path | None = None) -> Mappings:
             layouts[label] = _layout(label, table, tables, rules)
     sha256 = _hash(files)
     return Mappings(spellings, layouts, sha256, directory is not None and sha256 != _hash(shipped))
+
+
+def _spellings(name: str, tables: dict[str, configparser.RawConfigParser]) -> tuple[Rule, ...]:
+    return tuple(_rule(section, "keep", name) for section in _sections(tables[name]))
 
 
 def _hash(files: dict[str, Path]) -> str:
@@ -387,6 +436,7 @@ def _layout(
         layout = Layout(
             label, head.get("about", ""), family, tuple(rules), tuple(shapes), loader, strips, causal,
             component, variant, levels, inside,
+            tuple(rule for f in head.get("spellings", "").split() for rule in _spellings(f, tables)),
         )  # fmt: skip
         layout.check()
     except KeyError as fault:
@@ -420,8 +470,9 @@ def _named(known: dict[str, _Known], what: str, name: str) -> _Known:
 
 def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rule:
     where = f"mapping table {table}, rule [{section.name}]"
-    spelling = table == SPELLINGS
-    known = {"op", "source", "target", "reason", "example"} | ({"repeat", "copies"} if spelling else set())
+    spelling = table == SPELLINGS or table.startswith(_OF_LAYOUTS)
+    known = {"op", "source", "target", "reason", "example", "beside"}
+    known |= {"repeat", "copies", "base"} if spelling else set()
     unknown = set(section) - known
     if unknown:
         raise CannotRun(f"{where}: unknown entry {', '.join(sorted(unknown))}", "bad_table")
@@ -441,10 +492,11 @@ def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rul
     if operation.needs_reason and not section.get("reason"):
         raise CannotRun(f"{where}: {op} needs a reason", "bad_table")
     try:
-        repeat, copies = (section.getboolean(name, fallback=False) for name in ("repeat", "copies"))
+        repeat, copies, base = (section.getboolean(name, fallback=False) for name in ("repeat", "copies", "base"))
         rule = Rule(
-            section.name, table, operation, sources, targets, example, section.get("reason", ""), repeat, copies
-        )
+            section.name, table, operation, sources, targets, example, section.get("reason", ""), repeat, copies, base,
+            section.get("beside", ""),
+        )  # fmt: skip
         rule.check(backwards=not spelling)  # spellings are only read forwards
     except (re.error, ValueError) as fault:
         raise CannotRun(f"{where}: {fault}", "bad_table") from fault

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -37,18 +37,44 @@ class Twin:
     first: StoredTensor
     second: StoredTensor
 
+    def of(self, tensors: Iterable[StoredTensor]) -> bool:
+        """Whether the bytes of ``first`` are in one of these tensors."""
+        begins = {stored.offset for stored in self.first.stored}
+        return any(stored.offset in begins for tensor in tensors for stored in tensor.stored)
 
-def _twins(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
-    for keys in names.twins.values():
-        first = checkpoint.tensors[keys[0]]
-        for key in keys[1:]:
-            second = checkpoint.tensors[key]
-            if (first.shape, first.dtype) != (second.shape, second.dtype):
-                one, other = (f"{t.dtype} {shape_text(t.shape)}" for t in (first, second))
-                raise Untrusted(
-                    f"{checkpoint.path.name} contradicts itself: {first.key} is {one}, and {second.key}, another name "
-                    f"of the same tensor, is {other}",
-                    "twins_differ",
-                    {"keys": [first.key, second.key]},
-                )
-            yield Twin(first, second)
+
+def twins_of(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
+    """The twins of a checkpoint; their bytes are not compared yet.
+
+    Raises Untrusted, naming both keys, if the two tensors of a pair are of different shapes or dtypes.
+    """
+    pairs = [
+        (checkpoint.tensors[keys[0]], checkpoint.tensors[key]) for keys in names.twins.values() for key in keys[1:]
+    ]
+    pairs += checkpoint.turned_back.copies if checkpoint.turned_back else ()
+    for first, second in pairs:
+        if (first.shape, first.dtype) != (second.shape, second.dtype):
+            one, other = (f"{t.dtype} {shape_text(t.shape)}" for t in (first, second))
+            raise Untrusted(
+                f"{checkpoint.path.name} contradicts itself: {first.key} is {one}, and {second.key}, another name "
+                f"of the same tensor, is {other}",
+                "twins_differ",
+                {"keys": [first.key, second.key]},
+            )
+        yield Twin(first, second)
+
+
+_REASON = "second name of {}, bit for bit equal"
+
+
+def reason_of(first: str) -> str:
+    """Why a twin is dropped, in the receipt. ``first``: the key whose tensor it is another name of."""
+    return _REASON.format(first)
+
+
+def first_of(reason: str) -> str | None:
+    """The key of the tensor that another one, dropped for this reason, is a second name of; None for other reasons."""
+    before, after = _REASON.split("{}")
+    if not (reason.startswith(before) and reason.endswith(after)):
+        return None
+    return reason[len(before) : -len(after)]

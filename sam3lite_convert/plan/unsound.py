@@ -160,3 +160,9 @@ def rows(text: str) -> int:
 def shape_text(shape: Expected) -> str:
     """``3x4``; ``?`` for a side that is not known; ``scalar`` without sides."""
     return "x".join("?" if n is None else str(n) for n in shape) or "scalar"
+
+
+def listed(faults: Sequence[str], shown: int = 5) -> str:
+    """The first faults in one line, and how many more there are."""
+    more = f" (and {len(faults) - shown:,} more)" if len(faults) > shown else ""
+    return "; ".join(faults[:shown]) + more

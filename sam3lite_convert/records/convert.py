@@ -193,6 +193,7 @@ class FailedConversion(Record):
 class ConvertAllDocument(Document):
     """Several conversions.
 
+    left_out: paths that fit the pattern and are not of checkpoints.
     counts: conversions by state.
     """
 
@@ -200,6 +201,7 @@ class ConvertAllDocument(Document):
     commit: str
     pattern: str
     output: str
+    left_out: tuple[str, ...]
     results: tuple[ConvertDocument | FailedConversion, ...]
     counts: dict[str, int]
     verdict: Literal["done", "failed"]

@@ -205,6 +205,7 @@ class FeatureError(Record):
 
     prompts: how many moved.
     tokens_without_counterpart: tokens that one side alone has; the numbers leave them out.
+    calls_failed: prompts on which the call raises an error, because its ids are more than the position table has rows.
     """
 
     relative_l2: float
@@ -212,6 +213,7 @@ class FeatureError(Record):
     max_abs_diff: float
     prompts: int
     tokens_without_counterpart: int
+    calls_failed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,6 +154,22 @@ class TokenizerRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LicenceFile(Record):
+    """A licence file of the repository that the source came from.
+
+    path: in that repository. commit: of the repository, from which it was taken.
+    name: in this folder; null if it is not there. why: the reason, null if it is there.
+    blob_id: git's id of its content as it was written, null if it is not there.
+    """
+
+    path: str
+    commit: str
+    name: str | None
+    why: str | None
+    blob_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TapSummary(Record):
     """One row of the parity table of a model card."""
 
@@ -194,6 +210,7 @@ class Receipt(Document):
     library: the library that the loader belongs to, null for our own or none.
     own_tables: whether mapping tables of the user's took part.
     files: names of the tensor files.
+    licences: licence files of the source's repository; left out if none were looked for, or one could not be fetched.
     beside: SHA-256 by name of the other files.
     nonfinite: by source key.
     tensors: by target key.
@@ -226,6 +243,7 @@ class Receipt(Document):
     nonfinite: dict[str, NonFinite]
     model_id: str | None
     tokenizer: TokenizerRecord | None = field(default=None, metadata=optional())
+    licences: tuple[LicenceFile, ...] | None = field(default=None, metadata=optional())
     parity: ParitySummary | None = field(default=None, metadata=optional())
     beside: dict[str, str] = field(default_factory=dict)
     card_blob_id: str | None = field(default=None, metadata=optional())

@@ -25,6 +25,8 @@ _WHEN = {
     "explain": "`sam3lite explain CHECKPOINT KEY --json`",
     "explain-code": "`sam3lite explain CODE --json`",
     "verify": "`sam3lite verify DIR CHECKPOINT --json`",
+    "diff": "`sam3lite diff A B --json`",
+    "restore": "`sam3lite restore DIR --output FILE --json`",
     "parity": "`sam3lite parity CHECKPOINT --json`, also with `--judge`",
     "parity-detector": "`sam3lite parity CHECKPOINT --component detector --json`, and `sam3lite judge FILE "
     "CHECKPOINT --json` where FILE holds taps of a whole detector",

@@ -13,11 +13,13 @@ from sam3lite_convert.records import (
     convert,
     demo,
     detector,
+    diff,
     explain,
     fingerprint,
     inspect,
     parity,
     receipt,
+    restore,
     shared,
     verify,
 )
@@ -30,6 +32,8 @@ DOCUMENTS: dict[str, type[Record]] = {
     "explain": explain.ExplainDocument,
     "explain-code": explain.CodeDocument,
     "verify": verify.VerifyDocument,
+    "diff": diff.DiffDocument,
+    "restore": restore.RestoreDocument,
     "parity": parity.ParityDocument,
     "parity-detector": detector.DetectorDocument,
     "judge": parity.ParityDocument,
@@ -46,7 +50,7 @@ DOCUMENTS: dict[str, type[Record]] = {
 }
 _NAMES: dict[str, object] = {
     name: cls
-    for module in (convert, detector, fingerprint, inspect, parity, verify)
+    for module in (convert, detector, diff, fingerprint, inspect, parity, restore, verify)
     for name, cls in vars(module).items()
 }
 

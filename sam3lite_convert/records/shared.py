@@ -13,7 +13,7 @@ from sam3lite_convert.records.record import Document, JsonValue, Record, optiona
 class Counts(Record):
     """Source tensors in all, mapped and dropped (they add up), and target tensors.
 
-    filled: target tensors that no source fills and that hold zeros.
+    filled: target tensors that no source fills and that hold zeros; left out if there are none.
 
     Raises ValueError if they do not add up.
     """
@@ -22,7 +22,7 @@ class Counts(Record):
     mapped: int
     dropped: int
     target: int
-    filled: int = field(default=0, metadata=optional())
+    filled: int | None = field(default=None, metadata=optional())
 
     def __post_init__(self) -> None:
         if self.source != self.mapped + self.dropped:

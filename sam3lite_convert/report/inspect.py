@@ -6,7 +6,7 @@ import shlex
 
 from rich.table import Table
 
-from sam3lite_convert.figures import human_bytes, human_count
+from sam3lite_convert.figures import human_bytes, human_count, plural
 from sam3lite_convert.records.inspect import InspectDocument
 from sam3lite_convert.records.shared import (
     Accounting,
@@ -44,13 +44,13 @@ def inspected(d: InspectDocument) -> None:
             say(f"Next: sam3lite convert --checkpoint {d.file.option} --component text{tables}")
 
 
-def headline(file: FileFacts) -> None:
-    """The file: size, format, wrapper, prefix, where it came from, dtypes."""
+def headline(file: FileFacts, label: str = "") -> None:
+    """The file: size, format, wrapper, prefix, where it came from, dtypes. ``label`` stands before its name."""
     dtypes = ", ".join(f"{n} {d}" for d, n in file.dtypes.items())
     wrapper = f"wrapped in {file.wrapper!r}" if file.wrapper else "bare state dict"
     prefix = f"prefix {file.prefix!r}" if file.prefix else "no prefix"
     form = f"{file.format} in {file.shards} shards" if file.shards > 1 else file.format
-    say(f"{file.checkpoint}: {human_bytes(file.size)}, {form}, {wrapper}, {prefix}", "bold")
+    say(f"{label}{file.checkpoint}: {human_bytes(file.size)}, {form}, {wrapper}, {prefix}", "bold")
     if file.source:
         say(f"from {file.source.repo}: {file.source.file} at commit {file.source.commit[:12]}")
     say(f"tensors: {dtypes}")
@@ -126,8 +126,3 @@ def fetched(fetched: Fetched | None) -> None:
             else "nothing, all of it was cached"
         )
         say(f"note: read by range requests from the Hub, not downloaded: {read}")
-
-
-def plural(n: int, noun: str) -> str:
-    """1 head, 2 heads."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -17,6 +17,8 @@ from sam3lite_convert.records.convert import (
 from sam3lite_convert.report import convert as report
 from sam3lite_convert.report.terminal import fault, printable, say, show
 
+_LISTED = 5  # paths
+
 
 def converted_end(r: ConvertDocument) -> None:
     """Where the folder was pushed to, or the next command to try."""
@@ -91,6 +93,9 @@ def converted_all(r: ConvertAllDocument) -> None:
         row = [result.checkpoint.rpartition("/")[2], *_verdict(result)]
         table.add_row(*map(printable, row[: 3 + pushes]), style="red" if result.state == "failed" else None)
     show(table)
+    if r.left_out:
+        more = f" and {len(r.left_out) - _LISTED} more" if len(r.left_out) > _LISTED else ""
+        say(f"Left out, because they are not checkpoints: {', '.join(r.left_out[:_LISTED])}{more}")
     say(f"Folders are in {r.output}.")
     counts = ", ".join(f"{n} {state}" for state, n in r.counts.items() if n)
     say(f"{counts}, of {r.repo} at commit {r.commit[:12]}", "bold red" if r.verdict == "failed" else "bold green")

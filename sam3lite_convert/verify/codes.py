@@ -317,6 +317,15 @@ _ALL = (
         "sam3lite convert --tokenizer writes the right files into a converted folder.",
     ),
     Code(
+        "V-LICENCE",
+        "a licence file is missing or another",
+        "A licence file that the conversion took from the source's repository is not in the folder any more, or was "
+        "edited.",
+        "With a receipt alone, which lists the file's hash.",
+        "Loaders don't read it. Who gets the folder does not get the licence that the weights came with.",
+        "If the file is missing, sam3lite convert adds it again; if it was edited, delete it first.",
+    ),
+    Code(
         "V-ROTARY",
         "the source's rotary table is not what the target computes",
         "The checkpoint stores the ViT's rotary tables (freqs_cis). A conversion drops them, as the target computes "

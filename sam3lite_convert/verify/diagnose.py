@@ -22,6 +22,7 @@ from sam3lite_convert.plan.operations import DropClassRow, Split, Transpose, pos
 from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.unsound import shape_text
 from sam3lite_convert.verify.findings import Values, one_place
+from sam3lite_convert.verify.tensor_comparison import as_float64
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Diagnoser:
     # ---- other values
 
     def _filled(self, piece: Mapped, expected: bytes, found: bytes) -> Cause | None:
-        values = as_float64(found, piece.dtype)
+        values = _numbers(found, piece.dtype)
         if values is None:
             return None
         if np.isnan(values).all():
@@ -174,7 +175,7 @@ class Diagnoser:
         for dtype in narrow:
             if cast(cast(expected, piece.dtype, dtype), dtype, piece.dtype) == found:
                 return Cause("V-HALF-PRECISION", f"was rounded to {dtype} and converted back to {piece.dtype}")
-        wanted = as_float64(expected, piece.dtype)
+        wanted = _numbers(expected, piece.dtype)
         if wanted is None or wanted.size != values.size:
             return None
         usable = np.abs(wanted) > 1e-6
@@ -287,13 +288,9 @@ def _stretched(source: bytes, count: int, found: bytes, rows: int, piece: Mapped
     return None
 
 
-def as_float64(data: bytes, dtype: str) -> np.ndarray | None:
+def _numbers(data: bytes, dtype: str) -> np.ndarray | None:
     """The values as float64; None if there are none, or if they are boolean or complex."""
-    import torch
-
-    if not data or dtype.startswith("complex") or dtype == "bool":
-        return None
-    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).double().numpy()
+    return as_float64(data, dtype) if data and not dtype.startswith("complex") and dtype != "bool" else None
 
 
 def _is_fused(piece: Mapped) -> bool:
@@ -309,7 +306,7 @@ def _compare_values(piece: Mapped, expected: bytes, found: bytes) -> Cause:
     place = tuple(int(i) for i in np.unravel_index(first, piece.shape)) if piece.shape else ()
     where = f"at {list(place)}" if place else "in its one element"
     flipped = int(np.unpackbits(a[differing] ^ b[differing]).sum())
-    x, y = as_float64(expected, piece.dtype), as_float64(found, piece.dtype)
+    x, y = _numbers(expected, piece.dtype), _numbers(found, piece.dtype)
     values = "" if x is None or y is None else f": {y[first]:.9g} where the source has {x[first]:.9g}"
     if flipped == 1:
         return Cause("V-ONE-BIT", f"one bit differs, {where}{values}", "one bit differs")

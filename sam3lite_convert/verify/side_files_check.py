@@ -1,4 +1,4 @@
-"""Checks the processor and tokenizer files of a folder that transformers loads.
+"""Checks the licence files of a folder, and the processor and tokenizer files of one that transformers loads.
 
 With a receipt their hashes are compared. With or without one, what they say is compared with what the family needs. A
 folder without such files is none the worse: the caller then brings a processor and a tokenizer.
@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sam3lite_convert.checkpoint.hashing import sha256_of
 from sam3lite_convert.convert import processor_files
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.processor_files import FRAMES_NAME, PROCESSOR, TOKENIZER
 from sam3lite_convert.convert.side_files import CONFIG_NAME
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.licences import LICENCE_NAME
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.record import Json, JsonValue
 
@@ -42,6 +44,8 @@ _TOKENIZER_DEFAULTS: Json = {
     "pad_token": "<|endoftext|>", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "padding_side": "right",
     "truncation_side": "right", "do_lower_case": True,
 }  # fmt: skip
+_MISSING = "is missing; the receipt lists it"
+_OTHER = "is not the file that the receipt lists: its SHA-256 is another"
 _IDS = {"pad_token": PAD, "bos_token": START, "eos_token": END}
 
 
@@ -55,12 +59,22 @@ class SideFileFault(NamedTuple):
     @property
     def code(self) -> str:
         """The code of the cause."""
+        if LICENCE_NAME.fullmatch(self.name):
+            return "V-LICENCE"
         return "V-PROCESSOR" if self.name in (*PROCESSOR, FRAMES_NAME) else "V-TOKENIZER"
+
+    @property
+    def component(self) -> str:
+        """What the file belongs to."""
+        return {"V-LICENCE": "files", "V-PROCESSOR": "processor", "V-TOKENIZER": "tokenizer"}[self.code]
 
 
 def check_side_files(folder: Folder, plan: Plan) -> Iterator[SideFileFault]:
-    """What is wrong with the processor and tokenizer files of a local folder."""
-    if not folder.path.is_dir() or not plan.layout.loader.processor:
+    """What is wrong with the licence, processor and tokenizer files of a local folder."""
+    if not folder.path.is_dir():
+        return
+    yield from _licences(folder)
+    if not plan.layout.loader.processor:
         return
     files, unreadable = _read(folder.path)
     yield from unreadable
@@ -93,17 +107,36 @@ def _read(folder: Path) -> tuple[dict[str, bytes], list[SideFileFault]]:
     return files, faults
 
 
+def _listed(folder: Folder) -> dict[str, JsonValue]:
+    """SHA-256 by name of the files that the receipt lists beside the tensors."""
+    listed = folder.receipt.get("beside") if folder.receipt else None
+    return listed if isinstance(listed, dict) else {}
+
+
+def _licences(folder: Folder) -> Iterator[SideFileFault]:
+    """Licence files that are not those that the receipt lists."""
+    for name, digest in _listed(folder).items():
+        if not LICENCE_NAME.fullmatch(name):
+            continue
+        try:
+            if not (folder.path / name).exists():
+                yield SideFileFault(name, "", _MISSING)
+            elif sha256_of(folder.path / name) != digest:
+                yield SideFileFault(name, "", _OTHER)
+        except OSError as fault:
+            yield SideFileFault(name, "", f"cannot be read ({fault.strerror or fault})")
+
+
 def _hashes(folder: Folder, files: dict[str, bytes]) -> Iterator[SideFileFault]:
     """Files that are not those that the receipt lists."""
-    listed = folder.receipt.get("beside") if folder.receipt else None
-    for name, digest in (listed if isinstance(listed, dict) else {}).items():
+    for name, digest in _listed(folder).items():
         if name == CONFIG_NAME or name not in (*PROCESSOR, *TOKENIZER):
             continue  # config.json is judged field by field
         if name not in files:
             if not (folder.path / name).exists():
-                yield SideFileFault(name, "", "is missing; the receipt lists it")
+                yield SideFileFault(name, "", _MISSING)
         elif hashlib.sha256(files[name]).hexdigest() != digest:
-            yield SideFileFault(name, "", "is not the file that the receipt lists: its SHA-256 is another")
+            yield SideFileFault(name, "", _OTHER)
 
 
 def _json(files: dict[str, bytes], name: str) -> Json:

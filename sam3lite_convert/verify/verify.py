@@ -163,12 +163,12 @@ def verify(
             if piece.canonical.endswith(COUNTER) and found.shape == piece.shape:
                 if piece.source.absent:
                     out.notes.append(f"{key} has no source in the checkpoint; BatchNorm does not read it in evaluation")
-                elif _same(source, piece, opened[path], found, None):
+                elif same_values(source, piece, opened[path], found, None):
                     out.equal += 1
                 else:
                     out.notes.append(f"{key} differs; BatchNorm does not read it in evaluation")
             elif piece.source.absent and (found.shape, found.dtype) == (piece.shape, piece.dtype):
-                if not _same(source, piece, opened[path], found, None):
+                if not same_values(source, piece, opened[path], found, None):
                     found_out.append(Difference(key, "V-FILLED", component, _FILLED, fatal=False))
             elif cause := _fault(source, piece, opened[path], found, diagnoser, out.loss):
                 found_out.append(_difference(key, component, cause))
@@ -191,8 +191,7 @@ def verify(
     found_out += _receipt_differences(folder, plan, sha256, hashing.files, out.notes)
     for fault in check_side_files(folder, plan):
         key = f"{fault.name}: {fault.field}" if fault.field else fault.name
-        component = "processor" if fault.code == "V-PROCESSOR" else "tokenizer"
-        found_out.append(Difference(key, fault.code, component, fault.why, f"{key} {fault.why}"))
+        found_out.append(Difference(key, fault.code, fault.component, fault.why, f"{key} {fault.why}"))
     if other := fingerprint():
         found_out.append(Difference(FINGERPRINT_NAME, "V-FINGERPRINT", "files", other))
     out.differences, out.findings = gathered(found_out)
@@ -228,7 +227,7 @@ def _fault(
             return rows
     if why := _form_fault(piece, found):
         return diagnoser.explain_dtype(piece, found, read_tensor(file, found)) if why.code == "V-DTYPE" else why
-    if _same(source, piece, file, found, loss):
+    if same_values(source, piece, file, found, loss):
         return None
     return diagnoser.explain(piece, read_tensor(file, found))
 
@@ -245,12 +244,12 @@ def _form_fault(piece: Mapped, found: StoredTensor) -> Cause | None:
 def _only(plan: Plan, keys: Set[str]) -> Plan:
     """The part of a plan whose bytes are here."""
     mapped = {key: piece for key, piece in plan.mapped.items() if key in keys}
-    sources = {source.key for piece in mapped.values() for source in piece.sources}
-    twins = tuple(twin for twin in plan.twins if twin.first.key in sources)
+    sources = [source for piece in mapped.values() for source in piece.sources]
+    twins = tuple(twin for twin in plan.twins if twin.of(sources))
     return replace(plan, mapped=mapped, dropped={}, twins=twins)
 
 
-def _same(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, loss: CastLoss | None) -> bool:
+def same_values(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, loss: CastLoss | None) -> bool:
     """Whether the inverse of the operation gives the source's bytes (cast, if the folder is)."""
     if found.shape != piece.shape or found.dtype != piece.dtype:
         return False

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from support import families
 from support.folders import right, sam3lite, snapshot
-from support.hub_files import NEW, OLD, REPO, blobs, checkpoint, downloads, one_line, publish
+from support.hub_files import NEW, OLD, REPO, SAM31, blobs, checkpoint, downloads, one_line, publish
 from support.hub_server import HubServer
 
 ROOT = Path("converted")
@@ -126,6 +127,34 @@ def test_another_pattern_and_output(hub, tmp_path):
     done = sam3lite("convert", "--all", "--pattern", "sam3p1_litetext/*", "--output", "there", "--json")
     assert states(done.json) == {"sam3p1_litetext/some_ctx16.pt": "converted"}
     assert [p.name for p in Path("there").iterdir()] == ["some_ctx16-packed"]
+
+
+def test_sam31_by_its_folder_takes_checkpoints_alone_and_says_what_it_leaves(hub, tmp_path):
+    others = {f"sam3p1_litetext/{name}": b"text\n" for name in ("LICENSE", "README.md", "config.json")}
+    names = [SAM31[alias] for alias in ("s0-3.1", "s0-3.1-32")]
+    files = {name: families.write(tmp_path / f"{n}.pt", "s0-3.1", seed=n) for n, name in enumerate(names)}
+    hub.add_repo(REPO, files | others)
+    convert = ["convert", "--all", "--pattern", "sam3p1_litetext/*"]
+    done = sam3lite(*convert, "--layout", "transformers", "--output", "out", "--json")
+    assert done.code == 0, done
+    assert states(done.json) == dict.fromkeys(names, "converted")
+    assert done.json["left_out"] == list(others)
+    folders = [Path("out") / f"sam3p1_litetext_mobileclip_s0_ctx{n}-transformers" for n in (16, 32)]
+    assert sorted(Path("out").iterdir()) == folders
+    for folder, name in zip(folders, names, strict=True):
+        assert (folder / "LICENSE").read_bytes() == b"text\n"
+        assert sam3lite("verify", folder, name).code == 0
+    said = sam3lite(*convert, "--layout", "transformers", "--output", "out")
+    assert f"not checkpoints: {', '.join(others)}" in said.out and "2 current" in said.out
+    # By its alias it is the same file.
+    assert sam3lite("inspect", "s0-3.1-32", "--json").json["source"]["file"] == names[1]
+    assert sam3lite("convert", "s0-3.1", "--dry-run", "--json").code == 0
+
+
+def test_a_pattern_that_fits_no_checkpoint_names_those_there_are(hub, tmp_path):
+    publish(hub, tmp_path, {"s0": OLD["s0"]}, **{"sam3p1_litetext/LICENSE": b"text\n"})
+    said = one_line(sam3lite("convert", "--all", "--pattern", "sam3p1_litetext/*"), 2)
+    assert "no checkpoint that fits sam3p1_litetext/*" in said and OLD["s0"] in said
 
 
 def test_a_pattern_that_fits_nothing(three):

@@ -172,9 +172,11 @@ def test_a_script_is_written_without_a_checkpoint(tmp_path, monkeypatch):
     assert document["size"] == len(text.encode())
     assert [(table["name"], table["component"], "projected" in table["taps"]) for table in document["tables"]] == [
         ("original", "text", True), ("packed", "text", True), ("transformers", "text", True),
+        ("sam3-original", "text", True), ("sam3-transformers", "text", True),
         ("original", "detector", False), ("packed", "detector", False), ("transformers", "detector", False),
+        ("sam3-original", "detector", False), ("sam3-transformers", "detector", False),
     ]  # fmt: skip
-    assert all("trunk.blocks.{i}" in table["taps"] for table in document["tables"][3:])
+    assert all("trunk.blocks.{i}" in table["taps"] for table in document["tables"][5:])
 
 
 @pytest.mark.parametrize("content", ["import model\n", "\udcff"])

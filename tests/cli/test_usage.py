@@ -19,7 +19,7 @@ from sam3lite_convert.cli.options import parse_size
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 
-COMMANDS = ("inspect", "convert", "explain", "verify", "parity", "judge", "record", "demo")
+COMMANDS = ("inspect", "convert", "explain", "verify", "diff", "parity", "judge", "record", "demo")
 MAIN = [sys.executable, "-m", "sam3lite_convert"]
 
 
@@ -219,13 +219,13 @@ def test_every_checkpoint_is_completed_to_an_alias(line, tmp_path):
 def test_files_are_completed_beside_aliases_and_alone_where_no_alias_fits(tmp_path):
     for name in ("s0.pt", "s0.txt", "other.pt"):
         (tmp_path / name).touch()
-    assert completed("bash", "sam3lite inspect s0", tmp_path).split() == ["s0", "s0-32", "s0.pt"]
+    assert completed("bash", "sam3lite inspect s0", tmp_path).split() == ["s0", "s0-32", "s0-3.1", "s0-3.1-32", "s0.pt"]
     # An empty answer has the shell complete file names: the script says "-o default".
     assert completed("bash", "sam3lite inspect oth", tmp_path).split() == []
 
 
 def test_zsh_and_fish_complete(tmp_path):
-    assert completed("zsh", "sam3lite inspect s1", tmp_path).count('"s1') == 2
+    assert completed("zsh", "sam3lite inspect s1", tmp_path).count('"s1') == 4
     assert completed("fish", "sam3lite convert --layout pa", tmp_path).split() == ["packed"]
     assert '"verify":"Check every tensor' in completed("zsh", "sam3lite ver", tmp_path)
 

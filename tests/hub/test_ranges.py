@@ -297,7 +297,7 @@ def test_a_record_that_was_not_fetched_has_only_a_lower_bound(s0):
 
 def test_after_fetching_the_text_tensors_lie_where_they_are(s0):
     source = locate("s0", HubLocation()).text(load_mappings())
-    partial, data = source.read(), s0.read_bytes()
+    partial, data = source.read(load_mappings()), s0.read_bytes()
     text = {k: t for k, t in read_checkpoint(s0).tensors.items() if k.startswith(TEXT)}
     content = source.path.read_bytes()
     assert content != data
@@ -472,7 +472,7 @@ def test_a_copy_is_not_hashed(s0):
     # Its SHA-256 would be one of zeros; the receipt has the etag instead.
     source = locate("s0", HubLocation()).index()
     with source.hashing() as hashing:
-        checkpoint = source.read()
+        checkpoint = source.read(load_mappings())
         hashing.check(checkpoint)
         digest, notes = hashing.result()
     assert digest is None and notes

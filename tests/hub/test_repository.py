@@ -20,11 +20,13 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 from support.folders import Outcome, environment, sam3lite
-from support.hub_files import FOLDER, NEW, OLD, REPO, S0, blobs, downloads, one_line, publish
+from support.hub_files import FOLDER, NEW, OLD, REPO, S0, SAM31, blobs, downloads, one_line, publish
 from support.hub_server import HubServer
 from support.surroundings import HUB
 
+from sam3lite_convert.commands.sources import HubLocation, locate
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.hub.requests import hub_faults
 
 
@@ -49,6 +51,86 @@ def test_of_several_files_the_newer_naming_wins(alias, path, hub, tmp_path):
     files = {f"old {a}": p for a, p in OLD.items()} | NEW
     publish(hub, tmp_path, files)
     assert sam3lite("inspect", alias, "--json").json["source"]["file"] == path
+
+
+def found(alias: str) -> str:
+    """The path that an alias stands for; the file itself is not read."""
+    return locate(alias, HubLocation()).path.as_posix()
+
+
+def refused(alias: str) -> str:
+    """The message of the error."""
+    with pytest.raises(CannotRun) as caught:
+        locate(alias, HubLocation())
+    return caught.value.message
+
+
+def put(hub: HubServer, *paths: str) -> None:
+    """A repository of these files, no two of them the same."""
+    hub.add_repo(REPO, {path: path.encode() for path in paths})
+
+
+def test_the_aliases_of_sam31_and_of_the_files_before_it(hub):
+    put(hub, *NEW.values(), *SAM31.values())
+    assert {alias: found(alias) for alias in ALIASES} == NEW | SAM31
+
+
+@pytest.mark.parametrize("naming", ["efficient_sam3p1_image_encoder", "efficient_sam3p1", "sam3.1-litetext", "sam3p1"])
+def test_another_naming_of_sam31_is_found(naming, hub):
+    path = f"sam3p1_litetext/{naming}_mobileclip2_l_ctx32.pt"
+    put(hub, path, "sam3p1_litetext/sam3p1_litetext_mobileclip_s0_ctx16.pt", *NEW.values())
+    assert found("l-3.1-32") == path
+
+
+def test_of_sam31_too_the_newer_naming_wins(hub):
+    put(hub, SAM31["s1-3.1"], "sam3p1_litetext/efficient_sam3p1_image_encoder_mobileclip_s1_ctx16.pt")
+    assert found("s1-3.1") == SAM31["s1-3.1"]
+
+
+@pytest.mark.parametrize(
+    ("alias", "paths"),
+    [
+        ("s0-3.1", ("sam3p1_litetext/a_mobileclip_s0_ctx16.pt", "sam3p1_litetext/b_mobileclip_s0_ctx16.pt")),
+        ("s0-3.1", ("sam3p1_litetext/a_mobileclip_s0_ctx16.pt", SAM31["s0-3.1"])),
+        ("l-3.1", ("sam3p1_litetext/sam3p1_litetext_mobileclip_l_ctx16.pt", SAM31["l-3.1"])),
+        ("l", (NEW["l"], "sam3_litetext/sam3_litetext_mobileclip_l_ctx16.pt")),
+    ],
+)
+def test_an_alias_never_chooses_between_different_files(alias, paths, hub):
+    put(hub, *paths)
+    done = sam3lite("inspect", alias, "--json")
+    assert done.code == 2 and done.json["error"]["code"] == "ambiguous_alias"
+    assert all(path in done.json["error"]["message"] for path in paths)
+    assert done.json["error"]["details"] == {"checkpoints": sorted(paths)}
+
+
+def test_one_file_under_two_names_is_one_file(hub):
+    one, two = (f"sam3p1_litetext/{naming}_mobileclip_s0_ctx16.pt" for naming in "ab")
+    hub.add_repo(REPO, {one: b"the same", two: b"the same"})
+    assert found("s0-3.1") == two
+
+
+def test_an_alias_that_the_repository_lacks_names_what_is_there(hub):
+    put(hub, *OLD.values())
+    said = refused("s0-3.1")
+    assert "no file or alias s0-3.1" in said and "Its aliases: s0, s1, l." in said
+    assert all(path in said for path in OLD.values())
+    hub.reset()
+    put(hub, *SAM31.values())
+    said = refused("s0")
+    assert f"Its aliases: {', '.join(SAM31)}." in said and SAM31["s0-3.1"] in said
+
+
+def test_what_only_looks_like_a_released_file_has_no_alias(hub):
+    put(
+        hub,
+        "sam3_litetext/tuned_mobileclip_s0_ctx16.pt",
+        "sam3p1_litetext/mobileclip_s0_ctx16.pt.bak",
+        "sam3p1_litetext/deep/sam3p1_litetext_mobileclip_s0_ctx16.pt",
+        "sam3p1_litetext/sam3p1_litetext_mobileclip_s0_ctx77.pt",
+        "other/sam3p1_litetext_mobileclip_s0_ctx16.pt",
+    )
+    assert "Its aliases" not in refused("s0") and "Its aliases" not in refused("s0-3.1")
 
 
 def test_a_path_in_the_repository(s0, hub):

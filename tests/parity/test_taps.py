@@ -117,8 +117,8 @@ def test_what_a_tap_reads_and_what_is_behind_it():
     assert [enclosing(tap) for tap in THREE] == [None] * len(THREE)
     with pytest.raises(ValueError, match="embeddings reads the ids"):
         read_at("embeddings", THREE)
-    assert tensors_behind("layers.12") == ("encoder.transformer.12.",)
-    assert tensors_behind("projected") == ("projector.",)
+    assert tensors_behind("layers.12") == ("encoder.transformer.12.", "encoder.transformer.resblocks.12.")
+    assert tensors_behind("projected") == ("projector.", "resizer.")
 
 
 def test_what_the_detector_reads():

@@ -15,11 +15,16 @@ from sam3lite_convert.plan.operations import (
     OPERATIONS,
     Drop,
     DropClassRow,
+    Duplicate,
+    Join,
     Keep,
     Lost,
     Slice,
     Split,
     Transpose,
+    Zeros,
+    joined_rows,
+    joined_shape,
     positions,
     with_positions,
 )
@@ -112,7 +117,7 @@ def test_drop_has_no_target_and_needs_a_reason():
         (DropClassRow(), (17, 4), "three dimensions"),
         (DropClassRow(), (1, 15, 4), "not a square grid"),
         (DropClassRow(), (1, 3, 4), "not a square grid"),
-        (Keep(2), (3, 4), "four dimensions"),
+        (Keep(2), (3, 4, 1), "four dimensions, or two"),
         (Keep(2), (1, 1, 3, 4, 1), "four dimensions"),
     ],
 )
@@ -135,16 +140,60 @@ def test_a_cut_keeps_the_first_rows(rows, width, data):
     assert cut.lost(tuple(table.shape)) == (None if count == rows else lost)
 
 
-@pytest.mark.parametrize("operation", [Split(), Transpose(), DropClassRow(), Drop()])
+@given(st.integers(1, 8), st.integers(1, 4), st.data())
+def test_a_cut_of_clips_table_keeps_its_first_rows(rows, width, data):
+    count = data.draw(st.integers(1, rows))
+    table = numbered((rows, width))
+    assert_makes(Keep().cut(count), table, (None, table[:count]))
+
+
+@given(st.integers(1, 4), st.integers(1, 3), shapes(high=3), st.sampled_from(DTYPES))
+def test_join_makes_torchs_cat(count, rows, rest, dtype):
+    """The planner joins the sources; what the operation sees is their bytes one after another."""
+    parts = [numbered((rows, *rest), dtype) + i for i in range(count)]
+    whole = torch.cat(parts)
+    assert joined_shape([tuple(p.shape) for p in parts]) == tuple(whole.shape)
+    assert joined_rows(tuple(whole.shape), count) == (rows, *rest)
+    assert b"".join(map(raw, parts)) == raw(whole)
+    assert_makes(Join(), whole, (None, whole))
+    assert Join().source_shape([tuple(whole.shape)]) == tuple(whole.shape)
+    assert Join().lost(tuple(whole.shape)) is None
+
+
+@pytest.mark.parametrize("parts", [[(2, 3), (2, 4)], [(), ()], [(2, 3), (6,)]])
+def test_rows_that_do_not_fit_are_not_joined(parts):
+    with pytest.raises(ValueError, match="cannot be joined"):
+        joined_shape(parts)
+
+
+def test_rows_do_not_come_from_a_number_that_does_not_divide_them():
+    with pytest.raises(ValueError, match="cannot come from 3"):
+        joined_rows((4, 2), 3)
+
+
+@given(shapes(), st.sampled_from(DTYPES))
+def test_duplicate_writes_the_tensor_twice(shape, dtype):
+    tensor = numbered(shape, dtype)
+    assert_makes(Duplicate(), tensor, (None, tensor), (None, tensor))
+    assert Duplicate().source_shape([shape, shape]) == shape
+
+
+@pytest.mark.parametrize("operation", [Split(), Transpose(), DropClassRow(), Drop(), Join(), Duplicate(), Zeros()])
 def test_an_operation_that_cannot_leave_rows_out_is_not_cut(operation):
     assert operation.cut(4) is operation
 
 
 def test_the_rows_of_a_position_table():
-    assert (positions((1, 1, 16, 64)), positions((16, 64)), positions(())) == (16, None, None)
-    assert with_positions((1, 1, 16, 64), 8) == (1, 1, 8, 64)
+    """MobileCLIP's table has four dimensions, CLIP's two."""
+    assert (positions((1, 1, 16, 64)), positions((32, 64)), positions((16, 64, 1)), positions(())) == (
+        16,
+        32,
+        None,
+        None,
+    )
+    assert (with_positions((1, 1, 16, 64), 8), with_positions((32, 64), 8)) == ((1, 1, 8, 64), (8, 64))
     with pytest.raises(ValueError, match="four dimensions"):
-        with_positions((16, 64), 8)
+        with_positions((16, 64, 1), 8)
 
 
 # ---- together -----------------------------------------------------------------------------------------
@@ -152,7 +201,7 @@ def test_the_rows_of_a_position_table():
 
 def test_each_operation_is_known_by_its_name_and_each_has_a_place_in_the_tables():
     assert all(OPERATIONS[o.name] is o for o in OPERATIONS.values())
-    used = {r.operation.name for layout in LAYOUTS for r in shipped_tables().layout(layout).rules}
+    used = {r.operation.name for layout in shipped_tables().layouts.values() for r in layout.rules}
     assert used == set(OPERATIONS)
 
 

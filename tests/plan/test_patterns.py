@@ -19,7 +19,7 @@ SLOWLY = settings(max_examples=200, deadline=None, suppress_health_check=list(He
 
 def rule(pattern: str, *targets: str, key: str) -> Rule:
     """A rule that was checked as a table is when it is loaded."""
-    made = Rule("r", "t.ini", OPERATIONS["keep"], pattern, targets, key)
+    made = Rule("r", "t.ini", OPERATIONS["keep"], (pattern,), targets, key)
     made.check(backwards=True)
     return made
 
@@ -159,7 +159,7 @@ def test_what_came_with_python_3_11_is_refused(pattern, says):
 )
 def test_targets_of_one_rule_have_names_apart(targets, good):
     """Else one name would lead back to two keys."""
-    made = Rule("r", "t.ini", OPERATIONS["split"], r"l\.(?P<i>\d+)\.(?P<p>.+)", targets, "l.1.w")
+    made = Rule("r", "t.ini", OPERATIONS["split"], (r"l\.(?P<i>\d+)\.(?P<p>.+)",), targets, "l.1.w")
     if good:
         made.check(backwards=True)
         assert [made.reverse(t) for t in made.apply("l.2.x") or ()] == ["l.2.x"] * 2
@@ -173,13 +173,13 @@ def test_a_rule_that_is_read_forwards_alone_may_hold_any_of_it(pattern):
     """Spellings have a target and are never read backwards; a drop has no target."""
     key = next(k for p, _, k, _ in REFUSED if p == pattern)
     for targets in ((), ("v",)):
-        made = Rule("r", "t.ini", OPERATIONS["drop"], pattern, targets, key)
+        made = Rule("r", "t.ini", OPERATIONS["drop"], (pattern,), targets, key)
         made.check(backwards=not targets)
         assert made.apply(key) == targets
 
 
 def test_an_optional_group_of_a_spelling_is_empty_where_it_is_absent():
-    made = Rule("r", "spellings.ini", OPERATIONS["keep"], r"(?P<a>m\.)?w", ("{a}v",), "w")
+    made = Rule("r", "spellings.ini", OPERATIONS["keep"], (r"(?P<a>m\.)?w",), ("{a}v",), "w")
     assert (made.apply("w"), made.apply("m.w")) == (("v",), ("m.v",))
 
 
@@ -236,7 +236,7 @@ def rules(draw: st.DrawFn) -> tuple[str, tuple[str, ...]]:
 def test_each_target_of_an_accepted_rule_leads_back_to_its_key(written, data):
     pattern, targets = written
     keys = st.from_regex(pattern, fullmatch=True)
-    made = Rule("r", "t.ini", OPERATIONS["keep"], pattern, targets, data.draw(keys) if data else "1x2")
+    made = Rule("r", "t.ini", OPERATIONS["keep"], (pattern,), targets, data.draw(keys) if data else "1x2")
     try:
         made.check(backwards=True)
     except ValueError:
@@ -254,7 +254,7 @@ def test_each_target_of_an_accepted_rule_leads_back_to_its_key(written, data):
 @given(rules(), st.text("x.ab_1", max_size=8))
 def test_what_is_read_backwards_leads_there(written, target):
     pattern, targets = written
-    made = Rule("r", "t.ini", OPERATIONS["keep"], pattern, targets, "")
+    made = Rule("r", "t.ini", OPERATIONS["keep"], (pattern,), targets, "")
     try:
         source = made.reverse(target)
     except ValueError:

@@ -12,6 +12,7 @@ from support.rows import (
     VISION,
     fake,
     faults_of,
+    key_list,
     plan_of,
     reshaped,
     rows_of,
@@ -414,7 +415,7 @@ def test_a_wrong_shape_is_told_with_both_shapes(small_rows):
         (VISION + "trunk.pos_embed", (17, 128), "has three dimensions"),
         (VISION + "trunk.pos_embed", (1, 17, 128, 1), "has three dimensions"),
         (VISION + "trunk.pos_embed", (1, 15, 128), "not a square grid"),
-        (TEXT + "encoder.positional_embedding.pos_embed.pos_embed", (16, 64), "has four dimensions"),
+        (TEXT + "encoder.positional_embedding.pos_embed.pos_embed", (16, 64, 1), "has four dimensions"),
     ],
 )
 def test_why_a_shape_does_not_allow_the_operation_is_told(small_rows, key, shape, says):
@@ -650,32 +651,32 @@ def test_an_unknown_layout_cannot_run(small_rows):
 
 # ---- relatives ------------------------------------------------------------------------------
 
-RELATIVES = [  # a key that betrays it, whether its text encoder converts
-    (TEXT + "encoder.transformer.resblocks.0.ln_1.weight", False),
-    (TEXT + "encoder.embedding.weight", False),
-    (TEXT + "encoder.layers.3.0.weight", False),
-    (TEXT + "encoder.embed_proj.weight", False),
-    (TEXT + "encoder.transformer.0.token_mixer.reparam_conv.weight", False),
-    (VISION + "trunk.model.stages.0.blocks.0.weight", True),
-    (VISION + "interactive_convs.0.conv_1x1.weight", True),
-    (VISION + "propagation_convs.0.conv_1x1.weight", True),
+RELATIVES = [  # a key that betrays it, its name, whether its text encoder converts
+    (TEXT + "encoder.transformer.resblocks.0.ln_1.weight", "a checkpoint with two text encoders", False),
+    (TEXT + "encoder.embedding.weight", "EfficientSAM3 with a CNN text encoder", False),
+    (TEXT + "encoder.layers.3.0.weight", "EfficientSAM3 with a CNN text encoder", False),
+    (TEXT + "encoder.embed_proj.weight", "a student on teacher embeddings", False),
+    (TEXT + "encoder.transformer.0.token_mixer.reparam_conv.weight", "fused RepMixer blocks", False),
+    (VISION + "trunk.model.stages.0.blocks.0.weight", "EfficientSAM3 with an image student", True),
+    (VISION + "trunk.model.backbone.model.features.0.weight", "EfficientSAM3 with an image student (RepViT)", True),
 ]
 
 
 @pytest.mark.parametrize("prefix", ["detector.", ""])
-@pytest.mark.parametrize(("key", "text_open"), RELATIVES)
-def test_a_relative_is_refused_by_name(small_rows, key, text_open, prefix):
+@pytest.mark.parametrize(("key", "kind", "text_open"), RELATIVES)
+def test_a_relative_is_refused_by_name(small_rows, key, kind, text_open, prefix):
     rows = {prefix + k.removeprefix("detector."): v for k, v in (small_rows | {key: ("float32", (4,))}).items()}
-    fault = unsound(rows)
+    fault = unsound(rows, layout="transformers")
     assert fault.code == "unsupported_checkpoint"
     assert fault.details["component_text"] is text_open
-    assert fault.details["kind"] in fault.message
+    assert fault.details["kind"] == kind
+    assert f"this is {kind}, not a" in fault.message
     assert ("--component text" in fault.message) is text_open
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("key", "text_open"), RELATIVES)
-def test_the_text_encoder_of_a_relative_converts_where_it_is_ours(small_rows, key, text_open, layout):
+@pytest.mark.parametrize(("key", "kind", "text_open"), RELATIVES)
+def test_the_text_encoder_of_a_relative_converts_where_it_is_ours(small_rows, key, kind, text_open, layout):
     rows = small_rows | {key: ("float32", (4,))}
     if text_open:
         mapped, _ = outline(plan_of(rows, layout=layout, component="text"))
@@ -685,18 +686,18 @@ def test_the_text_encoder_of_a_relative_converts_where_it_is_ours(small_rows, ke
 
 
 def test_a_relative_in_two_ways_is_closed_when_one_is(small_rows):
-    rows = small_rows | {RELATIVES[0][0]: ("float32", (4,)), RELATIVES[5][0]: ("float32", (4,))}
+    rows = small_rows | {RELATIVES[1][0]: ("float32", (4,)), RELATIVES[6][0]: ("float32", (4,))}
     assert unsound(rows).details["component_text"] is False
     assert unsound(rows, component="text").details["component_text"] is False
     # It is called what closes it, wherever that stands among its kinds.
-    kinds = ["SAM3 with its CLIP teacher", "EfficientSAM3 with an image student"]
+    kinds = [RELATIVES[1][1], RELATIVES[6][1]]
     assert (unsound(rows).details["kind"], unsound(rows).details["kinds"]) == (kinds[0], kinds)
 
 
-def test_a_relative_in_two_open_ways_is_called_by_the_first(small_rows):
-    fault = unsound(small_rows | {RELATIVES[5][0]: ("float32", (4,)), RELATIVES[6][0]: ("float32", (4,))})
-    assert fault.details["kinds"] == ["EfficientSAM3 with an image student", "SAM3.1"]
-    assert fault.details["kind"] == "EfficientSAM3 with an image student"
+def test_a_file_of_two_variants_is_called_by_both():
+    fault = unsound(key_list("student_sam3p1_tinyvit_s0"))
+    assert fault.details["kinds"] == ["EfficientSAM3 with an image student (TinyViT)", "SAM3.1"]
+    assert "this is EfficientSAM3 with an image student (TinyViT) and SAM3.1, not a" in fault.message
     assert fault.details["component_text"] is True
 
 

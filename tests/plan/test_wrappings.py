@@ -249,3 +249,22 @@ def test_a_part_under_a_prefix_of_its_own_is_no_second_copy() -> None:
     with pytest.raises(UnsoundPlan) as refusal:
         plan_of({k: v for k, v in rows.items() if "vision" not in k})
     assert refusal.value.code == "unknown_prefix" and "--strip-prefix detector.text." in refusal.value.message
+
+
+def test_the_base_of_a_fine_tune_fills_what_it_lacks_and_its_own_tensors_count(small_rows):
+    """What upstream plans for stage 3: the fine-tune's tensors, and those that it was trained from under a prefix."""
+    own = {k: v for k, v in small_rows.items() if ".geometry_encoder." not in k}
+    both = own | {f"preserved_base_model.{k}": v for k, v in small_rows.items()}
+    plan, alone = plan_of(both), plan_of(small_rows)
+    assert {k: m.shape for k, m in plan.mapped.items()} == {k: m.shape for k, m in alone.mapped.items()}
+    sources = {s.key for m in plan.mapped.values() for s in m.sources}
+    assert {k for k in sources if k.startswith("preserved_base_model.")} == {
+        f"preserved_base_model.{k}" for k in small_rows if ".geometry_encoder." in k and ".points_" not in k
+    }
+    assert plan.dropped_by_label["other copy (base model)"] == len(own)
+    assert plan.counts.mapped + plan.counts.dropped == len(both)
+
+
+def test_a_file_of_the_base_alone_is_that_model(small_rows):
+    rows = {f"preserved_base_model.{k}": v for k, v in small_rows.items()}
+    assert plan_of(rows).counts == plan_of(small_rows).counts

@@ -29,6 +29,11 @@ NEW = {
     for context, suffix in ((16, ""), (32, "-32"))
     for alias, name in {"s0": "_s0", "s1": "_s1", "l": "2_l"}.items()
 }
+SAM31 = {
+    f"{alias}-3.1{suffix}": f"sam3p1_litetext/sam3p1_litetext_mobileclip{name}_ctx{context}.pt"
+    for context, suffix in ((16, ""), (32, "-32"))
+    for alias, name in {"s0": "_s0", "s1": "_s1", "l": "2_l"}.items()
+}
 
 
 def checkpoint(folder: Path, name: str, **more: torch.Tensor) -> Path:

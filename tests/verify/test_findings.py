@@ -284,12 +284,12 @@ FILES = {
     "V-TOKENIZER": spoil_tokenizer,
 }
 PACKED = ("V-QKV-ORDER", "V-QKV-INTERLEAVED")
-# Made in tests of their own; those of a folder in tests/verify/test_taken.py.
+# Made in tests of their own; those of a folder in tests/verify/test_taken.py, V-LICENCE in tests/cli/test_licence.py.
 OF_A_FOLDER = {
     folders.NOT_TAKEN, folders.INDEX, folders.TWICE, folders.WEIGHTS, folders.FORMAT, folders.WRAPPED,
     folders.PREFIX, folders.DISTRIBUTED, folders.ADAPTER,
 }  # fmt: skip
-ELSEWHERE = {"V-RECEIPT", "V-CAST-OVERFLOW", "V-ROTARY", *OF_A_FOLDER}
+ELSEWHERE = {"V-RECEIPT", "V-LICENCE", "V-CAST-OVERFLOW", "V-ROTARY", *OF_A_FOLDER}
 
 
 def codes_in_the_code():

@@ -64,7 +64,7 @@ class CallSettings:
 
     ``text_cleaning``: the tokenizer that makes the ids, a key of ``Prompts.words``.
     ``truncation``: whether ids are cut to the context, with the end id last.
-    ``table_rows``: rows of the position table that the encoder has, and resizes to the length of a call.
+    ``table_rows``: rows of the position table that the encoder has, and may resize to the length of a call.
     ``sequence_length``: minimum length that ids are padded to.
     ``pad_id``: the padding id.
     ``mask``: whether padding is masked in attention.
@@ -130,10 +130,17 @@ class Moved:
     def __init__(self) -> None:
         self.running = Running()
         self.prompts: list[Difference] = []
-        self.moved = self.only_one_side = 0
+        self.moved = self.only_one_side = self.failed = 0
 
-    def add(self, reference: Tensor, candidate: Tensor) -> None:
-        """Add one prompt's valid tokens, (tokens, output_dim) on each side."""
+    def add(self, reference: Tensor, candidate: Tensor | None) -> None:
+        """Add one prompt's valid tokens, (tokens, output_dim) on each side; None if the candidate's call failed."""
+        if candidate is None:
+            one = Running()
+            one.add(reference, torch.full_like(reference, torch.nan))
+            self.prompts.append(one.difference())
+            self.failed += 1
+            self.moved += 1
+            return
         common = min(len(reference), len(candidate))
         one = Running()
         one.add(reference[:common], candidate[:common])
@@ -155,6 +162,7 @@ class Moved:
             max_abs_diff=d.max_abs,
             prompts=self.moved,
             tokens_without_counterpart=self.only_one_side,
+            calls_failed=self.failed,
         )
 
 
@@ -180,7 +188,8 @@ def load_stock(setup: Setup) -> Stock:
             f"{setup.layout}. {instead}, or leave --as-used out",
             "usage",
         )
-    model = stock_model(setup.plan.layout.family, setup.config, setup.weights, setup.dtype)
+    resizes = setup.evidence.model.resizes_positions
+    model = stock_model(setup.plan.layout.family, setup.config, setup.weights, setup.dtype, resizes)
     return Stock(stock_tokenizer(setup.folder), model)
 
 
@@ -263,6 +272,7 @@ def behaviour(
     asked = prompts.calls(original, range(len(texts)))
     longer = sum(len(words) > STOCK_LENGTH for words in prompts.words["stock"])
     verdict, recipe_verdict = (_capped(verdict_of(moved, limit), weights) for moved in (together, by_recipe))
+    words = words_of_cause if stock.model.resizes else words_of_causal
     return BehaviourRecord(
         verdict=verdict,
         summary=_summary(verdict, together.record(), dtype),
@@ -277,8 +287,7 @@ def behaviour(
         longer_than_the_processor_pads=longer,
         prompts=_worst(prompts, asked, as_used, together),
         causes=tuple(
-            Cause(name=name, words=words_of_cause(name, original, used, longer), error=m.record())
-            for name, m in moved.items()
+            Cause(name=name, words=words(name, original, used, longer), error=m.record()) for name, m in moved.items()
         ),
         absent=tuple(
             NoCause(name=f.name, words=words_of_same(f.name, original))
@@ -301,6 +310,8 @@ def _rows_of_the_original(setup: Setup, there: int) -> int:
 
     ``there``: rows of the candidate's table.
     """
+    if not setup.evidence.model.resizes_positions:
+        return there  # rows behind those of a call change nothing
     source = setup.evidence.full_table
     held = next(setup.weights[m.target] for m in setup.plan.mapped.values() if m.position_table)
     if source is None:
@@ -330,9 +341,10 @@ def _reference(setup: Setup, calls: Sequence[Call]) -> list[Tensor]:
     return [c.valid(row) for row, c in zip(out, calls, strict=True)]
 
 
-def _features(model: StockModel, calls: Sequence[Call], attention: str) -> list[Tensor]:
-    """The candidate's text features at each call's valid tokens; calls of the same length share a batch."""
-    out: dict[int, Tensor] = {}
+def _features(model: StockModel, calls: Sequence[Call], attention: str) -> list[Tensor | None]:
+    """The candidate's text features at each call's valid tokens; calls of the same length share a batch. None for a
+    call on which the library fails."""
+    out: dict[int, Tensor | None] = {}
     order = sorted(range(len(calls)), key=lambda n: (len(calls[n].ids), n))
     for _, rows in groupby(order, key=lambda n: len(calls[n].ids)):
         group = list(rows)
@@ -340,8 +352,8 @@ def _features(model: StockModel, calls: Sequence[Call], attention: str) -> list[
         # Calls with the same settings either all have a mask or all have none, and the same table.
         mask = torch.tensor([calls[n].words for n in group]) if calls[group[0]].masked else None
         found = model.features(ids, mask, attention, calls[group[0]].table_rows)
-        for n, row in zip(group, found, strict=True):
-            out[n] = calls[n].valid(row)
+        for n, row in zip(group, [None] * len(group) if found is None else found, strict=True):
+            out[n] = None if row is None else calls[n].valid(row)
     return [out[n] for n in range(len(calls))]
 
 
@@ -349,7 +361,7 @@ def _move(
     moved: Moved,
     model: StockModel,
     before: Sequence[Call],
-    alone: Sequence[Tensor],
+    alone: Sequence[Tensor | None],
     after: Sequence[Call],
     attention: str,
 ) -> None:
@@ -357,6 +369,7 @@ def _move(
     changed = [n for n, (a, b) in enumerate(zip(before, after, strict=True)) if a != b or attention != "eager"]
     features = dict(zip(changed, _features(model, [after[n] for n in changed], attention), strict=True))
     for n, ours in enumerate(alone):
+        assert ours is not None  # the call of the original is never longer than the table
         moved.add(ours, features.get(n, ours))
 
 
@@ -386,7 +399,8 @@ def verdict_of(moved: Moved, limit: float) -> Verdict:
     if moved.zero:
         return "exact"
     worst = moved.running.difference()
-    return "within_tolerance" if not moved.only_one_side and worst.max_abs <= limit else "differs"
+    compared = not moved.only_one_side and not moved.failed
+    return "within_tolerance" if compared and worst.max_abs <= limit else "differs"
 
 
 def _capped(verdict: Verdict, weights: Verdict) -> Verdict:
@@ -406,6 +420,9 @@ def _summary(verdict: Verdict, error: FeatureError, dtype: str) -> str:
         )
     missing = error.tokens_without_counterpart
     lost = f"; {missing:,} tokens exist on one side only and were not compared" if missing else ""
+    if error.calls_failed:
+        prompts = "a prompt, which has" if error.calls_failed == 1 else f"{error.calls_failed:,} prompts, which have"
+        lost += f"; the call fails on {prompts} more ids than the position table has rows"
     figures = f"relative L2 {number(error.relative_l2)}, max abs diff {number(error.max_abs_diff)}"
     return f"the text features of valid tokens differ from the original's{run}: {figures}{lost}"
 
@@ -445,6 +462,21 @@ def words_of_cause(name: str, original: CallSettings, used: CallSettings, longer
         "mask": "padding is masked in the text encoder; the original attends to it",
         "attention": f"{used.attention} attention, not eager: different rounding",
     }[name]
+
+
+def words_of_causal(name: str, original: CallSettings, used: CallSettings, longer: int = 0) -> str:
+    """The same for an encoder that masks causally and never resizes its table."""
+    rows, length = used.table_rows, used.sequence_length
+    fails = f": more than the {rows} rows of the position table, and the model fails" if length > rows else ""
+    words = {
+        "truncation": f"a prompt longer than {original.sequence_length} tokens is not cut, and the model fails on more "
+        f"than {rows}",
+        "sequence_length": f"padded to {length}, not {original.sequence_length}{fails}",
+        "pad_id": f"padded with id {used.pad_id}, not {original.pad_id}; padding stands behind the words, which do not "
+        "read it",
+        "mask": "padding is masked in the text encoder, but not in the original; no word reads what is behind it",
+    }
+    return words[name] if name in words else words_of_cause(name, original, used, longer)
 
 
 def words_of_same(name: str, original: CallSettings) -> str:

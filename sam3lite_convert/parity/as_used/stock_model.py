@@ -20,7 +20,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.families import Family
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, Sam3LiteTextModel
+    from transformers import BatchEncoding, Sam3LiteTextModel, Sam3Model
 
     from sam3lite_convert.records.record import JsonValue
 
@@ -149,41 +149,60 @@ class StockModel:
     ``model``: the library's model.
     ``name``: the calls and the version of the library, for reports.
     ``default_attention``: the attention implementation that the library chose.
-    ``table``: its text position table, (1, 1, rows, width).
+    ``table``: its text position table, (..., rows, width).
+    ``resizes``: whether it resizes the table to other lengths; if not, it reads the first rows, and none beyond.
     """
 
-    def __init__(self, model: Sam3LiteTextModel, name: str) -> None:
+    def __init__(self, model: Sam3LiteTextModel | Sam3Model, name: str, resizes: bool) -> None:
         self.model = model
         self.name = name
         self.default_attention = str(model.config._attn_implementation)
-        self.table = model.text_encoder.embeddings.position_embedding.position_embedding.data
+        self.resizes = resizes
+        text: Any = model.text_encoder
+        if resizes:
+            self._holder = text.embeddings.position_embedding
+            self.table: Tensor = self._holder.position_embedding.data
+        else:
+            self.table = text.text_model.embeddings.position_embedding.weight.data
 
     @property
     def rows(self) -> int:
         """Rows of its position table."""
-        return int(self.table.shape[2])
+        return int(self.table.shape[-2])
 
     def use(self, attention: str, rows: int) -> None:
-        """Use this attention implementation, and the first ``rows`` rows of the position table, from now on."""
+        """Use this attention implementation, and the first ``rows`` rows of the position table, from now on; a table
+        that is never resized stays, since the rows behind change nothing."""
         self.model.text_encoder.set_attn_implementation(attention)
-        holder = self.model.text_encoder.embeddings.position_embedding
-        holder.position_embedding = torch.nn.Parameter(self.table[:, :, :rows], requires_grad=False)
+        if self.resizes:
+            self._holder.position_embedding = torch.nn.Parameter(self.table[:, :, :rows], requires_grad=False)
 
     @torch.inference_mode()
-    def features(self, ids: Tensor, mask: Tensor | None, attention: str, rows: int) -> Tensor:
-        """The text features, (batch, sequence, output_dim). ``ids``, ``mask``: (batch, sequence)."""
+    def features(self, ids: Tensor, mask: Tensor | None, attention: str, rows: int) -> Tensor | None:
+        """The text features, (batch, sequence, output_dim); None if the library fails because there are more ids than
+        rows. ``ids``, ``mask``: (batch, sequence)."""
         self.use(attention, rows)
-        out: Tensor = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+        try:
+            out: Tensor = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+        except (ValueError, IndexError, RuntimeError):
+            if self.resizes or ids.shape[1] <= self.rows:
+                raise
+            return None
         return out
 
 
 def stock_model(
-    family: Family, config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype
+    family: Family,
+    config: Mapping[str, JsonValue],
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    resizes: bool = True,
 ) -> StockModel:
     """Build the stock model around these weights.
 
     ``config``: ``text_config`` of the transformers layout.
     ``weights``: by target key; not copied.
+    ``resizes``: whether its text encoder resizes the position table.
 
     Raises CannotRun if transformers is not installed, UnsoundPlan if the text side does not get all of its weights.
     """
@@ -202,4 +221,4 @@ def stock_model(
 
     names = family.library
     called = f"{names.processor}'s tokenizer call and {names.model}.get_text_features"
-    return StockModel(model, f"{called} (transformers {transformers.__version__})")
+    return StockModel(model, f"{called} (transformers {transformers.__version__})", resizes)

@@ -25,6 +25,7 @@ from sam3lite_convert.parity.setup import (
     ParityOptions,
     check_settings,
     check_source,
+    chosen_layout,
     context_notes,
     recognised,
     whole,
@@ -121,7 +122,7 @@ def set_up_detector(
         plan = recognised(folder, source, mappings, options, notes)
         check_settings(folder, plan, options)
     else:
-        layout = mappings.layout(options.candidate or Options().layout)
+        layout = chosen_layout(source, mappings, options.candidate)
         check_candidate(layout, mappings)
         plan = make_plan(source, mappings, Options(layout.name, context=options.context, causal=options.causal))
     check_candidate(plan.layout, mappings)

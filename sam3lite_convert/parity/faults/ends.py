@@ -14,16 +14,21 @@ from sam3lite_convert.parity.taps import FINAL_NORM
 
 def embeddings_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Faults of the first layer's input: token and position embedding."""
-    encoder, ids = evidence.model.encoder, evidence.ids
-    tokens = encoder.embedding_layer(ids)
+    model, ids = evidence.model, evidence.ids
+    embedding, table = model.parts.embedding, model.parts.table
+    tokens = embedding(ids)
     dim, length = tokens.shape[2], ids.shape[1]
-    if encoder.positional_embedding is None:
+    found = model.positions(length)
+    if table is None or found is None:
         return
-    positions = encoder.positional_embedding(length).to(tokens.dtype)
-    table = encoder.positional_embedding.pos_embed.pos_embed
+    positions = found.to(tokens.dtype)
+    resizes = model.resizes_positions
 
     def with_table(rows: Tensor, align_corners: bool = False) -> Callable[[], Tensor]:
         return lambda: tokens + _resized(rows, length, align_corners).to(tokens.dtype)
+
+    def read_from(rows: Tensor) -> Callable[[], Tensor]:
+        return with_table(rows if resizes else rows[:, :, :length])
 
     def scaled(factor: float, both: bool) -> Callable[[], Tensor]:
         return lambda: (tokens + positions) * factor if both else tokens * factor + positions
@@ -44,22 +49,38 @@ def embeddings_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
             else:
                 rolled[:, :, :-shift] = torch.nan
                 words = f"the position table is shifted: row 0 is at position {-shift}"
-            yield Hypothesis(f"positions_shifted:{shift:+d}", words, with_table(rolled))
+            yield Hypothesis(f"positions_shifted:{shift:+d}", words, read_from(rolled))
     words = "the position table is reversed: the last row comes first"
-    yield Hypothesis("positions_reversed", words, with_table(table.flip(2)))
+    yield Hypothesis("positions_reversed", words, read_from(table.flip(2)))
     start, end = ids[0, 0], ids[0].max()
     others = {
         "pad_zero": ("the embedding of the padding id 0 is zero", tokens * (ids != 0).unsqueeze(-1)),
         "ends_swapped": (
             "start and end id are exchanged",
-            encoder.embedding_layer(torch.where(ids == start, end, torch.where(ids == end, start, ids))),
+            embedding(torch.where(ids == start, end, torch.where(ids == end, start, ids))),
         ),
         **_other_ids(evidence),
-        "vocabulary_shifted:+1": ("every id reads the row after its own", _rows(encoder.embedding_layer, ids + 1)),
-        "vocabulary_shifted:-1": ("every id reads the row before its own", _rows(encoder.embedding_layer, ids - 1)),
+        "vocabulary_shifted:+1": ("every id reads the row after its own", _rows(embedding, ids + 1)),
+        "vocabulary_shifted:-1": ("every id reads the row before its own", _rows(embedding, ids - 1)),
     }
     for key, (words, embedded) in others.items():
         yield Hypothesis(key, words, lambda e=embedded: e + positions)  # type: ignore[misc]
+    if resizes:
+        yield from _resizing_faults(evidence, tokens, table)
+    elif length < table.shape[2]:
+        words = f"the position table is resized to {length} rows; the original reads its first {length}"
+        yield Hypothesis("positions_resized", words, with_table(table))
+        words = f"the position table is resized to {length} rows, with align_corners; the original reads the first"
+        yield Hypothesis("positions_resized:align_corners", words, with_table(table, True))
+
+
+def _resizing_faults(evidence: Evidence, tokens: Tensor, table: Tensor) -> Iterator[Hypothesis]:
+    """Faults of an encoder that resizes its table where a sequence has another length."""
+    dim, length = tokens.shape[2], tokens.shape[1]
+
+    def with_table(rows: Tensor, align_corners: bool = False) -> Callable[[], Tensor]:
+        return lambda: tokens + _resized(rows, length, align_corners).to(tokens.dtype)
+
     full, rows = evidence.full_table, table.shape[2]
     if full is not None and full.shape[2] > rows:
         words = f"the position table was not cut to {rows} rows: all {full.shape[2]} are resized to {length}"
@@ -87,7 +108,7 @@ def embeddings_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
 
 def _other_ids(evidence: Evidence) -> dict[str, tuple[str, Tensor]]:
     """Key -> words and token embedding, for ids that a port may have been given in place of these."""
-    embedding, ids = evidence.model.encoder.embedding_layer, evidence.ids
+    embedding, ids = evidence.model.parts.embedding, evidence.ids
     behind = torch.arange(ids.shape[1]) > ids.argmax(-1, keepdim=True)
     found = {}
     if bool(behind.any()):
@@ -122,7 +143,7 @@ def _resized(table: Tensor, length: int, align_corners: bool = False) -> Tensor:
 
 def final_norm_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Faults of the LayerNorm after the last layer."""
-    run = Run(evidence, tap, evidence.model.encoder.final_layer_norm)
+    run = Run(evidence, tap, evidence.model.parts.norm)
     yield from run.eps(nn.LayerNorm, "LayerNorm")
     yield from run.biases()
     yield from run.other_norms()
@@ -134,10 +155,10 @@ def final_norm_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
 
 def projected_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Faults of the projector, which the detector reads."""
-    run = Run(evidence, tap, evidence.model.projector)
+    run = Run(evidence, tap, evidence.model.parts.projector)
     yield from run.biases()
     before = evidence.read_by(FINAL_NORM.name)
-    projector = evidence.model.projector
+    projector = evidence.model.parts.projector
     yield Hypothesis("before_norm", "the tokens are projected before the final LayerNorm", lambda: projector(before))
     right = evidence.recorded[tap]
     words = "the projected tokens are normalised to length 1"
@@ -150,7 +171,7 @@ def projected_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
 def pooled_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Faults of the pooled output: the choice of the token, the projection and its orientation."""
     tokens, ids = evidence.read_by(tap), evidence.ids
-    matrix = evidence.model.encoder.projection_layer
+    matrix = evidence.model.parts.projection
     rows = torch.arange(ids.shape[0])
     first = ids.argmax(-1)
     picked = tokens[rows, first]

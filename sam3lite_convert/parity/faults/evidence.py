@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from original_ref import TextStudentEncoder
+from original_ref import TextReference
 from sam3lite_convert.parity.encoders import Activations, hook_tap
-from sam3lite_convert.parity.taps import LAYER, ORIGINAL, layer_of, point_of, read_at
+from sam3lite_convert.parity.original import reference_kind
+from sam3lite_convert.parity.taps import LAYER, layer_of, point_of, read_at
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -85,7 +86,7 @@ class Evidence:
     ``full_table``: the checkpoint's position table before any cut.
     """
 
-    model: TextStudentEncoder
+    model: TextReference
     recorded: Activations
     ids: Tensor
     full_table: Tensor | None = None
@@ -96,12 +97,13 @@ class Evidence:
 
     def block(self, tap: str) -> nn.Module:
         """The reference's layer that a tap belongs to."""
-        return self.model.encoder.transformer[layer_of(tap)]
+        return self.model.parts.layers[layer_of(tap)]
 
     def seen_at(self, tap: str, hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
         """Hypotheses of the enclosing tap, with the activation that the reference would have at ``tap``."""
         point = point_of(tap)
-        module = self.model.get_submodule(point.module(ORIGINAL, layer_of(tap) if point.per_layer else 0))
+        kind, layer = reference_kind(self.model), layer_of(tap) if point.per_layer else 0
+        module = self.model.get_submodule(point.module(kind, layer))
 
         def seen(hypothesis: Hypothesis) -> Tensor:
             found: list[Tensor] = []
@@ -128,7 +130,7 @@ class Run:
         self._module = module
         self.read = evidence.read_by(tap)
         self.tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self.mask = evidence.model.encoder.causal_mask(self.read)
+        self.mask = evidence.model.causal_mask(self.read)
         self._args: tuple[Tensor | None, ...] = (self.mask,) if point_of(tap) is LAYER else ()
 
     def having(self, tensors: Mapping[str, Tensor], *args: Tensor | None) -> Callable[[], Tensor]:

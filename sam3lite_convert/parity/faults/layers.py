@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from original_ref.blocks import MultiHeadAttention, RepMixerBlock, TransformerLayer
+from original_ref.clip_text import ClipBlock
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, Run
 from sam3lite_convert.parity.taps import LAYER, enclosing, point_of
 
@@ -18,20 +20,64 @@ _MOST_HEADS = 64  # that a wrong number of heads is tried up to
 def layer_faults(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
     """Faults of a layer, a transformer layer or a RepMixer block."""
     block = evidence.block(tap)
-    if isinstance(block, TransformerLayer):
-        return transformer_faults(evidence, tap, block)
-    assert isinstance(block, RepMixerBlock)
-    return repmixer_faults(evidence, tap, block)
+    if isinstance(block, RepMixerBlock):
+        return repmixer_faults(evidence, tap, block)
+    return transformer_faults(evidence, tap, block)
 
 
 # ---- transformer layers
 
 
-def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) -> Iterator[Hypothesis]:
+@dataclass(frozen=True)
+class LayerParts:
+    """Where the parts of a pre-norm transformer layer are, in one of the two encoders.
+
+    ``norm1``, ``norm2``: paths of the LayerNorms before attention and before the feed-forward part.
+    ``attention``: path of attention.
+    ``qkv``: what stands before ``weight`` and ``bias`` of the fused rows of q, k and v.
+    ``fc1``, ``fc2``: paths of the feed-forward part's linear layers.
+    """
+
+    norm1: str
+    attention: str
+    qkv: str
+    norm2: str
+    fc1: str
+    fc2: str
+
+    @property
+    def out(self) -> str:
+        """Path of attention's output projection."""
+        return f"{self.attention}.out_proj"
+
+
+STUDENT_LAYER = LayerParts(
+    "pre_norm_mha.0", "pre_norm_mha.1", "pre_norm_mha.1.qkv_proj.", "pre_norm_ffn.0", "pre_norm_ffn.1", "pre_norm_ffn.4"
+)
+CLIP_LAYER = LayerParts("ln_1", "attn", "attn.in_proj_", "ln_2", "mlp.c_fc", "mlp.c_proj")
+
+
+def layer_parts(block: nn.Module) -> LayerParts:
+    """Where the parts of a transformer layer of a reference are."""
+    return CLIP_LAYER if isinstance(block, ClipBlock) else STUDENT_LAYER
+
+
+def _feed_forward(block: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The feed-forward part, without its LayerNorm."""
+    if isinstance(block, ClipBlock):
+        return block.mlp
+    assert isinstance(block, TransformerLayer)
+    _, *rest = block.pre_norm_ffn
+    return nn.Sequential(*rest)
+
+
+def transformer_faults(evidence: Evidence, tap: str, block: nn.Module) -> Iterator[Hypothesis]:
     """Faults of a transformer layer: q, k and v, heads, mask, norms, the feed-forward part."""
     run = Run(evidence, tap, block)
-    attention = next(m for m in block.modules() if isinstance(m, MultiHeadAttention))
-    names = {leaf: f"pre_norm_mha.1.qkv_proj.{leaf}" for leaf in ("weight", "bias")}
+    where = layer_parts(block)
+    attention = block.get_submodule(where.attention)
+    assert isinstance(attention, MultiHeadAttention)
+    names = {leaf: f"{where.qkv}{leaf}" for leaf in ("weight", "bias")}
     fused = {name: run.tensors[name] for name in names.values()}
     parts = {name: dict(zip("qkv", t.chunk(3), strict=True)) for name, t in fused.items()}
     for order in itertools.permutations("qkv"):
@@ -45,7 +91,7 @@ def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) ->
             for leaf, name in names.items():
                 key, words = f"qkv_order:{''.join(order)}:{leaf}", f"{swap}, in the {leaf} alone"
                 yield Hypothesis(key, words, run.having({name: rows[name]}))
-    out = "pre_norm_mha.1.out_proj.weight"
+    out = f"{where.out}.weight"
     yield from _other_rows(run, attention, fused, out)
     weight = parts[names["weight"]]
     for flipped in ("q", "k", "v", "qkv"):
@@ -84,7 +130,7 @@ def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) ->
             yield Hypothesis(f"heads:{heads}", words, run.setting(changes))
     yield from run.eps(nn.LayerNorm, "LayerNorm")
     yield from run.other_norms()
-    first, second = "pre_norm_mha.0", "pre_norm_ffn.0"
+    first, second = where.norm1, where.norm2
     both = ((first, second), (second, first))
     exchanged = {f"{x}.{leaf}": run.tensors[f"{y}.{leaf}"] for x, y in both for leaf in ("weight", "bias")}
     yield Hypothesis("norms_exchanged", "the layer's two LayerNorms are exchanged", run.having(exchanged))
@@ -92,11 +138,11 @@ def transformer_faults(evidence: Evidence, tap: str, block: TransformerLayer) ->
         ones = {f"{name}.weight": torch.ones_like(run.tensors[f"{name}.weight"])}
         yield Hypothesis(f"no_weight:{name}", f"the weight of {name} is missing (one)", run.having(ones))
     yield from run.activations()
-    yield from _other_wiring(run, block)
+    yield from _other_wiring(run, block, where)
     read = evidence.read_by(tap)
     length = read.shape[1]
     upper = torch.full((length, length), -torch.inf, dtype=read.dtype).triu(1)
-    causal = evidence.model.encoder.causal_masking
+    causal = run.mask is not None
     if causal:
         yield Hypothesis("not_causal", "there is no causal mask; the original has one", run.having({}, None))
     else:
@@ -129,12 +175,11 @@ def _other_rows(run: Run, attention: MultiHeadAttention, fused: Mapping[str, Ten
         yield Hypothesis("heads_interleaved_throughout", words, run.having(both))
 
 
-def _other_wiring(run: Run, block: TransformerLayer) -> Iterator[Hypothesis]:
+def _other_wiring(run: Run, block: nn.Module, where: LayerParts) -> Iterator[Hypothesis]:
     """Transformer layers with the right parts, connected wrongly."""
-    norm, attention = block.pre_norm_mha
+    norm, attention, norm2 = (block.get_submodule(path) for path in (where.norm1, where.attention, where.norm2))
     assert isinstance(attention, MultiHeadAttention)
-    norm2, *rest = block.pre_norm_ffn
-    ffn = nn.Sequential(*rest)
+    ffn = _feed_forward(block)
     x, mask = run.read, run.mask
 
     def attended() -> Tensor:
@@ -197,8 +242,8 @@ def _other_wiring(run: Run, block: TransformerLayer) -> Iterator[Hypothesis]:
         ),
         "no_layer": ("the layer does nothing", lambda: x),
         "residual_after_norm": ("the residual connections begin behind the LayerNorms", residual_after_norm),
-        "no_norm:pre_norm_mha.0": ("the LayerNorm before attention is left out", without_norm1),
-        "no_norm:pre_norm_ffn.0": ("the LayerNorm before the feed-forward is left out", without_norm2),
+        f"no_norm:{where.norm1}": ("the LayerNorm before attention is left out", without_norm1),
+        f"no_norm:{where.norm2}": ("the LayerNorm before the feed-forward is left out", without_norm2),
         "softmax_over_queries": (
             "softmax runs over the queries; the original's over the keys",
             with_attention(over_queries),
@@ -213,7 +258,7 @@ def _other_wiring(run: Run, block: TransformerLayer) -> Iterator[Hypothesis]:
 
 def _query_key_value(attention: MultiHeadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each (batch, heads, sequence, head_dim); the query is not scaled."""
-    fused = attention.qkv_proj(x).reshape(*x.shape[:2], 3, attention.heads, attention.head_dim)
+    fused = attention.fused(x).reshape(*x.shape[:2], 3, attention.heads, attention.head_dim)
     query, key, value = fused.permute(2, 0, 3, 1, 4)
     return query, key, value
 
@@ -358,7 +403,7 @@ def other_layers(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
         return
     block = evidence.block(tap)
     run = Run(evidence, tap, block)
-    for other, theirs in enumerate(evidence.model.encoder.transformer):
+    for other, theirs in enumerate(evidence.model.parts.layers):
         if theirs is block or type(theirs) is not type(block):
             continue
         tensors = {**dict(theirs.named_parameters()), **dict(theirs.named_buffers())}

@@ -94,11 +94,6 @@ def png(data: str) -> Markup:
     return Markup(f"data:image/png;base64,{data}") if _BASE64.fullmatch(data) else Markup("data:,")
 
 
-def plural(n: int, noun: str) -> str:
-    """1 prompt, 2 prompts."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
 def runs(ids: Sequence[int], other: Sequence[int] | None = None) -> Markup:
     """Ids in one line; three or more equal ones in a row are written once, with their number. An id is marked if
     ``other`` has another one at its position, or none."""

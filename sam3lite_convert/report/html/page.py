@@ -11,7 +11,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sam3lite_convert.figures import component_words, human_bytes, human_count
+from sam3lite_convert.figures import component_words, human_bytes, human_count, plural
 from sam3lite_convert.records.detector import DetectorDocument, StageRecord
 from sam3lite_convert.records.parity import BehaviourRecord, HeatMap, ParityDocument, TapRecord
 from sam3lite_convert.records.record import Json, JsonValue
@@ -21,7 +21,7 @@ from sam3lite_convert.report.html import GENERATOR, charts, filters
 _LISTED = 200  # entries of a list; longer ones are slow on a phone, and --json has all of them
 _FILTERS = (
     filters.breaking, filters.code, filters.coordinates, filters.cosine, filters.figure, filters.lines, filters.number,
-    filters.plural, filters.png, filters.quoted, filters.runs, filters.sentence, filters.times, component_words,
+    filters.png, filters.quoted, filters.runs, filters.sentence, filters.times, component_words, plural,
     human_count,
 )  # fmt: skip
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from support.detector_goldens import CASES, ROWS, Case, case, distance
-from support.tiny_stock import Converted, converted
-from torch import Tensor
+from support.detector_goldens import CASES, Case, case, distance
+from support.tiny_stock import Converted, converted, outputs
 
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.parity.detector.stock import text_argument
@@ -19,38 +18,6 @@ from sam3lite_convert.parity.detector.stock import text_argument
 @pytest.fixture(scope="module")
 def text() -> Converted:
     return converted(case("text"))
-
-
-def outputs(model, golden: Case) -> dict[str, Tensor]:
-    """Its results under the goldens' names, called as the original is: no mask in the text encoder, a class token."""
-    given = golden.inputs()
-    ids, image = given["input_ids"], given["image"]
-    if golden.context < ROWS:
-        table = model.text_encoder.embeddings.position_embedding.position_embedding
-        table.data = table.data[:, :, : golden.context]
-    boxes, labels = given.get("boxes"), given.get("box_labels")
-    if boxes is None or labels is None:
-        boxes, labels = torch.zeros(len(ids), 1, 4), torch.full((len(ids), 1), -10)
-    if "box_mask" in given:
-        labels = labels.masked_fill(given["box_mask"], -10)
-    rows = given.get(
-        "image_ids", torch.arange(len(ids)) if len(image) > 1 else torch.zeros(len(ids), dtype=torch.int64)
-    )
-    with torch.inference_mode():
-        out = model(
-            pixel_values=image[rows],
-            text_embeds=text_argument(model.get_text_features(input_ids=ids)),
-            attention_mask=ids.ne(0).long(),
-            input_boxes=boxes,
-            input_boxes_labels=labels,
-        )
-    return {
-        "output.pred_logits": out.pred_logits[..., None],
-        "output.pred_boxes_xyxy": out.pred_boxes,
-        "output.presence_logit_dec": out.presence_logits,
-        "output.pred_masks": out.pred_masks,
-        "output.semantic_seg": out.semantic_seg,
-    }
 
 
 # Of each kind of input one pass in the suite, and one of them with either attention.

@@ -12,7 +12,7 @@ from original_ref import Detector
 from original_ref.detector.boxes import corners
 from original_ref.detector.geometry import BoxCode, GeometryEncoder, GeometryLayer, RoiAlign, TokenSequence
 from original_ref.detector.model import Prompt
-from original_ref.encoder import PAD
+from original_ref.text_reference import PAD
 from sam3lite_convert.parity.detector.faults.changes import (
     NOTHING,
     Change,

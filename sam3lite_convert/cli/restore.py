@@ -1,0 +1,85 @@
+"""``sam3lite restore``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.checkpoint.selection import selection
+from sam3lite_convert.cli import options as o
+from sam3lite_convert.cli.shared import locate, one_checkpoint, quiet_hub, use_one_thread
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+
+if TYPE_CHECKING:
+    from sam3lite_convert.commands.sources import Source
+    from sam3lite_convert.plan.tables import Mappings
+    from sam3lite_convert.records.restore import RestoreDocument
+
+
+def restore(
+    folder: o.RestoredFolder,
+    source: o.RestoredSource = None,
+    checkpoint: o.CheckpointOption = None,
+    output: o.RestoreTo = None,
+    overwrite: o.OverwriteFile = False,
+    causal: o.Causal = False,
+    state_dict_key: o.StateDictKey = None,
+    strip_prefix: o.StripPrefix = None,
+    drop: o.Drop = None,
+    reason: o.Reason = None,
+    mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
+    json: o.Json = False,
+) -> None:
+    """Turn a converted folder back into a checkpoint under the original's names.
+
+    With the checkpoint that it was converted from, all of its tensors are written: those that the folder holds
+    unchanged are equal to the bit, and those that were trained since are the folder's. The file is written as a whole
+    or not at all.
+    """
+    from sam3lite_convert.commands.folders import locate_folder
+    from sam3lite_convert.commands.restore import check_restored_place
+    from sam3lite_convert.convert.folder import read_folder
+    from sam3lite_convert.plan.tables import load_mappings
+    from sam3lite_convert.report.restore import restored
+    from sam3lite_convert.report.terminal import as_json
+
+    chosen = selection(state_dict_key, strip_prefix, drop, reason)
+    use_one_thread()
+    name = one_checkpoint(source, checkpoint)
+    if output is None:
+        raise CannotRun("restore needs a file to write: sam3lite restore DIR --output FILE.pt", "usage")
+    place = locate_folder(folder, cache_dir)
+    check_restored_place(output, overwrite, Path(folder))  # before anything is downloaded
+    quiet_hub(json)
+    mappings = load_mappings(mapping)
+    path, repository = place.whole()
+    read_folder(path)  # first: a folder that cannot be read needs no download of the checkpoint
+    original = None if name is None else locate(name, repo_id, revision, cache_dir, json, chosen).whole()
+    document = _restore(path, output, mappings, original, overwrite, causal, json)
+    (as_json if json else restored)(replace(document, folder=folder, repository=repository))
+
+
+def _restore(
+    folder: Path,
+    output: Path,
+    mappings: Mappings,
+    original: Source | None,
+    overwrite: bool,
+    causal: bool,
+    json: bool,
+) -> RestoreDocument:
+    from sam3lite_convert.commands.restore import restore_checkpoint
+    from sam3lite_convert.report.terminal import byte_progress
+
+    held = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    totals = {"write": held if original is None else original.size}
+    labels = {"compare": "comparing", "hash": "hashing the checkpoint", "write": "writing"}
+    if original is not None:
+        totals = {"compare": held, "hash": original.size} | totals
+    with byte_progress(totals, labels, json) as progress:
+        return restore_checkpoint(folder, output, mappings, original, overwrite, causal, progress)

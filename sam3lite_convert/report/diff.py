@@ -1,0 +1,112 @@
+"""Shows how two checkpoints differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.table import Table
+
+from sam3lite_convert.figures import component_words, number
+from sam3lite_convert.records.diff import ComponentDiff, DiffCounts, DiffDocument, TensorDiff
+from sam3lite_convert.report.inspect import headline
+from sam3lite_convert.report.terminal import say, show
+
+_LISTED = 20  # tensors
+_WIDTH = 75  # of what is said of one, in characters, without the space before it
+_STYLES = {"equal": "bold green", "equal_up_to_cast": "bold green", "shared_equal": "bold green"}
+
+# Heading, the number, and whether the column is shown where all of its numbers are zero.
+_COLUMNS: tuple[tuple[str, Callable[[DiffCounts], int], bool], ...] = (
+    ("equal", lambda c: c.equal, True),
+    ("cast", lambda c: c.equal_up_to_cast, False),
+    ("cut", lambda c: c.cut, False),
+    ("changed", lambda c: c.changed, True),
+    ("integers", lambda c: c.integers_changed, False),
+    ("reshaped", lambda c: c.reshaped, False),
+    ("only in A", lambda c: c.only_in_a, False),
+    ("only in B", lambda c: c.only_in_b, False),
+)
+
+
+def compared(d: DiffDocument, every: bool = False) -> None:
+    """What is equal, what changed, and by how much. ``every``: list all tensors that differ, not the first of them."""
+    for label, file in (("A", d.a), ("B", d.b)):
+        headline(file, f"{label}  ")
+    for text in d.notes:
+        say(f"note: {text}")
+    say()
+    say(d.summary, _STYLES.get(d.verdict, "bold"))
+    if d.touched:
+        say(d.touched)
+    say()
+    _component_table(d)
+    for name, component in d.components.items():
+        if component.runs:
+            say()
+            _component(name, component)
+    _alone(d)
+    _tensors(d, every)
+
+
+def _component_table(d: DiffDocument) -> None:
+    columns = [(head, count) for head, count, always in _COLUMNS if always or count(d.counts)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("component", no_wrap=True)
+    for head, _ in columns:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("relative L2", justify="right", no_wrap=True)
+    for name, component in d.components.items():
+        cells = [f"{count(component.counts):,}" for _, count in columns]
+        table.add_row(name, *cells, number(component.relative_l2) if component.layers else "")
+    table.add_section()
+    table.add_row("total", *(f"{count(d.counts):,}" for _, count in columns), "", style="bold")
+    show(table)
+
+
+def _component(name: str, component: ComponentDiff) -> None:
+    say(f"{component_words(name)}: relative L2 {number(component.relative_l2)}", "bold")
+    if component.largest is not None:
+        say(f"  largest: {number(component.largest_relative_l2)}  {component.largest}")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for run in component.runs:
+        if run.changed:
+            table.add_row(f"  {run.name}", f"{run.changed:,}/{run.tensors:,}", number(run.relative_l2), run.what)
+        else:
+            table.add_row(f"  {run.name}", f"{run.tensors:,}", "", "equal")
+    show(table)
+
+
+def _alone(d: DiffDocument) -> None:
+    for side in ("a", "b"):
+        kinds = [kind for kind in d.only_in if kind.side == side]
+        if kinds:
+            say()
+            say(f"only in {side.upper()}:", "bold")
+        for kind in kinds:
+            say(f"  {kind.tensors:>4,}  {component_words(kind.component)}: {kind.kind}")
+
+
+def _tensors(d: DiffDocument, every: bool) -> None:
+    listed = [t for t in d.tensors if every or t.status != "equal_up_to_cast"]
+    shown = listed if every else listed[:_LISTED]
+    if shown:
+        say()
+        say("tensors that differ:", "bold")
+    for tensor in shown:
+        _tensor(tensor)
+    if len(listed) > len(shown):
+        say(f"... and {len(listed) - len(shown):,} more; --all lists them, and --json has all of them")
+
+
+def _tensor(tensor: TensorDiff) -> None:
+    say(tensor.name)
+    lines = [""]
+    for clause in tensor.words.split("; "):
+        joined = f"{lines[-1]}; {clause}" if lines[-1] else clause
+        lines[-1:] = [joined] if not lines[-1] or len(joined) <= _WIDTH else [f"{lines[-1]};", clause]
+    for line in lines:
+        say(f"    {line}")
