@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from original_ref.clip_text import ClipText
 from original_ref.detector.constants import USED_LEVELS, Heads
 from original_ref.detector.decoder import Decoder
 from original_ref.detector.encoder import Encoder
@@ -18,12 +19,14 @@ from original_ref.detector.model import Detector
 from original_ref.detector.neck import HALF, SAME, UP_2, UP_4, VisionBackbone
 from original_ref.detector.trunk import Trunk, rotary_table
 from original_ref.encoder import TextStudentEncoder
+from original_ref.text_reference import TextReference
 
 PREFIX = "detector."
 TRUNK = "backbone.vision_backbone.trunk."
 NECK = "backbone.vision_backbone.convs."
 TEXT = "backbone.language_backbone."
 UNUSED = ("backbone.vision_backbone.sam2_convs.",)  # of a file that also holds a tracker; not read here
+CLIP_BLOCKS = f"{TEXT}encoder.transformer.resblocks."
 TEXT_HEAD = 64  # width of a head of the text encoder (section 11)
 
 
@@ -37,7 +40,8 @@ def load_detector(
 
     ``state_dict``: keys as in a file, with or without ``detector.``; keys of a tracker and of its neck are not read.
     ``heads``: attention heads of ``geometry``, ``encoder`` and ``mask``, which no weight tells; 8 each if left out.
-    ``context_length``: cuts a longer position table of the text encoder to this number of rows. None: as it is.
+    ``context_length``: cuts a longer position table of the text encoder to this number of rows; SAM3's own reads its
+        first rows alone, and keeps them all. None: as it is.
     ``image_size``: pixels; computes the rotary tables for this size. None: those of the state dict, and their size.
 
     Raises ValueError, in words, if sizes do not fit together: heads that do not divide, a size that the patches do not
@@ -186,8 +190,29 @@ class _Sizes:
             kinds.append(UP_4 if up_4 else UP_2 if up_2 else SAME if SAME not in kinds else HALF)
         return kinds
 
-    def _text(self) -> TextStudentEncoder:
-        """The text encoder's settings (the specification of the text encoder)."""
+    def _text(self) -> TextReference:
+        """The text encoder, MobileCLIP's or SAM3's own, by its keys."""
+        own = any(key.startswith(CLIP_BLOCKS) for key in self._state)
+        return self._clip() if own else self._student()
+
+    def _clip(self) -> ClipText:
+        """SAM3's own text encoder."""
+        encoder = f"{TEXT}encoder."
+        vocab, dim = self._shape(f"{encoder}token_embedding.weight")
+        cfg = {
+            "width": dim,
+            "heads": max(dim // TEXT_HEAD, 1),
+            "layers": self._count(CLIP_BLOCKS),
+            "context_length": self._shape(f"{encoder}positional_embedding")[0],
+            "vocab_size": vocab,
+            "d_model": self._shape(f"{TEXT}resizer.weight")[0],
+            "ffn": self._shape(f"{CLIP_BLOCKS}0.mlp.c_fc.weight")[0],
+            "projection_dim": self._shape(f"{encoder}text_projection")[1],
+        }
+        return ClipText(cfg)
+
+    def _student(self) -> TextStudentEncoder:
+        """MobileCLIP's text encoder (the specification of the text encoder)."""
         encoder = f"{TEXT}encoder."
         vocab, dim = self._shape(f"{encoder}embedding_layer.weight")
         count = self._count(f"{encoder}transformer.")

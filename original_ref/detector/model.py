@@ -13,8 +13,7 @@ from original_ref.detector.encoder import Encoder
 from original_ref.detector.geometry import GeometryEncoder
 from original_ref.detector.heads import Scoring, SegmentationHead
 from original_ref.detector.neck import VisionBackbone
-from original_ref.encoder import TextStudentEncoder
-from original_ref.text_reference import PAD
+from original_ref.text_reference import PAD, TextReference
 
 
 class Detections(TypedDict):
@@ -47,7 +46,7 @@ class Prompt(nn.Module):
 class Backbone(nn.Module):
     """The two encoders; a level that the original's keys have."""
 
-    def __init__(self, vision: VisionBackbone, language: TextStudentEncoder) -> None:
+    def __init__(self, vision: VisionBackbone, language: TextReference) -> None:
         super().__init__()
         self.vision_backbone = vision
         self.language_backbone = language
@@ -68,7 +67,7 @@ class Detector(nn.Module):
     def __init__(
         self,
         vision: VisionBackbone,
-        language: TextStudentEncoder,
+        language: TextReference,
         geometry: GeometryEncoder,
         encoder: Encoder,
         decoder: Decoder,

@@ -428,7 +428,7 @@ CandidateOption = Annotated[
     typer.Option(
         metavar="LAYOUT",
         help="Layout whose encoder is compared with the original. Default: that of --converted; without it packed, "
-        "or transformers with --as-used.",
+        "or transformers with --as-used and for SAM3 itself, of which there is no packed layout.",
     ),
 ]
 DebugIntermediates = Annotated[

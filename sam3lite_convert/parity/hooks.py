@@ -11,10 +11,9 @@ from importlib import resources
 from pathlib import Path
 
 from sam3lite_convert import __version__
-from sam3lite_convert.parity.detector import taps as detector_taps
-from sam3lite_convert.parity.detector.taps import ROWS, TEXT_ENCODER, Place
+from sam3lite_convert.parity.detector.taps import ROWS, SAM3_ROWS, TEXT_ENCODER, Place
 from sam3lite_convert.parity.hooks_template import Row, Table
-from sam3lite_convert.parity.taps import ORIGINAL, READS_IDS, SAM3_ORIGINAL, TAPS, TapPoint, point_of
+from sam3lite_convert.parity.taps import ORIGINAL, READS_IDS, SAM3_ORIGINAL, SAM3_TRANSFORMERS, TAPS
 
 MODULE = "sam3lite_hooks"  # the name of the script, in its examples
 _TEMPLATE = "hooks_template.py"
@@ -29,13 +28,9 @@ def text_tables() -> tuple[Table, ...]:
 def _text_rows(kind: str) -> list[Row]:
     rows = [Row("input_ids", READS_IDS[kind], at_input=True)]
     for point in TAPS:
-        if module := _module(point, kind):
+        if module := (point.modules or point.elsewhere).get(kind):
             rows.append(Row(point.name, module, at_input=point.at_input))
     return rows
-
-
-def _module(point: TapPoint, kind: str) -> str | None:
-    return (point.modules or point.elsewhere).get(kind)
 
 
 # A tap whose module reads an argument of the detector -> its name.
@@ -46,28 +41,15 @@ def detector_tables() -> tuple[Table, ...]:
     """The tables of the whole detector, from its table of taps, with its arguments; its outputs are no module's."""
     found = []
     for kind, ids in READS_IDS.items():
-        rows = [Row("input_ids", f"{_above_text(kind)}{ids}", at_input=True)]
-        for row in ROWS:
-            if place := _place(row, kind):
+        original = kind in (ORIGINAL, SAM3_ORIGINAL)
+        rows = [Row("input_ids", f"{TEXT_ENCODER}{ids}" if original else ids, at_input=True)]
+        for row in SAM3_ROWS if kind in (SAM3_ORIGINAL, SAM3_TRANSFORMERS) else ROWS:
+            if place := row.original if original else row.converted:
                 rows.append(_detector_row(row.name, place))
                 if row.name in _ARGUMENTS:
                     rows.append(Row(_ARGUMENTS[row.name], place.path, at_input=True))
         found.append(Table(kind, "detector", tuple(rows)))
     return tuple(found)
-
-
-def _above_text(kind: str) -> str:
-    """What stands before the paths of the text encoder in a detector of this kind."""
-    return TEXT_ENCODER if kind in (ORIGINAL, SAM3_ORIGINAL) else ""
-
-
-def _place(row: detector_taps.Row, kind: str) -> Place | None:
-    """Where a tap is in a detector of this kind: originals, and others, differ among themselves in the text alone."""
-    if row.stage == "text":
-        point = point_of(row.name.removeprefix("text."))
-        module = _module(point, kind)
-        return Place(_above_text(kind) + module, at_input=point.at_input) if module else None
-    return row.original if _above_text(kind) else row.converted
 
 
 def _detector_row(tap: str, place: Place) -> Row:

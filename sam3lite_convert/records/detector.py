@@ -108,6 +108,7 @@ class DetectionError(Record):
     max_box_diff: of all queries, as a share of the picture's side.
     max_mask_logit_diff: of all queries.
     prompts: how many moved.
+    calls_failed: prompts on which the call raises an error, because its ids are more than the position table has rows.
     """
 
     objects_original: int
@@ -119,6 +120,7 @@ class DetectionError(Record):
     max_box_diff: float
     max_mask_logit_diff: float
     prompts: int
+    calls_failed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

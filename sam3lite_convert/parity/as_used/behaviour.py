@@ -188,8 +188,7 @@ def load_stock(setup: Setup) -> Stock:
             f"{setup.layout}. {instead}, or leave --as-used out",
             "usage",
         )
-    resizes = setup.evidence.model.resizes_positions
-    model = stock_model(setup.plan.layout.family, setup.config, setup.weights, setup.dtype, resizes)
+    model = stock_model(setup.plan.layout.family, setup.config, setup.weights, setup.dtype)
     return Stock(stock_tokenizer(setup.folder), model)
 
 
@@ -218,7 +217,7 @@ def behaviour(
             f"{stock.tokenizer.name}: it makes the id {greatest:,}, but the model's vocabulary ends at {vocab - 1:,}",
             "other_tokenizer",
         )
-    table_rows, there = _rows_of_the_original(setup, stock.model.rows), stock.model.rows
+    table_rows, there = _rows_of_the_original(setup, stock.model.positions.rows), stock.model.positions.rows
     cut = table_rows if table_rows != there else None
     original = CallSettings("original", True, table_rows, context, PAD, False, "eager")
     used = CallSettings("stock", False, there, STOCK_LENGTH, stock.tokenizer.pad, True, stock.model.default_attention)
@@ -272,7 +271,7 @@ def behaviour(
     asked = prompts.calls(original, range(len(texts)))
     longer = sum(len(words) > STOCK_LENGTH for words in prompts.words["stock"])
     verdict, recipe_verdict = (_capped(verdict_of(moved, limit), weights) for moved in (together, by_recipe))
-    words = words_of_cause if stock.model.resizes else words_of_causal
+    words = words_of_cause if stock.model.positions.resizes else words_of_causal
     return BehaviourRecord(
         verdict=verdict,
         summary=_summary(verdict, together.record(), dtype),

@@ -25,8 +25,15 @@ from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.prompts import words_of
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import number
-from sam3lite_convert.parity.as_used.behaviour import Call, CallSettings, Prompts, words_of_cause, words_of_same
-from sam3lite_convert.parity.as_used.stock_model import STOCK_LENGTH, Tokenizer, own_tokenizer
+from sam3lite_convert.parity.as_used.behaviour import (
+    Call,
+    CallSettings,
+    Prompts,
+    words_of_causal,
+    words_of_cause,
+    words_of_same,
+)
+from sam3lite_convert.parity.as_used.stock_model import STOCK_LENGTH, Positions, Tokenizer, own_tokenizer
 from sam3lite_convert.parity.compare import max_abs
 from sam3lite_convert.parity.detector.stock import stands_in_for_torchvision, stock_detector, text_argument
 from sam3lite_convert.parity.judgement import FLOORS
@@ -98,6 +105,7 @@ class Moved:
     original: int = 0
     here: int = 0
     one_side: int = 0
+    failed: int = 0
     unsure: float = 0.0  # how far from the threshold the scores of objects of one side are, at most
     ious: list[float] = field(default_factory=list)
     l1: list[float] = field(default_factory=list)
@@ -106,8 +114,12 @@ class Moved:
     mask: float = 0.0
     largest: float = 0.0  # mask logit of the reference
 
-    def add(self, reference: Detected, candidate: Detected) -> None:
-        """Add one prompt."""
+    def add(self, reference: Detected, candidate: Detected | None) -> None:
+        """Add one prompt; None if the candidate's call failed."""
+        if candidate is None:
+            self.failed, self.prompts = self.failed + 1, self.prompts + 1
+            self.original, self.one_side = self.original + len(reference.kept), self.one_side + len(reference.kept)
+            return
         score, box = max_abs(reference.scores, candidate.scores), max_abs(reference.boxes, candidate.boxes)
         mask = max_abs(reference.masks, candidate.masks)
         self.score, self.box, self.mask = max(self.score, score), max(self.box, box), max(self.mask, mask)
@@ -137,6 +149,7 @@ class Moved:
             max_box_diff=self.box,
             max_mask_logit_diff=self.mask,
             prompts=self.prompts,
+            calls_failed=self.failed,
         )
 
     def limits(self) -> DetectionLimits:
@@ -149,6 +162,7 @@ class Moved:
         if not self.prompts:
             return "exact"
         near = self.score <= limits.score and self.box <= limits.box and self.mask <= limits.mask_logit
+        near = near and not self.failed
         return "within_tolerance" if near and self.unsure <= limits.score else "differs"
 
 
@@ -157,7 +171,7 @@ class StockDetector:
     """The library's detector, called with given settings."""
 
     model: Any
-    table: Tensor
+    positions: Positions
     presence: list[Tensor]
     picture: Tensor
     size: int
@@ -168,8 +182,7 @@ class StockDetector:
         presence: list[Tensor] = []
         # The clamped logit is all that the model returns; its head's last call, of the last layer, has the other.
         model.detr_decoder.presence_head.register_forward_hook(lambda _m, _args, out: presence.append(out))
-        table = model.text_encoder.embeddings.position_embedding.position_embedding.data
-        return cls(model, table, presence, picture, size)
+        return cls(model, Positions(model), presence, picture, size)
 
     def norms(self, eps: float) -> None:
         """Set the eps of the vision trunk."""
@@ -194,13 +207,18 @@ class StockDetector:
         self.model.set_attn_implementation(settings.detector_attention)
         self.model.text_encoder.set_attn_implementation(settings.text.attention)
 
-    def call(self, vision: Any, call: Call, settings: Settings) -> tuple[Any, Tensor]:
-        """The model's output for one prompt, and the presence logit before its clamp, (1, 1)."""
+    def call(self, vision: Any, call: Call, settings: Settings) -> tuple[Any, Tensor] | None:
+        """The model's output for one prompt, and the presence logit before its clamp, (1, 1); None if the library
+        fails because there are more ids than its position table has rows."""
         self.attention(settings)
-        holder = self.model.text_encoder.embeddings.position_embedding
-        holder.position_embedding = nn.Parameter(self.table[:, :, : call.table_rows], requires_grad=False)
+        self.positions.use(call.table_rows)
         ids, words = torch.tensor([call.ids]), torch.tensor([call.words])
-        text = self.model.get_text_features(input_ids=ids, attention_mask=words if call.masked else None)
+        try:
+            text = self.model.get_text_features(input_ids=ids, attention_mask=words if call.masked else None)
+        except (ValueError, IndexError, RuntimeError):
+            if self.positions.hold(len(call.ids)):
+                raise
+            return None
         box: dict[str, Tensor] = {}
         if settings.class_token:
             box = {"input_boxes": torch.zeros(1, 1, 4), "input_boxes_labels": torch.full((1, 1), -10)}
@@ -261,8 +279,8 @@ def detector_behaviour(
     advance("loading the library's model")
     model = stock_detector(plan.layout.family, config, load_weights(), torch.float32, image_size=size)
     stock = StockDetector.around(model, picture, size)
-    there = int(stock.table.shape[2])
-    rows = min(context, there)
+    there = stock.positions.rows
+    rows = min(context, there) if stock.positions.resizes else there
     table = rows if rows < there else None  # what the recipe cuts it to
     original = Settings(
         CallSettings("original", True, rows, context, PAD, False, "eager"),
@@ -274,17 +292,17 @@ def detector_behaviour(
     )  # fmt: skip
     seen: dict[tuple[float, str, str], Any] = {}
 
-    outputs: dict[Settings, list[tuple[Any, Tensor]]] = {}
+    outputs: dict[Settings, list[tuple[Any, Tensor] | None]] = {}
 
-    def run(settings: Settings) -> list[Detected]:
+    def run(settings: Settings) -> list[Detected | None]:
         called = settings.as_called()
         if called != original:  # of which the causes behind the model are read again
-            return [stock.read(*out, settings) for out in call(settings)]
+            return [out and stock.read(*out, settings) for out in call(settings)]
         if called not in outputs:
             outputs[called] = call(called)
-        return [stock.read(*out, settings) for out in outputs[called]]
+        return [out and stock.read(*out, settings) for out in outputs[called]]
 
-    def call(settings: Settings) -> list[tuple[Any, Tensor]]:
+    def call(settings: Settings) -> list[tuple[Any, Tensor] | None]:
         key = (settings.vit_eps, settings.normalisation, settings.detector_attention)
         if key not in seen:
             seen[key] = stock.vision(settings)
@@ -298,7 +316,9 @@ def detector_behaviour(
     for name, changed in causes.items():
         advance(f"cause: {name}")
         moved = _moved(matched, run(changed))
-        found_causes.append(DetectionCause(name=name, words=_words(name, original, used), error=moved.record()))
+        found_causes.append(
+            DetectionCause(name=name, words=_words(name, original, used, stock.positions.resizes), error=moved.record())
+        )
     advance("as used")
     together = _moved(reference, run(used))
     advance("the recipe")
@@ -356,8 +376,7 @@ def _by_recipe(
     eps: float,
 ) -> list[Detected]:
     """What the printed lines find, for each prompt. Post-processing is theirs."""
-    holder = stock.model.text_encoder.embeddings.position_embedding
-    holder.position_embedding = nn.Parameter(stock.table, requires_grad=False)
+    stock.positions.use(stock.positions.rows)
     stock.attention(original)
     stock.norms(eps)  # as in the folder: the lines set it if they have to
     picture = stock.picture.permute(1, 2, 0).contiguous().numpy()
@@ -371,9 +390,10 @@ def _by_recipe(
     return out
 
 
-def _moved(reference: Sequence[Detected], candidate: Sequence[Detected]) -> Moved:
+def _moved(reference: Sequence[Detected | None], candidate: Sequence[Detected | None]) -> Moved:
     out = Moved()
     for ours, theirs in zip(reference, candidate, strict=True):
+        assert ours is not None  # the call of the original is never longer than the table
         out.add(ours, theirs)
     return out
 
@@ -437,9 +457,13 @@ def _summary(verdict: Verdict, moved: Moved) -> str:
         return "objects, masks, boxes and scores equal the original's bit for bit"
     error = moved.record()
     iou = "" if error.mask_iou is None else f", mean IoU of masks {error.mask_iou:.4f}"
+    failed = ""
+    if error.calls_failed:
+        prompts = "a prompt" if error.calls_failed == 1 else f"{error.calls_failed:,} prompts"
+        failed = f"; the call fails on {prompts} of more ids than the position table has rows"
     return (
         f"{error.objects:,} objects where the original finds {error.objects_original:,}{iou}; largest score difference "
-        f"{number(error.max_score_diff)}, mask logit difference {number(error.max_mask_logit_diff)}"
+        f"{number(error.max_score_diff)}, mask logit difference {number(error.max_mask_logit_diff)}{failed}"
     )
 
 
@@ -455,10 +479,11 @@ _OF_TEXT = {
 }
 
 
-def _words(name: str, original: Settings, used: Settings) -> str:
-    """What the stock call does differently, in one sentence."""
+def _words(name: str, original: Settings, used: Settings, resizes: bool) -> str:
+    """What the stock call does differently, in one sentence. ``resizes``: whether it resizes the position table."""
     if name in _OF_TEXT:
-        return words_of_cause(_OF_TEXT[name], original.text, used.text)
+        in_words = words_of_cause if resizes else words_of_causal
+        return in_words(_OF_TEXT[name], original.text, used.text)
     return {
         "vit_eps": f"{used.vit_eps:g} in the norms of the vision trunk, not {original.vit_eps:g}",
         "normalisation": "bytes become pixels in one step, (x - 127.5) / 127.5, not in two: different rounding",

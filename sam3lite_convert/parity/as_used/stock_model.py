@@ -143,23 +143,17 @@ def _silence() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-class StockModel:
-    """The family's stock model with the weights of its text side; the rest has no weights and is not run.
+class Positions:
+    """The text position table of the library's model.
 
-    ``model``: the library's model.
-    ``name``: the calls and the version of the library, for reports.
-    ``default_attention``: the attention implementation that the library chose.
-    ``table``: its text position table, (..., rows, width).
-    ``resizes``: whether it resizes the table to other lengths; if not, it reads the first rows, and none beyond.
+    ``table``: (..., rows, width).
+    ``resizes``: whether it is resized to other lengths; if not, its first rows are read, and none beyond.
     """
 
-    def __init__(self, model: Sam3LiteTextModel | Sam3Model, name: str, resizes: bool) -> None:
-        self.model = model
-        self.name = name
-        self.default_attention = str(model.config._attn_implementation)
-        self.resizes = resizes
-        text: Any = model.text_encoder
-        if resizes:
+    def __init__(self, model: Any) -> None:
+        text = model.text_encoder
+        self.resizes = hasattr(text, "embeddings")
+        if self.resizes:
             self._holder = text.embeddings.position_embedding
             self.table: Tensor = self._holder.position_embedding.data
         else:
@@ -167,15 +161,38 @@ class StockModel:
 
     @property
     def rows(self) -> int:
-        """Rows of its position table."""
+        """Its rows."""
         return int(self.table.shape[-2])
 
-    def use(self, attention: str, rows: int) -> None:
-        """Use this attention implementation, and the first ``rows`` rows of the position table, from now on; a table
-        that is never resized stays, since the rows behind change nothing."""
-        self.model.text_encoder.set_attn_implementation(attention)
+    def use(self, rows: int) -> None:
+        """Use the first ``rows`` rows from now on. A table that is never resized stays: rows behind change nothing."""
         if self.resizes:
             self._holder.position_embedding = torch.nn.Parameter(self.table[:, :, :rows], requires_grad=False)
+
+    def hold(self, length: int) -> bool:
+        """Whether the library can read a sequence of this length."""
+        return self.resizes or length <= self.rows
+
+
+class StockModel:
+    """The family's stock model with the weights of its text side; the rest has no weights and is not run.
+
+    ``model``: the library's model.
+    ``name``: the calls and the version of the library, for reports.
+    ``default_attention``: the attention implementation that the library chose.
+    ``positions``: its text position table.
+    """
+
+    def __init__(self, model: Sam3LiteTextModel | Sam3Model, name: str) -> None:
+        self.model = model
+        self.name = name
+        self.default_attention = str(model.config._attn_implementation)
+        self.positions = Positions(model)
+
+    def use(self, attention: str, rows: int) -> None:
+        """Use this attention implementation, and the first ``rows`` rows of the position table, from now on."""
+        self.model.text_encoder.set_attn_implementation(attention)
+        self.positions.use(rows)
 
     @torch.inference_mode()
     def features(self, ids: Tensor, mask: Tensor | None, attention: str, rows: int) -> Tensor | None:
@@ -185,24 +202,19 @@ class StockModel:
         try:
             out: Tensor = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
         except (ValueError, IndexError, RuntimeError):
-            if self.resizes or ids.shape[1] <= self.rows:
+            if self.positions.hold(ids.shape[1]):
                 raise
             return None
         return out
 
 
 def stock_model(
-    family: Family,
-    config: Mapping[str, JsonValue],
-    weights: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    resizes: bool = True,
+    family: Family, config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype
 ) -> StockModel:
     """Build the stock model around these weights.
 
     ``config``: ``text_config`` of the transformers layout.
     ``weights``: by target key; not copied.
-    ``resizes``: whether its text encoder resizes the position table.
 
     Raises CannotRun if transformers is not installed, UnsoundPlan if the text side does not get all of its weights.
     """
@@ -221,4 +233,4 @@ def stock_model(
 
     names = family.library
     called = f"{names.processor}'s tokenizer call and {names.model}.get_text_features"
-    return StockModel(model, f"{called} (transformers {transformers.__version__})", resizes)
+    return StockModel(model, f"{called} (transformers {transformers.__version__})")

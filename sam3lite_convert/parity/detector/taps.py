@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from original_ref import Detector
+from original_ref import ClipText, Detector
 from sam3lite_convert.parity import taps as text_taps
 
 Stage = Literal["trunk", "neck", "text", "geometry", "encoder", "decoder", "scoring", "masks", "outputs"]
@@ -83,14 +83,16 @@ _VISION, _DECODER = "backbone.vision_backbone.", "transformer.decoder."
 _VIT = "vision_encoder.backbone."
 
 
-def _text_rows() -> Iterator[Row]:
-    """The taps of the text encoder, but for the pooled output, which the detector does not compute."""
+def _text_rows(original: str, converted: str) -> Iterator[Row]:
+    """The taps of the text encoder, but for the pooled output, which the detector does not compute.
+
+    original, converted: kinds of encoders.
+    """
     for point in text_taps.TAPS:
         if point is text_taps.POOLED:
             continue
-        ours, theirs = "projector", "text_projection"
-        if point.modules:
-            ours, theirs = point.modules[text_taps.ORIGINAL], point.modules[text_taps.PACKED]
+        places = point.modules or point.elsewhere
+        ours, theirs = places[original], places[converted]
         yield Row(
             f"text.{point.name}",
             point.what,
@@ -146,7 +148,7 @@ ROWS: tuple[Row, ...] = (
         Place(f"{_VISION}position_encoding", fixed_call=2),
         Place("vision_encoder.neck.position_encoding", fixed_call=2),
     ),
-    *_text_rows(),
+    *_text_rows(text_taps.ORIGINAL, text_taps.PACKED),
     Row(
         "geometry.box_direct",
         "the box's four numbers, projected",
@@ -310,6 +312,9 @@ ROWS: tuple[Row, ...] = (
         ("segmentation_head.semantic_seg_head.",),
     ),
 )
+_OWN_TEXT = {row.name: row for row in _text_rows(text_taps.SAM3_ORIGINAL, text_taps.SAM3_TRANSFORMERS)}
+# The same for SAM3 with its own text encoder, where nothing else differs.
+SAM3_ROWS = tuple(_OWN_TEXT.get(row.name, row) for row in ROWS)
 # The result's entries, in the order of the table: they are taps without a module.
 OUTPUTS: dict[str, str] = {
     "pred_logits": "the scores of the last layer",
@@ -357,19 +362,20 @@ def taps_of(model: Detector) -> dict[str, Tap]:
     counts = dict.fromkeys(STAGES, 0) | {
         "trunk": len(model.backbone.vision_backbone.trunk.blocks),
         "neck": 3,
-        "text": len(model.backbone.language_backbone.encoder.transformer),
+        "text": len(model.backbone.language_backbone.parts.layers),
         "geometry": len(model.geometry_encoder.encode),
         "encoder": len(model.transformer.encoder.layers),
         "decoder": len(model.transformer.decoder.layers),
     }
-    return ordered(counts)
+    own = isinstance(model.backbone.language_backbone, ClipText)
+    return ordered(counts, SAM3_ROWS if own else ROWS)
 
 
-def ordered(layers: Mapping[Stage, int]) -> dict[str, Tap]:
+def ordered(layers: Mapping[Stage, int], rows: tuple[Row, ...] = ROWS) -> dict[str, Tap]:
     """Every tap of a detector with these numbers of layers, in the order of execution, by name."""
     found: dict[str, Tap] = {}
     group: list[Row] = []
-    for row in (*ROWS, None):
+    for row in (*rows, None):
         if group and (row is None or not row.per_layer or row.stage != group[0].stage):
             for layer in range(layers[group[0].stage]):
                 found |= {name: Tap(name, r, layer) for r in group if (name := r.name.replace("{i}", str(layer)))}
