@@ -364,9 +364,9 @@ def _draft(
                 expected.pop(target, None)
         for piece in pieces:
             faults += _place(piece, mapped, expected, layout.open)
-    for fault in faults:
-        if fault.kind == "not_joined":  # its target is not reported a second time as unfilled
-            expected.pop(fault.key, None)
+    for found in faults:
+        if found.kind == "not_joined":  # its target is not reported a second time as unfilled
+            expected.pop(found.key, None)
     for piece in _filled(mapped, expected, layout, architecture, options):
         mapped[piece.target] = piece
     absent = dict(_absent((t for t in expected if t not in mapped), layout, gone))
