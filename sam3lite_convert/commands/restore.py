@@ -19,7 +19,7 @@ from sam3lite_convert.convert.folder import INDEX, NOT_TAKEN, TWICE, WEIGHTS, Fo
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import write_safetensors_file
 from sam3lite_convert.convert.torch_writer import write_torch_file
-from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.files import check_space, resolved, whole_file
 from sam3lite_convert.plan.architecture import TEXT, component_of
 from sam3lite_convert.plan.context import META_KEY, context_in_name
@@ -179,7 +179,12 @@ def _with_checkpoint(
     hashing.check(checkpoint)
     hashing.follow(advance("hash"))
     check_twins(source, plan.twins)
-    turned = restoration_with_checkpoint(folder, plan, source, advance("compare"))
+    try:
+        turned = restoration_with_checkpoint(folder, plan, source, advance("compare"))
+    except UnsoundPlan as fault:
+        if other := _other_file(folder, original, hashing.result()[0]):
+            fault.message = f"{other}. {fault.message}"
+        raise
     sha256, notes = hashing.result()
     notes += _check_origin(folder, original, sha256, turned)
     left = [f"{name} ({count:,} tensors)" for name, count in checkpoint.left.items()]
@@ -210,9 +215,8 @@ def _check_origin(folder: Folder, original: Source, sha256: str | None, turned: 
     """
     if folder.receipt is None:
         return [f"no {RECEIPT_NAME}: that {original.name} is what the folder was made from is taken as given"]
-    source = folder.receipt.get("source")
-    stated = (source.get("sha256") or source.get("etag")) if isinstance(source, dict) else None
-    if stated is not None and stated in (sha256, original.hub.etag if original.hub else None):
+    other = _other_file(folder, original, sha256)
+    if other is None:
         return []
     if not turned.changed:
         return [
@@ -220,11 +224,27 @@ def _check_origin(folder: Folder, original: Source, sha256: str | None, turned: 
             "folder holds"
         ]
     raise CannotRun(
-        f"{original.name} is not the file that {RECEIPT_NAME} names (its SHA-256 is {str(sha256)[:16]}..., there it is "
-        f"{str(stated)[:16]}...), and {len(turned.changed):,} tensors of {folder.path} differ from it. Give that file. "
+        f"{other}, and {len(turned.changed):,} tensors of {folder.path} differ from it. Give that file. "
         f"If this one is the same checkpoint, saved anew, take {RECEIPT_NAME} out of the folder.",
         "other_checkpoint",
-        {"stated": str(stated), "found": sha256, "changed": turned.changed},
+        {"stated": str(_stated_hash(folder)), "found": sha256, "changed": turned.changed},
+    )
+
+
+def _stated_hash(folder: Folder) -> object:
+    """The SHA-256 or etag of the source that the receipt names; None if it names none."""
+    source = folder.receipt.get("source") if folder.receipt else None
+    return (source.get("sha256") or source.get("etag")) if isinstance(source, dict) else None
+
+
+def _other_file(folder: Folder, original: Source, sha256: str | None) -> str | None:
+    """In words, that the checkpoint is not the file that the receipt names; None if it is, or there is no receipt."""
+    stated = _stated_hash(folder)
+    if folder.receipt is None or (stated is not None and stated in (sha256, original.hub and original.hub.etag)):
+        return None
+    return (
+        f"{original.name} is not the file that {RECEIPT_NAME} names (its SHA-256 is {str(sha256)[:16]}..., there it is "
+        f"{str(stated)[:16]}...)"
     )
 
 

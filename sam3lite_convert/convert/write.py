@@ -19,6 +19,7 @@ from sam3lite_convert.convert.safetensors_writer import plan_shards, write_index
 from sam3lite_convert.convert.strict import Strict, overflow_words
 from sam3lite_convert.convert.tensor_bytes import CastLoss
 from sam3lite_convert.convert.whole_folder import check_destination, whole_folder
+from sam3lite_convert.figures import plural
 from sam3lite_convert.files import write_json, write_text
 from sam3lite_convert.plan.plan import Options, Plan
 from sam3lite_convert.plan.rotary import check_rotary
@@ -69,7 +70,8 @@ def plan_notes(plan: Plan) -> list[str]:
     """Notes for the user on this conversion, beyond the counts."""
     notes = [*([plan.checkpoint.taken] if plan.checkpoint.taken else []), *plan.checkpoint.notes]
     if plan.twins:
-        notes.append(f"{len(plan.twins)} tensors are stored under two names; convert checks that both are equal")
+        held = f"{plural(len(plan.twins), 'tensor')} {'is' if len(plan.twins) == 1 else 'are'}"
+        notes.append(f"{held} stored under two names; convert checks that both are equal")
     notes += filled_words(plan)
     notes += absent_words(plan)
     if plan.unchecked:
@@ -100,7 +102,7 @@ def levels_words(plan: Plan) -> list[str]:
         return []
     return [
         f"{len(keys)} tensors are filled, not converted: {', '.join(keys)}. The neck of this checkpoint has no such "
-        "level; the model needs it, computes it and throws it away, so they are zeros"
+        "level; the model needs it, computes it and throws it away, so a conversion fills them with zeros"
     ]
 
 

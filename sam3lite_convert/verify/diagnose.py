@@ -21,7 +21,7 @@ from sam3lite_convert.convert.tensor_bytes import cast, target_chunks
 from sam3lite_convert.plan.operations import DropClassRow, Split, Transpose, positions
 from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.unsound import shape_text
-from sam3lite_convert.verify.findings import Values, one_place
+from sam3lite_convert.verify.findings import Values, modules, one_place
 from sam3lite_convert.verify.tensor_comparison import as_float64
 
 
@@ -209,9 +209,12 @@ def _row_order(expected: bytes, found: bytes, rows: int) -> str | None:
 
 
 def _other_layer(key: str, other: str) -> str:
-    """In words, which layer's tensor a key holds, for keys of the same tensor in two layers; otherwise empty."""
+    """In words, which layer's or module's tensor a key holds, for keys of the same tensor in both; otherwise empty."""
     place = one_place(key, other)
-    if place is None or not key.split(".")[place].isdecimal():
+    if place is None:
+        own, others = modules(key, other)
+        return f"{own} holds tensors of {others}" if own != key else ""
+    if not key.split(".")[place].isdecimal():
         return ""
     start = ".".join(key.split(".")[:place])
     return f"{start}.{key.split('.')[place]} holds tensors of {start}.{other.split('.')[place]}"

@@ -155,8 +155,8 @@ def _swapped(key: str, other: str) -> tuple[str, str]:
     """What two swapped tensors have in common with others that are swapped alike, and how one says so of this key."""
     place = one_place(key, other)
     if place is None:
-        first, second = sorted((key, other))
-        return f"{first} and {second} hold each other's values", ""
+        first, second = sorted(modules(key, other))
+        return f"{first} and {second} hold each other's {'values' if first in (key, other) else 'tensors'}", ""
     a, b = (k.split(".")[place] for k in (key, other))
     if a.isdecimal():
         low, high = sorted(map(int, (a, b)))
@@ -174,6 +174,16 @@ def one_place(key: str, other: str) -> int | None:
     a, b = key.split("."), other.split(".")
     places = [n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
     return places[0] if len(a) == len(b) and len(places) == 1 else None
+
+
+def modules(key: str, other: str) -> tuple[str, str]:
+    """What is left of two keys without the parts between dots in which they end alike; they themselves if they end
+    otherwise."""
+    a, b = key.split("."), other.split(".")
+    alike = 0
+    while alike < min(len(a), len(b)) - 1 and a[-alike - 1] == b[-alike - 1]:
+        alike += 1
+    return ".".join(a[: len(a) - alike]), ".".join(b[: len(b) - alike])
 
 
 # ---- values

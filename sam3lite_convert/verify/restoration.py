@@ -173,7 +173,7 @@ def restoration_with_checkpoint(
             if piece.source.absent:
                 _check_zero(out, key, path, found)
             else:
-                same = same_values(source, piece, opened[path], found, None)
+                same = _same_sources(source, piece, opened[path], found)
                 for own, cover in _covers(piece, _stretch(path, found, piece.operation, piece.slice), same):
                     covers.setdefault(own, []).append(cover)
             advance(found.nbytes)
@@ -200,13 +200,25 @@ def restoration_with_checkpoint(
     return out
 
 
-def _covers(piece: Mapped, stretch: Stretch, same: bool) -> Iterator[tuple[str, _Cover]]:
-    """What a target covers of each of its sources, by their keys."""
+def _same_sources(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor) -> tuple[bool, ...]:
+    """Of each source of a target, whether what the target holds of it is the checkpoint's."""
+    same = same_values(source, piece, file, found, None)
+    if same or not piece.operation.joins:
+        return (same,) * len(piece.sources)
+    parts = piece.operation.turned_back([own.key for own in piece.sources], [found])
+    return tuple(
+        same_values(source, replace(piece, source=own, slice=Slice(0, own.shape, own.shape)), file, part, None)
+        for own, part in zip(piece.sources, parts, strict=True)
+    )
+
+
+def _covers(piece: Mapped, stretch: Stretch, same: Sequence[bool]) -> Iterator[tuple[str, _Cover]]:
+    """What a target covers of each of its sources, by their keys. ``same``: of each source (``_same_sources``)."""
     begin, base = piece.slice.begin, 0
-    whole = _Cover(begin, begin + piece.slice.numel, stretch, piece.key, same)
-    for own in piece.sources:
+    whole = _Cover(begin, begin + piece.slice.numel, stretch, piece.key)
+    for own, equal in zip(piece.sources, same, strict=True):
         for cover in _within([whole], base, own.numel):
-            yield own.key, cover
+            yield own.key, replace(cover, same=equal)
         base += own.numel
 
 

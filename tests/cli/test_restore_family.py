@@ -93,7 +93,7 @@ def test_a_row_of_a_joined_table_is_one_tensor_of_the_original(folder, state, or
     wanted = state | {POINTS.format(2): table[2:3]}
     found, record = restored(folder, tmp_path / "back.pt", original)
     assert_equal_states(found, wanted)
-    assert POINTS.format(2) in record["changed"]
+    assert record["changed"] == [POINTS.format(2)]
     alone, _ = restored(folder, tmp_path / "alone.pt")
     for row in range(4):
         assert same(alone[POINTS.format(row)], wanted[POINTS.format(row)])
@@ -147,3 +147,12 @@ def test_a_level_that_was_filled_and_is_not_zero_any_more(tmp_path):
         found, record = restored(folder, tmp_path / "back.pt", "--overwrite", *options)
         assert [remark["key"] for remark in record["unplaced"]] == [key]
         assert not any("convs.3" in name for name in set(found) - set(state))
+
+
+def test_the_checkpoint_of_another_family_is_told_as_another_file(folder, tmp_path):
+    other = families.write(tmp_path / "teacher.pt", "teacher")
+    done = sam3lite("restore", folder, other, "--output", tmp_path / "back.pt", "--json")
+    assert done.code == 3
+    said = done.json["error"]["message"]
+    assert said.startswith(f"{other} is not the file that conversion.json names")
+    assert "cannot be turned back: detector_model.text_encoder." in said

@@ -135,6 +135,16 @@ def test_necks_that_changed_places_are_told(foreign):
     one, other = f"detector_model.{NECK}2.proj1.weight", "tracker_neck.fpn_layers.2.proj1.weight"
     edit(folder, {one: held[other], other: held[one]})
     assert [(f["code"], sorted(f["keys"])) for f in findings(folder, path)] == [("V-SWAPPED", sorted([one, other]))]
+    # Whole necks are one finding as well, not one for each pair of tensors.
+    necks = [(k, k.replace("detector_model.vision_encoder.neck", "tracker_neck")) for k in held if NECK in k]
+    edit(folder, {x: held[y] for a, b in necks for x, y in ((a, b), (b, a))})
+    (found,) = findings(folder, path)
+    assert found["code"] == "V-SWAPPED" and sorted(found["keys"]) == sorted(key for pair in necks for key in pair)
+    assert found["cause"] == "detector_model.vision_encoder.neck and tracker_neck hold each other's tensors"
+    edit(folder, {a: held[a] for a, _ in necks} | {b: held[a] for a, b in necks})
+    (found,) = findings(folder, path)
+    assert found["code"] == "V-OTHER-TENSOR" and sorted(found["keys"]) == sorted(b for _, b in necks)
+    assert found["cause"] == "tracker_neck holds tensors of detector_model.vision_encoder.neck"
 
 
 def test_the_trackers_neck_in_place_of_the_detectors_is_told(foreign):
