@@ -109,6 +109,7 @@ def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> Conv
         mapping=str(request.mapping) if request.mapping else None,
         plan=PlannedConversion(
             file=source.facts(plan.checkpoint, plan.names, text_parameters(plan)),
+            kind=plan.kind,
             accounting=accounting(plan.checkpoint, plan.names, plan),
             bytes=plan.out_nbytes,
         ),

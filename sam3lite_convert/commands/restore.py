@@ -187,6 +187,8 @@ def _with_checkpoint(
         raise
     sha256, notes = hashing.result()
     notes += _check_origin(folder, original, sha256, turned)
+    if turned.equal and (cast := next((piece.dtype for piece in plan.mapped.values() if piece.casts), None)):
+        notes.append(f"the folder is cast to {cast}: what equals the original up to that is written as the original's")
     left = [f"{name} ({count:,} tensors)" for name, count in checkpoint.left.items()]
     if beside := [*left, *sorted(checkpoint.others)]:
         notes.append(f"not restored, beside the weights of the checkpoint: {', '.join(beside)}")

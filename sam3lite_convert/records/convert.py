@@ -80,10 +80,12 @@ class PushRecord(Record):
 class PlannedConversion(Record):
     """The plan of a conversion, by component.
 
+    kind: what the checkpoint is, in words.
     bytes: size of the tensors that it writes.
     """
 
     file: FileFacts = field(metadata=flat())
+    kind: str
     accounting: Accounting = field(metadata=flat())
     bytes: int
 

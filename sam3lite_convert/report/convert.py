@@ -13,6 +13,7 @@ def planned(r: ConvertDocument) -> None:
     if r.plan is None:
         return
     headline(r.plan.file)
+    say(f"kind: {r.plan.kind}")
     text_encoder(r.architecture, r.context, r.plan.file)
     say()
     component_table(r.plan.accounting)

@@ -617,10 +617,19 @@ def test_the_console_script_and_the_module_are_the_same():
     assert sam3lite("--version").out.startswith("sam3lite-convert ")
 
 
-@pytest.mark.parametrize("kind", ["s0-3.1", "teacher", "student"])
-def test_the_command_that_inspect_ends_with_converts(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("s0-3.1", "SAM3.1, with the text encoder of SAM3-LiteText"),
+        ("teacher", "SAM3 detector"),
+        ("student", "EfficientSAM3 with an image student (RepViT), with the text encoder of SAM3-LiteText"),
+    ],
+)
+def test_the_command_that_inspect_ends_with_converts_and_both_say_what_the_file_is(kind, said, tmp_path):
     path = families.write(tmp_path / f"{kind}.pt", kind)
-    last = sam3lite("inspect", path).out.strip().splitlines()[-1]
-    words = shlex.split(last)
+    lines = sam3lite("inspect", path).out.strip().splitlines()
+    words = shlex.split(lines[-1])
     assert words[:3] == ["Next:", "sam3lite", "convert"]
-    assert sam3lite(*words[2:], "--dry-run").code == 0
+    done = sam3lite(*words[2:], "--dry-run")
+    assert done.code == 0
+    assert f"kind: {said}" in lines and f"kind: {said}" in done.out.splitlines()

@@ -112,6 +112,8 @@ def test_with_the_checkpoint_every_tensor_is_its_own_to_the_bit(options, checkpo
     assert record["equal"] == said["counts"]["mapped"]
     assert record["from_checkpoint"] == said["lost"]["dropped"]["by_kind"]
     assert record["tensors"] == len(wanted) and record["basis"] == "checkpoint"
+    dtype = said["options"]["dtype"]
+    assert any(f"is cast to {dtype}: what equals the original up to" in note for note in record["notes"]) is bool(dtype)
 
 
 @every_way
