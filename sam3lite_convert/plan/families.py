@@ -86,6 +86,7 @@ class LibraryNames:
     video_model: str = "Sam3VideoModel"
     video_model_type: str = "sam3_video"
     video_prefix: str = "sam3_video"
+    video_session: str = "Sam3VideoInferenceSession"
     video_processor: str = "Sam3VideoProcessor"
     frame_processor: str = "Sam2VideoVideoProcessor"
     tracker_model: str = "Sam3TrackerVideoModel"

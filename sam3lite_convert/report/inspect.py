@@ -19,6 +19,8 @@ from sam3lite_convert.records.shared import (
 )
 from sam3lite_convert.report.terminal import say, show
 
+_SAM3_OWN = "clip"  # the model name of SAM3's own text encoder
+
 
 def inspected(d: InspectDocument) -> None:
     """The kind of a checkpoint, its contents, and whether it converts."""
@@ -65,12 +67,12 @@ def text_encoder(architecture: ArchitectureRecord | None, context: ContextRecord
     if a is None or context is None:
         return
     count, whole = file.text_parameters, file.sam3_text_parameters
-    fewer = 100 * (1 - count / whole)
     say(
         f"text encoder: {a.variant}, {a.num_hidden_layers} layers, {a.hidden_size} wide, "
         f"{plural(a.num_attention_heads, 'head')}, {_context(context)}" + (", causal" if a.causal_masking else "")
     )
-    say(f"  {human_count(count)} parameters; SAM3's has {whole / 1e6:.2f} M, so {fewer:.0f} % fewer")
+    fewer = f"; SAM3's has {whole / 1e6:.2f} M, so {100 * (1 - count / whole):.0f} % fewer"
+    say(f"  {human_count(count)} parameters{'' if a.model_name == _SAM3_OWN else fewer}")
 
 
 def _context(c: ContextRecord) -> str:
@@ -104,7 +106,7 @@ def counts_line(counts: Counts | None) -> None:
     if counts:
         say(
             f"{counts.source:,} source tensors = {counts.mapped:,} mapped + {counts.dropped:,} dropped; "
-            f"{counts.target:,} target tensors"
+            f"{counts.target:,} target tensors" + (f", {counts.filled:,} of them filled" if counts.filled else "")
         )
 
 
