@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from support.folders import assert_proven, config, convert, receipt, sam3lite, same, snapshot, tiny_state, write
+from support.folders import PROJECTION as PROJECTION_LAYER
+from support.folders import QKV, assert_proven, config, convert, receipt, sam3lite, same, snapshot, tiny_state, write
 from support.hub_files import one_line
 
 import sam3lite_convert as s3
@@ -54,8 +56,7 @@ def test_a_repository_is_a_checkpoint(original, folder, hub, tmp_path):
 
 def test_one_tensor_is_read_by_ranges(folder, hub):
     upload(hub, folder)
-    key = "detector.backbone.language_backbone.encoder.transformer.1.pre_norm_mha.1.qkv_proj.weight"
-    assert same(s3.open_checkpoint(MINE).read(key), tiny_state()[key])
+    assert same(s3.open_checkpoint(MINE).read(QKV), tiny_state()[QKV])
     assert hub.sent("/cdn/") < (folder / MODEL).stat().st_size / 4
 
 
@@ -76,3 +77,16 @@ def test_a_text_encoder_whose_projection_is_gone_is_refused(text, hub):
     hub.add_repo(REPO, {path.name: path for path in text.iterdir() if path.name != PROJECTION})
     done = sam3lite("convert", MINE, "--output", "out", *TEXT)
     assert PROJECTION in one_line(done, 3)
+
+
+def test_a_pickle_of_its_tensors_is_read_by_ranges_too(folder, hub, tmp_path):
+    """Where its tensors lie in the file is known only when the bytes around them are here."""
+    state = load_file(folder / MODEL)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    hub.add_repo(REPO, {name.name: name for name in (folder / "config.json", tmp_path / "pytorch_model.bin")})
+    held = tiny_state()
+    opened = s3.open_checkpoint(MINE)
+    for key in (QKV, PROJECTION_LAYER, "detector.backbone.language_backbone.projector.weight"):
+        assert same(opened.read(key), held[key].contiguous())
+    assert sam3lite("parity", MINE, "--partial", "--json").json["verdict"] == "exact"
+    assert hub.sent("/cdn/") < (tmp_path / "pytorch_model.bin").stat().st_size
