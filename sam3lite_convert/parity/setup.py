@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -173,7 +173,6 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     check_candidate(plan.layout, mappings)
     if folder is not None:
         check_settings(folder, plan, options)
-        folder, plan = the_detector(folder, plan, source, mappings, options, notes)
     pieces = [m for m in plan.mapped.values() if m.canonical.startswith(TEXT)]
     check_source(source, plan, pieces)
     name = options.dtype or (plan.options.dtype if plan.options.dtype in _RUNS_IN else None) or "float32"
@@ -304,31 +303,6 @@ def recognised(
             "usage",
         )
     return plan
-
-
-def the_detector(
-    folder: Folder, plan: Plan, source: Checkpoint, mappings: Mappings, options: ParityOptions, notes: list[str]
-) -> tuple[Folder, Plan]:
-    """The detector of a video folder as a folder of its own, and its plan; a folder of another kind as it is. What is
-    left out is added to ``notes``.
-
-    Raises UnsoundPlan as ``check_settings`` does.
-    """
-    inside = plan.layout.inside
-    if not inside:
-        return folder, plan
-    config = (folder.config or {}).get(f"{inside.removesuffix('_model.')}_config")
-    plan = make_plan(source, mappings, replace(plan.options, component="all"))
-    others = sum(not key.startswith(inside) for key in folder.tensors)
-    notes.append(f"the folder holds a video model: compared is its detector, without the {others:,} tensors beside it")
-    folder = replace(
-        folder,
-        tensors={k.removeprefix(inside): t for k, t in folder.tensors.items() if k.startswith(inside)},
-        elsewhere={k.removeprefix(inside): file for k, file in folder.elsewhere.items()},
-        config=config if isinstance(config, dict) else folder.config,
-    )
-    check_settings(folder, plan, options)
-    return folder, plan
 
 
 def check_settings(folder: Folder, plan: Plan, options: ParityOptions) -> None:

@@ -28,7 +28,6 @@ from sam3lite_convert.parity.setup import (
     chosen_layout,
     context_notes,
     recognised,
-    the_detector,
     told,
     whole,
 )
@@ -123,7 +122,6 @@ def set_up_detector(
         notes += folder.notes
         plan = recognised(folder, source, mappings, options, notes)
         check_settings(folder, plan, options)
-        folder, plan = the_detector(folder, plan, source, mappings, options, notes)
     else:
         layout = chosen_layout(source, mappings, options.candidate)
         check_candidate(layout, mappings)
