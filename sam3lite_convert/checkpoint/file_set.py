@@ -19,6 +19,10 @@ from sam3lite_convert.records.record import Json
 
 # Bytes of an index of shards; that of 1,300 tensors takes 0.15 MB.
 SHARD_INDEX_LIMIT = 8 << 20
+# Beside a text encoder that is written without its prefix: the layer through which the detector reads its tokens. It
+# belongs to the file of the text encoder, or to the index of its shards.
+PROJECTION = "text_projection.safetensors"
+_WITH_PROJECTION = ("model.safetensors", "model.safetensors.index.json")
 _LISTED = 20
 _INDEX = re.compile(r".+\.index(?:\.\w+)?\.json")
 _SHARD = re.compile(
@@ -39,6 +43,14 @@ class ShardName(NamedTuple):
 def is_index(name: str) -> bool:
     """Whether a file of this name is an index of shards, such as ``model.safetensors.index.json``."""
     return _INDEX.fullmatch(name) is not None
+
+
+def companion(name: str, has: Callable[[str], bool]) -> str | None:
+    """The file that belongs to a file of weights, or to an index, of this name; None if it stands alone.
+
+    ``has``: whether there is such a file beside it.
+    """
+    return PROJECTION if name in _WITH_PROJECTION and has(PROJECTION) else None
 
 
 def shard_of(name: str) -> ShardName | None:
@@ -164,6 +176,8 @@ def the_checkpoint(names: Iterable[str], where: str, read: Callable[[str], bytes
     if len(indexes) == 1 and files:
         named = set(weight_map(json_object(read(indexes[0]), Path(where) / indexes[0]), Path(indexes[0])).values())
         files = [name for name in files if name not in named]
+    if any(companion(name, files.__contains__) for name in (*indexes, *files)):
+        files.remove(PROJECTION)
     weights = [name for name in files if not _OF_A_RUN.fullmatch(name)]
     candidates = [*indexes, *weights] or files
     if len(candidates) == 1:
@@ -210,17 +224,21 @@ def _in_place(path: Path) -> Path:
 
 
 def members(path: Path) -> list[Path]:
-    """The files of a local CHECKPOINT: the file alone, or an index and its shards, by name.
+    """The files of a local CHECKPOINT: the file alone, or an index and its shards, by name, and last the projection of
+    a text encoder if it lies in a file of its own.
 
     Raises as ``checkpoint_file`` and ``shard_map`` do, and Untrusted if a shard is a link to a file outside of the
     folder.
     """
     path = checkpoint_file(path)
-    if not is_index(path.name) or not os.path.isfile(path):
+    if not os.path.isfile(path):
         return [path]
-    folder = path.parent
-    places = shard_map(_read_small(path), path, lambda name: has_file(folder, name))
-    names = sorted(set(places.values()))
+    folder, names = path.parent, list[str]()
+    if is_index(path.name):
+        places = shard_map(_read_small(path), path, lambda name: has_file(folder, name))
+        names = sorted(set(places.values()))
+    if beside := companion(path.name, lambda name: has_file(folder, name)):
+        names.append(beside)
     if out := [name for name in names if not _inside(folder, name)]:
         raise Untrusted(
             f"{path} names the shard {out[0][:200]}, a link to a file outside of its folder; it was not read",

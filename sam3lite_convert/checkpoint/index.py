@@ -14,6 +14,7 @@ from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.origin import HubFile
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.errors import Untrusted
+from sam3lite_convert.records.record import Json
 
 # No index is longer. One of 1,300 tensors takes 0.2 MB; a hostile one would cost memory and time.
 INDEX_LIMIT = 8 << 20
@@ -131,18 +132,24 @@ class TurnedBack:
     """What the file of a checkpoint holds, where that is a layout and not the original: the checkpoint's tensors are
     made of the file's.
 
-    ``layout``: the name of the layout. ``names``: what writes those names, in words.
+    ``layout``: the name of the layout; ``component``: what of the model it is. ``names``: what writes those names, in
+        words.
     ``keys``: by key of the checkpoint, the keys in the file of what it is made of.
     ``copies``: pairs of tensors of the file, under their keys there, that hold one tensor of the original: the first is
         used, the second has to be equal.
-    ``why``: by key that stands as it is in the file, why it could not be turned back.
+    ``why``: by key that stands as it is in the file, why it could not be turned back. ``unmade``: the keys of the
+        original that could not be made, of which those were parts.
+    ``config``: the content of the config.json beside it; None if there is none.
     """
 
     layout: str
+    component: str
     names: str
     keys: dict[str, tuple[str, ...]]
     copies: tuple[tuple[StoredTensor, StoredTensor], ...] = ()
     why: dict[str, str] = field(default_factory=dict)
+    unmade: frozenset[str] = frozenset()
+    config: Json | None = None
 
 
 @dataclass(frozen=True)

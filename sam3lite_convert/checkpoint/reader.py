@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from sam3lite_convert.checkpoint.file_set import checkpoint_file, is_index, members
+from sam3lite_convert.checkpoint.file_set import members
 from sam3lite_convert.checkpoint.index import Checkpoint, check_unchanged, files_of
 from sam3lite_convert.checkpoint.one_file import open_file, read_file
 from sam3lite_convert.checkpoint.place import LocalPlace
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
-from sam3lite_convert.checkpoint.shards import JoinedFile, read_shards
+from sam3lite_convert.checkpoint.shards import JoinedFile, read_files
 
 
 @contextmanager
@@ -39,7 +38,8 @@ def open_source(checkpoint: Checkpoint) -> Iterator[BinaryIO]:
 
 
 def read_checkpoint(path: Path, selection: Selection = NOTHING_STATED) -> Checkpoint:
-    """Index a local checkpoint: a file, an index of shards, or a folder that holds one of them.
+    """Index a local checkpoint: a file, an index of shards, or a folder that holds one of them; with it the projection
+    of a text encoder that lies beside it.
 
     ``selection``: what the user states about it.
 
@@ -47,8 +47,7 @@ def read_checkpoint(path: Path, selection: Selection = NOTHING_STATED) -> Checkp
     folder; Untrusted if one is empty, truncated, corrupt, hostile or not a checkpoint, or if index and shards do not
     agree; UnsoundPlan if it holds no state dict, or several, or is one shard alone.
     """
-    path = checkpoint_file(path)
-    if not is_index(path.name) or not os.path.isfile(path):
+    path, *others = members(path)  # which checks that none lies elsewhere
+    if not others:
         return read_file(path, selection=selection)
-    members(path)  # which checks that none lies elsewhere
-    return read_shards(LocalPlace(path.parent), path.name, selection)
+    return read_files(LocalPlace(path.parent), path.name, selection)

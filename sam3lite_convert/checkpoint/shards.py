@@ -1,4 +1,4 @@
-"""Reads an index of shards and its shards as one checkpoint, whose bytes are those of all shards, one after another."""
+"""Reads the files of a checkpoint as one, such as an index and its shards, whose bytes follow each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from sam3lite_convert.checkpoint.file_set import disagreements, shard_map
+from sam3lite_convert.checkpoint.file_set import companion, disagreements, is_index, shard_map
 from sam3lite_convert.checkpoint.index import Checkpoint, Shard, StoredTensor, ZipEntry
 from sam3lite_convert.checkpoint.place import Place
 from sam3lite_convert.checkpoint.positioned_file import PositionedFile
@@ -52,12 +52,37 @@ class JoinedFile(PositionedFile):
         return count
 
 
-def read_shards(place: Place, name: str, selection: Selection = NOTHING_STATED) -> Checkpoint:
-    """Index the shards that the index of this name lists. ``selection``: what the user states about the checkpoint.
+def read_files(place: Place, name: str, selection: Selection = NOTHING_STATED) -> Checkpoint:
+    """Index the files of a checkpoint that has several: the shards that the index of this name lists, or the file of
+    this name, and the projection that belongs to it (``companion``). ``selection``: what the user states about it.
 
-    Raises as ``shard_map`` does for the index, and as ``read_file`` does for every shard; Untrusted if index and
-    shards do not agree; UnsoundPlan if the shards are of several formats, or hold their tensors under several entries.
+    Raises as ``shard_map`` does for the index, and as ``read_file`` does for every file; Untrusted if index and
+    shards do not agree, or if two files hold one tensor; UnsoundPlan if they are of several formats, or hold their
+    tensors under several entries.
     """
+    path, index_size = place.path / name, 0
+    if is_index(name):
+        found, index_size = _shards(place, name, selection)
+    else:
+        found = {name: place.index(name, selection)[1]}
+    if beside := companion(name, place.has):
+        projection = place.index(beside, selection)[1]
+        for key in projection.tensors:
+            if holder := next((shard for shard, held in found.items() if key in held.tensors), None):
+                raise _disagree(path, [(key, f"is in {holder} and also in {beside}")])
+        found[beside] = projection
+    parts = list(found.values())
+    for what, held in (("formats", {p.format for p in parts}), ("entries", {str(p.wrapper) for p in parts})):
+        if len(held) > 1:
+            raise UnsoundPlan(f"{path}: its shards are of several {what}: {', '.join(sorted(held))}", "mixed_shards")
+    kept, stamp = place.kept(name)
+    joined = _joined(kept, list(found.items()), index_size)
+    # A file that holds tensors itself is among the shards.
+    return replace(joined, stamp=stamp if is_index(name) else None, selection=selection)
+
+
+def _shards(place: Place, name: str, selection: Selection) -> tuple[dict[str, Checkpoint], int]:
+    """The shards that an index lists, by name, and the size of the index in bytes. Raises as ``read_files`` does."""
     path, data = place.path / name, place.read(name)
     places = shard_map(data, path, place.has)
     found: dict[str, Checkpoint] = {}
@@ -73,35 +98,22 @@ def read_shards(place: Place, name: str, selection: Selection = NOTHING_STATED) 
         others |= found[shard].others
         if len(holders) + len(twice) > len(places):
             break  # the index does not name all of them: this is refused, and no more is read
-    _refuse_disagreement(path, places, holders, others, twice, found)
-    parts = list(found.values())
-    for what, held in (("formats", {p.format for p in parts}), ("entries", {str(p.wrapper) for p in parts})):
-        if len(held) > 1:
-            raise UnsoundPlan(f"{path}: its shards are of several {what}: {', '.join(sorted(held))}", "mixed_shards")
-    kept, stamp = place.kept(name)
-    joined = _joined(kept, list(found.items()), len(data))
-    return replace(joined, stamp=stamp, selection=selection)
-
-
-def _refuse_disagreement(
-    path: Path,
-    places: dict[str, str],
-    holders: dict[str, str],
-    others: set[str],
-    twice: list[tuple[str, str, str]],
-    found: dict[str, Checkpoint],
-) -> None:
-    """Raises Untrusted if a tensor is in two shards, or if an index and its shards do not agree."""
     faults = [(key, f"is in {one} and also in {two}") for key, one, two in twice]
     faults = faults or [(k, why) for k, why in disagreements(places, holders, found) if k not in others]
     if faults:
-        key, why = faults[0]
-        more = f" (and {len(faults) - 1:,} more tensors)" if len(faults) > 1 else ""
-        raise Untrusted(
-            f"{path} and its shards do not agree: {key} {why}{more}. Download all of them again, from one place.",
-            "shards_disagree",
-            {"keys": [key for key, _ in faults]},
-        )
+        raise _disagree(path, faults)
+    return found, len(data)
+
+
+def _disagree(path: Path, faults: list[tuple[str, str]]) -> Untrusted:
+    """The error for an index and shards that do not agree. ``faults``: (key, why)."""
+    key, why = faults[0]
+    more = f" (and {len(faults) - 1:,} more tensors)" if len(faults) > 1 else ""
+    return Untrusted(
+        f"{path} and its shards do not agree: {key} {why}{more}. Download all of them again, from one place.",
+        "shards_disagree",
+        {"keys": [key for key, _ in faults]},
+    )
 
 
 def _joined(path: Path, parts: list[tuple[str, Checkpoint]], index_size: int) -> Checkpoint:

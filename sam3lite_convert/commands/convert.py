@@ -235,9 +235,11 @@ def finished(
             f"the tokenizer is incomplete, {', '.join(absent)} missing{because}. To add it, run this with access to "
             f"the Hub, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO",
         ]
+    loading, *parts = loads_with(receipt, str(folder))
     written = WrittenConversion(
         files=sizes(folder),
-        loads_with=loads_with(receipt, str(folder)),
+        loads_with=loading,
+        loads_also=tuple(parts),
         converted_from=receipt.source,
         lost=receipt.lost,
         missing_files=tuple(absent),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,6 +21,7 @@ from sam3lite_convert.figures import component_words, number, plural
 from sam3lite_convert.plan.architecture import COMPONENTS, TEXT, component_of
 from sam3lite_convert.plan.copies import check_copies
 from sam3lite_convert.plan.counts import parameters
+from sam3lite_convert.plan.families import family_of
 from sam3lite_convert.plan.key_patterns import key_patterns, listed, number_ranges
 from sam3lite_convert.plan.names import Names, canonical_names
 from sam3lite_convert.plan.tables import Mappings, Rule
@@ -68,6 +69,12 @@ class _Side:
     names: Names
     sha256: str | None = None
     notes: list[str] = field(default_factory=list)
+
+    def keys(self, name: str) -> tuple[str, ...]:
+        """The keys of the file that hold a tensor of this canonical name."""
+        key = self.names.sources[name][0]
+        told = self.index.turned_back
+        return told.keys.get(key, (key,)) if told else (key,)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ def diff_checkpoints(
             hashing.check(side.index)
             hashing.follow(advance("hash"))
         opened = [_open(side, stack) for side in sides]
-        compared = list(_compared(opened[0], opened[1], _rules(mappings, "split"), advance("compare")))
+        compared = list(_compared(sides, opened, _rules(mappings, "split"), advance("compare")))
         for side, hashing in zip(sides, hashes, strict=True):
             side.sha256, notes = hashing.result()
             side.notes += notes
@@ -165,17 +172,20 @@ def _rules(mappings: Mappings, operation: str) -> tuple[Rule, ...]:
 
 
 def _compared(
-    first: Mapping[str, OpenTensor], second: Mapping[str, OpenTensor], fused: tuple[Rule, ...], advance: Advance
+    sides: Sequence[_Side], opened: Sequence[Mapping[str, OpenTensor]], fused: tuple[Rule, ...], advance: Advance
 ) -> Iterator[_Compared]:
     """Compare every tensor that both sides hold. ``fused``: the rules that tell fused rows of q, k and v."""
+    first, second = opened
     for name, one in first.items():
         if name in second:
             rule = next((rule for rule in fused if rule.apply(name) is not None), None)
-            yield _compare(name, one, second[name], rule)
+            yield _compare(name, [side.keys(name) for side in sides], one, second[name], rule)
         advance(one.stored.nbytes)
 
 
-def _compare(name: str, one: OpenTensor, other: OpenTensor, fused: Rule | None) -> _Compared:
+def _compare(
+    name: str, keys: Sequence[tuple[str, ...]], one: OpenTensor, other: OpenTensor, fused: Rule | None
+) -> _Compared:
     a, b = one.stored, other.stored
     component, place = component_of(name), _place(name)
     counted = any(dtypes.is_floating(t.dtype) or t.dtype.startswith("complex") for t in (a, b))
@@ -189,8 +199,8 @@ def _compare(name: str, one: OpenTensor, other: OpenTensor, fused: Rule | None) 
     changed_rows = int(found.changed_rows.sum()) if found and found.changed_rows is not None else None
     diff = TensorDiff(
         name=name,
-        key_a=a.key,
-        key_b=b.key,
+        keys_a=keys[0],
+        keys_b=keys[1],
         component=component,
         layer=place.layer,
         status=status,
@@ -198,6 +208,7 @@ def _compare(name: str, one: OpenTensor, other: OpenTensor, fused: Rule | None) 
         dtype_b=b.dtype,
         shape_a=a.shape,
         shape_b=b.shape,
+        cast=found.casts[0] if found and found.casts else None,
         changed_values=valued.differing if valued else None,
         rows=valued.rows if valued and changed_rows is not None else None,
         changed_rows=changed_rows if valued else None,
@@ -332,6 +343,8 @@ def _document(a: _Side, b: _Side, compared: list[_Compared], mappings: Mappings)
     return DiffDocument(
         a=_facts(a),
         b=_facts(b),
+        kind_a=_kind(a),
+        kind_b=_kind(b),
         sha256_a=a.sha256,
         sha256_b=b.sha256,
         verdict=_verdict(counts),
@@ -348,6 +361,19 @@ def _document(a: _Side, b: _Side, compared: list[_Compared], mappings: Mappings)
 def _facts(side: _Side) -> FileFacts:
     text = [side.index.tensors[keys[0]] for name, keys in side.names.sources.items() if name.startswith(TEXT)]
     return side.source.facts(side.index, side.names, parameters(text))
+
+
+def _kind(side: _Side) -> str:
+    """What a side is, in words, as far as the names of its tensors tell."""
+    names = side.names.sources
+    family, told = family_of(names), side.index.turned_back
+    if all(component_of(name) == "other" for name in names):
+        return "not a checkpoint of this family"
+    if found := family.relatives_in(names):
+        return " and ".join(relative.kind for relative in found)
+    if not any(name.startswith(TEXT) for name in names):
+        return "part of a SAM3 checkpoint, without a text encoder"
+    return family.described(names) + (f" in the names of {told.names}" if told else "")
 
 
 def _weight(c: _Compared) -> tuple[int, float]:
@@ -493,8 +519,9 @@ def _summary(counts: DiffCounts, compared: list[_Compared]) -> str:
         return f"no tensor is in both: {plural(counts.a, 'tensor')} in A, {plural(counts.b, 'tensor')} in B"
     integers = [c for c in compared if c.status == "integers_changed"]
     counters = all(c.name.endswith(_COUNTER) for c in integers)
+    casts = {c.diff.cast for c in compared if c.diff and c.status == "equal_up_to_cast"}
     said = [
-        (counts.equal_up_to_cast, "equal up to a cast"),
+        (counts.equal_up_to_cast, f"equal up to the cast to {' or '.join(sorted(filter(None, casts)))}"),
         (counts.cut, "equal in the rows that both hold"),
         (counts.integers_changed, f"counters ({_COUNTER}) changed" if counters else "of integers changed"),
         (counts.reshaped, "of another shape"),

@@ -15,6 +15,7 @@ from sam3lite_convert.plan.infer import infer_architecture
 from sam3lite_convert.plan.kinds import kind_of_names
 from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
+from sam3lite_convert.plan.stated import stated_vision
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.inspect import InspectDocument
 
@@ -90,5 +91,6 @@ def inspect_checkpoint(
 
 def _inferred(checkpoint: Checkpoint, shapes: Shapes, context: int | None, causal: bool) -> Architecture:
     """The architecture of a file that cannot be converted, with the context that it is called with."""
-    found = infer_architecture(shapes, causal)
+    config = checkpoint.turned_back.config if checkpoint.turned_back else None
+    found = infer_architecture(shapes, causal, stated_vision(config))
     return found.with_context(called_context(checkpoint, found.sizes["context"], context))

@@ -106,6 +106,7 @@ def judge_port(
     from sam3lite_convert.parity.heat_map import heat_map
     from sam3lite_convert.parity.judgement import check_tolerance
     from sam3lite_convert.parity.port import judge_port_file
+    from sam3lite_convert.parity.setup import told
 
     check_tolerance(tolerance)
     called = name or (file.name if file else UNNAMED)
@@ -146,7 +147,7 @@ def judge_port(
         judgement=judgement.record(ran_in, "both sides" if set(judged.dtypes) == {ran_in} else "the original"),
         values=first_values(judged.recorded, judged.given),
         diagnosis=judged.diagnosis,
-        notes=(*notes, *judged.notes),
+        notes=(*told(checkpoint), *notes, *judged.notes),
         verdicts=Verdicts(weights=judgement.verdict, behaviour=None),
         judged=str(file) if file else None,
         source=source.provenance(),

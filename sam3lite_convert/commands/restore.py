@@ -14,14 +14,17 @@ from sam3lite_convert.checkpoint.file_set import members
 from sam3lite_convert.checkpoint.index import Checkpoint, check_unchanged, files_of
 from sam3lite_convert.checkpoint.one_file import open_file
 from sam3lite_convert.checkpoint.reader import open_source
-from sam3lite_convert.commands.sources import Source
+from sam3lite_convert.commands.sources import HubLocation, Source, locate
 from sam3lite_convert.convert.folder import INDEX, NOT_TAKEN, TWICE, WEIGHTS, Folder, read_folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import write_safetensors_file
 from sam3lite_convert.convert.torch_writer import write_torch_file
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.files import check_space, resolved, whole_file
+from sam3lite_convert.plan.architecture import TEXT, component_of
 from sam3lite_convert.plan.context import META_KEY, context_in_name
+from sam3lite_convert.plan.names import canonical_names
+from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.plan.unsound import listed
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _SAFETENSORS = ".safetensors"
 _HEADROOM = 4 << 20  # bytes; names, headers and directory of some thousand tensors
+_RELEASED_WRAPPER = "model"
 _BROKEN = {INDEX, TWICE, WEIGHTS, NOT_TAKEN}
 
 Progress = Callable[[str], Advance]
@@ -123,7 +127,11 @@ def restore_checkpoint(
             stack.enter_context(original.trusted())
             restored = _with_checkpoint(found, original, mappings, causal, advance, stack)
         else:
-            restored = _by_receipt(found)
+            receipt = _fitting_receipt(found)
+            if isinstance(receipt, Receipt):
+                restored = _by_receipt(found, receipt)
+            else:
+                restored = _by_layout(found, locate(str(folder), HubLocation()).whole(), mappings, receipt, stack)
         tensors, files = restored.turned.tensors, dict(restored.opened)
         for path in sorted(_places(tensors) - files.keys()):
             files[path] = stack.enter_context(open_file(path))
@@ -220,31 +228,27 @@ def _check_origin(folder: Folder, original: Source, sha256: str | None, turned: 
     )
 
 
-# ---- by the receipt
+# ---- alone
 
 
-def _by_receipt(folder: Folder) -> _Restored:
-    """What the folder gives alone.
+def _fitting_receipt(folder: Folder) -> Receipt | str:
+    """The folder's receipt; if there is none, or if it is no longer that of the tensors, that in words."""
+    from sam3lite_convert.verify.restoration import misfits
 
-    Raises CannotRun if it has no receipt, or one that is no longer that of its tensors.
-    """
-    from sam3lite_convert.verify.restoration import misfits, restoration_by_receipt
-
-    way = f"Give the checkpoint that it was made from: sam3lite restore {shlex.quote(str(folder.path))} CHECKPOINT"
     if folder.receipt is None:
-        raise CannotRun(f"{folder.path} holds no {RECEIPT_NAME}, which tells the original's names. {way}", "no_receipt")
+        return f"there is no {RECEIPT_NAME}"
     try:
         receipt = Receipt.from_json(folder.receipt)
     except ValueError as fault:
-        raise CannotRun(
-            f"{folder.path}: {RECEIPT_NAME} is not that of a conversion ({fault}). {way}", "no_receipt"
-        ) from fault
-    if faults := misfits(folder, receipt):
-        raise CannotRun(
-            f"{folder.path}: {RECEIPT_NAME} is no longer that of its tensors: {listed(faults)}. {way}",
-            "receipt_does_not_fit",
-            {"faults": faults},
-        )
+        return f"{RECEIPT_NAME} is not that of a conversion ({fault})"
+    faults = misfits(folder, receipt)
+    return f"{RECEIPT_NAME} is no longer that of the tensors ({listed(faults)})" if faults else receipt
+
+
+def _by_receipt(folder: Folder, receipt: Receipt) -> _Restored:
+    """What the folder gives alone, under the names that its receipt tells."""
+    from sam3lite_convert.verify.restoration import restoration_by_receipt
+
     source, context, cast = receipt.source, receipt.context, receipt.lost.cast
     notes = []
     if cast is not None:
@@ -266,6 +270,47 @@ def _by_receipt(folder: Folder) -> _Restored:
         meta={META_KEY: context.called} if context.origin == "meta" else {},
         named_context=context.called if context.origin == "name" else None,
         notes=notes,
+    )
+
+
+def _by_layout(folder: Folder, source: Source, mappings: Mappings, why: str, stack: ExitStack) -> _Restored:
+    """What the folder gives alone, under the names of a released file, which the tables of its layout tell.
+
+    source: the folder as a checkpoint. why: there is no receipt to go by, in words.
+    Raises UnsoundPlan if the tables do not know all of its tensors.
+    """
+    from sam3lite_convert.verify.restoration import restoration_of_names
+
+    checkpoint = source.read(mappings)
+    layout = checkpoint.turned_back.layout if checkpoint.turned_back else "original"
+    names = canonical_names(checkpoint, mappings.spellings).sources
+    component = "text" if all(name.startswith(TEXT) for name in names) else "all"
+    if checkpoint.turned_back and any(component_of(name) == "tracker" for name in names):
+        component = "video"
+    plan = make_plan(checkpoint, mappings, Options(layout, component))
+    opened = stack.enter_context(open_source(checkpoint))
+    check_twins(opened, plan.twins)
+    turned = restoration_of_names(folder, checkpoint)
+    notes = [note for note in checkpoint.notes if not any(key in note for key in turned.partly)]  # which are said
+    return _Restored(
+        basis="layout",
+        turned=turned,
+        family=plan.layout.family.name,
+        kind=plan.kind,
+        layout=layout,
+        component=component,
+        wrapper=_RELEASED_WRAPPER,
+        prefix=plan.names.prefix,
+        meta={},
+        named_context=None,
+        notes=[
+            f"{why}; the names are those of a released file",
+            "absent is what the layout has no place for, such as rotary tables, which the original computes: give the "
+            "checkpoint that the folder was made from, if you have it",
+            *notes,
+        ],
+        checkpoint=checkpoint,
+        opened={checkpoint.path: opened},
     )
 
 

@@ -23,8 +23,9 @@ from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.plan.counts import dtype_counts
 from sam3lite_convert.plan.names import Names
-from sam3lite_convert.plan.original_names import in_original_names
+from sam3lite_convert.plan.original_names import Beside, in_original_names
 from sam3lite_convert.plan.plan import Options, make_plan
+from sam3lite_convert.plan.stated import stated_causal
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.record import Json
 from sam3lite_convert.records.shared import Fetched, FileFacts, HubOrigin
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from sam3lite_convert.workers import Advance
 
 
+_LISTED = 5
 # OWNER/NAME[@REVISION].
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
 
@@ -85,7 +87,11 @@ class Source:
         """The index under the original's names, with its origin on the Hub; of a file in the names of a layout as
         ``in_original_names`` tells it. Raises as ``read_checkpoint`` does."""
         checkpoint = self.copy.indexed(self.selection) if self.copy else read_checkpoint(self.path, self.selection)
-        checkpoint = in_original_names(checkpoint, mappings, lambda: self.beside(RECEIPT_NAME))
+        checkpoint = in_original_names(
+            checkpoint, mappings, lambda: Beside(self.beside(RECEIPT_NAME), self.beside("config.json"))
+        )
+        if checkpoint.turned_back:
+            checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *_config_notes(checkpoint, mappings)))
         return replace(checkpoint, hub=self.hub) if self.hub else checkpoint
 
     def as_stated(self, receipt: Mapping[str, object] | None) -> Source:
@@ -123,6 +129,7 @@ class Source:
             format=checkpoint.format,
             wrapper=checkpoint.wrapper,
             left=checkpoint.left,
+            layout=checkpoint.turned_back.layout if checkpoint.turned_back else None,
             prefix=names.prefix,
             taken_off=names.taken_off,
             dtypes=dtype_counts(checkpoint),
@@ -274,7 +281,7 @@ class Location:
         if self.repository is None or self.file is None or self.file.here:
             return self.whole()
         if self.file.parts:
-            return self._index_of_shards(self.repository, self.file)
+            return self._index_of_files(self.repository, self.file)
         from sam3lite_convert.hub.ranges import PartialCopy
 
         copy = PartialCopy(self.repository, self.file)
@@ -291,7 +298,7 @@ class Location:
         copy.close()
         return self.whole()
 
-    def _index_of_shards(self, repository: Repository, file: HubFile) -> Source:
+    def _index_of_files(self, repository: Repository, file: HubFile) -> Source:
         from sam3lite_convert.hub.shards import PartialShards
 
         copy = PartialShards(repository, file)
@@ -320,6 +327,25 @@ class Location:
             tensors += [t for twin in plan.twins for t in (twin.first, twin.second)]
             source.with_bytes_of(mappings, checkpoint, tensors, advance)
         return source
+
+
+def _config_notes(checkpoint: Checkpoint, mappings: Mappings) -> Iterator[str]:
+    """What the config.json beside a checkpoint that was turned back states otherwise than its weights and the
+    original, whose code computes with no other values."""
+    turned = checkpoint.turned_back
+    if turned is None or turned.config is None:
+        return
+    from sam3lite_convert.verify.config_check import check_config
+
+    options = Options(turned.layout, turned.component, causal=stated_causal(turned.config))
+    try:
+        faults = check_config(make_plan(checkpoint, mappings, options), turned.config).faults
+    except Sam3LiteError:
+        return  # the command says why there is no plan
+    for fault in faults[:_LISTED]:
+        yield f"config.json, which only the folder's own reader follows: {fault.path} {fault.why}"
+    if len(faults) > _LISTED:
+        yield f"config.json: {len(faults) - _LISTED:,} more fields that do not fit (sam3lite verify lists them)"
 
 
 def locate(name: str, where: HubLocation, selection: Selection | None = None) -> Location:

@@ -12,7 +12,6 @@ from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import StoredTensor
 from sam3lite_convert.checkpoint.tensor_reader import ranges, read_exactly, read_tensor
 from sam3lite_convert.convert.tensor_bytes import cast
-from sam3lite_convert.plan.operations import Operation, Slice
 
 _CHUNK = 512 << 10  # bytes; stays in the processor's cache between reading, the checksum and writing
 
@@ -23,15 +22,12 @@ class Stretch:
 
     path: of the open file that holds the tensor; what is absent needs none.
     begin, numel: the first of the elements, and how many they are.
-    turned: the operation that made the tensor, and the slice of its source that it holds: the elements are then those
-        of that slice. None: they are the tensor's own.
     """
 
     path: Path
     tensor: StoredTensor
     begin: int
     numel: int
-    turned: tuple[Operation, Slice] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +66,8 @@ def _chunks(stretch: Stretch, files: Mapping[Path, BinaryIO]) -> Iterator[bytes]
     if tensor.absent:
         for _, length in ranges(0, nbytes, _CHUNK):
             yield bytes(length)
-    elif tensor.contiguous and (stretch.turned is None or stretch.turned[0].verbatim):
+    elif tensor.contiguous:
         for start, length in ranges(tensor.offset + begin, nbytes, _CHUNK):
             yield read_exactly(files[stretch.path], start, length)
     else:
-        data = read_tensor(files[stretch.path], tensor)
-        if stretch.turned is not None:
-            operation, part = stretch.turned
-            data = operation.backward(data, part, tensor.dtype)
-        yield data[begin : begin + nbytes]
+        yield read_tensor(files[stretch.path], tensor)[begin : begin + nbytes]

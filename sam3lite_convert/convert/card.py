@@ -11,6 +11,7 @@ from sam3lite_convert.checkpoint.hashing import git_blob_id
 from sam3lite_convert.checkpoint.selection import stated
 from sam3lite_convert.convert.calling_recipe import detector_recipe
 from sam3lite_convert.convert.clip_ids import END, PAD, START
+from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.plan.families import FAMILIES, Family
 from sam3lite_convert.plan.loaders import LOADERS
@@ -24,16 +25,41 @@ _AS_USED = """\
 The weights are {whose}{cast}. Called through the stock `{processor}`, the model still differs from the
 original, for reasons that no weight file can fix:
 
-- the processor pads every prompt to a length of 32, whatever the tokenizer's `model_max_length`{stretched};
-- CLIP's tokenizer pads with id 49407; the original pads with 0 and attends to padding{padded};
-- the attention mask reaches the text encoder, which then masks padding; the original masks nothing;
-- without a box prompt the geometry encoder is skipped, while the original always appends its class token (one
+{text}- without a box prompt the geometry encoder is skipped, while the original always appends its class token (one
   box labelled -10 brings it back);
 - the presence logit is clamped to +-10; the original's is not.
 
+{cleaned}"""
+_TEXT_AS_USED = """\
+- the processor pads every prompt to a length of 32, whatever the tokenizer's `model_max_length`{stretched};
+- CLIP's tokenizer pads with id 49407; the original pads with 0 and attends to padding{padded};
+- the attention mask reaches the text encoder, which then masks padding; the original masks nothing;
+"""
+_CLEANED = """\
 Prompts are cleaned differently too: the original unescapes HTML and repairs broken Unicode (ligatures, full-width
 letters) before it tokenizes, and it truncates prompts that are longer than the context, which the processor does not.
 `sam3lite parity --as-used` measures how much each difference on the text side changes the text features."""
+_CAUSAL_CLEANED = """\
+Padding and its mask change nothing: the text encoder masks causally, so no word reads what comes after it. Prompts are
+cleaned differently: the original unescapes HTML and repairs broken Unicode (ligatures, full-width letters) before it
+tokenizes, and it truncates prompts that are longer than the context, which the processor does not."""
+# Measured against the original's modules at image size 1008 with random weights, but for the last two, which were read.
+_VIDEO_AS_USED = """\
+The tracker's modules compute what the original's do (within 5e-6, on the same weights); the steps around them are
+the library's own, and no weight file changes them:
+
+- a mask as prompt, which is how every new object enters the tracker: the original takes the token of the single mask
+  and keeps the mask at 8/7 of the image's size, the library the best of three masks, at the image's size (the object's
+  pointer differs by 1.2 %);
+- the tracker used alone resizes the logits of a mask before the sigmoid on the way into memory, the original after it
+  (0.4 %; 16 % for masks from points); memory is always stored in bfloat16 (0.17 %; the original's predictor does so
+  too);
+- the original skips the memory of frames on which the object was lost, the library takes the last six frames (1.7 %
+  with all frames good, 10 % with two bad ones);
+- with more than four conditioning frames the original drops the pointers of far ones, the library keeps them (4.5 %);
+- without the package `kernels` the library skips mask NMS and the filling of holes, and says so once;
+- masks of new objects are cut at a logit of 0 after resizing in the original, at 0.5 before it in the library;
+- when an object is detected again, the original recomputes its pointer and mask, the library keeps the tracked one."""
 
 
 def model_card(receipt: Receipt) -> str:
@@ -43,12 +69,13 @@ def model_card(receipt: Receipt) -> str:
     """
     family, loader = FAMILIES[receipt.family], LOADERS[receipt.loader]
     a, counts = receipt.architecture, receipt.counts
-    what = "text encoder" if receipt.component == "text" else "detector"
     by_kind = receipt.lost.dropped.by_kind if receipt.lost.dropped else {}
+    filled = [f"| of these filled, not converted | {counts.filled} |"] if counts.filled else []
+    own = "" if family.causal else f" (SAM3's own: {SAM3_TEXT_PARAMETERS / 1e6:.2f} M)"
     lines = [
         *_metadata(receipt, family),
         "",
-        f"# {family.name} {what}, {a.variant}, layout `{receipt.layout}`",
+        f"# {_title(receipt, family)}, {a.variant}, layout `{receipt.layout}`",
         "",
         *_provenance(receipt),
         "",
@@ -58,13 +85,13 @@ def model_card(receipt: Receipt) -> str:
         f"| mapped | {counts.mapped} |",
         f"| dropped | {counts.dropped} |",
         f"| in this folder | {counts.target} |",
+        *filled,
         "",
         *(f"- dropped {n}: {label}" for label, n in by_kind.items()),
         *(f"- {note}" for note in receipt.notes),
         "",
         f"Text encoder: {a.num_hidden_layers} layers, {a.hidden_size} wide, context {a.context_length}, "
-        f"{receipt.text_parameters / 1e6:.2f} M parameters (SAM3's own: {SAM3_TEXT_PARAMETERS / 1e6:.2f} M). "
-        f"Tensors: {receipt.dtype}.",
+        f"{receipt.text_parameters / 1e6:.2f} M parameters{own}. Tensors: {receipt.dtype}.",
         "",
         "## Loading",
         "",
@@ -73,16 +100,35 @@ def model_card(receipt: Receipt) -> str:
         *_parity(receipt.parity),
     ]
     if loader.processor and receipt.component != "text":
-        context = a.context_length
-        stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
-        padded = "; the tokenizer here pads with 0" if receipt.tokenizer else ""
-        cast = f", rounded to {receipt.dtype}" if receipt.lost.cast else ""
-        processor = family.library.processor
-        known = "those tensors of the original that are known here" if receipt.not_read else "the original's"
-        said = _AS_USED.format(whose=known, processor=processor, stretched=stretched, padded=padded, cast=cast)
-        lines += ["## As it is used", "", said, "", *_recipe(receipt, family)]
+        lines += ["## As it is used", "", *_as_used(receipt, family), "", *_recipe(receipt, family)]
     lines += ["## Checking", "", "```", _check(receipt), "```", ""]
     return "\n".join(lines)
+
+
+def _title(receipt: Receipt, family: Family) -> str:
+    """What the folder holds, and what it was taken from where that is not a released detector of the family."""
+    whole = f"{family.name} detector"
+    source = receipt.kind.partition(", with ")[0]
+    if receipt.component == "text":
+        return f"{family.name} text encoder" + (f", from {source}" if source != receipt.kind else "")
+    return f"{family.name} video model" if (receipt.component, receipt.kind) == ("video", whole) else receipt.kind
+
+
+def _as_used(receipt: Receipt, family: Family) -> Iterator[str]:
+    """How the library's model, called as its users call it, differs from the original."""
+    context, video = receipt.architecture.context_length, receipt.component == "video"
+    stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
+    padded = "; the tokenizer here pads with 0" if receipt.tokenizer else ""
+    yield _AS_USED.format(
+        whose="those tensors of the original that are known here" if receipt.not_read else "the original's",
+        cast=f", rounded to {receipt.dtype}" if receipt.lost.cast else "",
+        processor=family.library.video_processor if video else family.library.processor,
+        text="" if family.causal else _TEXT_AS_USED.format(stretched=stretched, padded=padded),
+        cleaned=_CAUSAL_CLEANED if family.causal else _CLEANED,
+    )
+    if video:
+        yield ""
+        yield _VIDEO_AS_USED
 
 
 def _metadata(receipt: Receipt, family: Family) -> Iterator[str]:
@@ -95,7 +141,8 @@ def _metadata(receipt: Receipt, family: Family) -> Iterator[str]:
     if source.repo:
         yield f"base_model: {_yaml(source.repo)}"
     yield "pipeline_tag: mask-generation" if receipt.component != "text" else "pipeline_tag: feature-extraction"
-    yield from ("tags:", *(f"- {tag}" for tag in (*family.tags, "safetensors")), "---")
+    video = ("video", "object-tracking") if receipt.component == "video" else ()
+    yield from ("tags:", *(f"- {tag}" for tag in (*family.tags, *video, "safetensors")), "---")
 
 
 def _yaml(value: JsonValue) -> str:
@@ -161,6 +208,9 @@ def _licence_files(receipt: Receipt) -> Iterator[str]:
 
 def _of_the_library(receipt: Receipt, family: Family) -> Iterator[str]:
     """Example: loading the folder with transformers."""
+    if receipt.component == "video":
+        yield from _video(receipt, family)
+        return
     model_id = receipt.model_id
     place = json.dumps(model_id or ".")
     text_only = receipt.component == "text"
@@ -193,6 +243,47 @@ def _of_the_library(receipt: Receipt, family: Family) -> Iterator[str]:
         stock = family.library.processor
         yield f"`AutoProcessor.from_pretrained` gives the stock `{stock}`; see below for how it differs from"
         yield "the original. It needs torchvision."
+
+
+def _video(receipt: Receipt, family: Family) -> Iterator[str]:
+    """Example: the objects that a prompt names, followed through a video."""
+    place, names, context = json.dumps(receipt.model_id or "."), family.library, receipt.architecture.context_length
+    tokenizer = json.dumps(receipt.model_id or ".") if receipt.tokenizer else json.dumps(DEFAULT_TOKENIZER)
+    yield "```python"
+    yield "from glob import glob"
+    yield ""
+    yield "import numpy as np"
+    yield "import torch"
+    yield "from PIL import Image"
+    yield f"from transformers import AutoTokenizer, {names.video_model}, {names.video_session}"
+    yield ""
+    yield f"model = {names.video_model}.from_pretrained({place})"
+    yield f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})"
+    yield f'how = {{"padding": "max_length", "truncation": True, "max_length": {context}, "return_tensors": "pt"}}'
+    yield 'words = tokenizer("a dog", **how)'
+    yield 'frames = [np.array(Image.open(name).convert("RGB")) for name in sorted(glob("frames/*.jpg"))]'
+    yield "frames = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)"
+    yield "size = [model.config.image_size] * 2"
+    yield 'pixels = torch.nn.functional.interpolate(frames, size, mode="bilinear", antialias=True)'
+    yield f"session = {names.video_session}((pixels / 255 - 0.5) / 0.5, *frames.shape[2:], dtype=model.dtype)"
+    yield 'prompt = session.add_prompt("a dog")'
+    yield "session.prompt_input_ids[prompt] = words.input_ids"
+    yield "session.prompt_attention_masks[prompt] = words.attention_mask"
+    yield "with torch.inference_mode():"
+    yield "    for frame in model.propagate_in_video_iterator(session):"
+    yield "        for number, mask in frame.obj_id_to_mask.items():"
+    yield "            print(frame.frame_idx, number, (mask > 0).float().mean().item())  # the part of the frame"
+    yield "```"
+    yield ""
+    yield f"`{names.model}` and `{names.tracker_model}` load from this folder too: the detector, and the tracker alone."
+    yield f"`AutoProcessor.from_pretrained` gives the stock `{names.video_processor}`, which prepares frames and"
+    yield "prompts in place of the lines above; see below for how it differs from the original. It needs torchvision."
+    if family.causal:
+        yield f"With transformers 5.10.1, `{names.model}` of this folder gets a random text encoder (a known bug there,"
+        yield "36 tensors are missing); other versions read it."
+    if not receipt.tokenizer:
+        yield "This folder holds no tokenizer files; to add them, run `sam3lite convert` again with"
+        yield "`--tokenizer DIR_OR_REPO`."
 
 
 def _folder(model_id: str | None) -> str:
@@ -276,24 +367,28 @@ _EXAMPLES: dict[str, Callable[[Receipt, Family], Iterator[str]]] = {
 }
 
 
-def loads_with(receipt: Receipt, folder: str) -> str:
-    """The Python that loads the folder: the model, or the tensors of a layout for which there is none."""
+def loads_with(receipt: Receipt, folder: str) -> tuple[str, ...]:
+    """Lines of Python, each of which loads the folder: as the model that it holds, then as parts of it. Of a layout for
+    which there is no model, the line that reads its tensors."""
     names, text_only = FAMILIES[receipt.family].library, receipt.component == "text"
+    video = (names.video_model, names.model, names.tracker_model)
+    model = (names.text_model if text_only else names.model,)
     models = {
-        "transformers": f"transformers.{names.text_model if text_only else names.model}",
-        "packed_model": f"sam3lite_convert.{'PackedTextModel' if text_only else 'PackedModel'}",
-        "packed_encoder": "sam3lite_convert.PackedTextModel",
+        "transformers": [f"transformers.{name}" for name in (video if receipt.component == "video" else model)],
+        "packed_model": [f"sam3lite_convert.{'PackedTextModel' if text_only else 'PackedModel'}"],
+        "packed_encoder": ["sam3lite_convert.PackedTextModel"],
     }
     if receipt.loader in models:
-        return f"{models[receipt.loader]}.from_pretrained({json.dumps(folder)})"
+        return tuple(f"{model}.from_pretrained({json.dumps(folder)})" for model in models[receipt.loader])
     first, *more = (f"safetensors.torch.load_file({json.dumps(f'{folder}/{name}')})" for name in receipt.files)
-    return first + (f"  # and the other {len(more)}" if more else "")
+    return (first + (f"  # and the other {len(more)}" if more else ""),)
 
 
 def _recipe(receipt: Receipt, family: Family) -> Iterator[str]:
     """The code that reproduces the original's detections."""
     a = receipt.architecture
-    if a.vocab_size <= END:  # a test checkpoint: CLIP's tokenizer has more ids than its vocabulary
+    # Of the video model the example above is the code; a test checkpoint has fewer ids than CLIP's tokenizer.
+    if receipt.component == "video" or a.vocab_size <= END:
         return
     run = f" run in {receipt.dtype}" if receipt.lost.cast else ""
     part = ", as far as its tensors are known here" if receipt.not_read else ""

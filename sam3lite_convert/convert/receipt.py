@@ -35,7 +35,8 @@ def losses(plan: Plan, loss: CastLoss) -> Losses:
         )
     for piece in plan.mapped.values():
         source = piece.source
-        if lost := piece.operation.lost(source.shape):
+        lost = piece.operation.lost(source.shape)
+        if lost and not any(part.absent for part in source.parts):  # a class row that was filled is no loss
             nbytes = lost.numel * dtypes.itemsize(source.dtype)
             rows[lost.kind] = LostRows(tensor=source.key, rows=lost.rows, bytes=nbytes)
     cast = loss.record(plan.options.dtype) if loss.tensors else None
@@ -100,6 +101,7 @@ def source_record(plan: Plan, sha256: str | None, hashes: Mapping[str, str]) -> 
         format=checkpoint.format,
         wrapper=checkpoint.wrapper,
         left=checkpoint.left or None,
+        layout=checkpoint.turned_back.layout if checkpoint.turned_back else None,
         prefix=plan.names.prefix,
         taken_off=plan.names.taken_off or None,
         repo=hub.repo if hub else None,

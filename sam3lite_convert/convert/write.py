@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def plan_notes(plan: Plan) -> list[str]:
     if plan.twins:
         notes.append(f"{len(plan.twins)} tensors are stored under two names; convert checks that both are equal")
     notes += filled_words(plan)
+    notes += absent_words(plan)
     if plan.unchecked:
         notes.append(
             f"{plan.unchecked:,} tensors outside the text encoder are taken as they are: this tool does not know the "
@@ -100,6 +102,12 @@ def levels_words(plan: Plan) -> list[str]:
         f"{len(keys)} tensors are filled, not converted: {', '.join(keys)}. The neck of this checkpoint has no such "
         "level; the model needs it, computes it and throws it away, so they are zeros"
     ]
+
+
+def absent_words(plan: Plan) -> list[str]:
+    """What the layout has and the checkpoint cannot hold, by why."""
+    reasons = Counter(plan.absent.values())
+    return [f"{n} tensors are not in the checkpoint and not written: {why}" for why, n in reasons.items()]
 
 
 def not_read_words(plan: Plan) -> str:

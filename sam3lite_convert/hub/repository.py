@@ -23,6 +23,7 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from sam3lite_convert.checkpoint.file_set import (
     SHARD_INDEX_LIMIT,
+    companion,
     is_index,
     one_shard,
     shard_map,
@@ -127,7 +128,8 @@ class Repository:
         return max(meant, key=lambda f: f.path)
 
     def at(self, path: str) -> HubFile:
-        """The checkpoint at a path: a file, an index of shards with its shards, or the only one of these in a folder.
+        """The checkpoint at a path: a file, an index of shards with its shards, or the only one of these in a folder,
+        with the projection of a text encoder that lies beside it.
 
         ``path``: empty for the top of the repository. Of an index the content is downloaded.
         Raises CannotRun, with the names that exist, if there is no such path, and as ``the_checkpoint`` and
@@ -143,8 +145,6 @@ class Repository:
         where = self.repo + ("" if self.revision == DEFAULT_REVISION else f"@{self.revision}")
         where += f"/{folder}" if folder else ""
         shard = shard_of(file.path) if file else None
-        if file is not None and not shard and not is_index(file.path):
-            return file
         if file is not None and shard:
             index = PurePosixPath(shard.index_name).name
             raise one_shard(file.path, shard, self._uri(inside + index) if index in beside else None)
@@ -156,7 +156,7 @@ class Repository:
                     raise
                 raise self._unknown(path, listing) from None
             file = beside[name]
-        return self._with_shards(file, listing) if is_index(file.path) else file
+        return self._with_parts(file, listing)
 
     def _uri(self, path: str) -> str:
         """What names a file of it, as CHECKPOINT."""
@@ -177,31 +177,44 @@ class Repository:
         file = next((f for f in self.listing().files if f.path == path), None)
         return None if file is None else self._small(file)
 
-    def _with_shards(self, index: HubFile, listing: Listing) -> HubFile:
-        """The index with the shards that it names. The ``etag`` of all of them is the hash of the set, as
-        ``sha256_of_set`` has it, where the Hub states the SHA-256 of every shard; else a shorter one, of their etags.
+    def _with_parts(self, file: HubFile, listing: Listing) -> HubFile:
+        """A file with those that belong to it, as ``members`` has them: an index with the shards that it names, and a
+        text encoder with its projection. The ``etag`` of all of them is the hash of the set, as ``sha256_of_set`` has
+        it, where the Hub states the SHA-256 of every one but the index; else a shorter one, of their etags.
         """
-        content = self._small(index)
-        index = replace(index, cached=self.download(index), here=True)
-        root = PurePosixPath(index.path).parent
-        files = {f.path: f for f in listing.files}
-        try:
-            places = shard_map(content, Path(index.path), lambda name: (root / name).as_posix() in files)
-        except CannotRun as fault:
-            raise fault if listing.unreached is None else self._unknown(index.path, listing) from None
-        shards = {name: files[(root / name).as_posix()] for name in sorted(set(places.values()))}
-        parts = (index, *shards.values())
+        root, files = PurePosixPath(file.path).parent, {f.path: f for f in listing.files}
+
+        def has(name: str) -> bool:
+            return (root / name).as_posix() in files
+
+        names: list[str] = []
+        digests: dict[str, str | None] = {PurePosixPath(file.path).name: file.sha256}
+        if is_index(file.path):
+            content = self._small(file)
+            file = replace(file, cached=self.download(file), here=True)
+            try:
+                names = sorted(set(shard_map(content, Path(file.path), has).values()))
+            except CannotRun as fault:
+                raise fault if listing.unreached is None else self._unknown(file.path, listing) from None
+            digests = {PurePosixPath(file.path).name: hashlib.sha256(content).hexdigest()}
+        if beside := companion(PurePosixPath(file.path).name, has):
+            names.append(beside)
+        if not names:
+            return file
+        others = {name: files[(root / name).as_posix()] for name in names}
+        parts = (file, *others.values())
+        digests |= {name: part.sha256 for name, part in others.items()}
+        stated = {name: digest for name, digest in digests.items() if digest}
         etag: str | None = None
-        if all(part.sha256 for part in shards.values()):
-            digests = {name: part.sha256 or "" for name, part in shards.items()}
-            etag = sha256_of_set({PurePosixPath(index.path).name: hashlib.sha256(content).hexdigest(), **digests})
+        if len(stated) == len(digests):
+            etag = sha256_of_set(stated)
         elif all(part.etag for part in parts):
             etag = hashlib.sha256("".join(f"{p.etag}  {p.path}\n" for p in parts).encode()).hexdigest()[:40]
         return replace(
-            index,
+            file,
             size=sum(part.size for part in parts),
             etag=etag,
-            cached=index.cached if all(part.cached for part in parts) else None,
+            cached=file.cached if all(part.cached for part in parts) else None,
             here=all(part.here for part in parts),
             parts=parts,
         )
@@ -226,7 +239,7 @@ class Repository:
         # A shard stands for all of them.
         indexes = {f.path: files.get(shard.index_name, f) for f in found if (shard := shard_of(f.path))}
         chosen = {file.path: file for file in (indexes.get(f.path, f) for f in found)}
-        checkpoints = [self._with_shards(f, listing) if is_index(f.path) else f for _, f in sorted(chosen.items())]
+        checkpoints = [self._with_parts(f, listing) for _, f in sorted(chosen.items())]
         return checkpoints, sorted({f.path for f in matches} - {f.path for f in found})
 
     def licence_files(self, path: str) -> tuple[HubFile, ...]:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.checkpoint.file_set import is_index
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.checkpoint.origin import HubFile
 from sam3lite_convert.checkpoint.selection import Selection
-from sam3lite_convert.checkpoint.shards import read_shards
+from sam3lite_convert.checkpoint.shards import read_files
 from sam3lite_convert.hub.folder import HubFolder
 from sam3lite_convert.hub.ranges import Range
 from sam3lite_convert.hub.repository import Repository
@@ -19,17 +20,19 @@ if TYPE_CHECKING:
 
 
 class PartialShards:
-    """What ``PartialCopy`` is of one file, of all shards: byte positions are those of ``read_shards``."""
+    """What ``PartialCopy`` is of one file, of several: byte positions are those of ``read_files``."""
 
     def __init__(self, repository: Repository, file: HubFile) -> None:
-        """``file``: of a checkpoint in shards, with its ``parts``."""
+        """``file``: of a checkpoint of several files, with its ``parts``."""
         self.file = file
         root = PurePosixPath(file.path).parent
         parts = {PurePosixPath(part.path).relative_to(root).as_posix(): part for part in file.parts}
         self._index = PurePosixPath(file.path).name
         self._folder = HubFolder(repository, f"{repository.repo}/{root}".removesuffix("/."), parts)
-        self._sizes = [(name, part.size) for name, part in sorted(parts.items()) if name != self._index]
-        self.path = repository.download(next(part for part in file.parts if part.path == file.path))
+        self._sizes = [(name, part.size) for name, part in sorted(parts.items()) if not is_index(name)]
+        if is_index(self._index):
+            repository.download(parts[self._index])
+        self.path = self._folder.kept(self._index)[0]
 
     @property
     def received(self) -> int:
@@ -42,8 +45,8 @@ class PartialShards:
         return self._folder.requests
 
     def indexed(self, selection: Selection) -> Checkpoint:
-        """The index of all shards, of which no more than that is downloaded. Raises as ``read_shards`` does."""
-        return read_shards(self._folder, self._index, selection)
+        """The index of all files, of which no more than that is downloaded. Raises as ``read_files`` does."""
+        return read_files(self._folder, self._index, selection)
 
     def fetch(self, ranges: Iterable[Range], advance: Advance = lambda n: None) -> None:
         """Download what is missing of these ranges (start, end). Raises CannotRun if they cannot be had."""

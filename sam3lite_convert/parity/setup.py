@@ -163,7 +163,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         raise CannotRun(f"--attention must be one of {', '.join(ATTENTION)}", "usage")
     check_tolerance(options.tolerance)
     folder: Folder | None = None
-    notes: list[str] = []
+    notes = told(source)
     if converted is not None:
         folder = whole(read_folder(converted))
         notes += folder.notes
@@ -268,6 +268,11 @@ def context_notes(called: CalledContext, plan: Plan, rows: int) -> list[str]:
     if called.called < called.rows:
         return [f"{called.says}; its position table has {called.rows} rows, and the original is cut as it cuts itself"]
     return said
+
+
+def told(source: Checkpoint) -> list[str]:
+    """What is said of a checkpoint that is in the names of a layout: the reference runs on what was made of it."""
+    return list(source.notes) if source.turned_back else []
 
 
 def whole(folder: Folder) -> Folder:

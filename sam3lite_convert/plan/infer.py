@@ -22,6 +22,7 @@ from sam3lite_convert.plan.architecture import (
 )
 from sam3lite_convert.plan.infer_clip import CLIP, clip_text, is_clip
 from sam3lite_convert.plan.infer_tracker import tracker
+from sam3lite_convert.plan.stated import StatedVision
 from sam3lite_convert.plan.votes import Votes, assume_missing, text_heads
 
 FILLED_LEVELS = "fpn_filled"  # the list of the neck's levels that the file lacks and that are filled with zeros
@@ -54,10 +55,11 @@ def with_levels(architecture: Architecture, count: int) -> Architecture:
     return replace(architecture, blocks=blocks | added, vision=vision)
 
 
-def infer_architecture(shapes: Shapes, causal: bool = False) -> Architecture:
+def infer_architecture(shapes: Shapes, causal: bool = False, stated: StatedVision | None = None) -> Architecture:
     """The architecture that canonical keys and shapes show.
 
-    ``shapes``: canonical key -> shape. ``causal``: what ``--causal`` states.
+    ``shapes``: canonical key -> shape. ``causal``: what ``--causal`` states. ``stated``: what the config.json of a
+    folder states, of which it is the source; it counts where the file holds no rotary tables.
     Raises UnsoundPlan if they hold no MobileCLIP or CLIP text encoder, or one of an unknown structure.
     """
     vote = Votes(shapes)
@@ -65,7 +67,7 @@ def infer_architecture(shapes: Shapes, causal: bool = False) -> Architecture:
     blocks: dict[str, tuple[int, ...]] = dict.fromkeys(TEXT_BLOCKS, ())
     assumed: dict[str, str] = {}
     model_name = (clip_text if is_clip(vote) else _text)(vote, sizes, blocks, assumed)
-    vision = _detector(vote, shapes, sizes, blocks, assumed)
+    vision = _detector(vote, shapes, sizes, blocks, assumed, stated)
     tracker(vote, sizes, blocks)
     known = {k: v for k, v in sizes.items() if v is not None}
     causal = causal or model_name == CLIP
@@ -145,6 +147,7 @@ def _detector(
     sizes: dict[str, int | None],
     blocks: dict[str, tuple[int, ...]],
     assumed: dict[str, str],
+    stated: StatedVision | None,
 ) -> Vision | None:
     wb = r"(?:weight|bias)"
     trunk = re.escape(VISION) + r"trunk\."
@@ -185,7 +188,7 @@ def _detector(
     blocks["fpn_1x"] = tuple(i for i in levels if i not in by_four | by_two)
     if not blocks["vit_blocks"] or sizes["vit_hidden"] is None:
         return None
-    return _vision_facts(vote, shapes, sizes, blocks, assumed)
+    return _vision_facts(vote, shapes, sizes, blocks, assumed, stated)
 
 
 def _vision_facts(
@@ -194,6 +197,7 @@ def _vision_facts(
     sizes: dict[str, int | None],
     blocks: dict[str, tuple[int, ...]],
     assumed: dict[str, str],
+    stated: StatedVision | None,
 ) -> Vision:
     """What config.json needs beyond tensor sizes; the rotary tables tell most of it."""
     hidden, patch = sizes["vit_hidden"] or 0, sizes["patch"] or 14
@@ -215,7 +219,15 @@ def _vision_facts(
         heads = max(hidden // HEAD_DIM, 1)
         window, image_size = 24, 72 * patch
         everywhere = tuple(i for i in range(count) if i % 8 == 7)
-        assumed["vision"] = "heads, window, image size and global blocks as in SAM3; the file holds no rotary tables"
+        if stated is None:
+            assumed["vision"] = (
+                "heads, window, image size and global blocks as in SAM3; the file holds no rotary tables"
+            )
+        else:
+            heads = stated.heads if stated.heads and hidden % stated.heads == 0 else heads
+            window = stated.window_size or window
+            image_size = stated.image_size if stated.image_size and stated.image_size % patch == 0 else image_size
+            everywhere = everywhere if stated.global_blocks is None else stated.global_blocks
     scales = dict.fromkeys(blocks["fpn_4x"], 4.0) | dict.fromkeys(blocks["fpn_2x"], 2.0)
     plain = 1.0
     for i in blocks["fpn_1x"]:

@@ -20,16 +20,16 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
     (_AT + r"_?flat_param(?:_\d+)?$", Kind(
         "a checkpoint of FSDP with flat parameters, in which the tensors have lost their names and shapes",
         "Save it again with FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT)")),
-    (r"(?:detector_model|tracker_model)\.", Kind(
-        "facebook/sam3's SAM3 in the names of the transformers library", _OTHER_MODEL)),
     (_AT + r"(?:memory_attention|sam_mask_decoder|memory_encoder)\.", Kind("a SAM 2 checkpoint", _OTHER_MODEL)),
     (r"(?:.*\.)?mask_decoder\.(?:iou_token|mask_tokens|transformer|output_upscaling)\b|(?:.*\.)?prompt_encoder\.", Kind(
         "a SAM 1 checkpoint, or one of its relatives (MobileSAM, EfficientSAM, EdgeSAM)", _OTHER_MODEL)),
     (r"(?:text_encoder\.(?:embedding_layer|positional_embedding|transformer)\.|image_encoder\.model\.)", Kind(
         "a MobileCLIP checkpoint in its own names", _OTHER_MODEL)),
-    (r"(?:vision_encoder\.backbone|text_encoder\.(?:layers|embeddings|token_embedding)|detr_decoder\.layers)\b", Kind(
-        "a converted checkpoint: its tensors have the names that this tool and the transformers library write",
-        "To prove its folder: sam3lite verify DIR --checkpoint CHECKPOINT; to convert, give the original checkpoint")),
+    (r"(?:detector_model|tracker_model|tracker_neck)\.|(?:vision_encoder\.backbone|detr_decoder\.layers)\b"
+     r"|text_encoder\.(?:layers|embeddings|text_model|token_embedding)\b|layers\.\d+\.token_mixer\."
+     r"|embeddings\.position_embedding\.position_embedding$", Kind(
+        "a part of a model in the names that this tool and the transformers library write",
+        "Give the whole of it; to a text encoder alone belongs the text_projection.safetensors beside it")),
     (r"(?:.*\.)?(?:diffusion_model|first_stage_model|cond_stage_model|(?:down|up|mid)_blocks?)\.", Kind(
         "a diffusion model, as ComfyUI or diffusers load it", _OTHER_MODEL)),
     (r"(?:.*\.)?(?:storage_tokens|register_tokens|rope_embed\.periods)$", Kind("a DINO checkpoint", _OTHER_MODEL)),

@@ -10,26 +10,35 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, TurnedBack
 from sam3lite_convert.checkpoint.selection import Selection
+from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.names import released_key, spelled_key
 from sam3lite_convert.plan.operations import Zeros
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import target_of_text
+from sam3lite_convert.records.record import Json
 
 _LISTED = 5
 
 
-def in_original_names(
-    checkpoint: Checkpoint, mappings: Mappings, beside: Callable[[], Mapping[str, object] | None] = lambda: None
-) -> Checkpoint:
+class Beside(NamedTuple):
+    """The JSON files beside a checkpoint, None for one that is not there: conversion.json and config.json."""
+
+    receipt: Json | None = None
+    config: Json | None = None
+
+
+def in_original_names(checkpoint: Checkpoint, mappings: Mappings, beside: Callable[[], Beside] = Beside) -> Checkpoint:
     """The checkpoint under the keys of a released file; the same object if it has the original's names, or nobody's.
 
     It is in the names of a layout if more than half of its keys are targets of that layout, and more than are names of
     the original's. A key that no rule turns back stays as it is, for the plan to refuse.
-    beside: reads the receipt beside it, conversion.json, which tells what was filled; None if there is none.
+    beside: reads the files beside it, of one that is in the names of a layout: its receipt tells what was filled, its
+        config.json what weights cannot tell.
     """
     stripped = {key: _without_prefix(checkpoint.selection, key) for key in checkpoint.tensors}
     known = _known(stripped.values(), mappings)
@@ -37,17 +46,19 @@ def in_original_names(
         return checkpoint
     around = tuple(rule for rule in mappings.spellings if rule.repeat)
     bare = {key: spelled_key(short, around).name for key, short in stripped.items()}
-    receipt = beside() or {}
-    said = receipt.get("layout")
     readings = [
         _Reading(layout, _targets(stripped, bare, layout, text))
         for layout in mappings.layouts.values()
         for text in ((False, True) if layout.strips_text else (False,))
     ]
-    best = max(readings, key=lambda reading: (len(reading.targets), reading.layout.name == said))
-    if len(best.targets) <= max(known, len(stripped) // 2):
+    most = max(len(reading.targets) for reading in readings)
+    if most <= max(known, len(stripped) // 2):
         return checkpoint
-    return _told(checkpoint, best, _filled(receipt))
+    there = beside()
+    receipt = there.receipt or {}
+    best = [reading for reading in readings if len(reading.targets) == most]
+    named = (reading for reading in best if reading.layout.name == receipt.get("layout"))
+    return _told(checkpoint, next(named, best[0]), _filled(receipt), there.config)
 
 
 @dataclass(frozen=True)
@@ -68,12 +79,15 @@ def _without_prefix(chosen: Selection, key: str) -> str:
 
 def _known(keys: Iterable[str], mappings: Mappings) -> int:
     """How many of the keys are names of the original's, in any spelling, that some rule knows. It stops counting where
-    these are more than half of them all."""
-    keys, count = list(keys), 0
-    for key in keys:
+    these are, or the others are, more than half of them all."""
+    keys, count, rules = list(keys), 0, list(mappings.source_rules)
+    for done, key in enumerate(keys):
         name = spelled_key(key, mappings.spellings).name
-        count += any(rule.apply(name) is not None for rule in mappings.source_rules)
-        if 2 * count > len(keys):
+        at = next((n for n, rule in enumerate(rules) if rule.apply(name) is not None), None)
+        if at is not None:
+            rules.insert(0, rules.pop(at))  # keys of one module stand together
+            count += 1
+        if 2 * count > len(keys) or 2 * (done - count) > len(keys):
             break
     return count
 
@@ -89,6 +103,9 @@ def _targets(stripped: Mapping[str, str], bare: Mapping[str, str], layout: Layou
     def target(key: str) -> str:
         return target_of_text(key, layout) if text else key
 
+    # Without it the keys may be those of any text encoder of the kind, and the detector could not read them.
+    if text and not any(target(key).startswith(layout.text_projection) for key in bare.values()):
+        return {}
     found = {key: target(short) for key, short in stripped.items()}
     there = set(found.values())
     found = {key: name for key, name in found.items() if layout.written_by(name, there)}
@@ -109,7 +126,7 @@ def _filled(receipt: Mapping[str, object]) -> frozenset[str]:
     return frozenset(k for k, e in entries if isinstance(e, Mapping) and e.get("operation") == Zeros.name)
 
 
-def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str]) -> Checkpoint:
+def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str], config: Json | None) -> Checkpoint:
     """The checkpoint in the original's names. ``filled``: keys of the file that come from no source."""
     held, layout, chosen = checkpoint.tensors, reading.layout, checkpoint.selection
     # A key that is to be dropped is dropped under its own name.
@@ -120,6 +137,7 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str]) -> 
     keys: dict[str, tuple[str, ...]] = {}
     copies: list[tuple[StoredTensor, StoredTensor]] = []
     why: dict[str, str] = {}
+    unmade: set[str] = set()
     notes = list(checkpoint.notes)
     for rule, names in _groups(layout, places):
         targets = rule.apply(names[0]) or ()
@@ -130,10 +148,11 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str]) -> 
             if there := [source for source in sources if source in held]:
                 raise ValueError(f"{there[0]} is in the file too")
             if missing and not rule.operation.copies:
-                raise ValueError(f"without {' and '.join(missing)} it is not whole")
+                raise ValueError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
             made[parts[0].key] = rule.operation.turned_back(sources, parts)
         except ValueError as fault:
-            why |= {part.key: f"is not turned back to {' and '.join(sources)}: {fault}" for part in parts}
+            why |= {part.key: f"belongs to {' and '.join(sources)}, but {fault}" for part in parts}
+            unmade.update(sources)
             continue
         if rule.operation.copies:
             copies += [(parts[0], part) for part in parts[1:]]
@@ -147,6 +166,7 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str]) -> 
         elif key not in used and key not in left:
             tensors[key] = stored
     library = layout.loader.library
+    component = layout.component or ("text" if all(key.startswith(released_key(TEXT)) for key in keys) else "all")
     words = f"{library} (layout {layout.name})" if library else f"the layout {layout.name}"
     notes.append(f"its tensors have the names of {words}; they are taken under the original's")
     if rows := [key for key, tensor in tensors.items() if any(part.absent for part in tensor.parts)]:
@@ -160,7 +180,7 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str]) -> 
         extents=checkpoint.extents | _extents(checkpoint, tensors, keys),
         # What the user states about keys of the file was followed here.
         selection=replace(chosen, passed_over=bool(chosen.strip_prefix) or chosen.passed_over),
-        turned_back=TurnedBack(layout.name, words, keys, tuple(copies), why),
+        turned_back=TurnedBack(layout.name, component, words, keys, tuple(copies), why, frozenset(unmade), config),
     )
 
 

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, joined, zeros
@@ -21,10 +21,11 @@ from sam3lite_convert.plan.copies import check_copies, unknown_prefix
 from sam3lite_convert.plan.families import Family, Variant, family_of
 from sam3lite_convert.plan.infer import FILLED_LEVELS, infer_architecture, with_levels
 from sam3lite_convert.plan.kinds import NO_TEXT, kind_of_names
-from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names
+from sam3lite_convert.plan.names import OTHER_COPY, Names, canonical_names, released_key
 from sam3lite_convert.plan.operations import Operation, Slice, Zeros, joined_shape
 from sam3lite_convert.plan.refusal import refusal
 from sam3lite_convert.plan.renamed import Trial
+from sam3lite_convert.plan.stated import stated_causal, stated_vision
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import MODEL, empty_lists, expected_targets, written_name
 from sam3lite_convert.plan.twins import Twin, reason_of, twins_of
@@ -144,7 +145,9 @@ class Dropped:
 @dataclass(frozen=True)
 class Plan:
     """A sound plan. ``mapped`` is by key of the written file, ``dropped`` by source key. ``variants``: of the family,
-    that the checkpoint is. ``own_tables``: whether it was made with tables of the user's."""
+    that the checkpoint is. ``own_tables``: whether it was made with tables of the user's.
+    ``absent``: targets that are not written, since the layout in whose names the checkpoint is has no place for their
+    source, with why."""
 
     checkpoint: Checkpoint
     names: Names
@@ -157,6 +160,7 @@ class Plan:
     twins: tuple[Twin, ...]
     variants: tuple[Variant, ...] = ()
     own_tables: bool = False
+    absent: dict[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -259,6 +263,13 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         _refuse_kind(checkpoint, checkpoint.tensors)
         fault.message = f"{checkpoint.path.name}: {fault.message}"
         raise
+    said = checkpoint.turned_back is not None and stated_causal(checkpoint.turned_back.config)
+    if said and not (options.causal or family.causal):
+        raise UnsoundPlan(
+            f"{checkpoint.path.name}: the config.json beside it states that its text encoder masks causally, which the "
+            "weights do not tell. Say so with --causal.",
+            "causal_not_stated",
+        )
     if options.causal and not (layout.causal or family.causal):
         able = " or ".join(f"--layout {other.name}" for other in mappings.of_family(family) if other.causal)
         raise UnsoundPlan(
@@ -267,7 +278,8 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
             "causal_not_expressible",
         )
     architecture, kept = _in_context(checkpoint, architecture, options)
-    mapped, dropped, faults = _draft(checkpoint, names, architecture, layout, options, kept)
+    gone = _without_place(checkpoint, mappings, family)
+    mapped, dropped, faults, absent = _draft(checkpoint, names, architecture, layout, options, kept, gone)
     if faults:
         _refuse_kind(checkpoint, {k: t for k, t in checkpoint.tensors.items() if k not in dropped})
         unknown_prefix(checkpoint, mappings.spellings, layout, names)
@@ -284,15 +296,25 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         final[key] = replace(piece, file=file, key=key)
     return Plan(
         checkpoint, names, architecture, layout, options, mappings.sha256, final,
-        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins, variants, mappings.own,
+        {k: dropped[k] for k in checkpoint.tensors if k in dropped}, twins, variants, mappings.own, absent,
     )  # fmt: skip
+
+
+def _without_place(checkpoint: Checkpoint, mappings: Mappings, family: Family) -> tuple[Rule, ...]:
+    """The rules that drop what the layout in whose names the checkpoint is has no place for."""
+    turned = checkpoint.turned_back
+    if turned is None:
+        return ()
+    layout = mappings.layout(turned.layout, family, turned.component)
+    return tuple(rule for rule in layout.rules if not rule.targets)
 
 
 def _architecture(checkpoint: Checkpoint, names: Names, layout: Layout, options: Options) -> Architecture:
     """The architecture that names and shapes show. Raises UnsoundPlan if they show none, or a relative's."""
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
     _refuse_variants(layout, shapes, options.component)
-    architecture = infer_architecture(shapes, options.causal)
+    config = checkpoint.turned_back.config if checkpoint.turned_back else None
+    architecture = infer_architecture(shapes, options.causal, stated_vision(config))
     if layout.neck_levels and options.component != "text" and architecture.vision is not None:
         return with_levels(architecture, layout.neck_levels)
     return architecture
@@ -309,9 +331,17 @@ def _in_context(
 
 
 def _draft(
-    checkpoint: Checkpoint, names: Names, architecture: Architecture, layout: Layout, options: Options, kept: int | None
-) -> tuple[dict[str, Mapped], dict[str, Dropped], list[PlanFault]]:
-    """What is mapped, by target, what a rule drops, by source key, and all faults.
+    checkpoint: Checkpoint,
+    names: Names,
+    architecture: Architecture,
+    layout: Layout,
+    options: Options,
+    kept: int | None,
+    gone: tuple[Rule, ...] = (),
+) -> tuple[dict[str, Mapped], dict[str, Dropped], list[PlanFault], dict[str, str]]:
+    """What is mapped, by target, what a rule drops, by source key, all faults, and the targets that may be absent.
+
+    gone: rules for sources that the checkpoint cannot hold.
 
     Raises UnsoundPlan if a tensor that is mapped cannot be read.
     """
@@ -336,11 +366,28 @@ def _draft(
             faults += _place(piece, mapped, expected, layout.open)
     for piece in _filled(mapped, expected, layout, architecture, options):
         mapped[piece.target] = piece
+    absent = dict(_absent((t for t in expected if t not in mapped), layout, gone))
+    unmade = checkpoint.turned_back.unmade if checkpoint.turned_back else frozenset()
+
+    def known(target: str) -> bool:
+        """Whether it is reported already that the parts of its source could not make it."""
+        return any(released_key(source) in unmade for rule in layout.rules for source in rule.sources(target))
+
+    expected = {t: n for t, n in expected.items() if t not in absent and (t in mapped or not (unmade and known(t)))}
     faults += _unfilled(mapped, expected, layout, names, checkpoint.others)
     reported = tuple(f.key + "." for f in faults if f.kind == "missing_component")
     empty = empty_lists(layout, architecture, options.component)
     faults += [f for f in empty if not f"{f.key}.".startswith(reported)]
-    return mapped, dropped, faults
+    return mapped, dropped, faults, absent
+
+
+def _absent(empty: Iterable[str], layout: Layout, gone: tuple[Rule, ...]) -> Iterator[tuple[str, str]]:
+    """Those of these targets whose source the checkpoint cannot hold, with why: ``gone`` are rules for such sources."""
+    for target in empty if gone else ():
+        sources = [source for rule in layout.rules for source in rule.sources(target)]
+        found = next((rule for source in sources for rule in gone if rule.apply(source) is not None), None)
+        if found is not None:
+            yield target, found.reason
 
 
 def _refusal(
@@ -444,8 +491,9 @@ def _match(
             continue
         found = [(r, t) for r in layout.rules if (t := r.apply(canonical)) is not None]
         if not found:
-            why = checkpoint.turned_back.why if checkpoint.turned_back else {}
-            faults.append(PlanFault("unmatched", source.key, why.get(source.key, "no rule matches this key")))
+            why = checkpoint.turned_back.why.get(source.key) if checkpoint.turned_back else None
+            kind = "not_turned_back" if why else "unmatched"
+            faults.append(PlanFault(kind, source.key, why or "no rule matches this key"))
         elif len(found) > 1 and any(targets for _, targets in found):
             rules = " and ".join(f"[{r.name}] of {r.table}" for r, _ in found)
             faults.append(PlanFault("overlap", source.key, f"more than one rule matches: {rules}"))

@@ -200,12 +200,12 @@ class Layout:
         """Prefixes of target keys under which the layout takes whatever tensors the file has, and requires none."""
         return tuple(key.removesuffix(ANY) for key, _, _ in self.shapes if key.endswith("." + ANY))
 
-    @property
+    @cached_property
     def text_encoder(self) -> str:
         """The common prefix of the text encoder's target keys (not of its projection), which may be stripped."""
         return _start(_common(self._heads.get(TEXT_ENCODER, [])), self._heads.get(TEXT_ENCODER, []))
 
-    @property
+    @cached_property
     def text_projection(self) -> str:
         """The common prefix of the target keys of the text projection, the layer that the detector reads."""
         return _start(_common(self._heads.get(_PROJECTION, [])), self._heads.get(_PROJECTION, []))

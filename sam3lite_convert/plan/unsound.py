@@ -67,6 +67,7 @@ class Cause:
 
 _TITLES = {  # kind -> of one, of several
     "unmatched": ("source key without a rule", "source keys without a rule"),
+    "not_turned_back": ("tensor that is not turned back", "tensors that are not turned back"),
     "overlap": ("source key with more than one rule", "source keys with more than one rule"),
     "collision": ("target with two sources", "targets with two sources"),
     "unknown_target": ("target that the layout does not have", "targets that the layout does not have"),

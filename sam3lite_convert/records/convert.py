@@ -100,10 +100,12 @@ class WrittenConversion(Record):
     late_notes: what the plan did not know yet.
     added: files that were added to a folder that was complete and current.
     loads_with: the Python that loads the folder.
+    loads_also: further lines, which load parts of it as models of their own.
     """
 
     files: dict[str, int]
     loads_with: str
+    loads_also: tuple[str, ...]
     converted_from: SourceRecord
     lost: Losses
     missing_files: tuple[str, ...]

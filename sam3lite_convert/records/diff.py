@@ -60,8 +60,9 @@ class TensorDiff(Record):
     """One tensor that both sides hold and that is not equal to the bit.
 
     name: canonical, that of a released file without "detector.".
-    key_a, key_b: its names in the files.
+    keys_a, keys_b: its keys in the files; several where a file holds it in parts, as q, k and v that stand apart.
     layer: the part of the component that it belongs to, such as layers.0; its name if it belongs to none.
+    cast: the dtype of the cast up to which it is equal, or cut; null otherwise.
     changed_values: elements that differ; null if they were not compared. Of tables of different numbers of rows, these
         and the following are over the rows that ``words`` names.
     changed_rows: rows that differ along the first dimension that has several, of ``rows``; null if not compared.
@@ -74,8 +75,8 @@ class TensorDiff(Record):
     """
 
     name: str
-    key_a: str
-    key_b: str
+    keys_a: tuple[str, ...]
+    keys_b: tuple[str, ...]
     component: str
     layer: str
     status: DiffStatus
@@ -83,6 +84,7 @@ class TensorDiff(Record):
     dtype_b: str
     shape_a: tuple[int, ...]
     shape_b: tuple[int, ...]
+    cast: str | None
     changed_values: int | None
     rows: int | None
     changed_rows: int | None
@@ -166,6 +168,7 @@ class OnlyIn(Record):
 class DiffDocument(Document):
     """Two checkpoints, tensor by tensor under canonical names.
 
+    kind_a, kind_b: what each is, in words.
     sha256_a, sha256_b: of the files; of an index and its shards, that of their list.
     verdict: equal: the same tensors, equal to the bit. equal_up_to_cast: the same tensors, some of them cast.
         shared_equal: what both hold is equal, up to a cast or to rows that one side lacks. changed: tensors that both
@@ -181,6 +184,8 @@ class DiffDocument(Document):
 
     a: FileFacts
     b: FileFacts
+    kind_a: str
+    kind_b: str
     sha256_a: str | None
     sha256_b: str | None
     verdict: DiffVerdict

@@ -80,6 +80,7 @@ class SourceRecord(Record):
 
     wrapper: the entry that holds the state dict. ``left``: number of tensors in other entries, by path. ``taken_off``:
         number of keys by wrapper, or prefix of --strip-prefix, that was taken off them.
+    layout: the layout in whose names the file is, absent for the original's. Its tensors were taken under those.
     files: of shards alone, SHA-256 of the index and of every shard, by name; null if only ranges were read.
     sha256: null if only ranges of a file on the Hub were read. Of shards, that of the lines "<sha256>  <name>" of
         ``files``, sorted by name, as sha256sum prints them. ``repo``, ``file``, ``commit``, ``etag`` and ``licence``
@@ -93,6 +94,7 @@ class SourceRecord(Record):
     format: str
     wrapper: str | None
     left: dict[str, int] | None = field(default=None, metadata=optional())
+    layout: str | None = field(default=None, metadata=optional())
     prefix: str
     taken_off: dict[str, int] | None = field(default=None, metadata=optional())
     repo: str | None = field(default=None, metadata=optional())

@@ -155,6 +155,8 @@ class FileFacts(Record):
     format: zip, legacy or safetensors.
     wrapper: the entry that holds the state dict, null for a bare one.
     left: number of tensors in other entries of the file, by path.
+    layout: the layout in whose names the file is, null for the original's. Its tensors are taken under the original's,
+        of which ``prefix`` and all counts are.
     prefix: what stands before most keys.
     taken_off: number of keys by wrapper, or prefix of --strip-prefix, that was taken off them.
     dtypes: number of tensors by dtype.
@@ -171,6 +173,7 @@ class FileFacts(Record):
     format: str
     wrapper: str | None
     left: dict[str, int]
+    layout: str | None
     prefix: str
     taken_off: dict[str, int]
     dtypes: dict[str, int]

@@ -44,7 +44,8 @@ def converted(r: ConvertDocument) -> None:
         )
         if done.added:
             say(f"  added {', '.join(done.added)}")
-    say(f"Loads with: {done.loads_with}")
+    for line in (done.loads_with, *done.loads_also):
+        say(f"Loads with: {line}")
     proofs(done)
 
 

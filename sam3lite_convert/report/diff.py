@@ -30,8 +30,9 @@ _COLUMNS: tuple[tuple[str, Callable[[DiffCounts], int], bool], ...] = (
 
 def compared(d: DiffDocument, every: bool = False) -> None:
     """What is equal, what changed, and by how much. ``every``: list all tensors that differ, not the first of them."""
-    for label, file in (("A", d.a), ("B", d.b)):
+    for label, file, kind in (("A", d.a, d.kind_a), ("B", d.b, d.kind_b)):
         headline(file, f"{label}  ")
+        say(f"kind: {kind}")
     for text in d.notes:
         say(f"note: {text}")
     say()
@@ -95,7 +96,7 @@ def _tensors(d: DiffDocument, every: bool) -> None:
     shown = listed if every else listed[:_LISTED]
     if shown:
         say()
-        say("tensors that differ:", "bold")
+        say("tensors that are not the same:", "bold")
     for tensor in shown:
         _tensor(tensor)
     if len(listed) > len(shown):

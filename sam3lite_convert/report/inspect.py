@@ -19,6 +19,8 @@ from sam3lite_convert.records.shared import (
 )
 from sam3lite_convert.report.terminal import say, show
 
+_SAM3_OWN = "clip"  # the model name of SAM3's own text encoder
+
 
 def inspected(d: InspectDocument) -> None:
     """The kind of a checkpoint, its contents, and whether it converts."""
@@ -47,6 +49,7 @@ def headline(file: FileFacts, label: str = "") -> None:
     dtypes = ", ".join(f"{n} {d}" for d, n in file.dtypes.items())
     wrapper = f"wrapped in {file.wrapper!r}" if file.wrapper else "bare state dict"
     prefix = f"prefix {file.prefix!r}" if file.prefix else "no prefix"
+    prefix = f"names of the layout {file.layout}" if file.layout else prefix
     form = f"{file.format} in {file.shards} shards" if file.shards > 1 else file.format
     say(f"{label}{file.checkpoint}: {human_bytes(file.size)}, {form}, {wrapper}, {prefix}", "bold")
     if file.source:
@@ -64,12 +67,12 @@ def text_encoder(architecture: ArchitectureRecord | None, context: ContextRecord
     if a is None or context is None:
         return
     count, whole = file.text_parameters, file.sam3_text_parameters
-    fewer = 100 * (1 - count / whole)
     say(
         f"text encoder: {a.variant}, {a.num_hidden_layers} layers, {a.hidden_size} wide, "
         f"{plural(a.num_attention_heads, 'head')}, {_context(context)}" + (", causal" if a.causal_masking else "")
     )
-    say(f"  {human_count(count)} parameters; SAM3's has {whole / 1e6:.2f} M, so {fewer:.0f} % fewer")
+    fewer = f"; SAM3's has {whole / 1e6:.2f} M, so {100 * (1 - count / whole):.0f} % fewer"
+    say(f"  {human_count(count)} parameters{'' if a.model_name == _SAM3_OWN else fewer}")
 
 
 def _context(c: ContextRecord) -> str:
@@ -103,7 +106,7 @@ def counts_line(counts: Counts | None) -> None:
     if counts:
         say(
             f"{counts.source:,} source tensors = {counts.mapped:,} mapped + {counts.dropped:,} dropped; "
-            f"{counts.target:,} target tensors"
+            f"{counts.target:,} target tensors" + (f", {counts.filled:,} of them filled" if counts.filled else "")
         )
 
 

@@ -75,6 +75,15 @@ _ALL = (
         "Split the rows into three blocks: q, k, v.",
     ),
     Code(
+        "V-ROW-ORDER",
+        "joined in another order",
+        "A tensor is made of several of the checkpoint, one row after another, and its rows are in another order: the "
+        "four embeddings of points, for example, mean nothing, an object, and two corners of a box, in this order.",
+        "Its rows are those that the conversion writes, in another order.",
+        "Prompts mean something else: a point on the object is taken for one beside it.",
+        "Put the rows in the order of the names of their sources.",
+    ),
+    Code(
         "V-SWAPPED",
         "swapped",
         "Two tensors hold each other's values: q and k of a layer, or the tensors of two layers.",

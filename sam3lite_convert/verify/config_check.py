@@ -362,7 +362,7 @@ def _compare(
         if name == "dtype":
             have = actual.get("dtype") or actual.get("torch_dtype") or want
         if isinstance(want, dict):
-            yield from _compare_section(want, actual.get(name), where, plan, _section(section, name))
+            yield from _compare_section(want, actual.get(name), where, plan, _section(section, name), left_out)
         elif absent and name == "model_type" and section == "backbone_config" and not left_out:
             yield ConfigFault(where, f"is missing; transformers does not load a backbone without it. It is {want!r}")
         elif absent and name == "model_type" and section == "detector_config" and want != _DETECTOR and not left_out:
@@ -381,13 +381,16 @@ def _compare(
             yield _wrong_value(where, name, have, want, plan, absent, left_out)
 
 
-def _compare_section(want: Json, have: JsonValue, where: str, plan: Plan, name: str) -> Iterator[ConfigFault]:
+def _compare_section(
+    want: Json, have: JsonValue, where: str, plan: Plan, name: str, left_out: str
+) -> Iterator[ConfigFault]:
+    """The fields of a section. ``left_out``: says so of the section that it is in."""
     if isinstance(have, dict):
         yield from _compare(want, have, f"{where}.", plan, name)
     elif have is not None:
         yield ConfigFault(where, f"is {have!r}, which is not an object", "V-CONFIG-TYPE")
     elif plan.layout.loader.library is not None:
-        said = f"{where} is left out, and the library's defaults do not fit the weights"
+        said = left_out or f"{where} is left out, and the library's defaults do not fit the weights"
         yield from _compare(want, {}, f"{where}.", plan, name, said)
     elif _reads(plan, name):
         yield ConfigFault(where, f"is missing; {_reader(where)} reads all sizes there and refuses the folder")

@@ -42,6 +42,7 @@ _STRETCHES: dict[str, dict[str, Any]] = {
     "bicubically": {"mode": "bicubic", "align_corners": False},
     "by the nearest row": {"mode": "nearest"},
 }
+_ORDINALS = {1: "st", 2: "nd", 3: "rd"}  # of up to twenty
 STOCK_LENGTH = 32  # tokens that the stock processor of transformers pads to (layout notes, fact 5)
 
 
@@ -94,6 +95,9 @@ class Diagnoser:
                 return Cause("V-TRANSPOSED", why)
             if matrix.reshape(columns, rows).T.tobytes() == found:
                 return Cause("V-RESHAPED", "its elements are the source's, reordered by a reshape and a transpose")
+            if piece.operation.joins and (how := _row_order(expected, found, rows)):
+                sources = ", ".join(source.key for source in piece.sources)
+                return Cause("V-ROW-ORDER", f"its rows are the {how} of {sources}; the model reads them in that order")
         if piece.shape and piece.shape[0] % 3 == 0 and piece.part is None and _is_fused(piece):
             step = len(expected) // 3
             blocks = {name: expected[n * step : (n + 1) * step] for n, name in enumerate("qkv")}
@@ -194,6 +198,14 @@ class Diagnoser:
 
     def _cast(self, piece: Mapped, data: bytes) -> bytes:
         return cast(data, piece.source.dtype, piece.dtype) if piece.casts else data
+
+
+def _row_order(expected: bytes, found: bytes, rows: int) -> str | None:
+    """In words, which of a few rows are where; None if they are not the same rows in another order."""
+    width = len(expected) // rows
+    names = {expected[i * width : (i + 1) * width]: f"{i + 1}{_ORDINALS.get(i + 1, 'th')}" for i in range(rows)}
+    order = [names.get(found[i * width : (i + 1) * width]) for i in range(rows)]
+    return ", ".join(map(str, order)) if None not in order and len(set(order)) == rows else None
 
 
 def _other_layer(key: str, other: str) -> str:

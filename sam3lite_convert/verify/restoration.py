@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes
-from sam3lite_convert.checkpoint.index import StoredTensor, zeros
+from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, zeros
 from sam3lite_convert.checkpoint.one_file import open_file
 from sam3lite_convert.checkpoint.tensor_reader import ranges, read_exactly, read_tensor
 from sam3lite_convert.convert.assembled import Assembled, Stretch
@@ -27,6 +27,8 @@ from sam3lite_convert.plan.unsound import listed, shape_text
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.verify.verify import same_values
 from sam3lite_convert.workers import Advance
+
+_CLASS_ROW = "its class row is filled with zeros, not restored: the folder does not hold it"
 
 
 @dataclass
@@ -137,7 +139,7 @@ def _of_receipt(
         numel = math.prod(each)
         yield Assembled(source, dtype, each, _filled(_within(covers, number * numel, numel), each, filler))
         if row is not None and row.tensor == source:
-            out.partly[source] = "its class row is filled with zeros, not restored: the folder does not hold it"
+            out.partly[source] = _CLASS_ROW
         if cut is not None and cut.tensor == source:
             out.partly[source] = f"its last {cut.rows} rows are not restored: the folder does not hold them"
 
@@ -231,13 +233,13 @@ def _with_original(path: Path, original: StoredTensor, covers: list[_Cover], out
 
 def _check_form(folder: Folder, plan: Plan) -> None:
     """Raises UnsoundPlan if the folder's keys or shapes are not those that the plan writes."""
-    found = folder.tensors
-    faults = [f"{key} is missing" for key in plan.mapped if key not in found and not key.endswith(COUNTER)]
-    faults += [f"{key} is not part of the model" for key in found if key not in plan.mapped]
+    held = folder.tensors
+    faults = [f"{key} is missing" for key in plan.mapped if key not in held and not key.endswith(COUNTER)]
+    faults += [f"{key} is not part of the model" for key in held if key not in plan.mapped]
     faults += [
-        f"{key} is {shape_text(found[key][1].shape)}, not {shape_text(piece.shape)}"
+        f"{key} is {shape_text(held[key][1].shape)}, not {shape_text(piece.shape)}"
         for key, piece in plan.mapped.items()
-        if key in found and found[key][1].shape != piece.shape
+        if key in held and held[key][1].shape != piece.shape
     ]
     if faults:
         raise UnsoundPlan(
@@ -247,11 +249,33 @@ def _check_form(folder: Folder, plan: Plan) -> None:
         )
 
 
+# ---- by the layout's tables
+
+
+def restoration_of_names(folder: Folder, checkpoint: Checkpoint) -> Restoration:
+    """The tensors of a folder that is read as a checkpoint under the original's names (``in_original_names``)."""
+    out, used = Restoration(), set[str]()
+    for key, tensor in checkpoint.tensors.items():
+        whole = (Stretch(checkpoint.path, tensor, 0, tensor.numel),)
+        out.tensors.append(Assembled(key, tensor.dtype, tensor.shape, whole))
+        used |= {part.key for part in tensor.stored}
+        if any(part.absent for part in tensor.parts):
+            out.partly[key] = _CLASS_ROW
+    if (made := checkpoint.turned_back) is not None:
+        used |= {key for keys in made.keys.values() for key in keys}
+    for key, (path, found) in folder.tensors.items():
+        if found.key not in used:
+            _check_zero(out, key, path, found)
+    return out
+
+
 # ---- what both need
 
 
 def _stretch(path: Path, found: StoredTensor, operation: Operation, part: Slice) -> Stretch:
-    return Stretch(path, found, 0, part.numel, None if operation.verbatim else (operation, part))
+    """The elements of a target in the order of the slice of its source."""
+    view = found if operation.verbatim else operation.turned_back([found.key], [found])[0]
+    return Stretch(path, view, 0, part.numel)
 
 
 def _within(covers: Iterable[_Cover], base: int, numel: int) -> list[_Cover]:

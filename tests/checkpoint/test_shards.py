@@ -293,20 +293,6 @@ def test_shards_under_names_of_their_own_are_those_of_the_index(tmp_path):
     assert len(read_all(index.parent)) == len(tensors())
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "says"),
-    [
-        ("conversion.json", '{"layout": "packed"}', "this tool wrote"),
-        ("config.json", '{"model_type": "sam3"}', "layout of the transformers library"),
-    ],
-)
-def test_the_index_and_the_shards_of_a_converted_folder_are_no_source(file, content, says, index):
-    (index.parent / file).write_text(content)
-    for path in (index, index.parent, index.parent / FIRST):
-        with pytest.raises(UnsoundPlan, match=f"{says}.*sam3lite verify {index.parent} --checkpoint"):
-            read_checkpoint(path)
-
-
 def test_a_folder_of_the_layout_original_is_a_source(index):
     (index.parent / "conversion.json").write_text('{"layout": "original"}')
     (index.parent / "config.json").write_text('{"model_type": "sam3lite_original"}')

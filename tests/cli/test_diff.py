@@ -19,11 +19,13 @@ from support.folders import (
     Outcome,
     State,
     convert,
+    edit,
     flip_bit,
     overwrite_bytes,
     raw,
     record_offset,
     sam3lite,
+    tensors,
     tiny_state,
     write,
 )
@@ -139,7 +141,7 @@ def test_what_changed_is_named_and_measured(base: Path, tuned: Callable[..., Pat
     for key, tensor in changes.items():
         x, y = (t.to(torch.complex128).flatten() for t in (part()[key], tensor))
         one = found[canonical(key)]
-        assert (one["key_a"], one["status"]) == (key, "changed")
+        assert (one["keys_a"], one["status"]) == ([key], "changed")
         assert one["changed_values"] == int((x != y).sum())
         assert one["relative_l2"] == pytest.approx(float((y - x).norm() / x.norm()), rel=1e-9)
         assert one["max_abs_diff"] == pytest.approx(float(torch.view_as_real(y - x).abs().max()), rel=1e-9)
@@ -297,7 +299,8 @@ def test_a_cast_is_said_apart(base: Path, tuned: Callable[..., Path]) -> None:
     record = diff(base, path, "--exit-code", code=1)
     assert record["verdict"] == "equal_up_to_cast" and record["counts"]["equal_up_to_cast"] == len(half)
     assert record["tensors"][0]["words"] == "float32 in A, float16 in B: equal after the cast to float16"
-    assert "equal up to a cast" in record["summary"]
+    assert f"{len(half)} equal up to the cast to float16" in record["summary"]
+    assert {t["cast"] for t in record["tensors"]} == {"float16"}
     whole, start = relative_l2(half, DECODER), "detr_decoder"
     assert record["components"][start]["relative_l2"] == pytest.approx(whole, rel=1e-9)
     key = DECODER + "norm.weight"
@@ -330,16 +333,57 @@ def test_what_only_one_holds_is_told_by_kind(base: Path, tuned: Callable[..., Pa
     assert (turned["counts"]["only_in_a"], turned["counts"]["only_in_b"]) == (2, len(gone))
 
 
+# ---- folders in the names of a layout
+
+
+def test_a_converted_folder_is_compared_under_the_originals_names(tmp_path: Path) -> None:
+    """A change in q_proj of the folder is one of the rows of q; what no conversion keeps is only in the original."""
+    whole = write(tmp_path, tiny_state())
+    made = {layout: convert(whole, tmp_path / layout, "--layout", layout) for layout in ("transformers", "packed")}
+    record = diff(whole, made["transformers"])
+    (one,) = record["tensors"]
+    assert (one["name"], one["status"]) == (canonical(TRUNK + "pos_embed"), "cut")
+    assert one["words"] == "the last 16 of 17 rows, all that B holds, are equal"
+    counts = record["counts"]
+    assert (record["verdict"], counts["equal"], counts["only_in_b"]) == ("shared_equal", counts["b"] - 1, 0)
+    kinds = {kind["kind"] for kind in record["only_in"]}
+    assert kinds == {"freqs_cis", "sam2_convs", "points projectors", "tracker"}
+    assert diff(made["transformers"], made["packed"])["verdict"] == "equal"  # neither holds the class row
+    queries = "text_encoder.layers.1.self_attn.q_proj.weight"
+    positions = "vision_encoder.backbone.embeddings.position_embeddings"
+    held = tensors(made["transformers"])
+    edit(made["transformers"], {queries: held[queries] + 1, positions: held[positions] * 1.5})
+    found = {t["name"]: t for t in diff(made["packed"], made["transformers"])["tensors"]}
+    changed = found.pop(canonical(QKV))
+    assert changed["parts"] == ["q"] and changed["max_abs_diff"] == pytest.approx(1, rel=1e-6)
+    assert changed["keys_b"] == [queries.replace("q_proj", f"{n}_proj") for n in "qkv"]
+    assert set(found) == {canonical(TRUNK + "pos_embed")}
+    (one, two) = diff(whole, made["transformers"])["tensors"]
+    assert (one["name"], two["name"]) == (canonical(QKV), canonical(TRUNK + "pos_embed"))
+    assert two["words"].startswith("the last 16 of 17 rows, all that B holds: relative L2 5.00e-01")
+    assert two["status"] == "changed" and two["relative_l2"] == pytest.approx(0.5, rel=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("kind", "equal", "alone"),
+    ("kind", "called", "equal", "alone"),
     [
-        ("teacher", 1170, {"text_encoder": (111, 295)}),
-        ("s0-3.1", 946, {"vision_encoder": (26, 36), "tracker": (309, 457)}),
-        ("student-3.1", 526, {"vision_encoder": (446, 336), "tracker": (309, 457)}),
+        ("teacher", "SAM3 detector", 1170, {"text_encoder": (111, 295)}),
+        (
+            "s0-3.1",
+            "SAM3.1, with the text encoder of SAM3-LiteText",
+            946,
+            {"vision_encoder": (26, 36), "tracker": (309, 457)},
+        ),
+        (
+            "student-3.1",
+            "EfficientSAM3 with an image student (TinyViT) and SAM3.1, with the text encoder of SAM3-LiteText",
+            526,
+            {"vision_encoder": (446, 336), "tracker": (309, 457)},
+        ),
     ],
 )
 def test_relatives_are_compared_where_they_are_alike(
-    kind: str, equal: int, alone: dict[str, tuple[int, int]], tmp_path: Path
+    kind: str, called: str, equal: int, alone: dict[str, tuple[int, int]], tmp_path: Path
 ) -> None:
     a, b = (families.write(tmp_path / f"{name}.pt", name) for name in ("s0", kind))
     record = diff(a, b)
@@ -348,12 +392,14 @@ def test_relatives_are_compared_where_they_are_alike(
     assert (record["counts"]["only_in_a"], record["counts"]["only_in_b"]) == (len(one - other), len(other - one))
     found = {n: (c["only_in_a"], c["only_in_b"]) for n, c in record["components"].items() if c["only_in_a"]}
     assert found == alone
+    assert (record["kind_a"], record["kind_b"]) == ("SAM3-LiteText detector", called)
 
 
 def test_files_with_nothing_in_common_say_so(tmp_path: Path) -> None:
     a, b = write(tmp_path, {"x.weight": torch.ones(2)}, "a.pt"), write(tmp_path, {"y.weight": torch.ones(2)}, "b.pt")
     record = diff(a, b)
     assert record["verdict"] == "nothing_shared"
+    assert record["kind_a"] == record["kind_b"] == "not a checkpoint of this family"
     assert record["summary"] == "no tensor is in both: 1 tensor in A, 1 tensor in B"
 
 

@@ -113,6 +113,10 @@ def test_a_released_size_checkpoint_becomes_what_the_reference_conversion_makes(
         found = torch.load(tmp_path / "back.pt", weights_only=True, mmap=True)["model"]
         assert list(found) == list(truth)
         assert all(same(found[key], tensor) for key, tensor in truth.items())
+        compared, comparing = measured("diff", checkpoint, folder)
+        assert (compared["counts"]["equal"], compared["counts"]["cut"]) == (blocks - 1, 1)  # all but the class row
+        assert (compared["counts"]["only_in_a"], compared["verdict"]) == (369, "shared_equal")
+        assert comparing <= 120
     finally:
         (folder / "model.safetensors").unlink()
         (tmp_path / "back.pt").unlink(missing_ok=True)

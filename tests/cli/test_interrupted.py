@@ -73,6 +73,33 @@ def test_whenever_it_ends_the_folder_is_old_or_new_and_the_next_run_heals(name, 
     assert done.code == 0 and "left over" not in done.out and snapshot(folder) == new
 
 
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_whenever_restore_ends_its_file_is_old_or_new(name, source, tmp_path):
+    folder, output = convert(source, tmp_path / "folder"), tmp_path / "back.pt"
+    restore = ["restore", str(folder), "--output", str(output), "--overwrite"]
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "sam3lite_convert", *restore]
+    assert subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL).returncode == 0
+    takes, old = time.monotonic() - begun, output.read_bytes()
+    assert sam3lite(*restore, "--checkpoint", source).code == 0
+    new = output.read_bytes()
+    draw = random.Random(name)
+    for _ in range(MOMENTS):
+        process = subprocess.Popen(
+            command,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        time.sleep(draw.uniform(0.3, 1) * takes)
+        process.send_signal(getattr(signal, name))
+        process.wait()
+        assert output.read_bytes() in (old, new)
+    assert sam3lite(*restore).code == 0 and output.read_bytes() == old
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pt", "folder"]
+
+
 def left(folder: Path, number: str, *kinds: str) -> None:
     """What a run that was killed leaves."""
     for kind in kinds:

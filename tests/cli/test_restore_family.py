@@ -59,6 +59,11 @@ def test_every_tensor_comes_back(kind, options, tmp_path):
     different = {key for key, tensor in alone.items() if not same(tensor, state[key])}
     assert different == {remark["key"] for remark in record["partly"]}
     assert different == ({POS_EMBED} if "class_row" in said["lost"] else set())
+    if options == VIDEO:
+        (folder / "conversion.json").unlink()
+        bare, record = restored(folder, tmp_path / "bare.pt")
+        assert_equal_states(bare, alone)
+        assert (record["basis"], record["component"], record["family"]) == ("layout", "video", said["family"])
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +99,20 @@ def test_a_row_of_a_joined_table_is_one_tensor_of_the_original(folder, state, or
         assert same(alone[POINTS.format(row)], wanted[POINTS.format(row)])
 
 
+def test_a_tracker_under_a_doubled_prefix(folder, state, original, tmp_path):
+    """As save_pretrained of transformers 5.23 writes it, where the model was built and not loaded."""
+    found = tensors(folder)
+    doubled = {key: f"tracker_model.{key}" for key in found if key.startswith("tracker_model.")}
+    edit(folder, dict.fromkeys(doubled) | {doubled[key]: found[key] for key in doubled})
+    back, record = restored(folder, tmp_path / "back.pt", original)
+    assert_equal_states(back, state)
+    dropped = receipt(folder)["dropped"]
+    (folder / "conversion.json").unlink()
+    alone, record = restored(folder, tmp_path / "alone.pt")
+    assert set(alone) == set(state) - set(dropped)
+    assert record["basis"] == "layout" and record["unplaced"] == []
+
+
 def test_two_copies_that_were_trained_alike(folder, state, original, tmp_path):
     new = state[POSITIONS] + 1
     edit(folder, dict.fromkeys(COPIES, new))
@@ -107,8 +126,11 @@ def test_two_copies_that_were_trained_alike(folder, state, original, tmp_path):
 @pytest.mark.parametrize("which", COPIES)
 def test_two_copies_that_differ_are_refused_with_both_names(which, folder, state, original, tmp_path):
     edit(folder, {which: state[POSITIONS] + 1})
-    for options in ([original], []):
-        done = sam3lite("restore", folder, "--output", tmp_path / "back.pt", "--json", *options)
+    for options in ([original], [], ["bare"]):
+        if options == ["bare"]:
+            (folder / "conversion.json").unlink()
+        arguments = [option for option in options if option != "bare"]
+        done = sam3lite("restore", folder, "--output", tmp_path / "back.pt", "--json", *arguments)
         assert done.code == 4, done
         error = done.json["error"]
         assert error["code"] == "twins_differ" and sorted(error["details"]["keys"]) == sorted(COPIES)

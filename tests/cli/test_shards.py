@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +45,10 @@ def index(request, state, tmp_path) -> Path:
 def shards(state, tmp_path) -> Path:
     """The folder of shards of safetensors."""
     return write_shards(tmp_path / "set", state).parent
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: t for path in folder.glob("*.safetensors") for key, t in load_file(path).items()}
 
 
 def change(shards: Path, begin: str) -> None:
@@ -148,18 +151,19 @@ def test_a_cast_and_a_renamed_wrapper(state, made, tmp_path):
     assert done.code == 0 and done.json["verification"]["verdict"] == "proven"
 
 
-def test_one_shard_and_a_converted_folder_in_shards_are_refused(shards, plain, tmp_path):
+def test_one_shard_is_refused_and_a_converted_folder_in_shards_is_a_checkpoint(shards, plain, tmp_path):
     done = sam3lite("convert", shards / SECOND, "--output", tmp_path / "out")
     assert done.code == 3 and "one of 2 shards" in done.err and "model.safetensors.index.json" in done.err
-    sam3lite("convert", plain, "--output", tmp_path / "ours", *TEXT, "--max-shard-size", "200kB")
-    index = tmp_path / "ours" / "model.safetensors.index.json"
-    for command in ("convert", "parity", "inspect"):
-        for name in (index, index.parent):
-            done = sam3lite(command, name)
-            assert done.code == 3 and "this tool wrote" in done.err and "sam3lite verify" in done.err
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for path in index.parent.glob("model*"):
-        shutil.copy(path, bare)
-    done = sam3lite("convert", bare, "--output", tmp_path / "out")
-    assert done.code == 3 and "converted checkpoint" in done.err
+    small = ("--max-shard-size", "200kB")
+    ours, again = tmp_path / "ours", tmp_path / "again"
+    sam3lite("convert", plain, "--output", ours, "--layout", "transformers", *TEXT, *small)
+    assert sam3lite("parity", ours, "--json").json["verdict"] == "exact"
+    done = sam3lite("inspect", min(ours.glob("model-00001-of-*.safetensors")))
+    assert done.code == 3 and f"Give their index: {ours / 'model.safetensors.index.json'}" in done.err
+    for name in (ours, ours / "model.safetensors.index.json"):
+        done = sam3lite("convert", name, "--output", again, "--layout", "transformers", *TEXT, *small, "--overwrite")
+        assert done.code == 0, done
+        assert tensors_of(again).keys() == tensors_of(ours).keys()
+        assert all(same(tensor, tensors_of(again)[key]) for key, tensor in tensors_of(ours).items())
+    held = hashlib.sha256((ours / "text_projection.safetensors").read_bytes()).hexdigest()
+    assert receipt(again)["source"]["files"]["text_projection.safetensors"] == held

@@ -34,12 +34,21 @@ _VIT_TABLE = {577: 17}  # positions: 4 x 4 and the class row
 _ROTARY = {576: 16, 5184: 64}  # a window of 4 x 4 patches, an image of 8 x 8
 _STUDENT = {64: 4, 128: 8, 256: 16, 384: 24, 448: 28, 512: 32, 768: 48, 1024: 64, 1344: 84, 1792: 112}
 _MASK_DECODER = {32: 2, 64: 4, 128: 8, 256: 16, 2048: 64}  # an eighth and a quarter of the width, too
+_NECK = "backbone.vision_backbone."
 _MULTIPLEX = _WIDTHS | _MASK_DECODER  # SAM3.1's tracker
 
 
 def shapes(kind: str, vocab: int = VOCAB) -> dict[str, tuple[int, ...]]:
     """Key -> small shape of every tensor of a checkpoint of this kind, under the real names and in the real order."""
     return {key: shape for key, (_, shape) in rows(kind, vocab).items()}
+
+
+def runnable(kind: str = "s0", seed: int = 0, vocab: int = VOCAB) -> dict[str, torch.Tensor]:
+    """A checkpoint whose video model runs: the library needs a tracker that is wider than a stored memory (64), so what
+    is 256 wide in the real one is 128 here, but for what the neck makes of the ViT."""
+    real = key_list(LISTS[kind])
+    clip = any(".resblocks." in key for key in real)
+    return {key: draw(key, _runnable(key, shape, clip, vocab), seed) for key, (_, shape) in real.items()}
 
 
 def rows(kind: str, vocab: int = VOCAB) -> Rows:
@@ -67,6 +76,24 @@ def _small(key: str, shape: tuple[int, ...], clip: bool, vocab: int) -> tuple[in
     if key == "tracker.maskmem_backbone.mask_downsampler.encoder.12.weight":
         return (_WIDTHS[shape[0]], *shape[1:])  # from the masks' channels, which stay, to the width
     return small
+
+
+_WIDER = {128: 64, 256: 128, 258: 130, 512: 256, 768: 384}
+
+
+def _runnable(key: str, shape: tuple[int, ...], clip: bool, vocab: int) -> tuple[int, ...]:
+    small, name = _small(key, shape, clip, vocab), key.removeprefix("detector.")
+    if name.startswith("backbone.language_backbone."):
+        return tuple(128 if n == 16 and m == 256 else n for n, m in zip(small, shape, strict=True))
+    if name.startswith(_NECK):
+        made = "conv_1x1." in name or "conv_3x3." in name  # of the width of the neck
+        wide = (128, *small[1:]) if made else small
+        return (128, 128, *small[2:]) if "conv_3x3.weight" in name else wide
+    if name.startswith("tracker.maskmem_backbone.mask_downsampler.encoder."):
+        return (128, *small[1:]) if ".12." in name else small
+    halves = {32: 16, 64: 32} if name.startswith("tracker.sam_mask_decoder.") else {}
+    wider = _WIDER | halves
+    return tuple(wider.get(m, n) for n, m in zip(small, shape, strict=True))
 
 
 def _sides(key: str, clip: bool) -> dict[int, int]:

@@ -30,6 +30,7 @@ from sam3lite_convert.parity.setup import (
     detector_config,
     detector_of,
     recognised,
+    told,
     whole,
 )
 from sam3lite_convert.plan.architecture import Architecture
@@ -98,7 +99,7 @@ def set_up_original(
     plan = make_plan(source, mappings, Options(context=context))
     setup, stated = _original(source, plan, context, make, place, the_device(None), tolerance, progress)
     note = stated.note(plan.layout.family.contexts)
-    said = [note] if note else []
+    said = [*told(source), *([note] if note else [])]
     return replace(setup, notes=(*said, *_notes(plan, setup.run.call, "the original")))
 
 
@@ -118,7 +119,7 @@ def set_up_detector(
     and Untrusted as a conversion does, and Untrusted if the folder contradicts itself.
     """
     where = the_device(device)
-    notes: list[str] = []
+    notes = told(source)
     folder: Folder | None = None
     if converted is not None:
         folder = whole(read_folder(converted))
