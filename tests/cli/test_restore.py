@@ -253,6 +253,15 @@ def test_the_state_dict_stands_where_it_stood(wrapper, tmp_path):
             assert set(found) == {entry["source"] for entry in receipt(folder)["tensors"].values()}
 
 
+def test_a_position_table_that_had_no_class_row(tmp_path):
+    state = tiny_state() | {POS_EMBED: tiny_state()[POS_EMBED][:, 1:].clone()}
+    original = write(tmp_path, state, "grid.pt")
+    folder = convert(original, tmp_path / "out", "--layout", "transformers")
+    record = restored(folder, tmp_path / "back.pt")
+    assert record["partly"] == []
+    assert same(content(tmp_path / "back.pt")[POS_EMBED], state[POS_EMBED])
+
+
 def test_safetensors_in_and_out(tmp_path):
     state = {k: t for k, t in tiny_state().items() if not t.is_complex()}
     save_file({k: t.clone().contiguous() for k, t in state.items()}, tmp_path / "in.safetensors")
