@@ -424,18 +424,21 @@ def folder(converted, tmp_path):
     return shutil.copytree(converted("--layout", "transformers"), tmp_path / "out")
 
 
+@pytest.mark.parametrize("component", ["all", "text"])
 @pytest.mark.parametrize("layout", ["packed", "transformers", "original"])
-def test_without_a_receipt_the_tables_tell_the_names_of_a_released_file(layout, converted, tmp_path):
-    folder = shutil.copytree(converted("--layout", layout), tmp_path / "bare")
+def test_without_a_receipt_the_tables_tell_the_names_of_a_released_file(layout, component, converted, tmp_path):
+    whole = ["--component", "text"] if component == "text" else []
+    folder = shutil.copytree(converted(*whole, "--layout", layout), tmp_path / "bare")
     said = receipt(folder)
     (folder / "conversion.json").unlink()
     record = restored(folder, tmp_path / "back.pt")
     wanted = {entry["source"]: tiny_state()[entry["source"]] for entry in said["tensors"].values()}
-    if layout != "original":
+    if POS_EMBED in wanted and layout != "original":
         wanted[POS_EMBED] = torch.cat([torch.zeros(1, 1, 128), wanted[POS_EMBED][:, 1:]], 1)
         assert [remark["key"] for remark in record["partly"]] == [POS_EMBED]
     assert_equal_states(content(tmp_path / "back.pt"), wanted)
     assert (record["basis"], record["family"], record["layout"]) == ("layout", "SAM3-LiteText", layout)
+    assert record["component"] == component
     assert (record["wrapper"], record["prefix"], record["turned_back"]) == ("model", "detector.", len(wanted))
     assert any("there is no conversion.json; the names are those of a released file" in n for n in record["notes"])
 
