@@ -259,11 +259,11 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 FOLDERS = [
     ("s0", "packed", "all"), ("s0", "transformers", "video"), ("s0", "transformers", "text"),
-    ("s0", "packed", "text"), ("s0-3.1", "transformers", "all"), ("teacher", "transformers", "all"),
-    ("teacher", "transformers", "text"), ("student", "transformers", "text"),
+    ("s0", "packed", "text"), ("s0-3.1", "transformers", "all"), ("teacher", "transformers", "text"),
 ]  # fmt: skip
 MORE = [
-    ("s0", "transformers", "all"), ("s0-3.1", "packed", "all"), ("s0-3.1", "transformers", "text"),
+    ("s0", "transformers", "all"), ("teacher", "transformers", "all"), ("student", "transformers", "text"),
+    ("s0-3.1", "packed", "all"), ("s0-3.1", "transformers", "text"),
     ("teacher", "transformers", "video"), ("teacher-3.1", "transformers", "all"),
     ("teacher-3.1", "transformers", "text"), ("student", "packed", "text"), ("student-3.1", "transformers", "text"),
     ("student-ft", "transformers", "text"),
