@@ -112,6 +112,8 @@ def test_with_the_checkpoint_every_tensor_is_its_own_to_the_bit(options, checkpo
     assert record["equal"] == said["counts"]["mapped"]
     assert record["from_checkpoint"] == said["lost"]["dropped"]["by_kind"]
     assert record["tensors"] == len(wanted) and record["basis"] == "checkpoint"
+    cast = [note for note in record["notes"] if "taken for unchanged" in note]
+    assert len(cast) == (said["options"]["dtype"] is not None)
 
 
 @every_way
