@@ -81,10 +81,9 @@ def _complete_checkpoint(incomplete: str) -> list[str]:
 
 def _complete_layout(incomplete: str) -> list[str]:
     """The layouts that are shipped."""
-    from sam3lite_convert.plan.tables import builtin_directory
+    from sam3lite_convert.plan.tables import load_mappings
 
-    names = (path.stem.removeprefix("layout-") for path in builtin_directory().glob("layout-*.ini"))
-    return sorted(name for name in names if name.startswith(incomplete))
+    return [name for name in load_mappings().names if name.startswith(incomplete)]
 
 
 _CHECKPOINT = (
@@ -639,7 +638,8 @@ RestoreTo = Annotated[
     typer.Option(
         "--output",
         metavar="FILE",
-        help="File to write: .pt, .pth, .bin or .ckpt as torch.save writes them, or .safetensors.",
+        help="File to write: .pt, .pth, .bin or .ckpt as torch.save writes them, or .safetensors. Default: none; it "
+        "has to be given.",
     ),
 ]
 OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]

@@ -115,7 +115,8 @@ class Family:
     text: its text encoder, in words.
     text_keys: regular expression, matched at the start of canonical keys, that recognises its text encoder.
     text_projection: prefix of the canonical keys of the layer through which the detector reads the tokens.
-    projection_key: prefix of its keys in the file beside a text encoder that is written without its prefix.
+    projection_key: prefix of its keys in the file beside a text encoder that is written without its prefix; empty if
+        they are the targets' own.
     layout: the name of the layout that it is described by, where none is asked for.
     causal: whether its text encoder always masks causally; if not, the user may state it.
     tags: the tags of its model cards.
@@ -228,7 +229,7 @@ SAM3_LITETEXT = Family(
     text="the text encoder of SAM3-LiteText",
     text_keys=_TEXT,
     text_projection=TEXT + "projector.",
-    projection_key="text_projection.",
+    projection_key="",
     layout="packed",
     causal=False,
     tags=("sam3", "sam3-litetext", "mobileclip"),

@@ -68,12 +68,17 @@ def written_name(target: str, layout: Layout, component: str) -> tuple[str, str]
     if component != "text" or not layout.strips_text:
         return MODEL, target
     if layout.text_projection and target.startswith(layout.text_projection):
-        return TEXT_PROJECTION, layout.family.projection_key + target.removeprefix(layout.text_projection)
+        return TEXT_PROJECTION, _projection_key(layout) + target.removeprefix(layout.text_projection)
     return MODEL, target.removeprefix(layout.text_encoder)
 
 
 def target_of_text(key: str, layout: Layout) -> str:
     """The target of a key of a text encoder that was written without its prefix: the inverse of ``written_name``."""
-    if key.startswith(layout.family.projection_key):
-        return layout.text_projection + key.removeprefix(layout.family.projection_key)
+    beside = _projection_key(layout)
+    if beside and key.startswith(beside):
+        return layout.text_projection + key.removeprefix(beside)
     return layout.text_encoder + key
+
+
+def _projection_key(layout: Layout) -> str:
+    return layout.family.projection_key or layout.text_projection

@@ -145,7 +145,7 @@ REFUSALS = {
     "pruned": (given("weight_orig", "weight_mask"), (), 3, "prune", PLAIN + r"prune\.remove\("),
     "observers": (given("weight", "weight_fake_quant.scale"), (), 3, "quantisation-aware", "before it was prepared"),
     "teacher": (changed(lambda s: s | {ENCODER + "transformer.resblocks.0.attn.in_proj_weight": Z(12, 4)}), (), 3,
-                "CLIP teacher", "give a SAM3-LiteText checkpoint"),
+                "two text encoders", "give a SAM3 checkpoint"),
     "other blocks": (changed(lambda s: s | {ENCODER + "transformer.2.token_mixer.layer_scale": Z(64, 1, 1)}), (), 3,
                      "RepMixer blocks at layers", TRAINED),
     "text alone": (changed(lambda s: {k: v for k, v in s.items() if k.startswith(ENCODER[:-8])}), (), 3,

@@ -19,7 +19,7 @@ from sam3lite_convert.cli.options import parse_size
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 
-COMMANDS = ("inspect", "convert", "explain", "verify", "diff", "parity", "judge", "record", "demo")
+COMMANDS = ("inspect", "convert", "explain", "verify", "restore", "diff", "parity", "judge", "record", "demo")
 MAIN = [sys.executable, "-m", "sam3lite_convert"]
 
 
@@ -83,7 +83,7 @@ WRONG = {
     ("parity", "--tolerance", "small"): "Invalid value for '--tolerance': 'small' is not a number.",
     ("convert", "x", "--context", "8 tokens"): "Invalid value for '--context': '8 tokens' is not a whole number.",
     ("convert", "x", "--dtype", "fp16"): "'--dtype': 'fp16' is not one of 'float32', 'float16', 'bfloat16'.",
-    ("convert", "x", "--component", "vision"): "'--component': 'vision' is not one of 'all', 'text'.",
+    ("convert", "x", "--component", "vision"): "'--component': 'vision' is not one of 'all', 'text', 'video'.",
     ("parity", "--attention", "flash"): "'--attention': 'flash' is not one of 'eager', 'sdpa'.",
     ("inspect",): "Missing argument 'CHECKPOINT'.",
     ("frobnicate",): "No such command 'frobnicate'.",

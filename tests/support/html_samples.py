@@ -173,7 +173,7 @@ def figures(error: float | None) -> Json:
 
 def moved(error: float, prompts: int, alone: int = 0) -> Json:
     """The error of a cause: ``prompts`` moved, ``alone`` tokens have no counterpart."""
-    return figures(error) | {"prompts": prompts, "tokens_without_counterpart": alone}
+    return figures(error) | {"prompts": prompts, "tokens_without_counterpart": alone, "calls_failed": 0}
 
 
 def behaviour(prompts: list[str], **fields: JsonValue) -> Json:
