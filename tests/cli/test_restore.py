@@ -440,7 +440,7 @@ def test_without_a_receipt_the_tables_tell_the_names_of_a_released_file(layout, 
         assert [remark["key"] for remark in record["partly"]] == [POS_EMBED]
     assert_equal_states(content(tmp_path / "back.pt"), wanted)
     assert (record["basis"], record["family"], record["layout"]) == ("layout", "SAM3-LiteText", layout)
-    assert record["component"] == component
+    assert record["component"] == component and record["unplaced"] == []
     assert (record["wrapper"], record["prefix"], record["turned_back"]) == ("model", "detector.", len(wanted))
     assert any("there is no conversion.json; the names are those of a released file" in n for n in record["notes"])
 
