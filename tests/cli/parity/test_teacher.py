@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,14 @@ def test_the_reference_is_the_original_computed_by_itself(teacher: Path, tmp_pat
 def test_packed_is_refused_with_what_there_is(teacher: Path) -> None:
     said = errors(sam3lite("parity", "--checkpoint", teacher, "--candidate", "packed"), 2)
     assert "is a SAM3 checkpoint, of which there is no layout packed. Use --candidate transformers" in said
+
+
+def test_without_transformers_no_candidate_is_offered_that_there_is_not(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    said = errors(sam3lite("parity", "--checkpoint", teacher), 2)
+    assert "the transformers candidate needs transformers" in said and "--candidate packed" not in said
 
 
 @pytest.mark.parametrize("command", ["parity", "record"])
