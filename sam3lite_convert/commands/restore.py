@@ -182,6 +182,11 @@ def _with_checkpoint(
     turned = restoration_with_checkpoint(folder, plan, source, advance("compare"))
     sha256, notes = hashing.result()
     notes += _check_origin(folder, original, sha256, turned)
+    if any(piece.casts for piece in plan.mapped.values()):
+        notes.append(
+            f"the folder was cast to {plan.floating_dtype}: what equals the cast of the original's values is taken for "
+            "unchanged, and the original's values are written"
+        )
     left = [f"{name} ({count:,} tensors)" for name, count in checkpoint.left.items()]
     if beside := [*left, *sorted(checkpoint.others)]:
         notes.append(f"not restored, beside the weights of the checkpoint: {', '.join(beside)}")

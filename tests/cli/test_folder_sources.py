@@ -182,9 +182,13 @@ def test_what_weights_cannot_tell_is_config_json_s(copy, tmp_path):
     vision = config(copy)["vision_config"]
     backbone = vision["backbone_config"] | {"image_size": 280, "window_size": 5, "global_attn_indexes": [1, 3]}
     change(copy, vision_config=vision | {"backbone_config": backbone})
-    found = config(convert(copy, tmp_path / "out"))["vision_config"]["backbone_config"]
+    out = convert(copy, tmp_path / "out")
+    found = config(out)["vision_config"]["backbone_config"]
     assert (found["image_size"], found["window_size"], found["global_attn_indexes"]) == (280, 5, [1, 3])
+    assert sam3lite("convert", copy, "--output", out, "--json").json["state"] == "current"
     (copy / "config.json").unlink()
+    done = sam3lite("convert", copy, "--output", out)
+    assert done.code == 2 and "beside the file that it was converted from says something else now" in done.err
     assert "1008" in str(config(convert(copy, tmp_path / "bare"))["vision_config"]["backbone_config"]["image_size"])
     assert "as in SAM3; the file holds no rotary tables" in sam3lite("inspect", copy).out.replace("\n", " ")
 
