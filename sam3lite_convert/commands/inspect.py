@@ -83,6 +83,7 @@ def inspect_checkpoint(
         context=architecture.context.record() if architecture and architecture.context else None,
         accounting=accounting(checkpoint, names, plan),
         counts=plan.counts if plan else None,
+        converts_to=family.layout,
         convert={c: "yes" if c in plans else refusals[c].message for c in _COMPONENTS},
         notes=tuple(notes),
         mapping=str(mapping) if mapping else None,

@@ -20,6 +20,9 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
     (_AT + r"_?flat_param(?:_\d+)?$", Kind(
         "a checkpoint of FSDP with flat parameters, in which the tensors have lost their names and shapes",
         "Save it again with FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT)")),
+    (_AT + r"tracker\.(?:model\.)?(?:sam_mask_decoder|maskmem_backbone|transformer)\.", Kind(
+        "the tracker of a SAM3 checkpoint without its detector",
+        "Give the whole checkpoint; a part alone is not converted")),
     (_AT + r"(?:memory_attention|sam_mask_decoder|memory_encoder)\.", Kind("a SAM 2 checkpoint", _OTHER_MODEL)),
     (r"(?:.*\.)?mask_decoder\.(?:iou_token|mask_tokens|transformer|output_upscaling)\b|(?:.*\.)?prompt_encoder\.", Kind(
         "a SAM 1 checkpoint, or one of its relatives (MobileSAM, EfficientSAM, EdgeSAM)", _OTHER_MODEL)),

@@ -364,6 +364,9 @@ def _draft(
                 expected.pop(target, None)
         for piece in pieces:
             faults += _place(piece, mapped, expected, layout.open)
+    for found in faults:
+        if found.kind == "not_joined":  # its target is not reported a second time as unfilled
+            expected.pop(found.key, None)
     for piece in _filled(mapped, expected, layout, architecture, options):
         mapped[piece.target] = piece
     absent = dict(_absent((t for t in expected if t not in mapped), layout, gone))
@@ -522,7 +525,7 @@ def _joined(candidates: list[Candidate], faults: list[PlanFault]) -> Iterator[Ca
         try:
             whole = joined(parts[0].key, joined_shape([part.shape for part in parts]), parts)
         except ValueError as fault:
-            faults.append(PlanFault("wrong_shape", source.key, f"is {shape_text(source.shape)}; {fault}"))
+            faults.append(PlanFault("not_joined", targets[0], str(fault), sources=tuple(part.key for part in parts)))
             continue
         yield rule, whole, wanted[0], targets
 

@@ -296,7 +296,7 @@ def _way(
         lines.append(f"If the model does without them: --drop {shlex.quote(drop)} --reason TEXT")
     elif component != "text" and "missing_component" in kinds and not any(_of_text(f, layout, canonical) for f in rest):
         lines.append("Give a checkpoint that holds them, or convert the text encoder alone with --component text.")
-    elif kinds <= {"not_turned_back", "unfilled"} and "not_turned_back" in kinds:
+    elif kinds <= {"not_turned_back", "not_joined", "unfilled"} and kinds != {"unfilled"}:
         lines.append("Give the file that holds all parts of these tensors, in one shape and dtype.")
     elif kinds <= {"unfilled", "missing_component"}:
         lines.append(f"Give a checkpoint that holds them. {_BY_HAND}")

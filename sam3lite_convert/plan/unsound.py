@@ -72,6 +72,7 @@ _TITLES = {  # kind -> of one, of several
     "collision": ("target with two sources", "targets with two sources"),
     "unknown_target": ("target that the layout does not have", "targets that the layout does not have"),
     "wrong_shape": ("tensor of the wrong shape", "tensors of the wrong shape"),
+    "not_joined": ("target whose sources do not fit each other", "targets whose sources do not fit each other"),
     "wrong_dtype": ("tensor of the wrong dtype", "tensors of the wrong dtype"),
     "missing_component": ("component missing from the file", "components missing from the file"),
     "unfilled": ("target without a source", "targets without a source"),

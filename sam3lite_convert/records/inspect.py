@@ -18,6 +18,7 @@ class InspectDocument(Document):
     twins: tensors that the file holds under two spellings.
     architecture: null if there is no text encoder that is known.
     context: null with the architecture.
+    converts_to: the layout that is planned, from which the counts are, and whose refusals are under convert.
     convert: by component, "yes" or why convert refuses it.
     mapping: the folder of --mapping.
     """
@@ -31,6 +32,7 @@ class InspectDocument(Document):
     context: ContextRecord | None
     accounting: Accounting = field(metadata=flat())
     counts: Counts | None
+    converts_to: str
     convert: dict[str, str]
     notes: tuple[str, ...]
     mapping: str | None

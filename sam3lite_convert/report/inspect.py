@@ -19,6 +19,7 @@ from sam3lite_convert.records.shared import (
 )
 from sam3lite_convert.report.terminal import say, show
 
+_DEFAULT_LAYOUT = "packed"  # of convert
 _SAM3_OWN = "clip"  # the model name of SAM3's own text encoder
 
 
@@ -36,12 +37,13 @@ def inspected(d: InspectDocument) -> None:
     fetched(d.file.fetched)
     say()
     tables = f" --mapping {shlex.quote(d.mapping)}" if d.mapping else ""
+    layout = f" --layout {d.converts_to}" if d.converts_to != _DEFAULT_LAYOUT else ""
     if d.convert["all"] == "yes":
-        say(f"Next: sam3lite convert --checkpoint {d.file.option}{tables}")
+        say(f"Next: sam3lite convert --checkpoint {d.file.option}{layout}{tables}")
     else:
         say("convert refuses the whole file: " + d.convert["all"])
         if d.convert["text"] == "yes":
-            say(f"Next: sam3lite convert --checkpoint {d.file.option} --component text{tables}")
+            say(f"Next: sam3lite convert --checkpoint {d.file.option}{layout} --component text{tables}")
 
 
 def headline(file: FileFacts, label: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import families
 from support.folders import (
     ENCODER,
     LAYOUTS,
@@ -613,3 +615,12 @@ def test_a_narrow_terminal_cuts_no_number(tiny, monkeypatch):
 def test_the_console_script_and_the_module_are_the_same():
     assert python("-m", "sam3lite_convert", "--version").stdout.startswith("sam3lite-convert ")
     assert sam3lite("--version").out.startswith("sam3lite-convert ")
+
+
+@pytest.mark.parametrize("kind", ["s0-3.1", "teacher", "student"])
+def test_the_command_that_inspect_ends_with_converts(kind, tmp_path):
+    path = families.write(tmp_path / f"{kind}.pt", kind)
+    last = sam3lite("inspect", path).out.strip().splitlines()[-1]
+    words = shlex.split(last)
+    assert words[:3] == ["Next:", "sam3lite", "convert"]
+    assert sam3lite(*words[2:], "--dry-run").code == 0

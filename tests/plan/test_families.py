@@ -80,12 +80,18 @@ def test_a_missing_part_of_a_joined_table_is_reported_by_name(missing):
     assert key in str(fault.details["faults"])
 
 
-def test_parts_of_a_joined_table_that_do_not_fit_are_reported():
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [(("float32", (1, 255)), "rows of several shapes"), (("float16", (1, 256)), "float16 and float32")],
+)
+def test_parts_of_a_joined_table_that_do_not_fit_are_reported_once_with_all_their_names(entry, said):
     key = "tracker.sam_prompt_encoder.point_embeddings.2.weight"
-    fault = refused(key_list("s0_ctx16") | {key: ("float32", (1, 255))}, layout="transformers", component="video")
-    assert {(f["kind"], f["key"]) for f in fault.details["faults"]} >= {
-        ("wrong_shape", "tracker.sam_prompt_encoder.point_embeddings.3.weight")
-    }
+    fault = refused(key_list("s0_ctx16") | {key: entry}, layout="transformers", component="video")
+    (only,) = fault.details["faults"]
+    assert (only["kind"], only["key"]) == ("not_joined", "tracker_model.prompt_encoder.point_embed.weight")
+    assert "tracker.sam_prompt_encoder.point_embeddings.{0..3}.weight (4)" in fault.message
+    assert said in fault.message
+    assert "Give the file that holds all parts of these tensors, in one shape and dtype." in fault.message
 
 
 # ---- the neck's levels ------------------------------------------------------------------------------
@@ -152,6 +158,24 @@ def test_only_one_layout_has_the_video_model(layout):
 def test_a_file_without_a_tracker_is_no_video_model():
     fault = refused(stripped("s0_ctx16", "tracker.", "sam2_convs"), layout="transformers", component="video")
     assert ("missing_component", "tracker_model") in {(f["kind"], f["key"]) for f in fault.details["faults"]}
+
+
+def test_a_tracker_alone_is_told_from_sam_2():
+    for name in ("s0_ctx16", "sam3p1_s0_ctx16"):
+        fault = refused({k: v for k, v in key_list(name).items() if k.startswith("tracker.")})
+        assert "this is the tracker of a SAM3 checkpoint without its detector" in fault.message
+
+
+def test_the_text_encoder_of_sam3_is_taken_without_any_prefix():
+    rows, front = key_list("sam3_teacher"), "detector.backbone.language_backbone."
+    bare = {k.removeprefix(front): v for k, v in rows.items() if k.startswith(front)}
+    plan = plan_of(bare, layout="transformers", component="text")
+    whole = plan_of(rows, layout="transformers", component="text")
+    assert {k: (m.dtype, m.shape) for k, m in plan.mapped.items()} == {
+        k: (m.dtype, m.shape) for k, m in whole.mapped.items()
+    }
+    assert len(plan.mapped) == 391
+    assert not plan.dropped
 
 
 # ---- image students -------------------------------------------------------------------------------------
