@@ -1,10 +1,11 @@
-"""Time and peak memory of ``cp``, ``convert`` and ``verify`` for checkpoints of several sizes.
+"""Time and peak memory of ``cp``, ``convert`` and ``verify`` for checkpoints of several sizes and kinds.
 
-    python benchmarks/scale.py [--runs 3] [--sizes 0.5 1 2.2 8] [--six] [--json]
+    python benchmarks/scale.py [--runs 3] [--sizes 0.5 1 2.2 8] [--kinds [KIND ...]] [--six] [--json]
 
-The files have S0's sizes with more or fewer layers in the ViT, so both bytes and tensors grow. ``--six`` also
-measures ``convert --all`` over six full-size files, compared with one of them, from a server on loopback that speaks
-the Hub's protocol. Needs disk space for three times the largest file; with --six about 45 GB.
+The files of ``--sizes`` have S0's sizes with more or fewer layers in the ViT, so both bytes and tensors grow. Those of
+``--kinds`` have all tensors of a released file of the family, at full size (3.5 GB of the teacher); without a name, of
+every kind. ``--six`` also measures ``convert --all`` over six full-size files, compared with one of them, from a server
+on loopback that speaks the Hub's protocol. Needs disk space for three times the largest file; with --six about 45 GB.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from harness import HERE, S0, Results, Sample, clear, environment, generate, measure, take_turns
 from rich.console import Console
@@ -31,47 +34,109 @@ def layers(gigabytes: float) -> int:
     return max(2, round((gigabytes * 1e9 - REST) / LAYER))
 
 
-def measured(checkpoint: Path, work: Path, runs: int) -> Results:
-    """Measure each command on one file."""
+class Kind(NamedTuple):
+    """A conversion of a kind of the family: the key list of its file, in the tests' data, and the options."""
+
+    keys: str
+    options: tuple[str, ...]
+
+
+_TRANSFORMERS = ("--layout", "transformers")
+_VIDEO = (*_TRANSFORMERS, "--component", "video")
+KINDS = {
+    "s0-packed": Kind("s0_ctx16", ()),
+    "s0-transformers": Kind("s0_ctx16", _TRANSFORMERS),
+    "s0-video": Kind("s0_ctx16", _VIDEO),
+    "s0-3.1-packed": Kind("sam3p1_s0_ctx16", ()),
+    "s0-3.1-transformers": Kind("sam3p1_s0_ctx16", _TRANSFORMERS),
+    "teacher-transformers": Kind("sam3_teacher", _TRANSFORMERS),
+    "teacher-video": Kind("sam3_teacher", _VIDEO),
+}
+_WRITE_KIND = (
+    "import sys, torch; sys.path.insert(0, sys.argv[1]); from support.recipe import draw; "
+    "from support.rows import key_list; "
+    "torch.save({'model': {k: draw(k, d, s) for k, (d, s) in key_list(sys.argv[2]).items()}}, sys.argv[3])"
+)
+# The command line of an installation without torch, which makes no fingerprint.
+_NO_FINGERPRINT = (
+    "import sys; from sam3lite_convert.commands import fingerprint; fingerprint._can_make = lambda: False; "
+    "from sam3lite_convert.cli import app; sys.exit(app.run(sys.argv[1:]))"
+)
+
+
+def measured(checkpoint: Path, work: Path, runs: int, options: Sequence[str] = ()) -> Results:
+    """Measure each command on one file. ``options``: of the conversion."""
     reference = work / "reference"
-    measure([*SAM3LITE, "convert", "--checkpoint", str(checkpoint), "--output", str(reference)], work)
+    to = ["convert", "--checkpoint", str(checkpoint), "--tokenizer", "none", *options, "--output"]
+    measure([*SAM3LITE, *to, str(reference)], work)
+    convert = [*to, "out"]
+    verify = ["verify", str(reference), "--checkpoint", str(checkpoint)]
+    bare = [sys.executable, "-c", _NO_FINGERPRINT]
     commands = {
         "cp": ["cp", str(checkpoint), "out"],
-        "convert": [*SAM3LITE, "convert", "--checkpoint", str(checkpoint), "--output", "out"],
-        "verify": [*SAM3LITE, "verify", str(reference), "--checkpoint", str(checkpoint)],
-        "dry run": [*SAM3LITE, "convert", "--checkpoint", str(checkpoint), "--output", "out", "--dry-run"],
+        "cp, sync": ["sh", "-c", 'cp "$0" out && sync out', str(checkpoint)],
+        "convert": [*SAM3LITE, *convert],
+        "verify": [*SAM3LITE, *verify],
+        "dry run": [*SAM3LITE, *convert, "--dry-run"],
+        "convert, no fingerprint": [*bare, *convert],
+        "verify, no fingerprint": [*bare, *verify],
     }
     results = take_turns(commands, work, runs)
     clear(reference)
     return results
 
 
+def row(results: Results, nbytes: int) -> dict[str, float]:
+    """Median times and ratios, and worst peaks. ``nbytes``: of the file."""
+
+    def walls(name: str) -> list[float]:
+        return [s.wall for s in results[name]]
+
+    def ratio(a: str, b: str, less: str | None = None) -> float:
+        off = walls(less) if less else [0.0] * len(walls(a))
+        return statistics.median((x - y) / z for x, y, z in zip(walls(a), off, walls(b), strict=True))
+
+    def peak(name: str) -> float:
+        return max(s.peak for s in results[name])
+
+    times = {f"{name} s": statistics.median(walls(name)) for name in ("cp", "cp, sync", "convert", "verify")}
+    bare = [f"{name}, no fingerprint" for name in ("convert", "verify")]
+    return {
+        **times,
+        **{f"{name} user+sys s": statistics.median(s.user_sys for s in results[name]) for name in ("convert", *bare)},
+        "s/GB *": (times["convert s"] - statistics.median(walls("dry run"))) / nbytes * 1e9,
+        "convert x cp": ratio("convert", "cp"),
+        "x cp *": ratio("convert", "cp", "dry run"),
+        "x cp, sync": ratio("convert", "cp, sync"),
+        "verify x cp": ratio("verify", "cp"),
+        **{f"{name} x cp": ratio(name, "cp") for name in bare},
+        **{f"{name} MB": peak(name) for name in ("convert", "verify", *bare)},
+    }
+
+
 def by_size(sizes: list[float], work: Path, runs: int) -> dict[str, dict[str, float]]:
-    """Median times and worst peaks by file."""
+    """A row for each size of a file."""
     rows = {}
     for size in sizes:
         path = work / "scale.pt"
         generate(path, S0 | {"vit_layers": layers(size)})
-        results = measured(path, work, runs)
-
-        def median(name: str, results: Results = results) -> float:
-            return statistics.median(s.wall for s in results[name])
-
         nbytes = path.stat().st_size
-        beyond = [
-            (c.wall - d.wall) / p.wall
-            for c, d, p in zip(results["convert"], results["dry run"], results["cp"], strict=True)
-        ]
-        rows[f"{nbytes / 1e9:.2f} GB"] = {
-            "layers": layers(size),
-            "cp s": median("cp"),
-            "convert s": median("convert"),
-            "s/GB *": (median("convert") - median("dry run")) / nbytes * 1e9,
-            "x cp *": statistics.median(beyond),
-            "verify s": median("verify"),
-            "convert MB": max(s.peak for s in results["convert"]),
-            "verify MB": max(s.peak for s in results["verify"]),
-        }
+        rows[f"{nbytes / 1e9:.2f} GB, {layers(size)} ViT layers"] = row(measured(path, work, runs), nbytes)
+        path.unlink()
+    return rows
+
+
+def by_kind(names: Sequence[str], work: Path, runs: int) -> dict[str, dict[str, float]]:
+    """A row for each kind; those of one file share it."""
+    rows = {}
+    for keys in dict.fromkeys(KINDS[name].keys for name in names):
+        path = work / f"{keys}.pt"
+        command = [sys.executable, "-c", _WRITE_KIND, str(HERE.parent / "tests"), keys, str(path)]
+        subprocess.run(command, check=True, env=environment())
+        for name in names:
+            if KINDS[name].keys == keys:
+                found = measured(path, work, runs, KINDS[name].options)
+                rows[f"{name}, {path.stat().st_size / 1e9:.2f} GB"] = row(found, path.stat().st_size)
         path.unlink()
     return rows
 
@@ -87,7 +152,7 @@ REPO = "Simon7108528/EfficientSAM3"
 def six(work: Path) -> dict[str, Sample]:
     """``convert --all`` over six full-size files, and ``convert`` of one of them, downloads included."""
     sys.path.insert(0, str(HERE.parent / "tests"))
-    from hub_server import HubServer
+    from support.hub_server import HubServer
 
     first = work / "one.pt"
     generate(first, S0)
@@ -117,21 +182,27 @@ def six(work: Path) -> dict[str, Sample]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--sizes", type=float, nargs="*", default=[0.5, 1, 2.2, 8])
+    parser.add_argument("--sizes", type=float, nargs="*")
+    parser.add_argument("--kinds", nargs="*", choices=tuple(KINDS))
     parser.add_argument("--six", action="store_true")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    sizes = asked.sizes if asked.sizes is not None else [] if asked.kinds is not None else [0.5, 1, 2.2, 8]
+    kinds = asked.kinds or (list(KINDS) if asked.kinds is not None else [])
+    runs = max(asked.runs, 1)
     with tempfile.TemporaryDirectory(prefix="sam3lite-bench-") as name:
-        rows = by_size(asked.sizes, Path(name), max(asked.runs, 1))
+        rows = by_size(sizes, Path(name), runs) | by_kind(kinds, Path(name), runs)
         all_of_them = six(Path(name)) if asked.six else {}
     if asked.json:
         print(json.dumps({"sizes": rows, "all": {k: s._asdict() for k, s in all_of_them.items()}}, indent=2))
         return
     console = Console(width=110)
     if rows:
-        table = Table("file", *next(iter(rows.values())))
-        for file, row in rows.items():
-            table.add_row(file, *[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()])
+        # A column a file: there are more figures than files.
+        table = Table("", *rows)
+        for figure in next(iter(rows.values())):
+            digits = 0 if figure.endswith(" MB") else 2
+            table.add_row(figure, *[f"{found[figure]:.{digits}f}" for found in rows.values()])
         console.print(table, "* without start-up, which is the time of --dry-run")
     if all_of_them:
         table = Table("convert from the Hub", "wall s", "user+sys s", "peak MB")

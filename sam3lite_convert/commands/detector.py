@@ -119,7 +119,7 @@ def run_detector_parity(
         source=source.provenance(),
         fetched=source.fetched(),
         pictures=pictures,
-        page=provenance(plan, folder, looks.command) if looks.report else None,
+        page=provenance(setup.conversion, folder, looks.command) if looks.report else None,
     )
 
 
@@ -409,6 +409,8 @@ def _pictures(call: DetectorCall, outcome: DetectorOutcome) -> tuple[tuple[Pictu
     height, width = call.picture.shape[1:]
     sides = []
     for n in (0, 1):
-        result = found({name: pair[n] for name, pair in outcome.outputs.items()}, height, width, THRESHOLD)  # type: ignore[arg-type]
+        # The library's scores lack the original's last axis, of one element.
+        results = {name: pair[n].reshape(pair[0].shape) for name, pair in outcome.outputs.items()}
+        result = found(results, height, width, THRESHOLD)  # type: ignore[arg-type]
         sides.append(Objects(result.masks, result.boxes, result.scores))
     return pictures_of(call.picture.permute(1, 2, 0), sides[0], sides[1], THRESHOLD), []

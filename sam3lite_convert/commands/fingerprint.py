@@ -37,11 +37,15 @@ def fingerprint_of(plan: Plan, called: int | None = None, dtype: str | None = No
     Raises CannotRun if the reference computes NaN or infinity, UnsoundPlan if the weights do not fit it.
     """
     import torch
+    from torch import Tensor
 
     from original_ref import TextReference
-    from sam3lite_convert.convert.text_weights import cast, source_weights
+    from sam3lite_convert.checkpoint.reader import open_source
+    from sam3lite_convert.convert.text_weights import SourceText
     from sam3lite_convert.parity.fingerprint import fingerprint_ids, make_fingerprint
+    from sam3lite_convert.parity.on_demand import read_on_demand
     from sam3lite_convert.parity.original import reference_encoder
+    from sam3lite_convert.parity.taps import belongs_to_layer
 
     architecture = plan.architecture
     if called is not None and architecture.context is not None:
@@ -50,13 +54,21 @@ def fingerprint_of(plan: Plan, called: int | None = None, dtype: str | None = No
     # Sorted: the rows are in the order of the ids, so that the greatest id stays the greatest.
     words = torch.unique(ids)
     small = replace(architecture, sizes=architecture.sizes | {"vocab": len(words)})
-    weights = source_weights(plan, words.tolist())
-    if dtype is not None:
-        weights = cast(weights, getattr(torch, dtype))
-    reference = reference_encoder(small, weights, torch.float32)
-    assert isinstance(reference.model, TextReference)
     source = FingerprintSource(name=plan.checkpoint.path.name, size=plan.checkpoint.size, sha256=None)
-    return make_fingerprint(reference.model, architecture, source, ids, torch.searchsorted(words, ids), plan.not_read)
+    with open_source(plan.checkpoint) as file:
+        text = SourceText(file, plan, words.tolist())
+
+        def read(name: str) -> Tensor:
+            value = text.read(name)
+            return value.to(getattr(torch, dtype)) if dtype is not None and value.is_floating_point() else value
+
+        # The layers, nearly all of the encoder, are read module by module while they run.
+        weights = {name: text.outline(name) if belongs_to_layer(name) else read(name) for name in text}
+        reference = reference_encoder(small, weights, torch.float32)
+        assert isinstance(reference.model, TextReference)
+        read_on_demand(reference.model, read)
+        rows = torch.searchsorted(words, ids)
+        return make_fingerprint(reference.model, architecture, source, ids, rows, plan.not_read)
 
 
 def _can_make() -> bool:

@@ -153,7 +153,9 @@ def run_parity(
         )
     page = None
     if looks.report:
-        page = provenance(setup.plan if converted else _whole_plan(setup.plan, mappings), setup.folder, looks.command)
+        page = provenance(
+            setup.conversion if converted else _whole_plan(setup.plan, mappings), setup.folder, looks.command
+        )
     return ParityDocument(
         sides=sides,
         inputs=inputs.record(prompts_total, len(setup.every.ids)),
@@ -164,7 +166,7 @@ def run_parity(
         verdicts=Verdicts(weights=judgement.verdict, behaviour=used.verdict if used else None),
         behaviour=used,
         worst_prompts=worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
-        not_compared=len(_beside_text(setup.plan)) if converted else 0,
+        not_compared=_beside_text(setup.conversion) if converted else 0,
         not_read_allowed=looks.not_read_allowed,
         released=_released(setup),
         original_repo=_checkout(options.original, setup) if options.original else None,
@@ -213,9 +215,9 @@ def _checkout(repo: OriginalRepo, setup: Setup) -> CheckoutRecord:
     )
 
 
-def _beside_text(plan: Plan) -> list[str]:
-    """The target keys outside the text encoder; verify checks them, parity does not."""
-    return [m.target for m in plan.mapped.values() if not m.canonical.startswith(TEXT)]
+def _beside_text(plan: Plan) -> int:
+    """How many targets are not the text encoder's; verify checks them, parity does not."""
+    return sum(not m.canonical.startswith(TEXT) for m in plan.mapped.values())
 
 
 def _whole_plan(text: Plan, mappings: Mappings) -> Plan:

@@ -187,8 +187,11 @@ def _with_checkpoint(
         raise
     sha256, notes = hashing.result()
     notes += _check_origin(folder, original, sha256, turned)
-    if turned.equal and (cast := next((piece.dtype for piece in plan.mapped.values() if piece.casts), None)):
-        notes.append(f"the folder is cast to {cast}: what equals the original up to that is written as the original's")
+    if any(piece.casts for piece in plan.mapped.values()):
+        notes.append(
+            f"the folder was cast to {plan.floating_dtype}: what equals the cast of the original's values is taken for "
+            "unchanged, and the original's values are written"
+        )
     left = [f"{name} ({count:,} tensors)" for name, count in checkpoint.left.items()]
     if beside := [*left, *sorted(checkpoint.others)]:
         notes.append(f"not restored, beside the weights of the checkpoint: {', '.join(beside)}")

@@ -52,7 +52,10 @@ def find_current(
                 identity = hashing.digest() if hashing else sha256_of_checkpoint(location.here())
             if not up_to_date.same_source(found.receipt, identity):
                 why = f"it was converted from another file ({found.receipt.source.name})"
-            elif (why := _other_context(found.receipt, location)) is None:
+            elif (
+                why := _other_context(found.receipt, location)
+                or _other_facts(found.receipt, location, mappings, request)
+            ) is None:
                 return _vouched(found, location, mappings, request)
     raise CannotRun(
         f"{folder} exists and was not changed: {why}. Replace it with --overwrite, or choose another folder with "
@@ -69,6 +72,20 @@ def _other_context(receipt: Receipt, location: Location) -> str | None:
         return None
     now = context_in_name(location.path) or context.rows
     return None if now == context.called else f"the file had another name (context: {context.called} there, {now} now)"
+
+
+def _other_facts(receipt: Receipt, location: Location, mappings: Mappings, request: Request) -> str | None:
+    """How a plan of the same bytes differs from the receipt, in words; None if it does not. It can where the source is
+    in the names of a layout: what lies beside the file then counts too."""
+    if receipt.source.layout is None:
+        return None
+    source = location.index()
+    with source.trusted():
+        plan = make_plan(source.read(mappings), mappings, request.options)
+    tensors = {key: piece.record() for key, piece in plan.mapped.items()}
+    if plan.architecture.record() == receipt.architecture and tensors == receipt.tensors:
+        return None
+    return "the config.json or conversion.json beside the file that it was converted from says something else now"
 
 
 def _vouched(found: EarlierConversion, location: Location, mappings: Mappings, request: Request) -> EarlierConversion:

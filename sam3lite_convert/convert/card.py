@@ -42,7 +42,9 @@ letters) before it tokenizes, and it truncates prompts that are longer than the 
 _CAUSAL_CLEANED = """\
 Padding and its mask change nothing: the text encoder masks causally, so no word reads what comes after it. Prompts are
 cleaned differently: the original unescapes HTML and repairs broken Unicode (ligatures, full-width letters) before it
-tokenizes, and it truncates prompts that are longer than the context, which the processor does not."""
+tokenizes, and it truncates prompts that are longer than the context, which the processor does not: the model fails on
+more than {context} tokens. `sam3lite parity --as-used` measures how much each difference changes the text features."""
+_CAUSAL_AS_USED = "- the processor pads every prompt to a length of 32, and the model fails on more than {context};\n"
 # Measured against the original's modules at image size 1008 with random weights, but for the last two, which were read.
 _VIDEO_AS_USED = """\
 The tracker's modules compute what the original's do (within 5e-6, on the same weights); the steps around them are
@@ -119,12 +121,15 @@ def _as_used(receipt: Receipt, family: Family) -> Iterator[str]:
     context, video = receipt.architecture.context_length, receipt.component == "video"
     stretched = f", so this model's table of {context} positions is stretched" if context != 32 else ""
     padded = "; the tokenizer here pads with 0" if receipt.tokenizer else ""
+    text = _TEXT_AS_USED.format(stretched=stretched, padded=padded)
+    if family.causal:  # its position table is never stretched
+        text = _CAUSAL_AS_USED.format(context=context) if context < 32 else ""
     yield _AS_USED.format(
         whose="those tensors of the original that are known here" if receipt.not_read else "the original's",
         cast=f", rounded to {receipt.dtype}" if receipt.lost.cast else "",
         processor=family.library.video_processor if video else family.library.processor,
-        text="" if family.causal else _TEXT_AS_USED.format(stretched=stretched, padded=padded),
-        cleaned=_CAUSAL_CLEANED if family.causal else _CLEANED,
+        text=text,
+        cleaned=_CAUSAL_CLEANED.format(context=context) if family.causal else _CLEANED,
     )
     if video:
         yield ""

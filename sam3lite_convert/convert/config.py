@@ -123,21 +123,19 @@ def _tracker(a: Architecture, names: LibraryNames) -> Json:
     """
     if a.vision is None:
         raise ValueError("a text encoder alone has no tracker")
-    s, kind, size = a.sizes, names.tracker_model_type, a.vision.image_size
+    s, size = a.sizes, a.vision.image_size
     hidden, kernel = s["tracker_hidden"], s["tracker_fuser_kernel"]
     return {
-        "model_type": kind,
+        "model_type": names.tracker_model_type,
         "image_size": size,  # left out, the library takes 1008 here, and in every section below
         "vision_config": _vision(a, names),
         "prompt_encoder_config": {
-            "model_type": f"{kind}_prompt_encoder",
             "hidden_size": hidden,
             "image_size": size,
             "patch_size": s["patch"],
             "mask_input_channels": s["tracker_mask_channels"],
         },
         "mask_decoder_config": {
-            "model_type": f"{kind}_mask_decoder",
             "hidden_size": hidden,
             "mlp_dim": s["tracker_decoder_ffn"],
             "num_hidden_layers": len(a.blocks["tracker_decoder_layers"]),

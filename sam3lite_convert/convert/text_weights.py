@@ -30,19 +30,40 @@ _POSITION_IDS = "position_ids"
 _LISTED = 10  # shapes that a message names
 
 
-def source_weights(plan: Plan, words: Sequence[int] | None = None) -> dict[str, Tensor]:
-    """The original's state dict (``encoder.*``, ``projector.*``), as stored and uncut.
+class SourceText:
+    """The tensors of the original's text encoder in an open checkpoint, as stored and uncut; each is read on request.
 
-    words: the rows of the token embedding that are read, most of the encoder's memory at S0; None for all.
+    ``file``: the checkpoint, as ``open_source`` gives it.
+    ``words``: the rows of the token embedding that are read, most of the encoder's memory at S0; None for all.
     """
-    sources = {m.canonical: m.source for m in plan.mapped.values() if m.canonical.startswith(TEXT)}
+
+    def __init__(self, file: BinaryIO, plan: Plan, words: Sequence[int] | None = None) -> None:
+        mapped = (m for m in plan.mapped.values() if m.canonical.startswith(TEXT))
+        self._sources = {m.canonical.removeprefix(TEXT): m.source for m in mapped}
+        self._file, self._words = file, words
+
+    def __iter__(self) -> Iterator[str]:
+        """The original's keys: ``encoder.*``, ``projector.*`` or ``resizer.*``."""
+        return iter(self._sources)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor's values. Raises Untrusted if the file ends too soon."""
+        source = self._sources[name]
+        if self._words is None or TEXT + name not in WORD_TABLES:
+            return read_stored(self._file, source)
+        return _rows(self._file, source, self._words)
+
+    def outline(self, name: str) -> Tensor:
+        """A tensor of the same shape and dtype without values, on the meta device."""
+        source = self._sources[name]
+        return torch.empty(source.shape, dtype=getattr(torch, source.dtype), device="meta")
+
+
+def source_weights(plan: Plan) -> dict[str, Tensor]:
+    """The original's state dict (``encoder.*``, ``projector.*``), as stored and uncut."""
     with open_source(plan.checkpoint) as file:
-        return {
-            name.removeprefix(TEXT): read_stored(file, source)
-            if words is None or name not in WORD_TABLES
-            else _rows(file, source, words)
-            for name, source in sources.items()
-        }
+        text = SourceText(file, plan)
+        return {name: text.read(name) for name in text}
 
 
 def planned_weights(plan: Plan) -> dict[str, Tensor]:

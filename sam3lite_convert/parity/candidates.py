@@ -25,6 +25,11 @@ _CLASSES = {
 }
 
 
+def without_library(family: Family) -> str:
+    """What a message ends with that says that transformers is needed: what runs without it, if anything does."""
+    return " --candidate packed runs without it." if family is SAM3_LITETEXT else ""
+
+
 def packed_encoder(
     family: Family, config: Mapping[str, JsonValue], weights: Mapping[str, Tensor], dtype: torch.dtype, attention: str
 ) -> Encoder:
@@ -56,7 +61,7 @@ def transformers_encoder(
     except (ImportError, AttributeError):
         raise CannotRun(
             f"the transformers candidate needs transformers {names.since} or later: "
-            "pip install 'sam3lite-convert[transformers]'. --candidate packed runs without it.",
+            f"pip install 'sam3lite-convert[transformers]'.{without_library(family)}",
             "no_transformers",
         ) from None
     stated: dict[str, Any] = {k: v for k, v in config.items() if k != "model_type"}  # the library checks the values

@@ -52,6 +52,8 @@ def in_float64(model: nn.Module) -> Iterator[None]:
     A module's weights are cast when it is called and restored when it returns, so that there is no second copy of the
     model in memory.
     """
+    # What a module in a layer holds is read by its own forward alone.
+    in_layers = set(model.parts.layers.modules() if isinstance(model, TextReference) else ())
     held: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
     def widen(module: nn.Module) -> None:
@@ -70,7 +72,9 @@ def in_float64(model: nn.Module) -> Iterator[None]:
         if isinstance(module, nn.Embedding) and module.weight.numel() > _LARGE:
             # Casting the rows of a large table gives the same result.
             handles.append(module.register_forward_hook(lambda module, args, rows: rows.double()))
-        elif isinstance(module, nn.Embedding) or next(module.children(), None) is not None:
+        elif isinstance(module, nn.Embedding) or (
+            module not in in_layers and next(module.children(), None) is not None
+        ):
             widen(module)  # it may have a few weights of its own, which are also read outside its forward
         else:
             handles.append(module.register_forward_pre_hook(lambda module, args: widen(module)))

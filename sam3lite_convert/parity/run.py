@@ -11,12 +11,15 @@ from sam3lite_convert.parity.encoders import Activations, Encoder, record
 from sam3lite_convert.parity.faults.hypotheses import Fit, explain, in_words
 from sam3lite_convert.parity.judgement import Floor, Judgement, judge
 from sam3lite_convert.parity.noise_floor import noise_floor
-from sam3lite_convert.parity.setup import Setup
+from sam3lite_convert.parity.setup import Setup, of_detector
 from sam3lite_convert.parity.taps import tensors_behind
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Mapped
 from sam3lite_convert.records.parity import DiagnosisRecord, OwnReferenceRecord, SuspectTensor
 from sam3lite_convert.verify.config_check import check_config
+
+# Beginnings of fields of config.json that do not concern the text encoder.
+_NOT_TEXT = ("vision", "geometry", "detr", "mask", "tracker")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def notes(setup: Setup, outcome: Outcome) -> list[str]:
     said = list(setup.notes)
     if setup.folder is not None and setup.folder.config is not None:
         faults = check_config(setup.plan, setup.folder.config).faults
-        text = [f for f in faults if not f.path.startswith(("vision", "geometry", "detr", "mask"))]
+        text = [f for f in faults if not of_detector(f.path).startswith(_NOT_TEXT)]
         said += [f"config.json: {f.path} {f.why}" for f in text]
     if outcome.judgement.verdict != "differs":
         text_tensors = [m for m in setup.plan.mapped.values() if m.canonical.startswith(TEXT)]

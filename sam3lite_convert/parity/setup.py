@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -91,7 +91,8 @@ class ParityOptions:
 class Setup:
     """A loaded and recorded reference, and everything that a candidate is built from.
 
-    ``plan``: the conversion plan.
+    ``plan``: the conversion plan, of the detector alone where another model holds it.
+    ``conversion``: the plan of the whole folder, the same but for a folder of another model.
     ``layout``: name of the candidate's layout.
     ``attention``: attention implementation of the candidate.
     ``dtype``: dtype that both sides run in.
@@ -110,6 +111,7 @@ class Setup:
     """
 
     plan: Plan
+    conversion: Plan
     layout: str
     attention: str
     dtype: torch.dtype
@@ -170,6 +172,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         layout = chosen_layout(source, mappings, options.candidate)
         check_candidate(layout, mappings)
         plan = make_plan(source, mappings, Options(layout.name, "text", context=options.context, causal=options.causal))
+    conversion, plan = plan, detector_of(plan)
     check_candidate(plan.layout, mappings)
     if folder is not None:
         check_settings(folder, plan, options)
@@ -209,6 +212,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     del weights
     return Setup(
         plan,
+        conversion,
         plan.layout.name,
         options.attention,
         dtype,
@@ -305,6 +309,22 @@ def recognised(
     return plan
 
 
+def detector_of(plan: Plan) -> Plan:
+    """The plan of the detector alone where another model holds it, a video model's: without that model's other tensors,
+    and with the targets that the detector's own layout has. ``Mapped.key`` stays that of the folder."""
+    inside = plan.layout.inside
+    if not inside:
+        return plan
+    pieces = {key: m for key, m in plan.mapped.items() if m.target.startswith(inside)}
+    return replace(plan, mapped={key: replace(m, target=m.target.removeprefix(inside)) for key, m in pieces.items()})
+
+
+def detector_config(plan: Plan, config: Json) -> Json:
+    """The detector's own config of a folder's config.json."""
+    inner = config.get("detector_config")
+    return inner if plan.layout.inside and isinstance(inner, dict) else config
+
+
 def check_settings(folder: Folder, plan: Plan, options: ParityOptions) -> None:
     """Raises UnsoundPlan if config.json makes transformers load another model, or load this one in another way, where
     a comparison does not show it: the class, and what is set here in place of config.json."""
@@ -313,7 +333,7 @@ def check_settings(folder: Folder, plan: Plan, options: ParityOptions) -> None:
     if plan.layout.loader.library is None or folder.config is None:
         return
     for fault in check_config(plan, folder.config).faults:
-        section, _, field = fault.path.rpartition(".")
+        section, _, field = of_detector(fault.path).rpartition(".")
         if section not in ("", "text_config") or (field == "dtype" and options.dtype is not None):
             continue
         if field in _SET_HERE:
@@ -322,6 +342,11 @@ def check_settings(folder: Folder, plan: Plan, options: ParityOptions) -> None:
                 f"compared here; correct the field{', or give --dtype' if field == 'dtype' else ''}",
                 "bad_config",
             )
+
+
+def of_detector(path: str) -> str:
+    """A field of config.json as the detector's own config names it."""
+    return path.removeprefix("detector_config.")
 
 
 def check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:
@@ -407,5 +432,6 @@ def _text_config(plan: Plan, folder: Folder | None) -> Json:
     config = make_config(plan) if folder is None else folder.config
     if config is None:
         raise CannotRun(f"{folder.path if folder else ''} has no config.json, so no encoder can be built", "no_config")
+    config = detector_config(plan, config)
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config

@@ -194,6 +194,11 @@ def tensors_behind(tap: str) -> tuple[str, ...]:
     return tuple(_at(start, layer_of(tap)) if point.per_layer else start for start in point.tensors)
 
 
+def belongs_to_layer(key: str) -> bool:
+    """Whether a key of the original's text encoder is that of a layer's tensor, whichever layer."""
+    return key.startswith(tuple(start.partition("{i}")[0] for start in LAYER.tensors))
+
+
 def enclosing(tap: str) -> str | None:
     """The tap whose computation includes this one; None if there is no such tap."""
     point = point_of(tap)

@@ -44,8 +44,8 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
     (r"(?:.*\.)?bert\.embeddings\.|backbone\.0\.body\.|transformer\.level_embed", Kind(
         "a checkpoint of another detector (DETR, Grounding DINO)", _OTHER_MODEL)),
 )  # fmt: skip
-_OURS = re.compile(r"(?:^|.*\.)(?:language_backbone|vision_backbone)\.")  # the original's names
-_TEXT = re.compile(r"(?:^|.*\.)language_backbone\.")
+_TEXT = re.compile(r"(?:^|.*\.)(?:language_backbone\.|resizer\.(?:weight|bias)$)")  # the original's names
+_OURS = re.compile(rf"{_TEXT.pattern}|(?:^|.*\.)vision_backbone\.")
 _DETECTOR = re.compile(r"(?:^|.*\.)(?:segmentation_head|dot_prod_scoring)\.")
 _LORA = re.compile(r".*\.lora_(?:[AB]|down|up|mid|embedding_[AB]|magnitude_vector)\b")
 _OTHER_ADAPTER = re.compile(r".*\.(?:(?:hada|lokr|boft|oft|vera)_\w+|ia3_l)\b|prompt_embeddings$")

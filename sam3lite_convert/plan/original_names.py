@@ -20,6 +20,7 @@ from sam3lite_convert.plan.names import released_key, spelled_key
 from sam3lite_convert.plan.operations import Zeros
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
 from sam3lite_convert.plan.targets import target_of_text
+from sam3lite_convert.plan.unsound import shown
 from sam3lite_convert.records.record import Json
 
 _LISTED = 5
@@ -58,7 +59,8 @@ def in_original_names(checkpoint: Checkpoint, mappings: Mappings, beside: Callab
     receipt = there.receipt or {}
     best = [reading for reading in readings if len(reading.targets) == most]
     named = (reading for reading in best if reading.layout.name == receipt.get("layout"))
-    return _told(checkpoint, next(named, best[0]), _filled(receipt), there.config)
+    told = _told(checkpoint, next(named, best[0]), _filled(receipt), there.config)
+    return replace(told, notes=(*told.notes, *_origin(receipt)))
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,12 @@ def _filled(receipt: Mapping[str, object]) -> frozenset[str]:
     tensors = receipt.get("tensors")
     entries = tensors.items() if isinstance(tensors, Mapping) else ()
     return frozenset(k for k, e in entries if isinstance(e, Mapping) and e.get("operation") == Zeros.name)
+
+
+def _origin(receipt: Mapping[str, object]) -> Iterator[str]:
+    """What a receipt says of the checkpoint that a folder was made of: its tensors no longer tell each kind."""
+    if isinstance(kind := receipt.get("kind"), str):
+        yield f"its conversion.json says that it was made of this: {shown(kind)}"
 
 
 def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str], config: Json | None) -> Checkpoint:

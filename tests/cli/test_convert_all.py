@@ -268,3 +268,22 @@ def test_every_option_reaches_every_file(three):
 def test_options_that_do_not_go_together(options, hub):
     one_line(sam3lite("convert", *options), 2)
     assert hub.log == [] and not Path(constants.HF_HUB_CACHE).exists()
+
+
+def test_video_folders_of_all_that_have_a_tracker_and_one_repository_of_a_video_model(hub, tmp_path):
+    names = {"s0": NEW["s0"], "s0-3.1": "sam3_litetext/of_sam31.pt"}
+    files = {name: families.write(tmp_path / f"{kind}.pt", kind) for kind, name in names.items()}
+    hub.add_repo(REPO, files)
+    video = ["--layout", "transformers", "--component", "video"]
+    done = sam3lite("convert", "--all", *video, "--verify", "--json")
+    assert states(done.json) == {names["s0"]: "converted", names["s0-3.1"]: "failed"}
+    (failed,) = [r for r in done.json["results"] if r["state"] == "failed"]
+    assert "Its tracker has no class in transformers" in failed["error"]["message"]
+    (made,) = ROOT.iterdir()
+    assert made.name.endswith("-transformers-video")
+    again = sam3lite("convert", "s0", *video, "--push-to-hub", "--hub-model-id", "porter/video", "--json")
+    assert again.code == 0 and again.json["state"] == "current", again
+    there = hub.files("porter/video")
+    assert {"model.safetensors", "config.json", "conversion.json", "processor_config.json"} <= there.keys()
+    assert b'Sam3VideoModel.from_pretrained("porter/video")' in there["README.md"]
+    assert sam3lite("verify", "porter/video", "--checkpoint", "s0", "--whole", "--json").json["verdict"] == "proven"

@@ -47,6 +47,23 @@ def checkpoint(tmp_path_factory):
     path.unlink()
 
 
+@pytest.fixture(scope="module")
+def of_kind(checkpoint, tmp_path_factory):
+    """The checkpoint with the keys of a list; besides that of the variant, one at a time is kept."""
+    folder = tmp_path_factory.mktemp("kind")
+
+    def path_of(name: str) -> Path:
+        path = checkpoint if name == f"{VARIANT}_ctx16" else folder / f"{name}.pt"
+        if not path.exists():
+            for other in folder.iterdir():
+                other.unlink()
+            written(path, name)
+        return path
+
+    yield path_of
+    shutil.rmtree(folder)
+
+
 def written(path: Path, name: str) -> Path:
     """A checkpoint of full size with the keys of a list, as torch writes it."""
     torch.save({"model": {k: draw(k, d, s) for k, (d, s) in key_list(name).items()}}, path)
@@ -132,13 +149,13 @@ def test_a_released_size_checkpoint_becomes_what_the_reference_conversion_makes(
     ],
 )
 def test_the_family_at_full_size_becomes_what_the_reference_conversions_make(
-    name, component, made, filled, checkpoint, tmp_path
+    name, component, made, filled, of_kind, tmp_path
 ):
     """SAM3.1's tensors are those of SAM3: the values follow from key and seed. Loaded with nothing missing: in
     tests/convert."""
     if name.startswith(VARIANT) and VARIANT != "s0":
         pytest.skip("the reference conversion of the video model is of s0")
-    source = checkpoint if name.startswith(VARIANT) else written(tmp_path / f"{name}.pt", name)
+    source = of_kind(name)
     folder = tmp_path / "out"
     options = ["--layout", "transformers", "--component", component]
     record, peak = measured("convert", "--checkpoint", source, "--output", folder, *options)

@@ -12,6 +12,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, get_session
 from huggingface_hub.utils import hf_raise_for_status
+from support.families import write as write_kind
 from support.folders import picture, raw, sam3lite, tiny_architecture, tiny_state, write
 from support.hub_files import OLD, REPO, publish
 from support.hub_server import HubServer
@@ -130,6 +131,18 @@ def test_a_context_of_32_is_not_stretched(tmp_path):
     path = write(tmp_path, synthetic.state_dict(tiny_architecture(context=32)))
     sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "tf", "--layout", "transformers")
     assert "stretched" not in card_of(tmp_path / "tf") and "length of 32" in card_of(tmp_path / "tf")
+
+
+def test_the_card_of_sam3_itself_says_where_the_stock_call_fails(tmp_path):
+    path = write_kind(tmp_path / "teacher.pt", "teacher")
+    for options, rows in ((), 32), (("--context", 16), 16):
+        folder = tmp_path / f"tf{rows}"
+        sam3lite("convert", "--checkpoint", path, "--output", folder, "--layout", "transformers", *options)
+        card = " ".join(card_of(folder).split())
+        assert f"the model fails on more than {rows} tokens" in card
+        assert ("pads every prompt to a length of 32" in card) == (rows < 32)
+        for wrong in ("stretched", "attends to padding", "the original masks nothing"):
+            assert wrong not in card
 
 
 def test_parity_stands_there_if_it_was_run(s0):

@@ -259,11 +259,11 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 FOLDERS = [
     ("s0", "packed", "all"), ("s0", "transformers", "video"), ("s0", "transformers", "text"),
-    ("s0", "packed", "text"), ("s0-3.1", "transformers", "all"), ("teacher", "transformers", "all"),
-    ("teacher", "transformers", "text"), ("student", "transformers", "text"),
+    ("s0", "packed", "text"), ("s0-3.1", "transformers", "all"), ("teacher", "transformers", "text"),
 ]  # fmt: skip
 MORE = [
-    ("s0", "transformers", "all"), ("s0-3.1", "packed", "all"), ("s0-3.1", "transformers", "text"),
+    ("s0", "transformers", "all"), ("teacher", "transformers", "all"), ("student", "transformers", "text"),
+    ("s0-3.1", "packed", "all"), ("s0-3.1", "transformers", "text"),
     ("teacher", "transformers", "video"), ("teacher-3.1", "transformers", "all"),
     ("teacher-3.1", "transformers", "text"), ("student", "packed", "text"), ("student-3.1", "transformers", "text"),
     ("student-ft", "transformers", "text"),
@@ -306,7 +306,8 @@ def test_of_a_text_encoder_alone_no_class_row_is_said(place, tmp_path):
 def test_what_a_conversion_filled_is_left_out_if_the_receipt_says_so(place, tmp_path):
     checkpoint = saved(tmp_path, converted(place, "s0-3.1", "transformers", "all"))
     levels = {k: {"operation": "zeros"} for k in checkpoint.tensors if ".fpn_layers.3." in k}
-    found = told(checkpoint, Beside({"layout": "transformers", "tensors": levels}))
+    found = told(checkpoint, Beside({"layout": "transformers", "tensors": levels, "kind": "SAM3.1"}))
+    assert "its conversion.json says that it was made of this: SAM3.1" in found.notes
     left = told(checkpoint).tensors.keys() - found.tensors.keys()
     assert left == {k for k in source("s0") if ".vision_backbone.convs.3." in k} and len(left) == 4
     (note,) = [note for note in found.notes if note.startswith("left out")]

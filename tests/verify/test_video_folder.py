@@ -87,10 +87,16 @@ def test_the_original_layout_of_a_file_with_an_image_student_is_recognised(tmp_p
     assert (record["layout"], record["component"]) == ("original", "all")
 
 
-def test_what_the_library_saves_of_a_video_model_is_proven(made, tmp_path):
+def test_what_the_library_saves_of_a_video_model_is_proven_where_it_reads_it_back(made, tmp_path):
+    """transformers 5.6 does not: it writes the names of the parts in front of each other."""
     path, folder = made("s0", "video")
     transformers.Sam3VideoModel.from_pretrained(folder).save_pretrained(tmp_path / "saved")
-    assert_proven(tmp_path / "saved", path)
+    _, info = transformers.Sam3VideoModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    if info["missing_keys"]:
+        assert transformers.__version__.startswith("5.6.")
+        assert {f["code"] for f in findings(tmp_path / "saved", path)} == {"V-MISSING", "V-UNEXPECTED"}
+    else:
+        assert_proven(tmp_path / "saved", path)
 
 
 def doubled(key):

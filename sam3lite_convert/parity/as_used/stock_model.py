@@ -152,7 +152,7 @@ class Positions:
 
     def __init__(self, model: Any) -> None:
         text = model.text_encoder
-        self.resizes = hasattr(text, "embeddings")
+        self.resizes = not hasattr(text, "text_model")
         if self.resizes:
             self._holder = text.embeddings.position_embedding
             self.table: Tensor = self._holder.position_embedding.data

@@ -27,6 +27,8 @@ from sam3lite_convert.parity.setup import (
     check_source,
     chosen_layout,
     context_notes,
+    detector_config,
+    detector_of,
     recognised,
     told,
     whole,
@@ -48,7 +50,7 @@ MakeCall = Callable[[Architecture, int], DetectorCall]
 class OriginalSetup:
     """Everything that a run of the original needs.
 
-    ``plan``: the conversion plan.
+    ``plan``: the conversion plan, of the detector alone where another model holds it.
     ``context``: the context that the original is called with, in tokens.
     ``notes``: notes on the verdict.
     ``run``: not yet run; it has no candidate that can be built.
@@ -64,11 +66,13 @@ class OriginalSetup:
 class DetectorSetup(OriginalSetup):
     """Everything that a comparison with a converted detector needs; its run can build both sides.
 
+    ``conversion``: the plan of the whole folder, the same but for a folder of another model.
     ``folder``: the converted folder; None for a conversion in memory.
     ``config``: the candidate's config.json.
     ``weights``: reads the candidate's state dict by target key.
     """
 
+    conversion: Plan
     folder: Folder | None
     config: Json
     weights: Callable[[], Mapping[str, Tensor]]
@@ -126,9 +130,10 @@ def set_up_detector(
         layout = chosen_layout(source, mappings, options.candidate)
         check_candidate(layout, mappings)
         plan = make_plan(source, mappings, Options(layout.name, context=options.context, causal=options.causal))
+    conversion, plan = plan, detector_of(plan)
     check_candidate(plan.layout, mappings)
     _whole_detector(plan)
-    config = _config(folder) if folder else make_config(plan)
+    config = detector_config(plan, _config(folder)) if folder else make_config(plan)
     library = plan.layout.loader.library is not None
 
     def make(architecture: Architecture, context: int) -> DetectorCall:
@@ -147,14 +152,19 @@ def set_up_detector(
     notes += _notes(plan, call, "both sides")
     build = DETECTORS[plan.layout.loader.name]
 
+    inside = plan.layout.inside
+
     def weights() -> Mapping[str, Tensor]:
-        return dict(folder_tensors(folder, folder.tensors)) if folder else planned_tensors(plan)
+        if folder is None:
+            return planned_tensors(plan)
+        own = (key for key in folder.tensors if key.startswith(inside))
+        return {key.removeprefix(inside): tensor for key, tensor in folder_tensors(folder, own)}
 
     run = replace(
         setup.run,
         candidate=lambda: build(plan.layout.family, config, weights(), options.attention, call.size, where),
     )
-    return DetectorSetup(plan, setup.context, tuple(notes), run, folder, config, weights)
+    return DetectorSetup(plan, setup.context, tuple(notes), run, conversion, folder, config, weights)
 
 
 def _original(

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from original_ref.detector.geometry import RoiAlign
 from sam3lite_convert.convert.text_weights import cast, load_all
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.parity.candidates import without_library
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.key_patterns import listed
 
@@ -106,7 +107,7 @@ def _without_weights(
     except (ImportError, AttributeError):
         raise CannotRun(
             f"the transformers candidate needs transformers {names.since} or later: "
-            "pip install 'sam3lite-convert[transformers]'. --candidate packed runs without it.",
+            f"pip install 'sam3lite-convert[transformers]'.{without_library(family)}",
             "no_transformers",
         ) from None
     try:

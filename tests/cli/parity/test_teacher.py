@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from support.clip_runs import LAYERS, PREFIX, reference, state_of, write_text
 from support.folders import convert, edit, edit_config, sam3lite, tensors
 from support.original_checkout import STAND_IN
 from support.parity_runs import assert_exact, errors, parity, rewrite, taps
-from support.rows import TEXT
+from support.rows import TEXT, shipped_tables
+
+from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.parity.setup import ParityOptions, set_up
 
 pytest.importorskip("transformers")
 
@@ -64,6 +69,14 @@ def test_the_reference_is_the_original_computed_by_itself(teacher: Path, tmp_pat
 def test_packed_is_refused_with_what_there_is(teacher: Path) -> None:
     said = errors(sam3lite("parity", "--checkpoint", teacher, "--candidate", "packed"), 2)
     assert "is a SAM3 checkpoint, of which there is no layout packed. Use --candidate transformers" in said
+
+
+def test_without_transformers_no_candidate_is_offered_that_there_is_not(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    said = errors(sam3lite("parity", "--checkpoint", teacher), 2)
+    assert "the transformers candidate needs transformers" in said and "--candidate packed" not in said
 
 
 @pytest.mark.parametrize("command", ["parity", "record"])
@@ -151,3 +164,22 @@ def test_a_fingerprint_judges_a_port_without_the_checkpoint(folder: Path, teache
     done = sam3lite("judge", tmp_path / "mine.safetensors", "--fingerprint", folder / "fingerprint.json", "--json")
     assert (done.code, done.json["first_off"]) == (1, "projected")
     assert state_of().keys() == {TEXT + key for key in model.state_dict()}
+
+
+@pytest.mark.parametrize("kind", ["original", "transformers"])
+def test_the_recording_script_finds_the_modules_of_either_model(kind: str, teacher: Path, tmp_path: Path) -> None:
+    script = tmp_path / "teacher_hooks.py"
+    assert sam3lite("record", "--script", script).code == 0
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec and spec.loader
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    setup = set_up(read_checkpoint(teacher), shipped_tables(), ParityOptions(seed=1))
+    side = setup.reference if kind == "original" else setup.candidate()
+    outer = torch.nn.ModuleDict({"inside": side.model})
+    hooks.record(outer, lambda: side.run(setup.inputs.ids), tmp_path / "mine.safetensors")
+    done = sam3lite("judge", tmp_path / "mine.safetensors", "--checkpoint", teacher, "--json")
+    assert done.code == 0, done
+    assert done.json["verdict"] in ("exact", "within_tolerance")
+    last = [] if kind == "original" else ["pooled"]  # a parameter there, which no hook reads
+    assert [tap["name"] for tap in done.json["layers"]] == [*taps(LAYERS)[:-1], *last]

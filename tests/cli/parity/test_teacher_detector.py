@@ -47,16 +47,20 @@ def test_the_reference_reads_the_text_encoder_that_its_keys_show() -> None:
         load_detector({k: t for k, t in state.items() if "resizer" not in k}, {"geometry": 1, "encoder": 1, "mask": 1})
 
 
-def test_the_converted_detector_is_the_originals_and_a_fault_in_its_text_is_named(
-    teacher: Path, tmp_path: Path
-) -> None:
-    folder = convert(teacher, tmp_path / "out", "--layout", "transformers")
-    record = compared(teacher, "--converted", folder)
+def test_the_converted_detector_is_the_originals_and_a_page_shows_it(teacher: Path, tmp_path: Path) -> None:
+    record = compared(teacher, "--report", tmp_path / "page.html")
     assert record["verdict"] == "within_tolerance" and record["first_divergence"] is None
+    assert record["candidate_encoder"].startswith("Sam3Model (transformers ")
     names = [tap["name"] for tap in record["layers"]]
     assert [n for n in names if n.startswith("text.")] == [
         "text.embeddings", *(f"text.layers.{i}" for i in range(24)), "text.final_layer_norm", "text.projected",
     ]  # fmt: skip
+    assert "vision trunk" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.stress
+def test_a_fault_in_its_text_is_found_and_named(teacher: Path, tmp_path: Path) -> None:
+    folder = convert(teacher, tmp_path / "out", "--layout", "transformers")
     key = "text_encoder.text_model.encoder.layers.7.mlp.fc1.bias"
     edit(folder, {key: torch.zeros_like(tensors(folder)[key])})
     record = compared(teacher, "--converted", folder, code=1)
