@@ -476,13 +476,14 @@ def _run(layers: list[list[_Compared]]) -> LayerRun:
     own = [c for layer in layers for c in layer]
     changed = [c for c in own if c.changed]
     (name,) = key_patterns(layer[0].place.layer for layer in layers)
+    reshaped = changed and all(c.status == "reshaped" for c in changed)
     return LayerRun(
         name=name,
         layers=len(layers),
         tensors=len(own),
         changed=len(changed),
         relative_l2=_relative_l2(own),
-        what=_what(own, changed),
+        what=_what(own, changed) + (" (another shape, not compared)" if reshaped else ""),
     )
 
 
