@@ -166,6 +166,14 @@ def test_a_tracker_alone_is_told_from_sam_2():
         assert "this is the tracker of a SAM3 checkpoint without its detector" in fault.message
 
 
+def test_the_names_that_the_librarys_own_scripts_expect_are_those_of_the_file():
+    fronts = {"detector.": "sam3_model.", "tracker.": "sam2_predictor.model."}
+    rows = {fronts[k.partition(".")[0] + "."] + k.partition(".")[2]: v for k, v in key_list("sam3_teacher").items()}
+    plan = plan_of(rows, layout="transformers", component="video")
+    assert {k: (m.dtype, m.shape) for k, m in plan.mapped.items()} == key_list("target_sam3_video_teacher")
+    assert len(plan.dropped) == 38
+
+
 def test_the_text_encoder_of_sam3_is_taken_without_any_prefix():
     rows, front = key_list("sam3_teacher"), "detector.backbone.language_backbone."
     bare = {k.removeprefix(front): v for k, v in rows.items() if k.startswith(front)}
