@@ -12,9 +12,14 @@ from typing import NamedTuple
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.checkpoint.selection import Selection
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.plan.architecture import TEXT, VISION
 from sam3lite_convert.plan.tables import Rule
 
 OTHER_COPY = "other copy"  # the kind of dropped tensors that belong to another copy of the model
+
+
+# Encoders that come in two kinds: what keys of the one and of the other begin with, behind the prefix of both.
+_ENCODERS = {TEXT: ("projector.", "resizer."), f"{VISION}trunk.": ("blocks.", "model.")}
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,9 @@ def canonical_names(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> Names:
     if lost and not chosen.passed_over:
         raise CannotRun(f"{checkpoint.path.name}: no key starts with {lost[0]} (--strip-prefix)", "unknown_prefix")
     own = {made.name for key, (_, made) in spelled.items() if key not in left and not made.base}
+    replaced = _replaced(own, {made.name for _, made in spelled.values() if made.base})
     for key, (_, made) in spelled.items():
-        if made.base and made.name in own:
+        if made.base and (made.name in own or made.name.startswith(replaced)):
             left.setdefault(key, (f"{OTHER_COPY} (base model)", "of the base model; the file has its own"))
     for key, (prefix, made) in spelled.items():
         if key in left:
@@ -89,6 +95,17 @@ def canonical_names(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> Names:
         {n: tuple(keys) for n, keys in sources.items()}, most, dict(prefixes), dict(spellings),
         dict(taken_off.most_common()), {c: tuple(keys) for c, keys in copies.items()}, left,
     )  # fmt: skip
+
+
+def _replaced(own: set[str], base: set[str]) -> tuple[str, ...]:
+    """Prefixes of encoders of which the file has its own, and the model that it was trained from has another kind: that
+    is no part of the file's model. ``own``, ``base``: canonical names of both."""
+
+    def kinds(names: set[str], prefix: str, marks: tuple[str, ...]) -> set[str]:
+        return {mark for mark in marks for name in names if name.startswith(prefix + mark)}
+
+    found = ((prefix, kinds(own, prefix, marks), kinds(base, prefix, marks)) for prefix, marks in _ENCODERS.items())
+    return tuple(prefix for prefix, mine, theirs in found if mine and theirs and mine.isdisjoint(theirs))
 
 
 def released_key(name: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.folders import tiny_state
-from support.rows import TEXT, Rows, fake, plan_of, rows_of, shipped_tables
+from support.rows import TEXT, Rows, fake, key_list, plan_of, rows_of, shipped_tables
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.checkpoint.selection import Selection, selection, stated
@@ -263,6 +263,18 @@ def test_the_base_of_a_fine_tune_fills_what_it_lacks_and_its_own_tensors_count(s
     }
     assert plan.dropped_by_label["other copy (base model)"] == len(own)
     assert plan.counts.mapped + plan.counts.dropped == len(both)
+
+
+def test_encoders_of_another_kind_in_the_base_are_no_part_of_the_model():
+    """A student trained from SAM3 itself: its own image and text encoder took the place of the base's."""
+    own = key_list("student_ft_repvit")
+    base = {f"preserved_base_model.{k}": v for k, v in key_list("sam3_teacher").items()}
+    plan = plan_of(own | base, layout="original")
+    assert plan.kind == "EfficientSAM3 with an image student (RepViT), with the text encoder of SAM3-LiteText"
+    filled = {k for m in plan.mapped.values() for s in m.sources if (k := s.key).startswith("preserved_base_model.")}
+    assert filled == {k for k in base if ".geometry_encoder." in k}
+    assert set(own) <= {s.key for m in plan.mapped.values() for s in m.sources}
+    assert plan.counts.mapped + plan.counts.dropped == len(own) + len(base)
 
 
 def test_a_file_of_the_base_alone_is_that_model(small_rows):
