@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from sam3lite_convert.checkpoint.dtypes import FLOAT8
 from sam3lite_convert.checkpoint.shards import JoinedFile
-from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_pieces, read_tensor
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Mapped
 from sam3lite_convert.records.receipt import LostByCast, Overflow
@@ -99,12 +99,7 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 def source_chunks(file: BinaryIO, piece: Mapped, step: int = CHUNK) -> Iterator[bytes]:
     """The piece's bytes in chunks, as in the source: its range of the tensor, in C order, without a cast."""
-    source = piece.source
-    if source.contiguous:
-        for start, length in ranges(source.offset + piece.begin, piece.nbytes, step):
-            yield read_exactly(file, start, length)
-    else:
-        yield source_bytes(file, piece)
+    return read_pieces(file, piece.source, step, piece.begin, piece.begin + piece.nbytes)
 
 
 def source_bytes(file: BinaryIO, piece: Mapped) -> bytes:

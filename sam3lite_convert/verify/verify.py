@@ -18,7 +18,7 @@ from sam3lite_convert.checkpoint.hashing import SourceHash
 from sam3lite_convert.checkpoint.index import StoredTensor
 from sam3lite_convert.checkpoint.one_file import open_file
 from sam3lite_convert.checkpoint.reader import open_source
-from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import CHUNK, read_pieces, read_tensor
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.convert.side_files import FINGERPRINT_NAME
@@ -255,18 +255,18 @@ def same_values(source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTe
         return False
     if loss is not None and piece.casts:
         loss.tensors += 1
-    if not (piece.operation.verbatim and piece.source.contiguous and found.contiguous):
+    if not piece.operation.verbatim:
         data = piece.operation.backward(read_tensor(file, found), piece.slice, found.dtype)
         original = source_bytes(source, piece)
         return data == (cast(original, piece.source.dtype, piece.dtype, loss, piece.key) if piece.casts else original)
     width, wide = dtypes.itemsize(found.dtype), dtypes.itemsize(piece.source.dtype)
     # Both sides are read in steps of the same number of elements.
     step = CHUNK // wide
-    theirs = ranges(found.offset, found.nbytes, step * width)
-    for original, (start, length) in zip(source_chunks(source, piece, step * wide), theirs, strict=True):
+    theirs = read_pieces(file, found, step * width)
+    for original, held in zip(source_chunks(source, piece, step * wide), theirs, strict=True):
         if piece.casts:
             original = cast(original, piece.source.dtype, piece.dtype, loss, piece.key)
-        if original != read_exactly(file, start, length):
+        if original != held:
             return False
     return True
 

@@ -74,6 +74,14 @@ def test_small_chunks_make_the_same_folder(layout, tiny, plain, tmp_path, small_
     assert_proven(folder, tiny)
 
 
+def test_small_chunks_of_a_folder_whose_parts_are_joined_make_the_same(plain, tmp_path, small_chunks):
+    folder = convert(plain["transformers"], tmp_path / "out", "--layout", "packed")
+    found, wanted = tensors(folder), tensors(plain["packed"])
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(t, wanted[k]) for k, t in found.items())
+    assert_proven(folder, plain["transformers"])
+
+
 def test_small_chunks_cast_the_same(tiny, tmp_path, small_chunks):
     folder = convert(tiny, tmp_path / "out", "--component", "text", "--dtype", "float16")
     wanted = {k: t.half() for k, t in oracle("packed", tiny_state()).items() if t.is_floating_point()}
