@@ -105,9 +105,10 @@ class Rule:
 
     def apply(self, key: str) -> tuple[str, ...] | None:
         """The target keys of ``key``; None if the rule does not match the whole key."""
-        matches = (pattern.fullmatch(key) for pattern in self._forward)
-        match = next((match for match in matches if match is not None), None)
-        return None if match is None else tuple(t.filled(match) for t in self._templates)
+        for pattern in self._forward:  # a plan calls this 140,000 times
+            if (match := pattern.fullmatch(key)) is not None:
+                return tuple(t.filled(match) for t in self._templates)
+        return None
 
     def wrapper(self, key: str) -> str | None:
         """What the group ``wrapper`` of the pattern holds in ``key``; None if there is no such group, or no match."""
