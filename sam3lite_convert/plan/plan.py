@@ -459,7 +459,7 @@ def _refuse_variants(layout: Layout, names: Iterable[str], component: str) -> No
         way = "Its tracker has no class in transformers; leave out --component video to convert its detector."
     else:
         way = (
-            f"Its text encoder is that of {family.name}: convert it with --component text, or its whole detector to "
+            f"Its text encoder is that of {family.name}: convert it with --component text, or the whole file to "
             "the original's own names with --layout original."
         )
     raise UnsoundPlan(

@@ -194,11 +194,9 @@ def test_the_text_encoder_of_sam3_is_taken_without_any_prefix():
 def test_an_image_student_is_kept_whole_under_the_originals_names(name):
     rows = key_list(name)
     plan = plan_of(rows, layout="original")
-    kept = {"detector." + k.removeprefix("detector."): v for k, v in rows.items() if k in
-            {m.source.key for m in plan.mapped.values()}}  # fmt: skip
-    assert {k: (m.dtype, m.shape) for k, m in plan.mapped.items()} == kept
-    outside = {d.label for d in plan.dropped.values()}
-    assert outside <= {"sam2 neck", "tracker", "interactive neck", "propagation neck", "multiplex tracker"}
+    names = {k if k.startswith("tracker.") else "detector." + k.removeprefix("detector."): v for k, v in rows.items()}
+    assert {k: (m.dtype, m.shape) for k, m in plan.mapped.items()} == names
+    assert not plan.dropped
     assert plan.unchecked == len(plan.mapped) - 111
     assert plan.kind.startswith("EfficientSAM3 with an image student (")
 
