@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.hub_server import TOKEN, HubServer
+from support.repeats import leave_to_stress
 from support.rows import Rows, rows_of, shipped_tables
 from support.surroundings import HOME, HUB
 
@@ -19,6 +20,11 @@ from sam3lite_convert.hub import requests
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.tables import Mappings, builtin_directory
 from sam3lite_convert.workers import Worker
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    leave_to_stress(items)
 
 
 @pytest.fixture

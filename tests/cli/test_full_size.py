@@ -28,6 +28,7 @@ pytestmark = pytest.mark.full_size
 
 VARIANT = os.environ.get("SAM3LITE_FULL_SIZE", "s0")
 LIMIT_MB = 450
+TEACHER_MB = 520  # its fingerprint: torch, and one module of a wider text encoder at a time
 # What SAM3.1 lacks: the level of the neck that the model throws away.
 ZEROS = [f"vision_encoder.neck.fpn_layers.3.{layer}.{p}" for layer in ("proj1", "proj2") for p in ("weight", "bias")]
 
@@ -168,7 +169,7 @@ def test_the_family_at_full_size_becomes_what_the_reference_conversions_make(
     assert (record["counts"]["target"], record["counts"].get("filled", 0)) == (len(found), filled)
     proof, verifying = measured("verify", folder, "--checkpoint", source)
     assert (proof["verdict"], proof["checked"]) == ("proven", len(found))
-    assert max(peak, verifying) <= LIMIT_MB
+    assert max(peak, verifying) <= (TEACHER_MB if "teacher" in name else LIMIT_MB)
 
 
 @pytest.mark.parametrize("options", [[], ["--seed", 1, "--batch", 3], ["--length", 11]], ids=str)

@@ -272,7 +272,9 @@ def test_encoders_of_another_kind_in_the_base_are_no_part_of_the_model():
     plan = plan_of(own | base, layout="original")
     assert plan.kind == "EfficientSAM3 with an image student (RepViT), with the text encoder of SAM3-LiteText"
     filled = {k for m in plan.mapped.values() for s in m.sources if (k := s.key).startswith("preserved_base_model.")}
-    assert filled == {k for k in base if any(f".{part}." in k for part in ("geometry_encoder", "sam2_convs", "tracker"))}
+    assert filled == {
+        k for k in base if any(f".{part}." in k for part in ("geometry_encoder", "sam2_convs", "tracker"))
+    }
     assert set(own) <= {s.key for m in plan.mapped.values() for s in m.sources}
     assert plan.counts.mapped + plan.counts.dropped == len(own) + len(base)
 

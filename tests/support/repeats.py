@@ -1,0 +1,108 @@
+"""Tests that try many of one kind: the suite runs some of them, `-m stress` the others.
+
+By function, the step from one case that the suite runs to the next; None: all cases are for `-m stress`. What a test
+shows of a kind, its first case shows; the others are there for what nobody thought of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+EVERY: dict[str, int | None] = {
+    # checkpoints and plans
+    "test_only_the_misshapen_tensor_is_blamed": 8,
+    "test_models_of_other_depths_and_widths_have_sound_plans": 3,
+    "test_another_spelling_changes_nothing": 3,
+    "test_why_a_shape_does_not_allow_the_operation_is_told": 2,
+    "test_another_table_is_a_finding_and_convert_notes_it": 2,
+    "test_every_tensor_is_that_of_the_source_to_the_bit": 3,
+    "test_a_model_of_other_sizes_is_inferred_back": 3,
+    "test_a_kind_is_named_with_what_to_do": 2,
+    # the Hub
+    "test_a_fault_that_passes": 5,
+    "test_the_set_is_converted_to_the_bytes_of_the_plain_file": 3,
+    "test_shards_a_text_encoder_and_a_cast": 3,
+    "test_one_content_under_two_names": 2,
+    "test_of_several_files_the_newer_naming_wins": 3,
+    "test_a_reference_that_leads_out_of_the_cache": 2,
+    "test_odd_tokens_are_not_shown": 2,
+    "test_all_needs_the_listing": 2,
+    # conversion
+    "test_a_class_finds_every_tensor_and_holds_the_folders": 4,
+    "test_the_loading_example_runs": 4,
+    "test_the_metadata_is_what_the_hub_takes": 3,
+    "test_a_checkpoint_of_other_sizes_loads_too": 3,
+    "test_what_is_no_clip_tokenizer_is_refused": 4,
+    "test_the_ids_are_the_originals": 2,
+    "test_one_lost_file_of_a_tokenizer_in_both_forms_comes_back": None,
+    "test_a_source_that_changes_while_it_is_read_is_not_trusted": 4,
+    "test_a_damaged_receipt_is_not_current": 5,
+    "test_a_printed_rule_gives_the_bytes_of_the_plain_file": 6,
+    "test_attention_apart_is_one_cause_with_rules_that_take_it_as_it_is": 2,
+    "test_planning_reads_no_tensor_data": 3,
+    "test_every_spelling_gives_the_same_model_file": 4,
+    "test_a_signal_midway_leaves_the_earlier_folder_and_nothing_else": 2,
+    "test_a_refusal_says_what_it_is_and_what_to_do_on_one_screen": 3,
+    "test_a_fault_in_a_process_of_its_own_has_no_traceback": 3,
+    "test_help_imports_nothing_heavy": 3,
+    "test_a_push_that_fails_keeps_the_folder_and_says_how_to_go_on": 2,
+    "test_video_folders_of_all_that_have_a_tracker_and_one_repository_of_a_video_model": None,
+    # verification, and the way back
+    "test_no_changed_folder_is_proven": 2,
+    "test_a_folder_that_loads_wrong_is_not_proven": 6,
+    "test_a_folder_that_loads_right_is_proven": 4,
+    "test_a_right_folder_is_recognised_with_and_without_a_receipt": 3,
+    "test_each_of_the_two_tables_is_compared": 2,
+    "test_a_field_of_the_image_processor_is_named": 8,
+    "test_a_file_that_cannot_be_read_is_named": 3,
+    "test_our_own_folders_are_proven": 3,
+    "test_every_tensor_comes_back": 3,
+    "test_two_copies_that_differ_are_refused_with_both_names": 2,
+    "test_relatives_are_compared_where_they_are_alike": 3,
+    # parity
+    "test_a_fault_is_found_where_it_was_made_and_named": 6,
+    "test_a_fault_is_named_in_its_layer": 6,
+    "test_a_fault_is_found_in_its_place_and_named": 4,
+    "test_a_right_port_is_not_suspected": 4,
+    "test_no_fault_is_missed": 3,
+    "test_a_broken_comparison_does_not_pass_its_own_test": 4,
+    "test_every_activation_is_that_of_the_real_original": 3,
+    "test_every_activation_of_a_full_size_encoder_is_the_originals": 3,
+    "test_a_fault_of_each_row_is_caught_where_it_was_made": 4,
+    "test_the_figures_are_those_of_one_go": 2,
+    "test_behaviour_over_many_prompts_is_that_of_each": None,
+    "test_the_originals_ids_are_those_of_its_tokenizer": 2,
+    "test_the_weights_are_exact_the_behaviour_differs_and_the_recipe_is_exact": 3,
+    "test_parity_says_that_nothing_runs_it": 4,
+    "test_a_fault_in_it_is_found": 3,
+    "test_it_is_converted_and_proven": 3,
+    "test_with_a_loader_of_ours_and_another_detector_parity_runs": None,
+    "test_a_right_model_is_judged_right_at_every_tap": 3,
+    "test_swapped_q_and_k_are_found_at_their_layer": 2,
+    "test_what_the_words_rest_on_is_said": None,
+    "test_the_self_test_takes_a_step_for_the_place_of_its_layer": None,
+    "test_a_folder_is_tested_too_and_one_that_differs_is_not": None,
+    "test_a_fault_that_the_inputs_cannot_reveal_is_listed": None,
+    "test_the_recipe_cuts_the_table_of_such_a_folder_and_is_the_originals": None,
+    # processes of their own
+    "test_jinja2_is_loaded_for_a_report_only": None,
+    "test_a_process_of_its_own_gives_the_same_bytes_too": None,
+    "test_a_reader_that_goes_away_leaves_the_exit_code_of_the_check": None,
+    "test_without_a_network_a_cached_file_works": None,
+    "test_the_text_encoder_of_its_detector_is_exact": 2,
+}
+
+
+def leave_to_stress(items: Iterable[pytest.Item]) -> None:
+    """Mark as `stress` the cases that the suite does not run. The order of ``items`` counts their cases by file."""
+    seen: dict[tuple[str, str], int] = {}
+    for item in items:
+        name = item.name.partition("[")[0]
+        if name not in EVERY or item.get_closest_marker("stress"):
+            continue
+        number = seen[item.path.as_posix(), name] = seen.get((item.path.as_posix(), name), -1) + 1
+        every = EVERY[name]
+        if every is None or number % every:
+            item.add_marker(pytest.mark.stress)
