@@ -21,6 +21,8 @@ def check_twins(file: BinaryIO, twins: tuple[Twin, ...]) -> None:
         if [(t.offset, t.stride) for t in first.stored] == [(t.offset, t.stride) for t in second.stored]:
             continue
         if read_tensor(file, first) != read_tensor(file, second):
+            if twin.written_twice:
+                raise copies_differ(first.key, second.key)
             raise Untrusted(
                 f"{os.path.basename(str(file.name))} contradicts itself: {first.key} and {second.key} are two names of "
                 "the same tensor, but their values differ. Find out which one was trained, and save a file without the "
@@ -30,12 +32,26 @@ def check_twins(file: BinaryIO, twins: tuple[Twin, ...]) -> None:
             )
 
 
+def copies_differ(first: str, second: str) -> Untrusted:
+    """The error for two tensors of a folder to which a conversion wrote one tensor, and which are no longer equal."""
+    return Untrusted(
+        f"{first} and {second} are two copies of one tensor of the original, but their values differ. Find out which "
+        "one was trained, and write it to both.",
+        "twins_differ",
+        {"keys": [first, second]},
+    )
+
+
 @dataclass(frozen=True)
 class Twin:
-    """Two names of one tensor: the plan uses ``first`` and drops ``second``."""
+    """Two names of one tensor: the plan uses ``first`` and drops ``second``.
+
+    written_twice: whether the layout that the file is in holds it twice, as the model needs it.
+    """
 
     first: StoredTensor
     second: StoredTensor
+    written_twice: bool = False
 
     def of(self, tensors: Iterable[StoredTensor]) -> bool:
         """Whether the bytes of ``first`` are in one of these tensors."""
@@ -48,11 +64,11 @@ def twins_of(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
 
     Raises Untrusted, naming both keys, if the two tensors of a pair are of different shapes or dtypes.
     """
-    pairs = [
+    named = (
         (checkpoint.tensors[keys[0]], checkpoint.tensors[key]) for keys in names.twins.values() for key in keys[1:]
-    ]
-    pairs += checkpoint.turned_back.copies if checkpoint.turned_back else ()
-    for first, second in pairs:
+    )
+    copies = checkpoint.turned_back.copies if checkpoint.turned_back else ()
+    for twice, (first, second) in [*((False, pair) for pair in named), *((True, pair) for pair in copies)]:
         if (first.shape, first.dtype) != (second.shape, second.dtype):
             one, other = (f"{t.dtype} {shape_text(t.shape)}" for t in (first, second))
             raise Untrusted(
@@ -61,7 +77,7 @@ def twins_of(checkpoint: Checkpoint, names: Names) -> Iterator[Twin]:
                 "twins_differ",
                 {"keys": [first.key, second.key]},
             )
-        yield Twin(first, second)
+        yield Twin(first, second, twice)
 
 
 _REASON = "second name of {}, bit for bit equal"

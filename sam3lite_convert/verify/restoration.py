@@ -19,10 +19,10 @@ from sam3lite_convert.checkpoint.one_file import open_file
 from sam3lite_convert.checkpoint.tensor_reader import ranges, read_exactly, read_tensor
 from sam3lite_convert.convert.assembled import Assembled, Stretch
 from sam3lite_convert.convert.folder import Folder
-from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.plan.operations import OPERATIONS, Operation, Slice, Zeros, joined_rows
 from sam3lite_convert.plan.plan import COUNTER, Mapped, Plan
-from sam3lite_convert.plan.twins import first_of
+from sam3lite_convert.plan.twins import copies_differ, first_of
 from sam3lite_convert.plan.unsound import listed, shape_text
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.verify.verify import same_values
@@ -326,12 +326,7 @@ def _check_duplicates(covers: Sequence[_Cover]) -> None:
         if other is cover or (other.same and cover.same):
             continue
         if _bytes(other.stretch) != _bytes(cover.stretch):
-            raise Untrusted(
-                f"{other.target} and {cover.target} are two copies of one tensor of the original, but their values "
-                "differ. Find out which one was trained, and write it to both.",
-                "twins_differ",
-                {"keys": [other.target, cover.target]},
-            )
+            raise copies_differ(other.target, cover.target)
 
 
 def _bytes(stretch: Stretch) -> tuple[str, bytes]:

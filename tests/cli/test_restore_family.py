@@ -32,6 +32,9 @@ def restored(folder, output, *options):
     ("kind", "options"),
     [
         ("s0", VIDEO),
+        ("s1", []),
+        ("l", TRANSFORMERS),
+        ("s0-32", TRANSFORMERS),
         ("s0-3.1", TRANSFORMERS),
         ("teacher", VIDEO),
         pytest.param("teacher", TRANSFORMERS, marks=pytest.mark.stress),
@@ -42,7 +45,7 @@ def restored(folder, output, *options):
         pytest.param("student-ft", ORIGINAL, marks=pytest.mark.stress),
         pytest.param("student-ft", [*TRANSFORMERS, "--component", "text"], marks=pytest.mark.stress),
     ],
-    ids=lambda value: value if isinstance(value, str) else " ".join(value[1::2]),
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[1::2]) or "packed",
 )
 def test_every_tensor_comes_back(kind, options, tmp_path):
     state = families.state_dict(kind)

@@ -335,6 +335,7 @@ def test_two_copies_that_differ_are_refused_with_both_names(place, tmp_path):
     with open_source(plan.checkpoint) as file, pytest.raises(Untrusted) as fault:
         check_twins(file, plan.twins)
     assert fault.value.code == "twins_differ" and all(key in fault.value.message for key in keys)
+    assert "write it to both" in fault.value.message  # a folder without one of them would not load
     state[keys[1]] = state[keys[1]][:1]
     with pytest.raises(Untrusted, match="contradicts itself"):
         make_plan(told(saved(tmp_path, state)), shipped_tables(), Options("original"))

@@ -16,6 +16,9 @@ from sam3lite_convert.plan.synthetic import draw
 
 LISTS = {
     "s0": "s0_ctx16",
+    "s1": "s1_ctx16",
+    "l": "l_ctx16",
+    "s0-32": "s0_ctx16",
     "s0-3.1": "sam3p1_s0_ctx16",
     "teacher": "sam3_teacher",
     "teacher-3.1": "sam31_teacher",
@@ -28,12 +31,14 @@ VOCAB = 512  # words; the real tokenizer needs 49408
 
 # A sixteenth, but for what would be too large, and the ViT's one head, which keeps its width of 64.
 _WIDTHS = {128: 8, 200: 12, 256: 16, 258: 18, 512: 32, 768: 48, 1024: 64, 2048: 64, 3072: 192, 4736: 96}
-_MOBILECLIP = {256: 16, 512: 64, 1536: 192, 2048: 128}  # one head of 64
+_MOBILECLIP = {256: 16, 512: 64, 768: 64, 1536: 192, 2048: 128, 2304: 192, 3072: 128}  # one head of 64
+_LONGER = {"s0-32": 32}  # kinds that are called with another context than that of their list: 16
 _CLIP = {256: 16, 512: 32, 1024: 64, 3072: 192, 4096: 128}  # one head of 64
 _VIT_TABLE = {577: 17}  # positions: 4 x 4 and the class row
 _ROTARY = {576: 16, 5184: 64}  # a window of 4 x 4 patches, an image of 8 x 8
 _STUDENT = {64: 4, 128: 8, 256: 16, 384: 24, 448: 28, 512: 32, 768: 48, 1024: 64, 1344: 84, 1792: 112}
 _MASK_DECODER = {32: 2, 64: 4, 128: 8, 256: 16, 2048: 64}  # an eighth and a quarter of the width, too
+_POSITIONS = "detector.backbone.language_backbone.encoder.positional_embedding.pos_embed.pos_embed"
 _NECK = "backbone.vision_backbone."
 _MULTIPLEX = _WIDTHS | _MASK_DECODER  # SAM3.1's tracker
 
@@ -55,7 +60,11 @@ def rows(kind: str, vocab: int = VOCAB) -> Rows:
     """The same with the dtypes."""
     real = key_list(LISTS[kind])
     clip = any(".resblocks." in key for key in real)
-    return {key: (dtype, _small(key, shape, clip, vocab)) for key, (dtype, shape) in real.items()}
+    made = {key: (dtype, _small(key, shape, clip, vocab)) for key, (dtype, shape) in real.items()}
+    if rows := _LONGER.get(kind):
+        dtype, shape = made[_POSITIONS]
+        made[_POSITIONS] = dtype, (*shape[:2], rows, shape[3])
+    return made
 
 
 def state_dict(kind: str, seed: int = 0, vocab: int = VOCAB) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.clip_runs import HEADS, LAYERS, PREFIX, ROWS, WIDTH, write_text
+from support.faulty import Make, said, spoilt
 from support.rows import shipped_tables
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,7 +24,6 @@ from sam3lite_convert.plan.context import CalledContext
 
 pytest.importorskip("transformers")
 
-Make = Callable[[Setup], Encoder]
 L1 = f"{PREFIX}encoder.layers.1."
 Q, K, V, OUT = (f"{L1}self_attn.{name}_proj." for name in ("q", "k", "v", "out"))
 FC1 = "mlp.fc1.weight"
@@ -67,19 +67,6 @@ def exchanged(one: str, other: str) -> Make:
         return setup.candidate(
             held | {k: held[k.replace(one, other) if one in k else k.replace(other, one)] for k in keys}
         )
-
-    return make
-
-
-def said(**config: Any) -> Make:
-    return lambda setup: setup.candidate(config=setup.config | config)
-
-
-def spoilt(spoil: Callable[[Encoder], object]) -> Make:
-    def make(setup: Setup) -> Encoder:
-        candidate = setup.candidate()
-        spoil(candidate)
-        return candidate
 
     return make
 

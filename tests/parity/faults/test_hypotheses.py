@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from support import plain_port
+from support.faulty import Make, said, spoilt
 from support.folders import (
     LAYOUTS,
     POSITIONS,
@@ -52,7 +53,6 @@ L3 = E + "layers.3."
 PACKED, TRANSFORMERS = LAYOUTS
 BIAS = "detector.backbone.language_backbone.projector.bias"
 
-Make = Callable[[Setup], Encoder]
 Change = Callable[[Tensor], Tensor]
 
 
@@ -137,22 +137,6 @@ def matching(part: str, change: Change) -> Make:
         keys = [k for k in setup.weights if part in k]
         assert keys
         return weights(dict.fromkeys(keys, change))(setup)
-
-    return make
-
-
-def said(**config: Any) -> Make:
-    """The candidate by another config."""
-    return lambda setup: setup.candidate(config=setup.config | config)
-
-
-def spoilt(spoil: Callable[[Encoder], object]) -> Make:
-    """The candidate, changed when it is finished."""
-
-    def make(setup: Setup) -> Encoder:
-        candidate = setup.candidate()
-        spoil(candidate)
-        return candidate
 
     return make
 
