@@ -18,7 +18,7 @@ from sam3lite_convert.checkpoint.nonfinite import words_of
 from sam3lite_convert.checkpoint.reader import open_source
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.figures import component_words, number, plural
-from sam3lite_convert.plan.architecture import COMPONENTS, TEXT, component_of
+from sam3lite_convert.plan.architecture import COMPONENTS, COUNTER, TEXT, component_of
 from sam3lite_convert.plan.copies import check_copies
 from sam3lite_convert.plan.counts import parameters
 from sam3lite_convert.plan.families import family_of
@@ -53,7 +53,6 @@ from sam3lite_convert.workers import Advance
 
 _STARTS = dict(COMPONENTS)
 _COMPONENTS = (*_STARTS, "other")
-_COUNTER = "num_batches_tracked"
 # As they are listed: what a reader has to know first.
 _ORDER: tuple[DiffStatus, ...] = ("reshaped", "changed", "integers_changed", "cut", "equal_up_to_cast")
 _NAMED = 3  # modules that the sentence on a component names
@@ -519,12 +518,12 @@ def _summary(counts: DiffCounts, compared: list[_Compared]) -> str:
     if not counts.shared:
         return f"no tensor is in both: {plural(counts.a, 'tensor')} in A, {plural(counts.b, 'tensor')} in B"
     integers = [c for c in compared if c.status == "integers_changed"]
-    counters = all(c.name.endswith(_COUNTER) for c in integers)
+    counters = all(c.name.endswith(COUNTER) for c in integers)
     casts = {c.diff.cast for c in compared if c.diff and c.status == "equal_up_to_cast"}
     said = [
         (counts.equal_up_to_cast, f"equal up to the cast to {' or '.join(sorted(filter(None, casts)))}"),
         (counts.cut, "equal in the rows that both hold"),
-        (counts.integers_changed, f"counters ({_COUNTER}) changed" if counters else "of integers changed"),
+        (counts.integers_changed, f"counters ({COUNTER}) changed" if counters else "of integers changed"),
         (counts.reshaped, "of another shape"),
         (counts.only_in_a, "only in A"),
         (counts.only_in_b, "only in B"),

@@ -19,13 +19,12 @@ from sam3lite_convert.checkpoint.tensor_reader import read_exactly, read_tensor
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.tensor_bytes import target_chunks
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
-from sam3lite_convert.plan.architecture import TEXT, WORD_TABLES
+from sam3lite_convert.plan.architecture import COUNTER, TEXT, WORD_TABLES
 from sam3lite_convert.plan.key_patterns import listed
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Layout
 from sam3lite_convert.plan.targets import target_of_text
 
-COUNTER = "num_batches_tracked"  # a BatchNorm's counter, which evaluation does not read
 _POSITION_IDS = "position_ids"
 _LISTED = 10  # shapes that a message names
 

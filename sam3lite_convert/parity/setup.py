@@ -17,7 +17,7 @@ from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.checkpoint.reader import open_source
 from sam3lite_convert.convert.config import make_config
 from sam3lite_convert.convert.folder import NOT_TAKEN, PREFIX, WRAPPED, Folder, read_folder
-from sam3lite_convert.convert.text_weights import COUNTER, folder_weights, planned_weights, source_weights
+from sam3lite_convert.convert.text_weights import folder_weights, planned_weights, source_weights
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
 from sam3lite_convert.packed_encoder import ATTENTION
 from sam3lite_convert.parity.candidates import CANDIDATES, check_candidate
@@ -27,7 +27,7 @@ from sam3lite_convert.parity.faults.evidence import Evidence
 from sam3lite_convert.parity.inputs import BATCH, Inputs, make_inputs
 from sam3lite_convert.parity.judgement import check_tolerance, require_finite
 from sam3lite_convert.parity.original import checkout_encoder, position_table, record_checkout, reference_encoder
-from sam3lite_convert.plan.architecture import TEXT
+from sam3lite_convert.plan.architecture import COUNTER, TEXT
 from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.families import family_of
 from sam3lite_convert.plan.key_patterns import listed

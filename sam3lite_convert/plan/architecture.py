@@ -25,6 +25,7 @@ POSITION_TABLE = TEXT + "encoder.positional_embedding.pos_embed.pos_embed"
 CLIP_POSITION_TABLE = TEXT + "encoder.positional_embedding"  # of SAM3's own text encoder
 POSITION_TABLES = (POSITION_TABLE, CLIP_POSITION_TABLE)
 WORD_TABLES = (TEXT + "encoder.embedding_layer.weight", TEXT + "encoder.token_embedding.weight")
+COUNTER = "num_batches_tracked"  # the last part of the names of BatchNorm counters, which evaluation does not read
 SAM3_TEXT_PARAMETERS = 353.72e6  # SAM3's own text encoder
 HEAD_DIM = 64
 

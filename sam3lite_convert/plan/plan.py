@@ -15,7 +15,7 @@ from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, joined, zeros
 from sam3lite_convert.checkpoint.kinds import Kind
 from sam3lite_convert.errors import Sam3LiteError, UnsoundPlan
-from sam3lite_convert.plan.architecture import POSITION_TABLES, TEXT, VISION, Architecture, component_of
+from sam3lite_convert.plan.architecture import COUNTER, POSITION_TABLES, TEXT, VISION, Architecture, component_of
 from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.copies import check_copies, unknown_prefix
 from sam3lite_convert.plan.families import Family, Variant, family_of
@@ -579,9 +579,6 @@ def _place(
         detail = f"has dtype {piece.source.dtype}; weights must be floating-point (quantised files are not supported)"
         return [PlanFault("wrong_dtype", piece.source.key, detail)]
     return []
-
-
-COUNTER = "num_batches_tracked"  # the last part of the names of BatchNorm counters
 
 
 def _filled(

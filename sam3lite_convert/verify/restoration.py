@@ -20,8 +20,9 @@ from sam3lite_convert.checkpoint.tensor_reader import ranges, read_exactly, read
 from sam3lite_convert.convert.assembled import Assembled, Stretch
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.plan.architecture import COUNTER
 from sam3lite_convert.plan.operations import OPERATIONS, Operation, Slice, Zeros, joined_rows
-from sam3lite_convert.plan.plan import COUNTER, Mapped, Plan
+from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.twins import copies_differ, first_of
 from sam3lite_convert.plan.unsound import listed, shape_text
 from sam3lite_convert.records.receipt import Receipt

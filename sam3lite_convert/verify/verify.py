@@ -24,8 +24,8 @@ from sam3lite_convert.convert.receipt import RECEIPT_NAME, losses
 from sam3lite_convert.convert.side_files import FINGERPRINT_NAME
 from sam3lite_convert.convert.tensor_bytes import CastLoss, cast, source_bytes, source_chunks
 from sam3lite_convert.convert.write import levels_words
-from sam3lite_convert.plan.architecture import Architecture, component_of
-from sam3lite_convert.plan.plan import COUNTER, Mapped, Plan
+from sam3lite_convert.plan.architecture import COUNTER, Architecture, component_of
+from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.rotary import check_rotary
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Losses
