@@ -1,7 +1,7 @@
 """The tables of the video tracker and of SAM3's own text encoder, and what is inferred of both.
 
-Held against a map, key by key, that was made from the two models and not from this project's tables; whole plans against
-the lists of the models' tensors are in test_families.py.
+Held against a map, key by key, that was made from the two models and not from this project's tables; whole plans
+against the lists of the models' tensors are in test_families.py.
 """
 
 from __future__ import annotations
