@@ -19,6 +19,7 @@ from sam3lite_convert.cli.convert import convert
 from sam3lite_convert.cli.demo import demo
 from sam3lite_convert.cli.diff import diff
 from sam3lite_convert.cli.explain import explain
+from sam3lite_convert.cli.export import export
 from sam3lite_convert.cli.inspect import inspect
 from sam3lite_convert.cli.judge import judge
 from sam3lite_convert.cli.parity import parity
@@ -60,6 +61,7 @@ def top(
 
 for command in (inspect, convert, explain, verify, restore, diff, parity, judge, record, demo):
     app.command()(command)
+app.add_typer(export, name="export")
 
 
 def main() -> None:

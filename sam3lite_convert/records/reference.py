@@ -27,6 +27,7 @@ _WHEN = {
     "verify": "`sam3lite verify DIR CHECKPOINT --json`",
     "diff": "`sam3lite diff A B --json`",
     "restore": "`sam3lite restore DIR --output FILE --json`",
+    "export": "`sam3lite export onnx DIR --json`",
     "parity": "`sam3lite parity CHECKPOINT --json`, also with `--judge`",
     "parity-detector": "`sam3lite parity CHECKPOINT --component detector --json`, and `sam3lite judge FILE "
     "CHECKPOINT --json` where FILE holds taps of a whole detector",

@@ -1,0 +1,41 @@
+"""Cuts graphs at values: what computes one value from others that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx
+from onnx.utils import Extractor
+
+
+class Cutter:
+    """Cuts one graph, as often as it is asked.
+
+    model: the graph; its weights stay where it says that they are.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._extractor = Extractor(model)
+        graph = self._extractor.model.graph
+        self._maker = {name: node for node in graph.node for name in node.output}
+        self._typed = {value.name for value in (*graph.value_info, *graph.input, *graph.output)}
+
+    def reads(self, value: str, given: Collection[str]) -> tuple[str, ...]:
+        """The given values, and inputs of the graph, that a value is computed from with no other of them between."""
+        found: dict[str, None] = {}
+        seen: set[str] = set()
+        ahead = [value]
+        while ahead:
+            name = ahead.pop()
+            for before in self._maker[name].input if name in self._maker else ():
+                if before in given or (before not in self._maker and before in self._typed):
+                    found[before] = None
+                elif before not in seen:
+                    seen.add(before)
+                    ahead.append(before)
+        return tuple(found)
+
+    def cut(self, value: str, given: Collection[str]) -> onnx.ModelProto:
+        """The graph that computes a value from what ``reads`` lists."""
+        model: onnx.ModelProto = self._extractor.extract_model(list(self.reads(value, given)), [value])
+        return model

@@ -1,0 +1,76 @@
+"""The graphs that this version writes for a converted folder; the same folder gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Literal
+
+import onnx
+
+from sam3lite_convert.convert.folder import Folder
+from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.graph.builder import FloatName, GraphBuilder
+from sam3lite_convert.graph.sizes import TextSizes
+from sam3lite_convert.graph.text import text_graph
+from sam3lite_convert.graph.weights import Weights
+from sam3lite_convert.plan.families import FAMILIES, SAM3_LITETEXT
+from sam3lite_convert.plan.tables import Layout, Mappings
+from sam3lite_convert.records.record import Json
+
+Component = Literal["text", "detector"]
+TEXT_MODEL = "model.onnx"
+GRAPH_SUFFIX = ".onnx"
+_TEXT_DOC = "The text encoder of a SAM3-LiteText detector: token ids to the features that the detector reads."
+
+
+def layout_of(receipt: Json, mappings: Mappings) -> Layout:
+    """The layout that a receipt states. Raises CannotRun if there is none such, Untrusted if it states none."""
+    said = [receipt.get(name) for name in ("layout", "component", "family")]
+    family = next((family for family in FAMILIES.values() if family.name == said[2]), None)
+    if not isinstance(said[0], str) or not isinstance(said[1], str) or family is None:
+        raise Untrusted("conversion.json does not state layout, component and family", "bad_receipt")
+    return mappings.layout(said[0], family, said[1])
+
+
+def graphs_of(
+    folder: Folder, layout: Layout, component: Component, metadata: Mapping[str, str], taps: bool = False
+) -> dict[str, onnx.ModelProto]:
+    """The graphs of a folder by the names of their files.
+
+    metadata: what every graph says of the folder. taps: make every tap an output.
+    Raises CannotRun if there is no graph for such a folder, UnsoundPlan if a tensor is missing, Untrusted if the
+    receipt does not state the sizes.
+    """
+    if layout.family is not SAM3_LITETEXT:
+        raise CannotRun(f"there is no graph for a {layout.family.name} folder yet", "no_graph")
+    weights, receipt = Weights(folder, layout), folder.receipt or {}
+    dtype = _dtype(weights)
+    if component == "detector":
+        raise CannotRun("there is no graph for the whole detector yet", "no_graph")
+    b = GraphBuilder(weights, dtype)
+    text_graph(b, TextSizes.of(receipt))
+    return {TEXT_MODEL: b.model("text encoder", _TEXT_DOC, _stated(b, metadata, component), taps)}
+
+
+def _stated(b: GraphBuilder, metadata: Mapping[str, str], component: Component) -> dict[str, str]:
+    """The metadata of a graph: what is given, and where its taps are."""
+    return dict(metadata) | {"component": component, "taps": json.dumps(b.taps)}
+
+
+def _dtype(weights: Weights) -> FloatName:
+    """The dtype of the text encoder's table. Raises CannotRun if no graph has it."""
+    (first, *_) = (weights.parts(name)[0] for name in weights.names() if name.endswith("embedding_layer.weight"))
+    if first.dtype not in ("float32", "float16"):
+        raise CannotRun(
+            f"a graph is float32 or float16, and the folder is {first.dtype}: convert with --dtype float32 or --dtype "
+            "float16",
+            "unsupported_dtype",
+        )
+    return "float32" if first.dtype == "float32" else "float16"
+
+
+def serialized(model: onnx.ModelProto) -> bytes:
+    """The bytes of a graph's file: the same for the same graph."""
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data

@@ -1,0 +1,116 @@
+"""The graph of the text encoder: ids of a fixed length in, the features that the detector reads out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sam3lite_convert.graph.builder import GraphBuilder
+from sam3lite_convert.graph.sizes import TextSizes
+from sam3lite_convert.plan.architecture import POSITION_TABLE, TEXT
+
+_ENCODER = f"{TEXT}encoder."
+# Of every norm, and of BatchNorm (specification of the original encoder).
+_EPS = 1e-5
+IDS, FEATURES, MASK, POOLED = "input_ids", "text_features", "text_mask", "pooled"
+
+
+def text_graph(b: GraphBuilder, s: TextSizes, prefix: str = "") -> None:
+    """Build the text encoder. ``prefix``: put before the names of its taps."""
+    tokens, width = s.context, s.width
+    ids = b.input(
+        IDS,
+        "int64",
+        ["batch", tokens],
+        f"{tokens} token ids a prompt: start, the prompt's, end, then zeros. There is no attention mask: the model "
+        "attends to the padding, as the original does.",
+    )
+    three: list[int | str] = ["batch", tokens, width]
+    rows = b.node("Gather", "embeddings.rows", b.weight(b.weights.one(f"{_ENCODER}embedding_layer.weight")), ids)
+    table = b.weight(b.weights.one(POSITION_TABLE).seen_as(tokens, width))
+    x = b.tap(f"{prefix}embeddings", b.node("Add", "embeddings", rows, table), three)
+    for i in range(s.layers):
+        block = f"{_ENCODER}transformer.{i}."
+        build = _transformer if f"{block}pre_norm_mha.0.weight" in b.weights else _repmixer
+        x = b.tap(f"{prefix}layers.{i}", build(b, s, f"layers.{i}", block, x), three)
+    x = b.layer_norm("final_layer_norm", x, f"{_ENCODER}final_layer_norm.", _EPS)
+    b.tap(f"{prefix}final_layer_norm", x, three)
+    flat = b.linear("projected", b.reshape("tokens", x, -1, width), f"{TEXT}projector.weight")
+    features = b.reshape(FEATURES, flat, -1, tokens, s.output)
+    b.tap(f"{prefix}projected", features, ["batch", tokens, s.output])
+    b.output(features, b.dtype, ["batch", tokens, s.output], "what the detector reads of each token")
+    b.output(b.node("Cast", MASK, ids, to=9), "bool", ["batch", tokens], "true for a token, false for padding")
+    # The first greatest id: the end token has the greatest of all.
+    at = b.node("ArgMax", "pooled.at", ids, axis=1, keepdims=1, select_last_index=0)
+    picked = b.node("GatherND", "pooled.token", x, at, batch_dims=1)
+    matrix = b.weights.one(f"{_ENCODER}projection_layer")
+    b.node("Gemm", POOLED, picked, b.weight(matrix), transB=int(matrix.transposed))
+    b.tap(f"{prefix}{POOLED}", POOLED, ["batch", s.pooled])
+    b.output(POOLED, b.dtype, ["batch", s.pooled], "the end token, projected; the detector does not read it")
+
+
+def _transformer(b: GraphBuilder, s: TextSizes, at: str, block: str, x: str) -> str:
+    """A pre-norm transformer layer. ``x``: (batch, tokens, width)."""
+    tokens, width, heads = s.context, s.width, s.heads
+    x = b.reshape(f"{at}.in", x, -1, width)
+    normed = b.layer_norm(f"{at}.norm1", x, f"{block}pre_norm_mha.0.", _EPS)
+    attention = f"{block}pre_norm_mha.1."
+    matrices, biases = (b.weights.parts(f"{attention}qkv_proj.{part}") for part in ("weight", "bias"))
+    names = [f"{at}.{part}" for part in "qkv"]
+    if len(matrices) == 1:
+        packed = b.gemm(f"{at}.qkv", normed, matrices[0], biases[0])
+        b.node("Split", names, packed, axis=1, num_outputs=3)
+    else:
+        for name, matrix, bias in zip(names, matrices, biases, strict=True):
+            b.gemm(name, normed, matrix, bias)
+    q, k, v = (b.heads(name, name, tokens, heads, width, transposed=name.endswith("k")) for name in names)
+    q = b.node("Mul", f"{at}.scaled", q, b.floats((width // heads) ** -0.5, "scale"))
+    scores = b.node("MatMul", f"{at}.scores", q, k)
+    if s.causal:
+        ahead = np.triu(np.full((tokens, tokens), -np.inf), 1)
+        scores = b.node("Add", f"{at}.masked", scores, b.floats(ahead, "causal_mask"))
+    mixed = b.node("MatMul", f"{at}.mixed", b.node("Softmax", f"{at}.softmax", scores, axis=-1), v)
+    joined = b.reshape(f"{at}.joined", b.node("Transpose", f"{at}.back", mixed, perm=[0, 2, 1, 3]), -1, width)
+    x = b.node("Add", f"{at}.attended", x, b.linear(f"{at}.out", joined, f"{attention}out_proj.weight"))
+    normed = b.layer_norm(f"{at}.norm2", x, f"{block}pre_norm_ffn.0.", _EPS)
+    hidden = b.node("Gelu", f"{at}.gelu", b.linear(f"{at}.fc1", normed, f"{block}pre_norm_ffn.1.weight"))
+    x = b.node("Add", f"{at}.sum", x, b.linear(f"{at}.fc2", hidden, f"{block}pre_norm_ffn.4.weight"))
+    return b.reshape(at, x, -1, tokens, width)
+
+
+def _repmixer(b: GraphBuilder, s: TextSizes, at: str, block: str, x: str) -> str:
+    """A RepMixer block, over the sequence as an image of height 1. ``x``: (batch, tokens, width)."""
+    tokens, width = s.context, s.width
+    turned = b.node("Transpose", f"{at}.turned", x, perm=[0, 2, 1])
+    image = b.reshape(f"{at}.image", turned, -1, width, 1, tokens)
+    mixer = f"{block}token_mixer."
+    conv = _conv_norm(b, f"{at}.conv", f"{mixer}mixer.rbr_conv.0.", image)
+    skip = _batch_norm(b, f"{at}.skip", f"{mixer}mixer.rbr_skip.", image)
+    both = b.node("Add", f"{at}.mixer", conv, skip)
+    apart = b.node("Sub", f"{at}.apart", both, _batch_norm(b, f"{at}.norm", f"{mixer}norm.rbr_skip.", image))
+    scaled = b.node("Mul", f"{at}.mixer_scaled", b.weight(b.weights.one(f"{mixer}layer_scale")), apart)
+    image = b.node("Add", f"{at}.mixed", image, scaled)
+    ffn = f"{block}convffn."
+    y = _conv_norm(b, f"{at}.ffn_conv", f"{ffn}conv.", image)
+    y = b.node("Gelu", f"{at}.gelu", _pointwise(b, f"{at}.fc1", f"{ffn}fc1.", y))
+    y = _pointwise(b, f"{at}.fc2", f"{ffn}fc2.", y)
+    scaled = b.node("Mul", f"{at}.ffn_scaled", b.weight(b.weights.one(f"{block}layer_scale")), y)
+    image = b.node("Add", f"{at}.sum", image, scaled)
+    turned = b.reshape(f"{at}.sequence", image, -1, width, tokens)
+    return b.node("Transpose", at, turned, perm=[0, 2, 1])
+
+
+def _conv_norm(b: GraphBuilder, name: str, prefix: str, x: str) -> str:
+    """A depthwise convolution along the sequence, and BatchNorm."""
+    kernel = b.weights.one(f"{prefix}conv.weight")
+    side = kernel.shape[-1] // 2
+    y = b.node("Conv", name, x, b.weight(kernel), group=kernel.shape[0], pads=[0, side, 0, side])
+    return _batch_norm(b, f"{name}_norm", f"{prefix}bn.", y)
+
+
+def _batch_norm(b: GraphBuilder, name: str, prefix: str, x: str) -> str:
+    parts = (b.weight(b.weights.one(prefix + part)) for part in ("weight", "bias", "running_mean", "running_var"))
+    return b.node("BatchNormalization", name, x, *parts, epsilon=_EPS)
+
+
+def _pointwise(b: GraphBuilder, name: str, prefix: str, x: str) -> str:
+    return b.node("Conv", name, x, *(b.weight(b.weights.one(prefix + part)) for part in ("weight", "bias")))

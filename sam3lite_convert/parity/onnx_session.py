@@ -1,0 +1,75 @@
+"""Runs ONNX graphs in onnxruntime, with torch tensors in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam3lite_convert.errors import CannotRun
+
+if TYPE_CHECKING:
+    import onnx
+
+CPU = "CPUExecutionProvider"
+
+
+def need_onnxruntime() -> None:
+    """Raises CannotRun, saying what to install, if onnx or onnxruntime is not there."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise CannotRun(
+            "the onnx candidate needs onnx and onnxruntime: pip install 'sam3lite-convert[onnx]'", "no_onnx"
+        ) from None
+
+
+class OnnxSession:
+    """One graph, loaded.
+
+    model: the graph. folder: that its weights lie in. optimised: whether onnxruntime may rewrite the graph.
+    provider: of onnxruntime, by its name.
+
+    Raises CannotRun if the provider is not there, or if onnxruntime does not take the graph.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path, optimised: bool = True, provider: str = CPU) -> None:
+        need_onnxruntime()
+        import onnxruntime
+
+        able = onnxruntime.get_available_providers()
+        if provider not in able:
+            raise CannotRun(f"--provider {provider}: onnxruntime has {', '.join(able)} here", "no_device")
+        options = onnxruntime.SessionOptions()
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        try:
+            self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+        except Exception as fault:  # onnxruntime raises classes of its own that share no base
+            said = str(fault).strip().splitlines() or [type(fault).__name__]
+            raise CannotRun(f"onnxruntime does not load the graph: {said[0]}", "bad_graph") from fault
+        self.outputs = tuple(output.name for output in self._session.get_outputs())
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The outputs by name; of ``inputs`` those that the graph has are read. Raises CannotRun if it fails."""
+        given = {name: _array(inputs[name]) for name in self.inputs}
+        names = list(self.outputs if outputs is None else outputs)
+        try:
+            made = self._session.run(names, given)
+        except Exception as fault:
+            said = str(fault).strip().splitlines() or [type(fault).__name__]
+            raise CannotRun(f"onnxruntime fails on the graph: {said[0]}", "bad_graph") from fault
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in zip(names, made, strict=True)}
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().numpy()
