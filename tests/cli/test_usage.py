@@ -14,7 +14,9 @@ import pytest
 import shellingham
 import typer
 from support.folders import convert, environment, python, sam3lite, snapshot, tiny_state, write
+from typer.models import OptionInfo
 
+from sam3lite_convert.cli import app
 from sam3lite_convert.cli.options import parse_size
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
@@ -302,3 +304,18 @@ def test_a_candidate_that_is_no_layout_is_told_before_anything_is_looked_up():
     done = sam3lite("parity", "--candidate", "onnx")
     assert (done.code, done.out) == (2, "")
     assert done.err == "error: no layout 'onnx'; there are: original, packed, transformers\n"
+
+
+def test_an_option_with_its_name_in_capitals_as_metavar_is_named():
+    """typer 0.27 makes --CHECKPOINT of a parameter ``checkpoint`` with the metavar CHECKPOINT and no other name."""
+    commands = [command.callback for command in app.app.registered_commands]
+    commands += [c.callback for group in app.app.registered_groups for c in group.typer_instance.registered_commands]
+    alike = []
+    for command in commands:
+        for name, hint in typing.get_type_hints(command, include_extras=True).items():
+            for option in getattr(hint, "__metadata__", ()):
+                metavar = getattr(option, "metavar", None) or ""
+                if isinstance(option, OptionInfo) and metavar.lower().replace("-", "_") == name:
+                    assert option.param_decls, (command.__name__, name)
+                    alike.append(name)
+    assert set(alike) >= {"checkpoint", "revision"}
