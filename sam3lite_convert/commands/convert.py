@@ -281,7 +281,14 @@ def verified(
 
     held: list[Folder] = []
     document = verify_folder(
-        work, source, mappings, request.options.causal, proven=held.append, made=made, record=False
+        work,
+        source,
+        mappings,
+        request.options.causal,
+        proven=held.append,
+        made=made,
+        record=False,
+        graphs=not request.onnx,  # that of the text encoder is written after this
     )
     document = replace(document, folder=str(folder))
     if document.verdict != "proven":
