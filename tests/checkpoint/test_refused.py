@@ -528,3 +528,12 @@ def test_damage_of_a_safetensors_header_never_ends_in_another_error(tmp_path):
     for step in range(1500):
         path.write_bytes(damaged(whole, chance))
         assert_read_or_refused(path, step)
+
+
+@pytest.mark.parametrize("name", ["_io\nopen", "_io\nFileIO", "_operator\nattrgetter", "_socket\nsocket"])
+def test_a_name_that_does_harm_is_refused_beside_the_weights_too(tmp_path, name):
+    """Python 3.12 and later write ``open`` as ``_io.open``, whose module was ``io`` before."""
+    beside = b"X\x05\x00\x00\x00stepsc" + name.encode() + b"\ns."
+    fault = refused(with_pickle(tmp_path, one_tensor().removesuffix(b".") + beside))
+    assert fault.code == "hostile_pickle"
+    assert name.replace("\n", ".") in fault.message
