@@ -12,7 +12,7 @@ from sam3lite_convert.plan.architecture import VISION, has_class_row
 
 _TRUNK = f"{VISION}trunk."
 _EPS = 1e-5  # of every norm (specification of the original detector)
-_SCORES_LIMIT = 1 << 28  # bytes of attention scores that are made at once, of one picture
+_SCORES_LIMIT = 1 << 26  # bytes of attention scores that are made at once, of one picture
 _MOST_PATCHES = 128  # along a side: the tables of positions stay small, and the chunks of attention few
 IMAGE = "image"
 # Steps of a level of the neck before its two convolutions, by its size relative to the grid.
