@@ -196,7 +196,7 @@ def test_every_tap_is_that_of_the_real_detector(name, graphs_of_case):
     assert far.keys() <= graphs.taps.keys() == golden_taps().keys()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, pytest.param("original", marks=pytest.mark.stress)])
 def test_so_it_is_in_every_layout_and_as_it_is_written(layout, graphs_of_case):
     for name in ("text", "partial"):
         far = worst(graphs_of_case(layout, name), case(name), optimised=False)
