@@ -217,6 +217,15 @@ SourceArgument = Annotated[
     str | None,
     typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=_complete_checkpoint, show_default=False),
 ]
+ExportSource = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="What DIR was converted from, to verify it first. Default: go by its conversion.json.",
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+    ),
+]
 CheckpointOption = Annotated[
     str | None,
     # Named, since typer 0.27 takes a metavar that is the name in capitals for the name.
@@ -342,6 +351,14 @@ VerifyOption = Annotated[
     typer.Option(
         "--verify/--no-verify",
         help="Verify the folder before it is moved into place. Default: verify only with --push-to-hub.",
+    ),
+]
+OnnxOption = Annotated[
+    bool,
+    typer.Option(
+        "--onnx",
+        help="Write model.onnx too: the graph of the text encoder over the folder's own tensors. Implies --verify. "
+        "Needs the extra onnx.",
     ),
 ]
 ParityOption = Annotated[
@@ -485,6 +502,15 @@ Size = Annotated[
         parser=_whole_number,
         help="With --component detector: side of the square that the detector sees, in pixels. Default: 336, for "
         "speed; the detector's own is 1008.",
+    ),
+]
+GraphSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        parser=_whole_number,
+        help="With --component detector: side of the square that its graphs are for, in pixels, a multiple of the "
+        "detector's patches. Default: the detector's own, 1008.",
     ),
 ]
 Image = Annotated[
