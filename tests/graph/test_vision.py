@@ -95,9 +95,10 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.float() - wanted).norm() / wanted.norm())
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=(*LAYOUTS, "original"))
 def golden_folder(request, tmp_path_factory) -> Path:
-    """The detector of the goldens: its windows of 4 do not divide its grid of 10 x 10."""
+    """The detector of the goldens: its windows of 4 do not divide its grid of 10 x 10. The last layout holds q, k and v
+    as one matrix, and a class row."""
     root = tmp_path_factory.mktemp(request.param)
     return convert(
         write_safetensors(root, case("text").weights()), root / "out", "--layout", request.param, "--context", 8
