@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -13,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.folders import convert, edit_config, python, receipt, sam3lite, snapshot, tiny_state, verify, write
+from support.hostile_graphs import ENTRIES, HOSTILE_GRAPHS, write_hostile
 
 from sam3lite_convert.checkpoint.hashing import FilesHash
 from sam3lite_convert.commands import graphs
 from sam3lite_convert.convert import proof
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.graph import read
+from sam3lite_convert.graph.builder import GraphBuilder
 
 TEXT = ("--layout", "packed", "--component", "text")
 
@@ -314,3 +318,63 @@ def test_exporting_imports_no_torch(ready):
 def test_a_graph_goes_with_a_verification(tiny, other):
     done = sam3lite("convert", tiny, "--onnx", other)
     assert done.code == 2 and "--onnx" in done.err and other in done.err
+
+
+# ---- the card, and parity --------------------------------------------------------------------------
+
+
+def code(folder):
+    """The examples of the model card."""
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_card_says_how_the_graph_is_called_and_what_shows_each_claim(ready, tiny, monkeypatch, capsys):
+    plain = (ready / "README.md").read_text()
+    assert "## ONNX" not in plain
+    sam3lite("export", "onnx", ready)
+    card = (ready / "README.md").read_text()
+    monkeypatch.chdir(ready)
+    exec(code(ready)[-1], {})
+    assert capsys.readouterr().out == "(1, 16, 32)\n"
+    rows = [line for line in card.splitlines() if line.startswith("| `model.")]
+    assert len(rows) == 2 and proven(ready)["model.safetensors"] in rows[0]
+    for row in rows:
+        command = row.rpartition("| `")[2].removesuffix("` |").replace("PATH/TO/tiny.pt", str(tiny))
+        assert command.startswith("sam3lite ") and sam3lite(*command.split()[1:]).code == 0
+    assert verify(ready, tiny).code == 0 and (ready / "README.md").read_text() == card
+
+
+def test_with_parity_the_graph_is_run_beside_the_original_and_the_card_says_what_came_of_it(tiny, tmp_path):
+    folder = tmp_path / "folder"
+    done = sam3lite("convert", tiny, "--output", folder, *TEXT, "--onnx", "--parity", "--json")
+    graph = receipt(folder)["graph_parity"]
+    assert done.code == 0 and graph == done.json["graph_parity"] and "onnxruntime" in graph["candidate_encoder"]
+    assert graph["verdict"] in ("exact", "within_tolerance")
+    (row,) = (line for line in (folder / "README.md").read_text().splitlines() if "--candidate onnx" in line)
+    assert f"`{graph['verdict']}`" in row and f"{graph['max_abs_diff']:.3g}" in row
+    # Another graph is not the one that was run.
+    assert sam3lite("export", "onnx", folder, "--taps").code == 0
+    assert "graph_parity" not in receipt(folder) and "--candidate onnx" not in (folder / "README.md").read_text()
+
+
+def test_a_graph_that_differs_from_the_original_fails_the_conversion(tiny, tmp_path, monkeypatch):
+    node = GraphBuilder.node
+
+    def wrong(self, op, name, *inputs, **attributes):
+        if op == "Softmax":
+            op, attributes = "Sigmoid", {}
+        return node(self, op, name, *inputs, **attributes)
+
+    monkeypatch.setattr(GraphBuilder, "node", wrong)
+    done = sam3lite("convert", tiny, "--output", tmp_path / "folder", *TEXT, "--onnx", "--parity", "--json")
+    assert done.code == 1 and done.json["parity"]["verdict"] == "exact"
+    assert done.json["graph_parity"]["verdict"] == "differs"
+
+
+@pytest.mark.parametrize("name", HOSTILE_GRAPHS)
+def test_parity_runs_no_hostile_graph(ready, tiny, name, monkeypatch):
+    monkeypatch.setattr(read, "_ENTRIES", ENTRIES)
+    sam3lite("export", "onnx", ready)
+    write_hostile(name, onnx.load(ready / "model.onnx", load_external_data=False), ready)
+    done = sam3lite("parity", tiny, "--converted", ready, "--candidate", "onnx", "--json")
+    assert done.code == 4 and HOSTILE_GRAPHS[name].says in done.json["error"]["message"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,7 +161,8 @@ def graphs_of_case(tmp_path_factory) -> Callable[[str, str], Graphs]:
     def made(layout: str, weights: str, context: int) -> Graphs:
         root = tmp_path_factory.mktemp("tiny")
         of = case(weights).weights() if weights else tiny_weights()
-        folder = convert(write_safetensors(root, of), root / "out", "--layout", layout, "--context", context)
+        options = ("--layout", layout, "--context", context, "--verify")
+        folder = convert(write_safetensors(root, of), root / "out", *options)
         return Graphs(folder)
 
     def of_case(layout: str, name: str) -> Graphs:
@@ -373,12 +375,12 @@ def test_export_writes_three_graphs_for_a_size_and_says_so(graphs_of_case):
     for model in models.values():
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         assert metadata["image_size"] == "56" and metadata["component"] == "detector"
-        assert metadata["weights.model.safetensors"] == done.json["weights"]["model.safetensors"]
+        assert json.loads(metadata["weights"]) == done.json["weights"]
     assert sam3lite("export", "onnx", folder).code == 0
     text, alone = (onnx.load(folder / name, load_external_data=False) for name in ("text.onnx", "model.onnx"))
     assert text.graph.node == alone.graph.node
     after = snapshot(folder)
-    new = {"model.onnx", "vision.onnx", "text.onnx", "decode.onnx"}
+    new = {"model.onnx", "vision.onnx", "text.onnx", "decode.onnx", "conversion.json", "README.md"}  # which list them
     assert {k: v for k, v in after.items() if k not in new} == {k: v for k, v in before.items() if k not in new}
     assert sam3lite("export", "onnx", folder, "--component", "detector").code == 0
     whole = {v.name: v for v in onnx.load(folder / "vision.onnx", load_external_data=False).graph.input}
@@ -394,7 +396,7 @@ def test_what_has_no_detector_or_no_such_size_is_refused(graphs_of_case, tmp_pat
     ):
         refused = sam3lite("export", "onnx", folder, *options)
         assert refused.code == 2 and said in refused.err
-    text = convert(write_safetensors(tmp_path, tiny_weights()), tmp_path / "text", "--component", "text")
+    text = convert(write_safetensors(tmp_path, tiny_weights()), tmp_path / "text", "--component", "text", "--verify")
     refused = sam3lite("export", "onnx", text, "--component", "detector")
     assert refused.code == 2 and "holds the text encoder alone" in refused.err
     assert not list(text.glob("*.onnx"))
