@@ -61,6 +61,8 @@ def test_the_graph_goes_with_it_and_the_second_time_nothing(s0, hub):
     assert "model.onnx" in pushed(hub) and "## ONNX" in pushed(hub)["README.md"].decode()
     commits = hub.commits(MINE)
     assert sam3lite(*PUSH, "--onnx", "--component", "text").code == 0 and hub.commits(MINE) == commits
+    done = sam3lite("verify", MINE, "s0", "--json")
+    assert done.code == 0 and "model.onnx was not checked; --whole does" in done.json["notes"]
     done = sam3lite("verify", MINE, "s0", "--whole", "--json")
     assert done.json["verdict"] == "proven" and "proven" in json.loads(pushed(hub)["conversion.json"])
 
