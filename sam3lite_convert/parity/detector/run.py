@@ -19,10 +19,10 @@ from original_ref import Detector
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan
 from sam3lite_convert.parity.compare import Difference, compare_large, greatest_and_row_mean_large
 from sam3lite_convert.parity.detector.inputs import DetectorCall
-from sam3lite_convert.parity.detector.models import DetectorSide
+from sam3lite_convert.parity.detector.models import Candidate, DetectorSide, like
 from sam3lite_convert.parity.detector.port import arranged
 from sam3lite_convert.parity.detector.reads import upstream
-from sam3lite_convert.parity.detector.recording import Clock, reading
+from sam3lite_convert.parity.detector.recording import Clock, Read
 from sam3lite_convert.parity.detector.store import TapStore
 from sam3lite_convert.parity.detector.taps import OUTPUTS, STAGES, Stage, Tap, row_name, taps_of
 from sam3lite_convert.parity.judgement import FLOORS, Floor, JudgedTap, Judgement, isolated_belongs
@@ -48,7 +48,8 @@ class DetectorOutcome:
     ``taps``: the taps that were compared, in the order of execution.
     ``judgement``: the verdict.
     ``outputs``: both sides' results by name, (original, candidate).
-    ``seconds``: wall time of each stage of the original and the candidate.
+    ``seconds``: wall time of each stage of the original and the candidate; of the candidate none where it does not
+        show its taps as they are computed.
     ``store``: the original's activations by tap.
     ``isolated``: the candidate's isolated activations, by tap, where they differ from the original's; of a port that
         gives none, the activation that was carried to the first divergence.
@@ -76,7 +77,7 @@ class DetectorRun:
     """
 
     reference: Callable[[], DetectorSide]
-    candidate: Callable[[], DetectorSide] | None
+    candidate: Callable[[], Candidate] | None
     call: DetectorCall
     place: Path
     device: torch.device
@@ -198,10 +199,10 @@ class DetectorRun:
                 )
             store.write(tap, value)
 
-        return self._pass(side, "original", read)
+        return self._pass("original", read, lambda at: side.forward(self.call, self.taps, at))
 
     def _propagated(
-        self, side: DetectorSide, store: TapStore
+        self, side: Candidate, store: TapStore
     ) -> tuple[dict[str, Difference], dict[str, Tensor], Mapping[Stage, float]]:
         """The candidate in a normal pass: differences by tap, its results, and the time of each stage."""
         found: dict[str, Difference] = {}
@@ -212,31 +213,34 @@ class DetectorRun:
                 found[tap] = compare_large(*pair)
 
         try:
-            outputs, seconds = self._pass(side, "candidate", read)
+            outputs, seconds = self._pass("candidate", read, lambda at: side.propagated(self.call, self.taps, at))
         except Sam3LiteError:
             raise
         except Exception as fault:  # config.json is untrusted: the library may raise anything
             said = str(fault).strip().splitlines() or [type(fault).__name__]
             raise UnsoundPlan(f"{side.name} fails on these inputs: {said[0]}", "bad_config") from fault
-        return {tap: found[tap] for tap in self.taps if tap in found}, outputs, seconds
+        ordered = {tap: found[tap] for tap in self.taps if tap in found}
+        return ordered, outputs, seconds if side.timed else {}
 
-    def _isolated(self, side: DetectorSide, store: TapStore, apart: TapStore) -> dict[str, tuple[float, float]]:
+    def _isolated(self, side: Candidate, store: TapStore, apart: TapStore) -> dict[str, tuple[float, float]]:
         """The candidate's modules on the original's recorded inputs: the greatest error, and of a row's mean, by tap.
 
         What differs is kept in ``apart``.
         """
         found: dict[str, tuple[float, float]] = {}
 
-        def read(tap: str, value: Tensor) -> Tensor | None:
+        def read(tap: str, value: Tensor) -> None:
             pair = self._pair(tap, value, store)
-            if pair is None:
-                return None
-            found[tap] = greatest_and_row_mean_large(*pair)
-            if found[tap][0]:
-                apart.write(tap, value)
-            return self.recorded_like(tap, value, store)
+            if pair is not None:
+                found[tap] = greatest_and_row_mean_large(*pair)
+                if found[tap][0]:
+                    apart.write(tap, value)
 
-        self._pass(side, "candidate, isolated", read)
+        def recorded(tap: str) -> Tensor | None:
+            return store.read(tap) if tap in store else None
+
+        held = {name: tap for name, tap in self.taps.items() if self.holds(name)}
+        self._pass("candidate, isolated", read, lambda at: side.isolated(self.call, held, at, recorded))
         return found
 
     def floors(
@@ -273,7 +277,8 @@ class DetectorRun:
         with in_float64(side.model):
             for label, read, needed in passes:
                 if needed:
-                    self._pass(side, label, read, torch.float64, self.skipping(side, needed, store))
+                    with self.skipping(side, needed, store):
+                        self._pass(label, read, lambda at: side.forward(self.call, self.taps, at, torch.float64))
         nothing = (0.0, 0.0)
         found = {
             tap: Floor(
@@ -285,16 +290,11 @@ class DetectorRun:
         return _of_few_values(found, few)
 
     def _pass(
-        self,
-        side: DetectorSide,
-        label: str,
-        read: Callable[[str, Tensor], Tensor | None],
-        dtype: torch.dtype = torch.float32,
-        skipped: AbstractContextManager[object] | None = None,
+        self, label: str, read: Read, forward: Callable[[Read], dict[str, Tensor]]
     ) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
-        """One forward pass: its results, and the time of each stage."""
+        """One pass, ``forward``: its results, and the time of each stage."""
         clock = Clock(self.taps)
-        with self.progress(label, len(self.taps)) as advance, skipped or nullcontext():
+        with self.progress(label, len(self.taps)) as advance:
 
             def at(tap: str, value: Tensor) -> Tensor | None:
                 clock.at(tap)
@@ -303,8 +303,7 @@ class DetectorRun:
                 clock.resume()
                 return other
 
-            with torch.inference_mode(), reading(side.model, self.taps, side.side, at):
-                outputs = {name: value.detach().cpu() for name, value in side.run(self.call, dtype).items()}
+            outputs = forward(at)
             for name, value in outputs.items():
                 at(f"outputs.{name}", value)
         return outputs, clock.seconds
@@ -355,7 +354,7 @@ class DetectorRun:
 
     def recorded_like(self, tap: str, value: Tensor, store: TapStore) -> Tensor | None:
         """The original's recorded activation in the shape, dtype and place of ``value``."""
-        return store.read(tap).reshape(value.shape).to(value.device, value.dtype) if tap in store else None
+        return like(store.read(tap), value) if tap in store else None
 
     @contextmanager
     def skipping(self, side: DetectorSide, needed: Sequence[str], store: TapStore) -> Iterator[None]:
