@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from sam3lite_convert.checkpoint.index import Checkpoint
+from sam3lite_convert.commands.onnx_candidate import ONNX, OnnxOptions, exported_folder
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.detector import DetectorBehaviour, DetectorDocument, OutputRecord, Picture, StageRecord
 from sam3lite_convert.records.parity import (
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
+    from sam3lite_convert.parity.detector.models import Candidate
     from sam3lite_convert.parity.detector.port_files import DetectorPortFile
     from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun, Progress
-    from sam3lite_convert.parity.detector.setup import DetectorSetup
+    from sam3lite_convert.parity.detector.setup import DetectorSetup, MakeCandidate
     from sam3lite_convert.parity.setup import ParityOptions
     from sam3lite_convert.plan.architecture import Architecture
 
@@ -67,8 +70,12 @@ def run_detector_parity(
     looks: DetectorLooks = DetectorLooks(),
     called: str | None = None,
     device: str | None = None,
+    onnx: OnnxOptions | None = None,
 ) -> DetectorDocument:
-    """The original's detector beside a converted one, tap by tap. ``called``: what the user calls the folder.
+    """The original's detector beside a converted one, tap by tap.
+
+    ``called``: what the user calls the folder. ``onnx``: run the folder's graphs, or without a folder those of a
+        conversion that is deleted at the end, at the size of the pictures that they are for.
 
     Raises CannotRun for options that do not go together, a missing package or no room for activations, UnsoundPlan if
     a side does not get its weights, Untrusted if the checkpoint or the folder contradicts itself.
@@ -85,7 +92,10 @@ def run_detector_parity(
         checkpoint = source.read(mappings)
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
         place = stack.enter_context(activations_place())
-        setup = set_up_detector(checkpoint, mappings, options, inputs, place, converted, device, looks.progress)
+        at, instead = converted, None
+        if onnx is not None:
+            at, inputs, instead = _graphs(stack, source, checkpoint, mappings, options, inputs, converted, onnx)
+        setup = set_up_detector(checkpoint, mappings, options, inputs, place, at, device, looks.progress, instead)
         plan, folder, run, call = setup.plan, setup.folder, setup.run, setup.run.call
         outcome = run.compare()
         if folder is not None:
@@ -103,7 +113,7 @@ def run_detector_parity(
             checkpoint=source.name,
             converted=(called or str(converted)) if converted else None,
             reference="original detector" + ("; the file holds more" if plan.not_read else ""),
-            candidate=plan.layout.name,
+            candidate=plan.layout.name if onnx is None else ONNX,
             candidate_encoder=run.name,
             attention=options.attention,
             dtype="float32",
@@ -121,6 +131,37 @@ def run_detector_parity(
         pictures=pictures,
         page=provenance(setup.conversion, folder, looks.command) if looks.report else None,
     )
+
+
+def _graphs(
+    stack: ExitStack,
+    source: Source,
+    checkpoint: Checkpoint,
+    mappings: Mappings,
+    options: ParityOptions,
+    inputs: DetectorOptions,
+    converted: Path | None,
+    onnx: OnnxOptions,
+) -> tuple[Path, DetectorOptions, MakeCandidate]:
+    """The folder with the graphs, the inputs with the size that they are for, and what runs them."""
+    from sam3lite_convert.parity.onnx_session import need_onnxruntime
+
+    need_onnxruntime()
+    from sam3lite_convert.graph.folder_graphs import DETECTOR_MODELS
+    from sam3lite_convert.parity.detector.graphs import graph_side, size_of
+    from sam3lite_convert.parity.detector.inputs import check_size
+
+    if converted is not None:
+        folder, given = converted, inputs.size or size_of(converted, DETECTOR_MODELS)
+    else:
+        chosen = Options(context=options.context, causal=options.causal)
+        given = check_size(inputs.size, make_plan(checkpoint, mappings, chosen).architecture)
+        folder = stack.enter_context(exported_folder(source, mappings, "detector", given, chosen))
+
+    def instead(folder: Folder, call: DetectorCall) -> Candidate:
+        return graph_side(folder.path, DETECTOR_MODELS, call, onnx.optimised, onnx.provider)
+
+    return folder, replace(inputs, size=given), instead
 
 
 def _as_used(

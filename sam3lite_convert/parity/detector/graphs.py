@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor
 
-from sam3lite_convert.errors import UnsoundPlan, Untrusted
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.graph.compare import taps_of
 from sam3lite_convert.graph.cut import Cutter
+from sam3lite_convert.graph.read import read_graph
 from sam3lite_convert.parity.detector.inputs import DetectorCall
 from sam3lite_convert.parity.detector.models import Recorded, See
 from sam3lite_convert.parity.detector.taps import OUTPUTS, Tap
-from sam3lite_convert.parity.onnx_session import OnnxSession
+from sam3lite_convert.parity.onnx_session import CPU, OnnxSession
 
 _CPU = torch.device("cpu")
 _RESULT = "outputs."
@@ -71,6 +74,66 @@ def detector_graphs(models: Mapping[str, onnx.ModelProto]) -> tuple[Graph, ...]:
     return tuple(found)
 
 
+def open_graphs(folder: Path, files: Sequence[str], call: DetectorCall) -> tuple[Graph, ...]:
+    """The graphs of a folder, in order of execution.
+
+    Raises CannotRun if one is not there, or is for other pictures or another number of tokens; Untrusted if it is not
+    safe to run; UnsoundPlan if they do not give all of the result.
+    """
+    command = f"sam3lite export onnx {shlex.quote(str(folder))} --component detector"
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise CannotRun(f"{folder} has no {', '.join(missing)}: write the graphs with {command}", "no_graph")
+    models = {name: read_graph(folder / name, folder) for name in files}
+    size, tokens = (_last_of_input(models, name) for name in ("image", "input_ids"))
+    if size not in (None, call.size):
+        raise CannotRun(
+            f"the graphs of {folder} are for pictures of {size} x {size} pixels, and the comparison is at {call.size}: "
+            f"give --size {size}, or write them with {command} --size {call.size}",
+            "other_size",
+        )
+    if tokens not in (None, call.input_ids.shape[1]):
+        raise CannotRun(
+            f"the graphs of {folder} are for {tokens} tokens, and the original is called with "
+            f"{call.input_ids.shape[1]}: give --context {tokens}",
+            "other_size",
+        )
+    return detector_graphs(models)
+
+
+def graph_side(
+    folder: Path, files: Sequence[str], call: DetectorCall, optimised: bool = True, provider: str | None = None
+) -> GraphSide:
+    """The graphs of a folder, run by onnxruntime. ``provider``: of onnxruntime; None: the processor's.
+
+    Raises what ``open_graphs`` raises.
+    """
+    import onnxruntime
+
+    graphs, chosen = open_graphs(folder, files, call), provider or CPU
+    how = "optimised" if optimised else "as written"
+    name = f"{', '.join(files)} (onnxruntime {onnxruntime.__version__}, {chosen}, {how})"
+    return GraphSide(name, graphs, lambda model: OnnxSession(model, folder, optimised, chosen))
+
+
+def size_of(folder: Path, files: Sequence[str]) -> int | None:
+    """The side of the pictures that a folder's graphs are for, in pixels; None if there is none that says it.
+
+    Raises Untrusted if one is not safe to run.
+    """
+    there = {name: read_graph(folder / name, folder) for name in files if (folder / name).is_file()}
+    return _last_of_input(there, "image")
+
+
+def _last_of_input(models: Mapping[str, onnx.ModelProto], name: str) -> int | None:
+    """The last dimension of an input, if it is fixed."""
+    for model in models.values():
+        for value in model.graph.input:
+            dims = value.type.tensor_type.shape.dim
+            if value.name == name and dims and dims[-1].dim_value:
+                return int(dims[-1].dim_value)
+    return None
+
+
 @dataclass
 class GraphSide:
     """Graphs of a detector, run one after the other; a graph reads what those before it give under the same name.
@@ -113,14 +176,14 @@ class GraphSide:
         outputs: dict[str, Tensor] = {}
         inputs = call.arguments(_CPU) | self._beside
         for graph in self.graphs:
-            cutter, stands_for = Cutter(graph.model), graph.recorded
+            cutter = Cutter(graph.model)
+            stands_for = {value: tap for value, tap in graph.recorded.items() if tap in taps}
             for tap in (name for name in taps if name in graph.taps):
                 value = graph.taps[tap]
                 at = stands_for.keys() - {value}
                 read: dict[str, Tensor] = {}
                 for name in cutter.reads(value, at):
-                    other = recorded(stands_for[name]) if name in stands_for else None
-                    read[name] = inputs[name] if other is None else self._shaped(stands_for[name], other)
+                    read[name] = self._given(stands_for[name], recorded) if name in stands_for else inputs[name]
                 found = self.load(cutter.cut(value, at)).run(_fed(graph, read))[value].float()
                 if _is_result(tap):
                     outputs[tap.removeprefix(_RESULT)] = found
@@ -128,9 +191,12 @@ class GraphSide:
                     see(tap, found)
         return outputs
 
-    def _shaped(self, tap: str, recorded: Tensor) -> Tensor:
-        """A recorded activation as the graph has this tap."""
-        return recorded.reshape(self._shapes.get(tap, recorded.shape))
+    def _given(self, tap: str, recorded: Recorded) -> Tensor:
+        """The recorded activation in the shape that the graph has at this tap. Raises UnsoundPlan if there is none."""
+        found = recorded(tap)
+        if found is None:
+            raise UnsoundPlan(f"the graphs have {tap}, of which nothing was recorded", "bad_graph")
+        return found.reshape(self._shapes[tap])
 
     def _as_they_are(self, call: DetectorCall) -> dict[str, Tensor]:
         """The result of the graphs as they lie in their files."""

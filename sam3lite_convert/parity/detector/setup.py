@@ -18,7 +18,7 @@ from sam3lite_convert.convert.text_weights import folder_tensors, planned_tensor
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.candidates import check_candidate
 from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions, make_call
-from sam3lite_convert.parity.detector.models import DETECTORS, reference_detector, the_device
+from sam3lite_convert.parity.detector.models import DETECTORS, Candidate, reference_detector, the_device
 from sam3lite_convert.parity.detector.run import DetectorRun, Progress, no_progress
 from sam3lite_convert.parity.detector.stock import stands_in_for_torchvision
 from sam3lite_convert.parity.setup import (
@@ -44,6 +44,8 @@ _BYTES_A_PIXEL = 1200  # of all taps, per pixel of the picture: 1.2 GB at 1008
 
 # (architecture, tokens that the text encoder is called with) -> what the detector runs on.
 MakeCall = Callable[[Architecture, int], DetectorCall]
+# (folder, what both sides run on) -> what runs in place of the folder's own detector.
+MakeCandidate = Callable[[Folder, DetectorCall], Candidate]
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,12 @@ def set_up_detector(
     converted: Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    instead: MakeCandidate | None = None,
 ) -> DetectorSetup:
-    """Set up a comparison. ``place``: an empty folder for activations.
+    """Set up a comparison.
+
+    ``place``: an empty folder for activations.
+    ``instead``: makes what runs in place of the detector that loads the folder, which then has to be given.
 
     Raises CannotRun for options that do not go together, a missing package or no room for activations, UnsoundPlan
     and Untrusted as a conversion does, and Untrusted if the folder contradicts itself.
@@ -125,7 +131,8 @@ def set_up_detector(
         folder = whole(read_folder(converted))
         notes += folder.notes
         plan = recognised(folder, source, mappings, options, notes)
-        check_settings(folder, plan, options)
+        if instead is None:  # a graph does not read config.json
+            check_settings(folder, plan, options)
     else:
         layout = chosen_layout(source, mappings, options.candidate)
         check_candidate(layout, mappings)
@@ -134,7 +141,7 @@ def set_up_detector(
     check_candidate(plan.layout, mappings)
     _whole_detector(plan)
     config = detector_config(plan, _config(folder)) if folder else make_config(plan)
-    library = plan.layout.loader.library is not None
+    library = instead is None and plan.layout.loader.library is not None
 
     def make(architecture: Architecture, context: int) -> DetectorCall:
         call = make_call(inputs, architecture, context)
@@ -151,7 +158,6 @@ def set_up_detector(
     call = setup.run.call
     notes += _notes(plan, call, "both sides")
     build = DETECTORS[plan.layout.loader.name]
-
     inside = plan.layout.inside
 
     def weights() -> Mapping[str, Tensor]:
@@ -160,10 +166,12 @@ def set_up_detector(
         own = (key for key in folder.tensors if key.startswith(inside))
         return {key.removeprefix(inside): tensor for key, tensor in folder_tensors(folder, own)}
 
-    run = replace(
-        setup.run,
-        candidate=lambda: build(plan.layout.family, config, weights(), options.attention, call.size, where),
-    )
+    def candidate() -> Candidate:
+        if instead is not None and folder is not None:
+            return instead(folder, call)
+        return build(plan.layout.family, config, weights(), options.attention, call.size, where)
+
+    run = replace(setup.run, candidate=candidate)
     return DetectorSetup(plan, setup.context, tuple(notes), run, conversion, folder, config, weights)
 
 
