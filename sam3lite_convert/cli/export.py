@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sam3lite_convert.cli import options as o
+from sam3lite_convert.errors import CannotRun
 
 export = typer.Typer(help="Write graphs over the tensors of a converted folder.", no_args_is_help=True)
 
@@ -17,6 +18,7 @@ def onnx(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Converted folder, as it was written.")],
     component: o.ComparedOption = o.Compared.text,
     taps: Annotated[bool, typer.Option("--taps", help="Make every tap an output. Default: the results alone.")] = False,
+    size: o.GraphSize = None,
     mapping: o.Mapping = None,
     json: o.Json = False,
 ) -> None:
@@ -26,5 +28,7 @@ def onnx(
     from sam3lite_convert.report.export import exported
     from sam3lite_convert.report.terminal import as_json
 
-    document = export_onnx(folder, load_mappings(mapping), component.value, taps)
+    if size is not None and component is o.Compared.text:
+        raise CannotRun("--size needs --component detector", "usage")
+    document = export_onnx(folder, load_mappings(mapping), component.value, taps, size)
     (as_json if json else exported)(document)

@@ -467,6 +467,15 @@ Size = Annotated[
         "speed; the detector's own is 1008.",
     ),
 ]
+GraphSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        parser=_whole_number,
+        help="With --component detector: side of the square that its graphs are for, in pixels, a multiple of the "
+        "detector's patches. Default: the detector's own, 1008.",
+    ),
+]
 Image = Annotated[
     Path | None,
     typer.Option(

@@ -28,11 +28,14 @@ def need_onnx() -> None:
         raise CannotRun("export onnx needs onnx: pip install 'sam3lite-convert[onnx]'", "no_onnx") from None
 
 
-def export_onnx(folder: Path, mappings: Mappings, component: Component = "text", taps: bool = False) -> ExportDocument:
+def export_onnx(
+    folder: Path, mappings: Mappings, component: Component = "text", taps: bool = False, size: int | None = None
+) -> ExportDocument:
     """Write the graphs of a folder; existing ones are replaced.
 
-    Raises CannotRun if there is no such folder, if onnx is not installed, or if there is no graph for it; UnsoundPlan
-    if a tensor is missing; Untrusted if a file is damaged.
+    size: side of the pictures that the detector's graphs are for, in pixels; by default the detector's own.
+    Raises CannotRun if there is no such folder, if onnx is not installed, or if there is no graph for it or the size;
+    UnsoundPlan if a tensor is missing; Untrusted if a file is damaged.
     """
     need_onnx()
     from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of, serialized
@@ -43,7 +46,7 @@ def export_onnx(folder: Path, mappings: Mappings, component: Component = "text",
     layout = layout_of(found.receipt, mappings)
     weights = {name: sha256_of(folder / name) for name in found.taken}
     metadata = {f"weights.{name}": digest for name, digest in weights.items()}
-    graphs = graphs_of(found, layout, component, metadata, taps)
+    graphs = graphs_of(found, layout, component, metadata, taps, size)
     found.check_unchanged()
     files = []
     for name, model in graphs.items():
@@ -59,8 +62,14 @@ def export_onnx(folder: Path, mappings: Mappings, component: Component = "text",
         weights=weights,
         graphs=tuple(files),
         notes=(),
-        next=f"sam3lite parity CHECKPOINT --converted {shlex.quote(str(folder))} --candidate onnx",
+        next=f"sam3lite parity CHECKPOINT --converted {shlex.quote(str(folder))} --candidate onnx"
+        + _options(component, size),
     )
+
+
+def _options(component: Component, size: int | None) -> str:
+    """What ``parity`` needs to run the same graphs."""
+    return (" --component detector" if component == "detector" else "") + (f" --size {size}" if size else "")
 
 
 def _graph_file(name: str, model: onnx.ModelProto, data: bytes) -> GraphFile:

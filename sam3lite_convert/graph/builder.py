@@ -69,7 +69,7 @@ class GraphBuilder:
         """
         if values.nbytes > _INLINE_LIMIT:
             raise ValueError(f"{name}: {values.nbytes} bytes are too many for a constant in the graph")
-        made = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        made = numpy_helper.from_array(values, name)
         if self._initializers.setdefault(name, made) != made:
             raise ValueError(f"{name}: two constants of one name")
         return name
@@ -77,6 +77,10 @@ class GraphBuilder:
     def ints(self, *values: int) -> str:
         """A list of integers, as Reshape and Slice read them."""
         return self.constant("i" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def number(self, value: int) -> str:
+        """One integer, as Range and Gather read it."""
+        return self.constant(f"n{value}", np.array(value, np.int64))
 
     def floats(self, values: NDArray[Any] | Sequence[float] | float, name: str) -> str:
         """A constant in the dtype of the graph."""

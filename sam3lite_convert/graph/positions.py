@@ -29,6 +29,14 @@ def sine_code(values: Floats, channels: int) -> Floats:
     return np.where(np.arange(channels) % 2 == 0, np.sin(wide), np.cos(wide)).astype(np.float32)
 
 
+def sine_nodes(b: GraphBuilder, name: str, values: str, channels: int) -> str:
+    """The same of values (..., 1) that the graph computes, in float32: (..., channels)."""
+    turns = b.node("Mul", f"{name}.turns", values, b.constant("two_pi", np.array(2 * np.pi, np.float32)))
+    angles = b.node("Div", f"{name}.angles", turns, b.constant(f"wavelengths_{channels}", wavelengths(channels)))
+    even = b.constant(f"even_{channels}", np.arange(channels) % 2 == 0)
+    return b.node("Where", name, even, b.node("Sin", f"{name}.sin", angles), b.node("Cos", f"{name}.cos", angles))
+
+
 def position_map(b: GraphBuilder, name: str, width: int, rows: int, columns: int) -> str:
     """The position map of a feature map: (1, width, rows, columns).
 

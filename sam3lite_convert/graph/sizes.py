@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+from sam3lite_convert.convert.packed_config import GROUPS
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.records.record import Json
 
@@ -91,6 +92,69 @@ class VisionSizes:
         if size < self.patch or size % self.patch:
             raise CannotRun(f"--size must be a multiple of {self.patch}, the detector's patches", "usage")
         return size // self.patch
+
+
+@dataclass(frozen=True)
+class DetectorSizes:
+    """Sizes of what is behind the two encoders, at one size of the images.
+
+    context: tokens of a text. width: of every sequence and map. sides: of the images' maps, in cells, finest first.
+    roi: bins along a side of a box. The heads are those of attentions.
+    """
+
+    context: int
+    width: int
+    sides: tuple[int, ...]
+    queries: int
+    roi: int
+    geometry_layers: int
+    encoder_layers: int
+    decoder_layers: int
+    geometry_heads: int
+    encoder_heads: int
+    decoder_heads: int
+    mask_heads: int
+
+    @classmethod
+    def of(cls, receipt: Json, size: int) -> DetectorSizes:
+        """Read a receipt, for images of ``size`` pixels.
+
+        Raises Untrusted if it does not state the sizes, CannotRun if ``size`` is not a multiple of the patch.
+        """
+
+        def number(name: str) -> int:
+            return _number(receipt, *_DETECTOR, name)
+
+        vision = VisionSizes.of(receipt)
+        grid = vision.grid(size)
+        heads = number("detr_heads")  # the decoder's; that the others have as many is stated there as assumed
+        found = cls(
+            context=_number(receipt, "context", "called"),
+            width=number("hidden"),
+            sides=tuple(int(grid * factor) for factor in vision.factors),
+            queries=number("queries"),
+            roi=number("roi"),
+            geometry_layers=number("geometry_layers"),
+            encoder_layers=number("detr_encoder_layers"),
+            decoder_layers=number("detr_decoder_layers"),
+            geometry_heads=heads,
+            encoder_heads=heads,
+            decoder_heads=heads,
+            mask_heads=heads,
+        )
+        if found.width != vision.hidden or found.width % heads or found.width % GROUPS or found.sides[-1:] != (grid,):
+            raise Untrusted("conversion.json: the sizes of the detector do not fit each other", "bad_receipt")
+        return found
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of the image, which are the cells of the coarsest map."""
+        return self.sides[-1]
+
+    @property
+    def cells(self) -> int:
+        """Cells of the coarsest map."""
+        return self.grid * self.grid
 
 
 _DETECTOR = ("architecture", "detector")
