@@ -219,8 +219,12 @@ SourceArgument = Annotated[
 ]
 CheckpointOption = Annotated[
     str | None,
+    # Named, since typer 0.27 takes a metavar that is the name in capitals for the name.
     typer.Option(
-        metavar="CHECKPOINT", help="The checkpoint, in place of the argument.", autocompletion=_complete_checkpoint
+        "--checkpoint",
+        metavar="CHECKPOINT",
+        help="The checkpoint, in place of the argument.",
+        autocompletion=_complete_checkpoint,
     ),
 ]
 ParityArgument = Annotated[
@@ -236,7 +240,7 @@ RepoId = Annotated[
     str,
     typer.Option("--repo-id", metavar="OWNER/NAME", help="Hub repository in which aliases and paths are looked up."),
 ]
-Revision = Annotated[str, typer.Option(metavar="REVISION", help="Branch, tag or commit of --repo-id.")]
+Revision = Annotated[str, typer.Option("--revision", metavar="REVISION", help="Branch, tag or commit of --repo-id.")]
 CacheDir = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder for downloads. Default: the cache of huggingface_hub.")
 ]

@@ -14,12 +14,14 @@ import pytest
 import shellingham
 import typer
 from support.folders import convert, environment, python, sam3lite, snapshot, tiny_state, write
+from typer.models import OptionInfo
 
+from sam3lite_convert.cli import app
 from sam3lite_convert.cli.options import parse_size
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 
-COMMANDS = ("inspect", "convert", "explain", "verify", "restore", "diff", "parity", "judge", "record", "demo")
+COMMANDS = ("inspect", "convert", "explain", "verify", "restore", "diff", "parity", "judge", "record", "demo", "export")
 MAIN = [sys.executable, "-m", "sam3lite_convert"]
 
 
@@ -169,7 +171,8 @@ OFF_UNLESS_GIVEN = {"checkpoint", "html", "prompt", "prompts_file", "save_activa
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_says_what_it_is_and_its_default(name):
-    command = getattr(importlib.import_module(f"sam3lite_convert.cli.{name}"), name)
+    # ``export`` is a group; its command is ``export onnx``.
+    command = getattr(importlib.import_module(f"sam3lite_convert.cli.{name}"), {"export": "onnx"}.get(name, name))
     defaults = {p.name: p.default for p in inspect.signature(command).parameters.values()}
     hints = typing.get_type_hints(command, include_extras=True)
     options = {n: h.__metadata__[0] for n, h in hints.items() if n != "return"}
@@ -302,3 +305,19 @@ def test_a_candidate_that_is_no_layout_is_told_before_anything_is_looked_up():
     done = sam3lite("parity", "--candidate", "onnx")
     assert (done.code, done.out) == (2, "")
     assert done.err == "error: no layout 'onnx'; there are: original, packed, transformers\n"
+
+
+def test_an_option_with_its_name_in_capitals_as_metavar_is_named():
+    """typer 0.27 makes --CHECKPOINT of a parameter ``checkpoint`` with the metavar CHECKPOINT and no other name."""
+    commands = [command.callback for command in app.app.registered_commands]
+    commands += [c.callback for group in app.app.registered_groups for c in group.typer_instance.registered_commands]
+    alike = []
+    for command in commands:
+        for name, hint in typing.get_type_hints(command, include_extras=True).items():
+            for option in getattr(hint, "__metadata__", ()):
+                metavar = getattr(option, "metavar", None) or ""
+                if isinstance(option, OptionInfo) and metavar.lower().replace("-", "_") == name:
+                    # In Annotated the first name stands where a default would.
+                    assert f"--{name}" in (option.default, *option.param_decls), command.__name__
+                    alike.append(name)
+    assert set(alike) >= {"checkpoint", "revision"}
