@@ -34,7 +34,7 @@ class OnnxOptions:
 
 @contextmanager
 def exported_folder(
-    source: Source, mappings: Mappings, component: Component, size: int | None = None, options: Options = Options()
+    source: Source, mappings: Mappings, component: Component, size: int | None, options: Options
 ) -> Iterator[Path]:
     """A folder of the conversion, with the graphs of a component; it is deleted at the end.
 

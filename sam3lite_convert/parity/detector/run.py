@@ -33,7 +33,8 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 
 
 _FEW = 64  # values
-_HALF_ULP = 2.0**-24  # the rounding of a float32 number of about one
+# Two units in the last place of a float32 number of about one: a sum of many products is rounded more than once.
+_TWO_ULPS = 2.0**-22
 
 
 def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
@@ -417,7 +418,7 @@ def _of_one_dtype(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 def _of_few_values(floors: Mapping[str, Floor], few: Mapping[str, float]) -> dict[str, Floor]:
     """The floors, where a tap of few values has the greatest of its row, isolated or propagated: the rounding of a
     single number can be next to nothing by chance, and that of the same number in the other layers tells what it can
-    be. It is no less than the rounding of the number itself.
+    be. It is no less than two units in the last place of the number itself.
 
     ``few``: the greatest absolute value of each tap that has few.
     """
@@ -426,7 +427,7 @@ def _of_few_values(floors: Mapping[str, Floor], few: Mapping[str, float]) -> dic
         rows[_row_of_few(tap)].append(floor)
 
     def widened(tap: str) -> Floor:
-        row, own = rows[_row_of_few(tap)], few[tap] * _HALF_ULP
+        row, own = rows[_row_of_few(tap)], few[tap] * _TWO_ULPS
         alone = max(own, *(floor.isolated for floor in row))
         mean_alone = max(own, *(floor.mean_isolated for floor in row))
         carried = max(alone, *(floor.propagated for floor in row))
@@ -436,8 +437,14 @@ def _of_few_values(floors: Mapping[str, Floor], few: Mapping[str, float]) -> dic
 
 
 def _row_of_few(tap: str) -> str:
-    """The row of a tap. The result's presence logit is that of the decoder's last layer."""
-    return "decoder.presence_logit.{i}" if tap == "outputs.presence_logit_dec" else row_name(tap)
+    """The row of a tap. Of the result, some entries are what a tap has of the last layer."""
+    return _OF_LAST_LAYER.get(tap) or row_name(tap)
+
+
+_OF_LAST_LAYER = {
+    "outputs.presence_logit_dec": "decoder.presence_logit.{i}",
+    "outputs.pred_logits": "scoring.logits",
+}
 
 
 def _is_whole(tap: Tap) -> bool:
