@@ -74,11 +74,7 @@ def detr_decoder(b: GraphBuilder, s: DetectorSizes, memory: str, position: str, 
         normed = norm(b, f"decoder.normed.{i}", own, f"{_DECODER}norm.")
         queries.append(b.tap(f"decoder.normed.{i}", normed, ["prompts", s.queries, s.width]))
         boxes = _moved(b, s, i, boxes, normed)
-        token = b.node("Slice", f"decoder.presence.{i}", z, b.ints(0), b.ints(1), b.ints(1))
-        b.tap(f"decoder.presence.{i}", token, ["prompts", 1, s.width])
-        presence = _presence(b, s, i, token)
-        if i + 1 < s.decoder_layers:  # of the two taps, so that the graph can be cut at them
-            z = b.node("Concat", f"decoder.tokens.{i}", token, own, axis=1)
+        presence = _presence(b, s, i, z)
     return Found(tuple(queries), boxes, presence)
 
 
@@ -175,8 +171,10 @@ def _moved(b: GraphBuilder, s: DetectorSizes, layer: int, boxes: str, normed: st
     return b.node("Sigmoid", at, b.node("Add", f"{at}.logits", delta, logit(b, f"{at}.before", boxes)))
 
 
-def _presence(b: GraphBuilder, s: DetectorSizes, layer: int, token: str) -> str:
-    """The logit of the presence token (prompts, 1, width): (prompts, 1, 1), not clamped."""
+def _presence(b: GraphBuilder, s: DetectorSizes, layer: int, z: str) -> str:
+    """The logit of the presence token, (prompts, 1, 1), not clamped."""
+    token = b.node("Slice", f"decoder.presence.{layer}", z, b.ints(0), b.ints(1), b.ints(1))
+    b.tap(f"decoder.presence.{layer}", token, ["prompts", 1, s.width])
     normed = norm(b, f"decoder.presence_norm.{layer}", token, f"{_DECODER}presence_token_out_norm.")
     b.tap(f"decoder.presence_norm.{layer}", normed, ["prompts", 1, s.width])
     name = f"decoder.presence_logit.{layer}"
