@@ -52,7 +52,7 @@ def decode_graph(b: GraphBuilder, s: DetectorSizes) -> None:
     whole = b.node("Concat", "prompt", text, tokens, axis=1)
     not_token = b.node("Not", "text_padding", is_token)
     missing = b.node("Concat", "prompt.padding", not_token, padding, axis=1)
-    count = b.node("Shape", "prompts", text, start=0, end=1)
+    count = b.node("Shape", "prompts", is_token, start=0, end=1)
     prompt = Prompt(whole, missing, padding_scores(b, "prompt.scores", missing), count)
 
     memory = detr_encoder(b, s, cells, places, prompt)

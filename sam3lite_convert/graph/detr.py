@@ -15,6 +15,7 @@ from sam3lite_convert.graph.sizes import DetectorSizes
 from sam3lite_convert.plan.detector_constants import BIAS_SCALE
 
 _ENCODER, _DECODER = "transformer.encoder.", "transformer.decoder."
+_TABLES = ("presence_token", "query_embed", "reference_points")
 _AXES = {"x": (0, 2), "y": (1, 3)}  # which corners lie on an axis
 
 
@@ -62,33 +63,37 @@ class Found:
 def detr_decoder(b: GraphBuilder, s: DetectorSizes, memory: str, position: str, prompt: Prompt) -> Found:
     """Find boxes. ``memory``: (prompts, cells, width); ``position``: (images, cells, width)."""
     key = b.node("Add", "decoder.key", memory, position)
-    z, boxes = _start(b, s, prompt)
-    queries, presence = [], ""
+    presence, queries, boxes = _start(b, s, prompt)
+    found, logit_of_presence = [], ""
     for i in range(s.decoder_layers):
         at = f"decoder.layers.{i}"
         # The presence token has no position and no bias: a row of zeros before those of the queries.
         placed = b.node("Pad", f"{at}.placed", _query_position(b, s, i, boxes), b.ints(0, 1, 0, 0, 0, 0))
+        z = b.node("Concat", f"{at}.tokens", presence, queries, axis=1)
         z = _layer(b, s, i, z, placed, prompt, key, memory, _bias(b, s, i, boxes))
-        own = b.node("Slice", f"decoder.queries.{i}", z, b.ints(1), b.ints(1 + s.queries), b.ints(1))
-        b.tap(f"decoder.queries.{i}", own, ["prompts", s.queries, s.width])
-        normed = norm(b, f"decoder.normed.{i}", own, f"{_DECODER}norm.")
-        queries.append(b.tap(f"decoder.normed.{i}", normed, ["prompts", s.queries, s.width]))
+        # Both are taps: the next layer reads them, and not what they were cut from.
+        presence, queries = names = (f"decoder.presence.{i}", f"decoder.queries.{i}")
+        b.node("Split", names, z, b.ints(1, s.queries), axis=1)
+        b.tap(presence, presence, ["prompts", 1, s.width])
+        b.tap(queries, queries, ["prompts", s.queries, s.width])
+        normed = norm(b, f"decoder.normed.{i}", queries, f"{_DECODER}norm.")
+        found.append(b.tap(f"decoder.normed.{i}", normed, ["prompts", s.queries, s.width]))
         boxes = _moved(b, s, i, boxes, normed)
-        presence = _presence(b, s, i, z)
-    return Found(tuple(queries), boxes, presence)
+        logit_of_presence = _presence(b, s, i, presence)
+    return Found(tuple(found), boxes, logit_of_presence)
 
 
-def _start(b: GraphBuilder, s: DetectorSizes, prompt: Prompt) -> tuple[str, str]:
-    """The presence token and the queries (prompts, 1 + queries, width), and the boxes (prompts, queries, 4)."""
-    token, embedded, points = (
-        b.weight(b.weights.one(f"{_DECODER}{name}.weight"))
-        for name in ("presence_token", "query_embed", "reference_points")
-    )
-    both = b.node("Concat", "decoder.start.rows", token, embedded, axis=0)
-    of_all = b.node("Concat", "decoder.start.shape", prompt.count, b.ints(1 + s.queries, s.width), axis=0)
-    of_boxes = b.node("Concat", "decoder.boxes.shape", prompt.count, b.ints(s.queries, 4), axis=0)
-    boxes = b.node("Sigmoid", "decoder.boxes.rows", points)
-    return b.node("Expand", "decoder.start", both, of_all), b.node("Expand", "decoder.boxes", boxes, of_boxes)
+def _start(b: GraphBuilder, s: DetectorSizes, prompt: Prompt) -> tuple[str, str, str]:
+    """The presence token (prompts, 1, width), the queries (prompts, queries, width) and their boxes (prompts, queries,
+    4): the same for every prompt."""
+    tables = {name: b.weight(b.weights.one(f"{_DECODER}{name}.weight")) for name in _TABLES}
+    tables["reference_points"] = b.node("Sigmoid", "decoder.start.boxes", tables["reference_points"])
+    found = []
+    for name, rows, width in zip(_TABLES, (1, s.queries, s.queries), (s.width, s.width, 4), strict=True):
+        shape = b.node("Concat", f"decoder.start.{name}.shape", prompt.count, b.ints(rows, width), axis=0)
+        found.append(b.node("Expand", f"decoder.start.{name}", tables[name], shape))
+    presence, queries, boxes = found
+    return presence, queries, boxes
 
 
 def _query_position(b: GraphBuilder, s: DetectorSizes, layer: int, boxes: str) -> str:
@@ -171,10 +176,8 @@ def _moved(b: GraphBuilder, s: DetectorSizes, layer: int, boxes: str, normed: st
     return b.node("Sigmoid", at, b.node("Add", f"{at}.logits", delta, logit(b, f"{at}.before", boxes)))
 
 
-def _presence(b: GraphBuilder, s: DetectorSizes, layer: int, z: str) -> str:
+def _presence(b: GraphBuilder, s: DetectorSizes, layer: int, token: str) -> str:
     """The logit of the presence token, (prompts, 1, 1), not clamped."""
-    token = b.node("Slice", f"decoder.presence.{layer}", z, b.ints(0), b.ints(1), b.ints(1))
-    b.tap(f"decoder.presence.{layer}", token, ["prompts", 1, s.width])
     normed = norm(b, f"decoder.presence_norm.{layer}", token, f"{_DECODER}presence_token_out_norm.")
     b.tap(f"decoder.presence_norm.{layer}", normed, ["prompts", 1, s.width])
     name = f"decoder.presence_logit.{layer}"

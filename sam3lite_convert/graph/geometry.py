@@ -28,7 +28,8 @@ def geometry_encoder(
     longer = b.node("Pad", "geometry.longer", embedded, b.ints(0, 0, 0, 0, 1, 0))
     valid = b.node("Cast", "geometry.valid", b.node("Not", "geometry.not_padded", padded), to=7)
     count = b.node("ReduceSum", "geometry.count", valid, b.ints(1), keepdims=1)
-    at = _upto(b, "geometry.at", longer, axis=1)
+    after = b.node("Add", "geometry.length", _count(b, "geometry.boxes", padded, axis=1), b.number(1))
+    at = b.node("Range", "geometry.at", b.number(0), after, b.number(1))
     is_class = b.node("Unsqueeze", "geometry.is_class", b.node("Equal", "geometry.is_next", at, count), b.ints(2))
     token = b.weight(b.weights.one(f"{_PREFIX}cls_embed.weight"))
     sequence = b.node("Where", "geometry.sequence", is_class, token, longer)
@@ -85,7 +86,8 @@ def _pooled(b: GraphBuilder, s: DetectorSizes, features: str, boxes: str, rows: 
     )
     in_cells = b.node("Mul", f"{at}.cells", relative, b.constant("grid_wide", np.array(s.grid, np.float32)))
     # Which image a box belongs to: that of its prompt, or the only one.
-    prompt = b.node("Unsqueeze", f"{at}.prompt", _upto(b, f"{at}.prompts", boxes, axis=0), b.ints(1))
+    upto = b.node("Range", f"{at}.upto", b.number(0), _count(b, f"{at}.prompts", boxes, axis=0), b.number(1))
+    prompt = b.node("Unsqueeze", f"{at}.prompt", upto, b.ints(1))
     last = b.node("Sub", f"{at}.last_image", b.node("Shape", f"{at}.images", features, start=0, end=1), b.ints(1))
     dims = b.node("Shape", f"{at}.dims", boxes, start=0, end=2)
     image = b.node("Expand", f"{at}.image", b.node("Min", f"{at}.own", prompt, last), dims)
@@ -110,7 +112,6 @@ def _pooled(b: GraphBuilder, s: DetectorSizes, features: str, boxes: str, rows: 
     return b.tap("geometry.box_pooled", pooled, ["prompts_x_boxes", s.width, 1, 1])
 
 
-def _upto(b: GraphBuilder, name: str, x: str, axis: int) -> str:
-    """0, 1, 2 ... of the places along an axis of x."""
-    dim = b.node("Squeeze", f"{name}.n", b.node("Shape", f"{name}.dim", x, start=axis, end=axis + 1), b.ints(0))
-    return b.node("Range", name, b.number(0), dim, b.number(1))
+def _count(b: GraphBuilder, name: str, x: str, axis: int) -> str:
+    """How many places x has along an axis, as Range reads it."""
+    return b.node("Squeeze", name, b.node("Shape", f"{name}.dim", x, start=axis, end=axis + 1), b.ints(0))
