@@ -217,6 +217,15 @@ SourceArgument = Annotated[
     str | None,
     typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=_complete_checkpoint, show_default=False),
 ]
+ExportSource = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="What DIR was converted from, to verify it first. Default: go by its conversion.json.",
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+    ),
+]
 CheckpointOption = Annotated[
     str | None,
     # Named, since typer 0.27 takes a metavar that is the name in capitals for the name.

@@ -182,6 +182,7 @@ def convert_checkpoint(
             receipt, unprinted = add_fingerprint(work, receipt, fingerprint)
             if request.verify:
                 verification = verified(work, source, mappings, request, folder, fingerprint)
+                receipt = replace(receipt, proven=verification.proven)
             return receipt
 
         done = conversion.convert(
@@ -272,7 +273,9 @@ def verified(
     from sam3lite_convert.commands.verify import verify_folder
 
     held: list[Folder] = []
-    document = verify_folder(work, source, mappings, request.options.causal, proven=held.append, made=made)
+    document = verify_folder(
+        work, source, mappings, request.options.causal, proven=held.append, made=made, record=False
+    )
     document = replace(document, folder=str(folder))
     if document.verdict != "proven":
         faults = [f"{m.key}: {m.why}" for m in document.mismatched]

@@ -102,7 +102,7 @@ def _vouched(found: EarlierConversion, location: Location, mappings: Mappings, r
     from sam3lite_convert.commands.verify import verify_folder
 
     source = fetch(location, mappings, request)
-    proof = verify_folder(found.path, source, mappings, request.options.causal)
+    proof = verify_folder(found.path, source, mappings, request.options.causal, record=False)
     if proof.verdict != "proven":
         raise CannotRun(
             f"{found.path} exists and was not changed: {since}, and is not what this checkpoint converts to "
@@ -162,6 +162,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
                 receipt, _ = side_files.write_receipt(folder, receipt)
             if request.verify:
                 verification = verified(folder, source, mappings, request, folder)
+                receipt = replace(receipt, proven=verification.proven)
             if request.parity:
                 receipt, parity = add_parity(folder, receipt, source, mappings, request)
     changed = side_files.edited(folder, receipt)

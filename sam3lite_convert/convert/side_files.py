@@ -77,7 +77,7 @@ def add_processor_files(
             why = fault.message
     for name, data in files.items():
         write_whole(folder / name, data)
-    return _with_hashes(receipt, files), why
+    return with_files(receipt, files), why
 
 
 def fetch_licences(repository: Repository, files: Sequence[HubFile] | None) -> Worker[list[LicenceText]] | None:
@@ -119,7 +119,7 @@ def add_licences(
         listed.append(entry)
     for name, data in written.items():
         write_whole(folder / name, data)
-    return _with_hashes(replace(receipt, licences=tuple(listed)), written), None
+    return with_files(replace(receipt, licences=tuple(listed)), written), None
 
 
 def _free_name(name: str, taken: Iterable[str]) -> str:
@@ -149,16 +149,17 @@ def takes_processor_files(receipt: Receipt) -> bool:
 
 def with_config(folder: Path, receipt: Receipt) -> Receipt:
     """The receipt with the hash of config.json added."""
-    return _with_hashes(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
+    return with_files(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
 
 
 def add_file(folder: Path, receipt: Receipt, name: str, data: bytes) -> Receipt:
     """Write one file into a folder; the receipt that lists it."""
     write_whole(folder / name, data)
-    return _with_hashes(receipt, {name: data})
+    return with_files(receipt, {name: data})
 
 
-def _with_hashes(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
+def with_files(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
+    """The receipt with the hashes of files that were written, by name."""
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return replace(receipt, beside=dict(sorted({**receipt.beside, **hashes}.items())))
 
