@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.checkpoint.index import Checkpoint
-from sam3lite_convert.commands.onnx_candidate import ONNX, OnnxOptions, exported_folder
+from sam3lite_convert.commands.onnx_candidate import exported_folder
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.errors import CannotRun
@@ -32,11 +32,11 @@ from sam3lite_convert.records.parity import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sam3lite_convert.parity.detector.compared_graphs import ComparedGraphs
     from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
-    from sam3lite_convert.parity.detector.models import Candidate
     from sam3lite_convert.parity.detector.port_files import DetectorPortFile
     from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun, Progress
-    from sam3lite_convert.parity.detector.setup import DetectorSetup, MakeCandidate
+    from sam3lite_convert.parity.detector.setup import DetectorSetup
     from sam3lite_convert.parity.setup import ParityOptions
     from sam3lite_convert.plan.architecture import Architecture
 
@@ -70,12 +70,11 @@ def run_detector_parity(
     looks: DetectorLooks = DetectorLooks(),
     called: str | None = None,
     device: str | None = None,
-    onnx: OnnxOptions | None = None,
 ) -> DetectorDocument:
-    """The original's detector beside a converted one, tap by tap.
+    """The original's detector beside a converted one, tap by tap. ``called``: what the user calls the folder.
 
-    ``called``: what the user calls the folder. ``onnx``: run the folder's graphs, or without a folder those of a
-        conversion that is deleted at the end, at the size of the pictures that they are for.
+    With ``options.runtime`` the candidate is the folder's graphs, by default at the size that they are for; without a
+    folder, those of a conversion that is deleted at the end.
 
     Raises CannotRun for options that do not go together, a missing package or no room for activations, UnsoundPlan if
     a side does not get its weights, Untrusted if the checkpoint or the folder contradicts itself.
@@ -92,16 +91,18 @@ def run_detector_parity(
         checkpoint = source.read(mappings)
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
         place = stack.enter_context(activations_place())
-        at, instead = converted, None
-        if onnx is not None:
-            at, inputs, instead = _graphs(stack, source, checkpoint, mappings, options, inputs, converted, onnx)
-        setup = set_up_detector(checkpoint, mappings, options, inputs, place, at, device, looks.progress, instead)
+        at, graphs = converted, None
+        if options.runtime is not None:
+            at, inputs, graphs = _graphs(stack, source, checkpoint, mappings, options, inputs, converted)
+        setup = set_up_detector(checkpoint, mappings, options, inputs, place, at, device, looks.progress, graphs)
         plan, folder, run, call = setup.plan, setup.folder, setup.run, setup.run.call
         outcome = run.compare()
         if folder is not None:
             folder.check_unchanged()
         outcome = replace(outcome, judgement=replace(outcome.judgement, not_read=plan.not_read))
         diagnosis = _diagnosis(run, outcome, plan, folder)
+        if graphs is not None:
+            diagnosis = graphs.diagnosed(diagnosis, outcome.judgement)
         used = _behaviour(setup, texts, outcome.judgement.verdict, looks) if looks.as_used else None
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))
@@ -113,23 +114,24 @@ def run_detector_parity(
             checkpoint=source.name,
             converted=(called or str(converted)) if converted else None,
             reference="original detector" + ("; the file holds more" if plan.not_read else ""),
-            candidate=plan.layout.name if onnx is None else ONNX,
+            candidate=options.runtime.name if options.runtime else plan.layout.name,
             candidate_encoder=run.name,
-            attention=options.attention,
-            dtype="float32",
+            attention="graph" if graphs else options.attention,
+            dtype=graphs.dtype if graphs else "float32",
         ),
         inputs=call.record(),
         judgement=judgement.record("float32"),
         stages=stages,
         outputs=outputs,
         diagnosis=diagnosis,
-        notes=(*setup.notes, *said),
+        notes=(*setup.notes, *(graphs.said(judgement) if graphs else ()), *said),
         not_read_allowed=looks.not_read_allowed,
         behaviour=used,
         source=source.provenance(),
         fetched=source.fetched(),
         pictures=pictures,
-        page=provenance(setup.conversion, folder, looks.command) if looks.report else None,
+        page=provenance(setup.conversion, folder if converted else None, looks.command) if looks.report else None,
+        graphs=graphs.record(converted is not None) if graphs else None,
     )
 
 
@@ -141,27 +143,24 @@ def _graphs(
     options: ParityOptions,
     inputs: DetectorOptions,
     converted: Path | None,
-    onnx: OnnxOptions,
-) -> tuple[Path, DetectorOptions, MakeCandidate]:
-    """The folder with the graphs, the inputs with the size that they are for, and what runs them."""
-    from sam3lite_convert.parity.onnx_session import need_onnxruntime
-
-    need_onnxruntime()
-    from sam3lite_convert.graph.folder_graphs import DETECTOR_MODELS
-    from sam3lite_convert.parity.detector.graphs import graph_side, size_of
+) -> tuple[Path, DetectorOptions, ComparedGraphs]:
+    """The folder with the graphs, the inputs with the size that they are for, and what makes a candidate of them."""
     from sam3lite_convert.parity.detector.inputs import check_size
+    from sam3lite_convert.parity.setup import chosen_layout
+
+    assert options.runtime is not None
+    runtime = options.runtime.open()
+    from sam3lite_convert.parity.detector.compared_graphs import ComparedGraphs
+    from sam3lite_convert.parity.detector.graphs import size_of
 
     if converted is not None:
-        folder, given = converted, inputs.size or size_of(converted, DETECTOR_MODELS)
+        folder, size = converted, inputs.size or size_of(converted)
     else:
-        chosen = Options(context=options.context, causal=options.causal)
-        given = check_size(inputs.size, make_plan(checkpoint, mappings, chosen).architecture)
-        folder = stack.enter_context(exported_folder(source, mappings, "detector", given, chosen))
-
-    def instead(folder: Folder, call: DetectorCall) -> Candidate:
-        return graph_side(folder.path, DETECTOR_MODELS, call, onnx.optimised, onnx.provider)
-
-    return folder, replace(inputs, size=given), instead
+        layout = chosen_layout(checkpoint, mappings, options.candidate)
+        asked = Options(layout.name, context=options.context, causal=options.causal)
+        size = check_size(inputs.size, make_plan(checkpoint, mappings, asked).architecture)
+        folder = stack.enter_context(exported_folder(source, checkpoint, mappings, asked, "detector", size))
+    return folder, replace(inputs, size=size), ComparedGraphs(runtime, mappings)
 
 
 def _as_used(

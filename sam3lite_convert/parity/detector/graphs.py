@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,39 +12,46 @@ import onnx
 import torch
 from torch import Tensor
 
-from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.checkpoint.hashing import sha256_of
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.graph.compare import taps_of
-from sam3lite_convert.graph.cut import Cutter
+from sam3lite_convert.graph.cut import Cutter, with_outputs
+from sam3lite_convert.graph.decode import BOX_LABELS, BOX_MASK, BOXES
+from sam3lite_convert.graph.folder_graphs import DETECTOR_MODELS
 from sam3lite_convert.graph.read import read_graph
+from sam3lite_convert.graph.text import IDS
+from sam3lite_convert.graph.vision import IMAGE
+from sam3lite_convert.parity.compare import max_abs
 from sam3lite_convert.parity.detector.inputs import DetectorCall
 from sam3lite_convert.parity.detector.models import Recorded, See
 from sam3lite_convert.parity.detector.taps import OUTPUTS, Tap
-from sam3lite_convert.parity.onnx_session import CPU, OnnxSession
+from sam3lite_convert.parity.graph_encoder import dtype_of
+from sam3lite_convert.parity.runtime import Runtime
 
 _CPU = torch.device("cpu")
 _RESULT = "outputs."
-# (graph) -> a session of it, in the folder that its weights lie in.
-Load = Callable[[onnx.ModelProto], OnnxSession]
+_ARGUMENTS = (IMAGE, IDS, BOXES, BOX_LABELS, BOX_MASK)
 
 
 @dataclass(frozen=True)
 class Graph:
     """One of the graphs that make up a detector.
 
-    ``file``: its name. ``model``: as it lies in the file.
+    ``file``: its name. ``model``: as it lies in the file. ``sha256``: of the file.
     ``taps``: tap -> value, of all taps of a detector that it computes and no graph before it does, results included.
     ``given``: value -> tap, of those that a graph before it computes.
     """
 
     file: str
     model: onnx.ModelProto
+    sha256: str
     taps: dict[str, str]
     given: dict[str, str]
 
     @property
-    def half(self) -> bool:
-        """Whether it computes in float16."""
-        return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in self.model.graph.initializer)
+    def dtype(self) -> str:
+        """The floating dtype that it computes in."""
+        return dtype_of(self.model)
 
     @property
     def recorded(self) -> dict[str, str]:
@@ -52,21 +59,28 @@ class Graph:
         return self.given | {value: tap for tap, value in self.taps.items() if not _is_result(tap)}
 
 
-def detector_graphs(models: Mapping[str, onnx.ModelProto]) -> tuple[Graph, ...]:
-    """The graphs of a detector, each with its taps. ``models``: in order of execution, by the names of their files.
+def detector_graphs(models: Mapping[str, onnx.ModelProto], sha256: Mapping[str, str]) -> tuple[Graph, ...]:
+    """The graphs of a detector, each with its taps.
 
-    Raises UnsoundPlan if they do not give all of the result.
+    ``models``: in order of execution, by the names of their files. ``sha256``: of these.
+
+    Raises UnsoundPlan if they do not give all of the result, or read what a call of a detector does not have.
     """
     found: list[Graph] = []
     before: dict[str, str] = {}  # value -> tap, of an output
     seen: set[str] = set()
+    made: set[str] = set()
     for file, model in models.items():
         ends = [value.name for value in model.graph.output]
+        held = {*_ARGUMENTS, *made, *(tensor.name for tensor in model.graph.initializer)}
+        if foreign := [value.name for value in model.graph.input if value.name not in held]:
+            raise UnsoundPlan(f"{file} reads {', '.join(foreign)}, which nothing gives it", "bad_graph")
+        made |= set(ends)
         stated = taps_of(model) | {f"outputs.{name}": name for name in ends if name in OUTPUTS}
         given = {value: tap for tap, value in stated.items() if tap in seen}
         given |= {value.name: before[value.name] for value in model.graph.input if value.name in before}
         taps = {tap: value for tap, value in stated.items() if tap not in seen}
-        found.append(Graph(file, model, taps, given))
+        found.append(Graph(file, model, sha256[file], taps, given))
         seen |= taps.keys()
         before |= {value: tap for tap, value in taps.items() if value in ends}
     if missing := [name for name in OUTPUTS if f"outputs.{name}" not in seen]:
@@ -74,17 +88,17 @@ def detector_graphs(models: Mapping[str, onnx.ModelProto]) -> tuple[Graph, ...]:
     return tuple(found)
 
 
-def open_graphs(folder: Path, files: Sequence[str], call: DetectorCall) -> tuple[Graph, ...]:
+def open_graphs(folder: Path, call: DetectorCall) -> tuple[Graph, ...]:
     """The graphs of a folder, in order of execution.
 
     Raises CannotRun if one is not there, or is for other pictures or another number of tokens; Untrusted if it is not
     safe to run; UnsoundPlan if they do not give all of the result.
     """
     command = f"sam3lite export onnx {shlex.quote(str(folder))} --component detector"
-    if missing := [name for name in files if not (folder / name).is_file()]:
+    if missing := [name for name in DETECTOR_MODELS if not (folder / name).is_file()]:
         raise CannotRun(f"{folder} has no {', '.join(missing)}: write the graphs with {command}", "no_graph")
-    models = {name: read_graph(folder / name, folder) for name in files}
-    size, tokens = (_last_of_input(models, name) for name in ("image", "input_ids"))
+    models = {name: read_graph(folder / name, folder) for name in DETECTOR_MODELS}
+    size, tokens = (_last_of_input(models, name) for name in (IMAGE, IDS))
     if size not in (None, call.size):
         raise CannotRun(
             f"the graphs of {folder} are for pictures of {size} x {size} pixels, and the comparison is at {call.size}: "
@@ -97,31 +111,16 @@ def open_graphs(folder: Path, files: Sequence[str], call: DetectorCall) -> tuple
             f"{call.input_ids.shape[1]}: give --context {tokens}",
             "other_size",
         )
-    return detector_graphs(models)
+    return detector_graphs(models, {name: sha256_of(folder / name) for name in models})
 
 
-def graph_side(
-    folder: Path, files: Sequence[str], call: DetectorCall, optimised: bool = True, provider: str | None = None
-) -> GraphSide:
-    """The graphs of a folder, run by onnxruntime. ``provider``: of onnxruntime; None: the processor's.
-
-    Raises what ``open_graphs`` raises.
-    """
-    import onnxruntime
-
-    graphs, chosen = open_graphs(folder, files, call), provider or CPU
-    how = "optimised" if optimised else "as written"
-    name = f"{', '.join(files)} (onnxruntime {onnxruntime.__version__}, {chosen}, {how})"
-    return GraphSide(name, graphs, lambda model: OnnxSession(model, folder, optimised, chosen))
-
-
-def size_of(folder: Path, files: Sequence[str]) -> int | None:
+def size_of(folder: Path) -> int | None:
     """The side of the pictures that a folder's graphs are for, in pixels; None if there is none that says it.
 
     Raises Untrusted if one is not safe to run.
     """
-    there = {name: read_graph(folder / name, folder) for name in files if (folder / name).is_file()}
-    return _last_of_input(there, "image")
+    there = {name: read_graph(folder / name, folder) for name in DETECTOR_MODELS if (folder / name).is_file()}
+    return _last_of_input(there, IMAGE)
 
 
 def _last_of_input(models: Mapping[str, onnx.ModelProto], name: str) -> int | None:
@@ -138,20 +137,28 @@ def _last_of_input(models: Mapping[str, onnx.ModelProto], name: str) -> int | No
 class GraphSide:
     """Graphs of a detector, run one after the other; a graph reads what those before it give under the same name.
 
-    ``name``: description for reports.
     ``graphs``: in order of execution.
-    ``load``: makes a session; no more than one is there at a time.
+    ``folder``: that their weights lie in.
+    ``runtime``: what runs them; no more than one of them is loaded at a time.
     ``seconds``: of each graph as it is, by its file, once it ran.
+    ``moved``: the greatest difference of each entry of the result from that of the graphs with taps as outputs.
     """
 
-    name: str
     graphs: tuple[Graph, ...]
-    load: Load
+    folder: Path
+    runtime: Runtime
     seconds: dict[str, float] = field(default_factory=dict)
+    moved: dict[str, float] = field(default_factory=dict)
     _shapes: dict[str, torch.Size] = field(default_factory=dict)
     _beside: dict[str, Tensor] = field(default_factory=dict)
 
     timed = False
+
+    @property
+    def name(self) -> str:
+        """Description for reports."""
+        how = "" if self.runtime.optimised else ", not optimised"
+        return f"ONNX graphs in {self.runtime.name} ({self.runtime.provider}{how})"
 
     def propagated(self, call: DetectorCall, taps: Mapping[str, Tap], see: See) -> dict[str, Tensor]:
         """See ``Candidate``: every graph runs as it lies in its file, which gives the result; and once more with its
@@ -161,7 +168,9 @@ class GraphSide:
         for graph in self.graphs:
             own = [value.name for value in graph.model.graph.output]
             wanted = {tap: graph.taps[tap] for tap in taps if tap in graph.taps and not _is_result(tap)}
-            found = self.load(with_outputs(graph.model, wanted.values())).run(_fed(graph, values))
+            session = self.runtime.load(with_outputs(graph.model, wanted.values()), self.folder)
+            found = session.run(_fed(graph, values))
+            del session
             for name in own:
                 values[name] = found[name]
             tapped = set(wanted.values())
@@ -169,6 +178,7 @@ class GraphSide:
             for tap, value in wanted.items():
                 self._shapes[tap] = found[value].shape
                 see(tap, found[value].float())
+        self.moved = {name: max_abs(values[name].float(), value) for name, value in outputs.items()}
         return outputs
 
     def isolated(self, call: DetectorCall, taps: Mapping[str, Tap], see: See, recorded: Recorded) -> dict[str, Tensor]:
@@ -184,7 +194,8 @@ class GraphSide:
                 read: dict[str, Tensor] = {}
                 for name in cutter.reads(value, at):
                     read[name] = self._given(stands_for[name], recorded) if name in stands_for else inputs[name]
-                found = self.load(cutter.cut(value, at)).run(_fed(graph, read))[value].float()
+                session = self.runtime.load(cutter.cut(value, at), self.folder)
+                found = session.run(_fed(graph, read))[value].float()
                 if _is_result(tap):
                     outputs[tap.removeprefix(_RESULT)] = found
                 else:
@@ -202,7 +213,7 @@ class GraphSide:
         """The result of the graphs as they lie in their files."""
         values = call.arguments(_CPU)
         for graph in self.graphs:
-            session = self.load(graph.model)
+            session = self.runtime.load(graph.model, self.folder)
             before = time.perf_counter()
             values |= session.run(_fed(graph, values))
             self.seconds[graph.file] = time.perf_counter() - before
@@ -216,20 +227,5 @@ def _is_result(tap: str) -> bool:
 
 def _fed(graph: Graph, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values with floating ones in the dtype of the graph."""
-    dtype = torch.float16 if graph.half else torch.float32
+    dtype = torch.float16 if graph.dtype == "float16" else torch.float32
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in values.items()}
-
-
-def with_outputs(model: onnx.ModelProto, values: Iterable[str]) -> onnx.ModelProto:
-    """The same graph with these values as outputs too. Raises Untrusted if it does not state their types."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    there = {value.name for value in made.graph.output}
-    typed = {value.name: value for value in (*made.graph.value_info, *made.graph.input)}
-    for name in dict.fromkeys(values):
-        if name in there:
-            continue
-        if name not in typed:
-            raise Untrusted(f"the graph does not state the type of {name}, which its metadata calls a tap", "bad_graph")
-        made.graph.output.append(typed[name])
-    return made
