@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.index import Checkpoint
-from sam3lite_convert.commands.export import add_graphs
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.convert.folder import read_folder
 from sam3lite_convert.convert.write import convert
+from sam3lite_convert.files import write_whole
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings
 
@@ -35,9 +35,14 @@ def exported_folder(
 
     Raises as they do.
     """
+    from sam3lite_convert.graph.folder_graphs import graphs_of, serialized
+
     with tempfile.TemporaryDirectory(prefix="sam3lite-parity-") as place:
         with source.hashing() as hashing:
             hashing.check(checkpoint)
-            made = convert(make_plan(checkpoint, mappings, options), hashing, Path(place) / "converted")
-        add_graphs(read_folder(made.folder), made.receipt, {}, mappings, component, size=size)
-        yield made.folder
+            plan = make_plan(checkpoint, mappings, options)
+            folder = convert(plan, hashing, Path(place) / "converted").folder
+        graphs = graphs_of(read_folder(folder), plan.layout, component, {}, size=size)
+        for name, model in graphs.items():
+            write_whole(folder / name, serialized(model))
+        yield folder

@@ -56,17 +56,16 @@ class ComparedGraphs:
     def said(self, judgement: Judgement) -> list[str]:
         """What is said of the graphs beside the verdict."""
         floors = {tap.name: tap.floor.propagated if tap.floor else 0.0 for tap in judgement.taps}
-        moved = {name: most for name, most in (self.side.moved if self.side else {}).items() if most}
-        return [
-            *self.notes,
-            *(
-                f"{name} of the graphs as they are is up to {number(most)} off that of the same graphs with their taps as "
-                f"outputs, more than the noise floor of {number(floor)}: {self.runtime.name} rewrites the two in "
-                "different ways, and the taps before it may not be what the graphs themselves compute"
-                for name, most in moved.items()
-                if most > (floor := floors.get(f"outputs.{name}", 0.0))
-            ),
-        ]
+        said = list(self.notes)
+        for name, most in (self.side.moved if self.side else {}).items():
+            floor = floors.get(f"outputs.{name}", 0.0)
+            if most > floor:
+                said.append(
+                    f"{name} of the graphs as they are is up to {number(most)} off that of the same graphs with their "
+                    f"taps as outputs, more than the noise floor of {number(floor)}: {self.runtime.name} rewrites the "
+                    "two in different ways, and the taps before it may not be what the graphs themselves compute"
+                )
+        return said
 
     def record(self, kept: bool) -> tuple[DetectorGraphRecord, ...]:
         """The graphs for the JSON. ``kept``: whether they are the user's, and not made for this run."""
