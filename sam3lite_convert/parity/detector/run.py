@@ -21,7 +21,7 @@ from sam3lite_convert.parity.compare import Difference, compare_large, greatest_
 from sam3lite_convert.parity.detector.inputs import DetectorCall
 from sam3lite_convert.parity.detector.models import Candidate, DetectorSide, like
 from sam3lite_convert.parity.detector.port import arranged
-from sam3lite_convert.parity.detector.reads import upstream
+from sam3lite_convert.parity.detector.reads import reads_of, upstream
 from sam3lite_convert.parity.detector.recording import Clock, Read
 from sam3lite_convert.parity.detector.store import TapStore
 from sam3lite_convert.parity.detector.taps import OUTPUTS, STAGES, Stage, Tap, row_name, taps_of
@@ -32,7 +32,7 @@ from sam3lite_convert.parity.noise_floor import in_float64
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 
 
-_FEW = 64  # values
+_FEW = 128  # values
 # Two units in the last place of a float32 number of about one: a sum of many products is rounded more than once.
 _TWO_ULPS = 2.0**-22
 
@@ -287,8 +287,12 @@ class DetectorRun:
             )
             for tap in numel
         }
-        few = {tap: float(store.read(tap).abs().max()) for tap, count in numel.items() if 0 < count < _FEW}
-        return _of_few_values(found, few)
+        few = {tap: _greatest(tap, store) for tap, count in numel.items() if 0 < count < _FEW}
+        before = {
+            tap: max((far[n][0] / _greatest(n, store) for n in reads_of(tap, self.taps) if n in far), default=0.0)
+            for tap in few
+        }
+        return _of_few_values(found, few, before)
 
     def _pass(
         self, label: str, read: Read, forward: Callable[[Read], dict[str, Tensor]]
@@ -415,23 +419,37 @@ def _of_one_dtype(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     return (ours, theirs) if ours.dtype == theirs.dtype else (ours.double(), theirs.double())
 
 
-def _of_few_values(floors: Mapping[str, Floor], few: Mapping[str, float]) -> dict[str, Floor]:
+def _greatest(tap: str, store: TapStore) -> float:
+    """The greatest absolute value of a recorded activation; next to nothing where all are zero."""
+    return max(float(store.read(tap).abs().max()), torch.finfo(torch.float32).tiny)
+
+
+def _of_few_values(
+    floors: Mapping[str, Floor], few: Mapping[str, float], before: Mapping[str, float]
+) -> dict[str, Floor]:
     """The floors, where a tap of few values has the greatest of its row, isolated or propagated: the rounding of a
     single number can be next to nothing by chance, and that of the same number in the other layers tells what it can
-    be. It is no less than two units in the last place of the number itself.
+    be. It is no less than two units in the last place of the number itself; and what is carried to it is, in proportion
+    to its size, no less than what is carried to the many numbers that it is computed from.
 
     ``few``: the greatest absolute value of each tap that has few.
+    ``before``: for each of these the greatest propagated floor of the taps that it reads, as a share of their greatest
+        absolute value.
     """
     rows: dict[str, list[Floor]] = defaultdict(list)
+    carried_to: dict[str, float] = defaultdict(float)
     for tap, floor in floors.items():
-        rows[_row_of_few(tap)].append(floor)
+        row = _row_of_few(tap)
+        rows[row].append(floor)
+        if tap in few:
+            carried_to[row] = max(carried_to[row], few[tap] * before[tap])
 
     def widened(tap: str) -> Floor:
-        row, own = rows[_row_of_few(tap)], few[tap] * _TWO_ULPS
+        row, own, far = rows[_row_of_few(tap)], few[tap] * _TWO_ULPS, carried_to[_row_of_few(tap)]
         alone = max(own, *(floor.isolated for floor in row))
         mean_alone = max(own, *(floor.mean_isolated for floor in row))
-        carried = max(alone, *(floor.propagated for floor in row))
-        return Floor(carried, alone, max(mean_alone, *(floor.mean_propagated for floor in row)), mean_alone)
+        carried = max(alone, far, *(floor.propagated for floor in row))
+        return Floor(carried, alone, max(mean_alone, far, *(floor.mean_propagated for floor in row)), mean_alone)
 
     return {tap: widened(tap) if tap in few else floor for tap, floor in floors.items()}
 
