@@ -353,6 +353,14 @@ VerifyOption = Annotated[
         help="Verify the folder before it is moved into place. Default: verify only with --push-to-hub.",
     ),
 ]
+OnnxOption = Annotated[
+    bool,
+    typer.Option(
+        "--onnx",
+        help="Write model.onnx too: the graph of the text encoder over the folder's own tensors. Implies --verify. "
+        "Needs the extra onnx.",
+    ),
+]
 ParityOption = Annotated[
     bool, typer.Option("--parity", help="Run parity on the folder and add the result to its model card.")
 ]

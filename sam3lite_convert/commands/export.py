@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import FilesHash
 from sam3lite_convert.commands.convert import NotProven
+from sam3lite_convert.commands.graphs import add_graphs, need_onnx
 from sam3lite_convert.commands.sources import HubLocation, Source, locate
 from sam3lite_convert.commands.verify import verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.proof import own_receipt
 from sam3lite_convert.convert.side_files import with_files, write_receipt
-from sam3lite_convert.errors import CannotRun, in_short
-from sam3lite_convert.files import whole_file
 from sam3lite_convert.plan.tables import Mappings
-from sam3lite_convert.records.export import ExportDocument, GraphFile, GraphValue
+from sam3lite_convert.records.export import ExportDocument
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.verify import VerifyDocument
 from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
-    import onnx
-
     from sam3lite_convert.graph.folder_graphs import Component
 
 _MORE = 3  # causes that a message lists
-
-
-def need_onnx(what: str = "export onnx") -> None:
-    """Raises CannotRun, saying what to install, if the package onnx is not there."""
-    try:
-        import onnx  # noqa: F401
-    except ImportError:
-        raise CannotRun(f"{what} needs onnx: pip install 'sam3lite-convert[onnx]'", "no_onnx") from None
 
 
 def export_onnx(
@@ -65,7 +52,7 @@ def export_onnx(
     verification = None
     if source is not None:
         read_folder(folder)  # first: one that cannot be read needs no verification
-        verification = verify_folder(folder, source, mappings, causal, progress)
+        verification = verify_folder(folder, source, mappings, causal, progress, graphs=False)  # they are replaced
         if verification.verdict != "proven":
             message = f"not exported: {folder} is not {source.name}: {verification.summary}"
             raise NotProven(message, "not_proven", verification)
@@ -85,47 +72,6 @@ def export_onnx(
         next=f"sam3lite parity CHECKPOINT --converted {shlex.quote(str(folder))} --candidate onnx"
         + _options(component, size),
     )
-
-
-def add_graphs(
-    folder: Folder,
-    receipt: Receipt,
-    weights: Mapping[str, str],
-    mappings: Mappings,
-    component: Component,
-    taps: bool = False,
-    size: int | None = None,
-) -> dict[str, tuple[bytes, GraphFile]]:
-    """Write the graphs of a folder into it, all of them or none; returns by name their bytes and what is said of them.
-
-    receipt, weights: the folder's, and the SHA-256 of its tensor files by name, as they were proven.
-
-    Raises CannotRun, UnsoundPlan and Untrusted as ``export_onnx`` does.
-    """
-    from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of, serialized
-    from sam3lite_convert.graph.metadata import graph_metadata
-
-    layout = layout_of(receipt.to_json(), mappings)
-    graphs = graphs_of(folder, layout, component, graph_metadata(receipt, weights), taps, size)
-    made = {name: (data := serialized(model), _graph_file(name, model, data)) for name, model in graphs.items()}
-    with ExitStack() as stack:
-        for name, (data, _) in made.items():
-            out = stack.enter_context(whole_file(folder.path / name))
-            out.write(data)
-            out.flush()
-            _check(Path(out.name), name)
-        folder.check_unchanged()
-    return made
-
-
-def _check(path: Path, name: str) -> None:
-    """Raises CannotRun if onnx does not take a graph that was written beside its weights."""
-    import onnx
-
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except Exception as fault:  # of several classes, by what is wrong
-        raise CannotRun(f"{name} was not written: onnx does not take it ({in_short(fault)})", "bad_graph") from fault
 
 
 # ---- what is proven
@@ -179,26 +125,3 @@ def _edited(folder: Folder, receipt: Receipt, mappings: Mappings) -> list[str]:
 def _options(component: Component, size: int | None) -> str:
     """What ``parity`` needs to run the same graphs."""
     return (" --component detector" if component == "detector" else "") + (f" --size {size}" if size else "")
-
-
-def _graph_file(name: str, model: onnx.ModelProto, data: bytes) -> GraphFile:
-    return GraphFile(
-        name=name,
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        nodes=len(model.graph.node),
-        inputs=tuple(map(_value, model.graph.input)),
-        outputs=tuple(map(_value, model.graph.output)),
-    )
-
-
-def _value(value: onnx.ValueInfoProto) -> GraphValue:
-    import onnx
-
-    kind = value.type.tensor_type
-    return GraphValue(
-        name=value.name,
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name,
-        shape=tuple(d.dim_param or d.dim_value for d in kind.shape.dim),
-        about=value.doc_string,
-    )

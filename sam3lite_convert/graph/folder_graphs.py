@@ -9,6 +9,9 @@ from typing import Literal
 import onnx
 
 from sam3lite_convert.convert.folder import Folder
+from sam3lite_convert.convert.graph_files import DETECTOR_MODELS as DETECTOR_MODELS
+from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX as GRAPH_SUFFIX
+from sam3lite_convert.convert.graph_files import TEXT_MODEL as TEXT_MODEL
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.graph.builder import FloatName, GraphBuilder
 from sam3lite_convert.graph.decode import decode_graph
@@ -22,9 +25,6 @@ from sam3lite_convert.plan.tables import Layout, Mappings
 from sam3lite_convert.records.record import Json
 
 Component = Literal["text", "detector"]
-TEXT_MODEL = "model.onnx"
-DETECTOR_MODELS = ("vision.onnx", "text.onnx", "decode.onnx")
-GRAPH_SUFFIX = ".onnx"
 _TEXT_DOC = "The text encoder of a SAM3-LiteText detector: token ids to the features that the detector reads."
 _VISION_DOC = "The image side of a SAM3-LiteText detector: pictures to maps, which any number of prompts are found in."
 _DECODE_DOC = "The rest of a SAM3-LiteText detector: maps, text features and boxes to boxes, scores and masks."

@@ -41,8 +41,10 @@ class ExternalPlace:
     length: int
 
 
-def read_graph(path: Path, folder: Path) -> ModelProto:
+def read_graph(path: Path, folder: Path | None) -> ModelProto:
     """Read a graph whose weights lie in a folder; the weights themselves are not read.
+
+    folder: None to read what the graph says alone, without a look at its weights: not to be run.
 
     Raises CannotRun if the file cannot be opened; Untrusted if it is no ONNX model, or too large, or if it is not safe
     to run: weights outside of the folder or of their file, values that are not made before they are read, operators of
@@ -60,8 +62,9 @@ def read_graph(path: Path, folder: Path) -> ModelProto:
         raise _refused(where, f"it is not an ONNX model ({in_short(fault)})") from None
     _check_versions(model, where)
     _check_graph(model.graph, where, frozenset(), 0)
-    for tensor in _tensors(model.graph):
-        _check_tensor(tensor, folder, where)
+    if folder is not None:
+        for tensor in _tensors(model.graph):
+            _check_tensor(tensor, folder, where)
     return model
 
 

@@ -115,11 +115,13 @@ def verify(
     progress: Callable[[str], Advance] | None = None,
     values: Set[str] | None = None,
     fingerprint: Callable[[], str | None] = lambda: None,
+    graphs: Callable[[list[str]], Iterable[Difference]] = lambda notes: (),
 ) -> Verification:
     """Compare every tensor of the folder with the plan's source, and config.json with its sizes.
 
     values: the keys whose values are compared, where the bytes of the others are not here; None for all.
     fingerprint: what is wrong with the folder's fingerprint, in words; None if nothing is, or if there is none.
+    graphs: what is wrong with the folder's graphs; adds to the notes that it is given.
 
     Raises Untrusted if the source is damaged or if two names of one of its tensors hold different values.
     """
@@ -197,6 +199,7 @@ def verify(
         found_out.append(Difference(key, fault.code, fault.component, fault.why, f"{key} {fault.why}"))
     if other := fingerprint():
         found_out.append(Difference(FINGERPRINT_NAME, "V-FINGERPRINT", "files", other))
+    found_out += graphs(out.notes)
     out.differences, out.findings = gathered(found_out)
     return out
 

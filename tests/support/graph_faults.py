@@ -55,6 +55,16 @@ def set_attribute(value: str, **attributes: Any) -> Callable[[onnx.ModelProto], 
     return make
 
 
+def together(*changes: Callable[[onnx.ModelProto], None]) -> Callable[[onnx.ModelProto], None]:
+    """Make several changes."""
+
+    def make(model: onnx.ModelProto) -> None:
+        for change in changes:
+            change(model)
+
+    return make
+
+
 def become(value: str, op: str) -> Callable[[onnx.ModelProto], None]:
     """Let another operator make a value."""
     return lambda model: setattr(maker(model, value), "op_type", op)
@@ -198,7 +208,7 @@ def text_faults(model: onnx.ModelProto, tokens: int) -> Iterator[GraphFault]:
             "LayerNorm at eps 1e-6",
             at,
             f"{at}.norm1",
-            set_attribute(f"{at}.norm1", epsilon=1e-6),
+            together(set_attribute(f"{at}.norm1", epsilon=1e-6), set_attribute(f"{at}.norm2", epsilon=1e-6)),
             "layernorm_eps_1e-06",
         )
         yield GraphFault(

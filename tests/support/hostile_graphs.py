@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 
 class HostileGraph(NamedTuple):
@@ -138,6 +138,20 @@ def _sparse(model: ModelProto, tensor: TensorProto, folder: Path) -> None:
     model.graph.sparse_initializer.add().dims.append(4)
 
 
+def _sparse_constant(model: ModelProto, tensor: TensorProto, folder: Path) -> None:
+    node = model.graph.node.add(op_type="Constant", output=["sparse"])
+    node.attribute.add(name="sparse_value", type=AttributeProto.SPARSE_TENSOR).sparse_tensor.dims.append(4)
+
+
+def _place_unused(model: ModelProto, tensor: TensorProto, folder: Path) -> None:
+    """A place in a file for a tensor that says it is in the graph."""
+    tensor.data_location = TensorProto.DEFAULT
+
+
+def _text_in_a_file(model: ModelProto, tensor: TensorProto, folder: Path) -> None:
+    tensor.data_type = TensorProto.STRING
+
+
 def _opset(version: int) -> Callable[[ModelProto, TensorProto, Path], None]:
     def make(model: ModelProto, tensor: TensorProto, folder: Path) -> None:
         model.opset_import[0].version = version
@@ -189,6 +203,11 @@ HOSTILE_GRAPHS = {
     "a thousand graphs in graphs": HostileGraph(_deeper, "nested deeper than 40"),
     "a function of its own": HostileGraph(_function, "defines functions"),
     "sparse tensors": HostileGraph(_sparse, "sparse tensors"),
+    "a sparse constant": HostileGraph(_sparse_constant, "sparse tensors"),
+    "a place and no use of it": HostileGraph(_place_unused, "in the graph and also in a file"),
+    "text in a file": HostileGraph(_text_in_a_file, "of a type that no file holds"),
+    "a number without an end": HostileGraph(lambda *_: b"\x08" + b"\xff" * 12, "truncated"),
+    "bytes past the end": HostileGraph(lambda model, *_: model.SerializeToString() + b"\x0d\1", "not an ONNX model ("),
     "an opset of the future": HostileGraph(_opset(1000), "its opset is 1000"),
     "an opset of the past": HostileGraph(_opset(1), "its opset is 1;"),
     "a version of the format of the future": HostileGraph(_ir, "its IR version is"),
