@@ -157,6 +157,8 @@ def set_up_detector(
         )
     call = setup.run.call
     notes += _notes(plan, call, "both sides")
+    # Before anything runs: graphs may be for other pictures.
+    other = instead(folder, call) if instead is not None and folder is not None else None
     build = DETECTORS[plan.layout.loader.name]
     inside = plan.layout.inside
 
@@ -167,9 +169,7 @@ def set_up_detector(
         return {key.removeprefix(inside): tensor for key, tensor in folder_tensors(folder, own)}
 
     def candidate() -> Candidate:
-        if instead is not None and folder is not None:
-            return instead(folder, call)
-        return build(plan.layout.family, config, weights(), options.attention, call.size, where)
+        return other or build(plan.layout.family, config, weights(), options.attention, call.size, where)
 
     run = replace(setup.run, candidate=candidate)
     return DetectorSetup(plan, setup.context, tuple(notes), run, conversion, folder, config, weights)
