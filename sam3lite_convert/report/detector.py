@@ -24,7 +24,8 @@ def compared(d: DetectorDocument, debug: bool) -> None:
     say(f"candidate  {sides.candidate_encoder}, from {where}")
     for g in d.graphs or ():
         say(f"           {g.part}, SHA-256 {g.graph.sha256[:12]}: {g.seconds:.2f} s")
-    detector_inputs(d.inputs, "; float32, compared in float64")
+    shown = f"original float32, candidate {sides.dtype}" if d.graphs and sides.dtype != "float32" else "float32"
+    detector_inputs(d.inputs, f"; {shown}, compared in float64")
     say()
     if debug or d.port:
         tap_table(d.judgement.layers)

@@ -155,6 +155,11 @@ class GraphSide:
     timed = False
 
     @property
+    def dtype(self) -> torch.dtype:
+        """See ``Candidate``: the shortest of the graphs'."""
+        return torch.float16 if any(graph.dtype == "float16" for graph in self.graphs) else torch.float32
+
+    @property
     def name(self) -> str:
         """Description for reports."""
         how = "" if self.runtime.optimised else ", not optimised"

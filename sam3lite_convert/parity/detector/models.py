@@ -45,6 +45,11 @@ class Candidate(Protocol):
     @property
     def timed(self) -> bool: ...
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That it computes in. The original runs in float32."""
+        ...
+
     def propagated(self, call: DetectorCall, taps: Mapping[str, Tap], see: See) -> dict[str, Tensor]:
         """A normal pass: ``see`` is called at its taps. The result by the names of ``taps.OUTPUTS``, on the CPU."""
         ...
@@ -72,6 +77,7 @@ class DetectorSide:
     run: Callable[[DetectorCall, torch.dtype], Mapping[str, Tensor]]
 
     timed = True
+    dtype = torch.float32
 
     def forward(
         self, call: DetectorCall, taps: Mapping[str, Tap], read: Read, dtype: torch.dtype = torch.float32

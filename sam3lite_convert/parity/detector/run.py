@@ -26,15 +26,13 @@ from sam3lite_convert.parity.detector.recording import Clock, Read
 from sam3lite_convert.parity.detector.store import TapStore
 from sam3lite_convert.parity.detector.taps import OUTPUTS, STAGES, Stage, Tap, row_name, taps_of
 from sam3lite_convert.parity.judgement import FLOORS, Floor, JudgedTap, Judgement, isolated_belongs
-from sam3lite_convert.parity.noise_floor import in_float64
+from sam3lite_convert.parity.noise_floor import in_float64, rounded_to
 
 # (what is run, number of taps) -> a bar; it is called with the stage of every tap.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 
 
 _FEW = 128  # values
-# Two units in the last place of a float32 number of about one: a sum of many products is rounded more than once.
-_TWO_ULPS = 2.0**-22
 
 
 def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
@@ -102,13 +100,14 @@ class DetectorRun:
         same = all(d.max_abs == 0 for d in differences.values())
         # Up to the first difference every module reads what the original's reads, so both columns are the same.
         errors = dict.fromkeys(differences, (0.0, 0.0)) if same else self._isolated(candidate, store, apart)
+        dtype = candidate.dtype
         del candidate
         floors = None
         if not same and self.tolerance is None:
             differ = self._not_equal(differences)
             moved = [tap for tap, (greatest, _) in errors.items() if greatest]
             numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
-            floors = self.floors(self.reference(), store, differ, moved, numel)
+            floors = self.floors(self.reference(), store, differ, moved, numel, dtype)
         judgement = self._judge(differences, errors, floors)
         outputs = {name: (ours[name], theirs[name]) for name in ours}
         compared = {name: self.taps[name] for name in differences}
@@ -245,15 +244,23 @@ class DetectorRun:
         return found
 
     def floors(
-        self, side: DetectorSide, store: TapStore, differ: Sequence[str], apart: Sequence[str], numel: Mapping[str, int]
+        self,
+        side: DetectorSide,
+        store: TapStore,
+        differ: Sequence[str],
+        apart: Sequence[str],
+        numel: Mapping[str, int],
+        dtype: torch.dtype = torch.float32,
     ) -> dict[str, Floor]:
-        """Noise floors by tap: the original in float64 against its recorded activations.
+        """Noise floors by tap: the original in float64 against its recorded activations; of a candidate in a shorter
+        dtype, the original with weights and activations rounded to that.
 
         ``side``: the loaded original.
         ``differ``, ``apart``: taps whose propagated and whose isolated floor is needed; what is known to be equal on
             both sides needs none. The propagated ones are measured from the first of them on: up to there the
             original's recorded activations are read.
         ``numel``: the number of values of every tap that is judged.
+        ``dtype``: that the candidate computes in.
         """
         far: dict[str, tuple[float, float]] = {}
         near: dict[str, tuple[float, float]] = {}
@@ -274,12 +281,17 @@ class DetectorRun:
                 near[tap] = greatest_and_row_mean_large(*pair)
             return self.recorded_like(tap, value, store)
 
-        passes = (("original in float64", propagated, differ), ("original in float64, isolated", isolated, apart))
-        with in_float64(side.model):
+        how, runs_in = "original in float64", torch.float64
+        exactly: AbstractContextManager[None] = in_float64(side.model)
+        if dtype is not torch.float32:
+            how, runs_in = f"original rounded to {str(dtype).removeprefix('torch.')}", torch.float32
+            exactly = rounded_to(side.model, dtype)
+        passes = ((how, propagated, differ), (f"{how}, isolated", isolated, apart))
+        with exactly:
             for label, read, needed in passes:
                 if needed:
                     with self.skipping(side, needed, store):
-                        self._pass(label, read, lambda at: side.forward(self.call, self.taps, at, torch.float64))
+                        self._pass(label, read, lambda at: side.forward(self.call, self.taps, at, runs_in))
         nothing = (0.0, 0.0)
         found = {
             tap: Floor(
@@ -292,7 +304,7 @@ class DetectorRun:
             tap: max((far[n][0] / _greatest(n, store) for n in reads_of(tap, self.taps) if n in far), default=0.0)
             for tap in few
         }
-        return _of_few_values(found, few, before)
+        return _of_few_values(found, few, before, torch.finfo(dtype).eps)
 
     def _pass(
         self, label: str, read: Read, forward: Callable[[Read], dict[str, Tensor]]
@@ -425,14 +437,16 @@ def _greatest(tap: str, store: TapStore) -> float:
 
 
 def _of_few_values(
-    floors: Mapping[str, Floor], few: Mapping[str, float], before: Mapping[str, float]
+    floors: Mapping[str, Floor], few: Mapping[str, float], before: Mapping[str, float], ulp: float = 2.0**-23
 ) -> dict[str, Floor]:
     """The floors, where a tap of few values has the greatest of its row, isolated or propagated: the rounding of a
     single number can be next to nothing by chance, and that of the same number in the other layers tells what it can
-    be. It is no less than two units in the last place of the number itself; and what is carried to it is, in proportion
-    to its size, no less than what is carried to the many numbers that it is computed from.
+    be. It is no less than two units in the last place of the number itself, as a sum is rounded more than once; and
+    what is carried to it is, in proportion to its size, no less than what is carried to the many numbers that it is
+    computed from.
 
     ``few``: the greatest absolute value of each tap that has few.
+    ``ulp``: the last place of a number of about one.
     ``before``: for each of these the greatest propagated floor of the taps that it reads, as a share of their greatest
         absolute value.
     """
@@ -445,7 +459,7 @@ def _of_few_values(
             carried_to[row] = max(carried_to[row], few[tap] * before[tap])
 
     def widened(tap: str) -> Floor:
-        row, own, far = rows[_row_of_few(tap)], few[tap] * _TWO_ULPS, carried_to[_row_of_few(tap)]
+        row, own, far = rows[_row_of_few(tap)], few[tap] * 2 * ulp, carried_to[_row_of_few(tap)]
         alone = max(own, *(floor.isolated for floor in row))
         mean_alone = max(own, *(floor.mean_isolated for floor in row))
         carried = max(alone, far, *(floor.propagated for floor in row))

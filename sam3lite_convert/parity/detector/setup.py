@@ -156,7 +156,7 @@ def set_up_detector(
             "the compiled operator does"
         )
     call = setup.run.call
-    notes += _notes(plan, call, "both sides")
+    notes += _notes(plan, call, "both sides", instead is None)
     # Before anything runs: graphs may be for other pictures.
     other = instead(folder, call) if instead is not None and folder is not None else None
     build = DETECTORS[plan.layout.loader.name]
@@ -228,8 +228,8 @@ def _rows(plan: Plan, folder: Folder | None) -> int:
     return positions(tuple(shape)) or plan.context.held
 
 
-def _notes(plan: Plan, call: DetectorCall, who: str) -> list[str]:
-    """What is taken as given. ``who``: which sides run here."""
+def _notes(plan: Plan, call: DetectorCall, who: str, in_float32: bool = True) -> list[str]:
+    """What is taken as given. ``who``: which sides run here. ``in_float32``: whether all do that in float32."""
     vision = plan.architecture.vision
     said = []
     if vision is not None and call.size != vision.image_size:
@@ -237,7 +237,7 @@ def _notes(plan: Plan, call: DetectorCall, who: str) -> list[str]:
             f"{who} ran on {call.size} x {call.size} pixels, with rotary tables computed for that size; "
             f"the detector's own is {vision.image_size} x {vision.image_size}"
         )
-    if plan.options.dtype not in (None, "float32"):
+    if plan.options.dtype not in (None, "float32") and in_float32:
         said.append(f"the folder was cast to {plan.options.dtype}; both sides run in float32, so the cast shows")
     heads = plan.architecture.assumed.get("attention heads")
     return [*said, f"attention heads: {heads}"] if heads else said

@@ -93,6 +93,8 @@ def run_of(
     ("layout", "boxes", "optimised", "seed"),
     [
         ("packed", (BOX,), True, None),
+        pytest.param("float16", (BOX,), True, 1, marks=pytest.mark.stress),
+        pytest.param("float16", (), False, 2, marks=pytest.mark.stress),
         pytest.param("packed", (), True, 1, marks=pytest.mark.stress),
         pytest.param("packed", (), False, 2, marks=pytest.mark.stress),
         pytest.param("packed", (BOX, (1.0, 2.0, 30.0, 80.0)), False, 3, marks=pytest.mark.stress),
@@ -102,7 +104,8 @@ def run_of(
 )
 def test_every_tap_is_within_its_noise(tiny, folder, tmp_path, layout, boxes, optimised, seed):
     if layout != "packed":
-        folder = convert(tiny, tmp_path / layout, "--layout", layout)
+        given = ("--dtype", layout) if layout == "float16" else ("--layout", layout)
+        folder = convert(tiny, tmp_path / layout, *given)
     candidate = side(folder, graphs(folder), optimised)
     (tmp_path / "taps").mkdir()
     run = run_of(tiny, folder, tmp_path / "taps", candidate, seed, boxes)
@@ -115,6 +118,9 @@ def test_every_tap_is_within_its_noise(tiny, folder, tmp_path, layout, boxes, op
     assert sum(bool(t.isolated) for t in outcome.judgement.taps) > len(outcome.taps) / 2
     assert list(candidate.seconds) == list(DETECTOR_MODELS) and set(candidate.moved) == set(OUTPUTS)
     assert outcome.seconds[1] == {}
+    # In half precision the floors are those of half precision, and no wider than they need to be.
+    worst = max(t.floors for t in outcome.judgement.taps)
+    assert worst > 0.5 and (outcome.judgement.max_abs > 0.1) == (layout == "float16")
 
 
 def test_a_cut_reads_the_taps_that_the_table_says(models):
@@ -273,3 +279,15 @@ def test_graphs_of_something_else_are_refused_in_words(models):
 
     with pytest.raises(UnsoundPlan, match=r"the graphs do not give pred_masks"):
         detector_graphs(found := changed(DECODE, without_masks), sha256(found))
+
+
+@pytest.mark.stress
+def test_a_fault_is_found_in_half_precision_too(tiny, faults, tmp_path):
+    folder = convert(tiny, tmp_path / "half", "--dtype", "float16")
+    file, fault = faults["q and k are swapped in a ViT block"]
+    right = graphs(folder)
+    candidate = side(folder, {**right, file: fault.put_into(right[file])})
+    assert candidate.dtype is torch.float16
+    (tmp_path / "taps").mkdir()
+    outcome = run_of(tiny, folder, tmp_path / "taps", candidate).compare()
+    assert outcome.judgement.first_divergence == fault.tap and outcome.judgement.also_diverging == []
