@@ -15,7 +15,11 @@ class Cutter:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._extractor = Extractor(model)
+        # Older versions of onnx know the types of values between alone, and could not cut at an output.
+        every = onnx.ModelProto()
+        every.CopyFrom(model)
+        every.graph.value_info.extend(every.graph.output)
+        self._extractor = Extractor(every)
         graph = self._extractor.model.graph
         self._maker = {name: node for node in graph.node for name in node.output}
         self._typed = {value.name for value in (*graph.value_info, *graph.input, *graph.output)}
