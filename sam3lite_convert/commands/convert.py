@@ -166,7 +166,7 @@ def convert_checkpoint(
         plan = make_plan(checkpoint, mappings, request.options)
         document = _planned(source, plan, request, folder)
         planned(document)
-        tokenizer = side_files.fetch_tokenizer(plan, request.tokenizer, request.cache)
+        tokenizer = side_files.fetch_tokenizer(plan, request.tokenizer, request.tokenizer_named, request.cache)
         licences = start_licences(location)
         fingerprint = start_fingerprint(plan)
         why: str | None = None
@@ -225,7 +225,7 @@ def finished(
     """The document with what is in the folder, and what is missing there and how to add it. ``why``: the reason why a
     tokenizer cannot be had; ``late``: notes that the plan did not have yet."""
     absent: list[str] = []
-    if side_files.takes_processor_files(receipt) and request.tokenizer is not None:
+    if side_files.wants_tokenizer(receipt, request.tokenizer, request.tokenizer_named):
         gone = side_files.missing_licences(folder, receipt)
         absent = [name for name in side_files.missing(folder, receipt, True) if name not in gone]
     if absent:

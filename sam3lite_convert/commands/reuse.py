@@ -118,12 +118,14 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
     folder, receipt = found.path, found.receipt
     said = [found.note] if found.note else []
     before = {n: (folder / n).stat().st_mtime_ns for n in sizes(folder)}
-    gone = set(side_files.missing(folder, receipt, request.tokenizer is not None))
+    reads = side_files.takes_processor_files(receipt)
+    wanted = side_files.wants_tokenizer(receipt, request.tokenizer, request.tokenizer_named)
+    gone = set(side_files.missing(folder, receipt, wanted))
     gone -= set(side_files.missing_licences(folder, receipt))
     # A run that was cut off may have left files that the receipt does not know of.
-    unknown = request.tokenizer is not None and receipt.tokenizer is None
+    unknown = wanted and receipt.tokenizer is None
     wants_tokenizer = request.tokenizer_named or unknown or not processor_files.TOKENIZER_NAMES.isdisjoint(gone)
-    wants_files = (wants_tokenizer or bool(gone)) and side_files.takes_processor_files(receipt)
+    wants_files = wants_tokenizer or (bool(gone) and reads)
     if request.strict.nonfinite and receipt.nonfinite:
         refuse(receipt.nonfinite)
     changed = side_files.edited(folder, receipt)
@@ -156,7 +158,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
                 receipt, _ = side_files.write_receipt(folder, receipt)
             if plan is not None and wants_files:
                 tokenizer = side_files.fetch_tokenizer(
-                    plan, request.tokenizer if wants_tokenizer else None, request.cache
+                    plan, request.tokenizer if wants_tokenizer else None, True, request.cache
                 )
                 receipt, why = side_files.add_processor_files(folder, receipt, plan, tokenizer)
                 receipt, _ = side_files.write_receipt(folder, receipt)
