@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
+from sam3lite_convert.cli.shared import locate, one_checkpoint, use_one_thread
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+
+if TYPE_CHECKING:
+    from sam3lite_convert.commands.sources import Source
 
 export = typer.Typer(help="Write graphs over the tensors of a converted folder.", no_args_is_help=True)
 
@@ -15,16 +22,41 @@ export = typer.Typer(help="Write graphs over the tensors of a converted folder."
 @export.command("onnx")
 def onnx(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Converted folder, as it was written.")],
+    source: o.ExportSource = None,
+    checkpoint: o.CheckpointOption = None,
     component: o.ComparedOption = o.Compared.text,
     taps: Annotated[bool, typer.Option("--taps", help="Make every tap an output. Default: the results alone.")] = False,
+    size: o.GraphSize = None,
+    causal: o.Causal = False,
+    state_dict_key: o.StateDictKey = None,
+    strip_prefix: o.StripPrefix = None,
+    drop: o.Drop = None,
+    reason: o.Reason = None,
     mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
     json: o.Json = False,
 ) -> None:
-    """Write ONNX graphs that compute the text encoder, or the whole detector, from the folder's own tensor files."""
+    """Write ONNX graphs that compute the text encoder, or the whole detector, from the folder's own tensor files.
+
+    The folder has to be proven: by convert --verify, by verify, or here, if the checkpoint is given. Exits with code 1
+    if it is not.
+    """
     from sam3lite_convert.commands.export import export_onnx
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.export import exported
-    from sam3lite_convert.report.terminal import as_json
+    from sam3lite_convert.report.terminal import as_json, byte_progress
 
-    document = export_onnx(folder, load_mappings(mapping), component.value, taps)
+    if size is not None and component is o.Compared.text:
+        raise CannotRun("--size needs --component detector", "usage")
+    chosen = selection(state_dict_key, strip_prefix, drop, reason)
+    use_one_thread()
+    name, mappings = one_checkpoint(source, checkpoint), load_mappings(mapping)
+    found: Source | None = None
+    if name is not None:
+        found = locate(name, repo_id, revision, cache_dir, json, chosen).whole()
+    totals = {"write": None, "hash": found.size if found else None}
+    with byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
+        document = export_onnx(folder, mappings, component.value, taps, size, found, causal, progress)
     (as_json if json else exported)(document)

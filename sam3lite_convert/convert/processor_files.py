@@ -175,8 +175,8 @@ def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:
 
 
 def tokenizer_json(found: TokenizerFiles) -> bytes:
-    """``tokenizer.json``, the one file that tokenizers of other languages read: the vocabulary's own, or one made of its
-    two parts."""
+    """``tokenizer.json``, the one file that tokenizers of other languages read: the one that was found, or one made of
+    the two parts of a vocabulary."""
     if WHOLE in found.files:
         whole: Json = json.loads(found.files[WHOLE])
         # Otherwise readers of this file alone would take every "!" in a prompt for padding.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from sam3lite_convert.checkpoint.hashing import git_blob_id, sha256_of
 from sam3lite_convert.convert import processor_files
 from sam3lite_convert.convert.card import CARD_NAME, with_card
+from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.convert.processor_files import TOKENIZER, WHOLE, TokenizerFiles
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
@@ -36,12 +38,12 @@ FINGERPRINT_NAME = "fingerprint.json"
 _MISTAKES = ("usage", "other_tokenizer", "no_tokenizer", "cannot_open")
 
 
-def fetch_tokenizer(plan: Plan, source: str | None, named: bool, cache: Path | None) -> Worker[TokenizerFiles] | None:
+def fetch_tokenizer(plan: Plan, source: str | None, asked: bool, cache: Path | None) -> Worker[TokenizerFiles] | None:
     """Start to fetch the tokenizer, while tensors are written; None if none is wanted.
 
-    named: whether the user asked for it; a folder then gets one that its loader does not read.
+    asked: whether the folder gets one even if its loader does not read it.
     """
-    if source is None or not (named or plan.layout.loader.processor):
+    if source is None or not (asked or plan.layout.loader.processor):
         return None
     return Worker(lambda: processor_files.fetch_tokenizer(source, cache))
 
@@ -83,7 +85,7 @@ def add_processor_files(
             why = fault.message
     for name, data in files.items():
         write_whole(folder / name, data)
-    return _with_hashes(receipt, files), why
+    return with_files(receipt, files), why
 
 
 def fetch_licences(repository: Repository, files: Sequence[HubFile] | None) -> Worker[list[LicenceText]] | None:
@@ -125,7 +127,7 @@ def add_licences(
         listed.append(entry)
     for name, data in written.items():
         write_whole(folder / name, data)
-    return _with_hashes(replace(receipt, licences=tuple(listed)), written), None
+    return with_files(replace(receipt, licences=tuple(listed)), written), None
 
 
 def _free_name(name: str, taken: Iterable[str]) -> str:
@@ -153,9 +155,9 @@ def takes_processor_files(receipt: Receipt) -> bool:
     return LOADERS[receipt.loader].processor
 
 
-def wants_tokenizer(receipt: Receipt, source: str | None, named: bool) -> bool:
-    """Whether the folder should have a tokenizer. ``source``, ``named``: as ``fetch_tokenizer`` takes them."""
-    return source is not None and (named or takes_processor_files(receipt))
+def wants_tokenizer(receipt: Receipt, source: str | None, asked: bool) -> bool:
+    """Whether the folder should have a tokenizer. ``source``, ``asked``: as ``fetch_tokenizer`` takes them."""
+    return source is not None and (asked or takes_processor_files(receipt))
 
 
 def tokenizer_lacks(folder: Path, receipt: Receipt) -> list[str]:
@@ -165,25 +167,42 @@ def tokenizer_lacks(folder: Path, receipt: Receipt) -> list[str]:
     return [] if processor_files.has_tokenizer(folder) else [n for n in TOKENIZER if not (folder / n).exists()]
 
 
+def without_tokenizer(folder: Path) -> str | None:
+    """What to say of a folder of graphs that runtimes of other languages cannot make ids with; None if they can."""
+    if (folder / WHOLE).is_file():
+        return None
+    return (
+        f"{folder} holds no {WHOLE}, with which other runtimes turn prompts into ids. To add it: sam3lite convert "
+        f"CHECKPOINT --output {shlex.quote(str(folder))} --tokenizer DIR_OR_REPO"
+    )
+
+
 def with_config(folder: Path, receipt: Receipt) -> Receipt:
     """The receipt with the hash of config.json added."""
-    return _with_hashes(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
+    return with_files(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
 
 
 def add_file(folder: Path, receipt: Receipt, name: str, data: bytes) -> Receipt:
     """Write one file into a folder; the receipt that lists it."""
     write_whole(folder / name, data)
-    return _with_hashes(receipt, {name: data})
+    return with_files(receipt, {name: data})
 
 
-def _with_hashes(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
+def with_files(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
+    """The receipt with the hashes of files that were written, by name."""
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return replace(receipt, beside=dict(sorted({**receipt.beside, **hashes}.items())))
 
 
+def without_lost_graphs(folder: Path, receipt: Receipt) -> Receipt:
+    """The receipt without graphs that were taken away."""
+    beside = {n: d for n, d in receipt.beside.items() if not n.endswith(GRAPH_SUFFIX) or (folder / n).is_file()}
+    return replace(receipt, beside=beside)
+
+
 def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]:
-    """The names of files that should be in the folder but are not."""
-    names = [name for name in receipt.beside if not (folder / name).is_file()]
+    """The names of files that should be in the folder but are not. A graph that was taken away is not missed."""
+    names = [n for n in receipt.beside if not n.endswith(GRAPH_SUFFIX) and not (folder / n).is_file()]
     if tokenizer_wanted:
         names += [name for name in tokenizer_lacks(folder, receipt) if name not in names]
     return names
