@@ -76,7 +76,7 @@ class Request:
 
     @property
     def tokenizer_asked(self) -> bool:
-        """Whether the folder gets a tokenizer even if its loader does not read one: for those who call a graph of it."""
+        """Whether the folder gets a tokenizer even if its loader reads none: for those who call its graph."""
         return self.tokenizer_named or self.onnx
 
     def folder(self, location: Location) -> Path:

@@ -180,7 +180,9 @@ def tokenizer_json(found: TokenizerFiles) -> bytes:
     if WHOLE in found.files:
         whole: Json = json.loads(found.files[WHOLE])
         # Otherwise readers of this file alone would take every "!" in a prompt for padding.
-        added = [token for token in whole.get("added_tokens") or [] if token["content"] != _PAD]
+        listed = whole.get("added_tokens")
+        tokens = listed if isinstance(listed, list) else []
+        added = [token for token in tokens if not (isinstance(token, dict) and token.get("content") == _PAD)]
         # The caller sets padding and truncation; settings saved by an earlier user are removed.
         return _json(whole | {"added_tokens": added, "padding": None, "truncation": None})
     lines = found.files["merges.txt"].decode("utf-8").splitlines()
@@ -190,7 +192,7 @@ def tokenizer_json(found: TokenizerFiles) -> bytes:
 
 def _whole(vocabulary: Json, merges: Sequence[str]) -> Json:
     """CLIP's tokenizer in the format of the library ``tokenizers``."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    flags: Json = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
         "truncation": None,
