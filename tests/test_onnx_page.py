@@ -135,7 +135,10 @@ def test_the_python_calls_the_graphs(here):
     torch.testing.assert_close(torch.from_numpy(names["scores"][0]), found.scores, atol=5e-3, rtol=0)
 
 
-@pytest.mark.parametrize("command", commands("parity"), ids=" ".join)
+TEXT_PARITY, DETECTOR_PARITY = commands("parity")
+
+
+@pytest.mark.parametrize("command", [TEXT_PARITY, pytest.param(DETECTOR_PARITY, marks=pytest.mark.stress)])
 def test_the_page_says_how_parity_judges_the_graphs(command, here):
     done = sam3lite(*command, *(["--size", "112"] if "detector" in command else []))
     assert done.code == 0, done
