@@ -15,7 +15,7 @@ from sam3lite_convert.commands.verify import verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.proof import own_receipt
-from sam3lite_convert.convert.side_files import with_files, write_receipt
+from sam3lite_convert.convert.side_files import with_graphs, write_receipt
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.export import ExportDocument
 from sam3lite_convert.records.receipt import Receipt
@@ -59,7 +59,7 @@ def export_onnx(
     found = read_folder(folder)
     receipt, weights = _proven(found, mappings, verification)
     graphs = add_graphs(found, receipt, weights, mappings, component, taps, size)
-    receipt, note = write_receipt(folder, with_files(receipt, {name: data for name, (data, _) in graphs.items()}))
+    receipt, note = write_receipt(folder, with_graphs(receipt, {name: data for name, (data, _) in graphs.items()}))
     return ExportDocument(
         folder=str(folder),
         component=component,
