@@ -208,8 +208,8 @@ def without_lost_graphs(folder: Path, receipt: Receipt) -> Receipt:
 
 
 def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]:
-    """The names of files that should be in the folder but are not. A graph that was taken away is not missed."""
-    names = [n for n in receipt.beside if not n.endswith(GRAPH_SUFFIX) and not (folder / n).is_file()]
+    """The names of files that should be in the folder but are not."""
+    names = [name for name in receipt.beside if not (folder / name).is_file()]
     if tokenizer_wanted:
         names += [name for name in tokenizer_lacks(folder, receipt) if name not in names]
     return names

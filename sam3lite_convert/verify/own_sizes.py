@@ -52,8 +52,9 @@ def edited_sizes(folder: Folder, tensors: Checkpoint, receipt: Receipt, mappings
         if stated[name] != value:
             yield f"{RECEIPT_NAME}: {name} is {stated[name]!r}; the folder's tensors and config.json say {value!r}"
     shapes = {key: (tensor.dtype, tensor.shape) for key, (_, tensor) in folder.tensors.items()}
-    if shapes != {key: (tensor.dtype, tensor.shape) for key, tensor in receipt.tensors.items()}:
-        yield f"{RECEIPT_NAME}: tensors does not list the folder's"
+    listed = {key: (tensor.dtype, tensor.shape) for key, tensor in receipt.tensors.items()}
+    if others := [key for key in {**shapes, **listed} if shapes.get(key) != listed.get(key)]:
+        yield f"{RECEIPT_NAME}: {len(others):,} of its tensors are not the folder's, such as {others[0]}"
     if folder.config is None:
         yield "config.json is missing"
         return

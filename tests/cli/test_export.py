@@ -185,7 +185,10 @@ def test_other_bytes_than_were_proven_are_refused(ready):
 
 def edit_receipt(folder, section, name, value):
     said = receipt(folder)
-    said[section][name] = value
+    if value is None:
+        del said[section][name]
+    else:
+        said[section][name] = value
     (folder / "conversion.json").write_text(json.dumps(said))
 
 
@@ -197,6 +200,7 @@ EDITS = {
     "the context in the receipt": (edit_receipt, "context", "called", 8),
     "the mask in the receipt": (edit_receipt, "architecture", "causal_masking", True),
     "the option in the receipt": (edit_receipt, "options", "causal", True),
+    "a tensor in the receipt": (edit_receipt, "tensors", "text_encoder.final_layer_norm.weight", None),
     "heads in config.json": (edit_config, "text_config", "num_attention_heads", 4),
     "a context in config.json": (edit_config, "text_config", "max_position_embeddings", 8),
     "a mask in config.json": (edit_config, "text_config", "causal_masking", True),
@@ -264,6 +268,8 @@ def test_convert_writes_the_same_graph_in_one_go_or_nothing(folder, tiny, tmp_pa
     before = snapshot(at_once)
     assert sam3lite("convert", tiny, "--output", at_once, *TEXT, "--onnx", "--overwrite").code == 2
     assert snapshot(at_once) == before
+    convert(tiny, at_once, *TEXT, "--overwrite")
+    assert not (at_once / "model.onnx").exists()
 
 
 def test_a_failed_export_keeps_the_graphs_that_were_there(tiny, tmp_path, monkeypatch):
@@ -292,6 +298,16 @@ def test_a_graph_that_was_taken_away_is_not_missed(folder, tiny):
     assert "model.onnx" not in receipt(folder)["beside"] and verify(folder, tiny).code == 0
     done = sam3lite("convert", tiny, "--output", folder, *TEXT, "--onnx", "--json")
     assert done.json["added"] == ["model.onnx"] and verify(folder, tiny).code == 0
+
+
+def test_a_graph_that_was_edited_is_written_again_if_that_is_asked_for(ready, tiny):
+    sam3lite("export", "onnx", ready)
+    good = (ready / "model.onnx").read_bytes()
+    (ready / "model.onnx").write_bytes(good[:-1])
+    done = sam3lite("convert", tiny, "--output", ready, *TEXT, "--verify")
+    assert done.code == 1 and "model.onnx" in done.err
+    assert sam3lite("convert", tiny, "--output", ready, *TEXT, "--onnx").code == 0
+    assert (ready / "model.onnx").read_bytes() == good
 
 
 def test_a_folder_of_shards_is_exported_over_them(tiny, tmp_path):
