@@ -1,0 +1,194 @@
+"""What a quantised graph loses and gains against the graph that it was made of: bytes, time, taps, neighbours."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.graph.text import FEATURES, IDS, MASK, POOLED
+from sam3lite_convert.parity.compare import compare
+from sam3lite_convert.parity.inputs import Inputs, make_inputs
+from sam3lite_convert.parity.noun_phrases import phrase_inputs
+from sam3lite_convert.parity.onnx_session import OnnxSession
+from sam3lite_convert.records.export import Agreement, ChangedNeighbour, GraphLoss, TapLoss
+
+if TYPE_CHECKING:
+    import onnx
+
+BUDGET = 1e-2  # relative L2
+BATCH = 100  # rows a call
+_TAP_ROWS, _ALONE_ROWS = 64, 16
+_CALLS, _UNCOUNTED = 21, 3
+_LISTED = 10  # changed neighbours
+_STRETCH = 1024  # rows of a table of cosines
+# The mean squares of a matrix's columns vary this many times as much as those of independent draws: of random weights
+# 1, give or take a quarter; of trained ones tens to thousands.
+_RANDOM_BELOW = 2.0
+
+
+def text_loss(
+    plain: onnx.ModelProto, made: onnx.ModelProto, folder: Path, inputs: Inputs, budget: float = BUDGET
+) -> GraphLoss:
+    """Run a text encoder's graph and the quantised one beside it.
+
+    plain: the graph; its weights lie in the folder. made: the quantised one. inputs: at least two rows, no two alike.
+    budget: relative L2 that a tap may have.
+
+    Raises CannotRun if onnxruntime is missing or does not run one of them.
+    """
+    ids = inputs.ids
+    ours, theirs = OnnxSession(plain, folder), OnnxSession(made, folder)
+    ours_ms, theirs_ms, ratio = _times(ours, theirs, {IDS: ids[:1]})
+    before, after = _features(ours, ids), _features(theirs, ids)
+    few = ids[:_ALONE_ROWS]
+    alone = torch.cat([theirs.run({IDS: row}, [FEATURES])[FEATURES] for row in few.split(1)])
+    together = theirs.run({IDS: ids[:BATCH]}, [FEATURES])[FEATURES][: len(few)]
+    del ours, theirs  # a session holds weights
+    spread = ids[torch.linspace(0, len(ids) - 1, min(_TAP_ROWS, len(ids))).long()]
+    taps = tuple(tap_losses(plain, made, folder, {IDS: spread}))
+    return GraphLoss(
+        inputs=inputs.what,
+        rows=len(ids),
+        batch=min(BATCH, len(ids)),
+        bytes=made.ByteSize(),
+        unquantised_bytes=plain.ByteSize() + _bytes_outside(plain),
+        milliseconds=theirs_ms,
+        unquantised_milliseconds=ours_ms,
+        times_as_fast=ratio,
+        budget=budget,
+        first_over_budget=next((tap.name for tap in taps if not tap.relative_l2 <= budget), None),
+        taps=taps,
+        agreement=tuple(_agreement(before[name], after[name], name, inputs) for name in before),
+        batch_relative_l2=compare(together, alone).relative_l2,
+        random_weights=look_random(plain, folder),
+    )
+
+
+def loss_inputs(model: onnx.ModelProto, prompts: Sequence[str] = ()) -> Inputs:
+    """What the loss of a text encoder's graph is measured on: the prompts, or the built-in phrases.
+
+    Raises CannotRun if the tokenizer is missing for the prompts, or if fewer than two of them differ.
+    """
+    context = next(value for value in model.graph.input if value.name == IDS).type.tensor_type.shape.dim[1].dim_value
+    table = next(node.input[0] for node in model.graph.node if IDS in node.input and node.op_type == "Gather")
+    vocab = next(tensor.dims[0] for tensor in model.graph.initializer if tensor.name == table)
+    if not prompts:
+        return phrase_inputs(context, vocab)
+    given = make_inputs(context, vocab, prompts=prompts)
+    firsts: dict[tuple[int, ...], int] = {}
+    for n, row in enumerate(given.ids.tolist()):
+        firsts.setdefault(tuple(row), n)
+    if len(firsts) < 2:
+        raise CannotRun("--prompts-file needs at least two prompts whose ids differ, to compare neighbours", "usage")
+    alike = len(prompts) - len(firsts)
+    told = f"{len(firsts):,} prompts" + (f", without {alike:,} whose ids are another's" if alike else "")
+    return replace(given.rows(list(firsts.values())), what=told)
+
+
+def tap_losses(
+    plain: onnx.ModelProto, made: onnx.ModelProto, folder: Path, given: Mapping[str, Tensor]
+) -> Iterator[TapLoss]:
+    """The loss at every tap of a graph, in order of execution. ``given``: the inputs of both by name."""
+    places = taps_of(plain)
+    values = list(dict.fromkeys(places.values()))
+    ours, theirs = (OnnxSession(tapped(model), folder).run(given, values) for model in (plain, made))
+    for tap, value in places.items():
+        found = compare(ours[value], theirs[value])
+        yield TapLoss(
+            name=tap,
+            shape=found.shape,
+            relative_l2=found.relative_l2,
+            cosine=found.cosine,
+            max_abs_diff=found.max_abs,
+        )
+
+
+def taps_of(model: onnx.ModelProto) -> dict[str, str]:
+    """The taps of a graph and the values that they are."""
+    stated = next(entry.value for entry in model.metadata_props if entry.key == "taps")
+    return {str(tap): str(value) for tap, value in json.loads(stated).items()}
+
+
+def tapped(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a graph with every tap as an output."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    there = {value.name for value in copy.graph.output}
+    wanted = set(taps_of(model).values()) - there
+    copy.graph.output.extend(value for value in copy.graph.value_info if value.name in wanted)
+    return copy
+
+
+def look_random(model: onnx.ModelProto, folder: Path) -> bool:
+    """Whether the largest matrix of a graph looks like random draws: the mean squares of its columns vary no more than
+    those of independent values of one distribution."""
+    matrices = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 2 and tensor.external_data]
+    if not matrices:
+        return False
+    largest = max(matrices, key=lambda tensor: tensor.dims[0] * tensor.dims[1])
+    place = {entry.key: entry.value for entry in largest.external_data}
+    file, shape = folder / place["location"], tuple(largest.dims)
+    squares = np.asarray(np.memmap(file, np.float32, "r", int(place["offset"]), shape)[:8192], np.float64) ** 2
+    expected = squares.var() / len(squares)
+    return bool(squares.mean(axis=0).var() < _RANDOM_BELOW * expected)
+
+
+def _bytes_outside(model: onnx.ModelProto) -> int:
+    """The bytes of the weights that a graph reads from files."""
+    places = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+    return sum(int(entry.value) for entry in places if entry.key == "length")
+
+
+def _times(ours: OnnxSession, theirs: OnnxSession, given: Mapping[str, Tensor]) -> tuple[float, float, float]:
+    """Milliseconds a call of each, and how many times as fast the second is: medians of calls in turn."""
+    pairs = [[_milliseconds(session, given) for session in (ours, theirs)] for _ in range(_CALLS + _UNCOUNTED)]
+    counted = pairs[_UNCOUNTED:]
+    ratio = statistics.median(first / second for first, second in counted)
+    return statistics.median(a for a, _ in counted), statistics.median(b for _, b in counted), ratio
+
+
+def _milliseconds(session: OnnxSession, given: Mapping[str, Tensor]) -> float:
+    start = time.perf_counter()
+    session.run(given)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _features(session: OnnxSession, ids: Tensor) -> dict[Literal["mean", "pooled"], Tensor]:
+    """One vector a row: the mean of the text features over the row's tokens, and the pooled output."""
+    means, pooled = [], []
+    for rows in ids.split(BATCH):
+        out = session.run({IDS: rows}, [FEATURES, MASK, POOLED])
+        tokens = out[MASK][..., None].double()
+        means.append((out[FEATURES].double() * tokens).sum(1) / tokens.sum(1))
+        pooled.append(out[POOLED].double())
+    return {"mean": torch.cat(means), "pooled": torch.cat(pooled)}
+
+
+def _agreement(before: Tensor, after: Tensor, name: Literal["mean", "pooled"], inputs: Inputs) -> Agreement:
+    ours, theirs = nearest(before), nearest(after)
+    other = (ours != theirs).nonzero().flatten().tolist()
+    said = inputs.prompts or tuple(f"row {n}" for n in range(len(before)))
+    changed = (ChangedNeighbour(prompt=said[n], before=said[ours[n]], after=said[theirs[n]]) for n in other[:_LISTED])
+    return Agreement(features=name, share=1 - len(other) / len(before), changed=tuple(changed))
+
+
+def nearest(features: Tensor) -> Tensor:
+    """For each row the other row of greatest cosine: (rows,), int64. ``features``: (rows, width), at least two rows."""
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+    found = []
+    for first in range(0, len(unit), _STRETCH):
+        cosines = unit[first : first + _STRETCH] @ unit.T
+        rows = torch.arange(len(cosines))
+        cosines[rows, first + rows] = -torch.inf
+        found.append(cosines.argmax(-1))
+    return torch.cat(found)
