@@ -51,7 +51,7 @@ class Weights:
 
     def __init__(self, folder: Folder, layout: Layout) -> None:
         self._stored: dict[str, tuple[StoredWeight, ...]] = {}
-        text = layout.strips_text and not any(map(layout.is_text, folder.tensors))
+        text = layout.strips_text and not any(key.startswith(layout.text_encoder) for key in folder.tensors)
         places = {target_of_text(key, layout) if text else key: key for key in folder.tensors}
         for target in places:
             found = layout.written_by(target, places)
