@@ -129,6 +129,13 @@ class GraphBuilder:
         read = [x, self.weight(matrix)] + ([self.weight(bias)] if bias else [])
         return self.node("Gemm", name, *read, transB=1)
 
+    def softmax(self, name: str, x: str) -> str:
+        """Softmax over the last axis, computed in float32 whatever the dtype of the graph, as the original does."""
+        if self.dtype == "float32":
+            return self.node("Softmax", name, x, axis=-1)
+        wide = self.node("Cast", f"{name}.wide", x, to=TensorProto.FLOAT)
+        return self.node("Cast", name, self.node("Softmax", f"{name}.float32", wide, axis=-1), to=_TYPES[self.dtype])
+
     def layer_norm(self, name: str, x: str, prefix: str, eps: float) -> str:
         """LayerNorm over the last axis. ``prefix``: of the original's weight and bias, with its dot."""
         scale, bias = (self.weight(self.weights.one(prefix + part)) for part in ("weight", "bias"))
