@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shlex
 import shutil
@@ -61,6 +62,8 @@ def export_onnx(
     be quantised; UnsoundPlan if a tensor is missing; Untrusted if a file is damaged.
     """
     need_onnx()
+    if quantization and quantization.budget is not None and not 0 <= quantization.budget < math.inf:
+        raise CannotRun("--budget must be a number of at least 0", "usage")
     from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of, serialized
 
     found = read_folder(folder)

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
@@ -114,13 +115,29 @@ def is_made_here(stated: QuantizedFrom) -> bool:
 
 
 def with_loss(model: onnx.ModelProto, loss: Record) -> onnx.ModelProto:
-    """The same graph (not a copy), with a measured loss in its metadata."""
-    return _with_metadata(model, _metadata(model) | {LOSS: json.dumps(loss.to_json(), sort_keys=True)})
+    """The same graph (not a copy), with a measured loss in its metadata. It is the last of its entries, and so the end
+    of its file: what is before it is the same each time."""
+    return _with_metadata(model, _metadata(without_loss(model)) | {LOSS: json.dumps(loss.to_json(), sort_keys=True)})
 
 
 def without_loss(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph (not a copy) without its measured loss, as ``quantized`` makes it: timings differ in each run."""
     return _with_metadata(model, {key: value for key, value in _metadata(model).items() if key != LOSS})
+
+
+def is_file_of(data: bytes, made: onnx.ModelProto) -> bool:
+    """Whether a file holds, to the byte, a graph as ``quantized`` makes it, and behind it nothing but a measured loss,
+    which is not checked."""
+    whole = serialized(made)
+    if not data.startswith(whole):
+        return False
+    behind = data[len(whole) :]
+    try:
+        found = onnx.ModelProto.FromString(behind).metadata_props
+    except DecodeError:
+        return False
+    losses = [entry for entry in found if entry.key == LOSS]
+    return len(losses) <= 1 and behind == serialized(onnx.ModelProto(metadata_props=losses))
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:
