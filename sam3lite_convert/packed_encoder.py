@@ -82,7 +82,7 @@ class PackedAttention(nn.Module):
         if self.attention == "sdpa":
             mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
         else:
-            scores = (q * q.size(-1) ** -0.5) @ k.mT
+            scores = (q * q.size(-1) ** -0.5) @ k.transpose(-1, -2)
             if attention_mask is not None:
                 scores = scores + attention_mask
             mixed = scores.softmax(-1, dtype=torch.promote_types(v.dtype, torch.float32)).to(v.dtype) @ v
@@ -169,9 +169,9 @@ class PackedRepMixer(nn.Module):
         self.convffn = _ConvFeedForward(config)
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        image = self.token_mixer(x.mT.unsqueeze(2))
+        image = self.token_mixer(x.transpose(-1, -2).unsqueeze(2))
         image = image + self.layer_scale * self.convffn(image)
-        out: Tensor = image.squeeze(2).mT
+        out: Tensor = image.squeeze(2).transpose(-1, -2)
         return out
 
 

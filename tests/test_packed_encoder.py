@@ -28,7 +28,6 @@ from sam3lite_convert.convert.text_weights import folder_weights
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.packed_encoder import PackedTextModel
 from sam3lite_convert.parity.candidates import CANDIDATES
-from sam3lite_convert.parity.encoders import record
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.tables import load_mappings
 
@@ -109,7 +108,7 @@ def test_every_activation_is_that_of_the_real_original(layout, name, run, attent
     encoder = CANDIDATES[of_layout.loader.name](
         of_layout.family, said.get("text_config", said), weights, torch.float32, attention
     )
-    found, wanted = record(encoder, of.ids(run)), of.activations(run)
+    found, wanted = encoder.record(of.ids(run)), of.activations(run)
     assert sorted(found) == sorted(wanted)
     assert len(wanted) == len(encoder.layers) + 4
     for tap, tensor in wanted.items():
@@ -136,8 +135,8 @@ def test_recording_leaves_no_hook_behind_and_changes_no_output(layout, golden_fo
     )
     of = golden("tiny_mct")
     before = encoder.run(of.ids())
-    own = record(encoder, of.ids())
-    fed = record(encoder, of.ids(), {tap: torch.zeros_like(t) for tap, t in own.items()})
+    own = encoder.record(of.ids())
+    fed = encoder.record(of.ids(), {tap: torch.zeros_like(t) for tap, t in own.items()})
     after = encoder.run(of.ids())
     for x, y, tap in zip(before, after, ("projected", "pooled"), strict=True):
         assert torch.equal(x, y)

@@ -239,7 +239,7 @@ def members(path: Path) -> list[Path]:
         names = sorted(set(places.values()))
     if beside := companion(path.name, lambda name: has_file(folder, name)):
         names.append(beside)
-    if out := [name for name in names if not _inside(folder, name)]:
+    if out := [name for name in names if not is_inside(folder, name)]:
         raise Untrusted(
             f"{path} names the shard {out[0][:200]}, a link to a file outside of its folder; it was not read",
             "outside_of_folder",
@@ -247,7 +247,8 @@ def members(path: Path) -> list[Path]:
     return [path, *(folder / name for name in names)]
 
 
-def _inside(folder: Path, name: str) -> bool:
+def is_inside(folder: Path, name: str) -> bool:
+    """Whether a file of a folder, with links followed, lies in it."""
     home, real = folder.resolve(), (folder / name).resolve()
     if real.is_relative_to(home):
         return True

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.file_set import members
 from sam3lite_convert.checkpoint.index import check_unchanged, files_of, stamp_of
-from sam3lite_convert.errors import Sam3LiteError, Untrusted
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
+    from io import RawIOBase
+
     from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, ZipEntry
     from sam3lite_convert.checkpoint.nonfinite import Watch
 
@@ -26,11 +28,48 @@ _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
 def sha256_of(path: Path) -> str:
     """The hex digest of a file."""
-    digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+        return _digest(file)
+
+
+def _digest(file: RawIOBase, advance: Callable[[int], None] = lambda n: None, stop: Callable[[], bool] = bool) -> str:
+    """The hex digest of what is left of a file. ``advance``: called with the number of bytes of each piece. ``stop``:
+    asked before each piece whether to give up."""
+    digest, view = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+    while not stop() and (count := file.readinto(view)):
+        digest.update(view[:count])
+        advance(count)
     return digest.hexdigest()
+
+
+class FilesHash:
+    """Computes the SHA-256 of files in a thread. Leaving the context stops it.
+
+    ``paths``: the files; their names differ.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._stop = False
+        files = tuple(paths)
+        self._digests = Worker(lambda: {path.name: self._hash(path) for path in files})
+
+    def __enter__(self) -> FilesHash:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop = True
+        self._digests.join()
+
+    def _hash(self, path: Path) -> str:
+        with open(path, "rb", buffering=0) as file:
+            return _digest(file, stop=lambda: self._stop)
+
+    def result(self) -> dict[str, str]:
+        """The hex digests by name; waits for them. Raises CannotRun if a file cannot be read."""
+        try:
+            return self._digests.result()
+        except OSError as fault:
+            raise CannotRun(f"{fault.filename}: {fault.strerror or fault}", "cannot_open") from fault
 
 
 def git_blob_id(data: bytes) -> str:
@@ -138,23 +177,21 @@ class SourceHash:
             paths = []
         if not paths or not all(path.is_file() for path in paths):
             return "", 0, ()  # a pipe would never end; the reader reports what is wrong
-        position, stamps = 0, list[int]()
-        view = memoryview(bytearray(_CHUNK))
+        stamps = list[int]()
         digests: dict[str, str] = {}
         for path in paths:
-            digest = hashlib.sha256()
             with open(path, "rb", buffering=0) as file:
                 stamps += stamp_of(file)
-                while not self._stop and (count := file.readinto(view)):
-                    digest.update(view[:count])
-                    position += count
-                    self._done = position
-                    self._advance(count)
-            digests[path.relative_to(paths[0].parent).as_posix()] = digest.hexdigest()
+                digest = _digest(file, self._hashed, lambda: self._stop)
+            digests[path.relative_to(paths[0].parent).as_posix()] = digest
         if len(paths) == 1:
-            return digest.hexdigest(), position, tuple(stamps)
+            return digest, self._done, tuple(stamps)
         self.files = digests
-        return sha256_of_set(digests), position, tuple(stamps)
+        return sha256_of_set(digests), self._done, tuple(stamps)
+
+    def _hashed(self, count: int) -> None:
+        self._done += count
+        self._advance(count)
 
     def digest(self) -> str:
         """The hex digest; waits for it."""

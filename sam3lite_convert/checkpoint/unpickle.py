@@ -172,6 +172,8 @@ for _dtype in dtypes.NAMES:
 _COMMANDS = "runs commands of the system"
 _CODE = "runs code that the file brings"
 _FILES = "opens or changes files"
+_CONNECTIONS = "opens connections"
+_PROGRAMS = "starts programs"
 _DANGEROUS_MODULES = {
     "os": _COMMANDS, "posix": _COMMANDS, "nt": _COMMANDS, "subprocess": _COMMANDS, "pty": _COMMANDS,
     "commands": _COMMANDS, "popen2": _COMMANDS, "_posixsubprocess": _COMMANDS, "platform.popen": _COMMANDS,
@@ -179,10 +181,11 @@ _DANGEROUS_MODULES = {
     "code": _CODE, "codeop": _CODE, "pdb": _CODE, "bdb": _CODE, "timeit": _CODE, "cProfile": _CODE, "profile": _CODE,
     "trace": _CODE, "doctest": _CODE, "pickle": _CODE, "_pickle": _CODE, "marshal": _CODE, "shelve": _CODE,
     "pip": _CODE, "ensurepip": _CODE, "venv": _CODE, "pydoc": _CODE, "lib2to3": _CODE, "idlelib": _CODE,
-    "shutil": _FILES, "tempfile": _FILES, "io": _FILES, "linecache": _FILES, "fileinput": _FILES,
-    "socket": "opens connections", "urllib": "opens connections", "http": "opens connections",
-    "requests": "opens connections", "ftplib": "opens connections", "smtplib": "opens connections",
-    "webbrowser": "starts programs", "antigravity": "starts programs", "asyncio": _COMMANDS,
+    "shutil": _FILES, "tempfile": _FILES, "io": _FILES, "_io": _FILES, "linecache": _FILES, "fileinput": _FILES,
+    "_imp": _CODE, "_frozen_importlib": _CODE, "_frozen_importlib_external": _CODE, "_winapi": _COMMANDS,
+    "socket": _CONNECTIONS, "_socket": _CONNECTIONS, "urllib": _CONNECTIONS, "http": _CONNECTIONS,
+    "requests": _CONNECTIONS, "ftplib": _CONNECTIONS, "smtplib": _CONNECTIONS,
+    "webbrowser": _PROGRAMS, "antigravity": _PROGRAMS, "asyncio": _COMMANDS,
     "torch.hub": _CODE,
 }  # fmt: skip
 _DANGEROUS_NAMES = {
@@ -195,12 +198,14 @@ _DANGEROUS_NAMES = {
     "numpy": "load loadtxt fromfile",
     "torch.utils.cpp_extension": "load load_inline",
     "operator": "attrgetter methodcaller",
+    "_operator": "attrgetter methodcaller",
     "pathlib": "Path.touch Path.unlink Path.write_text Path.write_bytes Path.rmdir",
 }
 _HARMLESS_IN = {
     "os": "stat_result terminal_size",
     "posix": "stat_result",
     "io": "BytesIO StringIO",
+    "_io": "BytesIO StringIO",
     "sys": "version_info",
 }
 

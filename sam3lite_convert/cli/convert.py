@@ -42,7 +42,7 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
         ("--all", "--state-dict-key"), ("--all", "--strip-prefix"), ("--all", "--drop"),
         ("--partial", "--push-to-hub"), ("--dry-run", "--push-to-hub"), ("--dry-run", "--parity"),
         ("--dry-run", "--verify"), ("--dry-run", "--fail-on-nonfinite"), ("--trust", "--push-to-hub"),
-        ("--trust", "--verify"), ("--trust", "--overwrite"),
+        ("--trust", "--verify"), ("--trust", "--overwrite"), ("--trust", "--onnx"), ("--dry-run", "--onnx"),
     ):  # fmt: skip
         if {one, other} <= asked | ({"--checkpoint"} if checkpoint is not None else set()):
             other = "a checkpoint" if other == "--checkpoint" else other
@@ -56,6 +56,8 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
             raise CannotRun(f"{one} needs {needed}", "usage")
     if "--push-to-hub" in asked and verify is False:
         raise CannotRun("--push-to-hub cannot be combined with --no-verify: only verified folders are pushed", "usage")
+    if "--onnx" in asked and verify is False:
+        raise CannotRun("--onnx cannot be combined with --no-verify: a graph is written over proven tensors", "usage")
     if "--partial" in asked and component != "text":
         raise CannotRun("--partial downloads only the text tensors, so it needs --component text", "usage")
 
@@ -234,6 +236,7 @@ def convert(
     overwrite: o.Overwrite = False,
     trust: o.Trust = False,
     verify: o.VerifyOption = None,
+    onnx: o.OnnxOption = False,
     parity: o.ParityOption = False,
     allow_not_read: o.AllowNotRead = False,
     partial: o.PartialText = False,
@@ -275,12 +278,12 @@ def convert(
         "--all": all_, "--dry-run": dry_run, "--pattern": pattern != DEFAULT_PATTERN, "--push-to-hub": push_to_hub,
         "--hub-model-id": hub_model_id, "--hub-namespace": hub_namespace, "--private": private,
         "--create-pr": create_pr, "--commit-message": commit_message, "--hub-overwrite": hub_overwrite,
-        "--partial": partial, "--parity": parity, "--trust": trust, "--overwrite": overwrite,
+        "--partial": partial, "--parity": parity, "--onnx": onnx, "--trust": trust, "--overwrite": overwrite,
         "--verify": verify, "--fail-on-nonfinite": fail_on_nonfinite, "--allow-overflow": allow_overflow,
         "--state-dict-key": state_dict_key is not None, "--strip-prefix": strip_prefix, "--drop": drop,
     }  # fmt: skip
     check_together({name for name, value in asked.items() if value}, name, component.value, verify)
-    if push_to_hub:
+    if push_to_hub or onnx:
         verify = True
     request = Request(
         Options(o.layout_of(layout, component), component.value, dtype.value if dtype else None, context, causal),
@@ -298,6 +301,7 @@ def convert(
         mapping=mapping,
         not_read_allowed=allow_not_read,
         trust=trust,
+        onnx=onnx,
     )
     mappings = load_mappings(mapping)
     to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)

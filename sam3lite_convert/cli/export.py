@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
+from sam3lite_convert.cli.shared import locate, one_checkpoint, use_one_thread
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+
+if TYPE_CHECKING:
+    from sam3lite_convert.commands.sources import Source
 
 export = typer.Typer(help="Write graphs over the tensors of a converted folder.", no_args_is_help=True)
 
@@ -16,27 +22,54 @@ export = typer.Typer(help="Write graphs over the tensors of a converted folder."
 @export.command("onnx")
 def onnx(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Converted folder, as it was written.")],
+    source: o.ExportSource = None,
+    checkpoint: o.CheckpointOption = None,
     component: o.ComparedOption = o.Compared.text,
     taps: Annotated[bool, typer.Option("--taps", help="Make every tap an output. Default: the results alone.")] = False,
+    size: o.GraphSize = None,
     quantize: o.Quantize = None,
     budget: o.Budget = None,
     prompts_file: o.MeasuredPrompts = None,
+    causal: o.Causal = False,
+    state_dict_key: o.StateDictKey = None,
+    strip_prefix: o.StripPrefix = None,
+    drop: o.Drop = None,
+    reason: o.Reason = None,
     mapping: o.Mapping = None,
+    repo_id: o.RepoId = DEFAULT_REPO,
+    revision: o.Revision = DEFAULT_REVISION,
+    cache_dir: o.CacheDir = None,
     json: o.Json = False,
 ) -> None:
-    """Write ONNX graphs that compute the text encoder, or the whole detector, from the folder's own tensor files."""
-    from sam3lite_convert.commands.export import Quantization, export_onnx
+    """Write ONNX graphs that compute the text encoder, or the whole detector, from the folder's own tensor files.
+
+    The folder has to be proven: by convert --verify, by verify, or here, if the checkpoint is given. Exits with code 1
+    if it is not.
+    """
+    from sam3lite_convert.commands.export import export_onnx
     from sam3lite_convert.commands.parity import read_prompts
+    from sam3lite_convert.commands.quantized_graphs import Quantization
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.export import exported
-    from sam3lite_convert.report.terminal import as_json
+    from sam3lite_convert.report.terminal import as_json, byte_progress
 
+    if size is not None and component is o.Compared.text:
+        raise CannotRun("--size needs --component detector", "usage")
     quantization = None
     if quantize is not None:
         quantization = Quantization(quantize.value, budget, read_prompts([], prompts_file))
     elif budget is not None or prompts_file is not None:
         raise CannotRun("--budget and --prompts-file need --quantize int8 or --quantize int8-all", "usage")
-    document = export_onnx(folder, load_mappings(mapping), component.value, taps, quantization)
+    chosen = selection(state_dict_key, strip_prefix, drop, reason)
+    if quantization is None:  # of which times are measured
+        use_one_thread()
+    name, mappings = one_checkpoint(source, checkpoint), load_mappings(mapping)
+    found: Source | None = None
+    if name is not None:
+        found = locate(name, repo_id, revision, cache_dir, json, chosen).whole()
+    totals = {"write": None, "hash": found.size if found else None}
+    with byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
+        document = export_onnx(folder, mappings, component.value, taps, size, found, causal, progress, quantization)
     (as_json if json else exported)(document)
     if budget is not None and not document.within_budget:
         raise typer.Exit(1)

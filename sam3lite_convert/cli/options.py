@@ -224,6 +224,15 @@ SourceArgument = Annotated[
     str | None,
     typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=_complete_checkpoint, show_default=False),
 ]
+ExportSource = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="What DIR was converted from, to verify it first. Default: go by its conversion.json.",
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+    ),
+]
 CheckpointOption = Annotated[
     str | None,
     # Named, since typer 0.27 takes a metavar that is the name in capitals for the name.
@@ -351,6 +360,14 @@ VerifyOption = Annotated[
         help="Verify the folder before it is moved into place. Default: verify only with --push-to-hub.",
     ),
 ]
+OnnxOption = Annotated[
+    bool,
+    typer.Option(
+        "--onnx",
+        help="Write model.onnx too: the graph of the text encoder over the folder's own tensors. Implies --verify. "
+        "Needs the extra onnx.",
+    ),
+]
 ParityOption = Annotated[
     bool, typer.Option("--parity", help="Run parity on the folder and add the result to its model card.")
 ]
@@ -436,9 +453,25 @@ Converted = Annotated[
 CandidateOption = Annotated[
     str | None,
     typer.Option(
-        metavar="LAYOUT",
-        help="Layout whose encoder is compared with the original. Default: that of --converted; without it packed, "
-        "or transformers with --as-used and for SAM3 itself, of which there is no packed layout.",
+        metavar="LAYOUT|onnx",
+        help="Layout whose encoder is compared with the original, or onnx: the graph in --converted (without it, the "
+        "one that would be written) in onnxruntime. Default: the layout of --converted; without it packed, or "
+        "transformers with --as-used and for SAM3 itself, of which there is no packed layout.",
+    ),
+]
+Provider = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Execution provider that runs the graph of --candidate onnx, by onnxruntime's name. Default: "
+        "CPUExecutionProvider.",
+    ),
+]
+GraphOptimisation = Annotated[
+    bool | None,
+    typer.Option(
+        "--graph-optimisation/--no-graph-optimisation",
+        help="Whether the runtime may rewrite the graph of --candidate onnx. Default: it may.",
     ),
 ]
 DebugIntermediates = Annotated[
@@ -476,6 +509,15 @@ Size = Annotated[
         parser=_whole_number,
         help="With --component detector: side of the square that the detector sees, in pixels. Default: 336, for "
         "speed; the detector's own is 1008.",
+    ),
+]
+GraphSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        parser=_whole_number,
+        help="With --component detector: side of the square that its graphs are for, in pixels, a multiple of the "
+        "detector's patches. Default: the detector's own, 1008.",
     ),
 ]
 Image = Annotated[

@@ -17,6 +17,7 @@ from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 if TYPE_CHECKING:
     from sam3lite_convert.commands.sources import Source
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
+    from sam3lite_convert.parity.runtime import RuntimeChoice
     from sam3lite_convert.parity.setup import ParityOptions
     from sam3lite_convert.plan.tables import Mappings
     from sam3lite_convert.records.parity import TrialRecord
@@ -32,6 +33,8 @@ def parity(
     box: o.Boxes = None,
     device: o.DeviceOption = o.Device.cpu,
     candidate: o.CandidateOption = None,
+    provider: o.Provider = None,
+    graph_optimisation: o.GraphOptimisation = None,
     debug_intermediates: o.DebugIntermediates = False,
     attention: o.AttentionOption = o.Attention.eager,
     dtype: o.RunIn = None,
@@ -93,7 +96,7 @@ def parity(
             converted, candidate, dtype, seed, length, prompt, prompts_file, save_activations,
             self_test or None, batch if batch != 1 else None,
             attention if attention is not o.Attention.eager else None, as_used or strict_behaviour or None,
-            original_repo, allow_not_read or None,
+            original_repo, allow_not_read or None, provider, graph_optimisation,
         ]  # fmt: skip
         of_checkpoint = [ids, mapping, partial or None, context, causal or None, chosen.options or None]
         if any(value is not None for value in given + (of_checkpoint if found is None else [])):
@@ -119,7 +122,19 @@ def parity(
         if name is not None or ids is not None:
             raise CannotRun("--name and --ids need --judge FILE", "usage")
         mappings = load_mappings(mapping)
-        if candidate is not None:
+        runtime = _runtime(candidate, provider, graph_optimisation)
+        if runtime is not None:
+            candidate = None
+            _refuse_with_a_graph(
+                {
+                    "--component detector": component is o.Compared.detector,
+                    "--self-test": self_test,
+                    "--as-used": as_used or strict_behaviour,
+                    "--attention": attention is not o.Attention.eager,
+                },
+                runtime.name,
+            )
+        elif candidate is not None:
             mappings.layout(candidate)  # a layout that does not exist is told before anything is looked up
         location = locate(found or "s0", repo_id, revision, cache_dir, json, chosen)
         from sam3lite_convert.parity.setup import ParityOptions  # imports torch: after the name was found
@@ -128,7 +143,7 @@ def parity(
         options = ParityOptions(
             candidate, attention.value, dtype.value if dtype else None, tolerance, seed,
             batch, length, parity_commands.read_prompts(prompt or [], prompts_file), causal,
-            original, context,
+            original, context, runtime,
         )  # fmt: skip
         if component is o.Compared.detector:
             whole.refuse(
@@ -178,6 +193,37 @@ def parity(
         parity_report.paritied(document, debug_intermediates)
     failed = document.failed or (strict_behaviour and document.verdicts.behaviour == "differs")
     leave(failed, document.report_error is None)
+
+
+def _runtime(candidate: str | None, provider: str | None, optimisation: bool | None) -> RuntimeChoice | None:
+    """What runs the graph that --candidate asks for; None if it asks for a model of torch.
+
+    Raises CannotRun if other options need a graph.
+    """
+    from sam3lite_convert.parity.runtime import RUNTIMES, RuntimeChoice
+
+    if candidate in RUNTIMES:
+        return RuntimeChoice(candidate, provider, optimisation is not False)
+    given = {"--provider": provider is not None, "--graph-optimisation": optimisation is not None}
+    for option, is_given in given.items():
+        if is_given:
+            raise CannotRun(f"{option} needs --candidate {' or '.join(RUNTIMES)}", "usage")
+    return None
+
+
+# Why an option does not go with a graph as the candidate.
+_NOT_OF_A_GRAPH = {
+    "--component detector": "compares models of torch; a graph is compared with --component text",
+    "--self-test": "makes its faults in models of torch",
+    "--as-used": "calls the model as the library that loads the folder does, and a graph is called in one way only",
+    "--attention": "chooses how a model of torch computes attention; a graph states it",
+}
+
+
+def _refuse_with_a_graph(given: dict[str, bool], name: str) -> None:
+    for option, is_given in given.items():
+        if is_given:
+            raise CannotRun(f"{option} {_NOT_OF_A_GRAPH[option]}: leave it or --candidate {name} out", "usage")
 
 
 def _open_original(path: Path | None) -> OriginalRepo | None:

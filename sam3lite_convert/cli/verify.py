@@ -45,8 +45,7 @@ def verify(
     """
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.commands.folders import locate_folder
-    from sam3lite_convert.commands.verify import check_extent
-    from sam3lite_convert.convert.folder import read_folder
+    from sam3lite_convert.commands.verify import check_extent, read_with_weights
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.terminal import as_json
     from sam3lite_convert.report.verify import verified
@@ -72,9 +71,10 @@ def verify(
     mappings, report_of = load_mappings(mapping), typed() if html else None
     if place.where is None or whole:
         path, repository = place.whole()
-        read_folder(path)  # first: a folder that cannot be read needs no download of the checkpoint
+        read_with_weights(path)  # first: a folder that cannot be read needs no download of the checkpoint
         found = locate(name, repo_id, revision, cache_dir, json, chosen).whole()
-        document = _verify(path, found, mappings, causal, json, report_of)
+        # A repository's copy belongs to the cache, and is not written to.
+        document = _verify(path, found, mappings, causal, json, report_of, place.where is None)
         document = replace(document, folder=folder, repository=repository)
     else:
         location = locate(name, repo_id, revision, cache_dir, json, chosen)
@@ -88,7 +88,7 @@ def verify(
 
 
 def _verify(
-    folder: Path, source: Source, mappings: Mappings, causal: bool, json: bool, report_of: str | None
+    folder: Path, source: Source, mappings: Mappings, causal: bool, json: bool, report_of: str | None, record: bool
 ) -> VerifyDocument:
     from sam3lite_convert.commands.verify import verify_folder
     from sam3lite_convert.report.terminal import byte_progress
@@ -96,7 +96,7 @@ def _verify(
     written = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     totals = {"write": written, "hash": source.size}
     with byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
-        return verify_folder(folder, source, mappings, causal, progress, report_of)
+        return verify_folder(folder, source, mappings, causal, progress, report_of, record=record)
 
 
 def _verify_repository(

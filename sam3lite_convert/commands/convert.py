@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import SourceHash
 from sam3lite_convert.commands.fingerprint import add_fingerprint, start_fingerprint
+from sam3lite_convert.commands.graphs import need_onnx, with_text_graph
 from sam3lite_convert.commands.sources import Location, Source
 from sam3lite_convert.convert import side_files
 from sam3lite_convert.convert import write as conversion
@@ -51,7 +52,8 @@ class Request:
     tensors alone; ``strict``: which values are refused; ``command``: what the user typed, to be typed again;
     ``mapping``: the folder of tables that the user named; ``not_read_allowed``: as in ``commands.parity.Looks``;
     ``trust``: take the tensors of an earlier run as they are where sizes and times don't vouch for them; ``proven``:
-    called with the folder as it was read when it was proven."""
+    called with the folder as it was read when it was proven; ``onnx``: write the text encoder's graph, for which
+    ``verify`` has to be set."""
 
     options: Options
     output: Path | None = None
@@ -70,6 +72,7 @@ class Request:
     not_read_allowed: bool = False
     trust: bool = False
     proven: Callable[[Folder], None] = lambda folder: None
+    onnx: bool = False
 
     def folder(self, location: Location) -> Path:
         """The folder to write."""
@@ -152,6 +155,8 @@ def convert_checkpoint(
         if hashing is not None:
             stack.enter_context(hashing)
         # Checked before anything is downloaded.
+        if request.onnx:
+            need_onnx("--onnx")
         if request.parity:
             from sam3lite_convert.parity.candidates import check_candidate
 
@@ -182,6 +187,9 @@ def convert_checkpoint(
             receipt, unprinted = add_fingerprint(work, receipt, fingerprint)
             if request.verify:
                 verification = verified(work, source, mappings, request, folder, fingerprint)
+                receipt = replace(receipt, proven=verification.proven)
+            if request.onnx:
+                receipt = with_text_graph(work, receipt, mappings)
             return receipt
 
         done = conversion.convert(
@@ -272,7 +280,16 @@ def verified(
     from sam3lite_convert.commands.verify import verify_folder
 
     held: list[Folder] = []
-    document = verify_folder(work, source, mappings, request.options.causal, proven=held.append, made=made)
+    document = verify_folder(
+        work,
+        source,
+        mappings,
+        request.options.causal,
+        proven=held.append,
+        made=made,
+        record=False,
+        graphs=not request.onnx,  # that of the text encoder is written after this
+    )
     document = replace(document, folder=str(folder))
     if document.verdict != "proven":
         faults = [f"{m.key}: {m.why}" for m in document.mismatched]

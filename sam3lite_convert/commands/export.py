@@ -1,52 +1,33 @@
-"""Writes ONNX graphs over the tensors of a converted folder into it."""
+"""Writes ONNX graphs over the tensors of a converted folder into it, if these are proven to be its source's."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
 import shlex
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.checkpoint.hashing import sha256_of
-from sam3lite_convert.convert.folder import read_folder
-from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.files import clear_leftovers, working_place, write_whole
+from sam3lite_convert.checkpoint.hashing import FilesHash
+from sam3lite_convert.commands.convert import NotProven
+from sam3lite_convert.commands.graphs import add_graphs, need_onnx
+from sam3lite_convert.commands.quantized_graphs import Quantization, add_quantized, check_quantizable
+from sam3lite_convert.commands.sources import HubLocation, Source, locate
+from sam3lite_convert.commands.verify import verify_folder
+from sam3lite_convert.convert.card import named_checkpoint
+from sam3lite_convert.convert.folder import Folder, read_folder
+from sam3lite_convert.convert.proof import own_receipt
+from sam3lite_convert.convert.side_files import with_files, write_receipt
 from sam3lite_convert.plan.tables import Mappings
-from sam3lite_convert.records.export import ExportDocument, GraphFile, GraphLoss, GraphValue, QuantizedFile
+from sam3lite_convert.records.export import ExportDocument, QuantizedFile
+from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.records.verify import VerifyDocument
+from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
-    import onnx
-
     from sam3lite_convert.graph.folder_graphs import Component
-    from sam3lite_convert.graph.quantize import Method
 
-
-@dataclass(frozen=True)
-class Quantization:
-    """That graphs are to be quantised.
-
-    budget: relative L2 that a tap may have; None for the default, which is only reported.
-    prompts: what the loss is measured on; empty for the built-in phrases.
-    """
-
-    method: Method
-    budget: float | None = None
-    prompts: tuple[str, ...] = ()
-
-
-def need_onnx() -> None:
-    """Raises CannotRun, saying what to install, if the package onnx is not there."""
-    try:
-        import onnx  # noqa: F401
-    except ImportError:
-        raise CannotRun("export onnx needs onnx: pip install 'sam3lite-convert[onnx]'", "no_onnx") from None
+_MORE = 3  # causes that a message lists
 
 
 def export_onnx(
@@ -54,109 +35,108 @@ def export_onnx(
     mappings: Mappings,
     component: Component = "text",
     taps: bool = False,
+    size: int | None = None,
+    source: Source | None = None,
+    causal: bool = False,
+    progress: Callable[[str], Advance] | None = None,
     quantization: Quantization | None = None,
 ) -> ExportDocument:
-    """Write the graphs of a folder, and quantised ones beside them if asked to; existing ones are replaced.
+    """Write the graphs of a folder that is proven, all of them or none, and then quantised ones beside them if asked
+    to; existing ones are replaced.
 
-    Raises CannotRun if there is no such folder, if onnx is not installed, if there is no graph for it, or if it cannot
-    be quantised; UnsoundPlan if a tensor is missing; Untrusted if a file is damaged.
+    size: side of the pictures that the detector's graphs are for, in pixels; by default the detector's own.
+    source: the checkpoint, to verify the folder first; None to go by its receipt. causal, progress: as in
+    ``verify_folder``.
+
+    Raises NotProven if the folder is not proven, or was changed since; CannotRun if there is no such folder, if onnx is
+    not installed, if there is no graph for it or the size, or if it cannot be quantised; UnsoundPlan if a tensor is
+    missing; Untrusted if a file is damaged.
     """
     need_onnx()
-    if quantization and quantization.budget is not None and not 0 <= quantization.budget < math.inf:
-        raise CannotRun("--budget must be a number of at least 0", "usage")
-    from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of, serialized
-
+    verification = None
+    if source is not None:
+        read_folder(folder)  # first: one that cannot be read needs no verification
+        verification = verify_folder(folder, source, mappings, causal, progress, graphs=False)  # they are replaced
+        if verification.verdict != "proven":
+            message = f"not exported: {folder} is not {source.name}: {verification.summary}"
+            raise NotProven(message, "not_proven", verification)
     found = read_folder(folder)
-    if found.receipt is None:
-        raise CannotRun(f"{folder} has no conversion.json: only a folder that sam3lite wrote is exported", "no_receipt")
-    layout = layout_of(found.receipt, mappings)
-    weights = {name: sha256_of(folder / name) for name in found.taken}
-    metadata = {f"weights.{name}": digest for name, digest in weights.items()}
-    graphs = graphs_of(found, layout, component, metadata, taps)
-    made = [_quantized(model, name, folder, quantization) for name, model in graphs.items() if quantization]
-    found.check_unchanged()
-    files = []
-    for name, model in graphs.items():
-        data = serialized(model)
-        write_whole(folder / name, data)
-        files.append(_graph_file(name, model, data))
-    for quantized, data in made:
-        write_whole(folder / quantized.name, data)
+    receipt, weights = _proven(found, mappings, verification)
+    if quantization is not None:
+        check_quantizable(receipt, component, quantization)
+    graphs = add_graphs(found, receipt, weights, mappings, component, taps, size)
+    receipt, note = write_receipt(folder, with_files(receipt, {name: data for name, (data, _) in graphs.items()}))
+    made: dict[str, QuantizedFile] = {}
+    if quantization is not None:
+        made = add_quantized(folder, {name: data for name, (data, _) in graphs.items()}, quantization)
+        hashes = {name: file.sha256 for name, file in made.items()}
+        receipt, note = write_receipt(
+            folder, replace(receipt, beside=dict(sorted({**receipt.beside, **hashes}.items())))
+        )
     return ExportDocument(
         folder=str(folder),
         component=component,
-        layout=layout.name,
-        dtype=str(found.receipt.get("dtype")),
+        layout=receipt.layout,
+        dtype=receipt.dtype,
         taps=taps,
         weights=weights,
-        graphs=tuple(files),
-        quantized=tuple(quantized for quantized, _ in made),
-        within_budget=all(q.loss.first_over_budget is None for q, _ in made) if made else None,
-        notes=(),
-        next=f"sam3lite parity CHECKPOINT --converted {shlex.quote(str(folder))} --candidate onnx",
+        graphs=tuple(file for _, file in graphs.values()),
+        quantized=tuple(made.values()),
+        within_budget=all(file.loss.first_over_budget is None for file in made.values()) if made else None,
+        notes=(note,) if note else (),
+        next=f"sam3lite parity CHECKPOINT --converted {shlex.quote(str(folder))} --candidate onnx"
+        + _options(component, size),
     )
 
 
-def _quantized(model: onnx.ModelProto, name: str, folder: Path, asked: Quantization) -> tuple[QuantizedFile, bytes]:
-    """A graph quantised and its loss measured: what is said of it, and the bytes of its file."""
-    from sam3lite_convert.graph.folder_graphs import serialized
-    from sam3lite_convert.graph.quantize import quantized, quantized_name, with_loss
-
-    target = folder / quantized_name(name, asked.method)
-    with _working_folder(target) as work:
-        made = quantized(model, folder, asked.method, work)
-    loss = _loss(model, made, folder, asked)
-    data = serialized(with_loss(made, loss))
-    digest = hashlib.sha256(data).hexdigest()
-    said = QuantizedFile(name=target.name, of=name, method=asked.method, size=len(data), sha256=digest, loss=loss)
-    return said, data
+# ---- what is proven
 
 
-def _loss(model: onnx.ModelProto, made: onnx.ModelProto, folder: Path, asked: Quantization) -> GraphLoss:
-    from sam3lite_convert.parity.graph_loss import BUDGET, loss_inputs, text_loss
+def _proven(folder: Folder, mappings: Mappings, verification: VerifyDocument | None) -> tuple[Receipt, dict[str, str]]:
+    """The receipt of a folder, and the SHA-256 of its tensor files by name, which are those that were proven.
 
-    inputs = loss_inputs(model, asked.prompts)
-    return text_loss(model, made, folder, inputs, BUDGET if asked.budget is None else asked.budget)
-
-
-@contextmanager
-def _working_folder(target: Path) -> Iterator[Path]:
-    """A folder beside a file for what its making needs; it is removed, also one that a killed run left.
-
-    Raises CannotRun if it cannot be made.
+    verification: of this run; None if there was none. Raises NotProven if they are not.
     """
-    work, held = None, None
-    try:
-        clear_leftovers(target)
-        work, held = working_place(target, tempfile.mkdtemp)
-        yield work
-    except OSError as fault:
-        raise CannotRun(f"{target}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-        if held is not None:
-            os.close(held)
-
-
-def _graph_file(name: str, model: onnx.ModelProto, data: bytes) -> GraphFile:
-    return GraphFile(
-        name=name,
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        nodes=len(model.graph.node),
-        inputs=tuple(map(_value, model.graph.input)),
-        outputs=tuple(map(_value, model.graph.output)),
+    receipt, where = own_receipt(folder), shlex.quote(str(folder.path))
+    if receipt is None:
+        raise NotProven(
+            f"not exported: {folder.path} has no conversion.json of its tensor files, which says what they were "
+            f"converted from. Convert the checkpoint again: sam3lite convert CHECKPOINT --output DIR --verify, then "
+            "sam3lite export onnx DIR.",
+            "no_receipt",
+        )
+    options = named_checkpoint(receipt)
+    help_ = (
+        f"Run sam3lite verify {where} {options}, or sam3lite export onnx {where} {options}, which verifies it first."
     )
+    proven = verification.proven if verification is not None else receipt.proven
+    if not proven:
+        other = " by the checkpoint that its conversion.json names" if verification is not None else ""
+        raise NotProven(f"not exported: {folder.path} was not proven{other}. {help_}", "not_proven")
+    with FilesHash(folder.path / name for name in folder.taken) as hashing:
+        weights = hashing.result()
+    if changed := sorted(name for name in {*weights, *proven} if weights.get(name) != proven.get(name)):
+        raise NotProven(
+            f"not exported: {', '.join(changed)} in {folder.path} changed since it was proven. {help_}", "other_weights"
+        )
+    if edited := _edited(folder, receipt, mappings):
+        more = f"; and {len(edited) - _MORE} more" if len(edited) > _MORE else ""
+        raise NotProven(
+            f"not exported: {folder.path} was edited since it was proven: {'; '.join(edited[:_MORE])}{more}. {help_}",
+            "edited",
+        )
+    return receipt, weights
 
 
-def _value(value: onnx.ValueInfoProto) -> GraphValue:
-    import onnx
+def _edited(folder: Folder, receipt: Receipt, mappings: Mappings) -> list[str]:
+    """What the JSON files of a folder say otherwise than its tensors, in words."""
+    from sam3lite_convert.verify.own_sizes import edited_sizes  # loads numpy
 
-    kind = value.type.tensor_type
-    return GraphValue(
-        name=value.name,
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name,
-        shape=tuple(d.dim_param or d.dim_value for d in kind.shape.dim),
-        about=value.doc_string,
-    )
+    faults = [f"{fault.key} {fault.why}" for fault in folder.faults]
+    tensors = locate(str(folder.path), HubLocation()).whole().read(mappings)
+    return [*faults, *edited_sizes(folder, tensors, receipt, mappings)]
+
+
+def _options(component: Component, size: int | None) -> str:
+    """What ``parity`` needs to run the same graphs."""
+    return (" --component detector" if component == "detector" else "") + (f" --size {size}" if size else "")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.commands.sources import REPOSITORY, HubLocation
 from sam3lite_convert.convert.folder import Folder, files_of, read_place
+from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
 from sam3lite_convert.hub.licences import LICENCE_NAME
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sam3lite_convert.hub.folder import HubFolder
     from sam3lite_convert.workers import Advance
 
-_BESIDE = (".json", ".txt", ".md")  # files that are read, or shown, beside the weights
+_BESIDE = (".json", ".txt", ".md", GRAPH_SUFFIX)  # files that are read, or shown, beside the weights
 _SMALL = 16 << 20  # bytes
 
 

@@ -243,7 +243,7 @@ def verify_folder(
     if place.where is not None and not whole:
         return verify.verify_repository(place, opened.location, opened.mappings, causal, partial)
     path, repository = place.whole()
-    document = verify.verify_folder(path, opened.location.whole(), opened.mappings, causal)
+    document = verify.verify_folder(path, opened.location.whole(), opened.mappings, causal, record=place.where is None)
     return replace(document, folder=place.name, repository=repository)
 
 

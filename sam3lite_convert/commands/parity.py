@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.convert.folder import read_folder
+from sam3lite_convert.convert.write import convert
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, in_short
+from sam3lite_convert.files import write_whole
 from sam3lite_convert.plan.architecture import TEXT
-from sam3lite_convert.plan.plan import Plan, make_plan
+from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.parity import (
     CheckoutRecord,
@@ -30,6 +33,7 @@ from sam3lite_convert.records.parity import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sam3lite_convert.checkpoint.index import Checkpoint
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
     from sam3lite_convert.parity.setup import ParityOptions, Setup
     from sam3lite_convert.records.fingerprint import ReleasedCheck
@@ -86,7 +90,7 @@ def run_parity(
     from sam3lite_convert.commands.provenance import provenance
     from sam3lite_convert.parity.activations import SavedActivations, check_place, save_activations
     from sam3lite_convert.parity.heat_map import heat_map
-    from sam3lite_convert.parity.run import compare_encoders, diagnose, measured_floors, notes
+    from sam3lite_convert.parity.run import compare_encoders, diagnosis, measured_floors, notes
     from sam3lite_convert.parity.setup import set_up
     from sam3lite_convert.parity.sweep import focus, over_all, ranking_tap, sweep, worst_prompts
 
@@ -100,12 +104,21 @@ def run_parity(
         checkpoint = source.read(mappings)
         # The hash of a file from the Hub is compared with the one that the Hub states; a local file has none.
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
-        setup = set_up(checkpoint, mappings, options, converted)
+        folder = converted
+        if options.runtime is not None and folder is None:
+            folder = stack.enter_context(_made_for_this_run(source, checkpoint, mappings, options))
+        setup = set_up(checkpoint, mappings, options, folder)
         if looks.as_used:
             from sam3lite_convert.parity.as_used.behaviour import behaviour, load_stock
 
             stock = load_stock(setup)
-        candidate = setup.candidate()
+        candidate = setup.compared()
+        if save is not None and set(candidate.taps) != set(setup.recorded):
+            raise CannotRun(
+                "--save-activations writes all taps, and the graph does not name "
+                + ", ".join(tap for tap in setup.recorded if tap not in candidate.taps),
+                "usage",
+            )
         swept = None
         if len(setup.every.ids) > len(setup.inputs.ids):
             with looks.progress("comparing weights", len(setup.every.ids)) as advance:
@@ -115,12 +128,13 @@ def run_parity(
         outcome = compare_encoders(setup, candidate, closely=swept is not None and bool(swept.worst()))
         if swept is not None:
             outcome = replace(outcome, judgement=over_all(outcome.judgement, swept))
-        diagnosis = diagnose(setup, outcome)
+        cause = diagnosis(setup, outcome)
         used = None
         if looks.as_used:
             with looks.progress("comparing behaviour", len(options.prompts)) as advance:
                 verdict = outcome.judgement.verdict
                 used = behaviour(setup, stock, options.prompts, outcome.floors, advance=advance, weights=verdict)
+        said = notes(setup, outcome) + list(used.notes if used else ())
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))
             hashing.result()
@@ -131,20 +145,19 @@ def run_parity(
         reference=_reference_name(setup),
         candidate=setup.layout,
         candidate_encoder=outcome.candidate.name,
-        attention=setup.attention,
+        attention="graph" if setup.graph else setup.attention,
         dtype=str(setup.dtype).removeprefix("torch."),
     )
     prompts_total = len(options.prompts)
     if save is not None:
         # The floors go with the file even where nothing differs: another candidate may be put into it.
         floors = outcome.floors or measured_floors(setup)
-        columns = (setup.recorded, outcome.propagated, outcome.isolated)
+        columns = (outcome.recorded, outcome.propagated, outcome.isolated)
         save_activations(
             save, SavedActivations(sides, inputs, prompts_total, *columns, floors, not_read=setup.plan.not_read)
         )
     rows = (swept.worst() if swept is not None else None) or range(len(inputs.prompts))
     tap = ranking_tap({t.name: t.difference.max_abs for t in judgement.taps})
-    said = notes(setup, outcome) + list(used.notes if used else ())
     if swept is not None:
         which = f"{len(inputs.ids)} furthest off" if swept.worst() else f"first {len(inputs.ids)}, as no row differs"
         said.append(
@@ -154,31 +167,57 @@ def run_parity(
     page = None
     if looks.report:
         page = provenance(
-            setup.conversion if converted else _whole_plan(setup.plan, mappings), setup.folder, looks.command
+            setup.conversion if converted else _whole_plan(setup.plan, mappings),
+            setup.folder if converted else None,
+            looks.command,
         )
     return ParityDocument(
         sides=sides,
         inputs=inputs.record(prompts_total, len(setup.every.ids)),
         judgement=judgement.record(sides.dtype),
-        values=first_values(setup.recorded, outcome.propagated),
-        diagnosis=diagnosis.record() if diagnosis else None,
+        values=first_values(outcome.recorded, outcome.propagated),
+        diagnosis=cause,
         notes=tuple(said),
         verdicts=Verdicts(weights=judgement.verdict, behaviour=used.verdict if used else None),
         behaviour=used,
-        worst_prompts=worst_prompts(tap, rows, inputs, setup.recorded, outcome.propagated),
+        worst_prompts=worst_prompts(tap, rows, inputs, outcome.recorded, outcome.propagated),
         not_compared=_beside_text(setup.conversion) if converted else 0,
         not_read_allowed=looks.not_read_allowed,
         released=_released(setup),
         original_repo=_checkout(options.original, setup) if options.original else None,
         saved_activations=str(save) if save else None,
         judged=None,
+        graph=setup.graph.record(converted is not None) if setup.graph else None,
         source=source.provenance(),
         fetched=source.fetched(),
-        heat_map=heat_map(judgement, setup.recorded, outcome.propagated, outcome.isolated, inputs.prompts)
+        heat_map=heat_map(judgement, outcome.recorded, outcome.propagated, outcome.isolated, inputs.prompts)
         if looks.report
         else None,
         page=page,
     )
+
+
+@contextmanager
+def _made_for_this_run(
+    source: Source, checkpoint: Checkpoint, mappings: Mappings, options: ParityOptions
+) -> Iterator[Path]:
+    """A folder with the converted text encoder and its graph, as ``convert`` and ``export`` write them.
+
+    Raises as they do.
+    """
+    from sam3lite_convert.graph.folder_graphs import graphs_of, serialized
+    from sam3lite_convert.parity.setup import chosen_layout
+
+    layout = chosen_layout(checkpoint, mappings, options.candidate)
+    asked = Options(layout.name, "text", options.dtype or "float32", options.context, options.causal)
+    with tempfile.TemporaryDirectory(prefix="sam3lite-parity-") as place:
+        folder = Path(place) / "text"
+        with source.hashing() as hashing:
+            hashing.check(checkpoint)
+            convert(make_plan(checkpoint, mappings, asked), hashing, folder)
+        for name, model in graphs_of(read_folder(folder), layout, "text", {}).items():
+            write_whole(folder / name, serialized(model))
+        yield folder
 
 
 def _released(setup: Setup) -> ReleasedCheck | None:

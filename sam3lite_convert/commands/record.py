@@ -220,7 +220,6 @@ def record_reference(
     import torch
 
     from sam3lite_convert.convert.text_weights import source_weights
-    from sam3lite_convert.parity.encoders import record
     from sam3lite_convert.parity.inputs import make_inputs
     from sam3lite_convert.parity.judgement import require_finite
     from sam3lite_convert.parity.original import reference_encoder
@@ -237,7 +236,7 @@ def record_reference(
         sizes = plan.architecture.sizes
         inputs = make_inputs(plan.architecture.called, sizes["vocab"], seed, batch, length, prompts)
         reference = reference_encoder(plan.architecture, source_weights(plan), torch.float32)
-        recorded = record(reference, inputs.ids)
+        recorded = reference.record(inputs.ids)
         require_finite(recorded)
         digest = None
         if hashing is not None:

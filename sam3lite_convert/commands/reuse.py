@@ -7,9 +7,11 @@ from dataclasses import replace
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of_checkpoint
 from sam3lite_convert.commands.convert import Request, add_parity, fetch, finished, sizes, start_licences, verified
 from sam3lite_convert.commands.fingerprint import add_fingerprint, start_fingerprint
+from sam3lite_convert.commands.graphs import need_onnx, with_text_graph
 from sam3lite_convert.commands.sources import HubLocation, Location
 from sam3lite_convert.convert import processor_files, side_files, up_to_date
 from sam3lite_convert.convert.card import CARD_NAME
+from sam3lite_convert.convert.graph_files import TEXT_MODEL
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.strict import refuse
 from sam3lite_convert.convert.up_to_date import EarlierConversion
@@ -102,7 +104,7 @@ def _vouched(found: EarlierConversion, location: Location, mappings: Mappings, r
     from sam3lite_convert.commands.verify import verify_folder
 
     source = fetch(location, mappings, request)
-    proof = verify_folder(found.path, source, mappings, request.options.causal)
+    proof = verify_folder(found.path, source, mappings, request.options.causal, record=False)
     if proof.verdict != "proven":
         raise CannotRun(
             f"{found.path} exists and was not changed: {since}, and is not what this checkpoint converts to "
@@ -115,7 +117,9 @@ def _vouched(found: EarlierConversion, location: Location, mappings: Mappings, r
 def complete(location: Location, mappings: Mappings, request: Request, found: EarlierConversion) -> ConvertDocument:
     """The document of a folder that is up to date. Added is only what an earlier run could not do or was not
     asked for: tokenizer files, licence files, a proof, parity."""
-    folder, receipt = found.path, found.receipt
+    folder, receipt = found.path, side_files.without_lost_graphs(found.path, found.receipt)
+    if request.onnx:
+        need_onnx("--onnx")
     said = [found.note] if found.note else []
     before = {n: (folder / n).stat().st_mtime_ns for n in sizes(folder)}
     gone = set(side_files.missing(folder, receipt, request.tokenizer is not None))
@@ -162,6 +166,9 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
                 receipt, _ = side_files.write_receipt(folder, receipt)
             if request.verify:
                 verification = verified(folder, source, mappings, request, folder)
+                receipt = replace(receipt, proven=verification.proven)
+            if request.onnx:
+                receipt = with_text_graph(folder, receipt, mappings)
             if request.parity:
                 receipt, parity = add_parity(folder, receipt, source, mappings, request)
     changed = side_files.edited(folder, receipt)
@@ -219,5 +226,7 @@ def has_all(found: EarlierConversion, request: Request) -> bool:
     if side_files.wants_licences(found.path, receipt):
         return False
     if side_files.missing(found.path, receipt, request.tokenizer is not None) or side_files.edited(found.path, receipt):
+        return False
+    if request.onnx and TEXT_MODEL not in receipt.beside:
         return False
     return not request.tokenizer_named and not (request.parity and receipt.parity is None)

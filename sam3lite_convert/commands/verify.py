@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sam3lite_convert.checkpoint.hashing import FilesHash
 from sam3lite_convert.commands.fingerprint import fault_of
 from sam3lite_convert.commands.folders import FolderLocation, origin, with_bytes
 from sam3lite_convert.commands.sources import Location, Source
@@ -40,29 +41,70 @@ def verify_folder(
     report_of: str | None = None,
     proven: Callable[[Folder], None] = lambda folder: None,
     made: Worker[Fingerprint] | None = None,
+    record: bool = True,
+    graphs: bool = True,
 ) -> VerifyDocument:
     """Prove a folder; ``verdict`` says whether it is its source. ``report_of``: the command as it was typed, if the
     document also has to hold what a page shows. ``proven``: called with what was read of the folder if it is.
-    ``made``: the checkpoint's fingerprint, if this process makes it anyway.
+    ``made``: the checkpoint's fingerprint, if this process makes it anyway. ``record``: write what was proven into the
+    receipt of the folder, if it is of this tool and names this checkpoint. ``graphs``: check its graphs too.
 
     Raises CannotRun if there is no folder, or none of a known layout; UnsoundPlan if no plan fits the checkpoint;
     Untrusted if a file is damaged.
     """
     from sam3lite_convert.commands.provenance import provenance
-    from sam3lite_convert.convert.folder import read_folder
+    from sam3lite_convert.convert.proof import own_receipt
+    from sam3lite_convert.verify.graphs import check_graphs
     from sam3lite_convert.verify.recognise import recognise  # loads numpy; convert starts without
     from sam3lite_convert.verify.verify import verify  # loads numpy; convert starts without
 
-    found = read_folder(folder)
+    found = read_with_weights(folder)
+    own = own_receipt(found) is not None
     source = source.as_stated(found.receipt)
-    with source.trusted():
-        plan = recognise(found, source.read(mappings), mappings, causal or _states_causal(found))
-        outcome = verify(found, plan, progress, fingerprint=partial(fault_of, folder, plan, made))
-    found.check_unchanged()
+    with FilesHash([folder / name for name in found.taken] if own else []) as hashing:
+        with source.trusted():
+            plan = recognise(found, source.read(mappings), mappings, causal or _states_causal(found))
+            outcome = verify(
+                found,
+                plan,
+                progress,
+                fingerprint=partial(fault_of, folder, plan, made),
+                graphs=partial(check_graphs, found, mappings, hashing.result) if graphs else lambda notes: (),
+            )
+        hashes = hashing.result() if own and outcome.named and outcome.proven else None
+    found.check_unchanged()  # neither while it was compared nor while it was hashed
     if outcome.proven:
         proven(found)
+    if hashes is not None and record:
+        outcome.notes += _recorded(found, hashes)
     page = provenance(plan, found, report_of) if report_of is not None else None
-    return _document(outcome, folder, source, page)
+    return replace(_document(outcome, folder, source, page), proven=hashes)
+
+
+def read_with_weights(folder: Path) -> Folder:
+    """``read_folder``; of a folder that holds graphs and no weights it says which weights they belong to.
+
+    Raises as ``read_folder`` does.
+    """
+    from sam3lite_convert.convert.folder import read_folder
+    from sam3lite_convert.verify.graphs import belongs_to, has_onnx
+
+    try:
+        return read_folder(folder)
+    except CannotRun as fault:
+        if fault.code == "nothing_to_verify" and has_onnx() and (where := belongs_to(folder)):
+            raise CannotRun(f"{fault.message}. {where}", fault.code) from fault
+        raise
+
+
+def _recorded(folder: Folder, proven: dict[str, str]) -> Iterator[str]:
+    """Write what was proven into the folder's receipt; yields a note where that cannot be."""
+    from sam3lite_convert.convert.proof import record_proof
+
+    try:
+        record_proof(folder, proven)
+    except CannotRun as fault:
+        yield f"the proof was not written into conversion.json: {fault.message}"
 
 
 def _states_causal(folder: Folder) -> bool:

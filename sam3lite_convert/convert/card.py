@@ -430,11 +430,20 @@ def _parity(parity: ParitySummary | None) -> Iterator[str]:
 
 def _check(receipt: Receipt) -> str:
     """The command that verifies the folder."""
+    return f"sam3lite verify {_place(receipt)} {named_checkpoint(receipt)}"
+
+
+def _place(receipt: Receipt) -> str:
+    """The folder, in a command that stands in its card."""
+    return "DIR" if receipt.model_id else "."
+
+
+def named_checkpoint(receipt: Receipt) -> str:
+    """The options that name the checkpoint of a folder, in a command to be typed."""
     source = receipt.source
-    command = f"sam3lite verify {'DIR' if receipt.model_id else '.'} --checkpoint "
     if source.repo:
-        command += f"{source.file} --repo-id {source.repo} --revision {source.commit}"
+        options = f"--checkpoint {source.file} --repo-id {source.repo} --revision {source.commit}"
     else:
-        command += f"PATH/TO/{source.name}"
-    command += stated(receipt.to_json()).options
-    return command + (" --mapping PATH/TO/MAPPINGS" if receipt.own_tables else "")
+        options = f"--checkpoint PATH/TO/{source.name}"
+    options += stated(receipt.to_json()).options
+    return options + (" --mapping PATH/TO/MAPPINGS" if receipt.own_tables else "")

@@ -92,11 +92,11 @@ class Folder:
     names: frozenset[str] = frozenset()
     stamps: dict[Path, tuple[int, ...]] = field(default_factory=dict)
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, but: str = "") -> None:
         """Raises Untrusted if a file was changed, replaced or deleted since the folder was read, or if another file
-        of weights or JSON appeared in it."""
+        of weights or JSON appeared in it. ``but``: the name of one that may have been."""
         for path, stamp in self.stamps.items():
-            if not path.exists() or stamp_of(path) != stamp:
+            if path.name != but and (not path.exists() or stamp_of(path) != stamp):
                 raise Untrusted(f"{path}: the file changed while the folder was read", "changed_file")
         if self.stamps:
             new = sorted(frozenset(filter(_matters, LocalPlace(self.path).names())) - self.names)

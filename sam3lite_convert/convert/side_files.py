@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sam3lite_convert.checkpoint.hashing import git_blob_id, sha256_of
 from sam3lite_convert.convert import processor_files
 from sam3lite_convert.convert.card import CARD_NAME, with_card
+from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.convert.processor_files import TOKENIZER, TokenizerFiles
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
@@ -77,7 +78,7 @@ def add_processor_files(
             why = fault.message
     for name, data in files.items():
         write_whole(folder / name, data)
-    return _with_hashes(receipt, files), why
+    return with_files(receipt, files), why
 
 
 def fetch_licences(repository: Repository, files: Sequence[HubFile] | None) -> Worker[list[LicenceText]] | None:
@@ -119,7 +120,7 @@ def add_licences(
         listed.append(entry)
     for name, data in written.items():
         write_whole(folder / name, data)
-    return _with_hashes(replace(receipt, licences=tuple(listed)), written), None
+    return with_files(replace(receipt, licences=tuple(listed)), written), None
 
 
 def _free_name(name: str, taken: Iterable[str]) -> str:
@@ -149,23 +150,30 @@ def takes_processor_files(receipt: Receipt) -> bool:
 
 def with_config(folder: Path, receipt: Receipt) -> Receipt:
     """The receipt with the hash of config.json added."""
-    return _with_hashes(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
+    return with_files(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
 
 
 def add_file(folder: Path, receipt: Receipt, name: str, data: bytes) -> Receipt:
     """Write one file into a folder; the receipt that lists it."""
     write_whole(folder / name, data)
-    return _with_hashes(receipt, {name: data})
+    return with_files(receipt, {name: data})
 
 
-def _with_hashes(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
+def with_files(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
+    """The receipt with the hashes of files that were written, by name."""
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return replace(receipt, beside=dict(sorted({**receipt.beside, **hashes}.items())))
 
 
+def without_lost_graphs(folder: Path, receipt: Receipt) -> Receipt:
+    """The receipt without graphs that were taken away."""
+    beside = {n: d for n, d in receipt.beside.items() if not n.endswith(GRAPH_SUFFIX) or (folder / n).is_file()}
+    return replace(receipt, beside=beside)
+
+
 def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]:
-    """The names of files that should be in the folder but are not."""
-    names = [name for name in receipt.beside if not (folder / name).is_file()]
+    """The names of files that should be in the folder but are not. A graph that was taken away is not missed."""
+    names = [n for n in receipt.beside if not n.endswith(GRAPH_SUFFIX) and not (folder / n).is_file()]
     if tokenizer_wanted and takes_processor_files(receipt) and not processor_files.has_tokenizer(folder):
         names += [name for name in TOKENIZER if not (folder / name).exists() and name not in names]
     return names

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import check_space, resolved, sibling_place, sync_folder, umask, working_place
 from sam3lite_convert.hub.licences import LICENCE_NAME
 
 # What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else but licence files
-# that its receipt lists.
+# and graphs that its receipt lists.
 OWN_FILES = re.compile(
     r"(model(-\d{5}-of-\d{5})?|text_projection)\.safetensors|model\.safetensors\.index\.json|(?:config|conversion|"
     r"fingerprint|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map|vocab|"
@@ -46,8 +47,8 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
             "with --output.",
             "output_not_replaceable",
         )
-    licences = _licences(folder)
-    ours = [p for p in present if p.is_file() and (OWN_FILES.fullmatch(_finished_name(p.name)) or p.name in licences)]
+    listed = _listed(folder)
+    ours = [p for p in present if p.is_file() and (OWN_FILES.fullmatch(_finished_name(p.name)) or p.name in listed)]
     foreign = [p.name for p in present if p not in ours]
     if not any(p.name == RECEIPT_NAME for p in present):
         foreign = [p.name for p in present]  # without a receipt, another program wrote it
@@ -63,13 +64,14 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
     check_space(folder.parent, nbytes, f"to write {folder}")
 
 
-def _licences(folder: Path) -> set[str]:
-    """The licence files that the folder's receipt lists. There may be others, of the user's own."""
+def _listed(folder: Path) -> set[str]:
+    """The licence files and graphs that the folder's receipt lists. There may be others, of the user's own."""
     try:
         listed = json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8"))["beside"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return set()
-    return {name for name in listed if LICENCE_NAME.fullmatch(name)} if isinstance(listed, dict) else set()
+    names = listed if isinstance(listed, dict) else {}
+    return {name for name in names if LICENCE_NAME.fullmatch(name) or name.endswith(GRAPH_SUFFIX)}
 
 
 def _finished_name(name: str) -> str:

@@ -69,7 +69,7 @@ class GraphBuilder:
         """
         if values.nbytes > _INLINE_LIMIT:
             raise ValueError(f"{name}: {values.nbytes} bytes are too many for a constant in the graph")
-        made = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        made = numpy_helper.from_array(values, name)
         if self._initializers.setdefault(name, made) != made:
             raise ValueError(f"{name}: two constants of one name")
         return name
@@ -77,6 +77,10 @@ class GraphBuilder:
     def ints(self, *values: int) -> str:
         """A list of integers, as Reshape and Slice read them."""
         return self.constant("i" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def number(self, value: int) -> str:
+        """One integer, as Range and Gather read it."""
+        return self.constant(f"n{value}", np.array(value, np.int64))
 
     def floats(self, values: NDArray[Any] | Sequence[float] | float, name: str) -> str:
         """A constant in the dtype of the graph."""
@@ -135,6 +139,26 @@ class GraphBuilder:
             return self.node("Softmax", name, x, axis=-1)
         wide = self.node("Cast", f"{name}.wide", x, to=TensorProto.FLOAT)
         return self.node("Cast", name, self.node("Softmax", f"{name}.float32", wide, axis=-1), to=_TYPES[self.dtype])
+
+    def qkv(self, name: str, x: str, weight: str) -> tuple[str, str, str]:
+        """Queries, keys and values of x, whether the folder holds their matrix as one or as three: (rows, width) each.
+
+        weight: the original's name of the matrix (3 * width, width), whose bias is beside it.
+        """
+        bias = weight.removesuffix("weight") + "bias"
+        matrices, biases = self.weights.parts(weight), self.weights.parts(bias)
+        q, k, v = names = (f"{name}.q", f"{name}.k", f"{name}.v")
+        if len(matrices) == 1:
+            self.node("Split", names, self.gemm(f"{name}.qkv", x, matrices[0], biases[0]), axis=1, num_outputs=3)
+        else:
+            for part, matrix, own in zip(names, matrices, biases, strict=True):
+                self.gemm(part, x, matrix, own)
+        return q, k, v
+
+    def conv(self, name: str, x: str, prefix: str, op: str = "Conv", **attributes: Any) -> str:
+        """A convolution with a bias. ``prefix``: of the original's weight and bias, with its dot."""
+        kernel, bias = (self.weight(self.weights.one(prefix + part)) for part in ("weight", "bias"))
+        return self.node(op, name, x, kernel, bias, **attributes)
 
     def layer_norm(self, name: str, x: str, prefix: str, eps: float) -> str:
         """LayerNorm over the last axis. ``prefix``: of the original's weight and bias, with its dot."""

@@ -1,11 +1,13 @@
-"""Cuts graphs at values: what computes one value from others that are given."""
+"""Cuts graphs at values: what computes one value from others that are given; and shows values between."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import onnx
 from onnx.utils import Extractor
+
+from sam3lite_convert.errors import Untrusted
 
 
 class Cutter:
@@ -39,3 +41,18 @@ class Cutter:
         """The graph that computes a value from what ``reads`` lists."""
         model: onnx.ModelProto = self._extractor.extract_model(list(self.reads(value, given)), [value])
         return model
+
+
+def with_outputs(model: onnx.ModelProto, values: Iterable[str]) -> onnx.ModelProto:
+    """The same graph with these values as outputs too. Raises Untrusted if it does not state their types."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    there = {value.name for value in made.graph.output}
+    typed = {value.name: value for value in (*made.graph.value_info, *made.graph.input)}
+    for name in dict.fromkeys(values):
+        if name in there:
+            continue
+        if name not in typed:
+            raise Untrusted(f"the graph does not state the type of {name}, which its metadata calls a tap", "bad_graph")
+        made.graph.output.append(typed[name])
+    return made

@@ -9,19 +9,25 @@ from typing import Literal
 import onnx
 
 from sam3lite_convert.convert.folder import Folder
+from sam3lite_convert.convert.graph_files import DETECTOR_MODELS as DETECTOR_MODELS
+from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX as GRAPH_SUFFIX
+from sam3lite_convert.convert.graph_files import TEXT_MODEL as TEXT_MODEL
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.graph.builder import FloatName, GraphBuilder
-from sam3lite_convert.graph.sizes import TextSizes
+from sam3lite_convert.graph.decode import decode_graph
+from sam3lite_convert.graph.sizes import DetectorSizes, TextSizes, VisionSizes
 from sam3lite_convert.graph.text import text_graph
+from sam3lite_convert.graph.vision import vision_graph
 from sam3lite_convert.graph.weights import Weights
+from sam3lite_convert.plan.architecture import VISION
 from sam3lite_convert.plan.families import FAMILIES, SAM3_LITETEXT
 from sam3lite_convert.plan.tables import Layout, Mappings
 from sam3lite_convert.records.record import Json
 
 Component = Literal["text", "detector"]
-TEXT_MODEL = "model.onnx"
-GRAPH_SUFFIX = ".onnx"
 _TEXT_DOC = "The text encoder of a SAM3-LiteText detector: token ids to the features that the detector reads."
+_VISION_DOC = "The image side of a SAM3-LiteText detector: pictures to maps, which any number of prompts are found in."
+_DECODE_DOC = "The rest of a SAM3-LiteText detector: maps, text features and boxes to boxes, scores and masks."
 
 
 def layout_of(receipt: Json, mappings: Mappings) -> Layout:
@@ -34,23 +40,45 @@ def layout_of(receipt: Json, mappings: Mappings) -> Layout:
 
 
 def graphs_of(
-    folder: Folder, layout: Layout, component: Component, metadata: Mapping[str, str], taps: bool = False
+    folder: Folder,
+    layout: Layout,
+    component: Component,
+    metadata: Mapping[str, str],
+    taps: bool = False,
+    size: int | None = None,
 ) -> dict[str, onnx.ModelProto]:
     """The graphs of a folder by the names of their files.
 
     metadata: what every graph says of the folder. taps: make every tap an output.
-    Raises CannotRun if there is no graph for such a folder, UnsoundPlan if a tensor is missing, Untrusted if the
-    receipt does not state the sizes.
+    size: side of the pictures that the detector's graphs are for, in pixels; by default the detector's own.
+    Raises CannotRun if there is no graph for such a folder or size, UnsoundPlan if a tensor is missing, Untrusted if
+    the receipt does not state the sizes.
     """
     if layout.family is not SAM3_LITETEXT:
         raise CannotRun(f"there is no graph for a {layout.family.name} folder yet", "no_graph")
     weights, receipt = Weights(folder, layout), folder.receipt or {}
     dtype = _dtype(weights)
-    if component == "detector":
-        raise CannotRun("there is no graph for the whole detector yet", "no_graph")
     b = GraphBuilder(weights, dtype)
-    text_graph(b, TextSizes.of(receipt))
-    return {TEXT_MODEL: b.model("text encoder", _TEXT_DOC, _stated(b, metadata, component), taps)}
+    text_sizes = TextSizes.of(receipt)
+    if component == "text":
+        text_graph(b, text_sizes)
+        return {TEXT_MODEL: b.model("text encoder", _TEXT_DOC, _stated(b, metadata, component), taps)}
+    if not any(name.startswith(VISION) for name in weights.names()):
+        raise CannotRun(f"{folder.path} holds the text encoder alone: leave out --component detector", "text_only")
+    vision_sizes = VisionSizes.of(receipt)
+    side = vision_sizes.image if size is None else size
+    text_graph(b, text_sizes, "text.")
+    seeing, finding = GraphBuilder(weights, dtype), GraphBuilder(weights, dtype)
+    vision_graph(seeing, vision_sizes, side)
+    decode_graph(finding, DetectorSizes.of(receipt, side))
+    sized = dict(metadata) | {"image_size": str(side)}
+    parts = (
+        (seeing, "image encoder", _VISION_DOC, sized),
+        (b, "text encoder", _TEXT_DOC, metadata),
+        (finding, "decoder", _DECODE_DOC, sized),
+    )
+    models = (made.model(name, doc, _stated(made, said, component), taps) for made, name, doc, said in parts)
+    return dict(zip(DETECTOR_MODELS, models, strict=True))
 
 
 def _stated(b: GraphBuilder, metadata: Mapping[str, str], component: Component) -> dict[str, str]:

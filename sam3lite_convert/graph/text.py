@@ -54,14 +54,7 @@ def _transformer(b: GraphBuilder, s: TextSizes, at: str, block: str, x: str) -> 
     x = b.reshape(f"{at}.in", x, -1, width)
     normed = b.layer_norm(f"{at}.norm1", x, f"{block}pre_norm_mha.0.", _EPS)
     attention = f"{block}pre_norm_mha.1."
-    matrices, biases = (b.weights.parts(f"{attention}qkv_proj.{part}") for part in ("weight", "bias"))
-    names = [f"{at}.{part}" for part in "qkv"]
-    if len(matrices) == 1:
-        packed = b.gemm(f"{at}.qkv", normed, matrices[0], biases[0])
-        b.node("Split", names, packed, axis=1, num_outputs=3)
-    else:
-        for name, matrix, bias in zip(names, matrices, biases, strict=True):
-            b.gemm(name, normed, matrix, bias)
+    names = b.qkv(at, normed, f"{attention}qkv_proj.weight")
     q, k, v = (b.heads(name, name, tokens, heads, width, transposed=name.endswith("k")) for name in names)
     q = b.node("Mul", f"{at}.scaled", q, b.floats((width // heads) ** -0.5, "scale"))
     scores = b.node("MatMul", f"{at}.scores", q, k)
@@ -91,8 +84,8 @@ def _repmixer(b: GraphBuilder, s: TextSizes, at: str, block: str, x: str) -> str
     image = b.node("Add", f"{at}.mixed", image, scaled)
     ffn = f"{block}convffn."
     y = _conv_norm(b, f"{at}.ffn_conv", f"{ffn}conv.", image)
-    y = b.node("Gelu", f"{at}.gelu", _pointwise(b, f"{at}.fc1", f"{ffn}fc1.", y))
-    y = _pointwise(b, f"{at}.fc2", f"{ffn}fc2.", y)
+    y = b.node("Gelu", f"{at}.gelu", b.conv(f"{at}.fc1", y, f"{ffn}fc1."))
+    y = b.conv(f"{at}.fc2", y, f"{ffn}fc2.")
     scaled = b.node("Mul", f"{at}.ffn_scaled", b.weight(b.weights.one(f"{block}layer_scale")), y)
     image = b.node("Add", f"{at}.sum", image, scaled)
     turned = b.reshape(f"{at}.sequence", image, -1, width, tokens)
@@ -110,7 +103,3 @@ def _conv_norm(b: GraphBuilder, name: str, prefix: str, x: str) -> str:
 def _batch_norm(b: GraphBuilder, name: str, prefix: str, x: str) -> str:
     parts = (b.weight(b.weights.one(prefix + part)) for part in ("weight", "bias", "running_mean", "running_var"))
     return b.node("BatchNormalization", name, x, *parts, epsilon=_EPS)
-
-
-def _pointwise(b: GraphBuilder, name: str, prefix: str, x: str) -> str:
-    return b.node("Conv", name, x, *(b.weight(b.weights.one(prefix + part)) for part in ("weight", "bias")))

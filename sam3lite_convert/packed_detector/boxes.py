@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sam3lite_convert.packed_detector.constants import LOGIT_EPS
+from sam3lite_convert.plan.detector_constants import LOGIT_EPS
 
 
 def corners(boxes: Tensor) -> Tensor:

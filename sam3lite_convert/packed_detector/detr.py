@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from sam3lite_convert.convert.packed_config import PackedDecoderConfig, PackedLayersConfig
 from sam3lite_convert.packed_detector.boxes import corners, logit
-from sam3lite_convert.packed_detector.constants import BIAS_SCALE
 from sam3lite_convert.packed_detector.layers import Attention, FeedForward, Perceptron, PreNormLayer, norm, valid_keys
 from sam3lite_convert.packed_detector.positions import sine_code
 from sam3lite_convert.packed_encoder import embedding
+from sam3lite_convert.plan.detector_constants import BIAS_SCALE
 
 
 class DetrEncoder(nn.Module):

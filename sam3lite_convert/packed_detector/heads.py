@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sam3lite_convert.convert.packed_config import GROUPS, PackedMaskConfig
-from sam3lite_convert.packed_detector.constants import NORM_EPS, SCORE_LIMIT
 from sam3lite_convert.packed_detector.layers import Attention, Perceptron, norm, valid_keys
+from sam3lite_convert.plan.detector_constants import NORM_EPS, SCORE_LIMIT
 
 
 class DotProductScoring(nn.Module):

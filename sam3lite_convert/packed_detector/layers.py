@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sam3lite_convert.convert.packed_config import PackedLayersConfig
-from sam3lite_convert.packed_detector.constants import NORM_EPS
+from sam3lite_convert.plan.detector_constants import NORM_EPS
 
 
 def norm(width: int) -> nn.LayerNorm:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.packed_detector.constants import PIXEL_MEAN, PIXEL_STD
 from sam3lite_convert.packed_detector.outputs import PackedOutput
+from sam3lite_convert.plan.detector_constants import PIXEL_MEAN, PIXEL_STD
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

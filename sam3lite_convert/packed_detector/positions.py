@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sam3lite_convert.packed_detector.constants import ROTARY_BASE, SINE_BASE, SINE_EPS
+from sam3lite_convert.plan.detector_constants import ROTARY_BASE, SINE_BASE, SINE_EPS
 
 
 def sine_code(value: Tensor, channels: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,22 @@ from torch.utils.hooks import RemovableHandle
 from sam3lite_convert.parity.taps import FINAL_NORM, LAYER, OUTPUTS, point_of, points
 
 Activations = dict[str, Tensor]
+
+
+class Candidate(Protocol):
+    """What is compared with the original, whatever runs it."""
+
+    @property
+    def name(self) -> str:
+        """Description for reports."""
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The names of the taps that it gives, in the order of execution."""
+
+    def record(self, input_ids: Tensor, fed: Mapping[str, Tensor] | None = None) -> Activations:
+        """The activation at every tap. With ``fed``, activations of the reference by tap, each module reads these, and
+        taps may be missing of which the module can't be told from those before it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,27 @@ class Encoder:
         names = (point.at(i) for point, i in points(len(self.layers)))
         return tuple(name for name in names if name in self.modules or point_of(name) in OUTPUTS)
 
+    def record(self, input_ids: Tensor, fed: Mapping[str, Tensor] | None = None) -> Activations:
+        """Record the activation at every tap in one forward pass.
+
+        ``fed``: activations of another encoder, by tap. Each module then reads these instead of the output of the
+        module before it, so that its output shows its own error alone.
+        """
+        seen: Activations = {}
+
+        def read(tap: str, value: Tensor) -> Tensor:
+            seen[tap] = value.clone() if self.in_place and isinstance(value, Tensor) else value
+            return value if fed is None else fed[tap].to(value.dtype)
+
+        handles = [hook_tap(tap, module, read) for tap, module in self.modules.items()]
+        try:
+            with torch.inference_mode():
+                seen |= zip((point.name for point in OUTPUTS), self.run(input_ids), strict=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {tap: seen[tap] for tap in self.taps}
+
 
 def tapped_modules(model: nn.Module, kind: str) -> dict[str, nn.Module]:
     """Tap -> module, for the modules that the table of taps names in an encoder of this kind.
@@ -88,25 +125,3 @@ def hook_tap(tap: str, module: nn.Module, read: Callable[[str, Tensor], Tensor])
     if point_of(tap).at_input:
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(lambda module, args, output: read(tap, output))
-
-
-def record(encoder: Encoder, input_ids: Tensor, fed: Mapping[str, Tensor] | None = None) -> Activations:
-    """Record the activation at every tap in one forward pass.
-
-    ``fed``: activations of another encoder, by tap. Each module then reads these instead of the output of the module
-    before it, so that its output shows its own error alone.
-    """
-    seen: Activations = {}
-
-    def read(tap: str, value: Tensor) -> Tensor:
-        seen[tap] = value.clone() if encoder.in_place and isinstance(value, Tensor) else value
-        return value if fed is None else fed[tap].to(value.dtype)
-
-    handles = [hook_tap(tap, module, read) for tap, module in encoder.modules.items()]
-    try:
-        with torch.inference_mode():
-            seen |= zip((point.name for point in OUTPUTS), encoder.run(input_ids), strict=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {tap: seen[tap] for tap in encoder.taps}

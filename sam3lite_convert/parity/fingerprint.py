@@ -18,7 +18,6 @@ from torch import Tensor
 from original_ref import TextReference
 from sam3lite_convert.convert.clip_ids import framing_ids
 from sam3lite_convert.parity.compact import positions
-from sam3lite_convert.parity.encoders import record
 from sam3lite_convert.parity.inputs import framed
 from sam3lite_convert.parity.judgement import FLOORS, require_finite
 from sam3lite_convert.parity.noise_floor import in_float64
@@ -70,10 +69,10 @@ def make_fingerprint(
     Raises CannotRun if the reference computes NaN or infinity.
     """
     reference = wrap_reference(model)
-    rounded = record(reference, rows)
+    rounded = reference.record(rows)
     require_finite(rounded)
     with in_float64(model):
-        exact = record(reference, rows)
+        exact = reference.record(rows)
     where: dict[str, tuple[int, ...]] = {}
     taps = []
     for name, value in exact.items():

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from original_ref import TextReference
 from sam3lite_convert.parity.compare import greatest_and_row_mean
-from sam3lite_convert.parity.encoders import Activations, record
+from sam3lite_convert.parity.encoders import Activations
 from sam3lite_convert.parity.judgement import Floor
 from sam3lite_convert.parity.original import wrap_reference
 
@@ -26,8 +26,8 @@ def noise_floor(model: TextReference, recorded: Activations, input_ids: Tensor) 
     """Noise floors by tap. ``recorded``: the reference's own activations for these ids."""
     reference = wrap_reference(model)
     with in_float64(model):
-        propagated = record(reference, input_ids)
-        isolated = record(reference, input_ids, recorded)
+        propagated = reference.record(input_ids)
+        isolated = reference.record(input_ids, recorded)
     return {tap: _floor(value, propagated[tap], isolated[tap]) for tap, value in recorded.items()}
 
 

@@ -29,6 +29,36 @@ def need_onnxruntime() -> None:
         ) from None
 
 
+class OnnxRuntime:
+    """onnxruntime, as it is installed.
+
+    provider: by its name there. optimised: whether it may rewrite graphs.
+
+    Raises CannotRun if it is not installed, or does not have the provider.
+    """
+
+    def __init__(self, provider: str = CPU, optimised: bool = True) -> None:
+        need_onnxruntime()
+        import onnxruntime
+
+        _check_provider(provider)
+        self.name = f"onnxruntime {onnxruntime.__version__}"
+        self.provider, self.optimised = provider, optimised
+
+    def load(self, model: onnx.ModelProto, folder: Path) -> OnnxSession:
+        """Load a graph whose weights lie in a folder. Raises CannotRun if onnxruntime does not take it."""
+        return OnnxSession(model, folder, self.optimised, self.provider)
+
+
+def _check_provider(provider: str) -> None:
+    """Raises CannotRun if onnxruntime does not have the provider here."""
+    import onnxruntime
+
+    able = onnxruntime.get_available_providers()
+    if provider not in able:
+        raise CannotRun(f"--provider {provider}: onnxruntime has {', '.join(able)} here", "no_device")
+
+
 class OnnxSession:
     """One graph, loaded.
 
@@ -42,9 +72,7 @@ class OnnxSession:
         need_onnxruntime()
         import onnxruntime
 
-        able = onnxruntime.get_available_providers()
-        if provider not in able:
-            raise CannotRun(f"--provider {provider}: onnxruntime has {', '.join(able)} here", "no_device")
+        _check_provider(provider)
         options = onnxruntime.SessionOptions()
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
@@ -56,6 +84,8 @@ class OnnxSession:
         except Exception as fault:  # onnxruntime raises classes of its own that share no base
             said = str(fault).strip().splitlines() or [type(fault).__name__]
             raise CannotRun(f"onnxruntime does not load the graph: {said[0]}", "bad_graph") from fault
+        if provider not in self._session.get_providers():  # it falls back to the CPU where a provider does not start
+            raise CannotRun(f"--provider {provider}: onnxruntime has it, but it does not start here", "no_device")
         self.outputs = tuple(output.name for output in self._session.get_outputs())
         self.inputs = tuple(value.name for value in self._session.get_inputs())
 

@@ -12,7 +12,7 @@ from original_ref import ClipText, TextReference, load_clip_text, load_reference
 from sam3lite_convert.convert.text_weights import cast
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
-from sam3lite_convert.parity.encoders import Activations, Encoder, record, tapped_modules
+from sam3lite_convert.parity.encoders import Activations, Encoder, tapped_modules
 from sam3lite_convert.parity.taps import ORIGINAL, SAM3_ORIGINAL
 from sam3lite_convert.plan.architecture import Architecture
 
@@ -145,7 +145,7 @@ def record_checkout(encoder: Encoder, repo: OriginalRepo, input_ids: Tensor, lik
     ``original_ref``.
     """
     try:
-        found = record(encoder, input_ids)
+        found = encoder.record(input_ids)
     except KeyError as fault:
         raise CannotRun(
             f"{repo.path}: no activation at {fault.args[0]}: its code does not call that module",

@@ -12,7 +12,7 @@ from original_ref import TextReference
 from sam3lite_convert.convert.text_weights import source_weights
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.compare import max_abs
-from sam3lite_convert.parity.encoders import Activations, record
+from sam3lite_convert.parity.encoders import Activations
 from sam3lite_convert.parity.faults.evidence import Evidence
 from sam3lite_convert.parity.faults.hypotheses import Fit, distance, explain, hypotheses, in_words, ranked
 from sam3lite_convert.parity.inputs import Inputs
@@ -67,7 +67,7 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
     ran_in, dtypes = dtypes_of(port.propagated)
     weights = source_weights(plan)
     reference = reference_encoder(plan.architecture, weights, ran_in)
-    recorded = record(reference, inputs.ids)
+    recorded = reference.record(inputs.ids)
     require_finite(recorded)
     given, notes = _arranged(port.propagated, recorded)
     alone, more = _arranged(port.isolated, recorded) if port.isolated else ({}, [])
@@ -93,7 +93,7 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
     table = position_table(weights).to(ran_in)
     evidence = Evidence(model, recorded, inputs.ids, table)
     first = judgement.first
-    diagnosis = _diagnosis(plan, evidence, judgement, given | alone)
+    diagnosis = likely_cause(plan, evidence, judgement, given | alone)
     if first is not None and (swapped := _swapped(given, ours)):
         notes.append(swapped)
     return JudgedPort(judgement, reference.name, ours, given, alone, ran_in, dtypes, diagnosis, (*port.notes, *notes))
@@ -180,8 +180,10 @@ def _swapped(given: Activations, ours: Activations) -> str | None:
 # ---- the cause
 
 
-def _diagnosis(plan: Plan, evidence: Evidence, judgement: Judgement, values: Activations) -> DiagnosisRecord | None:
-    """The likely cause of the first divergence. ``values``: isolated where given, else propagated.
+def likely_cause(plan: Plan, evidence: Evidence, judgement: Judgement, values: Activations) -> DiagnosisRecord | None:
+    """The likely cause of the first divergence, where taps or isolated activations may be missing.
+
+    ``values``: isolated where given, else propagated.
 
     The input of the first tap that is off agrees with the reference's, so that its own output is the evidence.
     """

@@ -19,7 +19,6 @@ from torch import Tensor
 from original_ref import TextStudentEncoder
 from sam3lite_convert.figures import number
 from sam3lite_convert.parity.compact import positions
-from sam3lite_convert.parity.encoders import record
 from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.noise_floor import in_float64
 from sam3lite_convert.parity.original import wrap_reference
@@ -102,9 +101,9 @@ def check_released(model: TextStudentEncoder, found: Recorded) -> ReleasedCheck:
     ids = torch.tensor([found.ids])
     reference = wrap_reference(model)
     with _cut(model, len(found.ids)):
-        ours = _as_recorded(record(reference, ids), ids)
+        ours = _as_recorded(reference.record(ids), ids)
         with in_float64(model):
-            exact = _as_recorded(record(reference, ids), ids)
+            exact = _as_recorded(reference.record(ids), ids)
     taps = []
     for name, stated in found.taps.items():
         value = ours[name]

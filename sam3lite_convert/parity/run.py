@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from sam3lite_convert.parity.encoders import Activations, Encoder, record
+from sam3lite_convert.figures import number
+from sam3lite_convert.parity.compared_graph import difference_record
+from sam3lite_convert.parity.encoders import Activations, Candidate
 from sam3lite_convert.parity.faults.hypotheses import Fit, explain, in_words
 from sam3lite_convert.parity.judgement import Floor, Judgement, judge
 from sam3lite_convert.parity.noise_floor import noise_floor
+from sam3lite_convert.parity.port import likely_cause
 from sam3lite_convert.parity.setup import Setup, of_detector
 from sam3lite_convert.parity.taps import tensors_behind
 from sam3lite_convert.plan.architecture import TEXT
@@ -18,6 +22,10 @@ from sam3lite_convert.plan.plan import Mapped
 from sam3lite_convert.records.parity import DiagnosisRecord, OwnReferenceRecord, SuspectTensor
 from sam3lite_convert.verify.config_check import check_config
 
+if TYPE_CHECKING:
+    from sam3lite_convert.parity.graph_encoder import GraphEncoder
+
+_NAMED = 3  # differences of a graph that a cause names
 # Beginnings of fields of config.json that do not concern the text encoder.
 _NOT_TEXT = ("vision", "geometry", "detr", "mask", "tracker")
 
@@ -27,13 +35,16 @@ class Outcome:
     """The result of one comparison.
 
     ``candidate``: the encoder that was run.
+    ``recorded``: the reference's activations at the candidate's taps.
     ``propagated``: its activations by tap in a normal forward pass.
-    ``isolated``: its activations by tap when each module reads the reference's recorded input.
+    ``isolated``: its activations by tap when each module reads the reference's recorded input; of a graph, taps may be
+        missing.
     ``floors``: noise floors by tap; None if they were not measured.
     ``judgement``: the verdict.
     """
 
-    candidate: Encoder
+    candidate: Candidate
+    recorded: Activations
     propagated: Activations
     isolated: Activations
     floors: dict[str, Floor] | None
@@ -53,6 +64,24 @@ def notes(setup: Setup, outcome: Outcome) -> list[str]:
             said.append(f"not visible with these inputs: {key} {why}")
         if setup.dtype in (torch.float16, torch.bfloat16) and outcome.judgement.max_abs:
             said.append("half precision hides faults smaller than its rounding: compare in float32 too")
+    if setup.graph is not None:
+        said += _graph_notes(setup.graph.encoder, outcome)
+    return said
+
+
+def _graph_notes(encoder: GraphEncoder, outcome: Outcome) -> list[str]:
+    """What is said of a graph beside its verdict."""
+    said = []
+    if missing := outcome.judgement.not_given:
+        said.append(f"the graph does not name these taps, so they were not compared: {', '.join(missing)}")
+    for tap, most in encoder.moved.items():
+        floor = outcome.floors[tap].propagated if outcome.floors else 0.0
+        if most > floor:
+            said.append(
+                f"{tap} of the graph as it lies in its file is up to {number(most)} off that of the same graph with "
+                f"its taps as outputs, more than the noise floor of {number(floor)}: {encoder.runtime.name} rewrites "
+                "the two in different ways, and the taps before it may not be what the graph itself computes"
+            )
     return said
 
 
@@ -72,22 +101,24 @@ def measured_floors(setup: Setup) -> dict[str, Floor]:
     return noise_floor(setup.evidence.model, setup.own, setup.inputs.ids)
 
 
-def compare_encoders(setup: Setup, candidate: Encoder, closely: bool = False) -> Outcome:
+def compare_encoders(setup: Setup, candidate: Candidate, closely: bool = False) -> Outcome:
     """Run the candidate and judge it. If nothing differs, one run gives both columns.
 
     ``closely``: measure floors even if nothing differs here, because other batches differ.
     """
-    propagated = record(candidate, setup.inputs.ids)
-    same = all(torch.equal(propagated[name], value) for name, value in setup.recorded.items())
+    propagated = candidate.record(setup.inputs.ids)
+    recorded = {tap: setup.recorded[tap] for tap in candidate.taps}
+    same = all(torch.equal(propagated[tap], value) for tap, value in recorded.items())
     if same and not closely:
         # Every module read the same input as the reference's, so both columns are the same.
         isolated, floors = propagated, None
     else:
-        isolated = record(candidate, setup.inputs.ids, setup.recorded)
+        isolated = candidate.record(setup.inputs.ids, setup.recorded)
         floors = measured_floors(setup)
-    judgement = judge(setup.recorded, propagated, isolated, floors, setup.inputs.padded, setup.tolerance)
+    every = list(setup.recorded)
+    judgement = judge(recorded, propagated, isolated, floors, setup.inputs.padded, setup.tolerance, every)
     judgement = replace(judgement, not_read=setup.plan.not_read)
-    return Outcome(candidate, propagated, isolated, floors, judgement)
+    return Outcome(candidate, recorded, propagated, isolated, floors, judgement)
 
 
 def against_own_reference(setup: Setup) -> OwnReferenceRecord:
@@ -157,3 +188,26 @@ def diagnose(setup: Setup, outcome: Outcome) -> Diagnosis | None:
     behind = tuple(TEXT + start for start in tensors_behind(tap))
     tensors = tuple(m for m in setup.plan.mapped.values() if m.canonical.startswith(behind))
     return Diagnosis(tap, tuple(fits), tensors, _tensor_faults(setup, tensors))
+
+
+def diagnosis(setup: Setup, outcome: Outcome) -> DiagnosisRecord | None:
+    """The likely cause of the first divergence for the JSON, of a graph with the nodes and tensors at that place that
+    are not those of the graph that this version writes; None if nothing diverges."""
+    first = outcome.judgement.first
+    if first is None:
+        return None
+    if first.isolated is None:
+        values = outcome.propagated | outcome.isolated
+        told = likely_cause(setup.plan, setup.evidence, outcome.judgement, values)
+    else:
+        found = diagnose(setup, outcome)
+        told = found.record() if found else None
+    if told is None or setup.graph is None or setup.graph.differences is None:
+        return told
+    there = setup.graph.differences_at((*outcome.judgement.unseen, first.name))
+    if there:
+        words = "; ".join(d.words for d in there[:_NAMED])
+        more = f"; and {len(there) - _NAMED:,} more" if len(there) > _NAMED else ""
+        known = f"{told.cause}. " if told.fits else ""
+        told = replace(told, cause=f"{known}In the graph, {words}{more}")
+    return replace(told, graph=tuple(map(difference_record, there)))

@@ -22,11 +22,13 @@ from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untru
 from sam3lite_convert.packed_encoder import ATTENTION
 from sam3lite_convert.parity.candidates import CANDIDATES, check_candidate
 from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
-from sam3lite_convert.parity.encoders import Activations, Encoder, record
+from sam3lite_convert.parity.compared_graph import ComparedGraph, beside_own, find_graph
+from sam3lite_convert.parity.encoders import Activations, Candidate, Encoder
 from sam3lite_convert.parity.faults.evidence import Evidence
 from sam3lite_convert.parity.inputs import BATCH, Inputs, make_inputs
 from sam3lite_convert.parity.judgement import check_tolerance, require_finite
 from sam3lite_convert.parity.original import checkout_encoder, position_table, record_checkout, reference_encoder
+from sam3lite_convert.parity.runtime import RuntimeChoice
 from sam3lite_convert.plan.architecture import COUNTER, TEXT
 from sam3lite_convert.plan.context import CalledContext, called_context
 from sam3lite_convert.plan.families import family_of
@@ -72,6 +74,7 @@ class ParityOptions:
     ``original``: the user's checkout, used instead of ``original_ref``.
     ``context``: the context that the original is called with. None: what the checkpoint's meta or name states, else the
         rows that the folder holds.
+    ``runtime``: what runs the folder's graph, which is then the candidate. None: the candidate is a model of torch.
     """
 
     candidate: str | None = None
@@ -85,6 +88,7 @@ class ParityOptions:
     causal: bool = False
     original: OriginalRepo | None = None
     context: int | None = None
+    runtime: RuntimeChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Setup:
 
     ``plan``: the conversion plan, of the detector alone where another model holds it.
     ``conversion``: the plan of the whole folder, the same but for a folder of another model.
-    ``layout``: name of the candidate's layout.
+    ``layout``: name of the candidate's layout, or of what runs its graph.
     ``attention``: attention implementation of the candidate.
     ``dtype``: dtype that both sides run in.
     ``reference``: the original encoder, or that of the user's checkout.
@@ -108,6 +112,7 @@ class Setup:
     ``own``: activations of ``original_ref``; the same as ``recorded`` unless the reference is the user's checkout.
     ``context``: the context that the original is called with, in tokens.
     ``notes``: notes on the verdict.
+    ``graph``: the graph that is the candidate; None if it is a model of torch.
     """
 
     plan: Plan
@@ -127,9 +132,14 @@ class Setup:
     own: Activations
     context: int
     notes: tuple[str, ...] = ()
+    graph: ComparedGraph | None = None
+
+    def compared(self) -> Candidate:
+        """What is compared with the original. Raises as ``candidate`` does."""
+        return self.graph.encoder if self.graph else self.candidate()
 
     def candidate(self, weights: Mapping[str, Tensor] | None = None, config: Json | None = None) -> Encoder:
-        """Build the candidate, by default with its own weights and config, and run it once.
+        """Build the candidate in torch, by default with its own weights and config, and run it once.
 
         Raises UnsoundPlan if the encoder cannot be built or run, or if its number of layers is not the original's.
         """
@@ -156,12 +166,15 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
 
     The candidate's weights come from the folder ``converted``, or from the plan if it is None.
 
+    With ``options.runtime`` the candidate is the folder's graph; ValueError without a folder.
+
     Raises CannotRun if options exclude each other, UnsoundPlan and Untrusted as a conversion does, UnsoundPlan if an
     encoder does not get all of its weights, and Untrusted if the folder contradicts itself.
     """
     if options.attention not in ATTENTION:
         raise CannotRun(f"--attention must be one of {', '.join(ATTENTION)}", "usage")
     check_tolerance(options.tolerance)
+    runtime = options.runtime.open() if options.runtime else None
     folder: Folder | None = None
     notes = told(source)
     if converted is not None:
@@ -173,9 +186,22 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         check_candidate(layout, mappings)
         plan = make_plan(source, mappings, Options(layout.name, "text", context=options.context, causal=options.causal))
     conversion, plan = plan, detector_of(plan)
-    check_candidate(plan.layout, mappings)
-    if folder is not None:
-        check_settings(folder, plan, options)
+    graph = None
+    if runtime is not None:
+        if folder is None:
+            raise ValueError("a graph lies in a folder")
+        graph = find_graph(folder.path)
+        if options.dtype not in (None, graph.dtype):
+            raise CannotRun(
+                f"--dtype {options.dtype}: {graph.path.name} computes in {graph.dtype}; leave --dtype out, or convert "
+                "with --dtype and export it again",
+                "usage",
+            )
+        options = replace(options, dtype=graph.dtype)
+    else:
+        check_candidate(plan.layout, mappings)
+        if folder is not None:
+            check_settings(folder, plan, options)
     pieces = [m for m in plan.mapped.values() if m.canonical.startswith(TEXT)]
     check_source(source, plan, pieces)
     name = options.dtype or (plan.options.dtype if plan.options.dtype in _RUNS_IN else None) or "float32"
@@ -203,24 +229,31 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
     reference = reference_encoder(plan.architecture, weights, dtype, context)
     ours = reference.model
     assert isinstance(ours, TextReference)
-    own = recorded = record(reference, inputs.ids)
+    own = recorded = reference.record(inputs.ids)
     require_finite(recorded)
     if options.original is not None:
         reference = checkout_encoder(options.original, plan.architecture, weights, dtype, context)
         recorded = record_checkout(reference, options.original, inputs.ids, own)
         require_finite(recorded)
     del weights
+    compared = None
+    if runtime is not None and graph is not None and folder is not None:
+        from sam3lite_convert.parity.graph_encoder import graph_encoder
+
+        encoder = graph_encoder(graph.model, folder.path, runtime, inputs.ids, recorded)
+        compared = beside_own(graph, folder, mappings, encoder)
+        notes += compared.notes
     return Setup(
         plan,
         conversion,
-        plan.layout.name,
+        options.runtime.name if options.runtime else plan.layout.name,
         options.attention,
         dtype,
         reference,
         inputs,
         recorded,
         Evidence(ours, recorded, inputs.ids, table.to(dtype)),
-        _text_config(plan, folder),
+        {} if compared else _text_config(plan, folder),
         held,
         folder,
         options.tolerance,
@@ -228,6 +261,7 @@ def set_up(source: Checkpoint, mappings: Mappings, options: ParityOptions, conve
         own,
         context,
         tuple(notes),
+        compared,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert.parity.compare import Running, compare, row_means
-from sam3lite_convert.parity.encoders import Activations, Encoder, record
+from sam3lite_convert.parity.encoders import Activations, Candidate
 from sam3lite_convert.parity.inputs import BATCH, Inputs
 from sam3lite_convert.parity.judgement import Judgement, require_finite
 from sam3lite_convert.parity.original import wrap_reference
@@ -68,7 +68,7 @@ def ranking_tap(greatest: Mapping[str, float]) -> str:
     return features if features in differing or not differing else differing[0]
 
 
-def sweep(setup: Setup, candidate: Encoder, advance: Callable[[int], None] = lambda n: None) -> Sweep:
+def sweep(setup: Setup, candidate: Candidate, advance: Callable[[int], None] = lambda n: None) -> Sweep:
     """Run each side once over every input.
 
     ``advance``: called with the number of rows after each batch.
@@ -76,7 +76,7 @@ def sweep(setup: Setup, candidate: Encoder, advance: Callable[[int], None] = lam
     Raises CannotRun if the reference gives NaN or infinity for an input.
     """
     inputs = setup.every
-    taps = setup.reference.taps
+    taps = candidate.taps
     totals = {tap: Running() for tap in taps}
     greatest: dict[str, list[Tensor]] = {tap: [] for tap in taps}
     means: dict[str, list[Tensor]] = {tap: [] for tap in taps}
@@ -85,9 +85,10 @@ def sweep(setup: Setup, candidate: Encoder, advance: Callable[[int], None] = lam
     for first in range(0, len(inputs.ids), BATCH):
         part = inputs.rows(range(first, min(first + BATCH, len(inputs.ids))))
         ids, padded = part.ids, part.padded
-        ours, theirs = record(setup.reference, ids), record(candidate, ids)
+        ours, theirs = setup.reference.record(ids), candidate.record(ids)
         require_finite(ours)
-        for tap, reference in ours.items():
+        for tap in taps:
+            reference = ours[tap]
             if torch.equal(reference, theirs[tap]):
                 totals[tap].add_equal(reference)
                 greatest[tap].append(torch.zeros(len(ids), dtype=torch.float64))
@@ -116,11 +117,11 @@ def focus(setup: Setup, swept: Sweep) -> Setup:
     """The setup for comparing the worst prompts closely, or the first ones if no prompt differs."""
     rows = swept.worst() or list(range(min(BATCH, len(swept.inputs.ids))))
     inputs = swept.inputs.rows(rows)
-    recorded = record(setup.reference, inputs.ids)
+    recorded = setup.reference.record(inputs.ids)
     evidence = replace(setup.evidence, recorded=recorded, ids=inputs.ids)
     own = recorded
     if setup.own is not setup.recorded:
-        own = record(wrap_reference(setup.evidence.model), inputs.ids)
+        own = wrap_reference(setup.evidence.model).record(inputs.ids)
     return replace(setup, inputs=inputs, recorded=recorded, own=own, evidence=evidence)
 
 

@@ -152,16 +152,54 @@ class SuspectTensor(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphDifferenceRecord(Record):
+    """A difference of a graph from the one that this version writes for the folder.
+
+    name: of the node, initializer, input or output; empty for what is said of the whole graph.
+    taps: those whose own part of the graph it is in.
+    what: it, in words.
+    tensors: keys of the folder's tensors that it is about.
+    """
+
+    name: str
+    taps: tuple[str, ...]
+    what: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRecord(Record):
+    """The graph that was run as the candidate.
+
+    runtime: what ran it, with its version. provider: what computed in it, in its own word.
+    optimised: whether the runtime might rewrite the graph.
+    file: its name in the folder, null if it was written for this run.
+    sha256: of the file.
+    differences: from the graph that this version writes for the folder; null if that could not be told.
+    """
+
+    runtime: str
+    provider: str
+    optimised: bool
+    file: str | None
+    sha256: str
+    differences: tuple[GraphDifferenceRecord, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiagnosisRecord(Record):
     """Why the first diverging tap diverges.
 
     fits: faults that explain it, the closest first.
+    graph: where a graph is the candidate: how it differs, in the part of this tap, from the one that this version
+        writes for the folder.
     """
 
     tap: str
     cause: str
     fits: tuple[FitRecord, ...]
     tensors: tuple[SuspectTensor, ...]
+    graph: tuple[GraphDifferenceRecord, ...] | None = field(default=None, metadata=optional())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,6 +479,7 @@ class ParityDocument(Document):
 
     port: where the candidate ran elsewhere.
     values: the first values of projected and pooled.
+    graph: with a graph as the candidate.
     judged: the file of activations that was judged.
     not_compared: tensors of the folder that are not the text encoder's.
     not_read_allowed: --allow-not-read was given.
@@ -470,6 +509,7 @@ class ParityDocument(Document):
     page: PageFacts | None = field(default=None, metadata=optional())
     report_error: str | None = field(default=None, metadata=optional())
     port: PortRecord | None = field(default=None, metadata=optional())
+    graph: GraphRecord | None = field(default=None, metadata=optional())
 
     @property
     def failed(self) -> bool:

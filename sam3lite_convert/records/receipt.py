@@ -214,6 +214,8 @@ class Receipt(Document):
     files: names of the tensor files.
     licences: licence files of the source's repository; left out if none were looked for, or one could not be fetched.
     beside: SHA-256 by name of the other files.
+    proven: SHA-256 by name of the tensor files, as a verification found them equal to the source; left out if there was
+        none.
     nonfinite: by source key.
     tensors: by target key.
     dropped: reason by source key.
@@ -248,6 +250,7 @@ class Receipt(Document):
     licences: tuple[LicenceFile, ...] | None = field(default=None, metadata=optional())
     parity: ParitySummary | None = field(default=None, metadata=optional())
     beside: dict[str, str] = field(default_factory=dict)
+    proven: dict[str, str] | None = field(default=None, metadata=optional())
     card_blob_id: str | None = field(default=None, metadata=optional())
     edited_card_blob_id: str | None = field(default=None, metadata=optional())
     tensors: dict[str, MappedTensor]

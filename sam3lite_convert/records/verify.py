@@ -66,6 +66,8 @@ class VerifyDocument(Document):
     summary: what was compared, and what differs by component, in one sentence.
     findings: what is wrong, one a cause and component.
     mismatched: the same by key, without missing and unexpected ones.
+    proven: SHA-256 by name of the tensor files, if all that they hold was proven and the folder's receipt is of this
+        tool and names this checkpoint.
     repository: where a folder on the Hub was read.
     fetched: how much of the folder, and of a checkpoint on the Hub, was read by range requests; left out if all of it
         is here.
@@ -94,6 +96,7 @@ class VerifyDocument(Document):
     lost: Losses
     lost_words: tuple[str, ...]
     notes: tuple[str, ...]
+    proven: dict[str, str] | None = field(default=None, metadata=optional())
     repository: RepositoryRecord | None = field(default=None, metadata=optional())
     fetched: Fetched | None = field(default=None, metadata=optional())
     page: PageFacts | None = field(default=None, metadata=optional())

@@ -41,8 +41,9 @@ def paritied(d: ParityDocument, debug: bool) -> None:
         tap_table(judgement.layers)
     else:
         _outputs(d)
-    if inputs.prompts:
-        last = [t for t in judgement.layers if t.read_by_detector][-1]
+    read = [t for t in judgement.layers if t.read_by_detector]
+    if inputs.prompts and read:
+        last = read[-1]
         padded = "none" if last.padded_max_abs_diff is None else number(last.padded_max_abs_diff)
         say(f"{last.name}, max abs diff: {number(last.valid_max_abs_diff)} on words, {padded} on padding")
         _worst(d)
@@ -108,6 +109,9 @@ def not_read(keys: tuple[str, ...], allowed: bool) -> None:
 def candidate(d: ParityDocument) -> str:
     """The candidate and where it comes from, in a line."""
     sides, port = d.sides, d.port
+    if d.graph is not None:
+        where = f"{d.graph.file} of {sides.converted}" if d.graph.file else "the plan, written for this run"
+        return f"{sides.candidate_encoder}, from {where}, SHA-256 {d.graph.sha256[:12]}"
     if port is None:
         return f"{sides.candidate_encoder}, from {sides.converted or 'the plan, converted in memory'}"
     origin = f", from {port.file} ({port.format})" if port.file else ""
@@ -159,6 +163,8 @@ def cause(d: DiagnosisRecord) -> None:
 def diagnosis(d: DiagnosisRecord) -> None:
     """The likely cause, and the tensors behind it."""
     cause(d)
+    for difference in d.graph or ():
+        say(f"  graph: {difference.what}", "red")
     tensors = sorted(d.tensors, key=lambda t: t.fault is None)
     ours, theirs = common_start([t.target for t in tensors]), common_start([t.source for t in tensors])
     say(f"the tensors used by {d.tap}, {ours}*, and the rules that made them from {theirs}*:")

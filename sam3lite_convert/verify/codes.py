@@ -362,6 +362,46 @@ _ALL = (
         "Make it again: sam3lite record --checkpoint CHECKPOINT --fingerprint --output fingerprint.json.",
     ),
     Code(
+        "V-GRAPH-FILE",
+        "not a graph that is safe to run",
+        "The file is no ONNX model, or one that a runtime should not be given: tensors outside of the folder or past "
+        "the end of their file, values that are read before they are made, operators of somebody's own, graphs nested "
+        "without end, more than 64 MB.",
+        "It is read with limits, and what it says of each tensor's place is looked up, before anything runs it.",
+        "A runtime crashes, takes all memory, or reads files that the graph's author chose.",
+        "Delete it, and write it again: sam3lite export onnx DIR CHECKPOINT.",
+    ),
+    Code(
+        "V-GRAPH-WEIGHTS",
+        "a graph over other weights",
+        "The graph states the SHA-256 of the tensor files that it belongs to, and here are others; or one of its "
+        "tensors is not the tensor of the folder that has its name.",
+        "The hashes in its metadata are compared with those of the files, and the place of each tensor with the index "
+        "of the file.",
+        "It runs, and computes with bytes that are not the ones that were proven.",
+        "Put it back beside its weights, or write it again: sam3lite export onnx DIR CHECKPOINT.",
+    ),
+    Code(
+        "V-GRAPH",
+        "not the graph of this folder",
+        "The graph is not the one that this version writes for the folder: a node, a constant, an input or output, or "
+        "what it says of itself differs.",
+        "The graph is made again from the receipt and the tensors, and compared node by node.",
+        "It computes something else than the original, or is called in another way than it says.",
+        "Write it again: sam3lite export onnx DIR CHECKPOINT. To keep a graph of your own, give it another name, and "
+        "judge it: sam3lite parity --candidate onnx.",
+    ),
+    Code(
+        "V-GRAPH-VERSION",
+        "a graph of another version",
+        "Another version of this tool wrote the graph, and this one writes a different one. Nothing tells here whether "
+        "the other is right.",
+        "The version in its metadata is another than this one's, and the graphs differ.",
+        "Perhaps nothing; it is not proven.",
+        "Write it again with this version: sam3lite export onnx DIR CHECKPOINT. Or verify with the version that wrote "
+        "it.",
+    ),
+    Code(
         "V-NOT-TAKEN",
         "tensors lie in a file that the reader passes over",
         "A folder can hold several files of weights, and its reader takes one of them: the one that "

@@ -286,5 +286,5 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
 
 def _beside(finding: Finding) -> bool:
     """Whether a finding is about a file beside the tensors, or about the source, rather than about a tensor."""
-    beside = ("V-CONFIG", "V-RECEIPT", "V-PROCESSOR", "V-TOKENIZER", "V-ROTARY")
+    beside = ("V-CONFIG", "V-RECEIPT", "V-PROCESSOR", "V-TOKENIZER", "V-ROTARY", "V-GRAPH")
     return finding.component == "files" or finding.code.startswith(beside)

@@ -54,6 +54,7 @@ class Verification:
     differences: what is wrong, by key.
     findings: the same by cause.
     loss: what the cast to the folder's dtype lost.
+    named: whether the folder's receipt names this source.
     """
 
     plan: Plan
@@ -64,6 +65,7 @@ class Verification:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     loss: CastLoss = field(default_factory=CastLoss)
+    named: bool = False
 
     @property
     def missing(self) -> list[str]:
@@ -113,11 +115,13 @@ def verify(
     progress: Callable[[str], Advance] | None = None,
     values: Set[str] | None = None,
     fingerprint: Callable[[], str | None] = lambda: None,
+    graphs: Callable[[list[str]], Iterable[Difference]] = lambda notes: (),
 ) -> Verification:
     """Compare every tensor of the folder with the plan's source, and config.json with its sizes.
 
     values: the keys whose values are compared, where the bytes of the others are not here; None for all.
     fingerprint: what is wrong with the folder's fingerprint, in words; None if nothing is, or if there is none.
+    graphs: what is wrong with the folder's graphs; adds to the notes that it is given.
 
     Raises Untrusted if the source is damaged or if two names of one of its tensors hold different values.
     """
@@ -184,6 +188,7 @@ def verify(
         if values is not None and plan.checkpoint.partial:
             notes = []  # on a download of the text tensors; what was read here is the caller's to say
     out.notes += notes
+    out.named = _names(folder.receipt, plan, sha256)
     beyond = [*_cut_differences(folder, plan), *_overflow_differences(folder, plan, out.loss)]
     out.equal -= sum(one.fatal for one in beyond)  # of tensors that are what the plan writes
     found_out += beyond
@@ -194,6 +199,7 @@ def verify(
         found_out.append(Difference(key, fault.code, fault.component, fault.why, f"{key} {fault.why}"))
     if other := fingerprint():
         found_out.append(Difference(FINGERPRINT_NAME, "V-FINGERPRINT", "files", other))
+    found_out += graphs(out.notes)
     out.differences, out.findings = gathered(found_out)
     return out
 
@@ -334,6 +340,19 @@ def _stated_architecture(receipt: Json, plan: Plan) -> Architecture:
     return plan.architecture
 
 
+def _names(receipt: Json | None, plan: Plan, sha256: str | None) -> bool:
+    """Whether a receipt names the source of a plan. ``sha256``: of that source."""
+    stated = _stated_source(receipt)
+    return stated is not None and stated == (sha256 or (plan.checkpoint.hub and plan.checkpoint.hub.etag))
+
+
+def _stated_source(receipt: Json | None) -> JsonValue:
+    """The hash of the source that a receipt names. A conversion that read only ranges of the file records the one that
+    the Hub states."""
+    source = receipt.get("source") if receipt else None
+    return (source.get("sha256") or source.get("etag")) if isinstance(source, dict) else None
+
+
 def _receipt_differences(
     folder: Folder, plan: Plan, sha256: str | None, hashes: Mapping[str, str], notes: list[str]
 ) -> Iterator[Difference]:
@@ -344,10 +363,8 @@ def _receipt_differences(
     if folder.receipt is None:
         notes.append(f"no {RECEIPT_NAME}; another tool wrote this folder")
         return
-    source = folder.receipt.get("source")
-    # A conversion that read only ranges of the file records the hash that the Hub states.
-    stated = (source.get("sha256") or source.get("etag")) if isinstance(source, dict) else None
-    if stated != (sha256 or (plan.checkpoint.hub and plan.checkpoint.hub.etag)):
+    if not _names(folder.receipt, plan, sha256):
+        source, stated = folder.receipt.get("source"), _stated_source(folder.receipt)
         there = source.get("files") if isinstance(source, dict) else None
         others = [
             name for name, digest in sorted(hashes.items()) if isinstance(there, dict) and there.get(name) != digest

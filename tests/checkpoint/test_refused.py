@@ -528,3 +528,14 @@ def test_damage_of_a_safetensors_header_never_ends_in_another_error(tmp_path):
     for step in range(1500):
         path.write_bytes(damaged(whole, chance))
         assert_read_or_refused(path, step)
+
+
+@pytest.mark.parametrize("name", ["_io\nopen", "_io\nFileIO", "_operator\nattrgetter", "_socket\nsocket"])
+def test_a_name_that_does_harm_is_refused_beside_the_weights_too(tmp_path, name):
+    """Python 3.12 and later write ``open`` as ``_io.open``, whose module was ``io`` before."""
+    model = one_tensor().removeprefix(b"\x80\x02").removesuffix(b".")
+    called = b"c" + name.encode() + b"\n)R"
+    whole = b"\x80\x02}(X\x05\x00\x00\x00model" + model + b"X\x04\x00\x00\x00meta" + called + b"u."
+    fault = refused(with_pickle(tmp_path, whole))
+    assert fault.code == "hostile_pickle"
+    assert name.replace("\n", ".") in fault.message

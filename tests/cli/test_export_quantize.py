@@ -8,7 +8,7 @@ import shutil
 import onnx
 import pytest
 import torch
-from support.folders import convert, sam3lite, snapshot, tiny_architecture, tiny_state, write
+from support.folders import convert, receipt, sam3lite, snapshot, tiny_architecture, tiny_state, write
 
 from sam3lite_convert.parity.onnx_session import OnnxSession
 from sam3lite_convert.plan import synthetic
@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     """A text encoder with CLIP's vocabulary, so that prompts can be run."""
     place = tmp_path_factory.mktemp("export")
     state = synthetic.state_dict(tiny_architecture(vocab=49408, text_hidden=64, text_heads=1), text_only=True)
-    return convert(write(place, state), place / "out", "--component", "text")
+    return convert(write(place, state), place / "out", "--component", "text", "--verify")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,8 @@ def test_the_quantised_file_stands_alone_and_carries_its_loss(folder, done, tmp_
     said = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(said["loss"]) == loss
     assert json.loads(said["quantized"])["graph"] == held["model.onnx"] == record["graphs"][0]["sha256"]
-    assert said["weights.model.safetensors"] == held["model.safetensors"]
+    assert json.loads(said["weights"]) == {"model.safetensors": held["model.safetensors"]}
+    assert receipt(folder)["beside"][made["name"]] == made["sha256"]
     ids = torch.tensor([[49406, 736, 2368, 49407] + [0] * 12])
     alone = OnnxSession(model, tmp_path).run({"input_ids": ids})
     beside = OnnxSession(onnx.load(folder / "model.onnx", load_external_data=False), folder).run({"input_ids": ids})
@@ -66,19 +67,23 @@ def test_on_a_terminal_the_loss_is_a_table_and_random_weights_are_said(folder, t
     assert "the weights look random: this tells nothing about trained ones" in done.out
 
 
-def test_a_budget_that_was_given_decides_the_exit_code(tmp_path):
-    folder = convert(write(tmp_path, tiny_state()), tmp_path / "out", "--component", "text", "--layout", "transformers")
-    over = sam3lite("export", "onnx", folder, "--quantize", "int8", "--budget", "1e-6", "--json")
+def test_a_budget_that_was_given_decides_the_exit_code(folder, tmp_path):
+    copy, prompts = shutil.copytree(folder, tmp_path / "copy"), tmp_path / "prompts.txt"
+    prompts.write_text("a red bus\na dog on a sofa\n")
+    words = ("export", "onnx", copy, "--quantize", "int8", "--prompts-file", prompts)
+    over = sam3lite(*words, "--budget", "1e-6", "--json")
     assert (over.code, over.json["within_budget"]) == (1, False)
-    assert (folder / "model.int8.onnx").exists()  # the measured file may be looked at
-    within = sam3lite("export", "onnx", folder, "--quantize", "int8", "--budget", "0.5", "--taps")
+    assert (copy / "model.int8.onnx").exists()  # the measured file may be looked at
+    within = sam3lite(*words, "--budget", "0.5", "--taps")
     assert within.code == 0 and "every tap is within the budget of 0.5 (relative L2)" in within.out
-    outputs = {value.name for value in onnx.load(folder / "model.int8.onnx").graph.output}
+    outputs = {value.name for value in onnx.load(copy / "model.int8.onnx").graph.output}
     assert {"embeddings", "layers.3", "text_features"} <= outputs
 
 
 def test_what_cannot_be_quantised_is_refused_and_nothing_is_written(folder, tmp_path):
-    half = convert(write(tmp_path, tiny_state()), tmp_path / "half", "--component", "text", "--dtype", "float16")
+    half = convert(
+        write(tmp_path, tiny_state()), tmp_path / "half", "--component", "text", "--dtype", "float16", "--verify"
+    )
     before = snapshot(half)
     (tmp_path / "one.txt").write_text("a dog\na dog\n")
     for words, said in (

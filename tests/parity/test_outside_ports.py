@@ -17,7 +17,6 @@ from torch import Tensor
 
 import sam3lite_convert as s3
 from original_ref import load_reference
-from sam3lite_convert.parity.encoders import record
 from sam3lite_convert.parity.faults.evidence import Evidence
 from sam3lite_convert.parity.faults.hypotheses import explain
 from sam3lite_convert.parity.original import wrap_reference
@@ -113,7 +112,7 @@ def test_a_table_that_is_read_in_full_is_named(states):
     stripped = {k.partition("language_backbone.")[2]: t for k, t in state.items()}
     cfg = {"dim": 128, "n_heads_per_layer": 2, "n_transformer_layers": 4, "ffn_multiplier_per_layer": 2.0}
     model = load_reference(cfg | {"vocab_size": 128, "context_length": 16, "model_name": "mct"}, stripped)
-    recorded = record(wrap_reference(model), ids)
+    recorded = wrap_reference(model).record(ids)
     fits = explain(Evidence(model, recorded, ids, longer), "embeddings", port["embeddings"], 1e-6, propagated=True)
     assert [fit.key for fit in fits] == list(FAULTS["positions stretched"].causes)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.parity import encoders, taps
-from sam3lite_convert.parity.encoders import record, tapped_modules
+from sam3lite_convert.parity.encoders import tapped_modules
 from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.noise_floor import noise_floor
 from sam3lite_convert.parity.original import wrap_reference
@@ -202,7 +202,7 @@ def test_a_new_row_is_recorded_where_it_says(layout, source, more):
         assert torch.equal(found["tokens"], model.embedding_layer(ids))
         norm, attention = model.transformer[2].pre_norm_mha
         assert torch.equal(found["layers.2.attention"], attention(norm(found["layers.1"])))
-    candidate = record(setup.candidate(), ids)
+    candidate = setup.candidate().record(ids)
     for tap, value in found.items():
         torch.testing.assert_close(candidate[tap], value, atol=1e-5, rtol=0)
 
@@ -281,7 +281,7 @@ def test_floors_are_those_of_the_whole_model_in_float64(dtype, source):
     setup = compared(source, "packed", dtype=dtype)
     ids, recorded = setup.inputs.ids, setup.recorded
     floors = noise_floor(setup.evidence.model, recorded, ids)
-    exact = record(wrap_reference(copy.deepcopy(setup.evidence.model).double()), ids)
+    exact = wrap_reference(copy.deepcopy(setup.evidence.model).double()).record(ids)
     for tap, value in recorded.items():
         difference = (value.double() - exact[tap]).abs()
         assert exact[tap].dtype == torch.float64

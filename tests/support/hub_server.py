@@ -1,8 +1,7 @@
 """A model hub on 127.0.0.1: what the real ``huggingface_hub`` client asks of the service, and faults on demand.
 
-Two listeners: the hub, and the storage that large files are redirected to and uploaded to. They have different
-ports, hence different origins: the client follows a redirect within one origin while it asks for the headers of a
-file, and sends its token along.
+Two listeners: the hub, and the storage that large files are redirected to and uploaded to. They are on different
+hosts: the client follows a redirect on one host while it asks for the headers of a file, and sends its token along.
 """
 
 from __future__ import annotations
@@ -290,7 +289,8 @@ class Listener(ThreadingHTTPServer):
     def __init__(self, hub: HubServer, storage: bool) -> None:
         self.hub, self.storage = hub, storage
         self.sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        super().__init__(("127.0.0.1", 0), Handler)
+        # Two hosts, as in reality: a client tells by the host whether its token may go there.
+        super().__init__(("127.0.0.2" if storage else "127.0.0.1", 0), Handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
@@ -361,7 +361,7 @@ class HubServer:
     def start(self) -> HubServer:
         self._stopping.clear()
         self._listeners = [Listener(self, storage=False), Listener(self, storage=True)]
-        self.url, self.storage_url = (f"http://127.0.0.1:{listener.server_port}" for listener in self._listeners)
+        self.url, self.storage_url = ("http://{}:{}".format(*listener.server_address) for listener in self._listeners)
         for listener in self._listeners:
             threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True).start()
         return self

@@ -290,7 +290,8 @@ OF_A_FOLDER = {
     folders.PREFIX, folders.DISTRIBUTED, folders.ADAPTER,
 }  # fmt: skip
 OF_A_FAMILY = {"V-FILLED", "V-ROW-ORDER"}  # in tests/verify/test_video_folder.py
-ELSEWHERE = {"V-RECEIPT", "V-LICENCE", "V-CAST-OVERFLOW", "V-ROTARY", *OF_A_FOLDER, *OF_A_FAMILY}
+OF_A_GRAPH = {"V-GRAPH", "V-GRAPH-FILE", "V-GRAPH-WEIGHTS", "V-GRAPH-VERSION"}  # in tests/verify/test_graphs.py
+ELSEWHERE = {"V-RECEIPT", "V-LICENCE", "V-CAST-OVERFLOW", "V-ROTARY", *OF_A_FOLDER, *OF_A_FAMILY, *OF_A_GRAPH}
 
 
 def codes_in_the_code():

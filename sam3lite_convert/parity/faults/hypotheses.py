@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert.parity.compare import absolute_difference
-from sam3lite_convert.parity.encoders import record
 from sam3lite_convert.parity.faults.ends import embeddings_faults, final_norm_faults, pooled_faults, projected_faults
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis
 from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
@@ -134,7 +133,7 @@ def _in_float64(evidence: Evidence, propagated: bool) -> Evidence:
     """The same in float64: from the first tap on, or from the recorded input of each module."""
     model = copy.deepcopy(evidence.model).double()
     if propagated:
-        recorded = record(wrap_reference(model), evidence.ids)
+        recorded = wrap_reference(model).record(evidence.ids)
     else:
         recorded = {tap: value.double() for tap, value in evidence.recorded.items()}
     table = evidence.full_table

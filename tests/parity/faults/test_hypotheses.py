@@ -35,7 +35,7 @@ from torch.nn import functional
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.parity import run as parity
 from sam3lite_convert.parity import self_test
-from sam3lite_convert.parity.encoders import Encoder, record
+from sam3lite_convert.parity.encoders import Encoder
 from sam3lite_convert.parity.faults.hypotheses import Fit, explain, hypotheses, in_words
 from sam3lite_convert.parity.faults.layers import other_layers
 from sam3lite_convert.parity.inputs import Inputs
@@ -682,7 +682,7 @@ def test_the_last_of_several_greatest_ids(layout, setups):
     end = SIZES["vocab"] - 1
     # As some tokenizers pad; in the second row something else stands behind.
     ids = torch.tensor([[1, 5, 6, end, end, end, end, end], [1, 7, end, end, end, 0, 0, 0]])
-    own = record(setup.reference, ids)
+    own = setup.reference.record(ids)
     evidence = dataclasses.replace(setup.evidence, recorded=own, ids=ids)
     tied = dataclasses.replace(setup, inputs=Inputs(ids, "ties"), recorded=own, own=own, evidence=evidence)
     assert compare_encoders(tied, tied.candidate()).judgement.verdict in right_verdicts(layout, (*ids.shape, WIDTH))
@@ -770,7 +770,7 @@ def test_hypotheses_leave_the_reference_alone(kind, options, setups):
         with torch.inference_mode():
             made = {h.output().shape for group in (hypotheses, other_layers) for h in group(setup.evidence, tap)}
         assert made == {setup.recorded[tap].shape}
-    after = record(setup.reference, setup.inputs.ids)
+    after = setup.reference.record(setup.inputs.ids)
     assert all(torch.equal(after[tap], tensor) for tap, tensor in setup.recorded.items())
     assert all(torch.equal(held[k], t) for k, t in setup.reference.model.state_dict().items())
 

@@ -1,0 +1,105 @@
+"""Puts ONNX graphs into converted folders."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.convert.folder import Folder, read_folder
+from sam3lite_convert.convert.side_files import with_files
+from sam3lite_convert.errors import CannotRun, in_short
+from sam3lite_convert.files import whole_file
+from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.export import GraphFile, GraphValue
+from sam3lite_convert.records.receipt import Receipt
+
+if TYPE_CHECKING:
+    import onnx
+
+    from sam3lite_convert.graph.folder_graphs import Component
+
+
+def need_onnx(what: str = "export onnx") -> None:
+    """Raises CannotRun, saying what to install, if the package onnx is not there."""
+    try:
+        import onnx  # noqa: F401
+    except ImportError:
+        raise CannotRun(f"{what} needs onnx: pip install 'sam3lite-convert[onnx]'", "no_onnx") from None
+
+
+def add_graphs(
+    folder: Folder,
+    receipt: Receipt,
+    weights: Mapping[str, str],
+    mappings: Mappings,
+    component: Component,
+    taps: bool = False,
+    size: int | None = None,
+) -> dict[str, tuple[bytes, GraphFile]]:
+    """Write the graphs of a folder into it, all of them or none; returns by name their bytes and what is said of them.
+
+    receipt, weights: the folder's, and the SHA-256 of its tensor files by name, as they were proven.
+
+    Raises CannotRun, UnsoundPlan and Untrusted as ``export_onnx`` does.
+    """
+    from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of, serialized
+    from sam3lite_convert.graph.metadata import graph_metadata
+
+    layout = layout_of(receipt.to_json(), mappings)
+    graphs = graphs_of(folder, layout, component, graph_metadata(receipt, weights), taps, size)
+    made = {name: (data := serialized(model), _graph_file(name, model, data)) for name, model in graphs.items()}
+    with ExitStack() as stack:
+        for name, (data, _) in made.items():
+            out = stack.enter_context(whole_file(folder.path / name))
+            out.write(data)
+            out.flush()
+            _check(Path(out.name), name)
+        folder.check_unchanged()
+    return made
+
+
+def with_text_graph(folder: Path, receipt: Receipt, mappings: Mappings) -> Receipt:
+    """Write the graph of the text encoder into a folder that was proven just now; the receipt that lists it.
+
+    Raises ValueError if the receipt does not say what was proven, and as ``add_graphs`` does.
+    """
+    if receipt.proven is None:
+        raise ValueError(f"{folder} was not proven")
+    graphs = add_graphs(read_folder(folder), receipt, receipt.proven, mappings, "text")
+    return with_files(receipt, {name: data for name, (data, _) in graphs.items()})
+
+
+def _check(path: Path, name: str) -> None:
+    """Raises CannotRun if onnx does not take a graph that was written beside its weights."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as fault:  # of several classes, by what is wrong
+        raise CannotRun(f"{name} was not written: onnx does not take it ({in_short(fault)})", "bad_graph") from fault
+
+
+def _graph_file(name: str, model: onnx.ModelProto, data: bytes) -> GraphFile:
+    return GraphFile(
+        name=name,
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        nodes=len(model.graph.node),
+        inputs=tuple(map(_value, model.graph.input)),
+        outputs=tuple(map(_value, model.graph.output)),
+    )
+
+
+def _value(value: onnx.ValueInfoProto) -> GraphValue:
+    import onnx
+
+    kind = value.type.tensor_type
+    return GraphValue(
+        name=value.name,
+        dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name,
+        shape=tuple(d.dim_param or d.dim_value for d in kind.shape.dim),
+        about=value.doc_string,
+    )

@@ -1,0 +1,112 @@
+"""The graph of a converted folder as it is compared: read with care, and beside the one that this version writes."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam3lite_convert.checkpoint.hashing import sha256_of
+from sam3lite_convert.convert.folder import Folder
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.parity.taps import OUTPUTS, point_of
+from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.records.parity import GraphDifferenceRecord, GraphRecord
+
+if TYPE_CHECKING:
+    import onnx
+
+    from sam3lite_convert.graph.compare import GraphDifference
+    from sam3lite_convert.parity.graph_encoder import GraphEncoder
+
+
+@dataclass(frozen=True)
+class FoundGraph:
+    """A graph as it lies in a folder.
+
+    ``sha256``: of its file.
+    ``dtype``: floating dtype that it computes in.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    sha256: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ComparedGraph:
+    """The graph that is compared with the original.
+
+    ``differences``: from the graph that this version writes for the folder; None if there is none, see ``notes``.
+    ``notes``: how it was read.
+    """
+
+    found: FoundGraph
+    encoder: GraphEncoder
+    differences: tuple[GraphDifference, ...] | None
+    notes: tuple[str, ...]
+
+    def record(self, kept: bool) -> GraphRecord:
+        """The graph for the JSON. ``kept``: whether it is the user's, and not made for this run."""
+        runtime = self.encoder.runtime
+        return GraphRecord(
+            runtime=runtime.name,
+            provider=runtime.provider,
+            optimised=runtime.optimised,
+            file=self.found.path.name if kept else None,
+            sha256=self.found.sha256,
+            differences=None if self.differences is None else tuple(map(difference_record, self.differences)),
+        )
+
+    def differences_at(self, taps: tuple[str, ...]) -> tuple[GraphDifference, ...]:
+        """What differs in the parts of these taps, or of no tap in particular."""
+        return tuple(d for d in self.differences or () if not d.taps or set(d.taps) & set(taps))
+
+
+def difference_record(difference: GraphDifference) -> GraphDifferenceRecord:
+    """A difference of two graphs for the JSON."""
+    d = difference
+    return GraphDifferenceRecord(name=d.name, taps=d.taps, what=d.words, tensors=d.keys)
+
+
+def find_graph(folder: Path) -> FoundGraph:
+    """The text encoder's graph of a folder. Needs onnx.
+
+    Raises CannotRun if the folder has none, Untrusted as ``read_graph`` does.
+    """
+    from sam3lite_convert.graph.folder_graphs import TEXT_MODEL
+    from sam3lite_convert.graph.read import read_graph
+    from sam3lite_convert.parity.graph_encoder import dtype_of
+
+    path = folder / TEXT_MODEL
+    if not path.is_file():
+        raise CannotRun(
+            f"{folder} holds no {TEXT_MODEL}; sam3lite export onnx {shlex.quote(str(folder))} writes it", "no_graph"
+        )
+    model = read_graph(path, folder)
+    return FoundGraph(path, model, sha256_of(path), dtype_of(model))
+
+
+def beside_own(found: FoundGraph, folder: Folder, mappings: Mappings, encoder: GraphEncoder) -> ComparedGraph:
+    """The graph with what tells it from the one that this version writes for the folder."""
+    from sam3lite_convert.graph.compare import differences
+    from sam3lite_convert.graph.folder_graphs import TEXT_MODEL, graphs_of, layout_of
+
+    notes = list(encoder.notes)
+    told: tuple[GraphDifference, ...] | None = None
+    if folder.receipt is None:
+        notes.append("the folder has no conversion.json, so its graph was not compared with the one that it should be")
+    else:
+        ends = {value.name for value in found.model.graph.output}
+        tapped = any(value in ends for tap, value in encoder.values.items() if point_of(tap) not in OUTPUTS)
+        try:
+            own = graphs_of(folder, layout_of(folder.receipt, mappings), "text", {}, tapped)[TEXT_MODEL]
+            told = differences(found.model, own)
+        except Sam3LiteError as fault:
+            notes.append(f"the graph was not compared with the one that this version writes: {fault.message}")
+    if told:
+        more = f", and {len(told) - 1:,} more differences" if len(told) > 1 else ""
+        notes.append(f"the graph is not the one that this version writes: {told[0].words}{more}")
+    return ComparedGraph(found, encoder, told, tuple(notes))
