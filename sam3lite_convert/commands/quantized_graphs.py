@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.convert.graph_files import Method, quantized_name
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import clear_leftovers, working_place, write_whole
 from sam3lite_convert.records.export import QuantizedFile
@@ -20,7 +21,6 @@ from sam3lite_convert.records.receipt import Receipt
 
 if TYPE_CHECKING:
     from sam3lite_convert.graph.folder_graphs import Component
-    from sam3lite_convert.graph.quantize import Method
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def add_quantized(folder: Path, graphs: Mapping[str, bytes], asked: Quantization
     import onnx
 
     from sam3lite_convert.graph.folder_graphs import serialized
-    from sam3lite_convert.graph.quantize import quantized, quantized_name, with_loss
+    from sam3lite_convert.graph.quantize import quantized, with_loss
     from sam3lite_convert.parity.graph_loss import BUDGET, loss_inputs, text_loss
 
     written = {}

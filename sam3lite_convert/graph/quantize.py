@@ -7,22 +7,19 @@ import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
+from sam3lite_convert.convert.graph_files import Method
 from sam3lite_convert.errors import CannotRun, Untrusted
-from sam3lite_convert.graph.folder_graphs import GRAPH_SUFFIX, serialized
+from sam3lite_convert.graph.folder_graphs import serialized
+from sam3lite_convert.graph.read import metadata_of
 from sam3lite_convert.records.record import Record
 
-Method = Literal["int8", "int8-all"]
-METHODS: tuple[Method, ...] = get_args(Method)
 # What the quantizer takes. It makes products of Gemm, and 1 x 1 convolutions are made products before it; convolutions
 # proper stay as they are, since onnxruntime's integer ones are several times as slow as the others.
 _OPERATORS: dict[Method, list[str]] = {"int8": ["MatMul"], "int8-all": ["MatMul", "Gather"]}
@@ -45,11 +42,6 @@ class QuantizedFrom(Record):
     onnx: str
 
 
-def quantized_name(name: str, method: Method) -> str:
-    """model.onnx and int8 -> model.int8.onnx."""
-    return f"{name.removesuffix(GRAPH_SUFFIX)}.{method}{GRAPH_SUFFIX}"
-
-
 def quantized(model: onnx.ModelProto, folder: Path, method: Method, work: Path | None = None) -> onnx.ModelProto:
     """A graph with its weights quantised, per output channel; values keep their names, so that its taps are found.
 
@@ -61,6 +53,7 @@ def quantized(model: onnx.ModelProto, folder: Path, method: Method, work: Path |
     Raises CannotRun if the graph is not float32, or if onnxruntime is not installed or does not quantise it.
     """
     try:
+        import onnxruntime
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError:
         raise CannotRun("--quantize needs onnxruntime: pip install 'sam3lite-convert[onnx]'", "no_onnx") from None
@@ -69,8 +62,8 @@ def quantized(model: onnx.ModelProto, folder: Path, method: Method, work: Path |
         method=method,
         graph=graph_hash(model),
         tool="onnxruntime.quantization.quantize_dynamic",
-        onnxruntime=version("onnxruntime"),
-        onnx=version("onnx"),
+        onnxruntime=onnxruntime.__version__,
+        onnx=onnx.__version__,
     )
     with tempfile.TemporaryDirectory(prefix="sam3lite-", dir=work) as name:
         source, made = Path(name) / "source.onnx", Path(name) / "made.onnx"
@@ -86,8 +79,7 @@ def quantized(model: onnx.ModelProto, folder: Path, method: Method, work: Path |
     # What the quantizer infers of other values says nothing that onnxruntime does not infer itself.
     del found.graph.value_info[:]
     found.graph.value_info.extend(model.graph.value_info)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return _with_metadata(found, metadata | {QUANTIZED: json.dumps(stated.to_json(), sort_keys=True)})
+    return _with_metadata(found, metadata_of(model) | {QUANTIZED: json.dumps(stated.to_json(), sort_keys=True)})
 
 
 def graph_hash(model: onnx.ModelProto) -> str:
@@ -100,7 +92,7 @@ def quantized_from(model: onnx.ModelProto) -> QuantizedFrom | None:
 
     Raises Untrusted if that cannot be read.
     """
-    said = _metadata(model).get(QUANTIZED)
+    said = metadata_of(model).get(QUANTIZED)
     if said is None:
         return None
     try:
@@ -109,39 +101,18 @@ def quantized_from(model: onnx.ModelProto) -> QuantizedFrom | None:
         raise Untrusted(f"the graph's metadata {QUANTIZED!r} cannot be read: {fault}", "bad_graph") from fault
 
 
-def is_made_here(stated: QuantizedFrom) -> bool:
-    """Whether the versions installed are those that made a graph; others may give other bytes."""
-    return (stated.onnxruntime, stated.onnx) == (version("onnxruntime"), version("onnx"))
+def installed() -> tuple[str, str] | None:
+    """The versions of onnxruntime and onnx here; None if there is no onnxruntime. Others may quantise otherwise."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    return str(onnxruntime.__version__), onnx.__version__
 
 
 def with_loss(model: onnx.ModelProto, loss: Record) -> onnx.ModelProto:
-    """The same graph (not a copy), with a measured loss in its metadata. It is the last of its entries, and so the end
-    of its file: what is before it is the same each time."""
-    return _with_metadata(model, _metadata(without_loss(model)) | {LOSS: json.dumps(loss.to_json(), sort_keys=True)})
-
-
-def without_loss(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph (not a copy) without its measured loss, as ``quantized`` makes it: timings differ in each run."""
-    return _with_metadata(model, {key: value for key, value in _metadata(model).items() if key != LOSS})
-
-
-def is_file_of(data: bytes, made: onnx.ModelProto) -> bool:
-    """Whether a file holds, to the byte, a graph as ``quantized`` makes it, and behind it nothing but a measured loss,
-    which is not checked."""
-    whole = serialized(made)
-    if not data.startswith(whole):
-        return False
-    behind = data[len(whole) :]
-    try:
-        found = onnx.ModelProto.FromString(behind).metadata_props
-    except DecodeError:
-        return False
-    losses = [entry for entry in found if entry.key == LOSS]
-    return len(losses) <= 1 and behind == serialized(onnx.ModelProto(metadata_props=losses))
-
-
-def _metadata(model: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
+    """The same graph (not a copy), with a measured loss in its metadata."""
+    return _with_metadata(model, metadata_of(model) | {LOSS: json.dumps(loss.to_json(), sort_keys=True)})
 
 
 def _with_metadata(model: onnx.ModelProto, metadata: dict[str, str]) -> onnx.ModelProto:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.graph.compare import taps_of
 from sam3lite_convert.graph.text import FEATURES, IDS, MASK, POOLED
 from sam3lite_convert.parity.compare import compare
 from sam3lite_convert.parity.inputs import Inputs, make_inputs
@@ -111,12 +111,6 @@ def tap_losses(
             cosine=found.cosine,
             max_abs_diff=found.max_abs,
         )
-
-
-def taps_of(model: onnx.ModelProto) -> dict[str, str]:
-    """The taps of a graph and the values that they are."""
-    stated = next(entry.value for entry in model.metadata_props if entry.key == "taps")
-    return {str(tap): str(value) for tap, value in json.loads(stated).items()}
 
 
 def tapped(model: onnx.ModelProto) -> onnx.ModelProto:
