@@ -63,7 +63,7 @@ def export_onnx(
     found = read_folder(folder)
     receipt, weights = _proven(found, mappings, verification)
     if quantization is not None:
-        check_quantizable(receipt, component, quantization)
+        check_quantizable(receipt, quantization)
     graphs = add_graphs(found, receipt, weights, mappings, component, taps, size)
     receipt, note = write_receipt(folder, with_files(receipt, {name: data for name, (data, _) in graphs.items()}))
     made: dict[str, QuantizedFile] = {}

@@ -11,16 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sam3lite_convert.convert.graph_files import Method, quantized_name
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import clear_leftovers, working_place, write_whole
 from sam3lite_convert.records.export import QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
-
-if TYPE_CHECKING:
-    from sam3lite_convert.graph.folder_graphs import Component
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Quantization:
     prompts: tuple[str, ...] = ()
 
 
-def check_quantizable(receipt: Receipt, component: Component, asked: Quantization) -> None:
+def check_quantizable(receipt: Receipt, asked: Quantization) -> None:
     """Raises CannotRun if the graphs of a folder cannot be quantised, before anything is written."""
     from sam3lite_convert.parity.onnx_session import need_onnxruntime
 
@@ -47,8 +43,6 @@ def check_quantizable(receipt: Receipt, component: Component, asked: Quantizatio
             f"--quantize needs a float32 folder, and this one is {receipt.dtype}: convert with --dtype float32",
             "unsupported_dtype",
         )
-    if component != "text":
-        raise CannotRun("--quantize is for the text encoder: leave out --component detector", "usage")
     need_onnxruntime()
 
 
@@ -64,16 +58,17 @@ def add_quantized(folder: Path, graphs: Mapping[str, bytes], asked: Quantization
 
     from sam3lite_convert.graph.folder_graphs import serialized
     from sam3lite_convert.graph.quantize import quantized, with_loss
-    from sam3lite_convert.parity.graph_loss import BUDGET, loss_inputs, text_loss
+    from sam3lite_convert.parity.graph_loss import BUDGET, graph_losses
 
+    plain = {of: onnx.ModelProto.FromString(data) for of, data in graphs.items()}
+    made = {}
+    for of, model in plain.items():
+        with _working_folder(folder / quantized_name(of, asked.method)) as work:
+            made[of] = quantized(model, folder, asked.method, work)
+    budget = BUDGET if asked.budget is None else asked.budget
     written = {}
-    for of, plain in graphs.items():
-        model, name = onnx.ModelProto.FromString(plain), quantized_name(of, asked.method)
-        inputs = loss_inputs(model, asked.prompts)
-        with _working_folder(folder / name) as work:
-            made = quantized(model, folder, asked.method, work)
-        loss = text_loss(model, made, folder, inputs, BUDGET if asked.budget is None else asked.budget)
-        data = serialized(with_loss(made, loss))
+    for of, loss in graph_losses(plain, made, folder, asked.prompts, budget).items():
+        name, data = quantized_name(of, asked.method), serialized(with_loss(made[of], loss))
         write_whole(folder / name, data)
         digest = hashlib.sha256(data).hexdigest()
         written[name] = QuantizedFile(name=name, of=of, method=asked.method, size=len(data), sha256=digest, loss=loss)

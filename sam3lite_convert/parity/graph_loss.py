@@ -13,14 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from original_ref.detector import prepare
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.graph.compare import taps_of
+from sam3lite_convert.graph.cut import with_outputs
+from sam3lite_convert.graph.decode import BOX_LABELS, BOX_MASK, BOXES
 from sam3lite_convert.graph.text import FEATURES, IDS, MASK, POOLED
-from sam3lite_convert.parity.compare import compare
+from sam3lite_convert.graph.vision import IMAGE
+from sam3lite_convert.parity.compare import compare, compare_large
 from sam3lite_convert.parity.inputs import Inputs, make_inputs
 from sam3lite_convert.parity.noun_phrases import phrase_inputs
 from sam3lite_convert.parity.onnx_session import OnnxSession
-from sam3lite_convert.records.export import Agreement, ChangedNeighbour, GraphLoss, TapLoss
+from sam3lite_convert.parity.picture_files import synthetic_picture
+from sam3lite_convert.records.export import Agreement, ChangedNeighbour, DetectionLoss, GraphLoss, TapLoss
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +33,9 @@ if TYPE_CHECKING:
 BUDGET = 1e-2  # relative L2
 BATCH = 100  # rows a call
 _TAP_ROWS, _ALONE_ROWS = 64, 16
-_CALLS, _UNCOUNTED = 21, 3
+_CALLS, _SECONDS = 24, 10.0
+_BEST, _SURE = 10, 0.5  # queries, and the score from which on one counts
+_PICTURE = "built-in picture"
 _LISTED = 10  # changed neighbours
 _STRETCH = 1024  # rows of a table of cosines
 # How much the mean squares of a matrix's columns vary, against those of independent draws: 0.75 to 1.3 times as much if
@@ -36,40 +43,107 @@ _STRETCH = 1024  # rows of a table of cosines
 _RANDOM_BELOW = 2.0
 
 
+def graph_losses(
+    plain: Mapping[str, onnx.ModelProto],
+    made: Mapping[str, onnx.ModelProto],
+    folder: Path,
+    prompts: Sequence[str] = (),
+    budget: float = BUDGET,
+) -> dict[str, GraphLoss]:
+    """Run the graphs of a text encoder or of a detector and the quantised ones beside them; by name as in ``plain``.
+
+    plain: the graphs, in order of execution; their weights lie in the folder. made: the quantised ones.
+    prompts: what text is measured on, by default the built-in phrases. A detector is run on the built-in picture.
+    budget: relative L2 that a tap may have.
+
+    Raises CannotRun if onnxruntime is missing or does not run one of them, or for the prompts as ``loss_inputs`` does.
+    """
+    losses, values, after = {}, dict[str, Tensor](), dict[str, Tensor]()
+    size = None
+    for name, model in plain.items():
+        names = {value.name for value in model.graph.input}
+        if IDS in names:
+            inputs = loss_inputs(model, prompts)
+            losses[name] = text_loss(model, made[name], folder, inputs, budget)
+            values[IDS] = after[IDS] = inputs.ids[:1]
+        else:
+            if IMAGE in names:
+                size = next(v for v in model.graph.input if v.name == IMAGE).type.tensor_type.shape.dim[-1].dim_value
+                values[IMAGE] = after[IMAGE] = prepare(synthetic_picture(max(size, 224)).permute(2, 0, 1), size)
+            else:
+                values |= _no_boxes()
+                after |= _no_boxes()
+            losses[name] = picture_loss(model, made[name], folder, values, f"{_PICTURE}, {size} pixels", budget)
+        for given, graph in ((values, model), (after, made[name])):
+            given |= OnnxSession(graph, folder).run(given)
+    if size is not None:
+        losses[name] = replace(losses[name], detection=_detection(values, after, size))
+    return losses
+
+
 def text_loss(
     plain: onnx.ModelProto, made: onnx.ModelProto, folder: Path, inputs: Inputs, budget: float = BUDGET
 ) -> GraphLoss:
-    """Run a text encoder's graph and the quantised one beside it.
-
-    plain: the graph; its weights lie in the folder. made: the quantised one. inputs: at least two rows, no two alike.
-    budget: relative L2 that a tap may have.
-
-    Raises CannotRun if onnxruntime is missing or does not run one of them.
-    """
+    """Run a text encoder's graph and the quantised one beside it. ``inputs``: at least two rows, no two alike."""
     ids = inputs.ids
     ours, theirs = OnnxSession(plain, folder), OnnxSession(made, folder)
-    ours_ms, theirs_ms, ratio = _times(ours, theirs, {IDS: ids[:1]})
+    times = _times(ours, theirs, {IDS: ids[:1]})
     before, after = _features(ours, ids), _features(theirs, ids)
     few = ids[:_ALONE_ROWS]
     alone = torch.cat([theirs.run({IDS: row}, [FEATURES])[FEATURES] for row in few.split(1)])
     together = theirs.run({IDS: ids[:BATCH]}, [FEATURES])[FEATURES][: len(few)]
     del ours, theirs  # a session holds weights
     spread = ids[torch.linspace(0, len(ids) - 1, min(_TAP_ROWS, len(ids))).long()]
-    taps = tuple(tap_losses(plain, made, folder, {IDS: spread}))
-    return GraphLoss(
-        inputs=inputs.what,
+    loss = _loss(plain, made, folder, {IDS: spread}, times, budget, inputs.what)
+    return replace(
+        loss,
         rows=len(ids),
         batch=min(BATCH, len(ids)),
+        agreement=tuple(_agreement(before[name], after[name], name, inputs) for name in before),
+        batch_relative_l2=compare(together, alone).relative_l2,
+    )
+
+
+def picture_loss(
+    plain: onnx.ModelProto,
+    made: onnx.ModelProto,
+    folder: Path,
+    given: Mapping[str, Tensor],
+    what: str,
+    budget: float = BUDGET,
+) -> GraphLoss:
+    """Run one of a detector's graphs and the quantised one on the same inputs, by name. ``what``: these, in words."""
+    times = _times(OnnxSession(plain, folder), OnnxSession(made, folder), given)
+    return _loss(plain, made, folder, given, times, budget, what)
+
+
+def _loss(
+    plain: onnx.ModelProto,
+    made: onnx.ModelProto,
+    folder: Path,
+    given: Mapping[str, Tensor],
+    times: tuple[float, float, float],
+    budget: float,
+    what: str,
+) -> GraphLoss:
+    """What is measured of any graph. ``given``: what the taps are compared on. ``times``: of ``_times``."""
+    taps = tuple(tap_losses(plain, made, folder, given))
+    ours, theirs, ratio = times
+    return GraphLoss(
+        inputs=what,
+        rows=1,
+        batch=1,
         bytes=made.ByteSize(),
         unquantised_bytes=plain.ByteSize() + _bytes_outside(plain),
-        milliseconds=theirs_ms,
-        unquantised_milliseconds=ours_ms,
+        milliseconds=theirs,
+        unquantised_milliseconds=ours,
         times_as_fast=ratio,
         budget=budget,
         first_over_budget=next((tap.name for tap in taps if not tap.relative_l2 <= budget), None),
         taps=taps,
-        agreement=tuple(_agreement(before[name], after[name], name, inputs) for name in before),
-        batch_relative_l2=compare(together, alone).relative_l2,
+        agreement=(),
+        batch_relative_l2=None,
+        detection=None,
         random_weights=look_random(plain, folder),
     )
 
@@ -101,9 +175,9 @@ def tap_losses(
     """The loss at every tap of a graph, in order of execution. ``given``: the inputs of both by name."""
     places = taps_of(plain)
     values = list(dict.fromkeys(places.values()))
-    ours, theirs = (OnnxSession(tapped(model), folder).run(given, values) for model in (plain, made))
+    ours, theirs = (OnnxSession(with_outputs(model, values), folder).run(given, values) for model in (plain, made))
     for tap, value in places.items():
-        found = compare(ours[value], theirs[value])
+        found = compare_large(ours[value], theirs[value])
         yield TapLoss(
             name=tap,
             shape=found.shape,
@@ -111,16 +185,6 @@ def tap_losses(
             cosine=found.cosine,
             max_abs_diff=found.max_abs,
         )
-
-
-def tapped(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a graph with every tap as an output."""
-    copy = type(model)()
-    copy.CopyFrom(model)
-    there = {value.name for value in copy.graph.output}
-    wanted = set(taps_of(model).values()) - there
-    copy.graph.output.extend(value for value in copy.graph.value_info if value.name in wanted)
-    return copy
 
 
 def look_random(model: onnx.ModelProto, folder: Path) -> bool:
@@ -144,11 +208,15 @@ def _bytes_outside(model: onnx.ModelProto) -> int:
 
 
 def _times(ours: OnnxSession, theirs: OnnxSession, given: Mapping[str, Tensor]) -> tuple[float, float, float]:
-    """Milliseconds a call of each, and how many times as fast the second is: medians of calls in turn."""
-    pairs = [[_milliseconds(session, given) for session in (ours, theirs)] for _ in range(_CALLS + _UNCOUNTED)]
-    counted = pairs[_UNCOUNTED:]
-    ratio = statistics.median(first / second for first, second in counted)
-    return statistics.median(a for a, _ in counted), statistics.median(b for _, b in counted), ratio
+    """Milliseconds a call of each, and how many times as fast the second is: medians of calls in turn, as many as fit
+    into some seconds."""
+    pairs: list[tuple[float, float]] = []
+    end = time.perf_counter() + _SECONDS
+    while not pairs or (len(pairs) < _CALLS and time.perf_counter() < end):
+        pairs.append((_milliseconds(ours, given), _milliseconds(theirs, given)))
+    counted = pairs[len(pairs) // 8 :]  # the first calls are slower
+    before, after = (statistics.median(each) for each in zip(*counted, strict=True))
+    return before, after, statistics.median(first / second for first, second in counted)
 
 
 def _milliseconds(session: OnnxSession, given: Mapping[str, Tensor]) -> float:
@@ -186,3 +254,31 @@ def nearest(features: Tensor) -> Tensor:
         cosines[rows, first + rows] = -torch.inf
         found.append(cosines.argmax(-1))
     return torch.cat(found)
+
+
+def _no_boxes() -> dict[str, Tensor]:
+    """Box prompts for one prompt: none."""
+    return {
+        BOXES: torch.zeros(1, 0, 4),
+        BOX_LABELS: torch.zeros(1, 0, dtype=torch.int64),
+        BOX_MASK: torch.zeros(1, 0, dtype=torch.bool),
+    }
+
+
+def _detection(before: Mapping[str, Tensor], after: Mapping[str, Tensor], size: int) -> DetectionLoss:
+    """Two results of a detector on one picture, by the names of its outputs."""
+    ours, theirs = before["scores"][0].double(), after["scores"][0].double()
+    count = max(int((ours > _SURE).sum()), min(_BEST, len(ours)))
+    best = ours.argsort(descending=True, stable=True)[:count]
+    masks = [result["pred_masks"][0, best].flatten(1) > 0 for result in (before, after)]
+    both, either = (masks[0] & masks[1]).sum(1).double(), (masks[0] | masks[1]).sum(1).double()
+    shared = torch.where(either > 0, both / either, 1.0)
+    return DetectionLoss(
+        picture=_PICTURE,
+        size=size,
+        queries=count,
+        mask_iou_mean=float(shared.mean()),
+        mask_iou_least=float(shared.min()),
+        score_max_abs_diff=float((ours - theirs).abs().max()),
+        crossed=int(((ours > _SURE) != (theirs > _SURE)).sum()),
+    )

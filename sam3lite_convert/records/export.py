@@ -68,6 +68,25 @@ class Agreement(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectionLoss(Record):
+    """What quantising all graphs of a detector does to its result on one picture.
+
+    size: side of the picture, in pixels. queries: how many are compared: those whose score is over 0.5 before, at least
+        the ten best.
+    mask_iou_mean, mask_iou_least: intersection over union of a query's mask before and after; 1 if both are empty.
+    score_max_abs_diff: over all queries. crossed: queries whose score is over 0.5 before or after, and not both.
+    """
+
+    picture: str
+    size: int
+    queries: int
+    mask_iou_mean: float
+    mask_iou_least: float
+    score_max_abs_diff: float
+    crossed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class GraphLoss(Record):
     """What a quantised graph costs and gains, measured when it was written, on that machine and those inputs.
 
@@ -77,8 +96,10 @@ class GraphLoss(Record):
         ratios, call by call in turn.
     taps: over some of the rows, in order of execution. first_over_budget: the first tap whose relative L2 is over the
         budget, or null.
+    agreement: of prompts; empty for graphs that read none.
     batch_relative_l2: of the features of some rows run alone against the same rows in a batch, of the quantised graph:
-        its scales are those of a whole call.
+        its scales are those of a whole call. Null for graphs that read no prompts.
+    detection: of the last of a detector's graphs: all of them one after another. Null for others.
     random_weights: whether the largest matrix looks like random draws: the loss then tells nothing about trained
         weights.
     """
@@ -95,7 +116,8 @@ class GraphLoss(Record):
     first_over_budget: str | None
     taps: tuple[TapLoss, ...]
     agreement: tuple[Agreement, ...]
-    batch_relative_l2: float
+    batch_relative_l2: float | None
+    detection: DetectionLoss | None
     random_weights: bool
 
 

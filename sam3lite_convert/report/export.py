@@ -35,7 +35,7 @@ def _loss(loss: GraphLoss, of: str) -> None:
     before, after = human_bytes(loss.unquantised_bytes), human_bytes(loss.bytes)
     say(f"  size   {after}, was {before} with its weights: {loss.unquantised_bytes / loss.bytes:.1f}x smaller")
     times = f"{loss.milliseconds:.2f} ms, was {loss.unquantised_milliseconds:.2f} ms"
-    say(f"  time   {times} for one prompt: {loss.times_as_fast:.1f}x as fast here")
+    say(f"  time   {times} a call: {loss.times_as_fast:.1f}x as fast here")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("  tap", no_wrap=True)
     for head in ("relative L2", "cosine", "max abs diff"):
@@ -53,7 +53,13 @@ def _loss(loss: GraphLoss, of: str) -> None:
         say(f"  nearest other prompt unchanged for {agreement.share:.1%} of {loss.rows:,} ({what})")
         for changed in agreement.changed[:_LISTED]:
             say(f"    {changed.prompt}: {changed.after}, was {changed.before}")
-    apart = f"{number(loss.batch_relative_l2)} (relative L2) between alone and in a batch of {loss.batch}"
-    say(f"  a prompt's features depend on the others in its call: {apart}")
+    if loss.batch_relative_l2 is not None:
+        apart = f"{number(loss.batch_relative_l2)} (relative L2) between alone and in a batch of {loss.batch}"
+        say(f"  a prompt's features depend on the others in its call: {apart}")
+    if (found := loss.detection) is not None:
+        say(f"  all graphs on the {found.picture}, the {found.queries} best queries:")
+        say(f"    IoU of masks {found.mask_iou_mean:.3f} on average, {found.mask_iou_least:.3f} at least")
+        crossed = f"{found.crossed} of all crossed 0.5"
+        say(f"    scores changed by {number(found.score_max_abs_diff)} at most; {crossed}")
     if loss.random_weights:
         say("  the weights look random: this tells nothing about trained ones", "yellow")

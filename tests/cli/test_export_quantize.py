@@ -8,7 +8,7 @@ import shutil
 import onnx
 import pytest
 import torch
-from support.folders import convert, receipt, sam3lite, snapshot, tiny_architecture, tiny_state, write
+from support.folders import convert, receipt, sam3lite, snapshot, tiny_architecture, tiny_state, verify, write
 
 from sam3lite_convert.parity.onnx_session import OnnxSession
 from sam3lite_convert.plan import synthetic
@@ -95,3 +95,18 @@ def test_what_cannot_be_quantised_is_refused_and_nothing_is_written(folder, tmp_
         done = sam3lite("export", "onnx", *words)
         assert done.code == 2 and said in done.err, done
     assert snapshot(half) == before
+
+
+@pytest.mark.stress
+def test_the_graphs_of_a_detector_are_quantised_each(tmp_path):
+    checkpoint = write(tmp_path, tiny_state())
+    folder = convert(checkpoint, tmp_path / "all", "--verify")
+    done = sam3lite("export", "onnx", folder, "--component", "detector", "--size", "56", "--quantize", "int8", "--json")
+    assert done.code == 0, done
+    made = {file["name"]: file["of"] for file in done.json["quantized"]}
+    assert made == {f"{name}.int8.onnx": f"{name}.onnx" for name in ("vision", "text", "decode")}
+    assert [file["loss"]["detection"] is None for file in done.json["quantized"]] == [True, True, False]
+    assert {*made, *made.values()} <= receipt(folder)["beside"].keys() & snapshot(folder).keys()
+    assert verify(folder, checkpoint).json["verdict"] == "proven"
+    shown = sam3lite("export", "onnx", folder, "--component", "detector", "--size", "56", "--quantize", "int8-all").out
+    assert "all graphs on the built-in picture, the 10 best queries:" in shown and "IoU of masks" in shown

@@ -11,11 +11,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from support.folders import convert, tiny_state, write
 
+from original_ref.detector import prepare
 from sam3lite_convert.convert.folder import read_folder
+from sam3lite_convert.graph.compare import taps_of
 from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of
 from sam3lite_convert.graph.quantize import quantized
-from sam3lite_convert.parity.graph_loss import look_random, loss_inputs, nearest, text_loss
+from sam3lite_convert.parity.graph_loss import graph_losses, look_random, loss_inputs, nearest, text_loss
 from sam3lite_convert.parity.noun_phrases import noun_phrases
+from sam3lite_convert.parity.onnx_session import OnnxSession
+from sam3lite_convert.parity.picture_files import synthetic_picture
 from sam3lite_convert.plan.tables import load_mappings
 
 
@@ -116,3 +120,53 @@ def test_random_weights_are_told(plain, folder, tmp_path):
         )
         model = helper.make_model(helper.make_graph([], "table", [], [], [tensor]))
         assert look_random(model, tmp_path) is random
+
+
+def test_a_detector_is_measured_graph_by_graph_and_as_a_whole(tmp_path):
+    folder = convert(write(tmp_path, tiny_state()), tmp_path / "all")
+    found = read_folder(folder)
+    layout = layout_of(found.receipt or {}, load_mappings(None))
+    plain = graphs_of(found, layout, "detector", {}, size=56)
+    made = plain | {"decode.onnx": quantized(plain["decode.onnx"], folder, "int8-all")}
+    # Masks, and scores, of some queries that are clearly others.
+    graph = made["decode.onnx"].graph
+    makers = {name: node for node in graph.node for name in node.output}
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    for tap in ("masks.mask_embed", "decoder.presence_logit.1"):
+        node = makers[taps_of(plain["decode.onnx"])[tap]]
+        while node.op_type != "Add":
+            node = makers[node.input[0]]
+        (bias,) = (held[name] for name in node.input if name in held)
+        values = numpy_helper.to_array(bias)
+        bias.CopyFrom(numpy_helper.from_array(values + np.float32(2), bias.name))
+    losses = graph_losses(plain, made, folder, budget=0.1)
+    assert [*losses] == ["vision.onnx", "text.onnx", "decode.onnx"]
+    assert [loss.detection is None for loss in losses.values()] == [True, True, False]
+    assert [len(loss.agreement) for loss in losses.values()] == [0, 2, 0]
+    assert losses["vision.onnx"].first_over_budget is losses["text.onnx"].first_over_budget is None
+    assert losses["decode.onnx"].first_over_budget == "decoder.presence_logit.0"  # one bias for all layers
+    whole = losses["decode.onnx"].detection
+    assert whole is not None and (whole.size, whole.queries, whole.picture) == (56, 10, "built-in picture")
+
+    results = []
+    for models in (plain, made):
+        values = {
+            "image": prepare(synthetic_picture(224).permute(2, 0, 1), 56),
+            "input_ids": loss_inputs(plain["text.onnx"]).ids[:1],
+        }
+        values |= {
+            "boxes": torch.zeros(1, 0, 4),
+            "box_labels": torch.zeros(1, 0).long(),
+            "box_mask": torch.zeros(1, 0) > 0,
+        }
+        for model in models.values():
+            values |= OnnxSession(model, folder).run(values)
+        results.append((values["scores"][0].numpy(), values["pred_masks"][0].numpy() > 0))
+    (scores, masks), (scores_after, masks_after) = results
+    shared = [(a & b).sum() / (a | b).sum() if (a | b).any() else 1 for a, b in zip(masks, masks_after, strict=True)]
+    assert whole.mask_iou_mean == pytest.approx(np.mean(shared)) and whole.mask_iou_mean < 0.9
+    assert whole.mask_iou_least == pytest.approx(min(shared))
+    assert (
+        whole.score_max_abs_diff == pytest.approx(np.abs(scores - scores_after).max(), rel=1e-4) and min(scores) < 0.5
+    )
+    assert whole.crossed == ((scores > 0.5) != (scores_after > 0.5)).sum()
