@@ -77,7 +77,7 @@ def graph_losses(
         for given, graph in ((values, model), (after, made[name])):
             given |= OnnxSession(graph, folder).run(given)
     if size is not None:
-        losses[name] = replace(losses[name], detection=_detection(values, after, size))
+        losses[name] = replace(losses[name], detection=detection_loss(values, after, size))
     return losses
 
 
@@ -265,8 +265,8 @@ def _no_boxes() -> dict[str, Tensor]:
     }
 
 
-def _detection(before: Mapping[str, Tensor], after: Mapping[str, Tensor], size: int) -> DetectionLoss:
-    """Two results of a detector on one picture, by the names of its outputs."""
+def detection_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor], size: int) -> DetectionLoss:
+    """Two results of a detector on the built-in picture, by the names of the decoder's outputs."""
     ours, theirs = before["scores"][0].double(), after["scores"][0].double()
     count = max(int((ours > _SURE).sum()), min(_BEST, len(ours)))
     best = ours.argsort(descending=True, stable=True)[:count]

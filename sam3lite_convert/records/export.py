@@ -139,8 +139,8 @@ class ExportDocument(Document):
 
     component: what the graphs compute. taps: whether every tap is an output.
     weights: SHA-256 of each tensor file that the graphs read, by name.
-    quantized: the graphs with int8 weights that were written beside them. within_budget: whether every tap of theirs
-        is within the budget; null if none was asked for.
+    quantized: the graphs with int8 weights that were written beside them.
+    within_budget: whether every tap of these is within the budget; null if there are none.
     """
 
     folder: str
