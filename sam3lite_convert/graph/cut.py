@@ -17,7 +17,12 @@ class Cutter:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._extractor = Extractor(model)
+        typed = onnx.ModelProto()
+        typed.CopyFrom(model)
+        between = {value.name for value in model.graph.value_info}
+        # Older versions look for the types of values between there alone, and an output may be one.
+        typed.graph.value_info.extend(value for value in model.graph.output if value.name not in between)
+        self._extractor = Extractor(typed)
         graph = self._extractor.model.graph
         self._maker = {name: node for node in graph.node for name in node.output}
         self._typed = {value.name for value in (*graph.value_info, *graph.input, *graph.output)}

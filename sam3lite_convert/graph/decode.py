@@ -35,9 +35,9 @@ def decode_graph(b: GraphBuilder, s: DetectorSizes) -> None:
         BOXES,
         b.dtype,
         ["prompts", "boxes", 4],
-        "box prompts: cx, cy, w, h relative to the image; there may be 0 boxes",
+        "box prompts: cx, cy, w, h relative to the image, from 0 to 1; there may be 0 boxes",
     )
-    labels = b.input(BOX_LABELS, "int64", ["prompts", "boxes"], "1: a box around what is wanted, 0: of what is not")
+    labels = b.input(BOX_LABELS, "int64", ["prompts", "boxes"], "1: a box around what is wanted, 0: around what is not")
     padded = b.input(BOX_MASK, "bool", ["prompts", "boxes"], "true for padding, which comes behind the valid boxes")
 
     features = maps[last]

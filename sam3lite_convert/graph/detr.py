@@ -102,7 +102,7 @@ def _query_position(b: GraphBuilder, s: DetectorSizes, layer: int, boxes: str) -
     ordered = b.node("Gather", f"{name}.ordered", widened(b, f"{name}.wide", boxes), b.ints(1, 0, 2, 3), axis=2)
     values = b.node("Unsqueeze", f"{name}.values", ordered, b.ints(3))
     code = narrowed(b, f"{name}.narrow", sine_nodes(b, f"{name}.code", values, s.width // 2))
-    rows = b.reshape(f"{name}.rows", code, -1, s.width // 2 * 4)
+    rows = b.reshape(f"{name}.rows", code, -1, 2 * s.width)
     found = b.reshape(name, perceptron(b, name, rows, f"{_DECODER}ref_point_head.", 2), -1, s.queries, s.width)
     return b.tap(name, found, ["prompts", s.queries, s.width])
 

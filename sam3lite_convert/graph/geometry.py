@@ -11,6 +11,8 @@ from sam3lite_convert.graph.positions import sine_nodes
 from sam3lite_convert.graph.sizes import DetectorSizes
 
 _PREFIX = "geometry_encoder."
+# Of (cx, cy, w, h): what the sine codes are made of, and what stands behind them.
+_ORDERS = {"yx": (1, 0), "hw": (3, 2)}
 
 
 def geometry_encoder(
@@ -61,7 +63,7 @@ def _embedded(b: GraphBuilder, s: DetectorSizes, features: str, boxes: str, labe
     wide = widened(b, f"{at}.wide", rows)
     (yx, hw) = (b.node("Gather", f"{at}.{word}", wide, b.ints(*axes), axis=1) for word, axes in _ORDERS.items())
     code = sine_nodes(b, f"{at}.code", b.node("Unsqueeze", f"{at}.values", yx, b.ints(2)), s.width // 2)
-    whole = b.node("Concat", f"{at}.numbers", b.reshape(f"{at}.codes", code, -1, s.width // 2 * 2), hw, axis=1)
+    whole = b.node("Concat", f"{at}.numbers", b.reshape(f"{at}.codes", code, -1, s.width), hw, axis=1)
     flat = b.linear(f"{at}.place", narrowed(b, f"{at}.narrow", whole), f"{_PREFIX}boxes_pos_enc_project.weight")
     place = b.tap("geometry.box_position", unflatten(b, "geometry.box_position", flat, boxes, None, s.width), three)
 
@@ -69,10 +71,6 @@ def _embedded(b: GraphBuilder, s: DetectorSizes, features: str, boxes: str, labe
     label = b.tap("geometry.box_label", b.node("Gather", "geometry.box_label", table, labels), three)
     seen = b.node("Add", f"{at}.seen", direct, pooled)
     return b.node("Add", f"{at}.embedded", label, b.node("Add", f"{at}.placed", seen, place))
-
-
-# Of (cx, cy, w, h): what the sine codes are made of, and what stands behind them.
-_ORDERS = {"yx": (1, 0), "hw": (3, 2)}
 
 
 def _pooled(b: GraphBuilder, s: DetectorSizes, features: str, boxes: str, rows: str) -> str:

@@ -113,11 +113,11 @@ def _pixel_decoder(b: GraphBuilder, s: DetectorSizes, y: str, maps: Sequence[str
 
 
 def _group_norm(b: GraphBuilder, s: DetectorSizes, name: str, x: str, stage: int, side: int) -> str:
-    """GroupNorm, written out: onnxruntime's own is 5.9e-5 off on a map of 288 x 288."""
-    grouped = b.reshape(f"{name}.grouped", widened(b, f"{name}.wide", x), -1, GROUPS, s.width // GROUPS, side * side)
-    axes = b.ints(2, 3)
-    apart = b.node("Sub", f"{name}.apart", grouped, b.node("ReduceMean", f"{name}.mean", grouped, axes))
-    variance = b.node("ReduceMean", f"{name}.variance", b.node("Mul", f"{name}.square", apart, apart), axes)
+    """GroupNorm, written out, in float32: onnxruntime's own is 5.9e-5 off on a map of 288 x 288."""
+    wide = widened(b, f"{name}.wide", x)
+    grouped = b.reshape(f"{name}.grouped", wide, -1, GROUPS, s.width // GROUPS, side, side)
+    apart = b.node("Sub", f"{name}.apart", grouped, _mean(b, f"{name}.mean", grouped))
+    variance = _mean(b, f"{name}.variance", b.node("Mul", f"{name}.square", apart, apart))
     above = b.node("Add", f"{name}.above", variance, b.constant("eps_wide", np.array(NORM_EPS, np.float32)))
     normed = b.node("Div", f"{name}.normed", apart, b.node("Sqrt", f"{name}.deviation", above))
     back = narrowed(b, f"{name}.narrow", b.reshape(f"{name}.back", normed, -1, s.width, side, side))
@@ -126,3 +126,10 @@ def _group_norm(b: GraphBuilder, s: DetectorSizes, name: str, x: str, stage: int
         for part in ("weight", "bias")
     )
     return b.node("Add", name, b.node("Mul", f"{name}.scaled", back, scale), bias)
+
+
+def _mean(b: GraphBuilder, name: str, x: str) -> str:
+    """The mean over the last three axes, one after another: a sum of millions of values in one go is 4e-5 off."""
+    for axis in (4, 3, 2):
+        x = b.node("ReduceMean", name if axis == 2 else f"{name}.{axis}", x, b.ints(axis))
+    return x

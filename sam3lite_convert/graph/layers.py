@@ -13,6 +13,7 @@ from sam3lite_convert.graph.weights import StoredWeight
 from sam3lite_convert.plan.detector_constants import NORM_EPS
 
 Length = int | None
+_SCORES_LIMIT = 1 << 26  # bytes of attention scores that are made at once, of one picture
 
 
 def norm(b: GraphBuilder, name: str, x: str, prefix: str) -> str:
@@ -88,13 +89,46 @@ def attention(
         perm = [0, 2, 3, 1] if part == "k" else [0, 2, 1, 3]
         parts.append(b.node("Transpose", f"{at}.t", split, perm=perm))
     q = b.node("Mul", f"{name}.scaled", parts[0], b.floats((width // heads) ** -0.5, f"scale_{width // heads}"))
-    found = b.node("MatMul", f"{name}.scores", q, parts[1])
-    if scores is not None:
-        found = b.node("Add", f"{name}.biased", found, scores)
-    mixed = b.node("MatMul", f"{name}.mixed", b.node("Softmax", f"{name}.softmax", found, axis=-1), parts[2])
-    back = b.node("Transpose", f"{name}.back", mixed, perm=[0, 2, 1, 3])
+    chunks = chunks_of(heads, mine, theirs) if mine and theirs and scores is None else ()
+    back = b.node(
+        "Transpose", f"{name}.back", attend(b, name, q, parts[1], parts[2], chunks, scores), perm=[0, 2, 1, 3]
+    )
     joined = b.linear(f"{name}.out", b.reshape(f"{name}.joined", back, -1, width), f"{prefix}out_proj.weight")
     return unflatten(b, name, joined, back, mine, width)
+
+
+def chunks_of(heads: int, queries: int, keys: int) -> tuple[int, ...]:
+    """How many queries are attended at once, chunk by chunk.
+
+    A graph keeps every value whole: all scores of a grid of 72 x 72 cells are 1.7 GB in the ViT. So they are made chunk
+    by chunk, which is fixed when the graph is written. A batch takes as many times the memory as it has pictures.
+    """
+    count = -(-4 * heads * queries * keys // _SCORES_LIMIT)
+    return tuple(len(part) for part in np.array_split(np.arange(queries), count))
+
+
+def attend(
+    b: GraphBuilder, name: str, q: str, k: str, v: str, chunks: tuple[int, ...], scores: str | None = None
+) -> str:
+    """The values mixed for each query, (batch, heads, queries, head width).
+
+    q: scaled, of the result's shape. k: (batch, heads, head width, keys). v: (batch, heads, keys, head width).
+    chunks: of ``chunks_of``. scores: what is added to the scores of all queries, which then are one chunk.
+    """
+    parts = [q]
+    if len(chunks) > 1:
+        parts = [f"{name}.queries.{n}" for n in range(len(chunks))]
+        b.node("Split", parts, q, b.ints(*chunks), axis=2)
+    mixed = []
+    for n, part in enumerate(parts):
+        end = f".{n}" if len(parts) > 1 else ""
+        found = b.node("MatMul", f"{name}.scores{end}", part, k)
+        if scores is not None:
+            found = b.node("Add", f"{name}.biased{end}", found, scores)
+        mixed.append(
+            b.node("MatMul", f"{name}.mixed{end}", b.node("Softmax", f"{name}.softmax{end}", found, axis=-1), v)
+        )
+    return mixed[0] if len(mixed) == 1 else b.node("Concat", f"{name}.mixed", *mixed, axis=2)
 
 
 def _thirds(b: GraphBuilder, name: str) -> tuple[str, ...]:

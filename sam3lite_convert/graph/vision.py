@@ -6,13 +6,13 @@ import numpy as np
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.graph.builder import Dim, GraphBuilder
+from sam3lite_convert.graph.layers import attend, chunks_of
 from sam3lite_convert.graph.positions import Rotations, rotated, rotations
 from sam3lite_convert.graph.sizes import VisionSizes
 from sam3lite_convert.plan.architecture import VISION, has_class_row
 
 _TRUNK = f"{VISION}trunk."
 _EPS = 1e-5  # of every norm (specification of the original detector)
-_SCORES_LIMIT = 1 << 28  # bytes of attention scores that are made at once, of one picture
 _MOST_PATCHES = 128  # along a side: the tables of positions stay small, and the chunks of attention few
 IMAGE = "image"
 # Steps of a level of the neck before its two convolutions, by its size relative to the grid.
@@ -22,9 +22,6 @@ _SCALING = {4.0: ("dconv_2x2_0", "gelu", "dconv_2x2_1"), 2.0: ("dconv_2x2",), 1.
 def vision_graph(b: GraphBuilder, s: VisionSizes, size: int, prefix: str = "") -> None:
     """Build the image side. ``size``: of the pictures, in pixels. ``prefix``: put before the names of its taps.
 
-    The scores of an attention over the whole grid of 72 x 72 patches are 1.7 GB: a graph keeps every value whole, so
-    queries are attended in chunks, one after another, that are fixed when the graph is written. A batch takes as many
-    times the memory as it has pictures.
     Raises CannotRun if the size is not a multiple of the patch, or too large.
     """
     side, width = s.grid(size), s.width
@@ -125,25 +122,9 @@ def _attention(
     k = rotated(b, k, k, tokens, s.heads, s.width, by, transposed=True)
     v = b.heads(v, v, tokens, s.heads, s.width)
     q = b.node("Mul", f"{at}.scaled", q, b.floats(s.head**-0.5, "trunk.scale"))
-    chunks = -(-4 * windows * s.heads * tokens**2 // _SCORES_LIMIT)
-    parts: list[str] = []
-    for n, queries in enumerate(_chunked(b, at, q, tokens, chunks)):
-        end = f".{n}" if chunks > 1 else ""
-        scores = b.node("MatMul", f"{at}.scores{end}", queries, k)
-        parts.append(b.node("MatMul", f"{at}.mixed{end}", b.node("Softmax", f"{at}.softmax{end}", scores, axis=-1), v))
-    mixed = parts[0] if chunks == 1 else b.node("Concat", f"{at}.mixed", *parts, axis=2)
+    mixed = attend(b, at, q, k, v, chunks_of(windows * s.heads, tokens, tokens))
     joined = b.reshape(f"{at}.joined", b.node("Transpose", f"{at}.back", mixed, perm=[0, 2, 1, 3]), -1, s.width)
     return b.linear(f"{at}.out", joined, f"{block}attn.proj.weight")
-
-
-def _chunked(b: GraphBuilder, at: str, q: str, tokens: int, chunks: int) -> list[str]:
-    """(batch, heads, tokens, head width) in pieces, of as many tokens each as possible."""
-    if chunks == 1:
-        return [q]
-    sizes = [len(part) for part in np.array_split(np.arange(tokens), chunks)]
-    names = [f"{at}.queries.{n}" for n in range(chunks)]
-    b.node("Split", names, q, b.ints(*sizes), axis=2)
-    return names
 
 
 def _level(b: GraphBuilder, i: int, factor: float, x: str) -> str:

@@ -148,8 +148,10 @@ def graph_encoder(
     Raises CannotRun if it does not read ids alone, if none of its outputs is one of the encoder's, or if it does not
     run.
     """
+    _ids(model)
     made = {value for node in model.graph.node for value in node.output}
-    values = {tap: value for tap, value in taps_of(model).items() if tap in recorded and value in made}
+    typed = {value.name for value in (*model.graph.value_info, *model.graph.output)}  # else no graph can be cut there
+    values = {tap: value for tap, value in taps_of(model).items() if tap in recorded and value in made & typed}
     held = dict.fromkeys(value.name for value in model.graph.output)
     stated = {value: tap for tap, value in values.items()}
     ends = {tap: name for name in held if (tap := stated.get(name) or _named(name)) in recorded}

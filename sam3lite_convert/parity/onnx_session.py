@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.errors import CannotRun, in_short
 
 if TYPE_CHECKING:
     import onnx
@@ -78,7 +78,10 @@ class OnnxSession:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        # Told where the files lie, older versions optimise the graph without finding them; so they are given mapped.
+        self._weights = _mapped(model, folder)
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
+        options.add_external_initializers(list(self._weights), values)
         try:
             self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
         except Exception as fault:  # onnxruntime raises classes of its own that share no base
@@ -99,6 +102,35 @@ class OnnxSession:
             said = str(fault).strip().splitlines() or [type(fault).__name__]
             raise CannotRun(f"onnxruntime fails on the graph: {said[0]}", "bad_graph") from fault
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in zip(names, made, strict=True)}
+
+
+def _mapped(model: onnx.ModelProto, folder: Path) -> dict[str, np.ndarray]:
+    """The weights that the graph reads from files, by name, mapped. Raises CannotRun if a file is not there."""
+    import onnx
+
+    found: dict[str, np.ndarray] = {}
+    read = set(_read(model.graph)) | {value.name for value in model.graph.output}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.name in read:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            path, offset = folder / place["location"], int(place.get("offset", 0))
+            try:
+                found[tensor.name] = np.memmap(path, dtype, "r", offset, tuple(tensor.dims))
+            except (OSError, ValueError) as fault:
+                raise CannotRun(
+                    f"{path}: {tensor.name} cannot be read from it ({in_short(fault)})", "bad_graph"
+                ) from fault
+    return found
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names that the nodes of a graph read, and those of the graphs inside it."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _read(inner)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

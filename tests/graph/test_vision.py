@@ -19,7 +19,7 @@ from torch import Tensor
 from sam3lite_convert.convert.folder import read_folder
 from sam3lite_convert.convert.packed_config import PackedNeckConfig, PackedVitConfig
 from sam3lite_convert.errors import CannotRun, Untrusted
-from sam3lite_convert.graph import vision
+from sam3lite_convert.graph import layers, vision
 from sam3lite_convert.graph.builder import FloatName, GraphBuilder
 from sam3lite_convert.graph.cut import Cutter
 from sam3lite_convert.graph.folder_graphs import layout_of
@@ -95,9 +95,10 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.float() - wanted).norm() / wanted.norm())
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=(*LAYOUTS, "original"))
 def golden_folder(request, tmp_path_factory) -> Path:
-    """The detector of the goldens: its windows of 4 do not divide its grid of 10 x 10."""
+    """The detector of the goldens: its windows of 4 do not divide its grid of 10 x 10. The last layout holds q, k and v
+    as one matrix, and a class row."""
     root = tmp_path_factory.mktemp(request.param)
     return convert(
         write_safetensors(root, case("text").weights()), root / "out", "--layout", request.param, "--context", 8
@@ -171,7 +172,7 @@ def test_attention_in_chunks_is_the_same(folder, rows, split, monkeypatch):
     image = {"image": pictures(2, 140)}
     graph = built(folder, 140)
     whole = OnnxSession(graph.model, folder).run(image)
-    monkeypatch.setattr(vision, "_SCORES_LIMIT", rows * 2 * 4 * 100)
+    monkeypatch.setattr(layers, "_SCORES_LIMIT", rows * 2 * 4 * 100)
     chunked = built(folder, 140).model
     made = {node.name: len(node.output) for node in chunked.graph.node if node.op_type == "Split"}
     assert made == {f"trunk.blocks.{i}.queries.0": chunks for i, chunks in split.items()}

@@ -10,14 +10,14 @@ import onnx
 import pytest
 import torch
 from onnx import helper
-from support.folders import LAYOUTS, convert, write, write_safetensors
+from support.folders import convert, write, write_safetensors
 from support.goldens import ATOL, golden
-from support.graph_faults import GraphFault, bypass, initializer, maker, set_attribute, text_faults
+from support.graph_faults import GraphFault, bypass, set_attribute, text_faults
 from support.graphs import put, text_graph
 from support.parity_runs import state_of
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
-from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.compared_graph import FoundGraph, beside_own
 from sam3lite_convert.parity.graph_encoder import graph_encoder
 from sam3lite_convert.parity.onnx_session import OnnxRuntime
@@ -30,9 +30,9 @@ from sam3lite_convert.plan.tables import load_mappings
 
 
 GOLDENS = [
-    ("tiny_mct", "", "packed"), ("tiny_mct_eps", "end_padded.", "transformers"), ("tiny_base_causal", "", "packed"),
-    ("tiny_mct", "", "transformers"), ("tiny_mct_eps", "", "packed"), ("tiny_base", "", "transformers"),
-    ("tiny_base", "", "packed"), ("tiny_mct_eps", "end_padded.", "packed"),
+    ("tiny_mct", "", "packed"), ("tiny_mct", "", "transformers"), ("tiny_base", "", "packed"),
+    ("tiny_mct_eps", "end_padded.", "transformers"), ("tiny_mct_eps", "", "packed"), ("tiny_base", "", "transformers"),
+    ("tiny_base_causal", "", "packed"), ("tiny_mct_eps", "end_padded.", "packed"),
 ]  # fmt: skip
 
 
@@ -119,3 +119,101 @@ def test_every_fault_put_into_a_graph_is_found_in_its_layer_and_named(compared, 
     assert len(tried) >= 14
     for fault in tried:
         assert_found(setup, fault)
+
+
+def test_a_fault_that_a_runtime_makes_is_found_without_a_difference_of_graphs(compared):
+    """A runtime that computes one node wrongly: the tap is named, and the graph is said to be ours."""
+
+    class Wrong(OnnxRuntime):
+        def load(self, model, folder):
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            if any(n.name == "layers.2.norm1" for n in copy.graph.node):
+                bypass("layers.2.norm1")(copy)
+            return super().load(copy, folder)
+
+    setup = compared()
+    encoder = replace(setup.graph.encoder, runtime=Wrong())
+    setup = replace(setup, graph=replace(setup.graph, encoder=encoder))
+    told = diagnosis(setup, outcome_of(setup))
+    assert (told.tap, told.graph) == ("layers.2", ()) and "In the graph" not in told.cause
+
+
+def test_it_is_said_if_outputs_for_the_taps_change_what_the_graph_computes(compared):
+    class Fusing(OnnxRuntime):
+        def load(self, model, folder):
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            if len(copy.graph.output) == 3:  # the graph as it is
+                set_attribute("layers.4.gelu", approximate="tanh")(copy)
+            return super().load(copy, folder)
+
+    setup = compared()
+    right = notes(setup, outcome_of(setup))
+    assert not [note for note in right if "rewrites the two" in note]
+    encoder = replace(setup.graph.encoder, runtime=Fusing(), moved={})
+    setup = replace(setup, graph=replace(setup.graph, encoder=encoder))
+    outcome = outcome_of(setup)
+    assert [note for note in notes(setup, outcome) if note.startswith("projected of the graph as it lies in its file")]
+    assert outcome.judgement.verdict == "differs"  # what users run is what is judged
+
+
+def test_a_graph_that_names_its_taps_as_outputs_is_ours_too(compared):
+    setup = compared()
+    setup = with_graph(setup, text_graph(setup.folder.path, taps=True))
+    assert setup.graph.differences == ()
+    outcome = outcome_of(setup)
+    assert outcome.judgement.verdict == "within_tolerance" and setup.graph.encoder.moved == {}
+
+
+def test_inputs_that_are_not_ids_are_refused(compared):
+    setup = compared()
+    for spoil, says in (
+        (lambda m: m.graph.input.append(helper.make_tensor_value_info("mask", 9, ["batch", 16])), "input_ids, mask"),
+        (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 1), "token ids alone"),
+    ):
+        model = onnx.ModelProto()
+        model.CopyFrom(setup.graph.found.model)
+        spoil(model)
+        with pytest.raises(CannotRun, match=says):
+            with_graph(setup, model)
+
+
+def test_rows_of_a_fixed_batch_are_run_in_parts(compared):
+    setup = compared()
+    model = onnx.ModelProto()
+    model.CopyFrom(setup.graph.found.model)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    spoiled = with_graph(setup, model)
+    right, found = setup.compared(), spoiled.compared()
+    for fed in (None, setup.recorded):
+        wanted, made = right.record(setup.inputs.ids, fed), found.record(setup.inputs.ids, fed)
+        for tap, tensor in wanted.items():
+            torch.testing.assert_close(made[tap], tensor, atol=1e-6, rtol=0)
+
+
+def test_metadata_that_is_not_true_is_not_believed(compared):
+    """Taps that name no value, or the value of another tap."""
+    setup = compared()
+    model = onnx.ModelProto()
+    model.CopyFrom(setup.graph.found.model)
+    entry = next(e for e in model.metadata_props if e.key == "taps")
+    taps = json.loads(entry.value)
+    entry.value = json.dumps(taps | {"layers.1": "nothing", "layers.3": taps["layers.2"], "more": "text_mask"})
+    outcome = outcome_of(with_graph(setup, model))
+    assert outcome.judgement.not_given == ("layers.1",)
+    assert outcome.judgement.first_divergence == "layers.3"
+    entry.value = "[" * 100_000
+    outcome = outcome_of(with_graph(setup, model))
+    assert list(outcome.recorded) == ["projected", "pooled"]
+
+
+def test_a_tap_whose_type_is_not_stated_is_not_compared(compared):
+    setup = compared()
+    model = onnx.ModelProto()
+    model.CopyFrom(setup.graph.found.model)
+    del model.graph.value_info[:]
+    model.graph.output.pop()
+    outcome = outcome_of(with_graph(setup, model))
+    assert list(outcome.recorded) == ["projected"] and len(outcome.judgement.not_given) == 9
