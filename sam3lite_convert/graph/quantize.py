@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from sam3lite_convert.graph.folder_graphs import serialized
 from sam3lite_convert.graph.read import metadata_of
 from sam3lite_convert.records.record import Record
 
-# What the quantizer takes. It makes products of Gemm, and 1 x 1 convolutions are made products before it; convolutions
-# proper stay as they are, since onnxruntime's integer ones are several times as slow as the others.
+# What the quantizer takes. Gemm and 1 x 1 convolutions are made products before; convolutions proper stay as they are,
+# since onnxruntime's integer ones are several times as slow as the others.
 _OPERATORS: dict[Method, list[str]] = {"int8": ["MatMul"], "int8-all": ["MatMul", "Gather"]}
 # Entries of the metadata.
 QUANTIZED, LOSS = "quantized", "loss"
@@ -139,19 +139,30 @@ def _write_source(model: onnx.ModelProto, folder: Path, path: Path) -> None:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     load_external_data_for_model(copy, str(folder))
-    _pointwise_as_products(copy.graph)
+    _as_products(copy.graph)
     # Without this entry the quantizer writes a warning to the logger of the whole program.
     _with_metadata(copy, {"onnx.quant.pre_process": "onnxruntime.quant"})
     onnx.save_model(copy, path, save_as_external_data=True, location="weights", size_threshold=1024)
 
 
-def _pointwise_as_products(graph: onnx.GraphProto) -> None:
-    """Write 1 x 1 convolutions as products with a matrix, channels last; their outputs keep their names."""
-    weights = {tensor.name: tensor for tensor in graph.initializer}
+def _as_products(graph: onnx.GraphProto) -> None:
+    """Write Gemm, and 1 x 1 convolutions with channels last, as products with a matrix (in, out), which is all that is
+    quantised; outputs keep their names.
+
+    The quantizer does so with Gemm too, but in onnxruntime 1.20 it transposes a matrix again for each node that reads
+    it.
+    """
+    held = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if _is_pointwise(node, weights):
-            nodes += _product(node, weights, graph)
+        stated = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Gemm" and node.input[1] in held and stated.keys() <= {"transB"}:
+            nodes += _product(node, graph, held, node.input[0], node.output[0], bool(stated.get("transB")))
+        elif node.op_type == "Conv" and node.input[1] in held and _is_pointwise(held[node.input[1]], stated):
+            (name,) = node.output
+            nodes.append(helper.make_node("Transpose", node.input[:1], [f"{name}.last"], f"{name}.last", perm=_LAST))
+            nodes += _product(node, graph, held, f"{name}.last", f"{name}.product", True)
+            nodes.append(helper.make_node("Transpose", [f"{name}.product"], [name], name, perm=_FIRST))
         else:
             nodes.append(node)
     del graph.node[:]
@@ -162,29 +173,29 @@ def _pointwise_as_products(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _is_pointwise(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
-    kernel = weights.get(node.input[1]) if node.op_type == "Conv" else None
-    if kernel is None or list(kernel.dims[2:]) != [1, 1]:
-        return False
-    stated = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+_LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # where the channels go
+
+
+def _is_pointwise(kernel: TensorProto, stated: Mapping[str, object]) -> bool:
     plain = {"group": 1, "strides": [1, 1], "pads": [0] * 4, "auto_pad": b"NOTSET"}
-    return all(stated.get(name, value) == value for name, value in plain.items())
+    return list(kernel.dims[2:]) == [1, 1] and all(stated.get(name, value) == value for name, value in plain.items())
 
 
-def _product(node: onnx.NodeProto, weights: dict[str, TensorProto], graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
-    """The nodes for a 1 x 1 convolution; adds its matrix to the graph."""
-    x, kernel, *bias = node.input
-    (name,) = node.output
-    matrix = f"{kernel}.transposed"
-    if matrix not in weights:
-        values = numpy_helper.to_array(weights[kernel])
-        turned = numpy_helper.from_array(np.ascontiguousarray(values.reshape(values.shape[:2]).T), matrix)
-        weights[matrix] = turned
-        graph.initializer.append(turned)
-    yield helper.make_node("Transpose", [x], [f"{name}.last"], f"{name}.last", perm=[0, 2, 3, 1])
-    made = f"{name}.product"
-    yield helper.make_node("MatMul", [f"{name}.last", matrix], [made], made)
+def _product(
+    node: onnx.NodeProto, graph: onnx.GraphProto, held: dict[str, TensorProto], x: str, name: str, transposed: bool
+) -> Iterator[onnx.NodeProto]:
+    """The nodes for x times the matrix of a node, plus its bias if it has one; adds the matrix (in, out) to the graph.
+
+    transposed: whether the node stores it as (out, in).
+    """
+    matrix, bias = node.input[1], node.input[2:]
+    if transposed:
+        stored, matrix = held[matrix], f"{matrix}.transposed"
+        if matrix not in held:
+            values = numpy_helper.to_array(stored)
+            held[matrix] = numpy_helper.from_array(np.ascontiguousarray(values.reshape(values.shape[:2]).T), matrix)
+            graph.initializer.append(held[matrix])
+    made = f"{name}.unbiased" if bias else name
+    yield helper.make_node("MatMul", [x, matrix], [made], made)
     if bias:
-        made = f"{name}.biased"
-        yield helper.make_node("Add", [f"{name}.product", *bias], [made], made)
-    yield helper.make_node("Transpose", [made], [name], name, perm=[0, 3, 1, 2])
+        yield helper.make_node("Add", [made, *bias], [name], name)
