@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -122,22 +122,23 @@ def _loss(
     made: onnx.ModelProto,
     folder: Path,
     given: Mapping[str, Tensor],
-    times: tuple[float, float, float],
+    times: _Times,
     budget: float,
     what: str,
 ) -> GraphLoss:
     """What is measured of any graph. ``given``: what the taps are compared on. ``times``: of ``_times``."""
     taps = tuple(tap_losses(plain, made, folder, given))
-    ours, theirs, ratio = times
+    low, middle, high = np.quantile(times.ratios, (0.25, 0.5, 0.75)).tolist()
     return GraphLoss(
         inputs=what,
         rows=1,
         batch=1,
         bytes=made.ByteSize(),
         unquantised_bytes=plain.ByteSize() + _bytes_outside(plain),
-        milliseconds=theirs,
-        unquantised_milliseconds=ours,
-        times_as_fast=ratio,
+        milliseconds=times.after,
+        unquantised_milliseconds=times.before,
+        times_as_fast=middle,
+        times_as_fast_quartiles=(low, high),
         budget=budget,
         first_over_budget=next((tap.name for tap in taps if not tap.relative_l2 <= budget), None),
         taps=taps,
@@ -207,16 +208,23 @@ def _bytes_outside(model: onnx.ModelProto) -> int:
     return sum(int(entry.value) for entry in places if entry.key == "length")
 
 
-def _times(ours: OnnxSession, theirs: OnnxSession, given: Mapping[str, Tensor]) -> tuple[float, float, float]:
-    """Milliseconds a call of each, and how many times as fast the second is: medians of calls in turn, as many as fit
-    into some seconds."""
+class _Times(NamedTuple):
+    """Milliseconds a call, medians, and the ratios of the calls."""
+
+    before: float
+    after: float
+    ratios: list[float]
+
+
+def _times(ours: OnnxSession, theirs: OnnxSession, given: Mapping[str, Tensor]) -> _Times:
+    """The times of both, called in turn as often as fits into some seconds."""
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + _SECONDS
     while not pairs or (len(pairs) < _CALLS and time.perf_counter() < end):
         pairs.append((_milliseconds(ours, given), _milliseconds(theirs, given)))
     counted = pairs[len(pairs) // 8 :]  # the first calls are slower
     before, after = (statistics.median(each) for each in zip(*counted, strict=True))
-    return before, after, statistics.median(first / second for first, second in counted)
+    return _Times(before, after, [first / second for first, second in counted])
 
 
 def _milliseconds(session: OnnxSession, given: Mapping[str, Tensor]) -> float:

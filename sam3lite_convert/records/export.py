@@ -112,6 +112,7 @@ class GraphLoss(Record):
     milliseconds: float
     unquantised_milliseconds: float
     times_as_fast: float
+    times_as_fast_quartiles: tuple[float, ...]
     budget: float
     first_over_budget: str | None
     taps: tuple[TapLoss, ...]

@@ -34,8 +34,10 @@ def _loss(loss: GraphLoss, of: str) -> None:
     say(f"  against {of}, on {loss.inputs}:")
     before, after = human_bytes(loss.unquantised_bytes), human_bytes(loss.bytes)
     say(f"  size   {after}, was {before} with its weights: {loss.unquantised_bytes / loss.bytes:.1f}x smaller")
+    low, high = loss.times_as_fast_quartiles
+    spread = f"half of the calls {low:.1f}x to {high:.1f}x"
     times = f"{loss.milliseconds:.2f} ms, was {loss.unquantised_milliseconds:.2f} ms"
-    say(f"  time   {times} a call: {loss.times_as_fast:.1f}x as fast here")
+    say(f"  time   {times} a call: {loss.times_as_fast:.1f}x as fast here, {spread}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("  tap", no_wrap=True)
     for head in ("relative L2", "cosine", "max abs diff"):
