@@ -29,7 +29,7 @@ def name(requirement: Requirement) -> str:
 def claims() -> dict[str, Requirement]:
     """Every requirement that the suite runs with, by name."""
     extras = PROJECT["project"]["optional-dependencies"]
-    used = ("transformers", "prompts", "pictures", "onnx", "test")
+    used = ("transformers", "prompts", "pictures", "onnx", "openvino", "test")
     lines = [*PROJECT["project"]["dependencies"], *(line for extra in used for line in extras[extra])]
     return {name(r): r for r in map(Requirement, lines) if name(r) != OURS}
 

@@ -453,25 +453,25 @@ Converted = Annotated[
 CandidateOption = Annotated[
     str | None,
     typer.Option(
-        metavar="LAYOUT|onnx",
-        help="Layout whose encoder is compared with the original, or onnx: the graph in --converted (without it, the "
-        "one that would be written) in onnxruntime. Default: the layout of --converted; without it packed, or "
-        "transformers with --as-used and for SAM3 itself, of which there is no packed layout.",
+        metavar="LAYOUT|onnx|openvino",
+        help="Layout whose encoder is compared with the original, or what runs the graph in --converted (without it, "
+        "the one that would be written): onnx, that is onnxruntime, or openvino. Default: the layout of --converted; "
+        "without it packed, or transformers with --as-used and for SAM3 itself, of which there is no packed layout.",
     ),
 ]
 Provider = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Execution provider that runs the graph of --candidate onnx, by onnxruntime's name. Default: "
-        "CPUExecutionProvider.",
+        help="What computes the graph of --candidate onnx or openvino, by the runtime's own name: an execution "
+        "provider of onnxruntime, a device of OpenVINO. Default: CPUExecutionProvider; CPU.",
     ),
 ]
 GraphOptimisation = Annotated[
     bool | None,
     typer.Option(
         "--graph-optimisation/--no-graph-optimisation",
-        help="Whether the runtime may rewrite the graph of --candidate onnx. Default: it may.",
+        help="Whether onnxruntime may rewrite the graph of --candidate onnx. Default: it may.",
     ),
 ]
 DebugIntermediates = Annotated[

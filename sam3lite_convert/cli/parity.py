@@ -127,7 +127,6 @@ def parity(
             candidate = None
             _refuse_with_a_graph(
                 {
-                    "--component detector": component is o.Compared.detector,
                     "--self-test": self_test,
                     "--as-used": as_used or strict_behaviour,
                     "--attention": attention is not o.Attention.eager,
@@ -213,7 +212,6 @@ def _runtime(candidate: str | None, provider: str | None, optimisation: bool | N
 
 # Why an option does not go with a graph as the candidate.
 _NOT_OF_A_GRAPH = {
-    "--component detector": "compares models of torch; a graph is compared with --component text",
     "--self-test": "makes its faults in models of torch",
     "--as-used": "calls the model as the library that loads the folder does, and a graph is called in one way only",
     "--attention": "chooses how a model of torch computes attention; a graph states it",

@@ -41,7 +41,9 @@ def verify(
     """Check every tensor of a converted folder against its checkpoint.
 
     Of a folder on the Hub, names, shapes, dtypes and config.json are checked by range requests; --partial and --whole
-    compare values too. Exits with code 1, and lists the differences, if the folder does not match.
+    compare values too. Of a local folder the ONNX graphs are checked too, and if it is proven its conversion.json says
+    so from then on, which export onnx asks for. Exits with code 1, and lists the differences, if the folder does not
+    match.
     """
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.commands.folders import locate_folder

@@ -155,8 +155,7 @@ def convert_checkpoint(
         if hashing is not None:
             stack.enter_context(hashing)
         # Checked before anything is downloaded.
-        if request.onnx:
-            need_onnx("--onnx")
+        check_onnx(request)
         if request.parity:
             from sam3lite_convert.parity.candidates import check_candidate
 
@@ -212,6 +211,17 @@ def convert_checkpoint(
     return finished(document, folder, receipt, location, request, why, late, verification, parity)
 
 
+def check_onnx(request: Request) -> None:
+    """Raises CannotRun if a package is not installed that writing the graph, or running it, needs."""
+    if not request.onnx:
+        return
+    need_onnx("--onnx")
+    if request.parity:
+        from sam3lite_convert.parity.runtime import RuntimeChoice
+
+        RuntimeChoice("onnx").open()
+
+
 def start_licences(location: Location) -> Worker[list[LicenceText]] | None:
     """Start to fetch the licence files that go with a checkpoint on the Hub; None if they are not known."""
     if location.repository is None or location.file is None:
@@ -258,6 +268,7 @@ def finished(
         added=(),
         verification=verification,
         parity=parity,
+        graph_parity=receipt.graph_parity,
     )
     return replace(document, notes=(*document.notes, *late), written=written)
 
@@ -306,14 +317,28 @@ def verified(
 def add_parity(
     folder: Path, receipt: Receipt, source: Source, mappings: Mappings, request: Request
 ) -> tuple[Receipt, ParityDocument]:
-    """Run parity on the folder; returns the receipt with what a reader of the card wants of it, and its document."""
+    """Run parity on the folder, and on its graph if that was asked for; returns the receipt with what a reader of the
+    card wants of them, and the document of the folder's."""
     from sam3lite_convert.commands.parity import Looks, run_parity
+    from sam3lite_convert.parity.runtime import RuntimeChoice
     from sam3lite_convert.parity.setup import ParityOptions
 
-    options = ParityOptions(causal=request.options.causal, context=request.options.context)
-    document = run_parity(source, mappings, options, folder, looks=Looks(not_read_allowed=request.not_read_allowed))
+    options, looks = (
+        ParityOptions(causal=request.options.causal, context=request.options.context),
+        Looks(not_read_allowed=request.not_read_allowed),
+    )
+    document = run_parity(source, mappings, options, folder, looks=looks)
+    receipt = replace(receipt, parity=_summary(document, request))
+    if request.onnx:
+        graph = run_parity(source, mappings, replace(options, runtime=RuntimeChoice("onnx")), folder, looks=looks)
+        receipt = replace(receipt, graph_parity=_summary(graph, request))
+    return receipt, document
+
+
+def _summary(document: ParityDocument, request: Request) -> ParitySummary:
+    """What the receipt keeps of a parity run."""
     sides, judgement = document.sides, document.judgement
-    summary = ParitySummary(
+    return ParitySummary(
         verdict=judgement.verdict,
         reference=sides.reference,
         candidate_encoder=sides.candidate_encoder,
@@ -334,4 +359,3 @@ def add_parity(
         ),
         not_read_allowed=request.not_read_allowed,
     )
-    return replace(receipt, parity=summary), document

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from sam3lite_convert.checkpoint.index import Checkpoint
+from sam3lite_convert.commands.onnx_candidate import exported_folder
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.detector import DetectorBehaviour, DetectorDocument, OutputRecord, Picture, StageRecord
 from sam3lite_convert.records.parity import (
@@ -30,6 +32,7 @@ from sam3lite_convert.records.parity import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sam3lite_convert.parity.detector.compared_graphs import ComparedGraphs
     from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
     from sam3lite_convert.parity.detector.port_files import DetectorPortFile
     from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun, Progress
@@ -70,6 +73,9 @@ def run_detector_parity(
 ) -> DetectorDocument:
     """The original's detector beside a converted one, tap by tap. ``called``: what the user calls the folder.
 
+    With ``options.runtime`` the candidate is the folder's graphs, by default at the size that they are for; without a
+    folder, those of a conversion that is deleted at the end.
+
     Raises CannotRun for options that do not go together, a missing package or no room for activations, UnsoundPlan if
     a side does not get its weights, Untrusted if the checkpoint or the folder contradicts itself.
     """
@@ -85,13 +91,18 @@ def run_detector_parity(
         checkpoint = source.read(mappings)
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
         place = stack.enter_context(activations_place())
-        setup = set_up_detector(checkpoint, mappings, options, inputs, place, converted, device, looks.progress)
+        at, graphs = converted, None
+        if options.runtime is not None:
+            at, inputs, graphs = _graphs(stack, source, checkpoint, mappings, options, inputs, converted)
+        setup = set_up_detector(checkpoint, mappings, options, inputs, place, at, device, looks.progress, graphs)
         plan, folder, run, call = setup.plan, setup.folder, setup.run, setup.run.call
         outcome = run.compare()
         if folder is not None:
             folder.check_unchanged()
         outcome = replace(outcome, judgement=replace(outcome.judgement, not_read=plan.not_read))
         diagnosis = _diagnosis(run, outcome, plan, folder)
+        if graphs is not None:
+            diagnosis = graphs.diagnosed(diagnosis, outcome.judgement)
         used = _behaviour(setup, texts, outcome.judgement.verdict, looks) if looks.as_used else None
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))
@@ -103,24 +114,53 @@ def run_detector_parity(
             checkpoint=source.name,
             converted=(called or str(converted)) if converted else None,
             reference="original detector" + ("; the file holds more" if plan.not_read else ""),
-            candidate=plan.layout.name,
+            candidate=options.runtime.name if options.runtime else plan.layout.name,
             candidate_encoder=run.name,
-            attention=options.attention,
-            dtype="float32",
+            attention="graph" if graphs else options.attention,
+            dtype=graphs.dtype if graphs else "float32",
         ),
         inputs=call.record(),
         judgement=judgement.record("float32"),
         stages=stages,
         outputs=outputs,
         diagnosis=diagnosis,
-        notes=(*setup.notes, *said),
+        notes=(*setup.notes, *(graphs.said(judgement) if graphs else ()), *said),
         not_read_allowed=looks.not_read_allowed,
         behaviour=used,
         source=source.provenance(),
         fetched=source.fetched(),
         pictures=pictures,
-        page=provenance(setup.conversion, folder, looks.command) if looks.report else None,
+        page=provenance(setup.conversion, folder if converted else None, looks.command) if looks.report else None,
+        graphs=graphs.record(converted is not None) if graphs else None,
     )
+
+
+def _graphs(
+    stack: ExitStack,
+    source: Source,
+    checkpoint: Checkpoint,
+    mappings: Mappings,
+    options: ParityOptions,
+    inputs: DetectorOptions,
+    converted: Path | None,
+) -> tuple[Path, DetectorOptions, ComparedGraphs]:
+    """The folder with the graphs, the inputs with the size that they are for, and what makes a candidate of them."""
+    from sam3lite_convert.parity.detector.inputs import check_size
+    from sam3lite_convert.parity.setup import chosen_layout
+
+    assert options.runtime is not None
+    runtime = options.runtime.open()
+    from sam3lite_convert.parity.detector.compared_graphs import ComparedGraphs
+    from sam3lite_convert.parity.detector.graphs import size_of
+
+    if converted is not None:
+        folder, size = converted, inputs.size or size_of(converted)
+    else:
+        layout = chosen_layout(checkpoint, mappings, options.candidate)
+        asked = Options(layout.name, context=options.context, causal=options.causal)
+        size = check_size(inputs.size, make_plan(checkpoint, mappings, asked).architecture)
+        folder = stack.enter_context(exported_folder(source, checkpoint, mappings, asked, "detector", size))
+    return folder, replace(inputs, size=size), ComparedGraphs(runtime, mappings)
 
 
 def _as_used(

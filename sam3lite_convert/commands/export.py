@@ -17,7 +17,7 @@ from sam3lite_convert.commands.verify import verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.proof import own_receipt
-from sam3lite_convert.convert.side_files import with_files, write_receipt
+from sam3lite_convert.convert.side_files import with_graphs, write_receipt
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.export import ExportDocument, QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
@@ -65,7 +65,7 @@ def export_onnx(
     if quantization is not None:
         check_quantizable(receipt, quantization)
     graphs = add_graphs(found, receipt, weights, mappings, component, taps, size)
-    receipt, note = write_receipt(folder, with_files(receipt, {name: data for name, (data, _) in graphs.items()}))
+    receipt, note = write_receipt(folder, with_graphs(receipt, {name: data for name, (data, _) in graphs.items()}))
     made: dict[str, QuantizedFile] = {}
     if quantization is not None:
         made = add_quantized(folder, {name: data for name, (data, _) in graphs.items()}, quantization)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.convert.folder import Folder, read_folder
-from sam3lite_convert.convert.side_files import with_files
+from sam3lite_convert.convert.receipt import RECEIPT_NAME
+from sam3lite_convert.convert.side_files import with_graphs
 from sam3lite_convert.errors import CannotRun, in_short
 from sam3lite_convert.files import whole_file
 from sam3lite_convert.plan.tables import Mappings
@@ -64,12 +65,16 @@ def add_graphs(
 def with_text_graph(folder: Path, receipt: Receipt, mappings: Mappings) -> Receipt:
     """Write the graph of the text encoder into a folder that was proven just now; the receipt that lists it.
 
-    Raises ValueError if the receipt does not say what was proven, and as ``add_graphs`` does.
+    Raises CannotRun if the receipt does not say what was proven, and as ``add_graphs`` does.
     """
     if receipt.proven is None:
-        raise ValueError(f"{folder} was not proven")
+        raise CannotRun(
+            f"{folder} was proven by another file than its {RECEIPT_NAME} names, so no graph is written: convert again "
+            "with --overwrite",
+            "not_proven",
+        )
     graphs = add_graphs(read_folder(folder), receipt, receipt.proven, mappings, "text")
-    return with_files(receipt, {name: data for name, (data, _) in graphs.items()})
+    return with_graphs(receipt, {name: data for name, (data, _) in graphs.items()})
 
 
 def _check(path: Path, name: str) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from sam3lite_convert.commands.onnx_candidate import exported_folder
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.convert.folder import read_folder
-from sam3lite_convert.convert.write import convert
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, in_short
-from sam3lite_convert.files import write_whole
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
@@ -33,7 +31,6 @@ from sam3lite_convert.records.parity import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sam3lite_convert.checkpoint.index import Checkpoint
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
     from sam3lite_convert.parity.setup import ParityOptions, Setup
     from sam3lite_convert.records.fingerprint import ReleasedCheck
@@ -91,7 +88,7 @@ def run_parity(
     from sam3lite_convert.parity.activations import SavedActivations, check_place, save_activations
     from sam3lite_convert.parity.heat_map import heat_map
     from sam3lite_convert.parity.run import compare_encoders, diagnosis, measured_floors, notes
-    from sam3lite_convert.parity.setup import set_up
+    from sam3lite_convert.parity.setup import chosen_layout, set_up
     from sam3lite_convert.parity.sweep import focus, over_all, ranking_tap, sweep, worst_prompts
 
     if save is not None:
@@ -106,7 +103,9 @@ def run_parity(
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
         folder = converted
         if options.runtime is not None and folder is None:
-            folder = stack.enter_context(_made_for_this_run(source, checkpoint, mappings, options))
+            layout = chosen_layout(checkpoint, mappings, options.candidate)
+            asked = Options(layout.name, "text", options.dtype or "float32", options.context, options.causal)
+            folder = stack.enter_context(exported_folder(source, checkpoint, mappings, asked, "text"))
         setup = set_up(checkpoint, mappings, options, folder)
         if looks.as_used:
             from sam3lite_convert.parity.as_used.behaviour import behaviour, load_stock
@@ -195,29 +194,6 @@ def run_parity(
         else None,
         page=page,
     )
-
-
-@contextmanager
-def _made_for_this_run(
-    source: Source, checkpoint: Checkpoint, mappings: Mappings, options: ParityOptions
-) -> Iterator[Path]:
-    """A folder with the converted text encoder and its graph, as ``convert`` and ``export`` write them.
-
-    Raises as they do.
-    """
-    from sam3lite_convert.graph.folder_graphs import graphs_of, serialized
-    from sam3lite_convert.parity.setup import chosen_layout
-
-    layout = chosen_layout(checkpoint, mappings, options.candidate)
-    asked = Options(layout.name, "text", options.dtype or "float32", options.context, options.causal)
-    with tempfile.TemporaryDirectory(prefix="sam3lite-parity-") as place:
-        folder = Path(place) / "text"
-        with source.hashing() as hashing:
-            hashing.check(checkpoint)
-            convert(make_plan(checkpoint, mappings, asked), hashing, folder)
-        for name, model in graphs_of(read_folder(folder), layout, "text", {}).items():
-            write_whole(folder / name, serialized(model))
-        yield folder
 
 
 def _released(setup: Setup) -> ReleasedCheck | None:

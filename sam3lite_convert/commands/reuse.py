@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of_checkpoint
-from sam3lite_convert.commands.convert import Request, add_parity, fetch, finished, sizes, start_licences, verified
+from sam3lite_convert.commands.convert import (
+    Request,
+    add_parity,
+    check_onnx,
+    fetch,
+    finished,
+    sizes,
+    start_licences,
+    verified,
+)
 from sam3lite_convert.commands.fingerprint import add_fingerprint, start_fingerprint
-from sam3lite_convert.commands.graphs import need_onnx, with_text_graph
+from sam3lite_convert.commands.graphs import with_text_graph
 from sam3lite_convert.commands.sources import HubLocation, Location
 from sam3lite_convert.convert import processor_files, side_files, up_to_date
 from sam3lite_convert.convert.card import CARD_NAME
@@ -118,8 +127,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
     """The document of a folder that is up to date. Added is only what an earlier run could not do or was not
     asked for: tokenizer files, licence files, a proof, parity."""
     folder, receipt = found.path, side_files.without_lost_graphs(found.path, found.receipt)
-    if request.onnx:
-        need_onnx("--onnx")
+    check_onnx(request)
     said = [found.note] if found.note else []
     before = {n: (folder / n).stat().st_mtime_ns for n in sizes(folder)}
     gone = set(side_files.missing(folder, receipt, request.tokenizer is not None))
@@ -228,5 +236,7 @@ def has_all(found: EarlierConversion, request: Request) -> bool:
     if side_files.missing(found.path, receipt, request.tokenizer is not None) or side_files.edited(found.path, receipt):
         return False
     if request.onnx and TEXT_MODEL not in receipt.beside:
+        return False
+    if request.onnx and request.parity and receipt.graph_parity is None:
         return False
     return not request.tokenizer_named and not (request.parity and receipt.parity is None)

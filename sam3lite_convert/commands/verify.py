@@ -12,6 +12,7 @@ from sam3lite_convert.checkpoint.hashing import FilesHash
 from sam3lite_convert.commands.fingerprint import fault_of
 from sam3lite_convert.commands.folders import FolderLocation, origin, with_bytes
 from sam3lite_convert.commands.sources import Location, Source
+from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import human_bytes
 from sam3lite_convert.plan.architecture import TEXT
@@ -155,6 +156,8 @@ def verify_repository(
                 found = with_bytes(hub, found, keys, advance)
                 plan = recognise(found, whole, mappings, causal)
             outcome = verify(found, plan, progress, frozenset(keys))
+            graphs = [name for name in hub.names() if name.endswith(GRAPH_SUFFIX)]
+            outcome.notes += [f"{name} was not checked; --whole does" for name in graphs]
         page = provenance(plan, found, report_of) if report_of is not None else None
         document = _document(outcome, found.path, source, page)
         copy = source.copy

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from sam3lite_convert.checkpoint.hashing import git_blob_id
 from sam3lite_convert.checkpoint.selection import stated
 from sam3lite_convert.convert.calling_recipe import detector_recipe
 from sam3lite_convert.convert.clip_ids import END, PAD, START
+from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, TEXT_MODEL
 from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.plan.families import FAMILIES, Family
@@ -103,6 +104,7 @@ def model_card(receipt: Receipt) -> str:
     ]
     if loader.processor and receipt.component != "text":
         lines += ["## As it is used", "", *_as_used(receipt, family), "", *_recipe(receipt, family)]
+    lines += _graphs(receipt)
     lines += ["## Checking", "", "```", _check(receipt), "```", ""]
     return "\n".join(lines)
 
@@ -421,11 +423,79 @@ def _parity(parity: ParitySummary | None) -> Iterator[str]:
     yield "| tap | max abs diff | isolated | relative L2 |"
     yield "|---|---|---|---|"
     for tap in parity.layers:
-        # The receipt's JSON does not keep NaN apart from infinity; the card must be the same once it is read back.
-        errors = (tap.max_abs_diff, tap.isolated_max_abs_diff, tap.relative_l2)
-        shown = (f"{error:.3g}" if math.isfinite(error) else "inf" for error in errors)
+        shown = map(_shown, (tap.max_abs_diff, tap.isolated_max_abs_diff, tap.relative_l2))
         yield f"| `{tap.name}` | {' | '.join(shown)} |"
     yield ""
+
+
+def _graphs(receipt: Receipt) -> Iterator[str]:
+    """The ONNX graphs of the folder: how they are called, and what is claimed of them, with what shows it."""
+    names = [name for name in (TEXT_MODEL, *DETECTOR_MODELS) if name in receipt.beside]
+    if not names:
+        return
+    one = len(names) == 1
+    listed, text = ", ".join(f"`{name}`" for name in names), TEXT_MODEL if TEXT_MODEL in names else "text.onnx"
+    yield "## ONNX"
+    yield ""
+    yield (
+        f"{listed}: {'a graph' if one else 'graphs'} without weights. {'It reads' if one else 'They read'} the tensor "
+        f"files beside {'it' if one else 'them'}: keep them in one folder."
+    )
+    if "vision.onnx" in names:
+        yield (
+            "`vision.onnx` makes maps of an image, `text.onnx` features of a prompt, and `decode.onnx` finds boxes, "
+            "scores and masks in both. docs/onnx.md of sam3lite-convert has the code for them."
+        )
+    if text in names:
+        yield ""
+        yield from _graph_example(receipt, text)
+    yield ""
+    yield "| claim | shown by |"
+    yield "|---|---|"
+    yield from _claims(receipt, names)
+    yield ""
+
+
+def _graph_example(receipt: Receipt, name: str) -> Iterator[str]:
+    """Example: the graph of the text encoder in onnxruntime."""
+    context = receipt.context.called
+    yield "```python"
+    if receipt.model_id:
+        yield "from huggingface_hub import snapshot_download"
+    yield "import numpy as np"
+    yield "import onnxruntime"
+    yield ""
+    yield _folder(receipt.model_id)
+    yield f'session = onnxruntime.InferenceSession(f"{{folder}}/{name}")'
+    if receipt.architecture.vocab_size > END:
+        yield f"ids = np.array([[{START}, 1929, {END}] + [{PAD}] * {context - 3}])  # dog, padded with {PAD}; no mask"
+    else:
+        yield f"ids = np.zeros((1, {context}), np.int64)"
+    yield 'features = session.run(["text_features"], {"input_ids": ids})[0]'
+    yield "print(features.shape)  # what the detector reads"
+    yield "```"
+
+
+def _claims(receipt: Receipt, names: Sequence[str]) -> Iterator[str]:
+    """Rows of a table: what is claimed of the graphs, and the command that shows it."""
+    checked = _check(receipt)
+    how = f"but for the cast to {receipt.dtype}" if receipt.lost.cast else "bit for bit"
+    for name, digest in (receipt.proven or {}).items():
+        yield f"| `{name}` (SHA-256 `{digest}`) turns back into the source, {how} | `{checked}` |"
+    for name in names:
+        yield f"| `{name}` is the graph that sam3lite-convert writes over these tensors | `{checked}` |"
+    if parity := receipt.graph_parity:
+        command = f"sam3lite parity {named_checkpoint(receipt)} --converted {_place(receipt)} --candidate onnx"
+        yield (
+            f"| `{TEXT_MODEL}` beside the original text encoder: `{parity.verdict}`, max abs diff "
+            f"{_shown(parity.max_abs_diff)} ({parity.candidate_encoder}, {parity.dtype}, {parity.inputs}) "
+            f"| `{command}` |"
+        )
+
+
+def _shown(error: float) -> str:
+    # The receipt's JSON does not keep NaN apart from infinity; the card must be the same once it is read back.
+    return f"{error:.3g}" if math.isfinite(error) else "inf"
 
 
 def _check(receipt: Receipt) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sam3lite_convert.checkpoint.hashing import git_blob_id, sha256_of
 from sam3lite_convert.convert import processor_files
 from sam3lite_convert.convert.card import CARD_NAME, with_card
-from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
+from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX, TEXT_MODEL
 from sam3lite_convert.convert.processor_files import TOKENIZER, TokenizerFiles
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
@@ -165,10 +165,17 @@ def with_files(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
     return replace(receipt, beside=dict(sorted({**receipt.beside, **hashes}.items())))
 
 
+def with_graphs(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
+    """The receipt with graphs that were written, by name; what was found of another graph goes."""
+    listed = with_files(receipt, files)
+    same = listed.beside.get(TEXT_MODEL) == receipt.beside.get(TEXT_MODEL)
+    return replace(listed, graph_parity=receipt.graph_parity if same else None)
+
+
 def without_lost_graphs(folder: Path, receipt: Receipt) -> Receipt:
     """The receipt without graphs that were taken away."""
     beside = {n: d for n, d in receipt.beside.items() if not n.endswith(GRAPH_SUFFIX) or (folder / n).is_file()}
-    return replace(receipt, beside=beside)
+    return replace(receipt, beside=beside, graph_parity=receipt.graph_parity if TEXT_MODEL in beside else None)
 
 
 def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,15 @@ from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.parity.taps import OUTPUTS, point_of
 from sam3lite_convert.plan.tables import Mappings
-from sam3lite_convert.records.parity import GraphDifferenceRecord, GraphRecord
+from sam3lite_convert.records.parity import DiagnosisRecord, GraphDifferenceRecord, GraphRecord
 
 if TYPE_CHECKING:
     import onnx
 
     from sam3lite_convert.graph.compare import GraphDifference
     from sam3lite_convert.parity.graph_encoder import GraphEncoder
+
+_NAMED = 3  # differences that a cause names
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,18 @@ class ComparedGraph:
             differences=None if self.differences is None else tuple(map(difference_record, self.differences)),
         )
 
-    def differences_at(self, taps: tuple[str, ...]) -> tuple[GraphDifference, ...]:
-        """What differs in the parts of these taps, or of no tap in particular."""
-        return tuple(d for d in self.differences or () if not d.taps or set(d.taps) & set(taps))
+
+def with_differences(
+    told: DiagnosisRecord, differences: Iterable[GraphDifference], taps: tuple[str, ...]
+) -> DiagnosisRecord:
+    """A diagnosis with what differs in the graph in the parts of these taps, or in none in particular."""
+    there = tuple(d for d in differences if not d.taps or set(d.taps) & set(taps))
+    if there:
+        words = "; ".join(d.words for d in there[:_NAMED])
+        more = f"; and {len(there) - _NAMED:,} more" if len(there) > _NAMED else ""
+        known = f"{told.cause}. " if told.fits else ""
+        told = replace(told, cause=f"{known}In the graph, {words}{more}")
+    return replace(told, graph=tuple(map(difference_record, there)))
 
 
 def difference_record(difference: GraphDifference) -> GraphDifferenceRecord:

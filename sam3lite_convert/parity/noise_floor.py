@@ -5,7 +5,7 @@ Measured in each run: the reference in the dtype under test against the same wei
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -47,46 +47,80 @@ def _in_strips(module: nn.Conv2d, x: Tensor) -> Tensor:
 
 @contextmanager
 def in_float64(model: nn.Module) -> Iterator[None]:
-    """Run the model in float64 inside this context.
+    """Run the model in float64 inside this context."""
+    convolutions = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.padding == (1, 1)
+    ]
+    for module in convolutions:
+        module.forward = partial(_in_strips, module)  # type: ignore[method-assign]
+    try:
+        with _with_weights(model, Tensor.double):
+            yield
+    finally:
+        for module in convolutions:
+            del module.forward
 
-    A module's weights are cast when it is called and restored when it returns, so that there is no second copy of the
-    model in memory.
+
+@contextmanager
+def rounded_to(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Run the model inside this context with its weights, and what each module returns, rounded to a shorter dtype.
+
+    Inside a module the arithmetic stays that of its inputs: not every operator computes in halves on a processor.
+    """
+
+    def rounded(value: object) -> object:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(dtype).to(value.dtype)
+        return tuple(map(rounded, value)) if type(value) is tuple else value
+
+    handles = [module.register_forward_hook(lambda module, args, made: rounded(made)) for module in model.modules()]
+    try:
+        with _with_weights(model, lambda weight: weight.to(dtype).to(weight.dtype)):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _with_weights(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Run the model with other weights inside this context.
+
+    A module's weights are changed when it is called and restored when it returns, so that there is no second copy of
+    the model in memory.
     """
     # What a module in a layer holds is read by its own forward alone.
     in_layers = set(model.parts.layers.modules() if isinstance(model, TextReference) else ())
     held: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
-    def widen(module: nn.Module) -> None:
+    def other(module: nn.Module) -> None:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         held[module] = [(tensor, tensor.data) for tensor in own if tensor.is_floating_point()]
         with torch.inference_mode(False):  # a tensor made in inference mode cannot be a parameter's
             for tensor, data in held[module]:
-                tensor.data = data.double()
+                tensor.data = change(data)
 
     def restore(module: nn.Module) -> None:
         for tensor, data in held.pop(module, ()):
             tensor.data = data
 
-    handles, convolutions = [], list[nn.Conv2d]()
+    handles = []
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.weight.numel() > _LARGE:
-            # Casting the rows of a large table gives the same result.
-            handles.append(module.register_forward_hook(lambda module, args, rows: rows.double()))
+            # Changing the rows of a large table gives the same result.
+            handles.append(module.register_forward_hook(lambda module, args, rows: change(rows)))
         elif isinstance(module, nn.Embedding) or (
             module not in in_layers and next(module.children(), None) is not None
         ):
-            widen(module)  # it may have a few weights of its own, which are also read outside its forward
+            other(module)  # it may have a few weights of its own, which are also read outside its forward
         else:
-            handles.append(module.register_forward_pre_hook(lambda module, args: widen(module)))
+            handles.append(module.register_forward_pre_hook(lambda module, args: other(module)))
             handles.append(module.register_forward_hook(lambda module, args, output: restore(module)))
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.padding == (1, 1):
-            module.forward = partial(_in_strips, module)  # type: ignore[method-assign]
-            convolutions.append(module)
     try:
         yield
     finally:
-        for module in convolutions:
-            del module.forward
         for handle in handles:
             handle.remove()
         for module in list(held):

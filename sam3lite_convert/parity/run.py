@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sam3lite_convert.figures import number
-from sam3lite_convert.parity.compared_graph import difference_record
+from sam3lite_convert.parity.compared_graph import with_differences
 from sam3lite_convert.parity.encoders import Activations, Candidate
 from sam3lite_convert.parity.faults.hypotheses import Fit, explain, in_words
 from sam3lite_convert.parity.judgement import Floor, Judgement, judge
@@ -25,7 +25,6 @@ from sam3lite_convert.verify.config_check import check_config
 if TYPE_CHECKING:
     from sam3lite_convert.parity.graph_encoder import GraphEncoder
 
-_NAMED = 3  # differences of a graph that a cause names
 # Beginnings of fields of config.json that do not concern the text encoder.
 _NOT_TEXT = ("vision", "geometry", "detr", "mask", "tracker")
 
@@ -204,10 +203,4 @@ def diagnosis(setup: Setup, outcome: Outcome) -> DiagnosisRecord | None:
         told = found.record() if found else None
     if told is None or setup.graph is None or setup.graph.differences is None:
         return told
-    there = setup.graph.differences_at((*outcome.judgement.unseen, first.name))
-    if there:
-        words = "; ".join(d.words for d in there[:_NAMED])
-        more = f"; and {len(there) - _NAMED:,} more" if len(there) > _NAMED else ""
-        known = f"{told.cause}. " if told.fits else ""
-        told = replace(told, cause=f"{known}In the graph, {words}{more}")
-    return replace(told, graph=tuple(map(difference_record, there)))
+    return with_differences(told, setup.graph.differences, (*outcome.judgement.unseen, first.name))

@@ -61,5 +61,11 @@ def _onnxruntime(choice: RuntimeChoice) -> Runtime:
     return OnnxRuntime(choice.provider or CPU, choice.optimised)
 
 
+def _openvino(choice: RuntimeChoice) -> Runtime:
+    from sam3lite_convert.parity.openvino_session import CPU, OpenvinoRuntime
+
+    return OpenvinoRuntime(choice.provider or CPU, choice.optimised)
+
+
 # Candidate -> what opens its runtime.
-RUNTIMES: dict[str, Callable[[RuntimeChoice], Runtime]] = {"onnx": _onnxruntime}
+RUNTIMES: dict[str, Callable[[RuntimeChoice], Runtime]] = {"onnx": _onnxruntime, "openvino": _openvino}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from sam3lite_convert.records.receipt import Losses, ParitySummary, SourceRecord
-from sam3lite_convert.records.record import Document, Record, flat
+from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import (
     Accounting,
     ArchitectureRecord,
@@ -98,6 +98,7 @@ class WrittenConversion(Record):
     converted_from: the source as the receipt has it.
     missing_files: names of tokenizer files that could not be had.
     parity_verdict: of the receipt.
+    graph_parity: of the receipt: what model.onnx computes, beside the original.
     not_read_allowed: --allow-not-read was given.
     late_notes: what the plan did not know yet.
     added: files that were added to a folder that was complete and current.
@@ -117,6 +118,7 @@ class WrittenConversion(Record):
     added: tuple[str, ...]
     verification: VerifyDocument | None
     parity: ParityDocument | ParitySummary | None
+    graph_parity: ParitySummary | None = field(default=None, metadata=optional())
     push: PushRecord | None = None
 
     @property
@@ -128,12 +130,13 @@ class WrittenConversion(Record):
     def failed(self) -> bool:
         """Whether parity differs in this run, or kept it from pushing."""
         refused = self.push is not None and self.push.state == "not pushed"
-        return refused or (self.judgement is not None and refuses(self.judgement.verdict, self.not_read_allowed))
+        run = (self.judgement, self.graph_parity if self.judgement else None)
+        return refused or any(side is not None and refuses(side.verdict, self.not_read_allowed) for side in run)
 
     @property
     def differs(self) -> bool:
         """Whether parity failed, in this run or in an earlier one that the receipt tells of."""
-        verdicts = (self.judgement.verdict if self.judgement else None, self.parity_verdict)
+        verdicts = [self.parity_verdict, *(side.verdict for side in (self.judgement, self.graph_parity) if side)]
         return any(refuses(verdict, self.not_read_allowed) for verdict in verdicts)
 
 

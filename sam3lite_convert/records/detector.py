@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from sam3lite_convert.records.parity import (
     ComparedSides,
     DiagnosisRecord,
+    GraphRecord,
     JudgementRecord,
     NoCause,
     PortRecord,
@@ -51,7 +52,8 @@ class StageRecord(Record):
     worst_tap: the tap of ``floors``; where no floors were measured, of ``max_abs_diff``.
     diverges: whether one of its taps diverges.
     seconds_reference: wall time of the stage, in seconds.
-    seconds_candidate: wall time of the stage, in seconds; null for a port, of which only activations are known.
+    seconds_candidate: wall time of the stage, in seconds; null for a port, of which only activations are known, and for
+        graphs, whose times are those of whole graphs.
     """
 
     name: str
@@ -189,6 +191,19 @@ class DetectorBehaviour(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectorGraphRecord(Record):
+    """One of the graphs that were run as the candidate.
+
+    part: the name of its file.
+    seconds: wall time of one run of it, as it is.
+    """
+
+    part: str
+    seconds: float
+    graph: GraphRecord = field(metadata=flat())
+
+
+@dataclass(frozen=True, kw_only=True)
 class DetectorDocument(Document):
     """The original's detector and a candidate side by side.
 
@@ -199,6 +214,7 @@ class DetectorDocument(Document):
     behaviour: with --as-used.
     page: with --report.
     port: with judge: the candidate that ran elsewhere.
+    graphs: with graphs as the candidate, in order of execution.
     """
 
     sides: ComparedSides = field(metadata=flat())
@@ -215,6 +231,7 @@ class DetectorDocument(Document):
     pictures: tuple[Picture, ...] | None = field(default=None, metadata=optional())
     page: PageFacts | None = field(default=None, metadata=optional())
     port: PortRecord | None = field(default=None, metadata=optional())
+    graphs: tuple[DetectorGraphRecord, ...] | None = field(default=None, metadata=optional())
     report_error: str | None = field(default=None, metadata=optional())
 
     @property

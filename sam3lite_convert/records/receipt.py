@@ -216,6 +216,7 @@ class Receipt(Document):
     beside: SHA-256 by name of the other files.
     proven: SHA-256 by name of the tensor files, as a verification found them equal to the source; left out if there was
         none.
+    graph_parity: what the graph of the text encoder computes, beside the original; left out if it was not run.
     nonfinite: by source key.
     tensors: by target key.
     dropped: reason by source key.
@@ -249,6 +250,7 @@ class Receipt(Document):
     tokenizer: TokenizerRecord | None = field(default=None, metadata=optional())
     licences: tuple[LicenceFile, ...] | None = field(default=None, metadata=optional())
     parity: ParitySummary | None = field(default=None, metadata=optional())
+    graph_parity: ParitySummary | None = field(default=None, metadata=optional())
     beside: dict[str, str] = field(default_factory=dict)
     proven: dict[str, str] | None = field(default=None, metadata=optional())
     card_blob_id: str | None = field(default=None, metadata=optional())

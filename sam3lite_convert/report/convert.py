@@ -60,6 +60,7 @@ def proofs(done: WrittenConversion) -> None:
     """The checks that ran on a conversion."""
     if v := done.verification:
         say(f"{v.verdict}{f' up to {v.up_to}' if v.up_to else ''}: {v.summary}")
-    if p := done.judgement:
-        style = {"differs": "bold red", "incomplete": "bold yellow"}.get(p.verdict)
-        say(f"parity: {p.verdict.replace('_', ' ')}, max abs diff {p.max_abs_diff:.3g}", style)
+    for what, p in (("parity", done.judgement), ("parity of model.onnx", done.graph_parity)):
+        if p and done.judgement:
+            style = {"differs": "bold red", "incomplete": "bold yellow"}.get(p.verdict)
+            say(f"{what}: {p.verdict.replace('_', ' ')}, max abs diff {p.max_abs_diff:.3g}", style)

@@ -19,8 +19,13 @@ def compared(d: DetectorDocument, debug: bool) -> None:
     if d.port and d.port.checkpoint_sha256:
         say(f"           SHA-256 {d.port.checkpoint_sha256}")
     where = f"{d.port.file} ({d.port.format})" if d.port else sides.converted or "the plan, converted in memory"
+    if d.graphs and sides.converted is None:
+        where = "the plan, written for this run"
     say(f"candidate  {sides.candidate_encoder}, from {where}")
-    detector_inputs(d.inputs, "; float32, compared in float64")
+    for g in d.graphs or ():
+        say(f"           {g.part}, SHA-256 {g.graph.sha256[:12]}: {g.seconds:.2f} s")
+    shown = f"original float32, candidate {sides.dtype}" if d.graphs and sides.dtype != "float32" else "float32"
+    detector_inputs(d.inputs, f"; {shown}, compared in float64")
     say()
     if debug or d.port:
         tap_table(d.judgement.layers)

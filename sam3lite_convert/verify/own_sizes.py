@@ -8,6 +8,7 @@ from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.plan.stated import stated_causal
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.record import Json
@@ -21,10 +22,13 @@ def edited_sizes(folder: Folder, tensors: Checkpoint, receipt: Receipt, mappings
 
     tensors: those of the folder under the original's names, as ``Source.read`` gives them.
     """
+    if stated_causal(folder.config) and not receipt.options.causal:
+        yield f"config.json: causal_masking is true, and {RECEIPT_NAME} says that it was not asked for"
+        return
     try:
         plan = recognise(folder, tensors, mappings, receipt.options.causal)
     except Sam3LiteError as fault:
-        yield fault.message
+        yield fault.message.rstrip(".")
         return
     true: Json = {
         "layout": plan.layout.name,

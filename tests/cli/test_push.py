@@ -55,6 +55,18 @@ def test_convert_and_push(s0, hub):
     assert [c.message for c in hub.commits(MINE)][-1].startswith("Convert with sam3lite-convert")
 
 
+def test_the_graph_goes_with_it_and_the_second_time_nothing(s0, hub):
+    done = sam3lite(*PUSH, "--onnx", "--component", "text")
+    assert done.code == 0 and pushed(hub) == contents(Path(f"{FOLDER}-text")), done
+    assert "model.onnx" in pushed(hub) and "## ONNX" in pushed(hub)["README.md"].decode()
+    commits = hub.commits(MINE)
+    assert sam3lite(*PUSH, "--onnx", "--component", "text").code == 0 and hub.commits(MINE) == commits
+    done = sam3lite("verify", MINE, "s0", "--json")
+    assert done.code == 0 and "model.onnx was not checked; --whole does" in done.json["notes"]
+    done = sam3lite("verify", MINE, "s0", "--whole", "--json")
+    assert done.json["verdict"] == "proven" and "proven" in json.loads(pushed(hub)["conversion.json"])
+
+
 def test_what_goes_is_shown_before_it_goes(s0, hub, monkeypatch):
     from sam3lite_convert.report import push
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -390,8 +391,15 @@ def test_folders_of_the_whole_family_have_this_graph(kind, options, tmp_path):
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def test_export_writes_three_graphs_for_a_size_and_says_so(graphs_of_case):
-    folder = graphs_of_case("packed", "text").folder
+@pytest.fixture(scope="module")
+def proven(tmp_path_factory):
+    """A folder of its own: a proof does not hold where config.json was edited."""
+    root = tmp_path_factory.mktemp("proven")
+    return convert(write_safetensors(root, tiny_weights()), root / "out", "--layout", "packed", "--verify")
+
+
+def test_export_writes_three_graphs_for_a_size_and_says_so(proven):
+    folder = proven
     before = snapshot(folder)
     done = sam3lite("export", "onnx", folder, "--component", "detector", "--size", 56, "--json")
     assert done.code == 0, done
@@ -404,6 +412,7 @@ def test_export_writes_three_graphs_for_a_size_and_says_so(graphs_of_case):
     for model in models.values():
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         assert metadata["image_size"] == "56" and metadata["component"] == "detector"
+        assert json.loads(metadata["weights"]) == done.json["weights"]
     assert sam3lite("export", "onnx", folder).code == 0
     text, alone = (onnx.load(folder / name, load_external_data=False) for name in ("text.onnx", "model.onnx"))
     assert text.graph.node == alone.graph.node
@@ -413,14 +422,13 @@ def test_export_writes_three_graphs_for_a_size_and_says_so(graphs_of_case):
     assert [d.dim_value for d in whole["image"].type.tensor_type.shape.dim][1:] == [3, SIZE, SIZE]
 
 
-def test_what_has_no_detector_or_no_such_size_is_refused(graphs_of_case, tmp_path):
-    folder = graphs_of_case("packed", "text").folder
+def test_what_has_no_detector_or_no_such_size_is_refused(proven, tmp_path):
     for options, said in (
         (("--component", "detector", "--size", 100), "--size must be a multiple of 14"),
         (("--component", "detector", "--size", 0), "--size must be a multiple of 14"),
         (("--size", 56), "--size needs --component detector"),
     ):
-        refused = sam3lite("export", "onnx", folder, *options)
+        refused = sam3lite("export", "onnx", proven, *options)
         assert refused.code == 2 and said in refused.err
     text = convert(write_safetensors(tmp_path, tiny_weights()), tmp_path / "text", "--component", "text", "--verify")
     refused = sam3lite("export", "onnx", text, "--component", "detector")

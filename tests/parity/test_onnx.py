@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -21,6 +22,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.compared_graph import FoundGraph, beside_own
 from sam3lite_convert.parity.graph_encoder import graph_encoder
 from sam3lite_convert.parity.onnx_session import OnnxRuntime
+from sam3lite_convert.parity.openvino_session import OpenvinoRuntime
 from sam3lite_convert.parity.run import compare_encoders, diagnosis, notes
 from sam3lite_convert.parity.runtime import RuntimeChoice
 from sam3lite_convert.parity.setup import ParityOptions, set_up
@@ -43,8 +45,8 @@ def test_every_activation_of_a_graph_is_the_originals(name, run, layout, tmp_pat
     options = ["--causal"] if of.cfg["causal_masking"] else []
     folder = convert(checkpoint, tmp_path / layout, "--layout", layout, "--component", "text", *options)
     model, ids, wanted = text_graph(folder), of.ids(run), of.activations(run)
-    for optimised in (True, False):
-        encoder = graph_encoder(model, folder, OnnxRuntime(optimised=optimised), ids, wanted)
+    for runtime in (OnnxRuntime(), OnnxRuntime(optimised=False), OpenvinoRuntime()):
+        encoder = graph_encoder(model, folder, runtime, ids, wanted)
         for found in (encoder.record(ids), encoder.record(ids, wanted)):
             assert found.keys() == wanted.keys()
             for tap, tensor in wanted.items():
@@ -109,11 +111,11 @@ def test_a_fault_put_into_a_graph_is_found_in_its_layer_and_named(compared):
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("optimised", [True, False])
+@pytest.mark.parametrize("runtime", [OnnxRuntime, partial(OnnxRuntime, optimised=False), OpenvinoRuntime])
 @pytest.mark.parametrize(("kind", "layout"), FAULTY)
-def test_every_fault_put_into_a_graph_is_found_in_its_layer_and_named(compared, kind, layout, optimised):
+def test_every_fault_put_into_a_graph_is_found_in_its_layer_and_named(compared, kind, layout, runtime):
     setup = compared(kind, layout)
-    encoder = replace(setup.graph.encoder, runtime=OnnxRuntime(optimised=optimised))
+    encoder = replace(setup.graph.encoder, runtime=runtime())
     setup = replace(setup, graph=replace(setup.graph, encoder=encoder))
     tried = list(text_faults(setup.graph.found.model, 16))
     assert len(tried) >= 14

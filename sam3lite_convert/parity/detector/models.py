@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from sam3lite_convert.convert.text_weights import cast, read_stored
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.packed_detector import PackedModel
 from sam3lite_convert.parity.detector.inputs import DetectorCall
+from sam3lite_convert.parity.detector.recording import Read, reading
 from sam3lite_convert.parity.detector.stock import stock_detector, text_argument
-from sam3lite_convert.parity.detector.taps import OUTPUTS
+from sam3lite_convert.parity.detector.taps import OUTPUTS, Tap
 from sam3lite_convert.plan.architecture import VISION
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.plan import Plan
@@ -24,22 +25,89 @@ from sam3lite_convert.records.record import Json
 
 _POINTS = "geometry_encoder.points_"
 
+# (tap, activation)
+See = Callable[[str, Tensor], object]
+# tap -> the original's recorded activation; None if there is none.
+Recorded = Callable[[str], Tensor | None]
+
+
+class Candidate(Protocol):
+    """A detector that can be compared with the original, whatever runs it.
+
+    ``timed``: whether its taps are seen as they are computed, so that the time between them is that of its stages.
+    """
+
+    @property
+    def name(self) -> str:
+        """Description for reports."""
+        ...
+
+    @property
+    def timed(self) -> bool: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That it computes in. The original runs in float32."""
+        ...
+
+    def propagated(self, call: DetectorCall, taps: Mapping[str, Tap], see: See) -> dict[str, Tensor]:
+        """A normal pass: ``see`` is called at its taps. The result by the names of ``taps.OUTPUTS``, on the CPU."""
+        ...
+
+    def isolated(self, call: DetectorCall, taps: Mapping[str, Tap], see: See, recorded: Recorded) -> dict[str, Tensor]:
+        """The same, but every tap, and every entry of the result, is computed from the original's recorded ones.
+
+        It is called after ``propagated``. ``taps``: those that hold something.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class DetectorSide:
-    """One detector of a comparison.
+    """One detector of a comparison, whose modules are hooked.
 
     ``name``: description for reports.
     ``side``: which places of the table of taps are its own.
     ``run``: the result by the names of ``taps.OUTPUTS``, for a call in a dtype.
-    ``needs_box``: whether it computes the class token only if there is a box.
     """
 
     name: str
     model: nn.Module
     side: Literal["original", "converted"]
     run: Callable[[DetectorCall, torch.dtype], Mapping[str, Tensor]]
-    needs_box: bool = False
+
+    timed = True
+    dtype = torch.float32
+
+    def forward(
+        self, call: DetectorCall, taps: Mapping[str, Tap], read: Read, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
+        """One pass, with ``read`` at every tap: the result by the names of ``taps.OUTPUTS``, on the CPU."""
+        with torch.inference_mode(), reading(self.model, taps, self.side, read):
+            return {name: value.detach().cpu() for name, value in self.run(call, dtype).items()}
+
+    def propagated(self, call: DetectorCall, taps: Mapping[str, Tap], see: See) -> dict[str, Tensor]:
+        """See ``Candidate``."""
+
+        def read(tap: str, value: Tensor) -> None:
+            see(tap, value)
+
+        return self.forward(call, taps, read)
+
+    def isolated(self, call: DetectorCall, taps: Mapping[str, Tap], see: See, recorded: Recorded) -> dict[str, Tensor]:
+        """See ``Candidate``: what a module returned is seen, and the next one reads the recorded one."""
+
+        def read(tap: str, value: Tensor) -> Tensor | None:
+            see(tap, value)
+            other = recorded(tap)
+            return None if other is None else like(other, value)
+
+        return self.forward(call, taps, read)
+
+
+def like(recorded: Tensor, value: Tensor) -> Tensor:
+    """A recorded activation in the shape, dtype and place of another one of its tap."""
+    return recorded.reshape(value.shape).to(value.device, value.dtype)
 
 
 def reference_detector(plan: Plan, context: int, size: int, device: torch.device) -> DetectorSide:
@@ -133,7 +201,7 @@ def transformers_side(
         return {name: getattr(found, names.get(name, name)) for name in OUTPUTS}
 
     name = f"{family.library.model} (transformers {transformers.__version__}), sdpa, text encoder with {attention}"
-    return DetectorSide(f"{name} attention", model, "converted", run, needs_box=True)
+    return DetectorSide(f"{name} attention", model, "converted", run)
 
 
 # Loader of a layout -> the function that builds its detector.

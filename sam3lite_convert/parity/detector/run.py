@@ -19,21 +19,20 @@ from original_ref import Detector
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan
 from sam3lite_convert.parity.compare import Difference, compare_large, greatest_and_row_mean_large
 from sam3lite_convert.parity.detector.inputs import DetectorCall
-from sam3lite_convert.parity.detector.models import DetectorSide
+from sam3lite_convert.parity.detector.models import Candidate, DetectorSide, like
 from sam3lite_convert.parity.detector.port import arranged
-from sam3lite_convert.parity.detector.reads import upstream
-from sam3lite_convert.parity.detector.recording import Clock, reading
+from sam3lite_convert.parity.detector.reads import reads_of, upstream
+from sam3lite_convert.parity.detector.recording import Clock, Read
 from sam3lite_convert.parity.detector.store import TapStore
 from sam3lite_convert.parity.detector.taps import OUTPUTS, STAGES, Stage, Tap, row_name, taps_of
 from sam3lite_convert.parity.judgement import FLOORS, Floor, JudgedTap, Judgement, isolated_belongs
-from sam3lite_convert.parity.noise_floor import in_float64
+from sam3lite_convert.parity.noise_floor import in_float64, rounded_to
 
 # (what is run, number of taps) -> a bar; it is called with the stage of every tap.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 
 
-_FEW = 64  # values
-_HALF_ULP = 2.0**-24  # the rounding of a float32 number of about one
+_FEW = 128  # values
 
 
 def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
@@ -48,7 +47,8 @@ class DetectorOutcome:
     ``taps``: the taps that were compared, in the order of execution.
     ``judgement``: the verdict.
     ``outputs``: both sides' results by name, (original, candidate).
-    ``seconds``: wall time of each stage of the original and the candidate.
+    ``seconds``: wall time of each stage of the original and the candidate; of the candidate none where it does not
+        show its taps as they are computed.
     ``store``: the original's activations by tap.
     ``isolated``: the candidate's isolated activations, by tap, where they differ from the original's; of a port that
         gives none, the activation that was carried to the first divergence.
@@ -76,7 +76,7 @@ class DetectorRun:
     """
 
     reference: Callable[[], DetectorSide]
-    candidate: Callable[[], DetectorSide] | None
+    candidate: Callable[[], Candidate] | None
     call: DetectorCall
     place: Path
     device: torch.device
@@ -100,13 +100,14 @@ class DetectorRun:
         same = all(d.max_abs == 0 for d in differences.values())
         # Up to the first difference every module reads what the original's reads, so both columns are the same.
         errors = dict.fromkeys(differences, (0.0, 0.0)) if same else self._isolated(candidate, store, apart)
+        dtype = candidate.dtype
         del candidate
         floors = None
         if not same and self.tolerance is None:
             differ = self._not_equal(differences)
             moved = [tap for tap, (greatest, _) in errors.items() if greatest]
             numel = {tap: math.prod(d.shape) for tap, d in differences.items()}
-            floors = self.floors(self.reference(), store, differ, moved, numel)
+            floors = self.floors(self.reference(), store, differ, moved, numel, dtype)
         judgement = self._judge(differences, errors, floors)
         outputs = {name: (ours[name], theirs[name]) for name in ours}
         compared = {name: self.taps[name] for name in differences}
@@ -198,10 +199,10 @@ class DetectorRun:
                 )
             store.write(tap, value)
 
-        return self._pass(side, "original", read)
+        return self._pass("original", read, lambda at: side.forward(self.call, self.taps, at))
 
     def _propagated(
-        self, side: DetectorSide, store: TapStore
+        self, side: Candidate, store: TapStore
     ) -> tuple[dict[str, Difference], dict[str, Tensor], Mapping[Stage, float]]:
         """The candidate in a normal pass: differences by tap, its results, and the time of each stage."""
         found: dict[str, Difference] = {}
@@ -212,43 +213,54 @@ class DetectorRun:
                 found[tap] = compare_large(*pair)
 
         try:
-            outputs, seconds = self._pass(side, "candidate", read)
+            outputs, seconds = self._pass("candidate", read, lambda at: side.propagated(self.call, self.taps, at))
         except Sam3LiteError:
             raise
         except Exception as fault:  # config.json is untrusted: the library may raise anything
             said = str(fault).strip().splitlines() or [type(fault).__name__]
             raise UnsoundPlan(f"{side.name} fails on these inputs: {said[0]}", "bad_config") from fault
-        return {tap: found[tap] for tap in self.taps if tap in found}, outputs, seconds
+        ordered = {tap: found[tap] for tap in self.taps if tap in found}
+        return ordered, outputs, seconds if side.timed else {}
 
-    def _isolated(self, side: DetectorSide, store: TapStore, apart: TapStore) -> dict[str, tuple[float, float]]:
+    def _isolated(self, side: Candidate, store: TapStore, apart: TapStore) -> dict[str, tuple[float, float]]:
         """The candidate's modules on the original's recorded inputs: the greatest error, and of a row's mean, by tap.
 
         What differs is kept in ``apart``.
         """
         found: dict[str, tuple[float, float]] = {}
 
-        def read(tap: str, value: Tensor) -> Tensor | None:
+        def read(tap: str, value: Tensor) -> None:
             pair = self._pair(tap, value, store)
-            if pair is None:
-                return None
-            found[tap] = greatest_and_row_mean_large(*pair)
-            if found[tap][0]:
-                apart.write(tap, value)
-            return self.recorded_like(tap, value, store)
+            if pair is not None:
+                found[tap] = greatest_and_row_mean_large(*pair)
+                if found[tap][0]:
+                    apart.write(tap, value)
 
-        self._pass(side, "candidate, isolated", read)
+        def recorded(tap: str) -> Tensor | None:
+            return store.read(tap) if tap in store else None
+
+        held = {name: tap for name, tap in self.taps.items() if self.holds(name)}
+        self._pass("candidate, isolated", read, lambda at: side.isolated(self.call, held, at, recorded))
         return found
 
     def floors(
-        self, side: DetectorSide, store: TapStore, differ: Sequence[str], apart: Sequence[str], numel: Mapping[str, int]
+        self,
+        side: DetectorSide,
+        store: TapStore,
+        differ: Sequence[str],
+        apart: Sequence[str],
+        numel: Mapping[str, int],
+        dtype: torch.dtype = torch.float32,
     ) -> dict[str, Floor]:
-        """Noise floors by tap: the original in float64 against its recorded activations.
+        """Noise floors by tap: the original in float64 against its recorded activations; of a candidate in a shorter
+        dtype, the original with weights and activations rounded to that.
 
         ``side``: the loaded original.
         ``differ``, ``apart``: taps whose propagated and whose isolated floor is needed; what is known to be equal on
             both sides needs none. The propagated ones are measured from the first of them on: up to there the
             original's recorded activations are read.
         ``numel``: the number of values of every tap that is judged.
+        ``dtype``: that the candidate computes in.
         """
         far: dict[str, tuple[float, float]] = {}
         near: dict[str, tuple[float, float]] = {}
@@ -269,11 +281,17 @@ class DetectorRun:
                 near[tap] = greatest_and_row_mean_large(*pair)
             return self.recorded_like(tap, value, store)
 
-        passes = (("original in float64", propagated, differ), ("original in float64, isolated", isolated, apart))
-        with in_float64(side.model):
+        how, runs_in = "original in float64", torch.float64
+        exactly: AbstractContextManager[None] = in_float64(side.model)
+        if dtype is not torch.float32:
+            how, runs_in = f"original rounded to {str(dtype).removeprefix('torch.')}", torch.float32
+            exactly = rounded_to(side.model, dtype)
+        passes = ((how, propagated, differ), (f"{how}, isolated", isolated, apart))
+        with exactly:
             for label, read, needed in passes:
                 if needed:
-                    self._pass(side, label, read, torch.float64, self.skipping(side, needed, store))
+                    with self.skipping(side, needed, store):
+                        self._pass(label, read, lambda at: side.forward(self.call, self.taps, at, runs_in))
         nothing = (0.0, 0.0)
         found = {
             tap: Floor(
@@ -281,20 +299,19 @@ class DetectorRun:
             )
             for tap in numel
         }
-        few = {tap: float(store.read(tap).abs().max()) for tap, count in numel.items() if 0 < count < _FEW}
-        return _of_few_values(found, few)
+        few = {tap: _greatest(tap, store) for tap, count in numel.items() if 0 < count < _FEW}
+        before = {
+            tap: max((far[n][0] / _greatest(n, store) for n in reads_of(tap, self.taps) if n in far), default=0.0)
+            for tap in few
+        }
+        return _of_few_values(found, few, before, torch.finfo(dtype).eps)
 
     def _pass(
-        self,
-        side: DetectorSide,
-        label: str,
-        read: Callable[[str, Tensor], Tensor | None],
-        dtype: torch.dtype = torch.float32,
-        skipped: AbstractContextManager[object] | None = None,
+        self, label: str, read: Read, forward: Callable[[Read], dict[str, Tensor]]
     ) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
-        """One forward pass: its results, and the time of each stage."""
+        """One pass, ``forward``: its results, and the time of each stage."""
         clock = Clock(self.taps)
-        with self.progress(label, len(self.taps)) as advance, skipped or nullcontext():
+        with self.progress(label, len(self.taps)) as advance:
 
             def at(tap: str, value: Tensor) -> Tensor | None:
                 clock.at(tap)
@@ -303,8 +320,7 @@ class DetectorRun:
                 clock.resume()
                 return other
 
-            with torch.inference_mode(), reading(side.model, self.taps, side.side, at):
-                outputs = {name: value.detach().cpu() for name, value in side.run(self.call, dtype).items()}
+            outputs = forward(at)
             for name, value in outputs.items():
                 at(f"outputs.{name}", value)
         return outputs, clock.seconds
@@ -355,7 +371,7 @@ class DetectorRun:
 
     def recorded_like(self, tap: str, value: Tensor, store: TapStore) -> Tensor | None:
         """The original's recorded activation in the shape, dtype and place of ``value``."""
-        return store.read(tap).reshape(value.shape).to(value.device, value.dtype) if tap in store else None
+        return like(store.read(tap), value) if tap in store else None
 
     @contextmanager
     def skipping(self, side: DetectorSide, needed: Sequence[str], store: TapStore) -> Iterator[None]:
@@ -415,30 +431,52 @@ def _of_one_dtype(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     return (ours, theirs) if ours.dtype == theirs.dtype else (ours.double(), theirs.double())
 
 
-def _of_few_values(floors: Mapping[str, Floor], few: Mapping[str, float]) -> dict[str, Floor]:
+def _greatest(tap: str, store: TapStore) -> float:
+    """The greatest absolute value of a recorded activation; next to nothing where all are zero."""
+    return max(float(store.read(tap).abs().max()), torch.finfo(torch.float32).tiny)
+
+
+def _of_few_values(
+    floors: Mapping[str, Floor], few: Mapping[str, float], before: Mapping[str, float], ulp: float = 2.0**-23
+) -> dict[str, Floor]:
     """The floors, where a tap of few values has the greatest of its row, isolated or propagated: the rounding of a
     single number can be next to nothing by chance, and that of the same number in the other layers tells what it can
-    be. It is no less than the rounding of the number itself.
+    be. It is no less than two units in the last place of the number itself, as a sum is rounded more than once; and
+    what is carried to it is, in proportion to its size, no less than what is carried to the many numbers that it is
+    computed from.
 
     ``few``: the greatest absolute value of each tap that has few.
+    ``ulp``: the last place of a number of about one.
+    ``before``: for each of these the greatest propagated floor of the taps that it reads, as a share of their greatest
+        absolute value.
     """
     rows: dict[str, list[Floor]] = defaultdict(list)
+    carried_to: dict[str, float] = defaultdict(float)
     for tap, floor in floors.items():
-        rows[_row_of_few(tap)].append(floor)
+        row = _row_of_few(tap)
+        rows[row].append(floor)
+        if tap in few:
+            carried_to[row] = max(carried_to[row], few[tap] * before[tap])
 
     def widened(tap: str) -> Floor:
-        row, own = rows[_row_of_few(tap)], few[tap] * _HALF_ULP
+        row, own, far = rows[_row_of_few(tap)], few[tap] * 2 * ulp, carried_to[_row_of_few(tap)]
         alone = max(own, *(floor.isolated for floor in row))
         mean_alone = max(own, *(floor.mean_isolated for floor in row))
-        carried = max(alone, *(floor.propagated for floor in row))
-        return Floor(carried, alone, max(mean_alone, *(floor.mean_propagated for floor in row)), mean_alone)
+        carried = max(alone, far, *(floor.propagated for floor in row))
+        return Floor(carried, alone, max(mean_alone, far, *(floor.mean_propagated for floor in row)), mean_alone)
 
     return {tap: widened(tap) if tap in few else floor for tap, floor in floors.items()}
 
 
 def _row_of_few(tap: str) -> str:
-    """The row of a tap. The result's presence logit is that of the decoder's last layer."""
-    return "decoder.presence_logit.{i}" if tap == "outputs.presence_logit_dec" else row_name(tap)
+    """The row of a tap. Of the result, some entries are what a tap has of the last layer."""
+    return _OF_LAST_LAYER.get(tap) or row_name(tap)
+
+
+_OF_LAST_LAYER = {
+    "outputs.presence_logit_dec": "decoder.presence_logit.{i}",
+    "outputs.pred_logits": "scoring.logits",
+}
 
 
 def _is_whole(tap: Tap) -> bool:

@@ -18,7 +18,7 @@ from sam3lite_convert.convert.text_weights import folder_tensors, planned_tensor
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.candidates import check_candidate
 from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions, make_call
-from sam3lite_convert.parity.detector.models import DETECTORS, reference_detector, the_device
+from sam3lite_convert.parity.detector.models import DETECTORS, Candidate, reference_detector, the_device
 from sam3lite_convert.parity.detector.run import DetectorRun, Progress, no_progress
 from sam3lite_convert.parity.detector.stock import stands_in_for_torchvision
 from sam3lite_convert.parity.setup import (
@@ -44,6 +44,8 @@ _BYTES_A_PIXEL = 1200  # of all taps, per pixel of the picture: 1.2 GB at 1008
 
 # (architecture, tokens that the text encoder is called with) -> what the detector runs on.
 MakeCall = Callable[[Architecture, int], DetectorCall]
+# (folder, what both sides run on) -> what runs in place of the folder's own detector.
+MakeCandidate = Callable[[Folder, DetectorCall], Candidate]
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,12 @@ def set_up_detector(
     converted: Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    instead: MakeCandidate | None = None,
 ) -> DetectorSetup:
-    """Set up a comparison. ``place``: an empty folder for activations.
+    """Set up a comparison.
+
+    ``place``: an empty folder for activations.
+    ``instead``: makes what runs in place of the detector that loads the folder, which then has to be given.
 
     Raises CannotRun for options that do not go together, a missing package or no room for activations, UnsoundPlan
     and Untrusted as a conversion does, and Untrusted if the folder contradicts itself.
@@ -125,7 +131,8 @@ def set_up_detector(
         folder = whole(read_folder(converted))
         notes += folder.notes
         plan = recognised(folder, source, mappings, options, notes)
-        check_settings(folder, plan, options)
+        if instead is None:  # a graph does not read config.json
+            check_settings(folder, plan, options)
     else:
         layout = chosen_layout(source, mappings, options.candidate)
         check_candidate(layout, mappings)
@@ -134,7 +141,7 @@ def set_up_detector(
     check_candidate(plan.layout, mappings)
     _whole_detector(plan)
     config = detector_config(plan, _config(folder)) if folder else make_config(plan)
-    library = plan.layout.loader.library is not None
+    library = instead is None and plan.layout.loader.library is not None
 
     def make(architecture: Architecture, context: int) -> DetectorCall:
         call = make_call(inputs, architecture, context)
@@ -149,9 +156,10 @@ def set_up_detector(
             "the compiled operator does"
         )
     call = setup.run.call
-    notes += _notes(plan, call, "both sides")
+    notes += _notes(plan, call, "both sides", instead is None)
+    # Before anything runs: graphs may be for other pictures.
+    other = instead(folder, call) if instead is not None and folder is not None else None
     build = DETECTORS[plan.layout.loader.name]
-
     inside = plan.layout.inside
 
     def weights() -> Mapping[str, Tensor]:
@@ -160,10 +168,10 @@ def set_up_detector(
         own = (key for key in folder.tensors if key.startswith(inside))
         return {key.removeprefix(inside): tensor for key, tensor in folder_tensors(folder, own)}
 
-    run = replace(
-        setup.run,
-        candidate=lambda: build(plan.layout.family, config, weights(), options.attention, call.size, where),
-    )
+    def candidate() -> Candidate:
+        return other or build(plan.layout.family, config, weights(), options.attention, call.size, where)
+
+    run = replace(setup.run, candidate=candidate)
     return DetectorSetup(plan, setup.context, tuple(notes), run, conversion, folder, config, weights)
 
 
@@ -220,8 +228,8 @@ def _rows(plan: Plan, folder: Folder | None) -> int:
     return positions(tuple(shape)) or plan.context.held
 
 
-def _notes(plan: Plan, call: DetectorCall, who: str) -> list[str]:
-    """What is taken as given. ``who``: which sides run here."""
+def _notes(plan: Plan, call: DetectorCall, who: str, in_float32: bool = True) -> list[str]:
+    """What is taken as given. ``who``: which sides run here. ``in_float32``: whether all do that in float32."""
     vision = plan.architecture.vision
     said = []
     if vision is not None and call.size != vision.image_size:
@@ -229,7 +237,7 @@ def _notes(plan: Plan, call: DetectorCall, who: str) -> list[str]:
             f"{who} ran on {call.size} x {call.size} pixels, with rotary tables computed for that size; "
             f"the detector's own is {vision.image_size} x {vision.image_size}"
         )
-    if plan.options.dtype not in (None, "float32"):
+    if plan.options.dtype not in (None, "float32") and in_float32:
         said.append(f"the folder was cast to {plan.options.dtype}; both sides run in float32, so the cast shows")
     heads = plan.architecture.assumed.get("attention heads")
     return [*said, f"attention heads: {heads}"] if heads else said

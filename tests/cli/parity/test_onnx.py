@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 import warnings
 
@@ -88,6 +89,36 @@ def test_without_a_folder_the_graph_is_written_for_this_run_and_removed(dtype, s
     assert (record["graph"]["file"], record["graph"]["differences"]) == (None, [])
     assert list(column(record, "max_abs_diff")) == taps(6)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_openvino_runs_the_same_graph(s0, graphs, own):
+    asked = ("--candidate", "openvino", "--seed", 1, "--batch", 4)
+    record = parity(s0, "--converted", graphs["transformers"], *asked)
+    assert (record["verdict"], record["candidate"]) == ("within_tolerance", "openvino")
+    assert max(column(record, "floors").values()) <= 4 and list(column(record, "floors")) == taps(6)
+    graph = record["graph"]
+    assert graph["runtime"].startswith("OpenVINO 20") and (graph["provider"], graph["differences"]) == ("CPU", [])
+    # It does compute: not the bits of onnxruntime, and a fault of the graph shows.
+    other = parity(s0, "--converted", graphs["transformers"], *ONNX, "--seed", 1, "--batch", 4)
+    assert column(record, "max_abs_diff") != column(other, "max_abs_diff")
+    (fault,) = (f for f in text_faults(text_graph(own), 16) if f.words == "layer_scale is missing")
+    put(own, fault.put_into(text_graph(own)))
+    assert parity(s0, "--converted", own, *asked, code=1)["first_divergence"] == fault.tap
+
+
+def test_what_openvino_cannot_is_said_in_words(s0, own, monkeypatch):
+    model = text_graph(own)
+    next(n for n in model.graph.node if n.op_type == "Gelu").op_type = "Gelly"
+    put(own, model)
+    for options, says in (
+        ([], "OpenVINO does not load the graph"),
+        (["--provider", "TPU"], "--provider TPU: OpenVINO has CPU here"),
+        (["--no-graph-optimisation"], "OpenVINO has no such switch"),
+    ):
+        done = sam3lite("parity", s0, "--converted", own, "--candidate", "openvino", *options)
+        assert says in errors(done, 2)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert "pip install 'sam3lite-convert[openvino]'" in errors(sam3lite("parity", s0, "--candidate", "openvino"), 2)
 
 
 def test_many_rows_run_in_batches_and_the_worst_are_compared_closely(s0, graphs):
@@ -190,7 +221,7 @@ def test_options_of_a_graph_need_one_and_a_folder_without_one_is_told_how_to_wri
 
 
 def test_without_the_extra_it_says_what_to_install(s0, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "pip install 'sam3lite-convert[onnx]'" in errors(sam3lite("parity", s0, *ONNX), 2)
 
 

@@ -166,9 +166,10 @@ def test_the_floor_of_a_single_number_is_not_nothing_by_chance():
             "neck.0": lucky,
         },
         {"decoder.presence_logit.0": 0.5, "outputs.presence_logit_dec": 0.5, "scoring.prompt": 2.0},
+        {"decoder.presence_logit.0": 1.0, "outputs.presence_logit_dec": 0.0, "scoring.prompt": 0.25},
     )
     assert found["decoder.presence_logit.0"] == found["outputs.presence_logit_dec"] == Floor(3.0, 3.0, 3.0, 3.0)
-    assert found["scoring.prompt"] == Floor(2.0**-23, 2.0**-23, 2.0**-23, 2.0**-23)
+    assert found["scoring.prompt"] == Floor(0.5, 2.0**-21, 0.5, 2.0**-21)
     assert found["neck.0"] is lucky
 
 
