@@ -47,7 +47,6 @@ def onnx(
     if it is not.
     """
     from sam3lite_convert.commands.export import export_onnx
-    from sam3lite_convert.commands.parity import read_prompts
     from sam3lite_convert.commands.quantized_graphs import Quantization
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.export import exported
@@ -57,6 +56,8 @@ def onnx(
         raise CannotRun("--size needs --component detector", "usage")
     quantization = None
     if quantize is not None:
+        from sam3lite_convert.commands.parity import read_prompts
+
         quantization = Quantization(quantize.value, budget, read_prompts([], prompts_file))
     elif budget is not None or prompts_file is not None:
         raise CannotRun("--budget and --prompts-file need --quantize int8 or --quantize int8-all", "usage")
