@@ -739,8 +739,8 @@ Budget = Annotated[
     typer.Option(
         metavar="X",
         parser=_number,
-        help="Greatest relative L2 of a tap of the quantised graph, from which on the exit code is 1. Default: 0.01, "
-        "which is only reported.",
+        help="With --quantize: greatest relative L2 that a tap of the quantised graph may have; over it, the exit code "
+        "is 1. Default: 0.01, which is only reported.",
     ),
 ]
 MeasuredPrompts = Annotated[
