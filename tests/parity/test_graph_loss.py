@@ -127,6 +127,7 @@ def test_random_weights_are_told(plain, folder, tmp_path):
         assert look_random(model, tmp_path) is random
 
 
+@pytest.mark.stress
 def test_a_detector_is_measured_graph_by_graph_and_as_a_whole(tmp_path):
     folder = convert(write(tmp_path, tiny_state()), tmp_path / "all")
     found = read_folder(folder)
