@@ -17,7 +17,7 @@ from sam3lite_convert.commands.verify import verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.proof import own_receipt
-from sam3lite_convert.convert.side_files import with_graphs, write_receipt
+from sam3lite_convert.convert.side_files import with_graphs, without_tokenizer, write_receipt
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.export import ExportDocument, QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
@@ -83,7 +83,7 @@ def export_onnx(
         graphs=tuple(file for _, file in graphs.values()),
         quantized=tuple(made.values()),
         within_budget=all(file.loss.first_over_budget is None for file in made.values()) if made else None,
-        notes=(note,) if note else (),
+        notes=tuple(filter(None, (note, without_tokenizer(folder)))),
         next=f"sam3lite parity CHECKPOINT --converted {shlex.quote(str(folder))} --candidate onnx"
         + _options(component, size),
     )
