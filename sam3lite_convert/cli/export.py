@@ -27,6 +27,9 @@ def onnx(
     component: o.ComparedOption = o.Compared.text,
     taps: Annotated[bool, typer.Option("--taps", help="Make every tap an output. Default: the results alone.")] = False,
     size: o.GraphSize = None,
+    quantize: o.Quantize = None,
+    budget: o.Budget = None,
+    prompts_file: o.MeasuredPrompts = None,
     causal: o.Causal = False,
     state_dict_key: o.StateDictKey = None,
     strip_prefix: o.StripPrefix = None,
@@ -44,19 +47,30 @@ def onnx(
     if it is not.
     """
     from sam3lite_convert.commands.export import export_onnx
+    from sam3lite_convert.commands.quantized_graphs import Quantization
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.export import exported
     from sam3lite_convert.report.terminal import as_json, byte_progress
 
     if size is not None and component is o.Compared.text:
         raise CannotRun("--size needs --component detector", "usage")
+    quantization = None
+    if quantize is not None:
+        from sam3lite_convert.commands.parity import read_prompts
+
+        quantization = Quantization(quantize.value, budget, read_prompts([], prompts_file))
+    elif budget is not None or prompts_file is not None:
+        raise CannotRun("--budget and --prompts-file need --quantize int8 or --quantize int8-all", "usage")
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
-    use_one_thread()
+    if quantization is None:  # of which times are measured
+        use_one_thread()
     name, mappings = one_checkpoint(source, checkpoint), load_mappings(mapping)
     found: Source | None = None
     if name is not None:
         found = locate(name, repo_id, revision, cache_dir, json, chosen).whole()
     totals = {"write": None, "hash": found.size if found else None}
     with byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
-        document = export_onnx(folder, mappings, component.value, taps, size, found, causal, progress)
+        document = export_onnx(folder, mappings, component.value, taps, size, found, causal, progress, quantization)
     (as_json if json else exported)(document)
+    if budget is not None and not document.within_budget:
+        raise typer.Exit(1)

@@ -55,6 +55,13 @@ class Attention(str, Enum):
     sdpa = "sdpa"
 
 
+class QuantizeMethod(str, Enum):
+    """What of a graph becomes int8."""
+
+    int8 = "int8"
+    int8_all = "int8-all"
+
+
 def _whole_number(text: str) -> int:
     """Parser of an option. Raises BadParameter if the text is not a whole number."""
     try:
@@ -717,3 +724,31 @@ def parse_size(text: str) -> int:
 def layout_of(layout: str | None, component: Component) -> str:
     """The layout that is asked for, or the default of the component."""
     return layout or ("transformers" if component == Component.video else "packed")
+
+
+Quantize = Annotated[
+    QuantizeMethod | None,
+    typer.Option(
+        "--quantize",
+        help="Also write a graph with int8 weights of its own, and measure what it loses: the matrices (int8), or the "
+        "token table too (int8-all). Default: none.",
+    ),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        parser=_number,
+        help="With --quantize: greatest relative L2 that a tap of the quantised graph may have; over it, the exit code "
+        "is 1. Default: 0.01, which is only reported.",
+    ),
+]
+MeasuredPrompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts-file",
+        metavar="FILE",
+        help="With --quantize: text file with one prompt on each line, to measure the loss on. Needs the extra "
+        "'prompts'. Default: 1,000 built-in noun phrases.",
+    ),
+]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import FilesHash
 from sam3lite_convert.commands.convert import NotProven
 from sam3lite_convert.commands.graphs import add_graphs, need_onnx
+from sam3lite_convert.commands.quantized_graphs import Quantization, add_quantized, check_quantizable
 from sam3lite_convert.commands.sources import HubLocation, Source, locate
 from sam3lite_convert.commands.verify import verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
@@ -17,7 +19,7 @@ from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.proof import own_receipt
 from sam3lite_convert.convert.side_files import with_graphs, without_tokenizer, write_receipt
 from sam3lite_convert.plan.tables import Mappings
-from sam3lite_convert.records.export import ExportDocument
+from sam3lite_convert.records.export import ExportDocument, QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.verify import VerifyDocument
 from sam3lite_convert.workers import Advance
@@ -37,16 +39,18 @@ def export_onnx(
     source: Source | None = None,
     causal: bool = False,
     progress: Callable[[str], Advance] | None = None,
+    quantization: Quantization | None = None,
 ) -> ExportDocument:
-    """Write the graphs of a folder that is proven, all of them or none; existing ones are replaced.
+    """Write the graphs of a folder that is proven, all of them or none, and then quantised ones beside them if asked
+    to; existing ones are replaced.
 
     size: side of the pictures that the detector's graphs are for, in pixels; by default the detector's own.
     source: the checkpoint, to verify the folder first; None to go by its receipt. causal, progress: as in
     ``verify_folder``.
 
     Raises NotProven if the folder is not proven, or was changed since; CannotRun if there is no such folder, if onnx is
-    not installed, or if there is no graph for it or the size; UnsoundPlan if a tensor is missing; Untrusted if a file
-    is damaged.
+    not installed, if there is no graph for it or the size, or if it cannot be quantised; UnsoundPlan if a tensor is
+    missing; Untrusted if a file is damaged.
     """
     need_onnx()
     verification = None
@@ -58,8 +62,17 @@ def export_onnx(
             raise NotProven(message, "not_proven", verification)
     found = read_folder(folder)
     receipt, weights = _proven(found, mappings, verification)
+    if quantization is not None:
+        check_quantizable(receipt, quantization)
     graphs = add_graphs(found, receipt, weights, mappings, component, taps, size)
     receipt, note = write_receipt(folder, with_graphs(receipt, {name: data for name, (data, _) in graphs.items()}))
+    made: dict[str, QuantizedFile] = {}
+    if quantization is not None:
+        made = add_quantized(folder, {name: data for name, (data, _) in graphs.items()}, quantization)
+        hashes = {name: file.sha256 for name, file in made.items()}
+        receipt, note = write_receipt(
+            folder, replace(receipt, beside=dict(sorted({**receipt.beside, **hashes}.items())))
+        )
     return ExportDocument(
         folder=str(folder),
         component=component,
@@ -68,6 +81,8 @@ def export_onnx(
         taps=taps,
         weights=weights,
         graphs=tuple(file for _, file in graphs.values()),
+        quantized=tuple(made.values()),
+        within_budget=all(file.loss.first_over_budget is None for file in made.values()) if made else None,
         notes=tuple(filter(None, (note, without_tokenizer(folder)))),
         next=f"sam3lite parity CHECKPOINT --converted {shlex.quote(str(folder))} --candidate onnx"
         + _options(component, size),

@@ -133,6 +133,13 @@ class GraphBuilder:
         read = [x, self.weight(matrix)] + ([self.weight(bias)] if bias else [])
         return self.node("Gemm", name, *read, transB=1)
 
+    def softmax(self, name: str, x: str) -> str:
+        """Softmax over the last axis, computed in float32 whatever the dtype of the graph, as the original does."""
+        if self.dtype == "float32":
+            return self.node("Softmax", name, x, axis=-1)
+        wide = self.node("Cast", f"{name}.wide", x, to=TensorProto.FLOAT)
+        return self.node("Cast", name, self.node("Softmax", f"{name}.float32", wide, axis=-1), to=_TYPES[self.dtype])
+
     def qkv(self, name: str, x: str, weight: str) -> tuple[str, str, str]:
         """Queries, keys and values of x, whether the folder holds their matrix as one or as three: (rows, width) each.
 

@@ -125,9 +125,7 @@ def attend(
         found = b.node("MatMul", f"{name}.scores{end}", part, k)
         if scores is not None:
             found = b.node("Add", f"{name}.biased{end}", found, scores)
-        mixed.append(
-            b.node("MatMul", f"{name}.mixed{end}", b.node("Softmax", f"{name}.softmax{end}", found, axis=-1), v)
-        )
+        mixed.append(b.node("MatMul", f"{name}.mixed{end}", b.softmax(f"{name}.softmax{end}", found), v))
     return mixed[0] if len(mixed) == 1 else b.node("Concat", f"{name}.mixed", *mixed, axis=2)
 
 

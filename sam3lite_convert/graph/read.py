@@ -41,20 +41,21 @@ class ExternalPlace:
     length: int
 
 
-def read_graph(path: Path, folder: Path | None) -> ModelProto:
+def read_graph(path: Path, folder: Path | None, limit: int = LIMIT) -> ModelProto:
     """Read a graph whose weights lie in a folder; the weights themselves are not read.
 
     folder: None to read what the graph says alone, without a look at its weights: not to be run.
+    limit: of the file's size, in bytes.
 
     Raises CannotRun if the file cannot be opened; Untrusted if it is no ONNX model, or too large, or if it is not safe
     to run: weights outside of the folder or of their file, values that are not made before they are read, operators of
     other domains, graphs nested too deep, or a version that the installed onnx does not know.
     """
     with open_file(path) as file:
-        data = file.read(LIMIT + 1)
+        data = file.read(limit + 1)
     where = path.name
-    if len(data) > LIMIT:
-        raise _refused(where, f"it is larger than {human_bytes(LIMIT)}, without its weights")
+    if len(data) > limit:
+        raise _refused(where, f"it is larger than {human_bytes(limit)}, without its weights")
     _check_entries(data, where)
     try:
         model: ModelProto = ModelProto.FromString(data)

@@ -61,7 +61,7 @@ def _transformer(b: GraphBuilder, s: TextSizes, at: str, block: str, x: str) -> 
     if s.causal:
         ahead = np.triu(np.full((tokens, tokens), -np.inf), 1)
         scores = b.node("Add", f"{at}.masked", scores, b.floats(ahead, "causal_mask"))
-    mixed = b.node("MatMul", f"{at}.mixed", b.node("Softmax", f"{at}.softmax", scores, axis=-1), v)
+    mixed = b.node("MatMul", f"{at}.mixed", b.softmax(f"{at}.softmax", scores), v)
     joined = b.reshape(f"{at}.joined", b.node("Transpose", f"{at}.back", mixed, perm=[0, 2, 1, 3]), -1, width)
     x = b.node("Add", f"{at}.attended", x, b.linear(f"{at}.out", joined, f"{attention}out_proj.weight"))
     normed = b.layer_norm(f"{at}.norm2", x, f"{block}pre_norm_ffn.0.", _EPS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.convert.folder import Folder
-from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, GRAPH_SUFFIX, TEXT_MODEL
+from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, GRAPH_SUFFIX, QUANTIZED_MODELS, TEXT_MODEL
 from sam3lite_convert.convert.proof import own_receipt
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.plan.tables import Mappings
@@ -49,13 +49,14 @@ def check_graphs(
     hashes: SHA-256 of the folder's tensor files by name; asked for if there is a graph to check.
     """
     for name in graph_names(folder.path):
-        if name not in OURS:
+        if name not in OURS and name not in QUANTIZED_MODELS:
             notes.append(f"{name} was not checked: it is no graph that sam3lite writes over the folder's tensors")
         elif not has_onnx():
             notes.append(f"{name} was not checked: pip install 'sam3lite-convert[onnx]'")
         else:
             try:
-                yield from _faults(name, folder, mappings, hashes)
+                if name not in QUANTIZED_MODELS or _can_be_made(folder.path / name, notes):
+                    yield from _faults(name, folder, mappings, hashes)
             except Sam3LiteError as fault:
                 yield Difference(name, _FILE, _COMPONENT, fault.message)
 
@@ -97,6 +98,36 @@ def _source(said: str) -> str:
 # ---- one graph
 
 
+def _limit(path: Path) -> int:
+    """The greatest size of a graph's file, in bytes; one that holds its weights is smaller than the folder's."""
+    from sam3lite_convert.graph.read import LIMIT
+
+    if path.name not in QUANTIZED_MODELS:
+        return LIMIT
+    return LIMIT + sum(file.stat().st_size for file in path.parent.iterdir() if file.suffix == ".safetensors")
+
+
+def _can_be_made(path: Path, notes: list[str]) -> bool:
+    """Whether a quantised graph can be made again here, to compare it; adds to ``notes`` why not.
+
+    Raises Untrusted and CannotRun as ``_faults`` does.
+    """
+    from sam3lite_convert.graph.quantize import installed, quantized_from
+    from sam3lite_convert.graph.read import read_graph
+
+    stated, here = quantized_from(read_graph(path, None, _limit(path))), installed()
+    if here is None:
+        notes.append(f"{path.name} was not checked: pip install 'sam3lite-convert[onnx]'")
+    elif stated is not None and (stated.onnxruntime, stated.onnx) != here:
+        made, now = (
+            f"onnxruntime {runtime} and onnx {onnx}" for runtime, onnx in ((stated.onnxruntime, stated.onnx), here)
+        )
+        notes.append(f"{path.name} was not checked: {made} made it, and {now} may make another of the same weights")
+    else:
+        return True
+    return False
+
+
 def _faults(
     name: str, folder: Folder, mappings: Mappings, hashes: Callable[[], dict[str, str]]
 ) -> Iterator[Difference]:
@@ -104,14 +135,14 @@ def _faults(
     from sam3lite_convert.graph.metadata import TOOL, TOOL_NOW, stated_weights
     from sam3lite_convert.graph.read import metadata_of, read_graph
 
-    path = folder.path / name
-    said = metadata_of(read_graph(path, None))
+    path, limit = folder.path / name, _limit(folder.path / name)
+    said = metadata_of(read_graph(path, None, limit))
     receipt, stated = own_receipt(folder), stated_weights(said)
     if receipt is not None and stated and stated != (held := hashes()):
         why = f"belongs to {_named(stated)}; here is {_named(held)}"
         yield Difference(name, _WEIGHTS, _COMPONENT, why)
         return
-    model = read_graph(path, folder.path)
+    model = read_graph(path, folder.path, limit)
     yield from _misplaced(name, model, folder)
     if receipt is None or not stated:
         lacks = "the folder has no receipt of its tensors" if receipt is None else "it states no weights"
@@ -173,18 +204,23 @@ def _differing(
     from sam3lite_convert.graph.compare import differences
     from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of
     from sam3lite_convert.graph.metadata import graph_metadata
+    from sam3lite_convert.graph.quantize import LOSS, quantized
     from sam3lite_convert.graph.read import metadata_of
 
     layout, stated = layout_of(receipt.to_json(), mappings), graph_metadata(receipt, weights)
-    component: Component = "text" if name == TEXT_MODEL else "detector"
+    of, method = QUANTIZED_MODELS.get(name, (name, None))
+    component: Component = "text" if of == TEXT_MODEL else "detector"
     side = _side(said.get("image_size", ""))
 
     def ours(taps: bool) -> ModelProto:
-        return graphs_of(folder, layout, component, stated, taps, side)[name]
+        return graphs_of(folder, layout, component, stated, taps, side)[of]
 
     own = ours(False)
     if len(model.graph.output) > len(own.graph.output):
         own = ours(True)
+    if method is not None:
+        own = quantized(own, folder.path, method)
+        said = {key: value for key, value in said.items() if key != LOSS}  # measured: another each time
     for one in differences(model, own):
         yield Difference(f"{name}: {one.name}" if one.name else name, _GRAPH, _COMPONENT, one.words)
     wanted = metadata_of(own)

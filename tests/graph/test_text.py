@@ -51,3 +51,46 @@ def test_a_graph_reads_the_folders_own_bytes_and_computes_what_the_packed_encode
         alone = OnnxSession(cutter.cut(value, others), folder).run(out | {"input_ids": ids})
         torch.testing.assert_close(alone[value], out[value], atol=1e-5, rtol=0)
     assert cutter.reads(taps["layers.3"], set(taps.values()) - {taps["layers.3"]}) == (taps["layers.2"],)
+
+
+def test_a_graph_in_float16_is_as_near_to_the_exact_values_as_the_packed_encoder(tmp_path):
+    folder = convert(write(tmp_path, tiny_state()), tmp_path / "half", "--component", "text", "--dtype", "float16")
+    found = read_folder(folder)
+    (model,) = graphs_of(found, layout_of(found.receipt or {}, load_mappings(None)), "text", {}, taps=True).values()
+    onnx.save(model, folder / "model.onnx")
+    onnx.checker.check_model(folder / "model.onnx", full_check=True)
+    assert {t.data_type for t in model.graph.initializer} == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
+    # Sums of many terms are in float32, as in the original: of the norms by their attribute, of attention by casts.
+    kinds = {node.name: node for node in model.graph.node}
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    assert len(norms) == 9 and all(a.i == 1 for node in norms for a in node.attribute if a.name == "stash_type")
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
+    assert len(softmaxes) == 4
+    for node in softmaxes:
+        before = made_by[node.input[0]]
+        assert before.op_type == "Cast" and before.attribute[0].i == onnx.TensorProto.FLOAT
+        assert kinds[node.name.removesuffix(".float32")].op_type == "Cast"
+
+    ids = torch.randint(1, 512, (5, 16), generator=torch.Generator().manual_seed(0))
+    ids[0, 5:] = 0
+    packed = PackedTextModel.from_pretrained(folder)
+    half, exact = _values(packed, ids), _values(packed.double(), ids)
+    for optimised in (True, False):
+        out = OnnxSession(model, folder, optimised).run({"input_ids": ids})
+        for tap, value in exact.items():
+            floor = (half[tap].double() - value).abs().max()
+            assert out[tap].dtype == torch.float16 and 0 < floor < 0.01
+            assert (out[tap].double() - value).abs().max() <= 4 * floor, tap
+
+
+def _values(model, ids):
+    found = {}
+    hooks = [
+        layer.register_forward_hook(lambda module, given, out, n=n: found.update({f"layers.{n}": out}))
+        for n, layer in enumerate(model.text_encoder.layers)
+    ]
+    out = model(ids)
+    for hook in hooks:
+        hook.remove()
+    return found | {"final_layer_norm": out.tokens, "text_features": out.projected, "pooled": out.pooled}

@@ -1,0 +1,108 @@
+"""``sam3lite export onnx --quantize``: the file, what is said of its loss, the budget, the prompts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import onnx
+import pytest
+import torch
+from support.folders import convert, receipt, sam3lite, snapshot, tiny_architecture, tiny_state, verify, write
+
+from sam3lite_convert.parity.onnx_session import OnnxSession
+from sam3lite_convert.plan import synthetic
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A text encoder with CLIP's vocabulary, so that prompts can be run."""
+    place = tmp_path_factory.mktemp("export")
+    state = synthetic.state_dict(tiny_architecture(vocab=49408, text_hidden=64, text_heads=1), text_only=True)
+    return convert(write(place, state), place / "out", "--component", "text", "--verify")
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    return sam3lite("export", "onnx", folder, "--quantize", "int8-all", "--json")
+
+
+def test_the_quantised_file_stands_alone_and_carries_its_loss(folder, done, tmp_path):
+    assert done.code == 0, done  # over the default budget, which is only said
+    record = done.json
+    (made,) = record["quantized"]
+    loss = made["loss"]
+    assert (made["name"], made["of"], made["method"]) == ("model.int8-all.onnx", "model.onnx", "int8-all")
+    assert record["within_budget"] is False and loss["first_over_budget"] == "embeddings"
+    assert loss["random_weights"] is True and loss["rows"] == 1000
+    assert loss["inputs"] == "1,000 built-in noun phrases"
+    held = snapshot(folder)
+    assert made["sha256"] == held[made["name"]] and made["size"] == (folder / made["name"]).stat().st_size
+    assert not [name for name in held if name.startswith(".")]
+    assert loss["unquantised_bytes"] > 2.5 * made["size"] > 2.5 * loss["bytes"] - 1
+    shutil.copy(folder / made["name"], tmp_path)
+    model = onnx.load(tmp_path / made["name"])
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(said["loss"]) == loss
+    assert json.loads(said["quantized"])["graph"] == held["model.onnx"] == record["graphs"][0]["sha256"]
+    assert json.loads(said["weights"]) == {"model.safetensors": held["model.safetensors"]}
+    assert receipt(folder)["beside"][made["name"]] == made["sha256"]
+    ids = torch.tensor([[49406, 736, 2368, 49407] + [0] * 12])
+    alone = OnnxSession(model, tmp_path).run({"input_ids": ids})
+    beside = OnnxSession(onnx.load(folder / "model.onnx", load_external_data=False), folder).run({"input_ids": ids})
+    for name in ("text_features", "pooled"):
+        off = (alone[name] - beside[name]).norm() / beside[name].norm()
+        assert 1e-4 < off < 0.1
+    assert torch.equal(alone["text_mask"], beside["text_mask"])
+
+
+def test_a_budget_that_was_given_decides_the_exit_code_and_a_terminal_shows_a_table(folder, tmp_path):
+    copy, prompts = shutil.copytree(folder, tmp_path / "copy"), tmp_path / "prompts.txt"
+    prompts.write_text("a red bus\nA red  bus\n\na dog on a sofa\nthree cats\n")
+    words = ("export", "onnx", copy, "--quantize", "int8", "--prompts-file", prompts)
+    over = sam3lite(*words, "--budget", "1e-6", "--json")
+    assert (over.code, over.json["within_budget"]) == (1, False)
+    assert (copy / "model.int8.onnx").exists()  # the measured file may be looked at
+    within = sam3lite(*words, "--budget", "0.5", "--taps")
+    assert within.code == 0, within
+    for said in (
+        "against model.onnx, on 3 prompts, without 1 whose ids are another's",
+        "every tap is within the budget of 0.5 (relative L2)",
+        "the weights look random: this tells nothing about trained ones",
+        *("final_layer_norm", "layers.5", "x as fast here", "% of 3 (pooled output)", "with its weights: 1."),
+    ):
+        assert said in within.out
+    outputs = {value.name for value in onnx.load(copy / "model.int8.onnx").graph.output}
+    assert {"embeddings", "layers.3", "text_features"} <= outputs
+
+
+def test_what_cannot_be_quantised_is_refused_and_nothing_is_written(folder, tmp_path):
+    half = convert(
+        write(tmp_path, tiny_state()), tmp_path / "half", "--component", "text", "--dtype", "float16", "--verify"
+    )
+    before = snapshot(half)
+    (tmp_path / "one.txt").write_text("a dog\na dog\n")
+    for words, said in (
+        ((half, "--quantize", "int8"), "--quantize needs a float32 folder"),
+        ((half, "--budget", "0.1"), "--budget and --prompts-file need --quantize"),
+        ((folder, "--quantize", "int8", "--prompts-file", tmp_path / "one.txt"), "at least two prompts"),
+        ((folder, "--quantize", "int8", "--budget", "nan"), "--budget must be"),
+    ):
+        done = sam3lite("export", "onnx", *words)
+        assert done.code == 2 and said in done.err, done
+    assert snapshot(half) == before
+
+
+@pytest.mark.stress
+def test_the_graphs_of_a_detector_are_quantised_each(tmp_path):
+    checkpoint = write(tmp_path, tiny_state())
+    folder = convert(checkpoint, tmp_path / "all", "--verify")
+    done = sam3lite("export", "onnx", folder, "--component", "detector", "--size", "56", "--quantize", "int8", "--json")
+    assert done.code == 0, done
+    made = {file["name"]: file["of"] for file in done.json["quantized"]}
+    assert made == {f"{name}.int8.onnx": f"{name}.onnx" for name in ("vision", "text", "decode")}
+    assert [file["loss"]["detection"] is None for file in done.json["quantized"]] == [True, True, False]
+    assert {*made, *made.values()} <= receipt(folder)["beside"].keys() & snapshot(folder).keys()
+    assert verify(folder, checkpoint).json["verdict"] == "proven"
+    shown = sam3lite("export", "onnx", folder, "--component", "detector", "--size", "56", "--quantize", "int8-all").out
+    assert "all graphs on the built-in picture, the 10 best queries:" in shown and "IoU of masks" in shown
