@@ -332,8 +332,8 @@ Tokenizer = Annotated[
     str | None,
     typer.Option(
         metavar="DIR_OR_REPO",
-        help="CLIP tokenizer for the layout transformers: a folder or a Hub repository. Default: "
-        "openai/clip-vit-base-patch32.",
+        help="CLIP tokenizer for the folder: a folder or a Hub repository. Default: openai/clip-vit-base-patch32 for "
+        "the layout transformers and with --onnx; otherwise none.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]

@@ -74,6 +74,11 @@ class Request:
     proven: Callable[[Folder], None] = lambda folder: None
     onnx: bool = False
 
+    @property
+    def tokenizer_asked(self) -> bool:
+        """Whether the folder gets a tokenizer even if its loader reads none: for those who call its graph."""
+        return self.tokenizer_named or self.onnx
+
     def folder(self, location: Location) -> Path:
         """The folder to write."""
         return self.output or conversion.default_output(location.stem, self.options)
@@ -170,7 +175,7 @@ def convert_checkpoint(
         plan = make_plan(checkpoint, mappings, request.options)
         document = _planned(source, plan, request, folder)
         planned(document)
-        tokenizer = side_files.fetch_tokenizer(plan, request.tokenizer, request.cache)
+        tokenizer = side_files.fetch_tokenizer(plan, request.tokenizer, request.tokenizer_asked, request.cache)
         licences = start_licences(location)
         fingerprint = start_fingerprint(plan)
         why: str | None = None
@@ -243,7 +248,7 @@ def finished(
     """The document with what is in the folder, and what is missing there and how to add it. ``why``: the reason why a
     tokenizer cannot be had; ``late``: notes that the plan did not have yet."""
     absent: list[str] = []
-    if side_files.takes_processor_files(receipt) and request.tokenizer is not None:
+    if side_files.wants_tokenizer(receipt, request.tokenizer, request.tokenizer_asked):
         gone = side_files.missing_licences(folder, receipt)
         absent = [name for name in side_files.missing(folder, receipt, True) if name not in gone]
     if absent:

@@ -15,7 +15,7 @@ from sam3lite_convert.commands.verify import verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.proof import own_receipt
-from sam3lite_convert.convert.side_files import with_graphs, write_receipt
+from sam3lite_convert.convert.side_files import with_graphs, without_tokenizer, write_receipt
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.export import ExportDocument
 from sam3lite_convert.records.receipt import Receipt
@@ -68,7 +68,7 @@ def export_onnx(
         taps=taps,
         weights=weights,
         graphs=tuple(file for _, file in graphs.values()),
-        notes=(note,) if note else (),
+        notes=tuple(filter(None, (note, without_tokenizer(folder)))),
         next=f"sam3lite parity CHECKPOINT --converted {shlex.quote(str(folder))} --candidate onnx"
         + _options(component, size),
     )

@@ -130,12 +130,14 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
     check_onnx(request)
     said = [found.note] if found.note else []
     before = {n: (folder / n).stat().st_mtime_ns for n in sizes(folder)}
-    gone = set(side_files.missing(folder, receipt, request.tokenizer is not None))
+    reads = side_files.takes_processor_files(receipt)
+    wanted = side_files.wants_tokenizer(receipt, request.tokenizer, request.tokenizer_asked)
+    gone = set(side_files.missing(folder, receipt, wanted))
     gone -= set(side_files.missing_licences(folder, receipt))
     # A run that was cut off may have left files that the receipt does not know of.
-    unknown = request.tokenizer is not None and receipt.tokenizer is None
+    unknown = wanted and receipt.tokenizer is None
     wants_tokenizer = request.tokenizer_named or unknown or not processor_files.TOKENIZER_NAMES.isdisjoint(gone)
-    wants_files = (wants_tokenizer or bool(gone)) and side_files.takes_processor_files(receipt)
+    wants_files = wants_tokenizer or (bool(gone) and reads)
     if request.strict.nonfinite and receipt.nonfinite:
         refuse(receipt.nonfinite)
     changed = side_files.edited(folder, receipt)
@@ -168,7 +170,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
                 receipt, _ = side_files.write_receipt(folder, receipt)
             if plan is not None and wants_files:
                 tokenizer = side_files.fetch_tokenizer(
-                    plan, request.tokenizer if wants_tokenizer else None, request.cache
+                    plan, request.tokenizer if wants_tokenizer else None, True, request.cache
                 )
                 receipt, why = side_files.add_processor_files(folder, receipt, plan, tokenizer)
                 receipt, _ = side_files.write_receipt(folder, receipt)
@@ -233,7 +235,8 @@ def has_all(found: EarlierConversion, request: Request) -> bool:
     receipt = found.receipt
     if side_files.wants_licences(found.path, receipt):
         return False
-    if side_files.missing(found.path, receipt, request.tokenizer is not None) or side_files.edited(found.path, receipt):
+    wanted = side_files.wants_tokenizer(receipt, request.tokenizer, request.tokenizer_asked)
+    if side_files.missing(found.path, receipt, wanted) or side_files.edited(found.path, receipt):
         return False
     if request.onnx and TEXT_MODEL not in receipt.beside:
         return False

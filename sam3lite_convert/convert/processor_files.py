@@ -25,14 +25,16 @@ DEFAULT_TOKENIZER = "openai/clip-vit-base-patch32"
 # The repository's newest commit when this was written; a vocabulary does not change.
 _PINNED = {DEFAULT_TOKENIZER: "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"}
 # The files that a CLIPTokenizer is loaded from: either the first, or the other two.
-_WHOLE, _PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
+WHOLE, _PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
 # Ids that the original tokenizer gives (goldens): dog, a, yellow, bus.
 _WORDS = {"dog</w>": 1929, "a</w>": 320, "yellow</w>": 4481, "bus</w>": 2840}
 _MERGES = END + 1 - 2 * 256 - 2
 _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "!"
 _SPECIAL = {_START: START, _END: END, _PAD: PAD}
+# What the original's BPE takes for a word, but for the two special tokens.
+_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER = (*_CONFIGS, _WHOLE, *_PARTS)
+TOKENIZER = (*_CONFIGS, WHOLE, *_PARTS)
 TOKENIZER_NAMES = frozenset(TOKENIZER)
 PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 FRAMES_NAME = "video_preprocessor_config.json"  # where other tools put what the first of these holds for frames
@@ -60,7 +62,7 @@ class TokenizerFiles:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether the folder holds all files that a tokenizer is loaded from."""
-    parts = (*_CONFIGS, _WHOLE) if (folder / _WHOLE).is_file() else (*_CONFIGS, *_PARTS)
+    parts = (*_CONFIGS, WHOLE) if (folder / WHOLE).is_file() else (*_CONFIGS, *_PARTS)
     return all((folder / name).is_file() for name in parts)
 
 
@@ -77,16 +79,14 @@ def fetch_tokenizer(source: str, cache: Path | None = None) -> TokenizerFiles:
     else:
         found = _download(source, cache)
     if not _complete(found.files):
-        raise CannotRun(
-            f"{source} holds no CLIP tokenizer: neither {_WHOLE} nor {' and '.join(_PARTS)}", "no_tokenizer"
-        )
+        raise CannotRun(f"{source} holds no CLIP tokenizer: neither {WHOLE} nor {' and '.join(_PARTS)}", "no_tokenizer")
     check_vocabulary(source, found.files)
     return found
 
 
 def _read(folder: Path) -> dict[str, bytes]:
     try:
-        return {name: (folder / name).read_bytes() for name in (_WHOLE, *_PARTS) if (folder / name).is_file()}
+        return {name: (folder / name).read_bytes() for name in (WHOLE, *_PARTS) if (folder / name).is_file()}
     except OSError as fault:
         raise CannotRun(f"{fault.filename}: {fault.strerror}", "cannot_open") from fault
 
@@ -96,7 +96,7 @@ def _download(source: str, cache: Path | None) -> TokenizerFiles:
 
     repository = Repository(source, _PINNED.get(source, DEFAULT_REVISION), cache)
     listing = repository.listing()
-    files = {f.path: f for f in listing.files if f.path in (_WHOLE, *_PARTS)}
+    files = {f.path: f for f in listing.files if f.path in (WHOLE, *_PARTS)}
     if listing.unreached is not None and not _complete(files):
         raise listing.unreached  # the cache holds only other files of the repository
     data = {name: repository.download(file).read_bytes() for name, file in files.items()}
@@ -104,7 +104,7 @@ def _download(source: str, cache: Path | None) -> TokenizerFiles:
 
 
 def _complete(names: Container[str]) -> bool:
-    return _WHOLE in names or all(name in names for name in _PARTS)
+    return WHOLE in names or all(name in names for name in _PARTS)
 
 
 def check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
@@ -115,8 +115,8 @@ def check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
     """
     try:
         found = []
-        if _WHOLE in files:
-            whole = json.loads(files[_WHOLE])
+        if WHOLE in files:
+            whole = json.loads(files[WHOLE])
             for added in whole.get("added_tokens") or []:
                 if _SPECIAL.get(added["content"]) != added["id"]:
                     raise ValueError(f"it gives {added['content']!r} the id {added['id']}")
@@ -170,12 +170,69 @@ def tokenizer_files(found: TokenizerFiles, context: int) -> dict[str, bytes]:
         "do_lower_case": True,
         "errors": "replace",
     }
-    files = dict(found.files)
-    if _WHOLE in files:
-        whole = json.loads(files[_WHOLE])
-        # The caller sets padding and truncation; settings saved by an earlier user are removed.
-        files[_WHOLE] = _json(whole | {"padding": None, "truncation": None})
+    files = {**found.files, WHOLE: tokenizer_json(found)}
     return files | {"tokenizer_config.json": _json(config), "special_tokens_map.json": _json(special)}
+
+
+def tokenizer_json(found: TokenizerFiles) -> bytes:
+    """``tokenizer.json``, the one file that tokenizers of other languages read: the one that was found, or one made of
+    the two parts of a vocabulary."""
+    if WHOLE in found.files:
+        whole: Json = json.loads(found.files[WHOLE])
+        # Otherwise readers of this file alone would take every "!" in a prompt for padding.
+        listed = whole.get("added_tokens")
+        tokens = listed if isinstance(listed, list) else []
+        added = [token for token in tokens if not (isinstance(token, dict) and token.get("content") == _PAD)]
+        # The caller sets padding and truncation; settings saved by an earlier user are removed.
+        return _json(whole | {"added_tokens": added, "padding": None, "truncation": None})
+    lines = found.files["merges.txt"].decode("utf-8").splitlines()
+    merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+    return _json(_whole(json.loads(found.files["vocab.json"]), merges))
+
+
+def _whole(vocabulary: Json, merges: Sequence[str]) -> Json:
+    """CLIP's tokenizer in the format of the library ``tokenizers``."""
+    flags: Json = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": _SPECIAL[token], "content": token, **flags} for token in (_START, _END)],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "NFC"},
+                {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+                {"type": "Lowercase"},
+            ],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": _SPLIT}, "behavior": "Removed", "invert": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            ],
+        },
+        "post_processor": {
+            "type": "RobertaProcessing",
+            "sep": [_END, END],
+            "cls": [_START, START],
+            "trim_offsets": False,
+            "add_prefix_space": False,
+        },
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": _END,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": vocabulary,
+            "merges": list(merges),
+        },
+    }
 
 
 def processor_files(plan: Plan) -> dict[str, bytes]:

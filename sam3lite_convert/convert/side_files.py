@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ from sam3lite_convert.checkpoint.hashing import git_blob_id, sha256_of
 from sam3lite_convert.convert import processor_files
 from sam3lite_convert.convert.card import CARD_NAME, with_card
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX, TEXT_MODEL
-from sam3lite_convert.convert.processor_files import TOKENIZER, TokenizerFiles
+from sam3lite_convert.convert.processor_files import TOKENIZER, WHOLE, TokenizerFiles
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.files import json_bytes, write_whole
@@ -37,9 +38,12 @@ FINGERPRINT_NAME = "fingerprint.json"
 _MISTAKES = ("usage", "other_tokenizer", "no_tokenizer", "cannot_open")
 
 
-def fetch_tokenizer(plan: Plan, source: str | None, cache: Path | None) -> Worker[TokenizerFiles] | None:
-    """Start to fetch the tokenizer, while tensors are written; None if none is wanted."""
-    if source is None or not plan.layout.loader.processor:
+def fetch_tokenizer(plan: Plan, source: str | None, asked: bool, cache: Path | None) -> Worker[TokenizerFiles] | None:
+    """Start to fetch the tokenizer, while tensors are written; None if none is wanted.
+
+    asked: whether the folder gets one even if its loader does not read it.
+    """
+    if source is None or not (asked or plan.layout.loader.processor):
         return None
     return Worker(lambda: processor_files.fetch_tokenizer(source, cache))
 
@@ -47,24 +51,27 @@ def fetch_tokenizer(plan: Plan, source: str | None, cache: Path | None) -> Worke
 def add_processor_files(
     folder: Path, receipt: Receipt, plan: Plan, tokenizer: Worker[TokenizerFiles] | None
 ) -> tuple[Receipt, str | None]:
-    """Write the processor files that are missing, and the tokenizer.
+    """Write the processor files that are missing, and the tokenizer: of a layout whose loader reads neither, of the
+    tokenizer the one file that runtimes of other languages read.
 
     tokenizer: the tokenizer to write, which replaces an existing one; None if none is wanted.
 
     Returns the receipt that lists the files, and why no tokenizer could be fetched: None if there is one or none is
     wanted. Raises CannotRun if the named tokenizer cannot be read or is not CLIP's.
     """
-    if not plan.layout.loader.processor:
-        return receipt, None
-    files = processor_files.processor_files(plan) if plan.options.component != "text" else {}
+    reads = plan.layout.loader.processor
+    files = processor_files.processor_files(plan) if reads and plan.options.component != "text" else {}
     files = {name: data for name, data in files.items() if not (folder / name).exists()}
     why = None
     try:
         if tokenizer is not None:
             found = tokenizer.result()
-            made = processor_files.tokenizer_files(found, plan.architecture.called)
+            if reads:
+                made = processor_files.tokenizer_files(found, plan.architecture.called)
+            else:
+                made = {WHOLE: processor_files.tokenizer_json(found)}
             # Files of another tokenizer format that was here; the library would read both.
-            others = set(TOKENIZER) - set(made)
+            others = set(TOKENIZER) - set(made) if reads else set()
             for name in others:
                 (folder / name).unlink(missing_ok=True)
             beside = {name: digest for name, digest in receipt.beside.items() if name not in others}
@@ -73,7 +80,7 @@ def add_processor_files(
     except CannotRun as fault:
         if fault.code in _MISTAKES:
             raise
-        if not processor_files.has_tokenizer(folder):
+        if tokenizer_lacks(folder, receipt):
             receipt = replace(receipt, tokenizer=None)
             why = fault.message
     for name, data in files.items():
@@ -148,6 +155,28 @@ def takes_processor_files(receipt: Receipt) -> bool:
     return LOADERS[receipt.loader].processor
 
 
+def wants_tokenizer(receipt: Receipt, source: str | None, asked: bool) -> bool:
+    """Whether the folder should have a tokenizer. ``source``, ``asked``: as ``fetch_tokenizer`` takes them."""
+    return source is not None and (asked or takes_processor_files(receipt))
+
+
+def tokenizer_lacks(folder: Path, receipt: Receipt) -> list[str]:
+    """The names of tokenizer files that are not there, of those that the folder's tokenizer consists of."""
+    if not takes_processor_files(receipt):
+        return [] if (folder / WHOLE).is_file() else [WHOLE]
+    return [] if processor_files.has_tokenizer(folder) else [n for n in TOKENIZER if not (folder / n).exists()]
+
+
+def without_tokenizer(folder: Path) -> str | None:
+    """What to say of a folder of graphs that runtimes of other languages cannot make ids with; None if they can."""
+    if (folder / WHOLE).is_file():
+        return None
+    return (
+        f"{folder} holds no {WHOLE}, with which other runtimes turn prompts into ids. To add it: sam3lite convert "
+        f"CHECKPOINT --output {shlex.quote(str(folder))} --tokenizer DIR_OR_REPO"
+    )
+
+
 def with_config(folder: Path, receipt: Receipt) -> Receipt:
     """The receipt with the hash of config.json added."""
     return with_files(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
@@ -181,8 +210,8 @@ def without_lost_graphs(folder: Path, receipt: Receipt) -> Receipt:
 def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]:
     """The names of files that should be in the folder but are not."""
     names = [name for name in receipt.beside if not (folder / name).is_file()]
-    if tokenizer_wanted and takes_processor_files(receipt) and not processor_files.has_tokenizer(folder):
-        names += [name for name in TOKENIZER if not (folder / name).exists() and name not in names]
+    if tokenizer_wanted:
+        names += [name for name in tokenizer_lacks(folder, receipt) if name not in names]
     return names
 
 

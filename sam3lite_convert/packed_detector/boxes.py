@@ -31,7 +31,7 @@ def roi_align(features: Tensor, box: Tensor, bins: int) -> Tensor:
     x0, y0, x1, y1 = box.unbind()
     down = _bin_weights(y0, y1, features.size(1), bins)
     across = _bin_weights(x0, x1, features.size(2), bins)
-    return down.to(features.dtype) @ features @ across.to(features.dtype).mT
+    return down.to(features.dtype) @ features @ across.to(features.dtype).transpose(-1, -2)
 
 
 def _bin_weights(start: Tensor, end: Tensor, cells: int, bins: int) -> Tensor:

@@ -46,8 +46,8 @@ class GeometryEncoder(nn.Module):
         sequence[torch.arange(len(count), device=count.device), count] = self.cls_embed.weight[0]
         padding = torch.arange(sequence.size(1), device=count.device) > count[:, None]
 
-        value = features.flatten(2).mT
-        key = value + position.flatten(2).mT
+        value = features.flatten(2).transpose(-1, -2)
+        key = value + position.flatten(2).transpose(-1, -2)
         x = self.prompt_layer_norm(self.final_proj(sequence))
         for layer in self.layers:
             x = layer(x, key, value, self_mask=valid_keys(padding))

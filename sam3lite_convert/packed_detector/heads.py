@@ -87,7 +87,7 @@ class MaskDecoder(nn.Module):
         prompt, padding: (n, P, d) and (n, P).
         """
         attended = self.prompt_cross_attn(self.prompt_cross_attn_norm(memory), prompt, prompt, valid_keys(padding))
-        encoded = (memory + attended).mT.reshape(maps[-1].shape)
+        encoded = (memory + attended).transpose(-1, -2).reshape(maps[-1].shape)
         pixels = self.pixel_decoder((*maps[:-1], encoded))
         instances = self.instance_projection(pixels)
         masks = torch.einsum("nqc,nchw->nqhw", self.mask_embedder(queries), instances)

@@ -120,8 +120,8 @@ class PackedModel(nn.Module):
         prompt = torch.cat([text, shapes], 1)
         padding = torch.cat([input_ids == 0, shape_padding], 1)
 
-        position = own.position.flatten(2).mT
-        memory = self.detr_encoder(features.flatten(2).mT, position, prompt, padding)
+        position = own.position.flatten(2).transpose(-1, -2)
+        memory = self.detr_encoder(features.flatten(2).transpose(-1, -2), position, prompt, padding)
         rows, columns = features.shape[2:]
         found = self.detr_decoder(memory, position, (rows, columns), prompt, padding)
         logits = self.dot_product_scoring(found.queries, prompt, padding)

@@ -36,7 +36,7 @@ class _PatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(config.num_channels, config.hidden_size, patch, stride=patch, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        out: Tensor = self.projection(image).flatten(2).mT
+        out: Tensor = self.projection(image).flatten(2).transpose(-1, -2)
         return out
 
 

@@ -60,7 +60,8 @@ def paritied(d: ParityDocument, debug: bool) -> None:
     if d.released:
         say(f"released weights: {d.released.summary}", "bold green" if d.released.agrees else "yellow")
         say(f"  {d.released.request}")
-    as_used.verdict(d.behaviour)
+    if d.graph is None:  # a graph is called in one way only
+        as_used.verdict(d.behaviour)
     for text in d.notes:
         say(f"note: {text}")
     if d.saved_activations:

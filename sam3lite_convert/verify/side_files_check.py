@@ -1,4 +1,5 @@
-"""Checks the licence files of a folder, and the processor and tokenizer files of one that transformers loads.
+"""Checks the licence files of a folder, the processor and tokenizer files of one that transformers loads, and the
+tokenizer of any other.
 
 With a receipt their hashes are compared. With or without one, what they say is compared with what the family needs. A
 folder without such files is none the worse: the caller then brings a processor and a tokenizer.
@@ -16,7 +17,7 @@ from sam3lite_convert.checkpoint.hashing import sha256_of
 from sam3lite_convert.convert import processor_files
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.convert.folder import Folder
-from sam3lite_convert.convert.processor_files import FRAMES_NAME, PROCESSOR, TOKENIZER
+from sam3lite_convert.convert.processor_files import FRAMES_NAME, PROCESSOR, TOKENIZER, WHOLE
 from sam3lite_convert.convert.side_files import CONFIG_NAME
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.licences import LICENCE_NAME
@@ -74,12 +75,12 @@ def check_side_files(folder: Folder, plan: Plan) -> Iterator[SideFileFault]:
     if not folder.path.is_dir():
         return
     yield from _licences(folder)
-    if not plan.layout.loader.processor:
-        return
-    files, unreadable = _read(folder.path)
+    reads = plan.layout.loader.processor
+    # Beside a model whose loader reads none of them, tokenizer.json is for runtimes of other languages.
+    files, unreadable = _read(folder.path, (*PROCESSOR, FRAMES_NAME, *TOKENIZER) if reads else (WHOLE,))
     yield from unreadable
     said = set()
-    whole = plan.options.component != "text" and plan.architecture.vision is not None
+    whole = reads and plan.options.component != "text" and plan.architecture.vision is not None
     for fault in (*(_processor(files, plan) if whole else ()), *_tokenizer(files, plan)):
         said.add(fault.name)
         yield fault
@@ -88,10 +89,10 @@ def check_side_files(folder: Folder, plan: Plan) -> Iterator[SideFileFault]:
             yield fault
 
 
-def _read(folder: Path) -> tuple[dict[str, bytes], list[SideFileFault]]:
+def _read(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, bytes], list[SideFileFault]]:
     files: dict[str, bytes] = {}
     faults = []
-    for name in (*PROCESSOR, FRAMES_NAME, *TOKENIZER):
+    for name in names:
         path = folder / name
         if not path.is_file():
             continue

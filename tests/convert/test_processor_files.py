@@ -77,6 +77,18 @@ def test_from_the_one_file_of_newer_libraries(hub, clip, tiny, tmp_path):
     assert content(folder / "tokenizer.json")["truncation"] is None
 
 
+def test_of_a_vocabulary_in_two_parts_the_one_file_is_made_that_the_library_makes(hub, clip, tiny, tmp_path):
+    from tokenizers import Tokenizer
+    from transformers import CLIPTokenizer
+
+    CLIPTokenizer.from_pretrained(clip).save_pretrained(tmp_path / "saved")
+    theirs = Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
+    ours = Tokenizer.from_file(str(convert(tiny, "--tokenizer", clip) / "tokenizer.json"))
+    assert ours.get_vocab() == theirs.get_vocab()
+    for prompt in GOLDENS[0]["prompts"]:
+        assert ours.encode(prompt).ids == theirs.encode(prompt).ids, prompt
+
+
 def test_the_default_comes_from_the_hub_pinned(hub, tiny):
     hub.add_repo(TOKENIZER, {**clip_files(), "flax_model.msgpack": b"large"}, commit=PINNED)
     hub.commit(TOKENIZER, {"vocab.json": b"{}"})  # what is there later does not matter

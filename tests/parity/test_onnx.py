@@ -11,11 +11,13 @@ import onnx
 import pytest
 import torch
 from onnx import helper
-from support.folders import convert, write, write_safetensors
+from support.folders import POSITIONS, convert, write, write_safetensors
 from support.goldens import ATOL, golden
 from support.graph_faults import GraphFault, bypass, set_attribute, text_faults
 from support.graphs import put, text_graph
 from support.parity_runs import state_of
+from support.recipe import draw
+from support.rows import TEXT, source_rows
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.errors import CannotRun
@@ -51,6 +53,23 @@ def test_every_activation_of_a_graph_is_the_originals(name, run, layout, tmp_pat
             assert found.keys() == wanted.keys()
             for tap, tensor in wanted.items():
                 torch.testing.assert_close(found[tap], tensor, atol=ATOL, rtol=0, msg=lambda m, t=tap: f"{t}: {m}")
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", ["s0_ctx16", "s0_ctx32", "s1_ctx16", "l_ctx16"])
+def test_every_activation_of_a_full_size_graph_is_the_originals(name, tmp_path):
+    of = golden(name)
+    rows = source_rows(name.partition("_")[0])
+    state = {k: draw(k, *row) for k, row in rows.items() if k.startswith(TEXT)}
+    context = of.cfg["context_length"]
+    state[POSITIONS] = draw(POSITIONS, "float32", (1, 1, context, of.cfg["dim"]))
+    folder = convert(write_safetensors(tmp_path, state), tmp_path / "out", "--component", "text")
+    ids, wanted = of.ids(), of.activations()
+    encoder = graph_encoder(text_graph(folder), folder, OnnxRuntime(), ids, wanted)
+    for found in (encoder.record(ids), encoder.record(ids, wanted)):
+        assert found.keys() == wanted.keys()
+        for tap, tensor in wanted.items():
+            torch.testing.assert_close(found[tap], tensor, atol=ATOL, rtol=0, msg=lambda m, t=tap: f"{t}: {m}")
 
 
 # ---- faults

@@ -139,6 +139,7 @@ def test_it_is_printed_saved_and_shown_on_a_page(s0, graphs, tmp_path):
     sha256 = hashlib.sha256((graphs["packed"] / "model.onnx").read_bytes()).hexdigest()
     said = f"ONNX graph in onnxruntime {onnxruntime.__version__} (CPUExecutionProvider), from model.onnx of"
     assert said in done.out and f"SHA-256 {sha256[:12]}" in done.out
+    assert "--as-used" not in done.out  # which is refused
     html = page.read_text(encoding="utf-8").replace("<wbr>", "")
     assert sha256 in html and "model.onnx" in html
     judged = strict(sam3lite("parity", "--judge", saved, "--json").out)

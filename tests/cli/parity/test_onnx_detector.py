@@ -38,8 +38,8 @@ def folder(tiny, root):
     return made
 
 
-def detector(checkpoint: Path, *options: object, code: int = 0) -> Any:
-    given = ("--component", "detector", "--candidate", "onnx", "--json", *options)
+def detector(checkpoint: Path, *options: object, candidate: str = "onnx", code: int = 0) -> Any:
+    given = ("--component", "detector", "--candidate", candidate, "--json", *options)
     done = sam3lite("parity", checkpoint, *given)
     assert done.code == code, done
     return strict(done.out)
@@ -96,4 +96,14 @@ def test_without_a_folder_one_is_made_and_deleted(tiny, tmp_path, monkeypatch):
     record = detector(tiny, "--size", SIZE, "--no-graph-optimisation", *BOX)
     assert record["verdict"] == "within_tolerance" and record["converted"] is None
     assert all(g["file"] is None and g["differences"] == [] and g["optimised"] is False for g in record["graphs"])
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("sam3lite-*"))
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("box", [(), BOX])
+def test_openvino_runs_the_same_graphs(tiny, folder, box):
+    record = detector(tiny, "--converted", folder, *box, candidate="openvino")
+    assert record["verdict"] == "within_tolerance" and record["candidate"] == "openvino"
+    assert max(s["floors"] for s in record["stages"]) <= 4
+    assert all(t["isolated_max_abs_diff"] is not None for t in record["layers"])
+    assert all(g["runtime"].startswith("OpenVINO ") and g["differences"] == [] for g in record["graphs"])

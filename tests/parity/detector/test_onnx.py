@@ -229,8 +229,11 @@ def test_every_fault_is_told_by_its_node_and_its_tap(faults, models):
 def test_a_fault_is_found_where_it_was_put(words, faults, models, judge, tmp_path):
     file, fault = faults[words]
     judged = judge(tmp_path / "isolated")
-    outcome = judged(models | {file: fault.put_into(models[file])})
+    bad = fault.put_into(models[file])
+    outcome = judged(models | {file: bad})
     assert outcome.judgement.verdict == "differs" and outcome.judgement.first_divergence == fault.tap
+    # What else diverges reads the same nodes: what was carried is not accused.
+    assert set(outcome.judgement.also_diverging) <= {t for d in differences(bad, models[file]) for t in d.taps}
     fits = explain(judged.run, outcome, judged.run.reference())
     likely = [fit.key for fit in fits if fit.likely]
     assert NAMES[words] in likely if NAMES[words] else not fits
