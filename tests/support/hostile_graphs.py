@@ -207,6 +207,7 @@ HOSTILE_GRAPHS = {
     "a place and no use of it": HostileGraph(_place_unused, "in the graph and also in a file"),
     "text in a file": HostileGraph(_text_in_a_file, "of a type that no file holds"),
     "a number without an end": HostileGraph(lambda *_: b"\x08" + b"\xff" * 12, "truncated"),
+    "a group of fields": HostileGraph(lambda model, *_: model.SerializeToString() + b"\x0b\x0c", "not an ONNX model"),
     "bytes past the end": HostileGraph(lambda model, *_: model.SerializeToString() + b"\x0d\1", "not an ONNX model ("),
     "an opset of the future": HostileGraph(_opset(1000), "its opset is 1000"),
     "an opset of the past": HostileGraph(_opset(1), "its opset is 1;"),
