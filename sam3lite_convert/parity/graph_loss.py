@@ -233,7 +233,7 @@ def _milliseconds(session: OnnxSession, given: Mapping[str, Tensor]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _features(session: OnnxSession, ids: Tensor) -> dict[Literal["mean", "pooled"], Tensor]:
+def _features(session: OnnxSession, ids: Tensor) -> dict[Literal["tokens", "end"], Tensor]:
     """One vector a row: the mean of the text features over the row's tokens, and the pooled output."""
     means, pooled = [], []
     for rows in ids.split(BATCH):
@@ -241,10 +241,10 @@ def _features(session: OnnxSession, ids: Tensor) -> dict[Literal["mean", "pooled
         tokens = out[MASK][..., None].double()
         means.append((out[FEATURES].double() * tokens).sum(1) / tokens.sum(1))
         pooled.append(out[POOLED].double())
-    return {"mean": torch.cat(means), "pooled": torch.cat(pooled)}
+    return {"tokens": torch.cat(means), "end": torch.cat(pooled)}
 
 
-def _agreement(before: Tensor, after: Tensor, name: Literal["mean", "pooled"], inputs: Inputs) -> Agreement:
+def _agreement(before: Tensor, after: Tensor, name: Literal["tokens", "end"], inputs: Inputs) -> Agreement:
     ours, theirs = nearest(before), nearest(after)
     other = (ours != theirs).nonzero().flatten().tolist()
     said = inputs.prompts or tuple(f"row {n}" for n in range(len(before)))

@@ -57,12 +57,12 @@ class ChangedNeighbour(Record):
 class Agreement(Record):
     """Whether each prompt still has the same nearest other prompt, by cosine.
 
-    features: what is compared: the mean of the text features over a prompt's tokens, or the pooled output.
+    features: what is compared: the mean of the text features over a prompt's tokens, or the end token's pooled output.
     share: of the prompts whose nearest one is the same, 0 to 1.
     changed: the first of the others.
     """
 
-    features: Literal["mean", "pooled"]
+    features: Literal["tokens", "end"]
     share: float
     changed: tuple[ChangedNeighbour, ...]
 

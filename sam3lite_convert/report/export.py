@@ -51,7 +51,7 @@ def _loss(loss: GraphLoss, of: str) -> None:
     else:
         say(f"  {loss.first_over_budget} is the first tap over {budget}", "yellow")
     for agreement in loss.agreement:
-        what = "mean of the text features" if agreement.features == "mean" else "pooled output"
+        what = "mean of the text features" if agreement.features == "tokens" else "pooled output"
         say(f"  nearest other prompt unchanged for {agreement.share:.1%} of {loss.rows:,} ({what})")
         for changed in agreement.changed[:_LISTED]:
             say(f"    {changed.prompt}: {changed.after}, was {changed.before}")

@@ -76,8 +76,11 @@ def check_side_files(folder: Folder, plan: Plan) -> Iterator[SideFileFault]:
         return
     yield from _licences(folder)
     reads = plan.layout.loader.processor
-    # Beside a model whose loader reads none of them, tokenizer.json is for runtimes of other languages.
-    files, unreadable = _read(folder.path, (*PROCESSOR, FRAMES_NAME, *TOKENIZER) if reads else (WHOLE,))
+    # Beside a model whose loader reads none of them, tokenizer.json is for runtimes of other languages, if the
+    # conversion wrote it.
+    listed = (folder.receipt or {}).get("beside")
+    own = (WHOLE,) if isinstance(listed, dict) and WHOLE in listed else ()
+    files, unreadable = _read(folder.path, (*PROCESSOR, FRAMES_NAME, *TOKENIZER) if reads else own)
     yield from unreadable
     said = set()
     whole = reads and plan.options.component != "text" and plan.architecture.vision is not None

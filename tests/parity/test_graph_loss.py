@@ -50,7 +50,7 @@ def test_a_graph_loses_nothing_against_itself(plain, folder, inputs):
     assert [tap.name for tap in loss.taps][:2] == ["embeddings", "layers.0"] and len(loss.taps) == 10
     assert all((tap.relative_l2, tap.cosine, tap.max_abs_diff) == (0, 1, 0) for tap in loss.taps)
     assert loss.first_over_budget is None
-    assert [(a.features, a.share, a.changed) for a in loss.agreement] == [("mean", 1, ()), ("pooled", 1, ())]
+    assert [(a.features, a.share, a.changed) for a in loss.agreement] == [("tokens", 1, ()), ("end", 1, ())]
     assert loss.batch_relative_l2 < 1e-6
     assert loss.unquantised_bytes > 20 * loss.bytes > 0  # of a graph without its weights
     low, high = loss.times_as_fast_quartiles

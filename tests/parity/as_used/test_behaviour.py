@@ -498,7 +498,7 @@ def test_without_the_original_tokenizer_the_extra_is_named(s0, monkeypatch):
 def test_a_tokenizer_that_is_none_is_a_clear_error(s0, folder, tmp_path):
     bad = tmp_path / "bad"
     shutil.copytree(folder, bad)
-    (bad / "vocab.json").write_text("[1, 2]")
+    (bad / "tokenizer.json").write_text("[1, 2]")
     done = sam3lite("parity", "--checkpoint", s0, "--as-used", "--converted", bad)
     assert done.code == 2 and "the tokenizer of" in done.err and "Traceback" not in done.err
 
