@@ -25,6 +25,8 @@ _FILE, _WEIGHTS, _GRAPH, _VERSION = "V-GRAPH-FILE", "V-GRAPH-WEIGHTS", "V-GRAPH"
 _COMPONENT = "graphs"
 _LISTED = 8  # differences of one graph
 _AGAIN = "sam3lite export onnx writes it again"
+_RIGHT = "its weights are the folder's own tensors, and it is the graph that this version writes for them"
+_REMADE = "quantised again from the folder's tensors, it comes out the same"
 
 
 def graph_names(folder: Path) -> list[str]:
@@ -44,7 +46,8 @@ def has_onnx() -> bool:
 def check_graphs(
     folder: Folder, mappings: Mappings, hashes: Callable[[], dict[str, str]], notes: list[str]
 ) -> Iterator[Difference]:
-    """What is wrong with the graphs of a folder on this machine. Adds to ``notes`` which ones were not checked.
+    """What is wrong with the graphs of a folder on this machine. Adds to ``notes`` which ones are right, and which
+    ones were not checked.
 
     hashes: SHA-256 of the folder's tensor files by name; asked for if there is a graph to check.
     """
@@ -56,7 +59,10 @@ def check_graphs(
         else:
             try:
                 if name not in QUANTIZED_MODELS or _can_be_made(folder.path / name, notes):
-                    yield from _faults(name, folder, mappings, hashes)
+                    found = list(_faults(name, folder, mappings, hashes))
+                    yield from found
+                    if not found:
+                        notes.append(f"{name}: {_REMADE if name in QUANTIZED_MODELS else _RIGHT}")
             except Sam3LiteError as fault:
                 yield Difference(name, _FILE, _COMPONENT, fault.message)
 

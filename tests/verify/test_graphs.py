@@ -68,6 +68,8 @@ def wrong(folder):
 
 def test_the_graph_of_a_folder_is_proven_with_it(folder, tiny):
     assert findings(folder, tiny) == []
+    notes = sam3lite("verify", folder, tiny, "--json").json["notes"]
+    assert any(note.startswith("model.onnx: its weights are the folder's own tensors") for note in notes)
     said = {entry.key: entry.value for entry in load(folder).metadata_props}
     assert json.loads(said["weights"]) == receipt(folder)["proven"]
     assert json.loads(said["source"])["sha256"] == receipt(folder)["source"]["sha256"]
