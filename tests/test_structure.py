@@ -36,32 +36,10 @@ BELOW: dict[str, set[str]] = {
     "packed_encoder": {"checkpoint", "plan", "hub", "convert"},
     "packed_detector": {"checkpoint", "plan", "hub", "convert", "packed_encoder"},
     "parity": {"checkpoint", "plan", "hub", "convert", "graph", "verify", "packed_encoder", "packed_detector"},
-    "commands": {
-        "checkpoint",
-        "plan",
-        "hub",
-        "convert",
-        "graph",
-        "verify",
-        "packed_encoder",
-        "packed_detector",
-        "parity",
-    },
     "report": set(),
-    "cli": {
-        "checkpoint",
-        "plan",
-        "hub",
-        "convert",
-        "graph",
-        "verify",
-        "packed_encoder",
-        "packed_detector",
-        "parity",
-        "commands",
-        "report",
-    },
 }
+BELOW["commands"] = BELOW["parity"] | {"parity"}
+BELOW["cli"] = BELOW["commands"] | {"commands", "report"}
 
 
 def room(module: str) -> str:

@@ -280,7 +280,7 @@ UNTRUSTED: dict[str, Any] = {
     "safetensors: outside": lambda p: p.write_bytes(header(st_entry(data_offsets=[2**60, 2**60 + 16]))),
     "safetensors: overlaps": lambda p: p.write_bytes(header(st_entry() | {"v": st_entry()["w"]})),
     "safetensors: a key twice": lambda p: p.write_bytes(header(b'{"w":' + b"{}" + b',"w":{}}')),
-    "safetensors: a dtype that is none": lambda p: p.write_bytes(header(st_entry(dtype="__import__('os')"))),
+    "safetensors: an unknown dtype": lambda p: p.write_bytes(header(st_entry(dtype="__import__('os')"))),
     "safetensors: a name of several lines": lambda p: p.write_bytes(header({"w\nerror: x": st_entry()["w"]})),
     "safetensors: a dtype of a megabyte": lambda p: p.write_bytes(header(st_entry(dtype="F" * (1 << 20)))),
     "safetensors: an integer of a million digits": lambda p: p.write_bytes(header(b'{"a":' + b"9" * 1_000_000 + b"}")),

@@ -218,7 +218,7 @@ HOSTILE_GRAPHS = {
     "an empty file": HostileGraph(lambda *_: b"", "it holds no graph"),
     "a picture": HostileGraph(lambda *_: b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not an ONNX model"),
     "half a file": HostileGraph(lambda model, *_: model.SerializeToString()[:-40], "truncated"),
-    "text that is none": HostileGraph(
+    "text that is not UTF-8": HostileGraph(
         lambda model, *_: model.SerializeToString() + entry(2, b"\xff\xfe"), "ONNX model"
     ),
 }
