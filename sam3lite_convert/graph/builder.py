@@ -133,12 +133,24 @@ class GraphBuilder:
         read = [x, self.weight(matrix)] + ([self.weight(bias)] if bias else [])
         return self.node("Gemm", name, *read, transB=1)
 
+    def cast(self, name: str, x: str, dtype: str) -> str:
+        """x in another dtype."""
+        return self.node("Cast", name, x, to=_TYPES[dtype])
+
+    def widened(self, name: str, x: str) -> str:
+        """A value of the graph's dtype as float32: itself if it is."""
+        return x if self.dtype == "float32" else self.cast(name, x, "float32")
+
+    def narrowed(self, name: str, x: str) -> str:
+        """A float32 value in the graph's dtype: itself if it is."""
+        return x if self.dtype == "float32" else self.cast(name, x, self.dtype)
+
     def softmax(self, name: str, x: str) -> str:
         """Softmax over the last axis, computed in float32 whatever the dtype of the graph, as the original does."""
         if self.dtype == "float32":
             return self.node("Softmax", name, x, axis=-1)
-        wide = self.node("Cast", f"{name}.wide", x, to=TensorProto.FLOAT)
-        return self.node("Cast", name, self.node("Softmax", f"{name}.float32", wide, axis=-1), to=_TYPES[self.dtype])
+        wide = self.node("Softmax", f"{name}.float32", self.widened(f"{name}.wide", x), axis=-1)
+        return self.narrowed(name, wide)
 
     def qkv(self, name: str, x: str, weight: str) -> tuple[str, str, str]:
         """Queries, keys and values of x, whether the folder holds their matrix as one or as three: (rows, width) each.

@@ -9,7 +9,7 @@ import numpy as np
 
 from sam3lite_convert.graph.boxes import corners, logit
 from sam3lite_convert.graph.builder import GraphBuilder
-from sam3lite_convert.graph.layers import attention, feed_forward, narrowed, norm, perceptron, pre_norm_layer, widened
+from sam3lite_convert.graph.layers import attention, feed_forward, norm, perceptron, pre_norm_layer
 from sam3lite_convert.graph.positions import sine_nodes
 from sam3lite_convert.graph.sizes import DetectorSizes
 from sam3lite_convert.plan.detector_constants import BIAS_SCALE
@@ -99,9 +99,9 @@ def _start(b: GraphBuilder, s: DetectorSizes, prompt: Prompt) -> tuple[str, str,
 def _query_position(b: GraphBuilder, s: DetectorSizes, layer: int, boxes: str) -> str:
     """The position of each query, from sine codes of its box's cy, cx, w and h: (prompts, queries, width)."""
     name = f"decoder.query_position.{layer}"
-    ordered = b.node("Gather", f"{name}.ordered", widened(b, f"{name}.wide", boxes), b.ints(1, 0, 2, 3), axis=2)
+    ordered = b.node("Gather", f"{name}.ordered", b.widened(f"{name}.wide", boxes), b.ints(1, 0, 2, 3), axis=2)
     values = b.node("Unsqueeze", f"{name}.values", ordered, b.ints(3))
-    code = narrowed(b, f"{name}.narrow", sine_nodes(b, f"{name}.code", values, s.width // 2))
+    code = b.narrowed(f"{name}.narrow", sine_nodes(b, f"{name}.code", values, s.width // 2))
     rows = b.reshape(f"{name}.rows", code, -1, 2 * s.width)
     found = b.reshape(name, perceptron(b, name, rows, f"{_DECODER}ref_point_head.", 2), -1, s.queries, s.width)
     return b.tap(name, found, ["prompts", s.queries, s.width])

@@ -6,7 +6,7 @@ import numpy as np
 
 from sam3lite_convert.graph.boxes import corners
 from sam3lite_convert.graph.builder import GraphBuilder
-from sam3lite_convert.graph.layers import linear, narrowed, norm, padding_scores, pre_norm_layer, unflatten, widened
+from sam3lite_convert.graph.layers import linear, norm, padding_scores, pre_norm_layer, unflatten
 from sam3lite_convert.graph.positions import sine_nodes
 from sam3lite_convert.graph.sizes import DetectorSizes
 
@@ -28,7 +28,7 @@ def geometry_encoder(
     embedded = _embedded(b, s, features, boxes, labels)
     # The class token stands behind the last valid box, so that padded boxes stay behind it.
     longer = b.node("Pad", "geometry.longer", embedded, b.ints(0, 0, 0, 0, 1, 0))
-    valid = b.node("Cast", "geometry.valid", b.node("Not", "geometry.not_padded", padded), to=7)
+    valid = b.cast("geometry.valid", b.node("Not", "geometry.not_padded", padded), "int64")
     count = b.node("ReduceSum", "geometry.count", valid, b.ints(1), keepdims=1)
     after = b.node("Add", "geometry.length", _count(b, "geometry.boxes", padded, axis=1), b.number(1))
     at = b.node("Range", "geometry.at", b.number(0), after, b.number(1))
@@ -60,11 +60,11 @@ def _embedded(b: GraphBuilder, s: DetectorSizes, features: str, boxes: str, labe
     direct = b.tap("geometry.box_direct", unflatten(b, "geometry.box_direct", flat, boxes, None, s.width), three)
     pooled = unflatten(b, f"{at}.pooled", _pooled(b, s, features, boxes, rows), boxes, None, s.width)
 
-    wide = widened(b, f"{at}.wide", rows)
+    wide = b.widened(f"{at}.wide", rows)
     (yx, hw) = (b.node("Gather", f"{at}.{word}", wide, b.ints(*axes), axis=1) for word, axes in _ORDERS.items())
     code = sine_nodes(b, f"{at}.code", b.node("Unsqueeze", f"{at}.values", yx, b.ints(2)), s.width // 2)
     whole = b.node("Concat", f"{at}.numbers", b.reshape(f"{at}.codes", code, -1, s.width), hw, axis=1)
-    flat = b.linear(f"{at}.place", narrowed(b, f"{at}.narrow", whole), f"{_PREFIX}boxes_pos_enc_project.weight")
+    flat = b.linear(f"{at}.place", b.narrowed(f"{at}.narrow", whole), f"{_PREFIX}boxes_pos_enc_project.weight")
     place = b.tap("geometry.box_position", unflatten(b, "geometry.box_position", flat, boxes, None, s.width), three)
 
     table = b.weight(b.weights.one(f"{_PREFIX}label_embed.weight"))
@@ -78,9 +78,9 @@ def _pooled(b: GraphBuilder, s: DetectorSizes, features: str, boxes: str, rows: 
     at, roi = "geometry.pool", s.roi
     channels_last = b.node("Transpose", f"{at}.last", features, perm=[0, 2, 3, 1])
     normed = norm(b, f"{at}.norm", channels_last, f"{_PREFIX}img_pre_norm.")
-    maps = widened(b, f"{at}.maps", b.node("Transpose", f"{at}.first", normed, perm=[0, 3, 1, 2]))
+    maps = b.widened(f"{at}.maps", b.node("Transpose", f"{at}.first", normed, perm=[0, 3, 1, 2]))
     relative = corners(
-        b, f"{at}.corners", widened(b, f"{at}.wide", rows), b.constant("half_wide", np.array(0.5, np.float32))
+        b, f"{at}.corners", b.widened(f"{at}.wide", rows), b.constant("half_wide", np.array(0.5, np.float32))
     )
     in_cells = b.node("Mul", f"{at}.cells", relative, b.constant("grid_wide", np.array(s.grid, np.float32)))
     # Which image a box belongs to: that of its prompt, or the only one.
@@ -103,7 +103,7 @@ def _pooled(b: GraphBuilder, s: DetectorSizes, features: str, boxes: str, rows: 
         coordinate_transformation_mode="output_half_pixel",
     )
     # The convolution covers the whole of what it is given: a matrix.
-    flat = b.reshape(f"{at}.flat", narrowed(b, f"{at}.narrow", under), -1, s.width * roi * roi)
+    flat = b.reshape(f"{at}.flat", b.narrowed(f"{at}.narrow", under), -1, s.width * roi * roi)
     kernel, bias = (b.weights.one(f"{_PREFIX}boxes_pool_project.{part}") for part in ("weight", "bias"))
     found = b.gemm(f"{at}.product", flat, kernel.seen_as(kernel.shape[0], s.width * roi * roi), bias)
     pooled = b.reshape("geometry.box_pooled", found, -1, s.width, 1, 1)

@@ -10,7 +10,7 @@ import numpy as np
 from sam3lite_convert.convert.packed_config import GROUPS
 from sam3lite_convert.graph.builder import GraphBuilder
 from sam3lite_convert.graph.detr import Prompt
-from sam3lite_convert.graph.layers import attention, narrowed, norm, perceptron, unflatten, widened
+from sam3lite_convert.graph.layers import attention, norm, perceptron, unflatten
 from sam3lite_convert.graph.sizes import DetectorSizes
 from sam3lite_convert.plan.detector_constants import NORM_EPS, SCORE_LIMIT
 
@@ -114,13 +114,13 @@ def _pixel_decoder(b: GraphBuilder, s: DetectorSizes, y: str, maps: Sequence[str
 
 def _group_norm(b: GraphBuilder, s: DetectorSizes, name: str, x: str, stage: int, side: int) -> str:
     """GroupNorm, written out, in float32: onnxruntime's own is 5.9e-5 off on a map of 288 x 288."""
-    wide = widened(b, f"{name}.wide", x)
+    wide = b.widened(f"{name}.wide", x)
     grouped = b.reshape(f"{name}.grouped", wide, -1, GROUPS, s.width // GROUPS, side, side)
     apart = b.node("Sub", f"{name}.apart", grouped, _mean(b, f"{name}.mean", grouped))
     variance = _mean(b, f"{name}.variance", b.node("Mul", f"{name}.square", apart, apart))
     above = b.node("Add", f"{name}.above", variance, b.constant("eps_wide", np.array(NORM_EPS, np.float32)))
     normed = b.node("Div", f"{name}.normed", apart, b.node("Sqrt", f"{name}.deviation", above))
-    back = narrowed(b, f"{name}.narrow", b.reshape(f"{name}.back", normed, -1, s.width, side, side))
+    back = b.narrowed(f"{name}.narrow", b.reshape(f"{name}.back", normed, -1, s.width, side, side))
     scale, bias = (
         b.weight(b.weights.one(f"{_MASKS}pixel_decoder.norms.{stage}.{part}").seen_as(s.width, 1, 1))
         for part in ("weight", "bias")

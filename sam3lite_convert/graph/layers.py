@@ -166,16 +166,3 @@ def pre_norm_layer(
     x = b.node("Add", f"{name}.sum2", x, found)
     t = norm(b, f"{name}.norm3", x, f"{prefix}norm3.")
     return b.node("Add", name, x, feed_forward(b, f"{name}.mlp", t, prefix, own))
-
-
-# ---- float32, whatever the graph's dtype --------------------------------------------------
-
-
-def widened(b: GraphBuilder, name: str, x: str) -> str:
-    """A value of the graph's dtype as float32: itself if it is."""
-    return x if b.dtype == "float32" else b.node("Cast", name, x, to=1)
-
-
-def narrowed(b: GraphBuilder, name: str, x: str) -> str:
-    """A float32 value in the graph's dtype: itself if it is."""
-    return x if b.dtype == "float32" else b.node("Cast", name, x, to=10)

@@ -101,15 +101,12 @@ def rotated(
     pairs = width // heads // 2
     split = b.reshape(f"{name}.pairs", x, -1, tokens, heads, pairs, 2)
     perm = [0, 2, 4, 3, 1] if transposed else [0, 2, 1, 4, 3]
-    parts = b.node("Transpose", f"{name}.parts", split, perm=perm)
-    if b.dtype != "float32":
-        parts = b.node("Cast", f"{name}.wide", parts, to=1)
+    parts = b.widened(f"{name}.wide", b.node("Transpose", f"{name}.parts", split, perm=perm))
     cosine, sine = by.turned if transposed else (by.cosine, by.sine)
     kept = b.node("Mul", f"{name}.cosine", parts, cosine)
     swapped = b.node("Gather", f"{name}.swapped", parts, b.ints(1, 0), axis=2 if transposed else 3)
     turned = b.node("Add", f"{name}.sum", kept, b.node("Mul", f"{name}.sine", swapped, sine))
-    if b.dtype != "float32":
-        turned = b.node("Cast", f"{name}.narrow", turned, to=10)
+    turned = b.narrowed(f"{name}.narrow", turned)
     last = (2 * pairs, tokens) if transposed else (tokens, 2 * pairs)
     return b.reshape(f"{name}.rotated", turned, -1, heads, *last)
 

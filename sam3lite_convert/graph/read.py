@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,14 @@ def read_graph(path: Path, folder: Path | None, limit: int = LIMIT) -> ModelProt
     to run: weights outside of the folder or of their file, values that are not made before they are read, operators of
     other domains, graphs nested too deep, or a version that the installed onnx does not know.
     """
+    model, _ = read_with_hash(path, limit)
+    if folder is not None:
+        check_places(model, folder, path.name)
+    return model
+
+
+def read_with_hash(path: Path, limit: int = LIMIT) -> tuple[ModelProto, str]:
+    """What ``read_graph`` reads without a folder, and the SHA-256 of the very bytes that it was read from."""
     with open_file(path) as file:
         data = file.read(limit + 1)
     where = path.name
@@ -63,10 +72,14 @@ def read_graph(path: Path, folder: Path | None, limit: int = LIMIT) -> ModelProt
         raise _refused(where, f"it is not an ONNX model ({in_short(fault)})") from None
     _check_versions(model, where)
     _check_graph(model.graph, where, frozenset(), 0)
-    if folder is not None:
-        for tensor in _tensors(model.graph):
-            _check_tensor(tensor, folder, where)
-    return model
+    return model, hashlib.sha256(data).hexdigest()
+
+
+def check_places(model: ModelProto, folder: Path, where: str) -> None:
+    """Raises Untrusted if a tensor's bytes are not all there, in the graph or in the folder. ``where``: the graph's
+    name."""
+    for tensor in _tensors(model.graph):
+        _check_tensor(tensor, folder, where)
 
 
 def place_of(tensor: TensorProto) -> ExternalPlace:

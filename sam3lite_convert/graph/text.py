@@ -38,7 +38,7 @@ def text_graph(b: GraphBuilder, s: TextSizes, prefix: str = "") -> None:
     features = b.reshape(FEATURES, flat, -1, tokens, s.output)
     b.tap(f"{prefix}projected", features, ["batch", tokens, s.output])
     b.output(features, b.dtype, ["batch", tokens, s.output], "what the detector reads of each token")
-    b.output(b.node("Cast", MASK, ids, to=9), "bool", ["batch", tokens], "true for a token, false for padding")
+    b.output(b.cast(MASK, ids, "bool"), "bool", ["batch", tokens], "true for a token, false for padding")
     # The first greatest id: the end token has the greatest of all.
     at = b.node("ArgMax", "pooled.at", ids, axis=1, keepdims=1, select_last_index=0)
     picked = b.node("GatherND", "pooled.token", x, at, batch_dims=1)

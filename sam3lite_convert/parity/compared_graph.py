@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.checkpoint.hashing import sha256_of
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.parity.taps import OUTPUTS, point_of
@@ -89,7 +88,7 @@ def find_graph(folder: Path) -> FoundGraph:
     Raises CannotRun if the folder has none, Untrusted as ``read_graph`` does.
     """
     from sam3lite_convert.graph.folder_graphs import TEXT_MODEL
-    from sam3lite_convert.graph.read import read_graph
+    from sam3lite_convert.graph.read import check_places, read_with_hash
     from sam3lite_convert.parity.graph_encoder import dtype_of
 
     path = folder / TEXT_MODEL
@@ -97,8 +96,9 @@ def find_graph(folder: Path) -> FoundGraph:
         raise CannotRun(
             f"{folder} holds no {TEXT_MODEL}; sam3lite export onnx {shlex.quote(str(folder))} writes it", "no_graph"
         )
-    model = read_graph(path, folder)
-    return FoundGraph(path, model, sha256_of(path), dtype_of(model))
+    model, sha256 = read_with_hash(path)
+    check_places(model, folder, TEXT_MODEL)
+    return FoundGraph(path, model, sha256, dtype_of(model))
 
 
 def beside_own(found: FoundGraph, folder: Folder, mappings: Mappings, encoder: GraphEncoder) -> ComparedGraph:

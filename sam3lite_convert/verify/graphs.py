@@ -58,8 +58,9 @@ def check_graphs(
             notes.append(f"{name} was not checked: pip install 'sam3lite-convert[onnx]'")
         else:
             try:
-                if name not in QUANTIZED_MODELS or _can_be_made(folder.path / name, notes):
-                    found = list(_faults(name, folder, mappings, hashes))
+                model = _read(folder.path / name)
+                if name not in QUANTIZED_MODELS or _can_be_made(name, model, notes):
+                    found = list(_faults(name, model, folder, mappings, hashes))
                     yield from found
                     if not found:
                         notes.append(f"{name}: {_REMADE if name in QUANTIZED_MODELS else _RIGHT}")
@@ -104,51 +105,48 @@ def _source(said: str) -> str:
 # ---- one graph
 
 
-def _limit(path: Path) -> int:
-    """The greatest size of a graph's file, in bytes; one that holds its weights is smaller than the folder's."""
-    from sam3lite_convert.graph.read import LIMIT
+def _read(path: Path) -> ModelProto:
+    """The graph, without a look at its weights; one that holds them is smaller than the folder's.
 
-    if path.name not in QUANTIZED_MODELS:
-        return LIMIT
-    return LIMIT + sum(file.stat().st_size for file in path.parent.iterdir() if file.suffix == ".safetensors")
-
-
-def _can_be_made(path: Path, notes: list[str]) -> bool:
-    """Whether a quantised graph can be made again here, to compare it; adds to ``notes`` why not.
-
-    Raises Untrusted and CannotRun as ``_faults`` does.
+    Raises Untrusted if it is not safe to run, CannotRun if it cannot be opened.
     """
-    from sam3lite_convert.graph.quantize import installed, quantized_from
-    from sam3lite_convert.graph.read import read_graph
+    from sam3lite_convert.graph.read import LIMIT, read_graph
 
-    stated, here = quantized_from(read_graph(path, None, _limit(path))), installed()
+    weights = [file.stat().st_size for file in path.parent.iterdir() if file.suffix == ".safetensors"]
+    return read_graph(path, None, LIMIT + sum(weights) if path.name in QUANTIZED_MODELS else LIMIT)
+
+
+def _can_be_made(name: str, model: ModelProto, notes: list[str]) -> bool:
+    """Whether a quantised graph can be made again here, to compare it; adds to ``notes`` why not."""
+    from sam3lite_convert.graph.quantize import installed, quantized_from
+
+    stated, here = quantized_from(model), installed()
     if here is None:
-        notes.append(f"{path.name} was not checked: pip install 'sam3lite-convert[onnx]'")
+        notes.append(f"{name} was not checked: pip install 'sam3lite-convert[onnx]'")
     elif stated is not None and (stated.onnxruntime, stated.onnx) != here:
         made, now = (
             f"onnxruntime {runtime} and onnx {onnx}" for runtime, onnx in ((stated.onnxruntime, stated.onnx), here)
         )
-        notes.append(f"{path.name} was not checked: {made} made it, and {now} may make another of the same weights")
+        notes.append(f"{name} was not checked: {made} made it, and {now} may make another of the same weights")
     else:
         return True
     return False
 
 
 def _faults(
-    name: str, folder: Folder, mappings: Mappings, hashes: Callable[[], dict[str, str]]
+    name: str, model: ModelProto, folder: Folder, mappings: Mappings, hashes: Callable[[], dict[str, str]]
 ) -> Iterator[Difference]:
-    """What is wrong with one graph. Raises Untrusted if it is not safe to run, CannotRun if it cannot be opened."""
+    """What is wrong with one graph. Raises Untrusted if it is not safe to run."""
     from sam3lite_convert.graph.metadata import TOOL, TOOL_NOW, stated_weights
-    from sam3lite_convert.graph.read import metadata_of, read_graph
+    from sam3lite_convert.graph.read import check_places, metadata_of
 
-    path, limit = folder.path / name, _limit(folder.path / name)
-    said = metadata_of(read_graph(path, None, limit))
+    said = metadata_of(model)
     receipt, stated = own_receipt(folder), stated_weights(said)
     if receipt is not None and stated and stated != (held := hashes()):
         why = f"belongs to {_named(stated)}; here is {_named(held)}"
         yield Difference(name, _WEIGHTS, _COMPONENT, why)
         return
-    model = read_graph(path, folder.path, limit)
+    check_places(model, folder.path, name)
     yield from _misplaced(name, model, folder)
     if receipt is None or not stated:
         lacks = "the folder has no receipt of its tensors" if receipt is None else "it states no weights"

@@ -12,13 +12,12 @@ import onnx
 import torch
 from torch import Tensor
 
-from sam3lite_convert.checkpoint.hashing import sha256_of
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.graph.compare import taps_of
 from sam3lite_convert.graph.cut import Cutter, with_outputs
 from sam3lite_convert.graph.decode import BOX_LABELS, BOX_MASK, BOXES
 from sam3lite_convert.graph.folder_graphs import DETECTOR_MODELS
-from sam3lite_convert.graph.read import read_graph
+from sam3lite_convert.graph.read import check_places, read_graph, read_with_hash
 from sam3lite_convert.graph.text import IDS
 from sam3lite_convert.graph.vision import IMAGE
 from sam3lite_convert.parity.compare import max_abs
@@ -97,7 +96,10 @@ def open_graphs(folder: Path, call: DetectorCall) -> tuple[Graph, ...]:
     command = f"sam3lite export onnx {shlex.quote(str(folder))} --component detector"
     if missing := [name for name in DETECTOR_MODELS if not (folder / name).is_file()]:
         raise CannotRun(f"{folder} has no {', '.join(missing)}: write the graphs with {command}", "no_graph")
-    models = {name: read_graph(folder / name, folder) for name in DETECTOR_MODELS}
+    read = {name: read_with_hash(folder / name) for name in DETECTOR_MODELS}
+    models = {name: model for name, (model, _) in read.items()}
+    for name, model in models.items():
+        check_places(model, folder, name)
     size, tokens = (_last_of_input(models, name) for name in (IMAGE, IDS))
     if size not in (None, call.size):
         raise CannotRun(
@@ -111,7 +113,7 @@ def open_graphs(folder: Path, call: DetectorCall) -> tuple[Graph, ...]:
             f"{call.input_ids.shape[1]}: give --context {tokens}",
             "other_size",
         )
-    return detector_graphs(models, {name: sha256_of(folder / name) for name in models})
+    return detector_graphs(models, {name: sha256 for name, (_, sha256) in read.items()})
 
 
 def size_of(folder: Path) -> int | None:
