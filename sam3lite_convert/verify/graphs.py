@@ -152,6 +152,10 @@ def _faults(
         lacks = "the folder has no receipt of its tensors" if receipt is None else "it states no weights"
         yield Difference(name, _GRAPH, _COMPONENT, f"is not a graph that sam3lite wrote for this folder: {lacks}")
         return
+    of, _ = QUANTIZED_MODELS.get(name, (name, None))
+    if receipt.component == "text" and of in DETECTOR_MODELS:
+        yield Difference(name, _GRAPH, _COMPONENT, "is one of a whole detector's, and the folder is a text encoder")
+        return
     differing = list(_differing(name, model, said, folder, receipt, mappings, stated))
     written = said.get(TOOL, "")
     if differing and written != TOOL_NOW:
@@ -205,7 +209,7 @@ def _differing(
     weights: Mapping[str, str],
 ) -> Iterator[Difference]:
     """How a graph differs from the one that this version writes for the folder."""
-    from sam3lite_convert.graph.compare import differences
+    from sam3lite_convert.graph.compare import differences, first_unlike
     from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of
     from sam3lite_convert.graph.metadata import graph_metadata
     from sam3lite_convert.graph.quantize import LOSS, quantized
@@ -224,14 +228,31 @@ def _differing(
         own = ours(True)
     if method is not None:
         own = quantized(own, folder.path, method)
-        said = {key: value for key, value in said.items() if key != LOSS}  # measured: another each time
+        model = _without(model, LOSS)  # measured: another each time
+        said = metadata_of(model)
+    alike = True
     for one in differences(model, own):
+        alike = False
         yield Difference(f"{name}: {one.name}" if one.name else name, _GRAPH, _COMPONENT, one.words)
     wanted = metadata_of(own)
     for key in dict.fromkeys((*wanted, *said)):
         if said.get(key) != wanted.get(key):
+            alike = False
             why = f"says {_short(said.get(key))}; the folder's is {_short(wanted.get(key))}"
             yield Difference(f"{name}: {key}", _GRAPH, _COMPONENT, why)
+    if alike and (where := first_unlike(model, own)) is not None:
+        why = f"computes what the graph of this version does, but its file is another: {where or 'an unknown field'}"
+        yield Difference(name, _GRAPH, _COMPONENT, f"{why} differs")
+
+
+def _without(model: ModelProto, key: str) -> ModelProto:
+    """A copy of a graph without an entry of its metadata."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    kept = [entry for entry in model.metadata_props if entry.key != key]
+    del copy.metadata_props[:]
+    copy.metadata_props.extend(kept)
+    return copy
 
 
 def _side(said: str) -> int | None:
