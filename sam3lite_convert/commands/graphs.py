@@ -71,6 +71,12 @@ def add_graphs(
     layout = layout_of(receipt.to_json(), mappings)
     graphs = graphs_of(folder, layout, component, graph_metadata(receipt, weights), taps, size)
     check_replaced(folder.path, receipt, graphs)
+    if linked := [name for name in folder.taken if (folder.path / name).is_symlink()]:
+        raise CannotRun(
+            f"{folder.path / linked[0]} is a link, and onnx takes no weights through links. Copy the folder with its "
+            "files (cp -rL), and export there.",
+            "linked_weights",
+        )
     made = {name: (data := serialized(model), _graph_file(name, model, data)) for name, model in graphs.items()}
     with ExitStack() as stack:
         for name, (data, _) in made.items():

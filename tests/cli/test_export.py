@@ -272,6 +272,15 @@ def test_convert_writes_the_same_graph_in_one_go_or_nothing(folder, tiny, tmp_pa
     assert not (at_once / "model.onnx").exists()
 
 
+def test_weights_behind_a_link_are_told_before_anything_is_written(ready, tmp_path):
+    (ready / "model.safetensors").rename(tmp_path / "elsewhere")
+    (ready / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    before = snapshot(ready)
+    done = sam3lite("export", "onnx", ready, "--json")
+    assert done.code == 2 and "is a link, and onnx takes no weights through links" in done.json["error"]["message"]
+    assert snapshot(ready) == before
+
+
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_graph_that_somebody_else_wrote_is_not_replaced(ready, tiny, listed):
     if listed:  # theirs took the place of ours
