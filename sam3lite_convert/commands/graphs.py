@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.checkpoint.file_set import is_inside
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.side_files import with_graphs
@@ -72,10 +73,10 @@ def add_graphs(
     layout = layout_of(receipt.to_json(), mappings)
     graphs = graphs_of(folder, layout, component, graph_metadata(receipt, weights), taps, size)
     check_replaced(folder.path, receipt, graphs)
-    if linked := [name for name in folder.taken if (folder.path / name).is_symlink()]:
+    if outside := [name for name in folder.taken if not is_inside(folder.path, name)]:
         raise CannotRun(
-            f"{folder.path / linked[0]} is a link, and onnx takes no weights through links. Copy the folder with its "
-            "files (cp -rL), and export there.",
+            f"{folder.path / outside[0]} is a link to a file outside of the folder, which runtimes do not follow. Copy "
+            "the folder with its files (cp -rL), and export there.",
             "linked_weights",
         )
     made = {name: (data := serialized(model), _graph_file(name, model, data)) for name, model in graphs.items()}
