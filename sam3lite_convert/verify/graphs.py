@@ -61,8 +61,10 @@ def check_graphs(
         else:
             try:
                 model = _read(folder.path / name)
-                if name not in QUANTIZED_MODELS or _can_be_made(name, model, notes):
-                    found = list(_faults(name, model, folder, mappings, hashes))
+                if of_others := list(_of_other_weights(name, model, folder, hashes)):
+                    yield from of_others
+                elif name not in QUANTIZED_MODELS or _can_be_made(name, model, notes):
+                    found = list(_faults(name, model, folder, mappings))
                     yield from found
                     if not found:
                         notes.append(f"{name}: {_REMADE if name in QUANTIZED_MODELS else _RIGHT}")
@@ -135,19 +137,27 @@ def _can_be_made(name: str, model: ModelProto, notes: list[str]) -> bool:
     return False
 
 
-def _faults(
-    name: str, model: ModelProto, folder: Folder, mappings: Mappings, hashes: Callable[[], dict[str, str]]
+def _of_other_weights(
+    name: str, model: ModelProto, folder: Folder, hashes: Callable[[], dict[str, str]]
 ) -> Iterator[Difference]:
-    """What is wrong with one graph. Raises Untrusted if it is not safe to run."""
+    """That a graph belongs to other weights than the folder's, if it says so."""
+    from sam3lite_convert.graph.metadata import stated_weights
+    from sam3lite_convert.graph.read import metadata_of
+
+    stated = stated_weights(metadata_of(model))
+    if own_receipt(folder) is not None and stated and stated != (held := hashes()):
+        why = f"belongs to {_named(stated)}; here is {_named(held)}"
+        yield Difference(name, _WEIGHTS, _COMPONENT, why)
+
+
+def _faults(name: str, model: ModelProto, folder: Folder, mappings: Mappings) -> Iterator[Difference]:
+    """What is wrong with one graph that does not say that it belongs to other weights. Raises Untrusted if it is not
+    safe to run."""
     from sam3lite_convert.graph.metadata import TOOL, TOOL_NOW, stated_weights
     from sam3lite_convert.graph.read import check_places, metadata_of
 
     said = metadata_of(model)
     receipt, stated = own_receipt(folder), stated_weights(said)
-    if receipt is not None and stated and stated != (held := hashes()):
-        why = f"belongs to {_named(stated)}; here is {_named(held)}"
-        yield Difference(name, _WEIGHTS, _COMPONENT, why)
-        return
     check_places(model, folder.path, name)
     yield from _misplaced(name, model, folder)
     if receipt is None or not stated:
