@@ -141,6 +141,7 @@ def test_the_python_calls_the_graphs(here):
         np.testing.assert_array_equal(masks, before)
     exec(compile(code("python", "boxes"), "docs/onnx.md", "exec"), names)
     around = torch.tensor([[[28 / 64, 20 / 48, 32 / 64, 24 / 48]]])  # 12, 8 to 44, 32 in a picture of 64 x 48
+    torch.testing.assert_close(torch.from_numpy(names["given"]["boxes"][:1]), around)  # few weights read it
     with torch.inference_mode():
         pixels, ids = torch.from_numpy(names["image"]), torch.from_numpy(names["ids"])
         for prompt, box in enumerate((around, None)):
