@@ -139,6 +139,15 @@ def test_the_python_calls_the_graphs(here):
         maps = dict(zip(names["levels"], names["vision"].run(names["levels"], {"image": names["image"]}), strict=True))
         (masks,) = names["decode"].run(["pred_masks"], {**maps, **names["words"], **names["no_boxes"]})
         np.testing.assert_array_equal(masks, before)
+    exec(compile(code("python", "boxes"), "docs/onnx.md", "exec"), names)
+    around = torch.tensor([[[28 / 64, 20 / 48, 32 / 64, 24 / 48]]])  # 12, 8 to 44, 32 in a picture of 64 x 48
+    torch.testing.assert_close(torch.from_numpy(names["given"]["boxes"][:1]), around)  # few weights read it
+    with torch.inference_mode():
+        pixels, ids = torch.from_numpy(names["image"]), torch.from_numpy(names["ids"])
+        for prompt, box in enumerate((around, None)):
+            alone = model(pixels, ids[prompt : prompt + 1], box)
+            for mine, theirs in ((names["boxes"], alone.pred_boxes_xyxy), (names["masks"], alone.pred_masks)):
+                torch.testing.assert_close(torch.from_numpy(mine[prompt]), theirs[0], atol=1e-4, rtol=1e-4)
 
 
 TEXT_PARITY, DETECTOR_PARITY = commands("parity")

@@ -8,7 +8,7 @@ from sam3lite_convert.cli import options as o
 
 
 def demo(output: o.DemoOutput = None, json: o.Json = False) -> None:
-    """Try all commands on a small generated checkpoint, offline.
+    """Try the main commands on a small generated checkpoint, offline.
 
     Runs inspect, convert, verify and parity for each layout.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -24,7 +25,7 @@ def onnx(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Converted folder, as it was written.")],
     source: o.ExportSource = None,
     checkpoint: o.CheckpointOption = None,
-    component: o.ComparedOption = o.Compared.text,
+    component: o.ExportedComponent = o.Compared.text,
     taps: Annotated[bool, typer.Option("--taps", help="Make every tap an output. Default: the results alone.")] = False,
     size: o.GraphSize = None,
     quantize: o.Quantize = None,
@@ -65,6 +66,8 @@ def onnx(
     if quantization is None:  # of which times are measured
         use_one_thread()
     name, mappings = one_checkpoint(source, checkpoint), load_mappings(mapping)
+    if folder.is_file() and folder.suffix != ".safetensors":
+        _refuse_file(folder, name)
     found: Source | None = None
     if name is not None:
         found = locate(name, repo_id, revision, cache_dir, json, chosen).whole()
@@ -74,3 +77,16 @@ def onnx(
     (as_json if json else exported)(document)
     if budget is not None and not document.within_budget:
         raise typer.Exit(1)
+
+
+def _refuse_file(file: Path, checkpoint: str | None) -> NoReturn:
+    """Raises CannotRun for a file where the folder should be, most often the checkpoint."""
+    given = shlex.quote(str(file))
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        swapped = f"sam3lite export onnx {shlex.quote(checkpoint)} --checkpoint {given}"
+        raise CannotRun(f"{file} is a file and {checkpoint} a folder: swap them: {swapped}", "usage")
+    raise CannotRun(
+        f"{file} is a file, and export takes a folder that convert wrote. To convert a checkpoint and write its text "
+        f"encoder's graph: sam3lite convert {given} --onnx",
+        "usage",
+    )

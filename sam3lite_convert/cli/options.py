@@ -488,6 +488,14 @@ ComparedOption = Annotated[
         "--component", help="What to compare: the text encoder, or the whole detector (detector), stage by stage."
     ),
 ]
+ExportedComponent = Annotated[
+    Compared,
+    typer.Option(
+        "--component",
+        help="What to write: model.onnx, the text encoder (text), or the whole detector, as vision.onnx, text.onnx and "
+        "decode.onnx (detector).",
+    ),
+]
 RecordedComponent = Annotated[
     Compared,
     typer.Option(
@@ -508,7 +516,7 @@ Size = Annotated[
         metavar="N",
         parser=_whole_number,
         help="With --component detector: side of the square that the detector sees, in pixels. Default: 336, for "
-        "speed; the detector's own is 1008.",
+        "speed, or the size of the graphs in --converted; the detector's own is 1008.",
     ),
 ]
 GraphSize = Annotated[
@@ -517,7 +525,7 @@ GraphSize = Annotated[
         metavar="N",
         parser=_whole_number,
         help="With --component detector: side of the square that its graphs are for, in pixels, a multiple of the "
-        "detector's patches. Default: the detector's own, 1008.",
+        "detector's patches. Default: the detector's own, 1008 of a released one.",
     ),
 ]
 Image = Annotated[

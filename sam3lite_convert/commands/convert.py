@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -253,11 +254,12 @@ def finished(
         absent = [name for name in side_files.missing(folder, receipt, True) if name not in gone]
     if absent:
         command = request.command or f"sam3lite convert --checkpoint {location.option} --layout {receipt.layout}"
-        because = f" ({why})" if why else ""
+        because = f": {why.rstrip('.')}" if why else ""
         late = [
             *late,
             f"the tokenizer is incomplete, {', '.join(absent)} missing{because}. To add it, run this with access to "
-            f"the Hub, or with a folder that holds CLIP's tokenizer: {command} --tokenizer DIR_OR_REPO",
+            f"the Hub, or with a folder that holds CLIP's tokenizer: {_without_tokenizer(command)} --tokenizer "
+            "DIR_OR_REPO",
         ]
     loading, *parts = loads_with(receipt, str(folder))
     written = WrittenConversion(
@@ -276,6 +278,18 @@ def finished(
         graph_parity=receipt.graph_parity,
     )
     return replace(document, notes=(*document.notes, *late), written=written)
+
+
+def _without_tokenizer(command: str) -> str:
+    """A command line without its --tokenizer."""
+    words = iter(shlex.split(command))
+    kept = []
+    for word in words:
+        if word == "--tokenizer":
+            next(words, None)
+        elif not word.startswith("--tokenizer="):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def sizes(folder: Path) -> dict[str, int]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, get_args
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.commands.onnx_candidate import exported_folder
 from sam3lite_convert.commands.sources import Source
-from sam3lite_convert.convert.folder import Folder, read_folder
+from sam3lite_convert.commands.verify import read_with_weights
+from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
@@ -85,7 +86,7 @@ def run_detector_parity(
     texts: tuple[str, ...] = ()
     if looks.as_used:
         options, texts = _as_used(options, inputs, converted, mappings)
-    source = source if converted is None else source.as_stated(read_folder(converted).receipt)
+    source = source if converted is None else source.as_stated(read_with_weights(converted).receipt)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         checkpoint = source.read(mappings)

@@ -13,9 +13,9 @@ from sam3lite_convert.commands.convert import NotProven
 from sam3lite_convert.commands.graphs import add_graphs, check_replaced, need_onnx
 from sam3lite_convert.commands.quantized_graphs import Quantization, add_quantized, check_quantizable
 from sam3lite_convert.commands.sources import HubLocation, Source, locate
-from sam3lite_convert.commands.verify import verify_folder
+from sam3lite_convert.commands.verify import read_with_weights, verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
-from sam3lite_convert.convert.folder import Folder, read_folder
+from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, TEXT_MODEL, quantized_name
 from sam3lite_convert.convert.proof import own_receipt
 from sam3lite_convert.convert.side_files import with_graphs, without_tokenizer, write_receipt
@@ -57,12 +57,12 @@ def export_onnx(
     need_onnx()
     verification = None
     if source is not None:
-        read_folder(folder)  # first: one that cannot be read needs no verification
+        read_with_weights(folder)  # first: one that cannot be read needs no verification
         verification = verify_folder(folder, source, mappings, causal, progress, graphs=False)  # they are replaced
         if verification.verdict != "proven":
             message = f"not exported: {folder} is not {source.name}: {verification.summary}"
             raise NotProven(message, "not_proven", verification)
-    found = read_folder(folder)
+    found = read_with_weights(folder)
     receipt, weights = _proven(found, mappings, verification)
     if quantization is not None:
         check_quantizable(receipt, quantization)
@@ -84,6 +84,7 @@ def export_onnx(
         dtype=receipt.dtype,
         taps=taps,
         weights=weights,
+        verified=verification.summary if verification is not None else None,
         graphs=tuple(file for _, file in graphs.values()),
         quantized=tuple(made.values()),
         within_budget=all(file.loss.first_over_budget is None for file in made.values()) if made else None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from sam3lite_convert.commands.onnx_candidate import exported_folder
 from sam3lite_convert.commands.sources import Source
-from sam3lite_convert.convert.folder import read_folder
+from sam3lite_convert.commands.verify import read_with_weights
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, in_short
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
@@ -95,7 +95,7 @@ def run_parity(
         check_place(save)
     if looks.as_used:
         options = as_used_options(options, converted, mappings)
-    source = source if converted is None else source.as_stated(read_folder(converted).receipt)
+    source = source if converted is None else source.as_stated(read_with_weights(converted).receipt)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         checkpoint = source.read(mappings)
@@ -288,7 +288,7 @@ def self_test_parity(
     from sam3lite_convert.parity.self_test import run_self_test
     from sam3lite_convert.parity.setup import set_up
 
-    source = source if converted is None else source.as_stated(read_folder(converted).receipt)
+    source = source if converted is None else source.as_stated(read_with_weights(converted).receipt)
     with source.trusted():
         setup = set_up(source.read(mappings), mappings, options, converted)
     before = compare_encoders(setup, setup.candidate()).judgement

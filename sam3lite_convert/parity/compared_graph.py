@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.checkpoint.hashing import FilesHash
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.parity.taps import OUTPUTS, point_of
@@ -84,6 +85,24 @@ def difference_record(difference: GraphDifference) -> GraphDifferenceRecord:
     return GraphDifferenceRecord(name=d.name, taps=d.taps, what=d.words, tensors=d.keys)
 
 
+def other_weights(model: onnx.ModelProto, folder: Folder) -> GraphDifference | None:
+    """The difference of a graph that states other tensor files than the folder's; None if it states these, or none.
+    Reads the files, for their hashes."""
+    from sam3lite_convert.graph.compare import GraphDifference
+    from sam3lite_convert.graph.metadata import stated_weights
+    from sam3lite_convert.graph.read import metadata_of
+
+    stated = stated_weights(metadata_of(model))
+    if not stated:
+        return None
+    with FilesHash(folder.path / name for name in folder.taken) as hashing:
+        held = hashing.result()
+    if stated == held:
+        return None
+    files = ", ".join(f"{name} (SHA-256 {digest[:12]})" for name, digest in stated.items())
+    return GraphDifference("", (), f"the weights that it says it belongs to are not those of the folder: {files}")
+
+
 def find_graph(folder: Path) -> FoundGraph:
     """The text encoder's graph of a folder. Needs onnx.
 
@@ -118,6 +137,8 @@ def beside_own(found: FoundGraph, folder: Folder, mappings: Mappings, encoder: G
         try:
             own = graphs_of(folder, layout_of(folder.receipt, mappings), "text", {}, tapped)[TEXT_MODEL]
             told = (*stated_taps_differ(found.model, own), *differences(found.model, own))
+            if told and (of_others := other_weights(found.model, folder)):
+                told = (of_others, *told)
         except Sam3LiteError as fault:
             notes.append(f"the graph was not compared with the one that this version writes: {fault.message}")
     if told:

@@ -140,6 +140,7 @@ class ExportDocument(Document):
 
     component: what the graphs compute. taps: whether every tap is an output.
     weights: SHA-256 of each tensor file that the graphs read, by name.
+    verified: what the verification of this run found, in words; null if the folder's receipt says that it is proven.
     quantized: the graphs with int8 weights that were written beside them.
     within_budget: whether every tap of these is within the budget; null if there are none.
     """
@@ -150,6 +151,7 @@ class ExportDocument(Document):
     dtype: str
     taps: bool
     weights: dict[str, str]
+    verified: str | None
     graphs: tuple[GraphFile, ...]
     quantized: tuple[QuantizedFile, ...]
     within_budget: bool | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,4 +50,7 @@ def demo_end(d: DemoDocument, output: Path | None) -> None:
     parity = ", ".join(f"{layout} {verdict.replace('_', ' ')}" for layout, verdict in verdicts.items())
     say()
     say(f"Demo done: both layouts {d.verdict}; parity: {parity}. {kept}", "bold")
+    if output:
+        folder = shlex.quote(str(output / d.converted["packed"].output))
+        say(f"For ONNX, with the extra onnx: sam3lite export onnx {folder}")
     say("Next: sam3lite inspect YOUR_CHECKPOINT.pt")

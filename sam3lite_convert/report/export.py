@@ -20,6 +20,8 @@ def exported(r: ExportDocument) -> None:
                 shape = " x ".join(map(str, value.shape))
                 say(f"  {kind}  {value.name}  {value.dtype}  {shape}  {value.about}".rstrip())
     say(f"weights: {', '.join(r.weights)}, as they are")
+    if r.verified is not None:
+        say(f"proven: {r.verified}")
     for made in r.quantized:
         say()
         say(f"{r.folder}/{made.name}: {human_bytes(made.size)}, {made.method} weights of its own", "bold")

@@ -164,8 +164,11 @@ def cause(d: DiagnosisRecord) -> None:
 def diagnosis(d: DiagnosisRecord) -> None:
     """The likely cause, and the tensors behind it."""
     cause(d)
-    for difference in d.graph or ():
+    graph = d.graph or ()
+    for difference in graph[:_LISTED]:
         say(f"  graph: {difference.what}", "red")
+    if len(graph) > _LISTED:
+        say(f"  ... and {len(graph) - _LISTED:,} more; --json lists all of them")
     tensors = sorted(d.tensors, key=lambda t: t.fault is None)
     ours, theirs = common_start([t.target for t in tensors]), common_start([t.source for t in tensors])
     say(f"the tensors used by {d.tap}, {ours}*, and the rules that made them from {theirs}*:")

@@ -24,9 +24,13 @@ def converted_end(r: ConvertDocument) -> None:
     """Where the folder was pushed to, or the next command to try."""
     if r.done.push:
         pushed(r.done.push)
-    elif not r.done.verification:
-        tables = f" --mapping {shlex.quote(r.mapping)}" if r.mapping else ""
+        return
+    tables = f" --mapping {shlex.quote(r.mapping)}" if r.mapping else ""
+    if not r.done.verification:
         say(f"Next: sam3lite verify {shlex.quote(r.output)} --checkpoint {r.option}{tables}")
+    elif not r.done.graph_parity and any(name.endswith(".onnx") for name in r.done.files):
+        where = f"--converted {shlex.quote(r.output)} --candidate onnx"
+        say(f"Next: sam3lite parity --checkpoint {r.option} {where}{tables}")
 
 
 def push_planned(p: PushPlanRecord) -> None:

@@ -233,6 +233,28 @@ def test_without_onnx_nothing_is_done(folder, tiny, tmp_path, monkeypatch):
     assert "proven" not in receipt(folder) and not (tmp_path / "new").exists()
 
 
+def test_a_checkpoint_in_the_place_of_the_folder_is_told_from_one(folder, tiny):
+    for arguments, says in (
+        ((tiny, folder), f"swap them: sam3lite export onnx {folder} --checkpoint {tiny}"),
+        ((tiny,), f"sam3lite convert {tiny} --onnx"),
+        ((folder / "model.safetensors",), f"name the converted folder that holds it: {folder}"),
+    ):
+        done = sam3lite("export", "onnx", *arguments, "--json")
+        assert done.code == 2 and says in done.json["error"]["message"]
+
+
+def test_a_graph_that_was_moved_away_says_where_it_belongs(ready, tmp_path):
+    assert sam3lite("export", "onnx", ready).code == 0
+    (tmp_path / "away").mkdir()
+    shutil.copy(ready / "model.onnx", tmp_path / "away")
+    done = sam3lite("export", "onnx", tmp_path / "away", "--json")
+    assert (
+        done.code == 2
+        and f"belongs to model.safetensors (SHA-256 {digest(ready / 'model.safetensors')})"
+        in (done.json["error"]["message"])
+    )
+
+
 # ---- what is written
 
 
@@ -245,10 +267,13 @@ def test_with_the_checkpoint_it_verifies_records_and_exports(folder, tiny, tmp_p
 
     done = sam3lite("export", "onnx", folder, tiny, "--json")
     assert done.code == 0 and done.json["weights"] == proven(folder) == receipt(folder)["proven"]
+    assert done.json["verified"] == verify(folder, tiny).json["summary"]
     assert receipt(folder)["beside"]["model.onnx"] == digest(folder / "model.onnx") == done.json["graphs"][0]["sha256"]
     first = snapshot(folder)
-    assert sam3lite("export", "onnx", folder, "--checkpoint", tiny).code == 0 and snapshot(folder) == first
-    assert sam3lite("export", "onnx", folder).code == 0 and snapshot(folder) == first
+    again = sam3lite("export", "onnx", folder, "--checkpoint", tiny)
+    assert again.code == 0 and f"\nproven: {done.json['verified']}\n" in again.out and snapshot(folder) == first
+    by_receipt = sam3lite("export", "onnx", folder)
+    assert by_receipt.code == 0 and "proven: " not in by_receipt.out and snapshot(folder) == first
     assert not any(name.startswith(".") for name in first)
 
 
@@ -262,6 +287,8 @@ def test_convert_writes_the_same_graph_in_one_go_or_nothing(folder, tiny, tmp_pa
     def fails(path, name):
         raise CannotRun("onnx does not take it", "bad_graph")
 
+    said = sam3lite("convert", tiny, "--output", at_once, *TEXT, "--onnx").out
+    assert f"Next: sam3lite parity --checkpoint {tiny} --converted '{at_once}' --candidate onnx" in said
     monkeypatch.setattr(graphs, "_check", fails)
     done = sam3lite("convert", tiny, "--output", tmp_path / "none", *TEXT, "--onnx")
     assert done.code == 2 and not (tmp_path / "none").exists()

@@ -143,6 +143,9 @@ def test_another_file_of_the_tokenizers_repository_in_the_cache(hub, tiny):
     hub.fail("status", match="/api/models/", status=429, retry_after=3600, times=None)
     done = sam3lite("convert", "--checkpoint", tiny, "--output", "out", *TF)
     assert done.code == 0 and "note: the tokenizer is incomplete, " in done.out
+    done = sam3lite("convert", "--checkpoint", tiny, "--output", "out", *TF, "--tokenizer", "nobody/none", "--json")
+    (note,) = [n for n in done.json["notes"] if n.startswith("the tokenizer is incomplete, ")]
+    assert note.endswith("--tokenizer DIR_OR_REPO") and note.count("--tokenizer") == 1
 
 
 def test_one_lost_file_of_a_tokenizer_in_both_forms_comes_back(hub, tiny, clip, tmp_path):

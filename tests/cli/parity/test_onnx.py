@@ -9,14 +9,15 @@ import sys
 import tempfile
 import warnings
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from support.folders import LAYOUTS, convert, old_state, sam3lite, write_safetensors
 from support.graph_faults import text_faults
-from support.graphs import put, text_graph
+from support.graphs import of_weights, put, text_graph
 from support.hostile_graphs import ENTRIES, HOSTILE_GRAPHS, write_hostile
 from support.parity_runs import column, errors, parity, state_of, strict, taps
 
@@ -176,6 +177,40 @@ def test_a_tensor_in_the_place_of_another_is_named(s0, own):
     told = parity(s0, "--converted", own, *ONNX, code=1)["diagnosis"]
     (difference,) = told["graph"]
     assert difference["tensors"] == [fault.named] and "the place of text_encoder.layers.1.fc1.weight" in told["cause"]
+
+
+def test_a_graph_says_first_that_it_belongs_to_other_weights(s0, own, tmp_path):
+    model = text_graph(own)
+    (fault,) = (f for f in text_faults(model, 16) if f.words == "q and k are swapped")
+    model = fault.put_into(model)
+
+    def told(digest: str) -> dict:
+        put(own, of_weights(model, digest))
+        return parity(s0, "--converted", own, *ONNX, code=1)["diagnosis"]
+
+    of_others = (
+        "the weights that it says it belongs to are not those of the folder: model.safetensors (SHA-256 beefbeefbeef)"
+    )
+    found = told("beef" * 16)
+    assert found["cause"].startswith(f"q and k are swapped. In the graph, {of_others}; the node layers.3.q.heads")
+    assert found["graph"][0] == {"name": "", "taps": [], "what": of_others, "tensors": []}
+    own_digest = hashlib.sha256((own / "model.safetensors").read_bytes()).hexdigest()
+    assert told(own_digest)["graph"] == found["graph"][1:]
+    # Without any, as where a graph was moved away.
+    put(own, of_weights(model, "beef" * 16))
+    (own / "model.safetensors").unlink()
+    message = errors(sam3lite("parity", s0, "--converted", own, *ONNX), 2)
+    assert f"model.onnx there belongs to model.safetensors (SHA-256 {'beef' * 16})" in message
+
+
+def test_a_long_list_of_differences_ends(s0, own):
+    model = text_graph(own)
+    for number in range(30):
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), f"more.{number}"))
+    (fault,) = (f for f in text_faults(model, 16) if f.words == "q and k are swapped")
+    put(own, fault.put_into(model))
+    said = sam3lite("parity", s0, "--converted", own, *ONNX).out
+    assert said.count("  graph: ") == 20 and "  ... and 12 more; --json lists all of them" in said
 
 
 HOSTILE = ["a path that leads out", "a cycle", "a picture", "an opset of the future", "more than 64 MB"]

@@ -14,6 +14,7 @@ import torch
 from support.detector_goldens import tiny_weights
 from support.folders import convert, sam3lite
 from support.graph_faults import set_attribute
+from support.graphs import of_weights
 from support.parity_runs import errors, strict
 
 from sam3lite_convert.graph.folder_graphs import DETECTOR_MODELS
@@ -73,15 +74,19 @@ def test_a_fault_in_a_graph_is_named_by_its_node(tiny, folder, tmp_path):
     bad = Path(shutil.copytree(folder, tmp_path / "bad"))
     model = onnx.load(bad / "decode.onnx", load_external_data=False)
     set_attribute("geometry.pool.aligned", coordinate_transformation_mode="half_pixel")(model)
-    (bad / "decode.onnx").write_bytes(model.SerializeToString())
+    (bad / "decode.onnx").write_bytes(of_weights(model, "beef" * 16).SerializeToString())
     done = sam3lite("parity", tiny, "--component", "detector", "--candidate", "onnx", "--converted", bad, *BOX)
     assert done.code == 1 and "first divergence: geometry.box_pooled" in done.out
     words = (
         "the node geometry.pool.aligned (RoiAlign) has coordinate_transformation_mode half_pixel, ours "
         "output_half_pixel"
     )
-    assert f"In the graph, {words}" in " ".join(done.out.split())
-    assert f"decode.onnx is not the graph that this version writes: {words}" in " ".join(done.out.split())
+    others = (
+        "the weights that it says it belongs to are not those of the folder: model.safetensors (SHA-256 beefbeefbeef)"
+    )
+    assert f"In the graph, {others}; {words}" in " ".join(done.out.split())
+    more = f"decode.onnx is not the graph that this version writes: {others}, and 1 more"
+    assert more in " ".join(done.out.split())
 
 
 def test_what_is_refused(tiny, folder, tmp_path):
