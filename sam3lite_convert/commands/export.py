@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from sam3lite_convert.commands.verify import verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.proof import own_receipt
-from sam3lite_convert.convert.side_files import with_graphs, without_tokenizer, write_receipt
+from sam3lite_convert.convert.side_files import with_graphs, with_quantized, without_tokenizer, write_receipt
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.export import ExportDocument, QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
@@ -69,10 +68,7 @@ def export_onnx(
     made: dict[str, QuantizedFile] = {}
     if quantization is not None:
         made = add_quantized(folder, {name: data for name, (data, _) in graphs.items()}, quantization)
-        hashes = {name: file.sha256 for name, file in made.items()}
-        receipt, note = write_receipt(
-            folder, replace(receipt, beside=dict(sorted({**receipt.beside, **hashes}.items())))
-        )
+        receipt, note = write_receipt(folder, with_quantized(receipt, tuple(made.values())))
     return ExportDocument(
         folder=str(folder),
         component=component,

@@ -47,38 +47,49 @@ def graph_losses(
     plain: Mapping[str, onnx.ModelProto],
     made: Mapping[str, onnx.ModelProto],
     folder: Path,
-    prompts: Sequence[str] = (),
+    inputs: Inputs | None = None,
     budget: float = BUDGET,
 ) -> dict[str, GraphLoss]:
     """Run the graphs of a text encoder or of a detector and the quantised ones beside them; by name as in ``plain``.
 
     plain: the graphs, in order of execution; their weights lie in the folder. made: the quantised ones.
-    prompts: what text is measured on, by default the built-in phrases. A detector is run on the built-in picture.
+    inputs: what text is measured on, of ``loss_inputs``; by default the built-in phrases. A detector is run on the
+        built-in picture and the first of these.
     budget: relative L2 that a tap may have.
 
-    Raises CannotRun if onnxruntime is missing or does not run one of them, or for the prompts as ``loss_inputs`` does.
+    Raises CannotRun if onnxruntime is missing or does not run one of them.
     """
     losses, values, after = {}, dict[str, Tensor](), dict[str, Tensor]()
     size = None
+    inputs = inputs or loss_inputs(plain)
     for name, model in plain.items():
-        names = {value.name for value in model.graph.input}
-        if IDS in names:
-            inputs = loss_inputs(model, prompts)
+        if _reads(model, IDS):
             losses[name] = text_loss(model, made[name], folder, inputs, budget)
             values[IDS] = after[IDS] = inputs.ids[:1]
         else:
-            if IMAGE in names:
+            if _reads(model, IMAGE):
                 size = next(v for v in model.graph.input if v.name == IMAGE).type.tensor_type.shape.dim[-1].dim_value
                 values[IMAGE] = after[IMAGE] = prepare(synthetic_picture(max(size, 224)).permute(2, 0, 1), size)
             else:
                 values |= _no_boxes()
                 after |= _no_boxes()
-            losses[name] = picture_loss(model, made[name], folder, values, f"{_PICTURE}, {size} pixels", budget)
+            what = f"{_PICTURE}, {size} pixels"
+            what += "" if _reads(model, IMAGE) else ", by the unquantised graphs before it"
+            losses[name] = picture_loss(model, made[name], folder, values, what, budget)
         for given, graph in ((values, model), (after, made[name])):
             given |= OnnxSession(graph, folder).run(given)
     if size is not None:
-        losses[name] = replace(losses[name], detection=detection_loss(values, after, size))
+        losses[name] = replace(losses[name], detection=detection_loss(values, after, size, _said(inputs)[0]))
     return losses
+
+
+def _reads(model: onnx.ModelProto, name: str) -> bool:
+    return any(value.name == name for value in model.graph.input)
+
+
+def _said(inputs: Inputs) -> tuple[str, ...]:
+    """What each row is called."""
+    return inputs.prompts or tuple(f"row {n}" for n in range(len(inputs.ids)))
 
 
 def text_loss(
@@ -131,6 +142,7 @@ def _loss(
     low, middle, high = np.quantile(times.ratios, (0.25, 0.5, 0.75)).tolist()
     return GraphLoss(
         inputs=what,
+        own_prompts=False,
         rows=1,
         batch=1,
         bytes=made.ByteSize(),
@@ -149,11 +161,12 @@ def _loss(
     )
 
 
-def loss_inputs(model: onnx.ModelProto, prompts: Sequence[str] = ()) -> Inputs:
-    """What the loss of a text encoder's graph is measured on: the prompts, or the built-in phrases.
+def loss_inputs(plain: Mapping[str, onnx.ModelProto], prompts: Sequence[str] = ()) -> Inputs:
+    """What the loss of the text encoder's graph among these is measured on: the prompts, or the built-in phrases.
 
     Raises CannotRun if the tokenizer is missing for the prompts, or if fewer than two of them differ.
     """
+    model = next(model for model in plain.values() if _reads(model, IDS))
     context = next(value for value in model.graph.input if value.name == IDS).type.tensor_type.shape.dim[1].dim_value
     table = next(node.input[0] for node in model.graph.node if IDS in node.input and node.op_type == "Gather")
     vocab = next(tensor.dims[0] for tensor in model.graph.initializer if tensor.name == table)
@@ -247,7 +260,7 @@ def _features(session: OnnxSession, ids: Tensor) -> dict[Literal["tokens", "end"
 def _agreement(before: Tensor, after: Tensor, name: Literal["tokens", "end"], inputs: Inputs) -> Agreement:
     ours, theirs = nearest(before), nearest(after)
     other = (ours != theirs).nonzero().flatten().tolist()
-    said = inputs.prompts or tuple(f"row {n}" for n in range(len(before)))
+    said = _said(inputs)
     changed = (ChangedNeighbour(prompt=said[n], before=said[ours[n]], after=said[theirs[n]]) for n in other[:_LISTED])
     return Agreement(features=name, share=1 - len(other) / len(before), changed=tuple(changed))
 
@@ -273,7 +286,7 @@ def _no_boxes() -> dict[str, Tensor]:
     }
 
 
-def detection_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor], size: int) -> DetectionLoss:
+def detection_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor], size: int, prompt: str) -> DetectionLoss:
     """Two results of a detector on the built-in picture, by the names of the decoder's outputs."""
     ours, theirs = before["scores"][0].double(), after["scores"][0].double()
     count = max(int((ours > _SURE).sum()), min(_BEST, len(ours)))
@@ -283,6 +296,7 @@ def detection_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor], si
     shared = torch.where(either > 0, both / either, 1.0)
     return DetectionLoss(
         picture=_PICTURE,
+        prompt=prompt,
         size=size,
         queries=count,
         mask_iou_mean=float(shared.mean()),

@@ -71,13 +71,14 @@ class Agreement(Record):
 class DetectionLoss(Record):
     """What quantising all graphs of a detector does to its result on one picture.
 
-    size: side of the picture, in pixels. queries: how many are compared: those whose score is over 0.5 before, at least
-        the ten best.
+    prompt: what was looked for. size: side of the picture, in pixels.
+    queries: how many are compared: those whose score is over 0.5 before, at least the ten best.
     mask_iou_mean, mask_iou_least: intersection over union of a query's mask before and after; 1 if both are empty.
     score_max_abs_diff: over all queries. crossed: queries whose score is over 0.5 before or after, and not both.
     """
 
     picture: str
+    prompt: str
     size: int
     queries: int
     mask_iou_mean: float
@@ -90,7 +91,8 @@ class DetectionLoss(Record):
 class GraphLoss(Record):
     """What a quantised graph costs and gains, measured when it was written, on that machine and those inputs.
 
-    inputs: what both graphs ran on. rows: how many. batch: rows a call, but for the times.
+    inputs: what both graphs ran on. own_prompts: whether the prompts were the user's. rows: how many. batch: rows a
+        call, but for the times.
     bytes: of the quantised graph, with its weights. unquantised_bytes: of the graph and the weights that it reads.
     milliseconds: a call with one row, median. unquantised_milliseconds: likewise. times_as_fast: the median of their
         ratios, call by call in turn.
@@ -105,6 +107,7 @@ class GraphLoss(Record):
     """
 
     inputs: str
+    own_prompts: bool
     rows: int
     batch: int
     bytes: int

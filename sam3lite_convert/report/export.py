@@ -59,7 +59,7 @@ def _loss(loss: GraphLoss, of: str) -> None:
         apart = f"{number(loss.batch_relative_l2)} (relative L2) between alone and in a batch of {loss.batch}"
         say(f"  a prompt's features depend on the others in its call: {apart}")
     if (found := loss.detection) is not None:
-        say(f"  all graphs on the {found.picture}, the {found.queries} best queries:")
+        say(f"  all graphs on the {found.picture} and {found.prompt!r}, the {found.queries} best queries:")
         say(f"    IoU of masks {found.mask_iou_mean:.3f} on average, {found.mask_iou_least:.3f} at least")
         crossed = f"{found.crossed} of all crossed 0.5"
         say(f"    scores changed by {number(found.score_max_abs_diff)} at most; {crossed}")

@@ -105,4 +105,4 @@ def test_the_graphs_of_a_detector_are_quantised_each(tmp_path):
     assert {*made, *made.values()} <= receipt(folder)["beside"].keys() & snapshot(folder).keys()
     assert verify(folder, checkpoint).json["verdict"] == "proven"
     shown = sam3lite("export", "onnx", folder, "--component", "detector", "--size", "56", "--quantize", "int8-all").out
-    assert "all graphs on the built-in picture, the 10 best queries:" in shown and "IoU of masks" in shown
+    assert "all graphs on the built-in picture and 'red car', the 10 best queries:" in shown and "IoU of masks" in shown

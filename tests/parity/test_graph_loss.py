@@ -42,7 +42,7 @@ def plain(folder):
 
 @pytest.fixture(scope="module")
 def inputs(plain):
-    return loss_inputs(plain).rows(range(0, 1000, 25))
+    return loss_inputs({"model.onnx": plain}).rows(range(0, 1000, 25))
 
 
 def test_a_graph_loses_nothing_against_itself(plain, folder, inputs):
@@ -101,11 +101,11 @@ def test_the_phrases_are_a_thousand_and_get_ids_without_a_tokenizer(plain, monke
     phrases = noun_phrases()
     assert len(phrases) == len(set(phrases)) == 1000
     assert all(phrase.isascii() and phrase == phrase.lower() and len(phrase.split()) in (2, 3) for phrase in phrases)
-    short = loss_inputs(plain)
+    short = loss_inputs({"model.onnx": plain})
     assert "each word as one id (the vocabulary is not CLIP's)" in short.what
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "instant_clip_tokenizer", None)
-        assert "each word as one id (without the extra 'prompts')" in loss_inputs(plain).what
+        assert "each word as one id (without the extra 'prompts')" in loss_inputs({"model.onnx": plain}).what
     assert short.ids.shape == (1000, 16) and len(torch.unique(short.ids, dim=0)) == 1000
     shared = [len(set(short.ids[0].tolist()) & set(short.ids[n].tolist())) for n in (1, 21)]
     assert shared[0] > shared[1]  # red car: blue car, blue bus
@@ -152,7 +152,8 @@ def test_a_detector_is_measured_graph_by_graph_and_as_a_whole(tmp_path):
     assert losses["vision.onnx"].first_over_budget is losses["text.onnx"].first_over_budget is None
     assert losses["decode.onnx"].first_over_budget == "decoder.presence_logit.0"  # one bias for all layers
     whole = losses["decode.onnx"].detection
-    assert whole is not None and (whole.size, whole.queries, whole.picture) == (56, 10, "built-in picture")
+    assert whole is not None and (whole.size, whole.queries) == (56, 10)
+    assert (whole.picture, whole.prompt) == ("built-in picture", "red car")
     # By the two biases: masks of other places, and other scores.
     assert whole.mask_iou_mean < 0.5 and whole.score_max_abs_diff > 0.1
 
@@ -169,6 +170,7 @@ def test_masks_and_scores_are_compared_query_by_query():
         {"scores": scores[None], "pred_masks": masks[None]},
         {"scores": scores_after[None], "pred_masks": masks_after[None]},
         56,
+        "red car",
     )
     shared = []
     for n in best:
@@ -182,5 +184,6 @@ def test_masks_and_scores_are_compared_query_by_query():
         {"scores": scores[None] / 2, "pred_masks": masks[None]},
         {"scores": scores[None] / 2, "pred_masks": masks[None]},
         56,
+        "red car",
     )
     assert (few.queries, few.mask_iou_least, few.score_max_abs_diff, few.crossed) == (10, 1, 0, 0)
