@@ -15,6 +15,7 @@ from sam3lite_convert.commands.sources import HubLocation, Source, locate
 from sam3lite_convert.commands.verify import verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
 from sam3lite_convert.convert.folder import Folder, read_folder
+from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, QUANTIZED_MODELS, TEXT_MODEL
 from sam3lite_convert.convert.proof import own_receipt
 from sam3lite_convert.convert.side_files import with_graphs, with_quantized, without_tokenizer, write_receipt
 from sam3lite_convert.plan.tables import Mappings
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sam3lite_convert.graph.folder_graphs import Component
 
 _MORE = 3  # causes that a message lists
+_GRAPHS = (TEXT_MODEL, *DETECTOR_MODELS, *QUANTIZED_MODELS)  # one that is wrong must not keep others from being written
 
 
 def export_onnx(
@@ -55,7 +57,7 @@ def export_onnx(
     verification = None
     if source is not None:
         read_folder(folder)  # first: one that cannot be read needs no verification
-        verification = verify_folder(folder, source, mappings, causal, progress, graphs=False)  # they are replaced
+        verification = verify_folder(folder, source, mappings, causal, progress, unchecked=_GRAPHS)
         if verification.verdict != "proven":
             message = f"not exported: {folder} is not {source.name}: {verification.summary}"
             raise NotProven(message, "not_proven", verification)

@@ -521,10 +521,11 @@ def _losses(receipt: Receipt, names: Sequence[str]) -> Iterator[str]:
         last = losses.get(quantized_name(DETECTOR_MODELS[-1], method))
         found = last.detection if of != TEXT_MODEL and last is not None else None
         sized = f" for {found.size} pixels" if found is not None and of != "text.onnx" else ""
-        yield f"| `{name}` is what onnxruntime's quantizer makes of `{of}`{sized} ({method}) | `{_check(receipt)}` |"
-        if name not in losses:
+        loss = losses.get(name)
+        runtime = loss.runtime if loss is not None else "onnxruntime"
+        yield f"| `{name}` is what the quantizer of {runtime} makes of `{of}`{sized} ({method}) | `{_check(receipt)}` |"
+        if loss is None:
             continue
-        loss = losses[name]
         command = f"sam3lite export onnx {_place(receipt)}"
         command += "" if of == TEXT_MODEL else " --component detector"
         command += f" --size {found.size}" if found is not None else ""

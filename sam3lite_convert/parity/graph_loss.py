@@ -23,7 +23,7 @@ from sam3lite_convert.graph.vision import IMAGE
 from sam3lite_convert.parity.compare import compare, compare_large
 from sam3lite_convert.parity.inputs import Inputs, make_inputs
 from sam3lite_convert.parity.noun_phrases import phrase_inputs
-from sam3lite_convert.parity.onnx_session import OnnxSession
+from sam3lite_convert.parity.onnx_session import OnnxRuntime, OnnxSession
 from sam3lite_convert.parity.picture_files import synthetic_picture
 from sam3lite_convert.records.export import Agreement, ChangedNeighbour, DetectionLoss, GraphLoss, TapLoss
 
@@ -141,6 +141,7 @@ def _loss(
     taps = tuple(tap_losses(plain, made, folder, given))
     low, middle, high = np.quantile(times.ratios, (0.25, 0.5, 0.75)).tolist()
     return GraphLoss(
+        runtime=OnnxRuntime().name,
         inputs=what,
         own_prompts=False,
         rows=1,

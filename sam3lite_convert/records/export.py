@@ -91,8 +91,8 @@ class DetectionLoss(Record):
 class GraphLoss(Record):
     """What a quantised graph costs and gains, measured when it was written, on that machine and those inputs.
 
-    inputs: what both graphs ran on. own_prompts: whether the prompts were the user's. rows: how many. batch: rows a
-        call, but for the times.
+    runtime: what both graphs ran in, with its version. inputs: what they ran on. own_prompts: whether the prompts were
+        the user's. rows: how many. batch: rows a call, but for the times.
     bytes: of the quantised graph, with its weights. unquantised_bytes: of the graph and the weights that it reads.
     milliseconds: a call with one row, median. unquantised_milliseconds: likewise. times_as_fast: the median of their
         ratios, call by call in turn.
@@ -106,6 +106,7 @@ class GraphLoss(Record):
         weights.
     """
 
+    runtime: str
     inputs: str
     own_prompts: bool
     rows: int
