@@ -36,7 +36,8 @@ _TAP_ROWS, _ALONE_ROWS = 64, 16
 _CALLS, _SECONDS = 24, 10.0
 _BEST, _SURE = 10, 0.5  # queries, and the score from which on one counts
 _PICTURE = "built-in picture"
-_LISTED = 10  # changed neighbours
+_LISTED, _LONG = 10, 80  # changed neighbours, and characters of one
+_FEWEST = 3  # prompts: of two, the nearest other one is always the same
 _STRETCH = 1024  # rows of a table of cosines
 # How much the mean squares of a matrix's columns vary, against those of independent draws: 0.75 to 1.3 times as much if
 # they are such; a trained table of 32,000 words has 31.
@@ -88,14 +89,15 @@ def _reads(model: onnx.ModelProto, name: str) -> bool:
 
 
 def _said(inputs: Inputs) -> tuple[str, ...]:
-    """What each row is called."""
-    return inputs.prompts or tuple(f"row {n}" for n in range(len(inputs.ids)))
+    """What each row is called, shortened."""
+    texts = inputs.prompts or tuple(f"row {n}" for n in range(len(inputs.ids)))
+    return tuple(text if len(text) <= _LONG else f"{text[:_LONG]}..." for text in texts)
 
 
 def text_loss(
     plain: onnx.ModelProto, made: onnx.ModelProto, folder: Path, inputs: Inputs, budget: float = BUDGET
 ) -> GraphLoss:
-    """Run a text encoder's graph and the quantised one beside it. ``inputs``: at least two rows, no two alike."""
+    """Run a text encoder's graph and the quantised one beside it. ``inputs``: at least three rows, no two alike."""
     ids = inputs.ids
     ours, theirs = OnnxSession(plain, folder), OnnxSession(made, folder)
     times = _times(ours, theirs, {IDS: ids[:1]})
@@ -165,7 +167,7 @@ def _loss(
 def loss_inputs(plain: Mapping[str, onnx.ModelProto], prompts: Sequence[str] = ()) -> Inputs:
     """What the loss of the text encoder's graph among these is measured on: the prompts, or the built-in phrases.
 
-    Raises CannotRun if the tokenizer is missing for the prompts, or if fewer than two of them differ.
+    Raises CannotRun if the tokenizer is missing for the prompts, or if fewer than three of them differ.
     """
     model = next(model for model in plain.values() if _reads(model, IDS))
     context = next(value for value in model.graph.input if value.name == IDS).type.tensor_type.shape.dim[1].dim_value
@@ -177,8 +179,11 @@ def loss_inputs(plain: Mapping[str, onnx.ModelProto], prompts: Sequence[str] = (
     firsts: dict[tuple[int, ...], int] = {}
     for n, row in enumerate(given.ids.tolist()):
         firsts.setdefault(tuple(row), n)
-    if len(firsts) < 2:
-        raise CannotRun("--prompts-file needs at least two prompts whose ids differ, to compare neighbours", "usage")
+    if len(firsts) < _FEWEST:
+        raise CannotRun(
+            f"--prompts-file needs three prompts whose ids differ, to compare neighbours; it has {len(firsts)}",
+            "usage",
+        )
     alike = len(prompts) - len(firsts)
     told = f"{len(firsts):,} prompts" + (f", without {alike:,} whose ids are another's" if alike else "")
     return replace(given.rows(list(firsts.values())), what=told)

@@ -46,7 +46,10 @@ class TapLoss(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedNeighbour(Record):
-    """A prompt whose nearest other prompt changed. before: by the graph; after: by the quantised one."""
+    """A prompt whose nearest other prompt changed. before: by the graph; after: by the quantised one.
+
+    Of long prompts their beginning.
+    """
 
     prompt: str
     before: str

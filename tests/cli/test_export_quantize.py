@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -142,16 +143,50 @@ def test_what_cannot_be_quantised_is_refused_and_nothing_is_written(folder, tmp_
         write(tmp_path, tiny_state()), tmp_path / "half", "--component", "text", "--dtype", "float16", "--verify"
     )
     before = snapshot(half)
-    (tmp_path / "one.txt").write_text("a dog\na dog\n")
+    files = {"two": b"a dog\na dog\na cat\n", "empty": b"", "blank": b"\n \n", "latin": b"caf\xe9\n", "folder": None}
+    for name, data in files.items():
+        (tmp_path / name).mkdir() if data is None else (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe")  # that nothing writes to
+    written = snapshot(folder)
     for words, said in (
         ((half, "--quantize", "int8"), "--quantize needs a float32 folder"),
         ((half, "--budget", "0.1"), "--budget and --prompts-file need --quantize"),
-        ((folder, "--quantize", "int8", "--prompts-file", tmp_path / "one.txt"), "at least two prompts"),
+        *(
+            ((folder, "--quantize", "int8", "--prompts-file", tmp_path / name), said)
+            for name, said in (
+                ("two", "three prompts whose ids differ, to compare neighbours; it has 2"),
+                ("empty", "no prompts in it"),
+                ("blank", "no prompts in it"),
+                ("latin", "cannot be read as UTF-8 text"),
+                ("folder", "cannot be read as UTF-8 text"),
+                ("pipe", "no prompts in it"),
+                ("absent", "cannot be read as UTF-8 text"),
+            )
+        ),
         ((folder, "--quantize", "int8", "--budget", "nan"), "--budget must be"),
     ):
         done = sam3lite("export", "onnx", *words)
         assert done.code == 2 and said in done.err, done
-    assert snapshot(half) == before
+    assert snapshot(half) == before and snapshot(folder) == written
+
+
+def test_prompts_of_any_length_and_kind_are_measured_and_shown_shortened(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    prompts = ["a | b `c` <i>", "\x1b[31mred bus", "word " * 50_000, "[x](http://e) \U0001f984", "a cat", "a dog"]
+    (tmp_path / "odd.txt").write_text("\r\n".join(prompts))
+    read, write = os.pipe()
+    os.write(write, (tmp_path / "odd.txt").read_bytes()[:400])  # as <(...) of a shell
+    os.close(write)
+    piped = sam3lite("export", "onnx", copy, "--quantize", "int8", "--prompts-file", f"/dev/fd/{read}", "--json")
+    os.close(read)
+    assert piped.code == 0 and piped.json["quantized"][0]["loss"]["inputs"] == "3 prompts"
+    done = sam3lite("export", "onnx", copy, "--quantize", "int8", "--prompts-file", tmp_path / "odd.txt")
+    assert done.code == 0 and "on 6 prompts:" in done.out and "\x1b" not in done.out
+    assert max(map(len, done.out.splitlines())) < 400
+    made = [shown for claim, shown in rows(copy) if claim.startswith("`model.int8.onnx`")][1:]
+    assert set(made) == {"`sam3lite export onnx . --quantize int8 --prompts-file FILE`"}
+    for each in receipt(copy)["graph_losses"]["model.int8.onnx"]["agreement"]:
+        assert all(len(text) < 90 for changed in each["changed"] for text in changed.values())
 
 
 @pytest.mark.stress
