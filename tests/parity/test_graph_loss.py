@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from support.folders import convert, tiny_state, write
+from support.folders import convert, tensors, tiny_state, write
 
 from sam3lite_convert.convert.folder import read_folder
 from sam3lite_convert.graph.compare import taps_of
@@ -125,6 +125,33 @@ def test_random_weights_are_told(plain, folder, tmp_path):
         )
         model = helper.make_model(helper.make_graph([], "table", [], [], [tensor]))
         assert look_random(model, tmp_path) is random
+
+
+@pytest.mark.stress
+def test_one_layer_that_is_quantised_coarsely_is_the_first_over_the_budget(tmp_path):
+    folder = convert(write(tmp_path, tiny_state()), tmp_path / "all")
+    found, held = read_folder(folder), tensors(folder)
+    plain = graphs_of(found, layout_of(found.receipt or {}, load_mappings(None)), "detector", {}, size=56)
+    for name, key, tap in (
+        ("vision.onnx", "vision_encoder.backbone.layers.0.attention.o_proj", "trunk.blocks.0"),
+        ("vision.onnx", "vision_encoder.backbone.layers.5.mlp.fc2", "trunk.blocks.5"),
+        ("text.onnx", "text_encoder.layers.2.fc1", "text.layers.2"),
+        ("text.onnx", "text_projection", "text.projected"),
+        ("decode.onnx", "geometry_encoder.boxes_pool_project", "geometry.box_pooled"),
+        ("decode.onnx", "geometry_encoder.boxes_pos_enc_project", "geometry.box_position"),
+        ("decode.onnx", "detr_encoder.layers.1.mlp.fc1", "encoder.layers.1"),
+        ("decode.onnx", "detr_decoder.layers.1.text_cross_attn.v_proj", "decoder.presence.1"),
+        ("decode.onnx", "detr_decoder.box_head.layer1", "decoder.box_delta.0"),
+        ("decode.onnx", "dot_product_scoring.query_proj", "scoring.queries"),
+        ("decode.onnx", "mask_decoder.mask_embedder.layers.2", "masks.mask_embed"),
+    ):
+        made = {each: onnx.ModelProto.FromString(model.SerializeToString()) for each, model in plain.items()}
+        (tensor,) = (each for each in made[name].graph.initializer if each.name == f"{key}.weight")
+        values = held[tensor.name].reshape(tuple(tensor.dims)).numpy()
+        tensor.CopyFrom(numpy_helper.from_array(np.round(values / np.abs(values).max()), tensor.name))
+        losses = graph_losses(plain, made, folder, budget=1e-3)
+        assert {each: loss.first_over_budget for each, loss in losses.items() if loss.first_over_budget} == {name: tap}
+        assert all(np.prod(each.shape) for each in losses["decode.onnx"].taps)
 
 
 @pytest.mark.stress
