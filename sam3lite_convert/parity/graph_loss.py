@@ -150,6 +150,7 @@ def _loss(
         batch=1,
         bytes=made.ByteSize(),
         unquantised_bytes=plain.ByteSize() + _bytes_outside(plain),
+        calls=len(times.ratios),
         milliseconds=times.after,
         unquantised_milliseconds=times.before,
         times_as_fast=middle,

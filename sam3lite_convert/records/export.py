@@ -97,8 +97,8 @@ class GraphLoss(Record):
     runtime: what both graphs ran in, with its version. inputs: what they ran on. own_prompts: whether the prompts were
         the user's. rows: how many. batch: rows a call, but for the times.
     bytes: of the quantised graph, with its weights. unquantised_bytes: of the graph and the weights that it reads.
-    milliseconds: a call with one row, median. unquantised_milliseconds: likewise. times_as_fast: the median of their
-        ratios, call by call in turn.
+    calls: that times are of, one row each. milliseconds: of one, median. unquantised_milliseconds: likewise.
+        times_as_fast: the median of their ratios, call by call in turn.
     taps: over some of the rows, in order of execution. first_over_budget: the first tap whose relative L2 is over the
         budget, or null.
     agreement: of prompts; empty for graphs that read none.
@@ -116,6 +116,7 @@ class GraphLoss(Record):
     batch: int
     bytes: int
     unquantised_bytes: int
+    calls: int
     milliseconds: float
     unquantised_milliseconds: float
     times_as_fast: float
