@@ -33,7 +33,8 @@ class Quantization:
 
 
 def check_quantizable(receipt: Receipt, asked: Quantization) -> None:
-    """Raises CannotRun if the graphs of a folder cannot be quantised, before anything is written."""
+    """Raises CannotRun if the graphs of a folder cannot be quantised, or not be measured on the prompts, before anything
+    is written."""
     from sam3lite_convert.parity.onnx_session import need_onnxruntime
 
     if asked.budget is not None and not 0 <= asked.budget < math.inf:
@@ -44,6 +45,10 @@ def check_quantizable(receipt: Receipt, asked: Quantization) -> None:
             "unsupported_dtype",
         )
     need_onnxruntime()
+    if asked.prompts:
+        from sam3lite_convert.parity.graph_loss import text_inputs
+
+        text_inputs(receipt.context.called, receipt.architecture.vocab_size, asked.prompts)
 
 
 def add_quantized(folder: Path, graphs: Mapping[str, bytes], asked: Quantization) -> dict[str, QuantizedFile]:
@@ -61,7 +66,7 @@ def add_quantized(folder: Path, graphs: Mapping[str, bytes], asked: Quantization
     from sam3lite_convert.parity.graph_loss import BUDGET, graph_losses, loss_inputs
 
     plain = {of: onnx.ModelProto.FromString(data) for of, data in graphs.items()}
-    inputs = loss_inputs(plain, asked.prompts)  # first: what is wrong with prompts is told before minutes of work
+    inputs = loss_inputs(plain, asked.prompts)
     made = {}
     for of, model in plain.items():
         with _working_folder(folder / quantized_name(of, asked.method)) as work:

@@ -166,14 +166,19 @@ def _loss(
 
 
 def loss_inputs(plain: Mapping[str, onnx.ModelProto], prompts: Sequence[str] = ()) -> Inputs:
-    """What the loss of the text encoder's graph among these is measured on: the prompts, or the built-in phrases.
-
-    Raises CannotRun if the tokenizer is missing for the prompts, or if fewer than three of them differ.
-    """
+    """What the loss of the text encoder's graph among these is measured on. Raises as ``text_inputs`` does."""
     model = next(model for model in plain.values() if _reads(model, IDS))
     context = next(value for value in model.graph.input if value.name == IDS).type.tensor_type.shape.dim[1].dim_value
     table = next(node.input[0] for node in model.graph.node if IDS in node.input and node.op_type == "Gather")
     vocab = next(tensor.dims[0] for tensor in model.graph.initializer if tensor.name == table)
+    return text_inputs(context, vocab, prompts)
+
+
+def text_inputs(context: int, vocab: int, prompts: Sequence[str] = ()) -> Inputs:
+    """What the loss of a text encoder is measured on: the prompts, or the built-in phrases.
+
+    Raises CannotRun if the tokenizer is missing for the prompts, or if fewer than three of them differ.
+    """
     if not prompts:
         return phrase_inputs(context, vocab)
     given = make_inputs(context, vocab, prompts=prompts)

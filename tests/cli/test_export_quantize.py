@@ -109,6 +109,7 @@ def test_the_card_claims_of_it_what_was_measured_and_nothing_more(folder, done):
     assert "trained ones" not in model_card(replace(stated, graph_losses=trained))
 
 
+@pytest.mark.stress
 def test_what_quantised_graphs_lose_outlives_other_runs_and_goes_with_the_file(tmp_path):
     tiny = write(tmp_path, tiny_state())
     there = convert(tiny, tmp_path / "text", "--component", "text", "--onnx")
@@ -170,6 +171,7 @@ def test_what_cannot_be_quantised_is_refused_and_nothing_is_written(folder, tmp_
     assert snapshot(half) == before and snapshot(folder) == written
 
 
+@pytest.mark.stress
 def test_prompts_of_any_length_and_kind_are_measured_and_shown_shortened(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     prompts = ["a | b `c` <i>", "\x1b[31mred bus", "word " * 50_000, "[x](http://e) \U0001f984", "a cat", "a dog"]
