@@ -33,8 +33,8 @@ class Quantization:
 
 
 def check_quantizable(receipt: Receipt, asked: Quantization) -> None:
-    """Raises CannotRun if the graphs of a folder cannot be quantised, or not be measured on the prompts, before anything
-    is written."""
+    """Raises CannotRun, before anything is written, if the graphs of a folder cannot be quantised, or not be measured
+    on the prompts."""
     from sam3lite_convert.parity.onnx_session import need_onnxruntime
 
     if asked.budget is not None and not 0 <= asked.budget < math.inf:

@@ -76,11 +76,20 @@ def quantized(model: onnx.ModelProto, folder: Path, method: Method, work: Path |
             raise CannotRun(f"onnxruntime does not quantise the graph: {fault}", "bad_graph") from fault
         found = onnx.load(made)
     gc.collect()  # what the quantizer holds refers to itself: twice the weights
+    _as_bytes(found.graph)
     found.producer_name, found.producer_version = model.producer_name, model.producer_version
     # What the quantizer infers of other values says nothing that onnxruntime does not infer itself.
     del found.graph.value_info[:]
     found.graph.value_info.extend(model.graph.value_info)
     return _with_metadata(found, metadata_of(model) | {QUANTIZED: json.dumps(stated.to_json(), sort_keys=True)})
+
+
+def _as_bytes(graph: onnx.GraphProto) -> None:
+    """Store the values of all initializers as bytes. The quantizer writes scales and zero points, of which a detector
+    has hundreds of thousands, number by number, and our own reader takes a file of so many entries for a hostile one."""
+    for tensor in graph.initializer:
+        if not tensor.HasField("raw_data"):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
 
 
 def graph_hash(model: onnx.ModelProto) -> str:
