@@ -86,7 +86,7 @@ def quantized(model: onnx.ModelProto, folder: Path, method: Method, work: Path |
 
 def _as_bytes(graph: onnx.GraphProto) -> None:
     """Store the values of all initializers as bytes. The quantizer writes scales and zero points, of which a detector
-    has hundreds of thousands, number by number, and our own reader takes a file of so many entries for a hostile one."""
+    has hundreds of thousands, number by number, and our own reader takes so many entries for a hostile file."""
     for tensor in graph.initializer:
         if not tensor.HasField("raw_data"):
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
