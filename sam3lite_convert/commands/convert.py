@@ -17,6 +17,7 @@ from sam3lite_convert.commands.sources import Location, Source
 from sam3lite_convert.convert import side_files
 from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.card import loads_with
+from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX, TEXT_MODEL
 from sam3lite_convert.convert.strict import Strict
 from sam3lite_convert.convert.whole_folder import check_destination
 from sam3lite_convert.errors import Sam3LiteError
@@ -102,6 +103,8 @@ def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> Conv
     ]
     if folder.exists() and not request.overwrite:
         notes.append(f"{folder} exists; without --overwrite it is kept")
+    if request.overwrite and (gone := _graphs_replaced(folder, request)):
+        notes.append(f"{', '.join(gone)} of the folder that is replaced: sam3lite export onnx writes graphs again")
     return ConvertDocument(
         state="planned",
         checkpoint=source.name,
@@ -123,6 +126,12 @@ def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> Conv
             bytes=plan.out_nbytes,
         ),
     )
+
+
+def _graphs_replaced(folder: Path, request: Request) -> list[str]:
+    """The names of graphs of an earlier folder that the new one does not have."""
+    there = sorted(path.name for path in folder.glob(f"*{GRAPH_SUFFIX}"))
+    return [name for name in there if not (request.onnx and name == TEXT_MODEL)]
 
 
 def fetch(location: Location, mappings: Mappings, request: Request, beside: int = 0) -> Source:
@@ -318,7 +327,7 @@ def verified(
         proven=held.append,
         made=made,
         record=False,
-        graphs=not request.onnx,  # that of the text encoder is written after this
+        unchecked=(TEXT_MODEL,) if request.onnx else (),  # it is written after this
     )
     document = replace(document, folder=str(folder))
     if document.verdict != "proven":

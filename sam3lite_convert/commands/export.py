@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,9 @@ from sam3lite_convert.commands.sources import HubLocation, Source, locate
 from sam3lite_convert.commands.verify import read_with_weights, verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
 from sam3lite_convert.convert.folder import Folder
-from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, TEXT_MODEL, quantized_name
+from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, QUANTIZED_MODELS, TEXT_MODEL, quantized_name
 from sam3lite_convert.convert.proof import own_receipt
-from sam3lite_convert.convert.side_files import with_graphs, without_tokenizer, write_receipt
+from sam3lite_convert.convert.side_files import with_graphs, with_quantized, without_tokenizer, write_receipt
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.export import ExportDocument, QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from sam3lite_convert.graph.folder_graphs import Component
 
 _MORE = 3  # causes that a message lists
+_GRAPHS = (TEXT_MODEL, *DETECTOR_MODELS, *QUANTIZED_MODELS)  # one that is wrong must not keep others from being written
 
 
 def export_onnx(
@@ -58,7 +58,7 @@ def export_onnx(
     verification = None
     if source is not None:
         read_with_weights(folder)  # first: one that cannot be read needs no verification
-        verification = verify_folder(folder, source, mappings, causal, progress, graphs=False)  # they are replaced
+        verification = verify_folder(folder, source, mappings, causal, progress, unchecked=_GRAPHS)
         if verification.verdict != "proven":
             message = f"not exported: {folder} is not {source.name}: {verification.summary}"
             raise NotProven(message, "not_proven", verification)
@@ -73,10 +73,7 @@ def export_onnx(
     made: dict[str, QuantizedFile] = {}
     if quantization is not None:
         made = add_quantized(folder, {name: data for name, (data, _) in graphs.items()}, quantization)
-        hashes = {name: file.sha256 for name, file in made.items()}
-        receipt, note = write_receipt(
-            folder, replace(receipt, beside=dict(sorted({**receipt.beside, **hashes}.items())))
-        )
+        receipt, note = write_receipt(folder, with_quantized(receipt, tuple(made.values())))
     return ExportDocument(
         folder=str(folder),
         component=component,

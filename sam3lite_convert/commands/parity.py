@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -59,13 +60,22 @@ def read_prompts(prompts: list[str], file: Path | None = None) -> tuple[str, ...
     if file is None:
         return tuple(prompts)
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = _text_of(file).split("\n")
     except (OSError, UnicodeDecodeError) as fault:
         raise CannotRun(f"{file}: cannot be read as UTF-8 text ({in_short(fault)})", "cannot_open") from fault
     found = [line for line in lines if line.strip()]
     if not found:
         raise CannotRun(f"{file}: no prompts in it", "usage")
     return (*prompts, *found)
+
+
+def _text_of(file: Path) -> str:
+    """The text of a file. A pipe is read to its end; one that nothing writes to is empty, in place of waiting."""
+    at_once = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
+    with open(file, encoding="utf-8-sig", opener=lambda path, flags: os.open(path, flags | at_once)) as text:
+        if at_once:
+            os.set_blocking(text.fileno(), True)
+        return text.read()
 
 
 def run_parity(

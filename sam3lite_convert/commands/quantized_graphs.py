@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sam3lite_convert.convert.graph_files import Method, quantized_name
@@ -33,7 +33,8 @@ class Quantization:
 
 
 def check_quantizable(receipt: Receipt, asked: Quantization) -> None:
-    """Raises CannotRun if the graphs of a folder cannot be quantised, before anything is written."""
+    """Raises CannotRun, before anything is written, if the graphs of a folder cannot be quantised, or not be measured
+    on the prompts."""
     from sam3lite_convert.parity.onnx_session import need_onnxruntime
 
     if asked.budget is not None and not 0 <= asked.budget < math.inf:
@@ -44,6 +45,10 @@ def check_quantizable(receipt: Receipt, asked: Quantization) -> None:
             "unsupported_dtype",
         )
     need_onnxruntime()
+    if asked.prompts:
+        from sam3lite_convert.parity.graph_loss import text_inputs
+
+        text_inputs(receipt.context.called, receipt.architecture.vocab_size, asked.prompts)
 
 
 def add_quantized(folder: Path, graphs: Mapping[str, bytes], asked: Quantization) -> dict[str, QuantizedFile]:
@@ -58,16 +63,18 @@ def add_quantized(folder: Path, graphs: Mapping[str, bytes], asked: Quantization
 
     from sam3lite_convert.graph.folder_graphs import serialized
     from sam3lite_convert.graph.quantize import quantized, with_loss
-    from sam3lite_convert.parity.graph_loss import BUDGET, graph_losses
+    from sam3lite_convert.parity.graph_loss import BUDGET, graph_losses, loss_inputs
 
     plain = {of: onnx.ModelProto.FromString(data) for of, data in graphs.items()}
+    inputs = loss_inputs(plain, asked.prompts)
     made = {}
     for of, model in plain.items():
         with _working_folder(folder / quantized_name(of, asked.method)) as work:
             made[of] = quantized(model, folder, asked.method, work)
     budget = BUDGET if asked.budget is None else asked.budget
     written = {}
-    for of, loss in graph_losses(plain, made, folder, asked.prompts, budget).items():
+    for of, loss in graph_losses(plain, made, folder, inputs, budget).items():
+        loss = replace(loss, own_prompts=bool(asked.prompts))
         name, data = quantized_name(of, asked.method), serialized(with_loss(made[of], loss))
         write_whole(folder / name, data)
         digest = hashlib.sha256(data).hexdigest()

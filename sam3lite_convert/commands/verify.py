@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,12 +43,13 @@ def verify_folder(
     proven: Callable[[Folder], None] = lambda folder: None,
     made: Worker[Fingerprint] | None = None,
     record: bool = True,
-    graphs: bool = True,
+    unchecked: Collection[str] = (),
 ) -> VerifyDocument:
     """Prove a folder; ``verdict`` says whether it is its source. ``report_of``: the command as it was typed, if the
     document also has to hold what a page shows. ``proven``: called with what was read of the folder if it is.
     ``made``: the checkpoint's fingerprint, if this process makes it anyway. ``record``: write what was proven into the
-    receipt of the folder, if it is of this tool and names this checkpoint. ``graphs``: check its graphs too.
+    receipt of the folder, if it is of this tool and names this checkpoint. ``unchecked``: names of
+    graphs that are not looked at.
 
     Raises CannotRun if there is no folder, or none of a known layout; UnsoundPlan if no plan fits the checkpoint;
     Untrusted if a file is damaged.
@@ -70,7 +71,7 @@ def verify_folder(
                 plan,
                 progress,
                 fingerprint=partial(fault_of, folder, plan, made),
-                graphs=partial(check_graphs, found, mappings, hashing.result) if graphs else lambda notes: (),
+                graphs=partial(check_graphs, found, mappings, hashing.result, skipped=unchecked),
             )
         hashes = hashing.result() if own and outcome.named and outcome.proven else None
     found.check_unchanged()  # neither while it was compared nor while it was hashed

@@ -11,11 +11,13 @@ from sam3lite_convert.checkpoint.hashing import git_blob_id
 from sam3lite_convert.checkpoint.selection import stated
 from sam3lite_convert.convert.calling_recipe import detector_recipe
 from sam3lite_convert.convert.clip_ids import END, PAD, START
-from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, TEXT_MODEL
+from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, QUANTIZED_MODELS, TEXT_MODEL, quantized_name
 from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
+from sam3lite_convert.figures import human_bytes
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.plan.families import FAMILIES, Family
 from sam3lite_convert.plan.loaders import LOADERS
+from sam3lite_convert.records.export import GraphLoss
 from sam3lite_convert.records.receipt import ParitySummary, Receipt
 from sam3lite_convert.records.record import JsonValue
 
@@ -431,29 +433,46 @@ def _parity(parity: ParitySummary | None) -> Iterator[str]:
 def _graphs(receipt: Receipt) -> Iterator[str]:
     """The ONNX graphs of the folder: how they are called, and what is claimed of them, with what shows it."""
     names = [name for name in (TEXT_MODEL, *DETECTOR_MODELS) if name in receipt.beside]
-    if not names:
+    quantized = [name for name in QUANTIZED_MODELS if name in receipt.beside]
+    if not names and not quantized:
         return
-    one = len(names) == 1
-    listed, text = ", ".join(f"`{name}`" for name in names), TEXT_MODEL if TEXT_MODEL in names else "text.onnx"
     yield "## ONNX"
     yield ""
-    yield (
-        f"{listed}: {'a graph' if one else 'graphs'} without weights. {'It reads' if one else 'They read'} the tensor "
-        f"files beside {'it' if one else 'them'}: keep them in one folder."
-    )
-    if "vision.onnx" in names:
+    if names:
+        one, text = len(names) == 1, TEXT_MODEL if TEXT_MODEL in names else "text.onnx"
         yield (
-            "`vision.onnx` makes maps of an image, `text.onnx` features of a prompt, and `decode.onnx` finds boxes, "
-            "scores and masks in both. docs/onnx.md of sam3lite-convert has the code for them."
+            f"{_listed(names)}: {'a graph' if one else 'graphs'} without weights. {'It reads' if one else 'They read'} "
+            f"the tensor files beside {'it' if one else 'them'}: keep them in one folder."
         )
-    if text in names:
+        if "vision.onnx" in names:
+            yield (
+                "`vision.onnx` makes maps of an image, `text.onnx` features of a prompt, and `decode.onnx` finds "
+                "boxes, scores and masks in both. docs/onnx.md of sam3lite-convert has the code for them."
+            )
+        if text in names:
+            yield ""
+            yield from _graph_example(receipt, text)
         yield ""
-        yield from _graph_example(receipt, text)
-    yield ""
+    if quantized:
+        one = len(quantized) == 1
+        yield (
+            f"{_listed(quantized)}: {'a smaller graph, which holds' if one else 'smaller graphs, which hold'} int8 "
+            f"weights of {'its' if one else 'their'} own. {'It is' if one else 'They are'} called in the same way, and "
+            f"{'computes' if one else 'compute'} something else than the original, by what is measured below."
+        )
+        yield ""
     yield "| claim | shown by |"
     yield "|---|---|"
     yield from _claims(receipt, names)
+    yield from _losses(receipt, quantized)
     yield ""
+    if any(loss.random_weights for name, loss in (receipt.graph_losses or {}).items() if name in quantized):
+        yield "The weights look random: what is measured of int8 graphs tells nothing about trained ones."
+        yield ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _graph_example(receipt: Receipt, name: str) -> Iterator[str]:
@@ -491,6 +510,60 @@ def _claims(receipt: Receipt, names: Sequence[str]) -> Iterator[str]:
             f"{_shown(parity.max_abs_diff)} ({parity.candidate_encoder}, {parity.dtype}, {parity.inputs}) "
             f"| `{command}` |"
         )
+
+
+def _losses(receipt: Receipt, names: Sequence[str]) -> Iterator[str]:
+    """Rows of the same table: what quantised graphs are made of, and what they lose."""
+    losses = receipt.graph_losses or {}
+    for name in names:
+        of, method = QUANTIZED_MODELS[name]
+        # Its graphs are written together, for one size of pictures, which the last one's loss states.
+        last = losses.get(quantized_name(DETECTOR_MODELS[-1], method))
+        found = last.detection if of != TEXT_MODEL and last is not None else None
+        sized = f" for {found.size} pixels" if found is not None and of != "text.onnx" else ""
+        loss = losses.get(name)
+        runtime = loss.runtime if loss is not None else "onnxruntime"
+        yield f"| `{name}` is what the quantizer of {runtime} makes of `{of}`{sized} ({method}) | `{_check(receipt)}` |"
+        if loss is None:
+            continue
+        command = f"sam3lite export onnx {_place(receipt)}"
+        command += "" if of == TEXT_MODEL else " --component detector"
+        command += f" --size {found.size}" if found is not None else ""
+        command += f" --quantize {method}" + (" --prompts-file FILE" if loss.own_prompts else "")
+        for claim in _loss(name, of, loss):
+            yield f"| {claim} | `{command}` |"
+
+
+def _loss(name: str, of: str, loss: GraphLoss) -> Iterator[str]:
+    """What one quantised graph loses, claim by claim."""
+    before, after = human_bytes(loss.unquantised_bytes), human_bytes(loss.bytes)
+    yield f"`{name}` takes {after}; `{of}` takes {before} with its weights"
+    worst = max(loss.taps, key=lambda tap: tap.relative_l2)
+    over = (
+        f"no tap is over {loss.budget:g}"
+        if loss.first_over_budget is None
+        else f"the first over {loss.budget:g} is `{loss.first_over_budget}`"
+    )
+    yield (
+        f"`{name}` beside `{of}` on {loss.inputs}: relative L2 {_shown(worst.relative_l2)} at the worst tap "
+        f"(`{worst.name}`); {over}"
+    )
+    if loss.agreement:
+        what = {"tokens": "by the mean of the text features", "end": "by the pooled output"}
+        shares = ", ".join(f"{each.share:.1%} {what[each.features]}" for each in loss.agreement)
+        yield f"`{name}` keeps the nearest other prompt of {loss.inputs}: {shares}"
+    if (found := loss.detection) is not None:
+        yield (
+            f'all of these graphs together, on the {found.picture} and "{_plain_text(found.prompt)}", the '
+            f"{found.queries} best queries: IoU of masks {found.mask_iou_mean:.3f} on average, "
+            f"{found.mask_iou_least:.3f} at least; scores change by {_shown(found.score_max_abs_diff)} at most; "
+            f"{found.crossed} of all cross 0.5"
+        )
+
+
+def _plain_text(prompt: str) -> str:
+    """Somebody's prompt in a cell of a table."""
+    return "".join(c if c.isprintable() and c not in '|`<&\\[]"*_' else " " for c in prompt)[:60]
 
 
 def _shown(error: float) -> str:

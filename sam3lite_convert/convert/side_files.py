@@ -25,6 +25,7 @@ from sam3lite_convert.files import json_bytes, write_whole
 from sam3lite_convert.hub.licences import LicenceText
 from sam3lite_convert.plan.loaders import LOADERS
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.records.export import QuantizedFile
 from sam3lite_convert.records.receipt import LicenceFile, Receipt
 from sam3lite_convert.workers import Worker
 
@@ -201,10 +202,22 @@ def with_graphs(receipt: Receipt, files: Mapping[str, bytes]) -> Receipt:
     return replace(listed, graph_parity=receipt.graph_parity if same else None)
 
 
+def with_quantized(receipt: Receipt, files: Sequence[QuantizedFile]) -> Receipt:
+    """The receipt with quantised graphs that were written, and with what they lose."""
+    hashes, losses = {file.name: file.sha256 for file in files}, {file.name: file.loss for file in files}
+    return replace(
+        receipt,
+        beside=dict(sorted({**receipt.beside, **hashes}.items())),
+        graph_losses=dict(sorted({**(receipt.graph_losses or {}), **losses}.items())),
+    )
+
+
 def without_lost_graphs(folder: Path, receipt: Receipt) -> Receipt:
     """The receipt without graphs that were taken away."""
     beside = {n: d for n, d in receipt.beside.items() if not n.endswith(GRAPH_SUFFIX) or (folder / n).is_file()}
-    return replace(receipt, beside=beside, graph_parity=receipt.graph_parity if TEXT_MODEL in beside else None)
+    losses = {name: loss for name, loss in (receipt.graph_losses or {}).items() if name in beside}
+    parity = receipt.graph_parity if TEXT_MODEL in beside else None
+    return replace(receipt, beside=beside, graph_parity=parity, graph_losses=losses or None)
 
 
 def missing(folder: Path, receipt: Receipt, tokenizer_wanted: bool) -> list[str]:

@@ -20,8 +20,8 @@ _CALL = (
 )
 # What is added to a receipt, or renewed in it, while the conversion stays the same.
 _LATER = (
-    "beside", "proven", "parity", "graph_parity", "licences", "tokenizer", "model_id", "card_blob_id",
-    "edited_card_blob_id",
+    "beside", "proven", "parity", "graph_parity", "graph_losses", "licences", "tokenizer", "model_id",
+    "card_blob_id", "edited_card_blob_id",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import tempfile
@@ -12,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model
 
 from sam3lite_convert.convert.graph_files import Method
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.graph.folder_graphs import serialized
-from sam3lite_convert.graph.read import metadata_of
+from sam3lite_convert.graph.read import metadata_of, place_of
 from sam3lite_convert.records.record import Record
 
 # What the quantizer takes. Gemm and 1 x 1 convolutions are made products before; convolutions proper stay as they are,
@@ -75,11 +75,21 @@ def quantized(model: onnx.ModelProto, folder: Path, method: Method, work: Path |
         except Exception as fault:  # classes of several libraries that share no base
             raise CannotRun(f"onnxruntime does not quantise the graph: {fault}", "bad_graph") from fault
         found = onnx.load(made)
+    gc.collect()  # what the quantizer holds refers to itself: twice the weights
+    _as_bytes(found.graph)
     found.producer_name, found.producer_version = model.producer_name, model.producer_version
     # What the quantizer infers of other values says nothing that onnxruntime does not infer itself.
     del found.graph.value_info[:]
     found.graph.value_info.extend(model.graph.value_info)
     return _with_metadata(found, metadata_of(model) | {QUANTIZED: json.dumps(stated.to_json(), sort_keys=True)})
+
+
+def _as_bytes(graph: onnx.GraphProto) -> None:
+    """Store the values of all initializers as bytes. The quantizer writes scales and zero points, of which a detector
+    has hundreds of thousands, number by number, and our own reader takes so many entries for a hostile file."""
+    for tensor in graph.initializer:
+        if not tensor.HasField("raw_data"):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
 
 
 def graph_hash(model: onnx.ModelProto) -> str:
@@ -134,43 +144,74 @@ def _check_dtype(model: onnx.ModelProto) -> None:
 def _write_source(model: onnx.ModelProto, folder: Path, path: Path) -> None:
     """Write what the quantizer reads: the graph with its weights in one file beside it.
 
-    Of the folder's own files onnx would copy all of a shard, or refuse a link to it.
+    Of the folder's own files onnx would copy all of a shard, or refuse a link to it. One weight at a time is in memory.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    load_external_data_for_model(copy, str(folder))
-    _as_products(copy.graph)
+    turned = _as_products(copy.graph)
     # Without this entry the quantizer writes a warning to the logger of the whole program.
     _with_metadata(copy, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    onnx.save_model(copy, path, save_as_external_data=True, location="weights", size_threshold=1024)
+    with open(path.with_name(_SOURCE), "wb") as out:
+        for tensor in copy.graph.initializer:
+            if tensor.name in turned:
+                stored = _values(turned[tensor.name], folder)
+                values = np.ascontiguousarray(stored.reshape(stored.shape[:2]).T)
+            else:
+                values = np.asarray(_values(tensor, folder))
+            if values.nbytes < _INLINE:
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+                continue
+            place = {"location": _SOURCE, "offset": out.tell(), "length": values.nbytes}
+            out.write(values.data)
+            tensor.ClearField("raw_data")
+            tensor.ClearField("external_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=str(value))
+    path.write_bytes(copy.SerializeToString())
 
 
-def _as_products(graph: onnx.GraphProto) -> None:
+_SOURCE = "weights"  # the file beside what the quantizer reads
+_INLINE = 1024  # bytes; the quantizer reads shapes in the graph alone
+
+
+def _values(tensor: TensorProto, folder: Path) -> np.ndarray:
+    """The values of an initializer, mapped if they lie in the folder."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    place, dtype = place_of(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(folder / place.file, dtype, "r", place.offset, tuple(tensor.dims))
+
+
+def _as_products(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     """Write Gemm, and 1 x 1 convolutions with channels last, as products with a matrix (in, out), which is all that is
-    quantised; outputs keep their names.
+    quantised; outputs keep their names. Returns by name the initializers that were added, which hold no values: each is
+    the transpose of the one that is returned for it, (out, in).
 
     The quantizer does so with Gemm too, but in onnxruntime 1.20 it transposes a matrix again for each node that reads
     it.
     """
     held = {tensor.name: tensor for tensor in graph.initializer}
+    turned: dict[str, TensorProto] = {}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         stated = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Gemm" and node.input[1] in held and stated.keys() <= {"transB"}:
-            nodes += _product(node, graph, held, node.input[0], node.output[0], bool(stated.get("transB")))
+            nodes += _product(node, held, turned, node.input[0], node.output[0], bool(stated.get("transB")))
         elif node.op_type == "Conv" and node.input[1] in held and _is_pointwise(held[node.input[1]], stated):
             (name,) = node.output
             nodes.append(helper.make_node("Transpose", node.input[:1], [f"{name}.last"], f"{name}.last", perm=_LAST))
-            nodes += _product(node, graph, held, f"{name}.last", f"{name}.product", True)
+            nodes += _product(node, held, turned, f"{name}.last", f"{name}.product", True)
             nodes.append(helper.make_node("Transpose", [f"{name}.product"], [name], name, perm=_FIRST))
         else:
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
     read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    kept = [tensor for name, tensor in held.items() if name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+    return turned
 
 
 _LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # where the channels go
@@ -182,9 +223,15 @@ def _is_pointwise(kernel: TensorProto, stated: Mapping[str, object]) -> bool:
 
 
 def _product(
-    node: onnx.NodeProto, graph: onnx.GraphProto, held: dict[str, TensorProto], x: str, name: str, transposed: bool
+    node: onnx.NodeProto,
+    held: dict[str, TensorProto],
+    turned: dict[str, TensorProto],
+    x: str,
+    name: str,
+    transposed: bool,
 ) -> Iterator[onnx.NodeProto]:
-    """The nodes for x times the matrix of a node, plus its bias if it has one; adds the matrix (in, out) to the graph.
+    """The nodes for x times the matrix of a node, plus its bias if it has one; adds the matrix (in, out) to the
+    initializers, and what it is the transpose of to ``turned``.
 
     transposed: whether the node stores it as (out, in).
     """
@@ -192,9 +239,8 @@ def _product(
     if transposed:
         stored, matrix = held[matrix], f"{matrix}.transposed"
         if matrix not in held:
-            values = numpy_helper.to_array(stored)
-            held[matrix] = numpy_helper.from_array(np.ascontiguousarray(values.reshape(values.shape[:2]).T), matrix)
-            graph.initializer.append(held[matrix])
+            held[matrix] = TensorProto(name=matrix, data_type=stored.data_type, dims=[stored.dims[1], stored.dims[0]])
+            turned[matrix] = stored
     made = f"{name}.unbiased" if bias else name
     yield helper.make_node("MatMul", [x, matrix], [made], made)
     if bias:

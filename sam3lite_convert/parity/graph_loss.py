@@ -23,7 +23,7 @@ from sam3lite_convert.graph.vision import IMAGE
 from sam3lite_convert.parity.compare import compare, compare_large
 from sam3lite_convert.parity.inputs import Inputs, make_inputs
 from sam3lite_convert.parity.noun_phrases import phrase_inputs
-from sam3lite_convert.parity.onnx_session import OnnxSession
+from sam3lite_convert.parity.onnx_session import OnnxRuntime, OnnxSession
 from sam3lite_convert.parity.picture_files import synthetic_picture
 from sam3lite_convert.records.export import Agreement, ChangedNeighbour, DetectionLoss, GraphLoss, TapLoss
 
@@ -36,7 +36,8 @@ _TAP_ROWS, _ALONE_ROWS = 64, 16
 _CALLS, _SECONDS = 24, 10.0
 _BEST, _SURE = 10, 0.5  # queries, and the score from which on one counts
 _PICTURE = "built-in picture"
-_LISTED = 10  # changed neighbours
+_LISTED, _LONG = 10, 80  # changed neighbours, and characters of one
+_FEWEST = 3  # prompts: of two, the nearest other one is always the same
 _STRETCH = 1024  # rows of a table of cosines
 # How much the mean squares of a matrix's columns vary, against those of independent draws: 0.75 to 1.3 times as much if
 # they are such; a trained table of 32,000 words has 31.
@@ -47,44 +48,56 @@ def graph_losses(
     plain: Mapping[str, onnx.ModelProto],
     made: Mapping[str, onnx.ModelProto],
     folder: Path,
-    prompts: Sequence[str] = (),
+    inputs: Inputs | None = None,
     budget: float = BUDGET,
 ) -> dict[str, GraphLoss]:
     """Run the graphs of a text encoder or of a detector and the quantised ones beside them; by name as in ``plain``.
 
     plain: the graphs, in order of execution; their weights lie in the folder. made: the quantised ones.
-    prompts: what text is measured on, by default the built-in phrases. A detector is run on the built-in picture.
+    inputs: what text is measured on, of ``loss_inputs``; by default the built-in phrases. A detector is run on the
+        built-in picture and the first of these.
     budget: relative L2 that a tap may have.
 
-    Raises CannotRun if onnxruntime is missing or does not run one of them, or for the prompts as ``loss_inputs`` does.
+    Raises CannotRun if onnxruntime is missing or does not run one of them.
     """
     losses, values, after = {}, dict[str, Tensor](), dict[str, Tensor]()
     size = None
+    inputs = inputs or loss_inputs(plain)
     for name, model in plain.items():
-        names = {value.name for value in model.graph.input}
-        if IDS in names:
-            inputs = loss_inputs(model, prompts)
+        if _reads(model, IDS):
             losses[name] = text_loss(model, made[name], folder, inputs, budget)
             values[IDS] = after[IDS] = inputs.ids[:1]
         else:
-            if IMAGE in names:
+            if _reads(model, IMAGE):
                 size = next(v for v in model.graph.input if v.name == IMAGE).type.tensor_type.shape.dim[-1].dim_value
                 values[IMAGE] = after[IMAGE] = prepare(synthetic_picture(max(size, 224)).permute(2, 0, 1), size)
-            else:
-                values |= _no_boxes()
-                after |= _no_boxes()
-            losses[name] = picture_loss(model, made[name], folder, values, f"{_PICTURE}, {size} pixels", budget)
+            what = f"the {_PICTURE}, {size} pixels"
+            what += "" if _reads(model, IMAGE) else ", and a box, by the unquantised graphs before it"
+            # With a box, since some taps hold nothing without one.
+            losses[name] = picture_loss(model, made[name], folder, values | _boxes(1), what, budget)
+            values |= _boxes(0)
+            after |= _boxes(0)
         for given, graph in ((values, model), (after, made[name])):
             given |= OnnxSession(graph, folder).run(given)
     if size is not None:
-        losses[name] = replace(losses[name], detection=detection_loss(values, after, size))
+        losses[name] = replace(losses[name], detection=detection_loss(values, after, size, _said(inputs)[0]))
     return losses
+
+
+def _reads(model: onnx.ModelProto, name: str) -> bool:
+    return any(value.name == name for value in model.graph.input)
+
+
+def _said(inputs: Inputs) -> tuple[str, ...]:
+    """What each row is called, shortened."""
+    texts = inputs.prompts or tuple(f"row {n}" for n in range(len(inputs.ids)))
+    return tuple(text if len(text) <= _LONG else f"{text[:_LONG]}..." for text in texts)
 
 
 def text_loss(
     plain: onnx.ModelProto, made: onnx.ModelProto, folder: Path, inputs: Inputs, budget: float = BUDGET
 ) -> GraphLoss:
-    """Run a text encoder's graph and the quantised one beside it. ``inputs``: at least two rows, no two alike."""
+    """Run a text encoder's graph and the quantised one beside it. ``inputs``: at least three rows, no two alike."""
     ids = inputs.ids
     ours, theirs = OnnxSession(plain, folder), OnnxSession(made, folder)
     times = _times(ours, theirs, {IDS: ids[:1]})
@@ -130,11 +143,14 @@ def _loss(
     taps = tuple(tap_losses(plain, made, folder, given))
     low, middle, high = np.quantile(times.ratios, (0.25, 0.5, 0.75)).tolist()
     return GraphLoss(
+        runtime=OnnxRuntime().name,
         inputs=what,
+        own_prompts=False,
         rows=1,
         batch=1,
         bytes=made.ByteSize(),
         unquantised_bytes=plain.ByteSize() + _bytes_outside(plain),
+        calls=len(times.ratios),
         milliseconds=times.after,
         unquantised_milliseconds=times.before,
         times_as_fast=middle,
@@ -149,22 +165,31 @@ def _loss(
     )
 
 
-def loss_inputs(model: onnx.ModelProto, prompts: Sequence[str] = ()) -> Inputs:
-    """What the loss of a text encoder's graph is measured on: the prompts, or the built-in phrases.
-
-    Raises CannotRun if the tokenizer is missing for the prompts, or if fewer than two of them differ.
-    """
+def loss_inputs(plain: Mapping[str, onnx.ModelProto], prompts: Sequence[str] = ()) -> Inputs:
+    """What the loss of the text encoder's graph among these is measured on. Raises as ``text_inputs`` does."""
+    model = next(model for model in plain.values() if _reads(model, IDS))
     context = next(value for value in model.graph.input if value.name == IDS).type.tensor_type.shape.dim[1].dim_value
     table = next(node.input[0] for node in model.graph.node if IDS in node.input and node.op_type == "Gather")
     vocab = next(tensor.dims[0] for tensor in model.graph.initializer if tensor.name == table)
+    return text_inputs(context, vocab, prompts)
+
+
+def text_inputs(context: int, vocab: int, prompts: Sequence[str] = ()) -> Inputs:
+    """What the loss of a text encoder is measured on: the prompts, or the built-in phrases.
+
+    Raises CannotRun if the tokenizer is missing for the prompts, or if fewer than three of them differ.
+    """
     if not prompts:
         return phrase_inputs(context, vocab)
     given = make_inputs(context, vocab, prompts=prompts)
     firsts: dict[tuple[int, ...], int] = {}
     for n, row in enumerate(given.ids.tolist()):
         firsts.setdefault(tuple(row), n)
-    if len(firsts) < 2:
-        raise CannotRun("--prompts-file needs at least two prompts whose ids differ, to compare neighbours", "usage")
+    if len(firsts) < _FEWEST:
+        raise CannotRun(
+            f"--prompts-file needs three prompts whose ids differ, to compare neighbours; it has {len(firsts)}",
+            "usage",
+        )
     alike = len(prompts) - len(firsts)
     told = f"{len(firsts):,} prompts" + (f", without {alike:,} whose ids are another's" if alike else "")
     return replace(given.rows(list(firsts.values())), what=told)
@@ -247,7 +272,7 @@ def _features(session: OnnxSession, ids: Tensor) -> dict[Literal["tokens", "end"
 def _agreement(before: Tensor, after: Tensor, name: Literal["tokens", "end"], inputs: Inputs) -> Agreement:
     ours, theirs = nearest(before), nearest(after)
     other = (ours != theirs).nonzero().flatten().tolist()
-    said = inputs.prompts or tuple(f"row {n}" for n in range(len(before)))
+    said = _said(inputs)
     changed = (ChangedNeighbour(prompt=said[n], before=said[ours[n]], after=said[theirs[n]]) for n in other[:_LISTED])
     return Agreement(features=name, share=1 - len(other) / len(before), changed=tuple(changed))
 
@@ -264,16 +289,16 @@ def nearest(features: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _no_boxes() -> dict[str, Tensor]:
-    """Box prompts for one prompt: none."""
+def _boxes(count: int) -> dict[str, Tensor]:
+    """Box prompts for one prompt: boxes in the middle of the picture."""
     return {
-        BOXES: torch.zeros(1, 0, 4),
-        BOX_LABELS: torch.zeros(1, 0, dtype=torch.int64),
-        BOX_MASK: torch.zeros(1, 0, dtype=torch.bool),
+        BOXES: torch.tensor([0.5, 0.5, 0.4, 0.3]).expand(1, count, 4),
+        BOX_LABELS: torch.ones(1, count, dtype=torch.int64),
+        BOX_MASK: torch.zeros(1, count, dtype=torch.bool),
     }
 
 
-def detection_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor], size: int) -> DetectionLoss:
+def detection_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor], size: int, prompt: str) -> DetectionLoss:
     """Two results of a detector on the built-in picture, by the names of the decoder's outputs."""
     ours, theirs = before["scores"][0].double(), after["scores"][0].double()
     count = max(int((ours > _SURE).sum()), min(_BEST, len(ours)))
@@ -283,6 +308,7 @@ def detection_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor], si
     shared = torch.where(either > 0, both / either, 1.0)
     return DetectionLoss(
         picture=_PICTURE,
+        prompt=prompt,
         size=size,
         queries=count,
         mask_iou_mean=float(shared.mean()),

@@ -46,7 +46,10 @@ class TapLoss(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedNeighbour(Record):
-    """A prompt whose nearest other prompt changed. before: by the graph; after: by the quantised one."""
+    """A prompt whose nearest other prompt changed. before: by the graph; after: by the quantised one.
+
+    Of long prompts their beginning.
+    """
 
     prompt: str
     before: str
@@ -71,13 +74,14 @@ class Agreement(Record):
 class DetectionLoss(Record):
     """What quantising all graphs of a detector does to its result on one picture.
 
-    size: side of the picture, in pixels. queries: how many are compared: those whose score is over 0.5 before, at least
-        the ten best.
+    prompt: what was looked for. size: side of the picture, in pixels.
+    queries: how many are compared: those whose score is over 0.5 before, at least the ten best.
     mask_iou_mean, mask_iou_least: intersection over union of a query's mask before and after; 1 if both are empty.
     score_max_abs_diff: over all queries. crossed: queries whose score is over 0.5 before or after, and not both.
     """
 
     picture: str
+    prompt: str
     size: int
     queries: int
     mask_iou_mean: float
@@ -90,10 +94,11 @@ class DetectionLoss(Record):
 class GraphLoss(Record):
     """What a quantised graph costs and gains, measured when it was written, on that machine and those inputs.
 
-    inputs: what both graphs ran on. rows: how many. batch: rows a call, but for the times.
+    runtime: what both graphs ran in, with its version. inputs: what they ran on. own_prompts: whether the prompts were
+        the user's. rows: how many. batch: rows a call, but for the times.
     bytes: of the quantised graph, with its weights. unquantised_bytes: of the graph and the weights that it reads.
-    milliseconds: a call with one row, median. unquantised_milliseconds: likewise. times_as_fast: the median of their
-        ratios, call by call in turn.
+    calls: that times are of, one row each. milliseconds: of one, median. unquantised_milliseconds: likewise.
+        times_as_fast: the median of their ratios, call by call in turn.
     taps: over some of the rows, in order of execution. first_over_budget: the first tap whose relative L2 is over the
         budget, or null.
     agreement: of prompts; empty for graphs that read none.
@@ -104,11 +109,14 @@ class GraphLoss(Record):
         weights.
     """
 
+    runtime: str
     inputs: str
+    own_prompts: bool
     rows: int
     batch: int
     bytes: int
     unquantised_bytes: int
+    calls: int
     milliseconds: float
     unquantised_milliseconds: float
     times_as_fast: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sam3lite_convert.records.export import GraphLoss
 from sam3lite_convert.records.record import Document, JsonValue, Record, optional
 from sam3lite_convert.records.shared import ArchitectureRecord, ContextRecord, Counts
 
@@ -217,6 +218,7 @@ class Receipt(Document):
     proven: SHA-256 by name of the tensor files, as a verification found them equal to the source; left out if there was
         none.
     graph_parity: what the graph of the text encoder computes, beside the original; left out if it was not run.
+    graph_losses: of quantised graphs, by name, as they were measured when they were written; left out if there is none.
     nonfinite: by source key.
     tensors: by target key.
     dropped: reason by source key.
@@ -251,6 +253,7 @@ class Receipt(Document):
     licences: tuple[LicenceFile, ...] | None = field(default=None, metadata=optional())
     parity: ParitySummary | None = field(default=None, metadata=optional())
     graph_parity: ParitySummary | None = field(default=None, metadata=optional())
+    graph_losses: dict[str, GraphLoss] | None = field(default=None, metadata=optional())
     beside: dict[str, str] = field(default_factory=dict)
     proven: dict[str, str] | None = field(default=None, metadata=optional())
     card_blob_id: str | None = field(default=None, metadata=optional())

@@ -9,6 +9,7 @@ from sam3lite_convert.records.export import ExportDocument, GraphLoss
 from sam3lite_convert.report.terminal import say, show
 
 _LISTED = 3  # changed neighbours
+_APART = 2  # quartiles of a ratio that are this many times apart say little
 
 
 def exported(r: ExportDocument) -> None:
@@ -31,15 +32,21 @@ def exported(r: ExportDocument) -> None:
     say(f"Next: {r.next}")
 
 
+def _duration(milliseconds: float) -> str:
+    return f"{milliseconds:.2f} ms" if milliseconds < 1e3 else f"{milliseconds / 1e3:.1f} s"
+
+
 def _loss(loss: GraphLoss, of: str) -> None:
     """What a quantised graph loses and gains against the graph ``of``."""
     say(f"  against {of}, on {loss.inputs}:")
     before, after = human_bytes(loss.unquantised_bytes), human_bytes(loss.bytes)
     say(f"  size   {after}, was {before} with its weights: {loss.unquantised_bytes / loss.bytes:.1f}x smaller")
     low, high = loss.times_as_fast_quartiles
-    spread = f"half of the calls {low:.1f}x to {high:.1f}x"
-    times = f"{loss.milliseconds:.2f} ms, was {loss.unquantised_milliseconds:.2f} ms"
+    spread = "one call" if loss.calls == 1 else f"half of {loss.calls} calls {low:.1f}x to {high:.1f}x"
+    times = f"{_duration(loss.milliseconds)}, was {_duration(loss.unquantised_milliseconds)}"
     say(f"  time   {times} a call: {loss.times_as_fast:.1f}x as fast here, {spread}")
+    if high > _APART * low:
+        say("         the calls differ widely, as they do on a busy machine: measure again on a quiet one", "yellow")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("  tap", no_wrap=True)
     for head in ("relative L2", "cosine", "max abs diff"):
@@ -61,7 +68,7 @@ def _loss(loss: GraphLoss, of: str) -> None:
         apart = f"{number(loss.batch_relative_l2)} (relative L2) between alone and in a batch of {loss.batch}"
         say(f"  a prompt's features depend on the others in its call: {apart}")
     if (found := loss.detection) is not None:
-        say(f"  all graphs on the {found.picture}, the {found.queries} best queries:")
+        say(f"  all graphs on the {found.picture} and {found.prompt!r}, the {found.queries} best queries:")
         say(f"    IoU of masks {found.mask_iou_mean:.3f} on average, {found.mask_iou_least:.3f} at least")
         crossed = f"{found.crossed} of all crossed 0.5"
         say(f"    scores changed by {number(found.score_max_abs_diff)} at most; {crossed}")

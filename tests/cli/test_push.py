@@ -67,6 +67,31 @@ def test_the_graph_goes_with_it_and_the_second_time_nothing(s0, hub):
     assert done.json["verdict"] == "proven" and "proven" in json.loads(pushed(hub)["conversion.json"])
 
 
+def test_quantised_graphs_go_whole_with_what_they_lose(s0, hub):
+    there = Path(f"{FOLDER}-text")
+    assert sam3lite("convert", "s0", "--component", "text", "--verify").code == 0
+    assert sam3lite("export", "onnx", there, "--quantize", "int8").code == 0
+    done = sam3lite(*PUSH, "--component", "text")
+    assert done.code == 0 and pushed(hub) == contents(there), done
+    card, name = pushed(hub)["README.md"].decode(), "model.int8.onnx"
+    commands = [line.rpartition("| `")[2].removesuffix("` |") for line in card.splitlines() if f"| `{name}`" in line]
+    assert len(commands) == 4 and set(commands[1:]) == {"sam3lite export onnx DIR --quantize int8"}
+    # What arrived is proven by what the card says, without this folder.
+    copy = Path("downloaded")
+    copy.mkdir()
+    for file, data in pushed(hub).items():
+        (copy / file).write_bytes(data)
+    assert sam3lite(*commands[0].replace("DIR", str(copy)).split()[1:]).code == 0
+    commits = hub.commits(MINE)
+    assert sam3lite(*PUSH, "--component", "text").code == 0 and hub.commits(MINE) == commits
+    (there / name).write_bytes((there / name).read_bytes()[:-1])
+    done = sam3lite(*PUSH, "--component", "text")
+    assert done.code == 2 and name in done.err and hub.commits(MINE) == commits
+    (there / name).unlink()
+    assert sam3lite(*PUSH, "--component", "text").code == 0
+    assert name not in pushed(hub) and name not in pushed(hub)["README.md"].decode()
+
+
 def test_what_goes_is_shown_before_it_goes(s0, hub, monkeypatch):
     from sam3lite_convert.report import push
 

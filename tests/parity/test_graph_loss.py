@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from support.folders import convert, tiny_state, write
+from support.folders import convert, tensors, tiny_state, write
 
 from sam3lite_convert.convert.folder import read_folder
 from sam3lite_convert.graph.compare import taps_of
@@ -42,7 +42,7 @@ def plain(folder):
 
 @pytest.fixture(scope="module")
 def inputs(plain):
-    return loss_inputs(plain).rows(range(0, 1000, 25))
+    return loss_inputs({"model.onnx": plain}).rows(range(0, 1000, 25))
 
 
 def test_a_graph_loses_nothing_against_itself(plain, folder, inputs):
@@ -101,11 +101,11 @@ def test_the_phrases_are_a_thousand_and_get_ids_without_a_tokenizer(plain, monke
     phrases = noun_phrases()
     assert len(phrases) == len(set(phrases)) == 1000
     assert all(phrase.isascii() and phrase == phrase.lower() and len(phrase.split()) in (2, 3) for phrase in phrases)
-    short = loss_inputs(plain)
+    short = loss_inputs({"model.onnx": plain})
     assert "each word as one id (the vocabulary is not CLIP's)" in short.what
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "instant_clip_tokenizer", None)
-        assert "each word as one id (without the extra 'prompts')" in loss_inputs(plain).what
+        assert "each word as one id (without the extra 'prompts')" in loss_inputs({"model.onnx": plain}).what
     assert short.ids.shape == (1000, 16) and len(torch.unique(short.ids, dim=0)) == 1000
     shared = [len(set(short.ids[0].tolist()) & set(short.ids[n].tolist())) for n in (1, 21)]
     assert shared[0] > shared[1]  # red car: blue car, blue bus
@@ -125,6 +125,33 @@ def test_random_weights_are_told(plain, folder, tmp_path):
         )
         model = helper.make_model(helper.make_graph([], "table", [], [], [tensor]))
         assert look_random(model, tmp_path) is random
+
+
+@pytest.mark.stress
+def test_one_layer_that_is_quantised_coarsely_is_the_first_over_the_budget(tmp_path):
+    folder = convert(write(tmp_path, tiny_state()), tmp_path / "all")
+    found, held = read_folder(folder), tensors(folder)
+    plain = graphs_of(found, layout_of(found.receipt or {}, load_mappings(None)), "detector", {}, size=56)
+    for name, key, tap in (
+        ("vision.onnx", "vision_encoder.backbone.layers.0.attention.o_proj", "trunk.blocks.0"),
+        ("vision.onnx", "vision_encoder.backbone.layers.5.mlp.fc2", "trunk.blocks.5"),
+        ("text.onnx", "text_encoder.layers.2.fc1", "text.layers.2"),
+        ("text.onnx", "text_projection", "text.projected"),
+        ("decode.onnx", "geometry_encoder.boxes_pool_project", "geometry.box_pooled"),
+        ("decode.onnx", "geometry_encoder.boxes_pos_enc_project", "geometry.box_position"),
+        ("decode.onnx", "detr_encoder.layers.1.mlp.fc1", "encoder.layers.1"),
+        ("decode.onnx", "detr_decoder.layers.1.text_cross_attn.v_proj", "decoder.presence.1"),
+        ("decode.onnx", "detr_decoder.box_head.layer1", "decoder.box_delta.0"),
+        ("decode.onnx", "dot_product_scoring.query_proj", "scoring.queries"),
+        ("decode.onnx", "mask_decoder.mask_embedder.layers.2", "masks.mask_embed"),
+    ):
+        made = {each: onnx.ModelProto.FromString(model.SerializeToString()) for each, model in plain.items()}
+        (tensor,) = (each for each in made[name].graph.initializer if each.name == f"{key}.weight")
+        values = held[tensor.name].reshape(tuple(tensor.dims)).numpy()
+        tensor.CopyFrom(numpy_helper.from_array(np.round(values / np.abs(values).max()), tensor.name))
+        losses = graph_losses(plain, made, folder, budget=1e-3)
+        assert {each: loss.first_over_budget for each, loss in losses.items() if loss.first_over_budget} == {name: tap}
+        assert all(np.prod(each.shape) for each in losses["decode.onnx"].taps)
 
 
 @pytest.mark.stress
@@ -152,7 +179,8 @@ def test_a_detector_is_measured_graph_by_graph_and_as_a_whole(tmp_path):
     assert losses["vision.onnx"].first_over_budget is losses["text.onnx"].first_over_budget is None
     assert losses["decode.onnx"].first_over_budget == "decoder.presence_logit.0"  # one bias for all layers
     whole = losses["decode.onnx"].detection
-    assert whole is not None and (whole.size, whole.queries, whole.picture) == (56, 10, "built-in picture")
+    assert whole is not None and (whole.size, whole.queries) == (56, 10)
+    assert (whole.picture, whole.prompt) == ("built-in picture", "red car")
     # By the two biases: masks of other places, and other scores.
     assert whole.mask_iou_mean < 0.5 and whole.score_max_abs_diff > 0.1
 
@@ -169,6 +197,7 @@ def test_masks_and_scores_are_compared_query_by_query():
         {"scores": scores[None], "pred_masks": masks[None]},
         {"scores": scores_after[None], "pred_masks": masks_after[None]},
         56,
+        "red car",
     )
     shared = []
     for n in best:
@@ -182,5 +211,6 @@ def test_masks_and_scores_are_compared_query_by_query():
         {"scores": scores[None] / 2, "pred_masks": masks[None]},
         {"scores": scores[None] / 2, "pred_masks": masks[None]},
         56,
+        "red car",
     )
     assert (few.queries, few.mask_iou_least, few.score_max_abs_diff, few.crossed) == (10, 1, 0, 0)
