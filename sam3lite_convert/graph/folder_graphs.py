@@ -62,8 +62,14 @@ def graphs_of(
     if component == "text":
         text_graph(b, text_sizes)
         return {TEXT_MODEL: b.model("text encoder", _TEXT_DOC.format(family), _stated(b, metadata, component), taps)}
-    if not any(name.startswith(VISION) for name in weights.names()):
+    if receipt.get("component") == "text":
         raise CannotRun(f"{folder.path} holds the text encoder alone: leave out --component detector", "text_only")
+    if not any(name.startswith(f"{VISION}trunk.blocks.") for name in weights.names()):
+        raise CannotRun(
+            f"there is no graph for the detector in {folder.path}: its image encoder is not SAM3's ViT. For the graph "
+            "of its text encoder, leave out --component detector",
+            "no_graph",
+        )
     vision_sizes = VisionSizes.of(receipt)
     side = vision_sizes.image if size is None else size
     text_graph(b, text_sizes, "text.")
