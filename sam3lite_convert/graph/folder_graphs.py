@@ -82,7 +82,9 @@ def graphs_of(
         (b, "text encoder", _TEXT_DOC, metadata),
         (finding, "decoder", _DECODE_DOC, sized),
     )
-    models = (made.model(name, doc.format(family), _stated(made, said, component), taps) for made, name, doc, said in parts)
+    models = (
+        made.model(name, doc.format(family), _stated(made, said, component), taps) for made, name, doc, said in parts
+    )
     return dict(zip(DETECTOR_MODELS, models, strict=True))
 
 

@@ -122,7 +122,7 @@ def text_graph(b: GraphBuilder, s: TextSizes, prefix: str = "") -> None:
 def about_padding(causal: bool) -> str:
     """What a caller needs to know of the padding, in words."""
     if causal:
-        return "There is no attention mask: a token attends to none behind it, so that padding changes no token's features."
+        return "There is no attention mask: no token attends to one behind it, so that padding changes no other token."
     return "There is no attention mask: the text encoder attends to the padding, as the original's does."
 
 
