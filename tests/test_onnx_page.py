@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import clip_runs
 from support.folders import ROOT, sam3lite, tiny_architecture
 from support.hub_files import clip_files
 from support.rows import DATA
@@ -99,6 +100,22 @@ def test_the_python_makes_the_ids_of_the_original_tokenizer(here):
     for case in CASES:
         for prompt, ids in zip(case["prompts"], case["input_ids"], strict=True):
             assert make_ids(tokenizer, prompt, case["context_length"]) == ids, prompt
+
+
+def test_with_a_folder_of_sam3_itself_it_gives_what_the_original_computes_of_the_prompts(here, tmp_path):
+    checkpoint, folder = clip_runs.write_text(tmp_path, 49408), tmp_path / "sam3"
+    options = ("--layout", "transformers", "--component", "text", "--tokenizer", "clip", "--onnx")
+    assert sam3lite("convert", checkpoint, "--output", folder, *options).code == 0
+    (case,) = (case for case in CASES if case["context_length"] == clip_runs.ROWS)
+    program = code("python", "text").replace('"converted/s0-packed-text"', repr(str(folder)))
+    names: dict[str, object] = {}
+    exec(compile(code("python", "ids"), "docs/onnx.md", "exec"), names)
+    given = f"prompts = {case['prompts']!r}"
+    program = re.sub(r"^prompts = .*$", lambda match: given, program, flags=re.M)
+    exec(compile(program, "docs/onnx.md", "exec"), names)
+    assert names["ids"].tolist() == case["input_ids"]
+    wanted = clip_runs.reference(49408).features(torch.tensor(case["input_ids"]))
+    torch.testing.assert_close(torch.from_numpy(names["text_features"]), wanted, atol=1e-5, rtol=0)
 
 
 def test_the_padding_token_of_an_earlier_user_is_no_token_of_a_prompt(here):

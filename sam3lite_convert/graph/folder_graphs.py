@@ -19,15 +19,16 @@ from sam3lite_convert.graph.sizes import DetectorSizes, TextSizes, VisionSizes
 from sam3lite_convert.graph.text import text_graph
 from sam3lite_convert.graph.vision import vision_graph
 from sam3lite_convert.graph.weights import Weights
-from sam3lite_convert.plan.architecture import VISION
-from sam3lite_convert.plan.families import FAMILIES, SAM3_LITETEXT
+from sam3lite_convert.plan.architecture import VISION, WORD_TABLES
+from sam3lite_convert.plan.families import FAMILIES
 from sam3lite_convert.plan.tables import Layout, Mappings
 from sam3lite_convert.records.record import Json
 
 Component = Literal["text", "detector"]
-_TEXT_DOC = "The text encoder of a SAM3-LiteText detector: token ids to the features that the detector reads."
-_VISION_DOC = "The image side of a SAM3-LiteText detector: pictures to maps, which any number of prompts are found in."
-_DECODE_DOC = "The rest of a SAM3-LiteText detector: maps, text features and boxes to boxes, scores and masks."
+# What is said of each graph; in braces: the family.
+_TEXT_DOC = "The text encoder of a {} detector: token ids to the features that the detector reads."
+_VISION_DOC = "The image side of a {} detector: pictures to maps, which any number of prompts are found in."
+_DECODE_DOC = "The rest of a {} detector: maps, text features and boxes to boxes, scores and masks."
 
 
 def layout_of(receipt: Json, mappings: Mappings) -> Layout:
@@ -51,20 +52,24 @@ def graphs_of(
 
     metadata: what every graph says of the folder. taps: make every tap an output.
     size: side of the pictures that the detector's graphs are for, in pixels; by default the detector's own.
-    Raises CannotRun if there is no graph for such a folder or size, UnsoundPlan if a tensor is missing, Untrusted if
+    Raises CannotRun if there is no graph for such a component or size, UnsoundPlan if a tensor is missing, Untrusted if
     the receipt does not state the sizes.
     """
-    if layout.family is not SAM3_LITETEXT:
-        raise CannotRun(f"there is no graph for a {layout.family.name} folder yet", "no_graph")
     weights, receipt = Weights(folder, layout), folder.receipt or {}
     dtype = _dtype(weights)
     b = GraphBuilder(weights, dtype)
-    text_sizes = TextSizes.of(receipt)
+    text_sizes, family = TextSizes.of(receipt), layout.family.name
     if component == "text":
         text_graph(b, text_sizes)
-        return {TEXT_MODEL: b.model("text encoder", _TEXT_DOC, _stated(b, metadata, component), taps)}
-    if not any(name.startswith(VISION) for name in weights.names()):
+        return {TEXT_MODEL: b.model("text encoder", _TEXT_DOC.format(family), _stated(b, metadata, component), taps)}
+    if receipt.get("component") == "text":
         raise CannotRun(f"{folder.path} holds the text encoder alone: leave out --component detector", "text_only")
+    if not any(name.startswith(f"{VISION}trunk.blocks.") for name in weights.names()):
+        raise CannotRun(
+            f"there is no graph for the detector in {folder.path}: its image encoder is not SAM3's ViT. For the graph "
+            "of its text encoder, leave out --component detector",
+            "no_graph",
+        )
     vision_sizes = VisionSizes.of(receipt)
     side = vision_sizes.image if size is None else size
     text_graph(b, text_sizes, "text.")
@@ -77,7 +82,9 @@ def graphs_of(
         (b, "text encoder", _TEXT_DOC, metadata),
         (finding, "decoder", _DECODE_DOC, sized),
     )
-    models = (made.model(name, doc, _stated(made, said, component), taps) for made, name, doc, said in parts)
+    models = (
+        made.model(name, doc.format(family), _stated(made, said, component), taps) for made, name, doc, said in parts
+    )
     return dict(zip(DETECTOR_MODELS, models, strict=True))
 
 
@@ -87,8 +94,8 @@ def _stated(b: GraphBuilder, metadata: Mapping[str, str], component: Component) 
 
 
 def _dtype(weights: Weights) -> FloatName:
-    """The dtype of the text encoder's table. Raises CannotRun if no graph has it."""
-    (first, *_) = (weights.parts(name)[0] for name in weights.names() if name.endswith("embedding_layer.weight"))
+    """The dtype of the text encoder's table. Raises CannotRun if no graph has it, UnsoundPlan if there is no table."""
+    first = weights.one(next((name for name in WORD_TABLES if name in weights), WORD_TABLES[0]))
     if first.dtype not in ("float32", "float16"):
         raise CannotRun(
             f"a graph is float32 or float16, and the folder is {first.dtype}: convert with --dtype float32 or --dtype "

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 
 from sam3lite_convert import __version__
+from sam3lite_convert.graph.text import about_padding
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.record import Json
 
@@ -14,10 +15,7 @@ SOURCE, WEIGHTS, RECEIPT, CONTEXT, DTYPE, TOOL, CALL = (
     "source", "weights", "receipt", "context", "dtype", "tool", "call",
 )  # fmt: skip
 TOOL_NOW = f"sam3lite-convert {__version__}"
-_CALL = (
-    "Token ids are padded to the context with 0. There is no attention mask: the text encoder attends to the padding, "
-    "as the original's does. docs/onnx.md of sam3lite-convert has the code."
-)
+_CALL = "Token ids are padded to the context with 0. {} docs/onnx.md of sam3lite-convert has the code."
 # What is added to a receipt, or renewed in it, while the conversion stays the same.
 _LATER = (
     "beside", "proven", "parity", "graph_parity", "graph_losses", "licences", "tokenizer", "model_id",
@@ -46,7 +44,7 @@ def graph_metadata(receipt: Receipt, weights: Mapping[str, str]) -> dict[str, st
         CONTEXT: str(receipt.context.called),
         DTYPE: receipt.dtype,
         TOOL: TOOL_NOW,
-        CALL: _CALL,
+        CALL: _CALL.format(about_padding(receipt.architecture.causal_masking)),
     }
 
 

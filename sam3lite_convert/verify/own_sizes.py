@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from sam3lite_convert.checkpoint.index import Checkpoint
+from sam3lite_convert.checkpoint.index import Checkpoint, TurnedBack
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.plan.families import FAMILIES
 from sam3lite_convert.plan.stated import stated_causal
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.receipt import Receipt
@@ -22,9 +24,14 @@ def edited_sizes(folder: Folder, tensors: Checkpoint, receipt: Receipt, mappings
 
     tensors: those of the folder under the original's names, as ``Source.read`` gives them.
     """
-    if stated_causal(folder.config) and not receipt.options.causal:
+    family = FAMILIES.get(receipt.family)
+    if stated_causal(folder.config) and not (receipt.options.causal or (family and family.causal)):
         yield f"config.json: causal_masking is true, and {RECEIPT_NAME} says that it was not asked for"
         return
+    if tensors.turned_back is None:
+        # A folder in the original's names: what its config.json states of the ViT counts as in any other.
+        own = TurnedBack(receipt.layout, receipt.component, "the original", {}, config=folder.config)
+        tensors = replace(tensors, turned_back=own)
     try:
         plan = recognise(folder, tensors, mappings, receipt.options.causal)
     except Sam3LiteError as fault:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.clip_goldens import FULL, RUNS, TINY, distances, full_size, sampled_distances, tiny
+from support.clip_goldens import FULL, RUNS, TINY, activations, distances, full_size, sampled_distances, tiny
 from support.goldens import golden
 from support.recipe import draw
 from support.rows import TEXT, key_list, rows_of
@@ -39,7 +39,8 @@ def test_every_activation_at_full_size_is_the_originals() -> None:
     of, _ = full_size()
     assert of.metadata["weights"] == "synthetic.py sam3_teacher --seed 0 --text-only"
     rows = {k: row for k, row in key_list("sam3_teacher").items() if k.startswith(TEXT)}
-    off = sampled_distances(load_clip_text(of.cfg, {k.removeprefix(TEXT): draw(k, *row) for k, row in rows.items()}))
+    model = load_clip_text(of.cfg, {k.removeprefix(TEXT): draw(k, *row) for k, row in rows.items()})
+    off = sampled_distances(activations(model, of.ids()))
     assert len(off) == 24 + 5
     assert max(off.values()) < FAR, off
 

@@ -156,7 +156,7 @@ def after(value: str, op: str, *more: tuple[str, np.ndarray], **attributes: Any)
 
 
 def text_faults(model: onnx.ModelProto, tokens: int) -> Iterator[GraphFault]:
-    """Faults for a graph of the text encoder with layers of both kinds. tokens: of its context."""
+    """Faults for a graph of a text encoder, of the kinds that its layers can have. tokens: of its context."""
     taps = json.loads(next(entry.value for entry in model.metadata_props if entry.key == "taps"))
     values = {value for node in model.graph.node for value in node.output}
     layers = [tap for tap in taps if tap.startswith("layers.")]
@@ -231,9 +231,13 @@ def text_faults(model: onnx.ModelProto, tokens: int) -> Iterator[GraphFault]:
             "no_attention_residual",
         )
         yield GraphFault("softmax over the wrong axis", at, f"{at}.softmax", set_attribute(f"{at}.softmax", axis=-2))
-        dtype = "float16" if model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 else "float32"
-        ahead = np.triu(np.full((tokens, tokens), -np.inf, dtype), 1)
-        yield GraphFault("a causal mask is added", at, f"{at}.softmax", after(f"{at}.scores", "Add", ("ahead", ahead)))
+        if f"{at}.masked" in values:
+            yield GraphFault("the causal mask is missing", at, f"{at}.masked", bypass(f"{at}.masked"), "not_causal")
+        else:
+            half = model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+            ahead = np.triu(np.full((tokens, tokens), -np.inf, "float16" if half else "float32"), 1)
+            made = after(f"{at}.scores", "Add", ("ahead", ahead))
+            yield GraphFault("a causal mask is added", at, f"{at}.softmax", made)
         others = [layer for layer in attention if layer != at]
         for other in others[:1]:
             mine, theirs = (maker(model, f"{layer}.fc1").input[1] for layer in (at, other))
@@ -243,7 +247,9 @@ def text_faults(model: onnx.ModelProto, tokens: int) -> Iterator[GraphFault]:
     yield GraphFault(
         "the projector's bias is missing", "projected", "projected", drop_input("projected"), "no_bias:bias"
     )
-    yield GraphFault(
-        "the pooled projection is transposed", "pooled", "pooled", turn("pooled"), "projection_untransposed"
-    )
+    rows, columns = initializer(model, maker(model, "pooled").input[1]).dims
+    if rows == columns:  # else no runtime takes it
+        yield GraphFault(
+            "the pooled projection is transposed", "pooled", "pooled", turn("pooled"), "projection_untransposed"
+        )
     yield GraphFault("the wrong token is picked", "pooled", "pooled.at", become("pooled.at", "ArgMin"))

@@ -210,11 +210,17 @@ def _original(
 
 
 def _whole_detector(plan: Plan) -> None:
-    """Raises CannotRun if the folder holds the text encoder alone."""
+    """Raises CannotRun if the folder holds the text encoder alone, or an image encoder that the original is not known
+    for."""
     if plan.options.component == "text":
         raise CannotRun(
             "the folder holds the text encoder alone, so there is no detector to compare; leave out --component",
             "text_only",
+        )
+    if plan.architecture.vision is None:
+        raise CannotRun(
+            "the image encoder is not SAM3's ViT, and no other is known here to compare with; leave out --component",
+            "no_candidate",
         )
 
 

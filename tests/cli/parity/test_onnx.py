@@ -15,6 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
+from support import clip_runs
 from support.folders import LAYOUTS, convert, old_state, sam3lite, write_safetensors
 from support.graph_faults import text_faults
 from support.graphs import of_weights, put, text_graph
@@ -54,13 +55,28 @@ RIGHT = [
     ("s0-lite", "transformers", "float16", 16, [], ["--no-graph-optimisation"]),
     ("s0", "transformers", "float32", 16, [], ["--batch", 2, "--seed", 8, "--tolerance", 1e-5]),
     ("s0", "packed", "float16", 32, ["--context", 32], ["--seed", 5, "--batch", 2]),
+    ("teacher", "transformers", "float32", 32, [], ["--batch", 32, "--seed", 1]),
+    ("teacher", "original", "float16", 20, ["--context", 20], ["--batch", 2, "--seed", 3, "--no-graph-optimisation"]),
+]
+RIGHT_TOO = [
+    ("teacher", "transformers", "float16", 32, [], ["--batch", 32, "--seed", 5]),
+    ("teacher", "original", "float32", 32, [], ["--batch", 7, "--seed", 6, "--no-graph-optimisation"]),
+    ("teacher", "transformers", "float32", 5, ["--context", 5], ["--batch", 3, "--seed", 7]),
 ]
 
 
-@pytest.mark.parametrize("case", range(len(RIGHT)))
-def test_a_right_graph_is_within_four_floors_at_every_tap(case, tmp_path):
-    kind, layout, dtype, context, made, asked = RIGHT[case]
-    checkpoint = write_safetensors(tmp_path, old_state(text_only=True) if context == 32 else state_of(kind))
+def state_for(kind, context):
+    if kind == "teacher":
+        return clip_runs.state_of()
+    return old_state(text_only=True) if context == 32 else state_of(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "dtype", "context", "made", "asked"),
+    [*RIGHT, *(pytest.param(*case, marks=pytest.mark.stress) for case in RIGHT_TOO)],
+)
+def test_a_right_graph_is_within_four_floors_at_every_tap(kind, layout, dtype, context, made, asked, tmp_path):
+    checkpoint = write_safetensors(tmp_path, state_for(kind, context))
     folder = put(
         convert(checkpoint, tmp_path / "out", "--layout", layout, "--component", "text", "--dtype", dtype, *made)
     )
