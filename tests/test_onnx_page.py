@@ -133,6 +133,12 @@ def test_the_python_calls_the_graphs(here):
         torch.testing.assert_close(torch.from_numpy(mine), theirs, atol=1e-4, rtol=1e-4)
     found = model.segment(image.open("street.jpg"), torch.from_numpy(names["ids"][0]), threshold=0)
     torch.testing.assert_close(torch.from_numpy(names["scores"][0]), found.scores, atol=5e-3, rtol=0)
+    before = names["masks"]
+    exec(compile(code("python", "less memory"), "docs/onnx.md", "exec"), names)
+    for _ in range(2):
+        maps = dict(zip(names["levels"], names["vision"].run(names["levels"], {"image": names["image"]}), strict=True))
+        (masks,) = names["decode"].run(["pred_masks"], {**maps, **names["words"], **names["no_boxes"]})
+        np.testing.assert_array_equal(masks, before)
 
 
 TEXT_PARITY, DETECTOR_PARITY = commands("parity")

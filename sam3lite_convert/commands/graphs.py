@@ -48,6 +48,7 @@ def add_graphs(
     """
     from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of, serialized
     from sam3lite_convert.graph.metadata import graph_metadata
+    from sam3lite_convert.graph.read import read_graph
 
     layout = layout_of(receipt.to_json(), mappings)
     graphs = graphs_of(folder, layout, component, graph_metadata(receipt, weights), taps, size)
@@ -57,7 +58,7 @@ def add_graphs(
             out = stack.enter_context(whole_file(folder.path / name))
             out.write(data)
             out.flush()
-            _check(Path(out.name), name)
+            _check(read_graph(Path(out.name), folder.path), name)
         folder.check_unchanged()
     return made
 
@@ -77,12 +78,21 @@ def with_text_graph(folder: Path, receipt: Receipt, mappings: Mappings) -> Recei
     return with_graphs(receipt, {name: data for name, (data, _) in graphs.items()})
 
 
-def _check(path: Path, name: str) -> None:
-    """Raises CannotRun if onnx does not take a graph that was written beside its weights."""
+def _check(model: onnx.ModelProto, name: str) -> None:
+    """Raises CannotRun if onnx does not take a graph whose weights were found in their place."""
     import onnx
 
+    # As inputs, the weights are not looked at again: onnx refuses a file that has a second name, as backups make it.
+    checked = onnx.ModelProto()
+    checked.CopyFrom(model)
+    del checked.graph.initializer[:]
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            checked.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            checked.graph.initializer.append(tensor)
     try:
-        onnx.checker.check_model(path, full_check=True)
+        onnx.checker.check_model(checked, full_check=True)
     except Exception as fault:  # of several classes, by what is wrong
         raise CannotRun(f"{name} was not written: onnx does not take it ({in_short(fault)})", "bad_graph") from fault
 
