@@ -139,7 +139,6 @@ class TurnedBack:
         used, the second has to be equal.
     ``why``: by key that stands as it is in the file, why it could not be turned back. ``unmade``: the keys of the
         original that could not be made, of which those were parts.
-    ``config``: the content of the config.json beside it; None if there is none.
     """
 
     layout: str
@@ -149,7 +148,6 @@ class TurnedBack:
     copies: tuple[tuple[StoredTensor, StoredTensor], ...] = ()
     why: dict[str, str] = field(default_factory=dict)
     unmade: frozenset[str] = frozenset()
-    config: Json | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +168,8 @@ class Checkpoint:
     ``left``: number of tensors in the other entries of the file, by path.
     ``shards``: in their order; none if ``path`` holds the tensors itself.
     ``turned_back``: what the file holds, if that is not what is told here; None for a file in the original's names.
+    ``config``: the content of the config.json beside it, if it is a folder's in the names of a layout; None if not, or
+        if there is none.
     """
 
     path: Path
@@ -190,6 +190,7 @@ class Checkpoint:
     left: dict[str, int] = field(default_factory=dict)
     shards: tuple[Shard, ...] = ()
     turned_back: TurnedBack | None = None
+    config: Json | None = None
 
     @property
     def taken(self) -> str | None:

@@ -134,7 +134,7 @@ def parity(
                 runtime.name,
             )
         elif candidate is not None:
-            mappings.layout(candidate)  # a layout that does not exist is told before anything is looked up
+            _check_candidate(candidate, mappings)
         location = locate(found or "s0", repo_id, revision, cache_dir, json, chosen)
         from sam3lite_convert.parity.setup import ParityOptions  # imports torch: after the name was found
 
@@ -192,6 +192,18 @@ def parity(
         parity_report.paritied(document, debug_intermediates)
     failed = document.failed or (strict_behaviour and document.verdicts.behaviour == "differs")
     leave(failed, document.report_error is None)
+
+
+def _check_candidate(candidate: str, mappings: Mappings) -> None:
+    """Raises CannotRun, before anything is looked up, if --candidate names neither a layout nor what runs a graph."""
+    from sam3lite_convert.parity.runtime import RUNTIMES
+
+    if candidate not in mappings.names:
+        able = sorted({layout.name for layout in mappings.layouts.values() if layout.loader.targets})
+        raise CannotRun(
+            f"--candidate {candidate}: there are the layouts {', '.join(able)}, and {', '.join(RUNTIMES)} for graphs",
+            "usage",
+        )
 
 
 def _runtime(candidate: str | None, provider: str | None, optimisation: bool | None) -> RuntimeChoice | None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import FilesHash
 from sam3lite_convert.commands.convert import NotProven
-from sam3lite_convert.commands.graphs import add_graphs, need_onnx
+from sam3lite_convert.commands.graphs import add_graphs, check_replaced, need_onnx
 from sam3lite_convert.commands.quantized_graphs import Quantization, add_quantized, check_quantizable
 from sam3lite_convert.commands.sources import HubLocation, Source, locate
 from sam3lite_convert.commands.verify import verify_folder
 from sam3lite_convert.convert.card import named_checkpoint
 from sam3lite_convert.convert.folder import Folder, read_folder
+from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, TEXT_MODEL, quantized_name
 from sam3lite_convert.convert.proof import own_receipt
 from sam3lite_convert.convert.side_files import with_graphs, without_tokenizer, write_receipt
 from sam3lite_convert.plan.tables import Mappings
@@ -42,14 +43,15 @@ def export_onnx(
     quantization: Quantization | None = None,
 ) -> ExportDocument:
     """Write the graphs of a folder that is proven, all of them or none, and then quantised ones beside them if asked
-    to; existing ones are replaced.
+    to; existing ones of ours are replaced.
 
     size: side of the pictures that the detector's graphs are for, in pixels; by default the detector's own.
     source: the checkpoint, to verify the folder first; None to go by its receipt. causal, progress: as in
     ``verify_folder``.
 
     Raises NotProven if the folder is not proven, or was changed since; CannotRun if there is no such folder, if onnx is
-    not installed, if there is no graph for it or the size, or if it cannot be quantised; UnsoundPlan if a tensor is
+    not installed, if there is no graph for it or the size, if it cannot be quantised, or if somebody else's graph is in
+    the way; UnsoundPlan if a tensor is
     missing; Untrusted if a file is damaged.
     """
     need_onnx()
@@ -64,6 +66,8 @@ def export_onnx(
     receipt, weights = _proven(found, mappings, verification)
     if quantization is not None:
         check_quantizable(receipt, quantization)
+        parts = (TEXT_MODEL,) if component == "text" else DETECTOR_MODELS
+        check_replaced(folder, receipt, [quantized_name(name, quantization.method) for name in parts])
     graphs = add_graphs(found, receipt, weights, mappings, component, taps, size)
     receipt, note = write_receipt(folder, with_graphs(receipt, {name: data for name, (data, _) in graphs.items()}))
     made: dict[str, QuantizedFile] = {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.checkpoint.file_set import is_inside
 from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.side_files import with_graphs
@@ -31,6 +32,24 @@ def need_onnx(what: str = "export onnx") -> None:
         raise CannotRun(f"{what} needs onnx: pip install 'sam3lite-convert[onnx]'", "no_onnx") from None
 
 
+def check_replaced(folder: Path, receipt: Receipt, names: Iterable[str]) -> None:
+    """Raises CannotRun if a file of one of these names in a folder is somebody else's graph, or may be: it says that
+    another program wrote it, or cannot be read and is not one that the receipt lists."""
+    from sam3lite_convert.graph.builder import PRODUCER
+    from sam3lite_convert.graph.read import producer_of
+
+    for name in names:
+        path = folder / name
+        if not path.exists() or (producer := producer_of(path)) == PRODUCER:
+            continue
+        if producer is not None or name not in receipt.beside:
+            raise CannotRun(
+                f"{path} is not a graph that sam3lite wrote, and was not changed. Move it, or delete it, and run this "
+                "again.",
+                "output_not_ours",
+            )
+
+
 def add_graphs(
     folder: Folder,
     receipt: Receipt,
@@ -41,6 +60,7 @@ def add_graphs(
     size: int | None = None,
 ) -> dict[str, tuple[bytes, GraphFile]]:
     """Write the graphs of a folder into it, all of them or none; returns by name their bytes and what is said of them.
+    Earlier graphs of ours are replaced.
 
     receipt, weights: the folder's, and the SHA-256 of its tensor files by name, as they were proven.
 
@@ -52,6 +72,13 @@ def add_graphs(
 
     layout = layout_of(receipt.to_json(), mappings)
     graphs = graphs_of(folder, layout, component, graph_metadata(receipt, weights), taps, size)
+    check_replaced(folder.path, receipt, graphs)
+    if outside := [name for name in folder.taken if not is_inside(folder.path, name)]:
+        raise CannotRun(
+            f"{folder.path / outside[0]} is a link to a file outside of the folder, which runtimes do not follow. Copy "
+            "the folder with its files (cp -rL), and export there.",
+            "linked_weights",
+        )
     made = {name: (data := serialized(model), _graph_file(name, model, data)) for name, model in graphs.items()}
     with ExitStack() as stack:
         for name, (data, _) in made.items():

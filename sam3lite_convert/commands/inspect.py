@@ -92,6 +92,5 @@ def inspect_checkpoint(
 
 def _inferred(checkpoint: Checkpoint, shapes: Shapes, context: int | None, causal: bool) -> Architecture:
     """The architecture of a file that cannot be converted, with the context that it is called with."""
-    config = checkpoint.turned_back.config if checkpoint.turned_back else None
-    found = infer_architecture(shapes, causal, stated_vision(config))
+    found = infer_architecture(shapes, causal, stated_vision(checkpoint.config))
     return found.with_context(called_context(checkpoint, found.sizes["context"], context))

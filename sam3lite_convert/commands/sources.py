@@ -333,13 +333,13 @@ def _config_notes(checkpoint: Checkpoint, mappings: Mappings) -> Iterator[str]:
     """What the config.json beside a checkpoint that was turned back states otherwise than its weights and the
     original, whose code computes with no other values."""
     turned = checkpoint.turned_back
-    if turned is None or turned.config is None:
+    if turned is None or checkpoint.config is None:
         return
     from sam3lite_convert.verify.config_check import check_config
 
-    options = Options(turned.layout, turned.component, causal=stated_causal(turned.config))
+    options = Options(turned.layout, turned.component, causal=stated_causal(checkpoint.config))
     try:
-        faults = check_config(make_plan(checkpoint, mappings, options), turned.config).faults
+        faults = check_config(make_plan(checkpoint, mappings, options), checkpoint.config).faults
     except Sam3LiteError:
         return  # the command says why there is no plan
     for fault in faults[:_LISTED]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from google.protobuf.message import Message
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 _SHOWN = 8  # values, or names, that a sentence lists
@@ -22,12 +23,14 @@ class GraphDifference:
     taps: those whose own part of the graph reads it, in order of execution; empty for what leads to none of them.
     words: what differs, with ``name``.
     keys: the folder's tensors that it is about.
+    misplaced: whether it is about where the graph says that a tap is, and not about what it computes.
     """
 
     name: str
     taps: tuple[str, ...]
     words: str
     keys: tuple[str, ...] = ()
+    misplaced: bool = False
 
 
 def differences(given: onnx.ModelProto, own: onnx.ModelProto) -> tuple[GraphDifference, ...]:
@@ -40,6 +43,38 @@ def differences(given: onnx.ModelProto, own: onnx.ModelProto) -> tuple[GraphDiff
     own: as ``graphs_of`` makes it.
     """
     return tuple(_Comparison(given, own).all())
+
+
+def stated_taps_differ(given: onnx.ModelProto, own: onnx.ModelProto) -> Iterator[GraphDifference]:
+    """Taps that the metadata of ``given`` puts at other values than that of ``own`` does; none for a graph that states
+    no taps."""
+    there = taps_of(given)
+    for tap, value in taps_of(own).items():
+        if there.get(tap, value) != value:
+            words = f"the metadata says that the tap {tap} is at {there[tap]}; ours is at {value}"
+            yield GraphDifference(value, (tap,), words, misplaced=True)
+
+
+def first_unlike(given: Message, own: Message) -> str | None:
+    """Where two models first say something else, computed or not, as a path such as graph.input[0].doc_string; None
+    if they would be written as the same bytes."""
+    if given.SerializeToString(deterministic=True) == own.SerializeToString(deterministic=True):
+        return None
+    for field in own.DESCRIPTOR.fields:
+        theirs, ours = getattr(given, field.name), getattr(own, field.name)
+        repeated = isinstance(ours, Sequence) and not isinstance(ours, str | bytes)
+        for n, (left, right) in enumerate(zip(theirs, ours, strict=False) if repeated else [(theirs, ours)]):
+            name = f"{field.name}[{n}]" if repeated else str(field.name)
+            if field.message_type is None:
+                if left != right:
+                    return name
+            elif (inner := first_unlike(left, right)) is not None:
+                return f"{name}.{inner}" if inner else name
+        if repeated and len(theirs) != len(ours):
+            return str(field.name)
+        if not repeated and field.has_presence and given.HasField(field.name) != own.HasField(field.name):
+            return str(field.name)
+    return ""  # in a field that onnx does not know
 
 
 def taps_of(model: onnx.ModelProto) -> dict[str, str]:

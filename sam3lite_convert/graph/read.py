@@ -15,10 +15,11 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from sam3lite_convert.checkpoint.file_set import is_inside
 from sam3lite_convert.checkpoint.one_file import open_file
-from sam3lite_convert.errors import Untrusted, in_short
+from sam3lite_convert.errors import Sam3LiteError, Untrusted, in_short
 from sam3lite_convert.figures import human_bytes
 
 LIMIT = 64 << 20  # bytes of a graph without its weights; an exported detector with its constants takes 23 MB
+_LARGEST = (2 << 30) - 1  # bytes of a graph with its weights in it: what protobuf reads
 _ENTRIES = 1 << 20  # of all messages; each may take a hundred times its two bytes in memory
 _DEPTH, _SUBGRAPHS = 40, 4  # of messages, of graphs inside graphs
 _OLDEST_IR, _OLDEST_OPSET = 3, 7
@@ -60,6 +61,22 @@ def read_graph(path: Path, folder: Path | None, limit: int = LIMIT) -> ModelProt
 
 def read_with_hash(path: Path, limit: int = LIMIT) -> tuple[ModelProto, str]:
     """What ``read_graph`` reads without a folder, and the SHA-256 of the very bytes that it was read from."""
+    model, data = _parsed(path, limit)
+    _check_versions(model, path.name)
+    _check_graph(model.graph, path.name, frozenset(), 0)
+    return model, hashlib.sha256(data).hexdigest()
+
+
+def producer_of(path: Path) -> str | None:
+    """What a graph says that wrote it, whatever else it holds; None if it cannot be read."""
+    try:
+        model, _ = _parsed(path, _LARGEST)
+    except Sam3LiteError:
+        return None
+    return str(model.producer_name)
+
+
+def _parsed(path: Path, limit: int) -> tuple[ModelProto, bytes]:
     with open_file(path) as file:
         data = file.read(limit + 1)
     where = path.name
@@ -70,16 +87,18 @@ def read_with_hash(path: Path, limit: int = LIMIT) -> tuple[ModelProto, str]:
         model: ModelProto = ModelProto.FromString(data)
     except (DecodeError, RecursionError, ValueError) as fault:
         raise _refused(where, f"it is not an ONNX model ({in_short(fault)})") from None
-    _check_versions(model, where)
-    _check_graph(model.graph, where, frozenset(), 0)
-    return model, hashlib.sha256(data).hexdigest()
+    return model, data
 
 
 def check_places(model: ModelProto, folder: Path, where: str) -> None:
     """Raises Untrusted if a tensor's bytes are not all there, in the graph or in the folder. ``where``: the graph's
     name."""
-    for tensor in _tensors(model.graph):
+    of_nodes = _tensors_of_nodes(model.graph)
+    for tensor in (*model.graph.initializer, *of_nodes):
         _check_tensor(tensor, folder, where)
+    # A runtime that was given the rest looks for these where it was started.
+    if placed := [tensor.name[:80] for tensor in of_nodes if tensor.data_location == TensorProto.EXTERNAL]:
+        raise _refused(where, f"{placed[0]!r}, a tensor inside a node, lies in a file")
 
 
 def place_of(tensor: TensorProto) -> ExternalPlace:
@@ -233,16 +252,17 @@ def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """All tensors of a graph and of the graphs inside it."""
-    yield from graph.initializer
+def _tensors_of_nodes(graph: GraphProto) -> list[TensorProto]:
+    """The tensors in attributes of nodes, and those of the graphs inside them."""
+    found: list[TensorProto] = []
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
+                found.append(attribute.t)
+            found += attribute.tensors
         for inner in _subgraphs(node):
-            yield from _tensors(inner)
+            found += [*inner.initializer, *_tensors_of_nodes(inner)]
+    return found
 
 
 # ---- tensors

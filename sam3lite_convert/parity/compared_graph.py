@@ -71,6 +71,8 @@ def with_differences(
     if there:
         words = "; ".join(d.words for d in there[:_NAMED])
         more = f"; and {len(there) - _NAMED:,} more" if len(there) > _NAMED else ""
+        if any(d.misplaced for d in there):
+            told = replace(told, fits=())  # what stands there is another tap's, of which no fault is known
         known = f"{told.cause}. " if told.fits else ""
         told = replace(told, cause=f"{known}In the graph, {words}{more}")
     return replace(told, graph=tuple(map(difference_record, there)))
@@ -103,7 +105,7 @@ def find_graph(folder: Path) -> FoundGraph:
 
 def beside_own(found: FoundGraph, folder: Folder, mappings: Mappings, encoder: GraphEncoder) -> ComparedGraph:
     """The graph with what tells it from the one that this version writes for the folder."""
-    from sam3lite_convert.graph.compare import differences
+    from sam3lite_convert.graph.compare import differences, stated_taps_differ
     from sam3lite_convert.graph.folder_graphs import TEXT_MODEL, graphs_of, layout_of
 
     notes = list(encoder.notes)
@@ -115,7 +117,7 @@ def beside_own(found: FoundGraph, folder: Folder, mappings: Mappings, encoder: G
         tapped = any(value in ends for tap, value in encoder.values.items() if point_of(tap) not in OUTPUTS)
         try:
             own = graphs_of(folder, layout_of(folder.receipt, mappings), "text", {}, tapped)[TEXT_MODEL]
-            told = differences(found.model, own)
+            told = (*stated_taps_differ(found.model, own), *differences(found.model, own))
         except Sam3LiteError as fault:
             notes.append(f"the graph was not compared with the one that this version writes: {fault.message}")
     if told:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -154,7 +154,8 @@ def graph_encoder(
     values = {tap: value for tap, value in taps_of(model).items() if tap in recorded and value in made & typed}
     held = dict.fromkeys(value.name for value in model.graph.output)
     stated = {value: tap for tap, value in values.items()}
-    ends = {tap: name for name in held if (tap := stated.get(name) or _named(name)) in recorded}
+    # What an output is called counts before what the metadata says of it: it is what the output will be taken for.
+    ends = {tap: name for name in held if (tap := stated.get(name)) in recorded} | _by_name(held, recorded)
     notes = []
     left = [name for name in held if name not in ends.values()]
     if left and not stated:
@@ -165,7 +166,7 @@ def graph_encoder(
             if tap not in ends and len(alike) == 1 and found[alike[0]].is_floating_point():
                 ends[tap] = alike[0]
                 notes.append(f"the output {alike[0]} was read as {tap}, by its shape")
-        left = [name for name in left if name not in ends.values() and found[name].is_floating_point()]
+        left = [name for name in left if name not in ends.values()]
         if left:
             notes.append(f"outputs of the graph that no tap is known for, and so not compared: {', '.join(left)}")
     if not ends:
@@ -184,6 +185,18 @@ def graph_encoder(
         recorded,
         tuple(notes),
     )
+
+
+def _by_name(outputs: Iterable[str], recorded: Activations) -> dict[str, str]:
+    """Tap -> the output that is named so. Raises CannotRun if two are, of which a reader may take either."""
+    found: dict[str, str] = {}
+    for name in outputs:
+        if (tap := _named(name)) not in recorded:
+            continue
+        if tap in found:
+            raise CannotRun(f"the graph's outputs {found[tap]} and {name} are both named as {tap}", "bad_graph")
+        found[tap] = name
+    return found
 
 
 def _named(output: str) -> str | None:

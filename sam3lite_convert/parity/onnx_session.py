@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam3lite_convert.checkpoint.one_file import open_file
 from sam3lite_convert.errors import CannotRun, in_short
 
 if TYPE_CHECKING:
@@ -114,7 +117,7 @@ class OnnxSession:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._place.name) / "nodes")
         # Told where the files lie, older versions optimise the graph without finding them; so they are given mapped.
-        self._weights = _mapped(model, folder)
+        self._weights, files = _mapped(model, folder)
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
         options.add_external_initializers(list(self._weights), values)
         chosen = [(provider, _SETTINGS.get(provider, {}))]
@@ -123,6 +126,7 @@ class OnnxSession:
         except Exception as fault:  # onnxruntime raises classes of its own that share no base
             said = str(fault).strip().splitlines() or [type(fault).__name__]
             raise CannotRun(f"onnxruntime does not load the graph: {said[0]}", "bad_graph") from fault
+        _let_go(files)
         if provider not in self._session.get_providers():  # it falls back to the CPU where a provider does not start
             raise CannotRun(f"--provider {provider}: onnxruntime has it, but it does not start here", "no_device")
         self.outputs = tuple(output.name for output in self._session.get_outputs())
@@ -155,11 +159,13 @@ def _nodes_of(profile: Path) -> Counter[str]:
     )
 
 
-def _mapped(model: onnx.ModelProto, folder: Path) -> dict[str, np.ndarray]:
-    """The weights that the graph reads from files, by name, mapped. Raises CannotRun if a file is not there."""
+def _mapped(model: onnx.ModelProto, folder: Path) -> tuple[dict[str, np.ndarray], list[mmap.mmap]]:
+    """The weights that the graph reads from files, by name, and these files, mapped. Raises CannotRun if a file is not
+    there."""
     import onnx
 
     found: dict[str, np.ndarray] = {}
+    files: dict[str, mmap.mmap] = {}
     read = set(_read(model.graph)) | {value.name for value in model.graph.output}
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.name in read:
@@ -167,12 +173,24 @@ def _mapped(model: onnx.ModelProto, folder: Path) -> dict[str, np.ndarray]:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             path, offset = folder / place["location"], int(place.get("offset", 0))
             try:
-                found[tensor.name] = np.memmap(path, dtype, "r", offset, tuple(tensor.dims))
+                if place["location"] not in files:
+                    with open_file(path) as file:
+                        files[place["location"]] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                flat = np.frombuffer(files[place["location"]], dtype, math.prod(tensor.dims), offset)
+                found[tensor.name] = flat.reshape(tuple(tensor.dims))
             except (OSError, ValueError) as fault:
                 raise CannotRun(
                     f"{path}: {tensor.name} cannot be read from it ({in_short(fault)})", "bad_graph"
                 ) from fault
-    return found
+    return found, list(files.values())
+
+
+def _let_go(files: Iterable[mmap.mmap]) -> None:
+    """Give back the memory of mapped files: onnxruntime has copied most weights into its own order, and the others are
+    read again when they are used."""
+    for file in files:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            file.madvise(mmap.MADV_DONTNEED)
 
 
 def _read(graph: onnx.GraphProto) -> Iterator[str]:

@@ -206,8 +206,9 @@ def enclosing(tap: str) -> str | None:
 
 
 def text_features(taps: Sequence[str]) -> str:
-    """The tap whose activation the detector receives: the last one that it reads."""
-    return [tap for tap in taps if point_of(tap).read_by_detector][-1]
+    """The tap whose activation the detector receives: the last one that it reads, or the last of all if it reads none
+    of these."""
+    return ([tap for tap in taps if point_of(tap).read_by_detector] or list(taps))[-1]
 
 
 def are_complete(names: Sequence[object]) -> bool:

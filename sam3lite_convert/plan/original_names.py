@@ -34,17 +34,21 @@ class Beside(NamedTuple):
 
 
 def in_original_names(checkpoint: Checkpoint, mappings: Mappings, beside: Callable[[], Beside] = Beside) -> Checkpoint:
-    """The checkpoint under the keys of a released file; the same object if it has the original's names, or nobody's.
+    """The checkpoint under the keys of a released file; the same object if it has nobody's names, or the original's and
+    is no folder of the layout that keeps them.
 
     It is in the names of a layout if more than half of its keys are targets of that layout, and more than are names of
     the original's. A key that no rule turns back stays as it is, for the plan to refuse.
-    beside: reads the files beside it, of one that is in the names of a layout: its receipt tells what was filled, its
-        config.json what weights cannot tell.
+    beside: reads the files beside it, of one that is or may be in the names of a layout: its receipt tells what was
+        filled, its config.json what weights cannot tell.
     """
     stripped = {key: _without_prefix(checkpoint.selection, key) for key in checkpoint.tensors}
     known = _known(stripped.values(), mappings)
     if 2 * known >= len(stripped):
-        return checkpoint
+        # A conversion writes safetensors alone, so that only these may have a folder around them.
+        there = beside() if checkpoint.format == "safetensors" else Beside()
+        ours = (there.receipt or {}).get("layout") in list(mappings.names)
+        return replace(checkpoint, config=there.config) if ours else checkpoint
     around = tuple(rule for rule in mappings.spellings if rule.repeat)
     bare = {key: spelled_key(short, around).name for key, short in stripped.items()}
     readings = [
@@ -188,7 +192,8 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str], con
         extents=checkpoint.extents | _extents(checkpoint, tensors, keys),
         # What the user states about keys of the file was followed here.
         selection=replace(chosen, passed_over=bool(chosen.strip_prefix) or chosen.passed_over),
-        turned_back=TurnedBack(layout.name, component, words, keys, tuple(copies), why, frozenset(unmade), config),
+        turned_back=TurnedBack(layout.name, component, words, keys, tuple(copies), why, frozenset(unmade)),
+        config=config,
     )
 
 

@@ -263,8 +263,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         _refuse_kind(checkpoint, checkpoint.tensors)
         fault.message = f"{checkpoint.path.name}: {fault.message}"
         raise
-    said = checkpoint.turned_back is not None and stated_causal(checkpoint.turned_back.config)
-    if said and not (options.causal or family.causal):
+    if stated_causal(checkpoint.config) and not (options.causal or family.causal):
         raise UnsoundPlan(
             f"{checkpoint.path.name}: the config.json beside it states that its text encoder masks causally, which the "
             "weights do not tell. Say so with --causal.",
@@ -313,8 +312,7 @@ def _architecture(checkpoint: Checkpoint, names: Names, layout: Layout, options:
     """The architecture that names and shapes show. Raises UnsoundPlan if they show none, or a relative's."""
     shapes = {name: checkpoint.tensors[keys[0]].shape for name, keys in names.sources.items()}
     _refuse_variants(layout, shapes, options.component)
-    config = checkpoint.turned_back.config if checkpoint.turned_back else None
-    architecture = infer_architecture(shapes, options.causal, stated_vision(config))
+    architecture = infer_architecture(shapes, options.causal, stated_vision(checkpoint.config))
     if layout.neck_levels and options.component != "text" and architecture.vision is not None:
         return with_levels(architecture, layout.neck_levels)
     return architecture

@@ -388,8 +388,8 @@ _ALL = (
         "what it says of itself differs.",
         "The graph is made again from the receipt and the tensors, and compared node by node.",
         "It computes something else than the original, or is called in another way than it says.",
-        "Write it again: sam3lite export onnx DIR CHECKPOINT. To keep a graph of your own, give it another name, and "
-        "judge it: sam3lite parity --candidate onnx.",
+        "Write it again: sam3lite export onnx DIR CHECKPOINT. A graph of your own is judged by sam3lite parity "
+        "--candidate onnx, in a copy of the folder.",
     ),
     Code(
         "V-GRAPH-VERSION",

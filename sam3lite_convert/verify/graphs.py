@@ -26,7 +26,9 @@ _COMPONENT = "graphs"
 _LISTED = 8  # differences of one graph
 _AGAIN = "sam3lite export onnx writes it again"
 _RIGHT = "its weights are the folder's own tensors, and it is the graph that this version writes for them"
-_REMADE = "quantised again from the folder's tensors, it comes out the same"
+_REMADE = (
+    "quantised again from the folder's tensors, it comes out the same; the loss that it states was not measured again"
+)
 
 
 def graph_names(folder: Path) -> list[str]:
@@ -59,8 +61,10 @@ def check_graphs(
         else:
             try:
                 model = _read(folder.path / name)
-                if name not in QUANTIZED_MODELS or _can_be_made(name, model, notes):
-                    found = list(_faults(name, model, folder, mappings, hashes))
+                if of_others := list(_of_other_weights(name, model, folder, hashes)):
+                    yield from of_others
+                elif name not in QUANTIZED_MODELS or _can_be_made(name, model, notes):
+                    found = list(_faults(name, model, folder, mappings))
                     yield from found
                     if not found:
                         notes.append(f"{name}: {_REMADE if name in QUANTIZED_MODELS else _RIGHT}")
@@ -133,24 +137,36 @@ def _can_be_made(name: str, model: ModelProto, notes: list[str]) -> bool:
     return False
 
 
-def _faults(
-    name: str, model: ModelProto, folder: Folder, mappings: Mappings, hashes: Callable[[], dict[str, str]]
+def _of_other_weights(
+    name: str, model: ModelProto, folder: Folder, hashes: Callable[[], dict[str, str]]
 ) -> Iterator[Difference]:
-    """What is wrong with one graph. Raises Untrusted if it is not safe to run."""
+    """That a graph belongs to other weights than the folder's, if it says so."""
+    from sam3lite_convert.graph.metadata import stated_weights
+    from sam3lite_convert.graph.read import metadata_of
+
+    stated = stated_weights(metadata_of(model))
+    if own_receipt(folder) is not None and stated and stated != (held := hashes()):
+        why = f"belongs to {_named(stated)}; here is {_named(held)}"
+        yield Difference(name, _WEIGHTS, _COMPONENT, why)
+
+
+def _faults(name: str, model: ModelProto, folder: Folder, mappings: Mappings) -> Iterator[Difference]:
+    """What is wrong with one graph that does not say that it belongs to other weights. Raises Untrusted if it is not
+    safe to run."""
     from sam3lite_convert.graph.metadata import TOOL, TOOL_NOW, stated_weights
     from sam3lite_convert.graph.read import check_places, metadata_of
 
     said = metadata_of(model)
     receipt, stated = own_receipt(folder), stated_weights(said)
-    if receipt is not None and stated and stated != (held := hashes()):
-        why = f"belongs to {_named(stated)}; here is {_named(held)}"
-        yield Difference(name, _WEIGHTS, _COMPONENT, why)
-        return
     check_places(model, folder.path, name)
     yield from _misplaced(name, model, folder)
     if receipt is None or not stated:
         lacks = "the folder has no receipt of its tensors" if receipt is None else "it states no weights"
         yield Difference(name, _GRAPH, _COMPONENT, f"is not a graph that sam3lite wrote for this folder: {lacks}")
+        return
+    of, _ = QUANTIZED_MODELS.get(name, (name, None))
+    if receipt.component == "text" and of in DETECTOR_MODELS:
+        yield Difference(name, _GRAPH, _COMPONENT, "is one of a whole detector's, and the folder is a text encoder")
         return
     differing = list(_differing(name, model, said, folder, receipt, mappings, stated))
     written = said.get(TOOL, "")
@@ -205,7 +221,7 @@ def _differing(
     weights: Mapping[str, str],
 ) -> Iterator[Difference]:
     """How a graph differs from the one that this version writes for the folder."""
-    from sam3lite_convert.graph.compare import differences
+    from sam3lite_convert.graph.compare import differences, first_unlike
     from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of
     from sam3lite_convert.graph.metadata import graph_metadata
     from sam3lite_convert.graph.quantize import LOSS, quantized
@@ -224,14 +240,31 @@ def _differing(
         own = ours(True)
     if method is not None:
         own = quantized(own, folder.path, method)
-        said = {key: value for key, value in said.items() if key != LOSS}  # measured: another each time
+        model = _without(model, LOSS)  # measured: another each time
+        said = metadata_of(model)
+    alike = True
     for one in differences(model, own):
+        alike = False
         yield Difference(f"{name}: {one.name}" if one.name else name, _GRAPH, _COMPONENT, one.words)
     wanted = metadata_of(own)
     for key in dict.fromkeys((*wanted, *said)):
         if said.get(key) != wanted.get(key):
+            alike = False
             why = f"says {_short(said.get(key))}; the folder's is {_short(wanted.get(key))}"
             yield Difference(f"{name}: {key}", _GRAPH, _COMPONENT, why)
+    if alike and (where := first_unlike(model, own)) is not None:
+        why = f"computes what the graph of this version does, but its file is another: {where or 'an unknown field'}"
+        yield Difference(name, _GRAPH, _COMPONENT, f"{why} differs")
+
+
+def _without(model: ModelProto, key: str) -> ModelProto:
+    """A copy of a graph without an entry of its metadata."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    kept = [entry for entry in model.metadata_props if entry.key != key]
+    del copy.metadata_props[:]
+    copy.metadata_props.extend(kept)
+    return copy
 
 
 def _side(said: str) -> int | None:

@@ -21,7 +21,7 @@ from sam3lite_convert.commands import graphs
 from sam3lite_convert.convert import proof
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.graph import read
-from sam3lite_convert.graph.builder import GraphBuilder
+from sam3lite_convert.graph.builder import PRODUCER, GraphBuilder
 
 TEXT = ("--layout", "packed", "--component", "text")
 
@@ -272,10 +272,36 @@ def test_convert_writes_the_same_graph_in_one_go_or_nothing(folder, tiny, tmp_pa
     assert not (at_once / "model.onnx").exists()
 
 
+def test_weights_behind_a_link_are_told_before_anything_is_written(ready, tmp_path):
+    (ready / "model.safetensors").rename(tmp_path / "elsewhere")
+    (ready / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    before = snapshot(ready)
+    done = sam3lite("export", "onnx", ready, "--json")
+    assert done.code == 2 and "is a link to a file outside of the folder" in done.json["error"]["message"]
+    assert snapshot(ready) == before
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_graph_that_somebody_else_wrote_is_not_replaced(ready, tiny, listed):
+    if listed:  # theirs took the place of ours
+        assert sam3lite("export", "onnx", ready).code == 0
+    theirs = onnx.ModelProto(producer_name="pytorch").SerializeToString()
+    for data in (theirs, theirs if listed else b"what cannot be read"):
+        (ready / "model.onnx").write_bytes(data)
+        for command in (("export", "onnx", ready), ("convert", tiny, "--output", ready, *TEXT, "--onnx")):
+            done = sam3lite(*command, "--json")
+            assert done.code == 2 and done.json["error"]["code"] == "output_not_ours"
+            assert "model.onnx is not a graph that sam3lite wrote" in done.json["error"]["message"]
+            assert (ready / "model.onnx").read_bytes() == data
+    # One of ours that no receipt lists yet: a run was killed between the two.
+    (ready / "model.onnx").write_bytes(onnx.ModelProto(producer_name=PRODUCER).SerializeToString())
+    assert sam3lite("export", "onnx", ready).code == 0
+
+
 def test_a_failed_export_keeps_the_graphs_that_were_there(tiny, tmp_path, monkeypatch):
     folder = convert(tiny, tmp_path / "all", "--layout", "packed", "--verify")
     for name in ("vision.onnx", "text.onnx", "decode.onnx"):
-        (folder / name).write_bytes(b"an earlier good one")
+        (folder / name).write_bytes(onnx.ModelProto(producer_name=PRODUCER, doc_string="earlier").SerializeToString())
     before, checked = snapshot(folder), onnx.checker.check_model
 
     def fails(model, full_check):

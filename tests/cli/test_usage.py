@@ -304,7 +304,9 @@ def test_a_size_error_is_json_where_json_is_asked_for(tiny, tmp_path):
 def test_a_candidate_that_is_no_layout_is_told_before_anything_is_looked_up():
     done = sam3lite("parity", "--candidate", "coreml")
     assert (done.code, done.out) == (2, "")
-    assert done.err == "error: no layout 'coreml'; there are: original, packed, transformers\n"
+    assert done.err == (
+        "error: --candidate coreml: there are the layouts packed, transformers, and onnx, openvino for graphs\n"
+    )
 
 
 def test_an_option_with_its_name_in_capitals_as_metavar_is_named():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import onnx
 import pytest
 from onnx import helper
@@ -9,7 +11,7 @@ from support.folders import convert, tiny_state, write
 from support.graph_faults import initializer, maker, other_eps, read_instead, set_attribute, text_faults
 
 from sam3lite_convert.convert.folder import read_folder
-from sam3lite_convert.graph.compare import differences, taps_of
+from sam3lite_convert.graph.compare import differences, first_unlike, stated_taps_differ, taps_of
 from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of
 from sam3lite_convert.plan.tables import load_mappings
 
@@ -111,6 +113,42 @@ def test_malformed_constants_differ(model, spoil):
     spoil(initializer(other, "i-1_16_128"))
     (found,) = differences(other, model)
     assert found.words.startswith("the constant i-1_16_128 ")
+
+
+def test_what_is_not_computed_is_found_by_its_place(model):
+    def found(change):
+        other = _copy(model)
+        change(other)
+        assert differences(other, model) == ()
+        return first_unlike(other, model)
+
+    def unread(other):
+        other.MergeFromString(b"\xa2\x06\x01x")  # field 100, of which onnx knows nothing
+
+    assert first_unlike(_copy(model), model) is None
+    assert found(lambda m: setattr(m, "ir_version", 9)) == "ir_version"
+    assert found(lambda m: setattr(m.graph.input[0], "doc_string", "any mask")) == "graph.input[0].doc_string"
+    assert found(lambda m: m.graph.value_info[1].type.tensor_type.shape.dim.add()) == (
+        "graph.value_info[1].type.tensor_type.shape.dim"
+    )
+    assert found(lambda m: m.metadata_props.add(key="call")) == "metadata_props"
+    # Of two attributes of one name a reader may take either.
+    twice = next(n for n, node in enumerate(model.graph.node) if node.attribute)
+    assert found(lambda m: m.graph.node[twice].attribute.append(m.graph.node[twice].attribute[0])) == (
+        f"graph.node[{twice}].attribute"
+    )
+    assert found(unread) == ""
+
+
+def test_taps_that_the_metadata_puts_elsewhere_are_told(model):
+    other = _copy(model)
+    said = next(entry for entry in other.metadata_props if entry.key == "taps")
+    said.value = json.dumps({**taps_of(model), "layers.1": "layers.2"})
+    (found,) = stated_taps_differ(other, model)
+    assert found.words == "the metadata says that the tap layers.1 is at layers.2; ours is at layers.1"
+    assert found.taps == ("layers.1",) and found.misplaced
+    said.value = "{}"
+    assert list(stated_taps_differ(other, model)) == []
 
 
 def _names(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,15 @@ def test_what_has_the_original_s_names_is_left_as_it_is(name):
     assert in_original_names(checkpoint, shipped_tables(), beside) is checkpoint
     bare = fake({spelled_key(key, shipped_tables().spellings).name: row for key, row in key_list(name).items()})
     assert in_original_names(bare, shipped_tables(), beside) is bare
+
+
+def test_of_a_folder_that_keeps_the_names_config_json_counts():
+    rows = {key: row for key, row in key_list("s0_ctx16").items() if "freqs_cis" not in key}
+    checkpoint, config = replace(fake(rows), format="safetensors"), {"text_config": {"causal_masking": True}}
+    found = in_original_names(checkpoint, shipped_tables(), lambda: Beside({"layout": "original"}, config))
+    assert found.config == config and found.tensors == checkpoint.tensors and found.turned_back is None
+    # A config.json of anything else that lies beside a checkpoint is not its own.
+    assert in_original_names(checkpoint, shipped_tables(), lambda: Beside(None, config)) is checkpoint
 
 
 def test_the_key_of_a_released_file_is_another_spelling_of_its_canonical_name():

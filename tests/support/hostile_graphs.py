@@ -86,6 +86,11 @@ def _hidden_constant(model: ModelProto, tensor: TensorProto, folder: Path) -> No
     model.graph.node.append(helper.make_node("Constant", [], ["unread"], value=value))
 
 
+def _inside_a_node(model: ModelProto, tensor: TensorProto, folder: Path) -> None:
+    """A tensor in an attribute that lies in the folder, which a runtime looks for in the working directory."""
+    model.graph.node.append(helper.make_node("Constant", [], ["unread"], value=tensor))
+
+
 def _cycle(model: ModelProto, tensor: TensorProto, folder: Path) -> None:
     model.graph.node.insert(0, helper.make_node("Identity", ["round.2"], ["round.1"]))
     model.graph.node.insert(1, helper.make_node("Identity", ["round.1"], ["round.2"]))
@@ -194,6 +199,7 @@ HOSTILE_GRAPHS = {
     "a negative shape": HostileGraph(_negative_shape, "has the shape [-"),
     "a constant of a terabyte in a byte": HostileGraph(_small_constant, "huge holds 1 bytes"),
     "a constant's values outside": HostileGraph(_hidden_constant, "hidden lies in '/etc/passwd'"),
+    "a constant's values in a file": HostileGraph(_inside_a_node, "a tensor inside a node, lies in a file"),
     "a cycle": HostileGraph(_cycle, "reads 'round.2', which no node before it makes"),
     "a value made twice": HostileGraph(_made_twice, "is made twice"),
     "two tensors of one name": HostileGraph(_two_initializers, "two of its initializers have one name"),

@@ -232,6 +232,20 @@ def test_what_a_graph_says_of_itself_has_to_be_so(folder, key):
     assert (where, code) == (f"model.onnx: {key}", "V-GRAPH") and "'16 or so'" in why
 
 
+def test_a_graph_that_says_something_else_of_its_input_is_not_the_one_of_this_version(folder):
+    model = load(folder)
+    model.graph.input[0].doc_string = "padded with anything"
+    save(model, folder)
+    ((_, (code, why)),) = wrong(folder).items()
+    assert code == "V-GRAPH" and "graph.input[0].doc_string differs" in why
+
+
+def test_a_graph_of_a_detector_does_not_belong_to_a_text_encoder(folder):
+    shutil.copy(folder / "model.onnx", folder / "text.onnx")
+    ((key, (code, why)),) = wrong(folder).items()
+    assert (key, code) == ("text.onnx", "V-GRAPH") and "the folder is a text encoder" in why
+
+
 def test_a_graph_of_another_version_is_told_apart_from_an_edited_one(folder, tiny):
     model = load(folder)
     next(entry for entry in model.metadata_props if entry.key == "tool").value = "sam3lite-convert 0.0.1"

@@ -82,7 +82,10 @@ def test_what_it_says_of_its_making_has_to_be_so(folder):
     assert (key, code) == (NAME, "V-GRAPH-FILE")
 
 
-def test_beside_other_weights_it_is_told(folder):
+@pytest.mark.parametrize("version", ["of here", "another"])
+def test_beside_other_weights_it_is_told(folder, monkeypatch, version):
+    if version == "another":  # it is not made again, and still says what it belongs to
+        monkeypatch.setattr(quantize, "installed", lambda: ("1.0", "1.1"))
     key = next(k for k in tensors(folder) if k.endswith("fc2.weight"))
     edit(folder, {key: tensors(folder)[key] + np.float32(1)})
     faults = check_graphs(read_folder(folder), load_mappings(None), lambda: {"model.safetensors": "1" * 64}, [])

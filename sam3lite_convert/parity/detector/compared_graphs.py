@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.figures import number
-from sam3lite_convert.graph.compare import GraphDifference, differences
+from sam3lite_convert.graph.compare import GraphDifference, differences, stated_taps_differ
 from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of
 from sam3lite_convert.parity.compared_graph import difference_record, with_differences
 from sam3lite_convert.parity.detector.graphs import Graph, GraphSide, open_graphs
@@ -107,7 +107,8 @@ def _differences(
     found, notes = {}, []
     for graph in graphs:
         # With its taps as outputs, a graph is one that this version writes too.
-        told = found[graph.file] = min((differences(graph.model, each[graph.file]) for each in own), key=len)
+        nodes = min((differences(graph.model, each[graph.file]) for each in own), key=len)
+        told = found[graph.file] = (*stated_taps_differ(graph.model, own[0][graph.file]), *nodes)
         if told:
             more = f", and {len(told) - 1:,} more" if len(told) > 1 else ""
             notes.append(f"{graph.file} is not the graph that this version writes: {told[0].words}{more}")

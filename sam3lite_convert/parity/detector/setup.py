@@ -138,7 +138,8 @@ def set_up_detector(
         check_candidate(layout, mappings)
         plan = make_plan(source, mappings, Options(layout.name, context=options.context, causal=options.causal))
     conversion, plan = plan, detector_of(plan)
-    check_candidate(plan.layout, mappings)
+    if instead is None:  # graphs take the place of what loads the folder
+        check_candidate(plan.layout, mappings)
     _whole_detector(plan)
     config = detector_config(plan, _config(folder)) if folder else make_config(plan)
     library = instead is None and plan.layout.loader.library is not None
@@ -159,7 +160,6 @@ def set_up_detector(
     notes += _notes(plan, call, "both sides", instead is None)
     # Before anything runs: graphs may be for other pictures.
     other = instead(folder, call) if instead is not None and folder is not None else None
-    build = DETECTORS[plan.layout.loader.name]
     inside = plan.layout.inside
 
     def weights() -> Mapping[str, Tensor]:
@@ -169,7 +169,10 @@ def set_up_detector(
         return {key.removeprefix(inside): tensor for key, tensor in folder_tensors(folder, own)}
 
     def candidate() -> Candidate:
-        return other or build(plan.layout.family, config, weights(), options.attention, call.size, where)
+        if other is not None:
+            return other
+        build = DETECTORS[plan.layout.loader.name]
+        return build(plan.layout.family, config, weights(), options.attention, call.size, where)
 
     run = replace(setup.run, candidate=candidate)
     return DetectorSetup(plan, setup.context, tuple(notes), run, conversion, folder, config, weights)

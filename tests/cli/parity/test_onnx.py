@@ -12,7 +12,7 @@ import warnings
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from support.folders import LAYOUTS, convert, old_state, sam3lite, write_safetensors
 from support.graph_faults import text_faults
@@ -283,6 +283,46 @@ def test_a_graph_of_an_exporter_is_judged_by_its_activations(foreign, s0, tmp_pa
     save_file(given | {"input_ids": ids}, tmp_path / "port.safetensors")
     done = sam3lite(*judged)
     assert done.code == 1 and strict(done.out)["first_divergence"] == "projected"
+
+
+def _say_of_taps(model, **taps):
+    said = next(entry for entry in model.metadata_props if entry.key == "taps")
+    said.value = json.dumps(json.loads(said.value) | taps)
+
+
+def test_an_output_is_what_its_name_says_whatever_the_metadata_says(s0, own):
+    """The wrong features under the name that readers take, the right ones where the metadata says that they are."""
+    model = text_graph(own)
+    right = next(node for node in model.graph.node if "text_features" in node.output)
+    right.output[0] = "right"
+    model.graph.node.append(helper.make_node("Neg", ["right"], ["text_features"]))
+    model.graph.output.add().CopyFrom(model.graph.output[0])
+    model.graph.output[-1].name = "right"
+    _say_of_taps(model, projected="right")
+    put(own, model)
+    record = parity(s0, "--converted", own, *ONNX, code=1)
+    assert record["verdict"] == "differs" and record["first_divergence"] == "projected"
+    model.graph.output[-1].name = "projected"  # a value before it is called so
+    put(own, model)
+    done = sam3lite("parity", s0, "--converted", own, *ONNX)
+    assert "the graph's outputs text_features and projected are both named as projected" in errors(done, 2)
+
+
+def test_a_tap_that_the_metadata_puts_elsewhere_has_no_other_cause(s0, own):
+    model = text_graph(own)
+    _say_of_taps(model, **{"layers.1": "layers.0"})
+    record = parity(s0, "--converted", put(own, model), *ONNX, code=1)
+    told = record["diagnosis"]
+    words = "the metadata says that the tap layers.1 is at layers.0; ours is at layers.1"
+    assert (record["first_divergence"], told["fits"], told["cause"]) == ("layers.1", [], f"In the graph, {words}")
+
+
+def test_a_graph_that_gives_pooled_alone_is_judged_on_it(s0, own):
+    model = text_graph(own)
+    del model.metadata_props[:], model.graph.output[0]
+    record = parity(s0, "--converted", put(own, model), *ONNX)
+    assert list(column(record, "max_abs_diff")) == ["pooled"] and "projected" in record["not_given"]
+    assert "at the 1 of 10 taps that was given" in record["summary"]
 
 
 def test_a_graph_without_its_metadata_is_judged_on_its_outputs_and_says_where_it_cannot_look(s0, own):

@@ -59,6 +59,16 @@ def test_the_graphs_of_a_folder_are_compared(tiny, folder):
         assert graph["provider"] == "CPUExecutionProvider"
 
 
+def test_a_folder_that_keeps_the_originals_names_is_one_of_this_detector_too(tiny, tmp_path):
+    """It has sizes that only config.json states, as no rotary table tells them there, and no model loads it."""
+    folder = convert(tiny, tmp_path / "original", "--layout", "original", "--verify")
+    assert sam3lite("export", "onnx", folder, "--component", "detector", "--size", SIZE).code == 0
+    record = detector(tiny, "--converted", folder, *BOX)
+    assert record["verdict"] == "within_tolerance" and all(g["differences"] == [] for g in record["graphs"])
+    stated = sam3lite("inspect", folder, "--json").json["architecture"]["detector"]
+    assert stated == sam3lite("inspect", tiny, "--json").json["architecture"]["detector"]
+
+
 def test_a_fault_in_a_graph_is_named_by_its_node(tiny, folder, tmp_path):
     bad = Path(shutil.copytree(folder, tmp_path / "bad"))
     model = onnx.load(bad / "decode.onnx", load_external_data=False)
