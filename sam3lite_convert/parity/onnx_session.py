@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     import onnx
 
 CPU = "CPUExecutionProvider"
+# What a provider is told. OpenVINO's own choice is float16 on a GPU.
+_SETTINGS = {"OpenVINOExecutionProvider": {"precision": "FP32"}}
 
 
 def need_onnxruntime() -> None:
@@ -46,11 +51,28 @@ class OnnxRuntime:
 
         _check_provider(provider)
         self.name = f"onnxruntime {onnxruntime.__version__}"
-        self.provider, self.optimised = provider, optimised
+        self.optimised = optimised
+        self._wanted = provider
+        self._nodes: Counter[str] = Counter()
+
+    @property
+    def provider(self) -> str:
+        """What computes: the provider, and which other ones ran how many of the nodes that it left."""
+        every, others = self._nodes.total(), {name: n for name, n in self._nodes.items() if name != self._wanted}
+        left = "".join(f"; {name} ran {n:,} of {every:,} nodes" for name, n in sorted(others.items()))
+        return self._wanted + left
 
     def load(self, model: onnx.ModelProto, folder: Path) -> OnnxSession:
         """Load a graph whose weights lie in a folder. Raises CannotRun if onnxruntime does not take it."""
-        return OnnxSession(model, folder, self.optimised, self.provider)
+        return OnnxSession(model, folder, self.optimised, self._wanted, self._ran)
+
+    def _ran(self, nodes: Counter[str]) -> None:
+        """Count nodes by what ran them. Raises CannotRun if the first graph, which is a whole one, has none on the
+        provider."""
+        self._nodes += nodes
+        if not self._nodes[self._wanted]:
+            names = ", ".join(sorted(nodes)) or "nothing"
+            raise CannotRun(f"--provider {self._wanted}: it runs no node of the graph; {names} runs all", "no_device")
 
 
 def _check_provider(provider: str) -> None:
@@ -67,11 +89,19 @@ class OnnxSession:
 
     model: the graph. folder: that its weights lie in. optimised: whether onnxruntime may rewrite the graph.
     provider: of onnxruntime, by its name.
+    ran: told at the first run how many nodes which provider ran; not with the CPU's, which leaves none to others.
 
     Raises CannotRun if the provider is not there, or if onnxruntime does not take the graph.
     """
 
-    def __init__(self, model: onnx.ModelProto, folder: Path, optimised: bool = True, provider: str = CPU) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        folder: Path,
+        optimised: bool = True,
+        provider: str = CPU,
+        ran: Callable[[Counter[str]], None] | None = None,
+    ) -> None:
         need_onnxruntime()
         import onnxruntime
 
@@ -81,12 +111,18 @@ class OnnxSession:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4
+        self._ran = ran if provider != CPU else None
+        self._place = tempfile.TemporaryDirectory(prefix="sam3lite-profile-") if self._ran else None
+        if self._place is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._place.name) / "nodes")
         # Told where the files lie, older versions optimise the graph without finding them; so they are given mapped.
         self._weights, files = _mapped(model, folder)
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
         options.add_external_initializers(list(self._weights), values)
+        chosen = [(provider, _SETTINGS.get(provider, {}))]
         try:
-            self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+            self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=chosen)
         except Exception as fault:  # onnxruntime raises classes of its own that share no base
             said = str(fault).strip().splitlines() or [type(fault).__name__]
             raise CannotRun(f"onnxruntime does not load the graph: {said[0]}", "bad_graph") from fault
@@ -105,7 +141,22 @@ class OnnxSession:
         except Exception as fault:
             said = str(fault).strip().splitlines() or [type(fault).__name__]
             raise CannotRun(f"onnxruntime fails on the graph: {said[0]}", "bad_graph") from fault
+        if self._ran is not None and self._place is not None:
+            nodes = _nodes_of(Path(self._session.end_profiling()))
+            self._place.cleanup()
+            told, self._ran = self._ran, None
+            told(nodes)
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in zip(names, made, strict=True)}
+
+
+def _nodes_of(profile: Path) -> Counter[str]:
+    """How many nodes each provider ran, of a profile of one run; a part that a provider compiled is one."""
+    events = json.loads(profile.read_text())
+    return Counter(
+        event["args"]["provider"]
+        for event in events
+        if event.get("cat") == "Node" and event.get("args", {}).get("provider") and "kernel_time" in event["name"]
+    )
 
 
 def _mapped(model: onnx.ModelProto, folder: Path) -> tuple[dict[str, np.ndarray], list[mmap.mmap]]:

@@ -25,13 +25,15 @@ class Session(Protocol):
 class Runtime(Protocol):
     """A runtime that is installed, set up as the user chose.
 
-    ``name``: with its version. ``provider``: what computes in it, in its own word. ``optimised``: whether it may
-    rewrite graphs.
+    ``name``: with its version. ``optimised``: whether it may rewrite graphs.
     """
 
     name: str
-    provider: str
     optimised: bool
+
+    @property
+    def provider(self) -> str:
+        """What computes in it, in its own word; once graphs ran, with what else had to."""
 
     def load(self, model: onnx.ModelProto, folder: Path) -> Session:
         """Load a graph whose weights lie in a folder. Raises CannotRun if the runtime does not take it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from onnx import helper
 from support import clip_goldens, clip_runs
 from support.folders import POSITIONS, convert, receipt, write, write_safetensors
 from support.goldens import ATOL, golden
-from support.graph_faults import GraphFault, bypass, set_attribute, text_faults
+from support.graph_faults import GraphFault, set_attribute, skip_norm, text_faults
 from support.graphs import put, text_graph
 from support.parity_runs import state_of
 from support.recipe import draw
@@ -22,9 +23,10 @@ from support.rows import TEXT, key_list, source_rows
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.parity import onnx_session
 from sam3lite_convert.parity.compared_graph import FoundGraph, beside_own
 from sam3lite_convert.parity.graph_encoder import graph_encoder
-from sam3lite_convert.parity.onnx_session import OnnxRuntime
+from sam3lite_convert.parity.onnx_session import OnnxRuntime, OnnxSession
 from sam3lite_convert.parity.openvino_session import OpenvinoRuntime
 from sam3lite_convert.parity.run import compare_encoders, diagnosis, notes
 from sam3lite_convert.parity.runtime import RuntimeChoice
@@ -201,7 +203,7 @@ def test_a_fault_that_a_runtime_makes_is_found_without_a_difference_of_graphs(co
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
             if any(n.name == "layers.2.norm1" for n in copy.graph.node):
-                bypass("layers.2.norm1")(copy)
+                skip_norm("layers.2.norm1")(copy)
             return super().load(copy, folder)
 
     setup = compared()
@@ -289,3 +291,37 @@ def test_a_tap_whose_type_is_not_stated_is_not_compared(compared):
     model.graph.output.pop()
     outcome = outcome_of(with_graph(setup, model))
     assert list(outcome.recorded) == ["projected"] and len(outcome.judgement.not_given) == 9
+
+
+def test_a_provider_that_runs_nothing_is_not_said_to_have_run(compared):
+    setup = compared()
+    with pytest.raises(CannotRun, match=r"AzureExecutionProvider: it runs no node .*; CPUExecutionProvider runs all"):
+        record_with(setup, OnnxRuntime("AzureExecutionProvider"))
+
+
+def test_nodes_that_a_provider_leaves_to_another_are_counted(compared, monkeypatch):
+    """As where OpenVINO or CUDA runs some nodes and the processor the others."""
+    ran = Counter({"AzureExecutionProvider": 9, "CPUExecutionProvider": 3})
+    monkeypatch.setattr(onnx_session, "_nodes_of", lambda profile: ran)
+    encoder = record_with(compared(), OnnxRuntime("AzureExecutionProvider"))
+    # Of two sessions: the graph as it is, and with its taps as outputs.
+    assert encoder.name.endswith("(AzureExecutionProvider; CPUExecutionProvider ran 6 of 24 nodes)")
+
+
+def test_a_profile_tells_what_ran_the_nodes(compared, tmp_path):
+    setup = compared()
+    found = []
+    model, folder = setup.graph.found.model, setup.folder.path
+    session = OnnxSession(model, folder, False, "AzureExecutionProvider", found.append)
+    for _ in range(2):
+        session.run({"input_ids": setup.inputs.ids})
+    assert found == [Counter({"CPUExecutionProvider": len(model.graph.node)})]
+
+
+def record_with(setup, runtime):
+    """A graph's activations in another runtime; returns the encoder."""
+    encoder = replace(setup.graph.encoder, runtime=runtime)
+    for kept in ("_plain", "_tapped"):
+        encoder.__dict__.pop(kept, None)
+    encoder.record(setup.inputs.ids)
+    return encoder

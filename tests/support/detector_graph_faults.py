@@ -14,9 +14,11 @@ from support.graph_faults import (
     drop_input,
     exchange,
     maker,
+    other_eps,
     read_instead,
     set_attribute,
     skip,
+    skip_norm,
     turn,
 )
 
@@ -94,7 +96,7 @@ def detector_faults(
         model.CopyFrom(another(replace(sizes, global_blocks=(*sizes.global_blocks, windowed))))
 
     yield VISION, GraphFault("the attention of windows is made global", at, f"{at}.rows", become_global)
-    yield VISION, GraphFault("LayerNorm at eps 0.1", at, f"{at}.norm2", set_attribute(f"{at}.norm2", epsilon=0.1))
+    yield VISION, GraphFault("LayerNorm at eps 0.1", at, f"{at}.norm2.above", other_eps(f"{at}.norm2", 0.1))
     yield (
         VISION,
         GraphFault(
@@ -174,7 +176,7 @@ def detector_faults(
             "the norm of the presence token is skipped",
             "decoder.presence_norm.2",
             "decoder.presence_norm.2",
-            skip("decoder.presence_norm.2"),
+            skip_norm("decoder.presence_norm.2"),
         ),
     )
     yield (

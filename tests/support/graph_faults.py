@@ -96,6 +96,29 @@ def skip(value: str, through: int = 0) -> Callable[[onnx.ModelProto], None]:
     return make
 
 
+def skip_norm(norm: str) -> Callable[[onnx.ModelProto], None]:
+    """Let a LayerNorm in float32 pass on what it reads."""
+
+    def make(model: onnx.ModelProto) -> None:
+        node = maker(model, norm)
+        node.op_type = "Identity"
+        node.input[:] = [maker(model, f"{norm}.apart").input[0]]
+
+    return make
+
+
+def other_eps(norm: str, eps: float) -> Callable[[onnx.ModelProto], None]:
+    """Give a LayerNorm another eps."""
+
+    def make(model: onnx.ModelProto) -> None:
+        name = f"eps_{eps:g}"
+        if name not in {tensor.name for tensor in model.graph.initializer}:
+            model.graph.initializer.append(numpy_helper.from_array(np.array(eps, np.float32), name))
+        maker(model, f"{norm}.above").input[1] = name
+
+    return make
+
+
 def exchange(first: str, second: str, place: int = 0) -> Callable[[onnx.ModelProto], None]:
     """Exchange one input of the nodes that make two values."""
 
@@ -207,8 +230,8 @@ def text_faults(model: onnx.ModelProto, tokens: int) -> Iterator[GraphFault]:
         yield GraphFault(
             "LayerNorm at eps 1e-6",
             at,
-            f"{at}.norm1",
-            together(set_attribute(f"{at}.norm1", epsilon=1e-6), set_attribute(f"{at}.norm2", epsilon=1e-6)),
+            f"{at}.norm1.above",
+            together(other_eps(f"{at}.norm1", 1e-6), other_eps(f"{at}.norm2", 1e-6)),
             "layernorm_eps_1e-06",
         )
         yield GraphFault(
@@ -218,7 +241,7 @@ def text_faults(model: onnx.ModelProto, tokens: int) -> Iterator[GraphFault]:
             set_attribute(f"{at}.gelu", approximate="tanh"),
             "gelu_tanh",
         )
-        yield GraphFault("a norm is skipped", at, f"{at}.norm2", bypass(f"{at}.norm2"))
+        yield GraphFault("a norm is skipped", at, f"{at}.norm2", skip_norm(f"{at}.norm2"))
         yield GraphFault("a bias is missing", at, f"{at}.fc2", drop_input(f"{at}.fc2"))
         yield GraphFault(
             "the output projection is transposed", at, f"{at}.out", turn(f"{at}.out"), "transposed:out_proj"
@@ -243,7 +266,7 @@ def text_faults(model: onnx.ModelProto, tokens: int) -> Iterator[GraphFault]:
             mine, theirs = (maker(model, f"{layer}.fc1").input[1] for layer in (at, other))
             yield GraphFault(f"fc1 lies where that of {other} does", at, mine, read_instead(mine, theirs))
     final = "final_layer_norm"
-    yield GraphFault("the final norm is skipped", final, final, skip(final))
+    yield GraphFault("the final norm is skipped", final, final, skip_norm(final))
     yield GraphFault(
         "the projector's bias is missing", "projected", "projected", drop_input("projected"), "no_bias:bias"
     )

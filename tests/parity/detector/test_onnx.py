@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from support.detector_goldens import tiny_weights
 from support.detector_graph_faults import DECODE, VISION, detector_faults
 from support.folders import convert
 from support.graph_faults import GraphFault
+from support.recipe import draw
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.convert.folder import read_folder
@@ -121,6 +126,63 @@ def test_every_tap_is_within_its_noise(tiny, folder, tmp_path, layout, boxes, op
     # In half precision the floors are those of half precision, and no wider than they need to be.
     worst = max(t.floors for t in outcome.judgement.taps)
     assert worst > 0.5 and (outcome.judgement.max_abs > 0.1) == (layout == "float16")
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    ("seed", "boxes", "optimised"),
+    [(1, (), True), (5, (), True), (12, (BOX,), False), (17, (BOX,), True), (19, (BOX,), False), (23, (), True)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_detectors_of_other_weights_are_too(tmp_path, seed, boxes, optimised, dtype):
+    """Seeds where one draw of rounding was a fifth of another, at a logit or at the bias of few boxes."""
+    drawn = {
+        key: draw(key, str(value.dtype).removeprefix("torch."), tuple(value.shape), seed)
+        if value.is_floating_point()
+        else value
+        for key, value in tiny_weights().items()
+    }
+    torch.save({"model": drawn}, tmp_path / "tiny.pt")
+    folder = convert(tmp_path / "tiny.pt", tmp_path / "folder", "--dtype", dtype)
+    (tmp_path / "taps").mkdir()
+    candidate = side(folder, graphs(folder), optimised)
+    outcome = run_of(tmp_path / "tiny.pt", folder, tmp_path / "taps", candidate, seed, boxes).compare()
+    assert outcome.judgement.verdict == "within_tolerance", outcome.judgement.first_divergence
+
+
+def _low(run: DetectorRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the floors of a row be an unlucky draw, a sixth of what they are."""
+    measure = run.floors
+
+    def floors(*args: Any) -> dict[str, Floor]:
+        found = measure(*args)
+        low = [tap for tap in found if tap.startswith(("decoder.rpb_x", "decoder.presence_logit"))]
+        return {**found, **{tap: Floor(*(each / 6 for each in astuple(found[tap]))) for tap in low}}
+
+    monkeypatch.setattr(run, "floors", floors)
+
+
+def test_an_unlucky_draw_of_rounding_is_not_the_floor(tiny, folder, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("sam3lite_convert.parity.detector.run._DRAWS", 2)
+    run = run_of(tiny, folder, tmp_path, side(folder, models))
+    _low(run, monkeypatch)
+    judgement = run.compare().judgement
+    assert judgement.verdict == "within_tolerance", judgement.first_divergence
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("low", [False, True])
+def test_a_fault_of_a_hundred_thousandth_is_found_at_the_bias(tiny, folder, models, tmp_path, monkeypatch, low):
+    def put(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.name == "decoder.rpb_x.1.log")
+        model.graph.initializer.append(numpy_helper.from_array(np.array(math.log(8) * (1 + 1e-5), np.float32), "off"))
+        node.input[1] = "off"
+
+    bad = models | {DECODE: GraphFault("", "", "", put).put_into(models[DECODE])}
+    run = run_of(tiny, folder, tmp_path, side(folder, bad))
+    if low:
+        _low(run, monkeypatch)
+    assert run.compare().judgement.first_divergence == "decoder.rpb_x.1"
 
 
 def test_a_cut_reads_the_taps_that_the_table_says(models):
