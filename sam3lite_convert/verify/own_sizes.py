@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from sam3lite_convert.checkpoint.index import Checkpoint, TurnedBack
+from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import Sam3LiteError
@@ -28,10 +27,6 @@ def edited_sizes(folder: Folder, tensors: Checkpoint, receipt: Receipt, mappings
     if stated_causal(folder.config) and not (receipt.options.causal or (family and family.causal)):
         yield f"config.json: causal_masking is true, and {RECEIPT_NAME} says that it was not asked for"
         return
-    if tensors.turned_back is None:
-        # A folder in the original's names: what its config.json states of the ViT counts as in any other.
-        own = TurnedBack(receipt.layout, receipt.component, "the original", {}, config=folder.config)
-        tensors = replace(tensors, turned_back=own)
     try:
         plan = recognise(folder, tensors, mappings, receipt.options.causal)
     except Sam3LiteError as fault:
