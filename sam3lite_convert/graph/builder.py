@@ -14,7 +14,7 @@ from sam3lite_convert import __version__
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.graph.weights import StoredWeight, Weights
 
-# Opset 20 has Gelu, and every released runtime reads IR 10. Opset 23's Attention would need
+# Opset 20 has Gelu and LayerNormalization, and every released runtime reads IR 10. Opset 23's Attention would need
 # runtimes that have no RoiAlign.
 OPSET, IR = 20, 10
 PRODUCER = "sam3lite-convert"
@@ -173,21 +173,15 @@ class GraphBuilder:
         return self.node(op, name, x, kernel, bias, **attributes)
 
     def layer_norm(self, name: str, x: str, prefix: str, eps: float) -> str:
-        """LayerNorm over the last axis, written out, in float32: up to version 1.30, onnxruntime's own takes the square
-        of the mean from the mean of the squares, and is 3e-4 off where the mean is ten times the deviation.
+        """LayerNorm over the last axis. ``prefix``: of the original's weight and bias, with its dot.
 
-        prefix: of the original's weight and bias, with its dot.
+        In float32 the mean is taken off first: onnxruntime before 1.27 takes its square from the mean of the squares,
+        which is 3e-4 off where the mean is ten times the deviation. In float16, rounding hides that.
         """
         scale, bias = (self.weight(self.weights.one(prefix + part)) for part in ("weight", "bias"))
-        wide, last = self.widened(f"{name}.wide", x), self.ints(-1)
-        apart = self.node("Sub", f"{name}.apart", wide, self.node("ReduceMean", f"{name}.mean", wide, last))
-        # A product, and no Pow: onnxruntime would make its own LayerNorm of these nodes.
-        square = self.node("Mul", f"{name}.square", apart, apart)
-        variance = self.node("ReduceMean", f"{name}.variance", square, last)
-        above = self.node("Add", f"{name}.above", variance, self.constant(f"eps_{eps:g}", np.array(eps, np.float32)))
-        normed = self.node("Div", f"{name}.normed", apart, self.node("Sqrt", f"{name}.deviation", above))
-        scaled = self.node("Mul", f"{name}.scaled", self.narrowed(f"{name}.narrow", normed), scale)
-        return self.node("Add", name, scaled, bias)
+        if self.dtype == "float32":
+            x = self.node("Sub", f"{name}.apart", x, self.node("ReduceMean", f"{name}.mean", x, self.ints(-1)))
+        return self.node("LayerNormalization", name, x, scale, bias, axis=-1, epsilon=eps)
 
     def reshape(self, name: str, x: str, *shape: int) -> str:
         """x in another shape; -1 is what is left."""

@@ -113,7 +113,8 @@ def _bias(b: GraphBuilder, s: DetectorSizes, layer: int, boxes: str) -> str:
     Its first row, of the presence token, is zeros.
     """
     at = f"decoder.layers.{layer}.bias"
-    edges = corners(b, f"{at}.corners", boxes, b.floats(0.5, "half"))
+    half = b.constant("half_wide", np.array(0.5, np.float32))
+    edges = corners(b, f"{at}.corners", b.widened(f"{at}.boxes", boxes), half)
     along = {}
     for axis, places in _AXES.items():
         name = f"decoder.rpb_{axis}.{layer}"
@@ -129,15 +130,25 @@ def _bias(b: GraphBuilder, s: DetectorSizes, layer: int, boxes: str) -> str:
 
 
 def _distances(b: GraphBuilder, s: DetectorSizes, name: str, edges: str, places: tuple[int, int]) -> str:
-    """From two edges of each box to the cells of an axis, on a logarithmic scale: (prompts, queries, grid, 2)."""
+    """From two edges of each box to the cells of an axis, on a logarithmic scale: (prompts, queries, grid, 2).
+
+    In float32 whatever the dtype of the graph, and rounded once.
+    """
+    fixed = {
+        f"cells_{s.grid}": (np.arange(s.grid) / s.grid)[:, None],
+        "bias_scale": BIAS_SCALE,
+        "one_wide": 1.0,
+        "ln_scale": math.log(BIAS_SCALE),
+    }
+    cells, scale, one, ln_scale = (b.constant(key, np.array(value, np.float32)) for key, value in fixed.items())
     two = b.node("Gather", f"{name}.edges", edges, b.ints(*places), axis=2)
-    cells = b.floats((np.arange(s.grid) / s.grid)[:, None], f"cells_{s.grid}")
     away = b.node("Sub", f"{name}.away", cells, b.node("Unsqueeze", f"{name}.edges_1", two, b.ints(2)))
-    scaled = b.node("Mul", f"{name}.scaled", away, b.floats(BIAS_SCALE, "bias_scale"))
-    longer = b.node("Add", f"{name}.plus", b.node("Abs", f"{name}.abs", scaled), b.floats(1.0, "one"))
+    scaled = b.node("Mul", f"{name}.scaled", away, scale)
+    longer = b.node("Add", f"{name}.plus", b.node("Abs", f"{name}.abs", scaled), one)
     # To the base of BIAS_SCALE: log2(x) / log2(BIAS_SCALE).
-    log = b.node("Div", f"{name}.log", b.node("Log", f"{name}.ln", longer), b.floats(math.log(BIAS_SCALE), "ln_scale"))
-    return b.node("Mul", f"{name}.distances", b.node("Sign", f"{name}.sign", scaled), log)
+    log = b.node("Div", f"{name}.log", b.node("Log", f"{name}.ln", longer), ln_scale)
+    far = b.node("Mul", f"{name}.distances", b.node("Sign", f"{name}.sign", scaled), log)
+    return b.narrowed(f"{name}.narrow", far)
 
 
 def _layer(

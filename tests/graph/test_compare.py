@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 from support.folders import convert, tiny_state, write
-from support.graph_faults import initializer, maker, other_eps, read_instead, set_attribute, text_faults
+from support.graph_faults import initializer, maker, read_instead, set_attribute, text_faults
 
 from sam3lite_convert.convert.folder import read_folder
 from sam3lite_convert.graph.compare import differences, first_unlike, stated_taps_differ, taps_of
@@ -53,10 +53,10 @@ def test_every_fault_is_told_by_its_node_and_its_tap(model):
 
 def test_words(model):
     eps = _copy(model)
-    other_eps("layers.3.norm1", 1e-6)(eps)
-    found, constant = differences(eps, model)
-    assert found.words == "the node layers.3.norm1.above (Add) reads eps_1e-06, ours eps_1e-05"
-    assert found.taps == ("layers.3",) and constant.words == "the initializer eps_1e-06 is not in ours"
+    set_attribute("layers.3.norm1", epsilon=1e-6)(eps)
+    (found,) = differences(eps, model)
+    assert found.words == "the node layers.3.norm1 (LayerNormalization) has epsilon 1e-06, ours 1e-05"
+    assert found.taps == ("layers.3",) and len(found.keys) == 2 and set(found.keys) < set(_names(model))
 
     tanh = _copy(model)
     set_attribute("layers.3.gelu", approximate="tanh")(tanh)

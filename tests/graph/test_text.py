@@ -62,17 +62,12 @@ def test_a_graph_in_float16_is_as_near_to_the_exact_values_as_the_packed_encoder
     (model,) = graphs_of(found, layout_of(found.receipt or {}, load_mappings(None)), "text", {}, taps=True).values()
     onnx.save(model, folder / "model.onnx")
     onnx.checker.check_model(folder / "model.onnx", full_check=True)
-    kept = {t.data_type: t.name for t in model.graph.initializer}
-    assert set(kept) == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT}
-    assert kept[onnx.TensorProto.FLOAT] == "eps_1e-05"
-    # Sums of many terms are in float32, as in the original.
+    assert {t.data_type for t in model.graph.initializer} == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
+    # Sums of many terms are in float32, as in the original: of the norms by their attribute, of attention by casts.
     kinds = {node.name: node for node in model.graph.node}
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    assert len(norms) == 9 and all(a.i == 1 for node in norms for a in node.attribute if a.name == "stash_type")
     made_by = {name: node for node in model.graph.node for name in node.output}
-    means = [node for node in model.graph.node if node.op_type == "ReduceMean" and node.name.endswith(".mean")]
-    assert len(means) == 9
-    for node in means:
-        before = made_by[node.input[0]]
-        assert before.op_type == "Cast" and before.attribute[0].i == onnx.TensorProto.FLOAT
     softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
     assert len(softmaxes) == 4
     for node in softmaxes:
@@ -94,7 +89,7 @@ def test_a_graph_in_float16_is_as_near_to_the_exact_values_as_the_packed_encoder
 
 @pytest.mark.parametrize("optimised", [True, False])
 def test_norms_are_near_where_the_mean_is_many_deviations(tmp_path, optimised):
-    """LayerNormalization of onnxruntime 1.20 to 1.26 is 3e-4 off on these rows, of 1.27 to 1.30 9e-6."""
+    """LayerNormalization of onnxruntime 1.20 to 1.26 alone is 3e-4 off on these rows, of 1.27 and 1.29 9e-6."""
     folder = convert(write(tmp_path, tiny_state()), tmp_path / "out", "--component", "text")
     found = read_folder(folder)
     b = GraphBuilder(Weights(found, layout_of(found.receipt or {}, load_mappings(None))), "float32")

@@ -14,7 +14,6 @@ from support.graph_faults import (
     drop_input,
     exchange,
     maker,
-    other_eps,
     read_instead,
     set_attribute,
     skip,
@@ -96,7 +95,7 @@ def detector_faults(
         model.CopyFrom(another(replace(sizes, global_blocks=(*sizes.global_blocks, windowed))))
 
     yield VISION, GraphFault("the attention of windows is made global", at, f"{at}.rows", become_global)
-    yield VISION, GraphFault("LayerNorm at eps 0.1", at, f"{at}.norm2.above", other_eps(f"{at}.norm2", 0.1))
+    yield VISION, GraphFault("LayerNorm at eps 0.1", at, f"{at}.norm2", set_attribute(f"{at}.norm2", epsilon=0.1))
     yield (
         VISION,
         GraphFault(
