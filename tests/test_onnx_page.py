@@ -102,6 +102,7 @@ def test_the_python_makes_the_ids_of_the_original_tokenizer(here):
             assert make_ids(tokenizer, prompt, case["context_length"]) == ids, prompt
 
 
+@pytest.mark.stress
 def test_with_a_folder_of_sam3_itself_it_gives_what_the_original_computes_of_the_prompts(here, tmp_path):
     checkpoint, folder = clip_runs.write_text(tmp_path, 49408), tmp_path / "sam3"
     options = ("--layout", "transformers", "--component", "text", "--tokenizer", "clip", "--onnx")
