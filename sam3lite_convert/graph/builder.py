@@ -173,14 +173,8 @@ class GraphBuilder:
         return self.node(op, name, x, kernel, bias, **attributes)
 
     def layer_norm(self, name: str, x: str, prefix: str, eps: float) -> str:
-        """LayerNorm over the last axis. ``prefix``: of the original's weight and bias, with its dot.
-
-        In float32 the mean is taken off first: onnxruntime before 1.27 takes its square from the mean of the squares,
-        which is 3e-4 off where the mean is ten times the deviation. In float16, rounding hides that.
-        """
+        """LayerNorm over the last axis. ``prefix``: of the original's weight and bias, with its dot."""
         scale, bias = (self.weight(self.weights.one(prefix + part)) for part in ("weight", "bias"))
-        if self.dtype == "float32":
-            x = self.node("Sub", f"{name}.apart", x, self.node("ReduceMean", f"{name}.mean", x, self.ints(-1)))
         return self.node("LayerNormalization", name, x, scale, bias, axis=-1, epsilon=eps)
 
     def reshape(self, name: str, x: str, *shape: int) -> str:

@@ -8,13 +8,10 @@ import onnx
 import pytest
 import torch
 from support.folders import LAYOUTS, convert, tensors, tiny_state, write
-from torch.nn import functional
 
 from sam3lite_convert.convert.folder import read_folder
-from sam3lite_convert.graph.builder import GraphBuilder
 from sam3lite_convert.graph.cut import Cutter
 from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of
-from sam3lite_convert.graph.weights import Weights
 from sam3lite_convert.packed_encoder import PackedTextModel
 from sam3lite_convert.parity.onnx_session import OnnxSession
 from sam3lite_convert.plan.tables import load_mappings
@@ -85,26 +82,6 @@ def test_a_graph_in_float16_is_as_near_to_the_exact_values_as_the_packed_encoder
             floor = (half[tap].double() - value).abs().max()
             assert out[tap].dtype == torch.float16 and 0 < floor < 0.01
             assert (out[tap].double() - value).abs().max() <= 4 * floor, tap
-
-
-@pytest.mark.parametrize("optimised", [True, False])
-def test_norms_are_near_where_the_mean_is_many_deviations(tmp_path, optimised):
-    """LayerNormalization of onnxruntime 1.20 to 1.26 alone is 3e-4 off on these rows, of 1.27 and 1.29 9e-6."""
-    folder = convert(write(tmp_path, tiny_state()), tmp_path / "out", "--component", "text")
-    found = read_folder(folder)
-    b = GraphBuilder(Weights(found, layout_of(found.receipt or {}, load_mappings(None))), "float32")
-    prefix = "backbone.language_backbone.encoder.final_layer_norm."
-    width = b.weights.shape(f"{prefix}weight")[0]
-    x = b.input("x", "float32", ["rows", width], "")
-    b.output(b.layer_norm("y", x, prefix, 1e-5), "float32", ["rows", width], "")
-    rows = 3 * torch.randn(256, width, generator=torch.Generator().manual_seed(0)) + 30
-    held = tensors(folder)
-    scale, bias = (held[f"text_encoder.final_layer_norm.{part}"] for part in ("weight", "bias"))
-    exact = functional.layer_norm(rows.double(), (width,), scale.double(), bias.double())
-    session = OnnxSession(b.model("norm", "", {}), folder, optimised)
-    floor = (functional.layer_norm(rows, (width,), scale, bias) - exact).abs()
-    apart = (session.run({"x": rows})["y"] - exact).abs()
-    assert apart.max() <= 4 * floor.max() and apart.mean() <= 4 * floor.mean()
 
 
 def _values(model, ids):
