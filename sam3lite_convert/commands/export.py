@@ -51,8 +51,7 @@ def export_onnx(
 
     Raises NotProven if the folder is not proven, or was changed since; CannotRun if there is no such folder, if onnx is
     not installed, if there is no graph for it or the size, if it cannot be quantised, or if somebody else's graph is in
-    the way; UnsoundPlan if a tensor is
-    missing; Untrusted if a file is damaged.
+    the way; UnsoundPlan if a tensor is missing; Untrusted if a file is damaged.
     """
     need_onnx()
     verification = None

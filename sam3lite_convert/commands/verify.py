@@ -48,8 +48,8 @@ def verify_folder(
     """Prove a folder; ``verdict`` says whether it is its source. ``report_of``: the command as it was typed, if the
     document also has to hold what a page shows. ``proven``: called with what was read of the folder if it is.
     ``made``: the checkpoint's fingerprint, if this process makes it anyway. ``record``: write what was proven into the
-    receipt of the folder, if it is of this tool and names this checkpoint. ``unchecked``: names of
-    graphs that are not looked at.
+    receipt of the folder, if it is of this tool and names this checkpoint. ``unchecked``: names
+    of graphs that are not looked at.
 
     Raises CannotRun if there is no folder, or none of a known layout; UnsoundPlan if no plan fits the checkpoint;
     Untrusted if a file is damaged.

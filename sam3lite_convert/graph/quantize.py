@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sam3lite_convert.convert.graph_files import Method
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.graph.folder_graphs import serialized
-from sam3lite_convert.graph.read import metadata_of, place_of
+from sam3lite_convert.graph.read import metadata_of, stored_values
 from sam3lite_convert.records.record import Record
 
 # What the quantizer takes. Gemm and 1 x 1 convolutions are made products before; convolutions proper stay as they are,
@@ -154,10 +154,10 @@ def _write_source(model: onnx.ModelProto, folder: Path, path: Path) -> None:
     with open(path.with_name(_SOURCE), "wb") as out:
         for tensor in copy.graph.initializer:
             if tensor.name in turned:
-                stored = _values(turned[tensor.name], folder)
+                stored = stored_values(turned[tensor.name], folder)
                 values = np.ascontiguousarray(stored.reshape(stored.shape[:2]).T)
             else:
-                values = np.asarray(_values(tensor, folder))
+                values = np.asarray(stored_values(tensor, folder))
             if values.nbytes < _INLINE:
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
                 continue
@@ -173,14 +173,6 @@ def _write_source(model: onnx.ModelProto, folder: Path, path: Path) -> None:
 
 _SOURCE = "weights"  # the file beside what the quantizer reads
 _INLINE = 1024  # bytes; the quantizer reads shapes in the graph alone
-
-
-def _values(tensor: TensorProto, folder: Path) -> np.ndarray:
-    """The values of an initializer, mapped if they lie in the folder."""
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return numpy_helper.to_array(tensor)
-    place, dtype = place_of(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return np.memmap(folder / place.file, dtype, "r", place.offset, tuple(tensor.dims))
 
 
 def _as_products(graph: onnx.GraphProto) -> dict[str, TensorProto]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sam3lite_convert.checkpoint.file_set import is_inside
 from sam3lite_convert.checkpoint.one_file import open_file
@@ -74,6 +75,14 @@ def producer_of(path: Path) -> str | None:
     except Sam3LiteError:
         return None
     return str(model.producer_name)
+
+
+def stored_values(tensor: TensorProto, folder: Path) -> np.ndarray:
+    """The values of an initializer of a graph that ``read_graph`` gave, mapped if they lie in the folder."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    place, dtype = place_of(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(folder / place.file, dtype, "r", place.offset, tuple(tensor.dims))
 
 
 def _parsed(path: Path, limit: int) -> tuple[ModelProto, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,7 +85,21 @@ def difference_record(difference: GraphDifference) -> GraphDifferenceRecord:
     return GraphDifferenceRecord(name=d.name, taps=d.taps, what=d.words, tensors=d.keys)
 
 
-def other_weights(model: onnx.ModelProto, folder: Folder) -> GraphDifference | None:
+def told_apart(model: onnx.ModelProto, own: Sequence[onnx.ModelProto], folder: Folder) -> tuple[GraphDifference, ...]:
+    """What tells a graph from the nearest of those that this version writes for a folder; first, if it belongs to other
+    weights, that.
+
+    own: with and without its taps as outputs, or one of them.
+    """
+    from sam3lite_convert.graph.compare import differences, stated_taps_differ
+
+    nodes = min((differences(model, each) for each in own), key=len)
+    told = (*stated_taps_differ(model, own[0]), *nodes)
+    of_others = _of_other_weights(model, folder) if told else None
+    return (of_others, *told) if of_others else told
+
+
+def _of_other_weights(model: onnx.ModelProto, folder: Folder) -> GraphDifference | None:
     """The difference of a graph that states other tensor files than the folder's; None if it states these, or none.
     Reads the files, for their hashes."""
     from sam3lite_convert.graph.compare import GraphDifference
@@ -124,7 +138,6 @@ def find_graph(folder: Path) -> FoundGraph:
 
 def beside_own(found: FoundGraph, folder: Folder, mappings: Mappings, encoder: GraphEncoder) -> ComparedGraph:
     """The graph with what tells it from the one that this version writes for the folder."""
-    from sam3lite_convert.graph.compare import differences, stated_taps_differ
     from sam3lite_convert.graph.folder_graphs import TEXT_MODEL, graphs_of, layout_of
 
     notes = list(encoder.notes)
@@ -136,9 +149,7 @@ def beside_own(found: FoundGraph, folder: Folder, mappings: Mappings, encoder: G
         tapped = any(value in ends for tap, value in encoder.values.items() if point_of(tap) not in OUTPUTS)
         try:
             own = graphs_of(folder, layout_of(folder.receipt, mappings), "text", {}, tapped)[TEXT_MODEL]
-            told = (*stated_taps_differ(found.model, own), *differences(found.model, own))
-            if told and (of_others := other_weights(found.model, folder)):
-                told = (of_others, *told)
+            told = told_apart(found.model, (own,), folder)
         except Sam3LiteError as fault:
             notes.append(f"the graph was not compared with the one that this version writes: {fault.message}")
     if told:

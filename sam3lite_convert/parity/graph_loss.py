@@ -18,6 +18,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.graph.compare import taps_of
 from sam3lite_convert.graph.cut import with_outputs
 from sam3lite_convert.graph.decode import BOX_LABELS, BOX_MASK, BOXES
+from sam3lite_convert.graph.read import stored_values
 from sam3lite_convert.graph.text import FEATURES, IDS, MASK, POOLED
 from sam3lite_convert.graph.vision import IMAGE
 from sam3lite_convert.parity.compare import compare, compare_large
@@ -220,9 +221,7 @@ def look_random(model: onnx.ModelProto, folder: Path) -> bool:
     if not matrices:
         return False
     largest = max(matrices, key=lambda tensor: tensor.dims[0] * tensor.dims[1])
-    place = {entry.key: entry.value for entry in largest.external_data}
-    file, shape = folder / place["location"], tuple(largest.dims)
-    squares = np.asarray(np.memmap(file, np.float32, "r", int(place["offset"]), shape)[:8192], np.float64) ** 2
+    squares = np.asarray(stored_values(largest, folder)[:8192], np.float64) ** 2
     expected = squares.var() / len(squares)
     return bool(squares.mean(axis=0).var() < _RANDOM_BELOW * expected)
 

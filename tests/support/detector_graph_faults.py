@@ -17,7 +17,6 @@ from support.graph_faults import (
     read_instead,
     set_attribute,
     skip,
-    skip_norm,
     turn,
 )
 
@@ -175,7 +174,7 @@ def detector_faults(
             "the norm of the presence token is skipped",
             "decoder.presence_norm.2",
             "decoder.presence_norm.2",
-            skip_norm("decoder.presence_norm.2"),
+            skip("decoder.presence_norm.2"),
         ),
     )
     yield (

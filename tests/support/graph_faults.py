@@ -96,18 +96,6 @@ def skip(value: str, through: int = 0) -> Callable[[onnx.ModelProto], None]:
     return make
 
 
-def skip_norm(norm: str) -> Callable[[onnx.ModelProto], None]:
-    """Let a LayerNorm pass on what it reads."""
-
-    def make(model: onnx.ModelProto) -> None:
-        node = maker(model, norm)
-        node.op_type = "Identity"
-        node.input[:] = [node.input[0]]
-        del node.attribute[:]
-
-    return make
-
-
 def exchange(first: str, second: str, place: int = 0) -> Callable[[onnx.ModelProto], None]:
     """Exchange one input of the nodes that make two values."""
 
@@ -230,7 +218,7 @@ def text_faults(model: onnx.ModelProto, tokens: int) -> Iterator[GraphFault]:
             set_attribute(f"{at}.gelu", approximate="tanh"),
             "gelu_tanh",
         )
-        yield GraphFault("a norm is skipped", at, f"{at}.norm2", skip_norm(f"{at}.norm2"))
+        yield GraphFault("a norm is skipped", at, f"{at}.norm2", bypass(f"{at}.norm2"))
         yield GraphFault("a bias is missing", at, f"{at}.fc2", drop_input(f"{at}.fc2"))
         yield GraphFault(
             "the output projection is transposed", at, f"{at}.out", turn(f"{at}.out"), "transposed:out_proj"
@@ -255,7 +243,7 @@ def text_faults(model: onnx.ModelProto, tokens: int) -> Iterator[GraphFault]:
             mine, theirs = (maker(model, f"{layer}.fc1").input[1] for layer in (at, other))
             yield GraphFault(f"fc1 lies where that of {other} does", at, mine, read_instead(mine, theirs))
     final = "final_layer_norm"
-    yield GraphFault("the final norm is skipped", final, final, skip_norm(final))
+    yield GraphFault("the final norm is skipped", final, final, skip(final))
     yield GraphFault(
         "the projector's bias is missing", "projected", "projected", drop_input("projected"), "no_bias:bias"
     )

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import Sam3LiteError
 from sam3lite_convert.figures import number
-from sam3lite_convert.graph.compare import GraphDifference, differences, stated_taps_differ
+from sam3lite_convert.graph.compare import GraphDifference
 from sam3lite_convert.graph.folder_graphs import graphs_of, layout_of
-from sam3lite_convert.parity.compared_graph import difference_record, other_weights, with_differences
+from sam3lite_convert.parity.compared_graph import difference_record, told_apart, with_differences
 from sam3lite_convert.parity.detector.graphs import Graph, GraphSide, open_graphs
 from sam3lite_convert.parity.detector.inputs import DetectorCall
 from sam3lite_convert.parity.judgement import Judgement
@@ -107,11 +107,7 @@ def _differences(
     found, notes = {}, []
     for graph in graphs:
         # With its taps as outputs, a graph is one that this version writes too.
-        nodes = min((differences(graph.model, each[graph.file]) for each in own), key=len)
-        told = (*stated_taps_differ(graph.model, own[0][graph.file]), *nodes)
-        if told and (of_others := other_weights(graph.model, folder)):
-            told = (of_others, *told)
-        found[graph.file] = told
+        told = found[graph.file] = told_apart(graph.model, [each[graph.file] for each in own], folder)
         if told:
             more = f", and {len(told) - 1:,} more" if len(told) > 1 else ""
             notes.append(f"{graph.file} is not the graph that this version writes: {told[0].words}{more}")
