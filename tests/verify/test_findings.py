@@ -380,7 +380,7 @@ def test_keys_as_patterns(keys):
 
 
 def test_a_pattern_stands_for_its_keys_and_no_others(good):
-    every = list(tensors(good["transformers"]))
+    every = sorted(tensors(good["transformers"]))  # older safetensors give them in any order
     assert len(key_patterns(every)) < len(every) / 4
     keys = every[::3]
     shown = key_patterns(keys)
