@@ -21,7 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.zip_directory import open_zip
 from sam3lite_convert.errors import CannotRun, Untrusted, in_short
+from sam3lite_convert.figures import human_bytes
 from sam3lite_convert.parity.taps import (
     EMBEDDINGS,
     FINAL_NORM,
@@ -41,6 +44,14 @@ _FULL, _SUMMARY = "_debug_tree_FULL_TENSORS.json", "_debug_tree_SUMMARY.json"
 _KINDS = "a .safetensors file, a .npz, a folder of .npy files, or a dump of transformers' model debugger"
 _FULL_DUMP = "model_addition_debugger_context(model, debug_path=DIR, do_prune_layers=False, use_repr=False)"
 _LISTED = 8
+# What activations have, and far more; a file of a few kB may promise any number of bytes.
+_MOST_IN_ARRAY = 2 << 30  # bytes
+_MOST_IN_ALL = 8 << 30  # bytes, of the arrays that are read
+_MOST_NAMES = 100_000
+_MOST_RATIO = 100  # activations shrink to no less than a half; zeros do
+_ANY_RATIO = 16 << 20  # bytes up to which an array may shrink to nothing
+_MOST_JSON = 32 << 20  # bytes; a dump of the debugger of a whole detector has 5 MB
+_PIECE = 1 << 20
 # What the libraries raise for damaged files.
 _ZIP_FAULTS = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
@@ -96,8 +107,13 @@ def read_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[str, dict[st
         arrays = sorted(path.glob("*.npy"))
         if not arrays:
             raise CannotRun(f"{path} holds no .npy files; activations are read from {_KINDS}", "no_activations")
-        found = {file.stem: _npy(_bytes(file), str(file)) for file in arrays if wanted(file.stem)}
-        return "a folder of .npy files", found, [file.stem for file in arrays]
+        budget = _Budget(str(path), len(arrays))
+        found = {}
+        for each in arrays:
+            if wanted(each.stem):
+                budget.take(each.stem, each.stat().st_size)
+                found[each.stem] = _npy(_bytes(each), str(each))
+        return "a folder of .npy files", found, [each.stem for each in arrays]
     if not path.is_file():
         raise CannotRun(f"{path}: no such file", "no_such_file")
     with path.open("rb") as file:
@@ -111,8 +127,7 @@ def read_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[str, dict[st
         raise CannotRun(f"{path} is a pickle, which is not read: it could run code; save {_KINDS}", "no_activations")
     if path.suffix == ".npz":
         raise Untrusted(f"{path}: is not a .npz, which is a zip archive", "corrupt_file")
-    held = read_safetensors(path)
-    return "safetensors", {name: value for name, value in held.items() if wanted(name)}, list(held)
+    return "safetensors", *read_safetensors(path, wanted)[:2]
 
 
 def names_in(path: Path) -> list[str]:
@@ -123,10 +138,10 @@ def names_in(path: Path) -> list[str]:
         if path.is_dir():
             return [file.stem for file in path.glob("*.npy")]
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
+            with path.open("rb") as file, open_zip(file) as archive:
                 return [name.removesuffix(".npy") for name in archive.namelist()]
-        with safe_open(path, "pt") as file:
-            return list(file.keys())
+        with safe_open(path, "pt") as held:
+            return list(held.keys())
     except (*_ZIP_FAULTS, SafetensorError):
         return []
 
@@ -161,11 +176,13 @@ def read_ids(path: Path) -> Tensor:
         except (TypeError, ValueError, RuntimeError, OverflowError) as fault:
             raise CannotRun(f"{path}: no rows of ids in it ({in_short(fault)})", "bad_ids") from fault
     if path.suffix == ".npy":
+        _Budget(str(path), 1).take(path.name, path.stat().st_size)
         return _npy(_bytes(path), str(path))
     if path.is_dir() or path.suffix == ".json":
         ids = read_port_file(path).ids
     else:
-        found = _npz(path, IDS.__contains__)[0] if path.suffix == ".npz" else read_safetensors(path)
+        read = _npz if path.suffix == ".npz" else read_safetensors
+        found = read(path, IDS.__contains__)[0]
         ids = next((found[name] for name in IDS if name in found), None)
     if ids is None:
         raise CannotRun(f"{path}: no ids in it; they are named {' or '.join(IDS)}", "bad_ids")
@@ -230,22 +247,63 @@ def some(names: list[str]) -> str:
 # ---- formats
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file. Raises Untrusted if it is damaged."""
+class _Budget:
+    """How much is read of one file or folder. ``names``: the number of names in it.
+
+    Raises CannotRun if these, or what is taken, are more than any port's activations have.
+    """
+
+    def __init__(self, where: str, names: int) -> None:
+        self._where = where
+        self._left = _MOST_IN_ALL
+        if names > _MOST_NAMES:
+            raise CannotRun(f"{where} holds {names:,} arrays; save those at the taps alone", "too_large")
+
+    def take(self, name: str, nbytes: int) -> None:
+        """Count an array that is about to be read."""
+        self._left -= nbytes
+        if nbytes > _MOST_IN_ARRAY:
+            what = f"{self._where}: {name} has {human_bytes(nbytes)}; of an activation at most"
+            raise CannotRun(f"{what} {human_bytes(_MOST_IN_ARRAY)} are read; save it of fewer prompts", "too_large")
+        if self._left < 0:
+            what = f"{self._where}: its arrays have more than {human_bytes(_MOST_IN_ALL)} together"
+            raise CannotRun(f"{what}; save them of fewer prompts", "too_large")
+
+
+def read_safetensors(
+    path: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, Tensor], list[str], dict[str, str]]:
+    """The tensors of a safetensors file whose names are wanted, the names of all, and the metadata.
+
+    Raises Untrusted if it is damaged, CannotRun if they are larger than activations are.
+    """
     from safetensors import SafetensorError, safe_open
 
+    found = {}
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            budget = _Budget(str(path), len(names))
+            for name in filter(wanted, names):
+                held = file.get_slice(name)
+                budget.take(name, math.prod(held.get_shape()) * _width(held.get_dtype()))
+                found[name] = file.get_tensor(name)
+            return found, names, file.metadata() or {}
     except (SafetensorError, OSError) as fault:
         raise Untrusted(f"{path}: cannot be read as safetensors ({in_short(fault)})", "corrupt_file") from fault
+
+
+def _width(code: str) -> int:
+    """Bytes of an element, by its name in a safetensors header."""
+    name = dtypes.from_safetensors(code)
+    return dtypes.itemsize(name) if name else 1
 
 
 def _npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], list[str]]:
     """The arrays of a ``.npz`` whose names are wanted, and the names of all."""
     found = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, open_zip(file) as archive:
             entries = archive.infolist()
             if any(not entry.filename.endswith(".npy") for entry in entries):
                 raise CannotRun(
@@ -254,14 +312,35 @@ def _npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], 
                     "no_activations",
                 )
             names = [entry.filename.removesuffix(".npy") for entry in entries]
+            budget = _Budget(str(path), len(names))
             for name, entry in zip(names, entries, strict=True):
                 if name in found:
                     raise Untrusted(f"{path}: {name} stands in it twice", "corrupt_file")
                 if wanted(name):
-                    found[name] = _npy(archive.read(entry), f"{path}: {name}")
+                    budget.take(name, entry.file_size)
+                    found[name] = _npy(_entry(archive, entry, f"{path}: {name}"), f"{path}: {name}")
     except _ZIP_FAULTS as fault:
         raise Untrusted(f"{path}: cannot be read as a .npz ({in_short(fault)})", "corrupt_file") from fault
     return found, names
+
+
+def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> bytes:
+    """The bytes of an entry, which are as many as the directory says. Raises Untrusted for a bomb, BadZipFile if it is
+    damaged or compressed as numpy does not."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile("it is compressed in another way than numpy does")
+    if entry.file_size > max(_ANY_RATIO, _MOST_RATIO * entry.compress_size):
+        raise Untrusted(
+            f"{where} has {human_bytes(entry.file_size)} in {human_bytes(entry.compress_size)}, as no activation has",
+            "hostile_archive",
+        )
+    out = bytearray()
+    with archive.open(entry) as part:
+        while piece := part.read(_PIECE):
+            out += piece
+    if len(out) != entry.file_size:
+        raise zipfile.BadZipFile("an entry is shorter than the directory says")
+    return bytes(out)
 
 
 def _npy(data: bytes, where: str) -> Tensor:
@@ -303,6 +382,8 @@ def _bytes(path: Path) -> bytes:
 
 
 def _json(path: Path) -> JsonValue:
+    if path.is_file() and path.stat().st_size > _MOST_JSON:
+        raise CannotRun(f"{path} has more than {human_bytes(_MOST_JSON)}, as no file of this kind has", "too_large")
     try:
         data: JsonValue = json.loads(_bytes(path))
     except (ValueError, RecursionError) as fault:
@@ -424,7 +505,7 @@ def _value(path: Path, value: JsonValue) -> Tensor:
     file = path.parent / name
     if not file.is_file():
         raise CannotRun(f"{path} names {name}, which is not beside it; keep the whole folder", "no_such_file")
-    tensors = read_safetensors(file)
+    tensors = read_safetensors(file)[0]
     if list(tensors) != ["data"]:
         raise Untrusted(f"{file}: holds {some(list(tensors))}, not a recorded value", "corrupt_file")
     return tensors["data"]
