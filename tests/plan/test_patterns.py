@@ -14,7 +14,7 @@ from sam3lite_convert.plan.operations import OPERATIONS
 from sam3lite_convert.plan.patterns import parse
 from sam3lite_convert.plan.tables import Rule
 
-SLOWLY = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+SLOWLY = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def rule(pattern: str, *targets: str, key: str) -> Rule:
