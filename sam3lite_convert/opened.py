@@ -126,6 +126,14 @@ def read_stream(path: Path, most: int) -> bytes:
         raise _in_words(path, fault) from None
 
 
+def holds(path: Path, data: bytes) -> bool:
+    """Whether there is a regular file with exactly this content; no, if it cannot be read."""
+    try:
+        return read_small(path, len(data)) == data
+    except CannotRun:
+        return False
+
+
 def is_regular(path: Path) -> bool:
     """Whether there is such a regular file, with links followed; no, if it cannot be looked at."""
     try:

@@ -5,7 +5,6 @@ Files are uploaded by ``huggingface_hub``, which does not send content again tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sam3lite_convert.checkpoint.hashing import git_blob_id, sha256_of
 from sam3lite_convert.checkpoint.index import stamp_of
+from sam3lite_convert.checkpoint.place import JSON_LIMIT
 from sam3lite_convert.convert.card import CARD_NAME
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.processor_files import TOKENIZER_NAMES
@@ -33,6 +33,8 @@ from sam3lite_convert.hub.bounds import COMMIT, at_most, unexpected
 from sam3lite_convert.hub.repository import forget, odd_entry
 from sam3lite_convert.hub.requests import INVALID_NAME, hub_faults, retried
 from sam3lite_convert.hub.tree import Entry, Info, read_info, read_references, read_tree, read_user
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import read_small
 from sam3lite_convert.records.convert import FileState, PushedFile, PushPlanRecord, PushRecord
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.verify import VerifyDocument
@@ -207,7 +209,7 @@ def _receipt(folder: Path) -> Receipt:
 
 
 def _read_receipt(path: Path) -> Receipt:
-    return Receipt.from_json(json.loads(path.read_text(encoding="utf-8")))
+    return Receipt.from_json(parse_json(read_small(path, JSON_LIMIT)))
 
 
 def _earlier(target: PushTarget, folder: Path, there: Mapping[str, Entry], head: str) -> Receipt | None:
