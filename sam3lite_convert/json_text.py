@@ -17,10 +17,11 @@ def parse_json(
     nan: bool = False,
     pairs: Callable[[list[tuple[str, Any]]], object] | None = None,
 ) -> Any:
-    """The value of a JSON text. ``nan``: whether NaN and infinity are taken, as Python writes them. ``pairs``: makes an object of its names and values, in place of ``dict``.
+    """The value of a JSON text. ``nan``: whether NaN and infinity are taken, as Python writes them. ``pairs``: makes an
+    object of its names and values, in place of ``dict``.
 
-    Raises ValueError, in short words, if it is not JSON in this encoding, holds a number that no float can be, or NaN or
-    infinity where they are not taken, or is nested more than 200 deep.
+    Raises ValueError, in short words, if it is not JSON in this encoding, holds a number that no float can be, or NaN
+    where that is not taken, or is nested more than 200 deep.
     """
     text = data.decode(encoding) if isinstance(data, bytes) else data
     try:
