@@ -237,7 +237,7 @@ def _earlier(target: PushTarget, folder: Path, there: Mapping[str, Entry], head:
         raise unexpected(f"the {RECEIPT_NAME} that it sent is not the one that it lists")
     try:
         old = _read_receipt(path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
+    except (CannotRun, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
         raise unread from fault
     new = _receipt(folder)
     was, now = _what(old), _what(new)
@@ -276,7 +276,7 @@ def _state(path: Path, there: Entry | None) -> FileState:
         return "changed"
     if there.sha256 is not None:
         return "same" if sha256_of(path) == there.sha256 else "changed"
-    return "same" if git_blob_id(path.read_bytes()) == there.blob_id else "changed"
+    return "same" if git_blob_id(read_small(path, there.size)) == there.blob_id else "changed"
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ class _Sent:
     def of(cls, path: Path) -> _Sent:
         """What lies at a path. A small file is sent as it was read, of a large one the Hub is told the hash."""
         size = path.stat().st_size
-        data = path.read_bytes() if size <= _SMALL else None
+        data = read_small(path, _SMALL) if size <= _SMALL else None
         operation = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path if data is None else data)
         # The client computes it only when it needs it, which is after the file was found unchanged.
         digest = operation.upload_info.sha256.hex()

@@ -215,7 +215,7 @@ class Repository:
         """The content of a JSON file, through the cache."""
         if file.size > SHARD_INDEX_LIMIT:
             raise Untrusted(f"{self.repo}: {file.path} is too large to be read here", "corrupt_file")
-        return self.download(file).read_bytes()
+        return read_small(self.download(file), SHARD_INDEX_LIMIT)
 
     def small(self, path: str) -> bytes | None:
         """The content of a small file, through the cache; None if there is no such file.

@@ -93,7 +93,7 @@ def read_port_file(path: Path) -> PortFile:
             if len(dumps) > 1:
                 raise CannotRun(f"{path} holds {len(dumps)} dumps of the debugger; name one of the files", "usage")
             return _dump(dumps[0])
-    elif path.suffix == ".json":
+    elif path.suffix == ".json" and is_there(path):
         return _dump(path)
     return _port(path, *read_arrays(path, lambda name: name in IDS or tap_of(name) is not None))
 
