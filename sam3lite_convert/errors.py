@@ -64,3 +64,9 @@ class Untrusted(Sam3LiteError):
 
     def __init__(self, message: str, code: str = "untrusted_file", details: object = None) -> None:
         super().__init__(message, code, details)
+
+
+class Internal(Sam3LiteError):
+    """Exit 70: a fault of this tool. Where one of several conversions has it, the others go on."""
+
+    exit_code = 70

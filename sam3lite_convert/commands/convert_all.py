@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.checkpoint.file_set import stem_of
 from sam3lite_convert.checkpoint.hashing import SourceHash
 from sam3lite_convert.commands.convert import Progress, Request, convert_checkpoint, fetch
 from sam3lite_convert.commands.reuse import complete, find_current, has_all
 from sam3lite_convert.commands.sources import HubLocation, Location, Source
 from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.up_to_date import EarlierConversion
-from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.errors import CannotRun, Internal, Sam3LiteError, in_short
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.convert import (
     ConvertAllDocument,
@@ -116,8 +117,8 @@ def convert_all(
     """
     callbacks = callbacks or Callbacks()
     repository = where.repository()
-    files, left_out = repository.matching(pattern)
-    locations = [Location(f.path, Path(f.path), repository, f, where=where) for f in files]
+    found_there = repository.matching(pattern)
+    locations = [Location(f.path, Path(f.path), repository, f, where=where) for f in found_there.files]
     root = request.output or Path("converted")
     requests = [
         replace(request, output=root / conversion.default_output(x.stem, request.options).name) for x in locations
@@ -130,11 +131,15 @@ def convert_all(
             targets.append(None)
             targets[-1] = target(location) if target else None
             found.append(find_current(location, mappings, own))
-        except Sam3LiteError as fault:
-            found.append(fault)
+        except Exception as fault:
+            found.append(_as_expected(fault))
     waiting = [i for i, state in enumerate(found) if state is None]
     ahead: dict[int, Worker[Source]] = {}
     results: list[ConvertDocument | FailedConversion] = []
+    for path, why in sorted(found_there.failed.items()):
+        stem = stem_of(PurePosixPath(path).name)
+        results.append(_failed(path, root / conversion.default_output(stem, request.options).name, why))
+        callbacks.ends(results[-1])
     for i, (location, own) in enumerate(zip(locations, requests, strict=True)):
         to_do = "convert" if found[i] is None else "look at"
         callbacks.begins(i + 1, len(locations), location, to_do)
@@ -153,28 +158,42 @@ def convert_all(
                     job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
                     ahead[later[0]] = Worker(job)
             result = publish(location, mappings, own, state, targets[i], callbacks)
-        except Sam3LiteError as fault:
-            result = _failed(location, own, fault)
-        except OSError as fault:
-            result = _failed(location, own, CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}"))
+        except Exception as fault:
+            result = _failed(location.name, own.output, _as_expected(fault))
         callbacks.ends(result)
         results.append(result)
     counts = Counter(result.state for result in results)
     return ConvertAllDocument(
         repo=where.repo,
-        commit=files[0].commit,
+        commit=found_there.commit,
         pattern=pattern,
         output=str(root),
-        left_out=tuple(left_out),
+        left_out=found_there.left_out,
         results=tuple(results),
         counts={state: counts[state] for state in ("converted", "current", "failed")},
         verdict="failed" if any(isinstance(r, FailedConversion) or r.done.differs for r in results) else "done",
     )
 
 
-def _failed(location: Location, request: Request, fault: Sam3LiteError) -> FailedConversion:
+def _failed(checkpoint: str, output: Path | None, fault: Sam3LiteError) -> FailedConversion:
     error = FailureDetails(code=fault.code, message=fault.message, details=fault.details, exit_code=fault.exit_code)
-    return FailedConversion(checkpoint=location.name, output=str(request.output), state="failed", error=error)
+    return FailedConversion(checkpoint=checkpoint, output=str(output), state="failed", error=error)
+
+
+def _as_expected(fault: Exception) -> Sam3LiteError:
+    """An error of one conversion for its result: what is not foreseen does not stop the others either."""
+    if isinstance(fault, Sam3LiteError):
+        return fault
+    if isinstance(fault, MemoryError):
+        return CannotRun("not enough memory", "no_memory")
+    if isinstance(fault, OSError):
+        return CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}".lstrip(": "))
+    return Internal(
+        f"this is a fault of sam3lite-convert, not of the file: {type(fault).__name__}: {in_short(fault)}. Convert it "
+        "alone, and report what that prints.",
+        "internal",
+        {"type": type(fault).__name__},
+    )
 
 
 def _check_distinct(locations: list[Location], requests: list[Request]) -> None:

@@ -6,18 +6,17 @@ Files are uploaded by ``huggingface_hub``, which does not send content again tha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sam3lite_convert.checkpoint.hashing import git_blob_id, sha256_of
@@ -30,13 +29,18 @@ from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
 from sam3lite_convert.convert.side_files import CONFIG_NAME, missing_licences
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
+from sam3lite_convert.hub.bounds import COMMIT, at_most, unexpected
+from sam3lite_convert.hub.repository import forget, odd_entry
 from sam3lite_convert.hub.requests import INVALID_NAME, hub_faults, retried
+from sam3lite_convert.hub.tree import Entry, Info, read_info, read_references, read_tree, read_user
 from sam3lite_convert.records.convert import FileState, PushedFile, PushPlanRecord, PushRecord
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.verify import VerifyDocument
 
 _LOGIN = "Log in with 'hf auth login', or set HF_TOKEN to a token that may write"
 _REQUESTS_LOOKED_AT = 10  # of the newest pull requests
+_ANSWERS = 12  # to the request that creates a repository; the client repeats it for as long as it is told to
+_SMALL = 16 << 20  # bytes of a receipt, and of a file that is sent from memory
 _SERVED = (".gitattributes", "README.md", "LICENSE")  # what a repository may hold before anything is pushed
 
 
@@ -98,7 +102,7 @@ def user_name() -> str:
     """The name of the user whose token is set. Raises CannotRun if there is none or the Hub refuses it."""
     try:
         with hub_faults("the account", "write"):
-            return str(retried(lambda: HfApi().whoami())["name"])
+            return read_user()
     except CannotRun as fault:
         if fault.code == "no_token":
             raise CannotRun(f"no token is set, and a push needs one. {_LOGIN}.", "no_token") from fault
@@ -125,17 +129,16 @@ def plan_push(folder: Path, target: PushTarget) -> PushPlan:
     """
     stamps = {p.name: stamp_of(p) for p in _files(folder)}
     with hub_faults(target.repo, "write"):
-        api = HfApi()
         try:
-            info: ModelInfo = retried(lambda: api.model_info(target.repo, timeout=60))
+            info = read_info(target.repo)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
             # A private one of somebody else looks the same; creating it will say so.
             local = {p.name: PushedFile(bytes=p.stat().st_size, state="new") for p in _files(folder)}
             return PushPlan(target, local, (), None, target.private, _left(folder), stamps=stamps)
-        head = str(info.sha)
-        there = _tree(api, target.repo, head)
+        head = info.commit
+        there = _tree(target.repo, head)
         if target.private and not info.private:
             raise CannotRun(
                 f"{target.repo} exists and is public; --private applies only to new repositories. Make it private in "
@@ -159,19 +162,17 @@ def plan_push(folder: Path, target: PushTarget) -> PushPlan:
         licences = _licences(earlier) if earlier and unknown else frozenset()
         deleted = tuple(n for n in deleted if n in listed - tokenizer - licences)
         plan = PushPlan(target, files, deleted, head, bool(info.private), _left(folder), stamps=stamps)
-        return (_proposed(api, folder, plan) or plan) if target.create_pr and not plan.nothing else plan
+        return (_proposed(folder, plan) or plan) if target.create_pr and not plan.nothing else plan
 
 
-def _proposed(api: HfApi, folder: Path, plan: PushPlan) -> PushPlan | None:
+def _proposed(folder: Path, plan: PushPlan) -> PushPlan | None:
     """The plan against the newest pull request that holds exactly this folder; None if there is none."""
-    refs = retried(lambda: api.list_repo_refs(plan.target.repo, include_pull_requests=True))
-    newest = sorted(refs.pull_requests or [], key=lambda r: int(r.ref.rpartition("/")[2]), reverse=True)
-    for ref in newest[:_REQUESTS_LOOKED_AT]:
-        files, deleted = _compare(folder, _tree(api, plan.target.repo, ref.target_commit))
+    for found in read_references(plan.target.repo)[:_REQUESTS_LOOKED_AT]:
+        files, deleted = _compare(folder, _tree(plan.target.repo, found.commit))
         files |= {name: file for name, file in plan.files.items() if file.state == "kept"}
-        found = replace(plan, files=files, deleted=deleted, head=ref.target_commit, revision=ref.ref)
-        if found.nothing:
-            return found
+        proposed = replace(plan, files=files, deleted=deleted, head=found.commit, revision=found.ref)
+        if proposed.nothing:
+            return proposed
     return None
 
 
@@ -209,7 +210,7 @@ def _read_receipt(path: Path) -> Receipt:
     return Receipt.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _earlier(target: PushTarget, folder: Path, there: Iterable[str], head: str) -> Receipt | None:
+def _earlier(target: PushTarget, folder: Path, there: Mapping[str, Entry], head: str) -> Receipt | None:
     """The receipt of the conversion that the repository holds, None where it holds nothing yet.
 
     Raises CannotRun if a push would replace or mix with other files.
@@ -224,12 +225,18 @@ def _earlier(target: PushTarget, folder: Path, there: Iterable[str], head: str) 
             f"not pushed: {target.repo} holds files that this tool did not write ({listed}). {other}.",
             "repository_not_ours",
         )
-    path = retried(lambda: hf_hub_download(target.repo, RECEIPT_NAME, revision=head))
+    unread = CannotRun(f"the {RECEIPT_NAME} in {target.repo} cannot be read. {other}.", "repository_not_ours")
+    if there[RECEIPT_NAME].size > _SMALL:
+        raise unread
+    with at_most(2 * _SMALL):
+        path = Path(retried(lambda: hf_hub_download(target.repo, RECEIPT_NAME, revision=head)))
+    if _state(path, there[RECEIPT_NAME]) != "same":
+        forget(path)
+        raise unexpected(f"the {RECEIPT_NAME} that it sent is not the one that it lists")
     try:
-        old = _read_receipt(Path(path))
-    except (OSError, ValueError, RecursionError) as fault:
-        message = f"the {RECEIPT_NAME} in {target.repo} cannot be read. {other}."
-        raise CannotRun(message, "repository_not_ours") from fault
+        old = _read_receipt(path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
+        raise unread from fault
     new = _receipt(folder)
     was, now = _what(old), _what(new)
     if _content(old) == _content(new):
@@ -260,14 +267,40 @@ def _content(receipt: Receipt) -> str | None:
     return receipt.source.sha256 or receipt.source.etag
 
 
-def _state(path: Path, there: RepoFile | None) -> FileState:
+def _state(path: Path, there: Entry | None) -> FileState:
     if there is None:
         return "new"
     if path.stat().st_size != there.size:
         return "changed"
-    if there.lfs is not None:
-        return "same" if sha256_of(path) == there.lfs.sha256 else "changed"
+    if there.sha256 is not None:
+        return "same" if sha256_of(path) == there.sha256 else "changed"
     return "same" if git_blob_id(path.read_bytes()) == there.blob_id else "changed"
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A file as it was read to be sent: what has to be there afterwards."""
+
+    operation: CommitOperationAdd
+    size: int
+    sha256: str
+    blob_id: str | None
+
+    @classmethod
+    def of(cls, path: Path) -> _Sent:
+        """What lies at a path. A small file is sent as it was read, of a large one the Hub is told the hash."""
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= _SMALL else None
+        operation = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path if data is None else data)
+        # The client computes it only when it needs it, which is after the file was found unchanged.
+        digest = operation.upload_info.sha256.hex()
+        return cls(operation, size if data is None else len(data), digest, git_blob_id(data) if data else None)
+
+    def arrived_as(self, there: Entry | None) -> bool:
+        """Whether this is what the Hub lists."""
+        if there is None or there.size != self.size:
+            return False
+        return there.sha256 == self.sha256 if there.sha256 else there.blob_id == self.blob_id
 
 
 def push(folder: Path, plan: PushPlan, verification: VerifyDocument | None, proven: Folder | None = None) -> PushRecord:
@@ -320,20 +353,19 @@ def _check_unchanged(folder: Path, stamps: Mapping[str, tuple[int, ...]], since:
 def _commit(folder: Path, plan: PushPlan) -> PushRecord:
     target = plan.target
     message = target.message or f"Convert with sam3lite-convert: {_said(folder)}"
-    sent = [n for n, file in plan.files.items() if file.state not in ("same", "kept")]
+    names = [n for n, file in plan.files.items() if file.state not in ("same", "kept")]
+    held = [n for n, file in plan.files.items() if file.state == "same"]
     with hub_faults(target.repo, "write"):
-        api = HfApi()
-        head = plan.head
-        if head is None:
-            head = _create(api, target)
+        head = _create(target) if plan.head is None else plan.head
+        sent: dict[str, _Sent] = {}
 
         def commit() -> CommitInfo:
-            # Each file is hashed here, and that hash is what the Hub is told.
-            added = [CommitOperationAdd(path_in_repo=n, path_or_fileobj=folder / n) for n in sent]
+            sent.update({n: _Sent.of(folder / n) for n in names})
+            # What was hashed is what was proven, if nothing changed until now; from here on only the hashes count.
             _check_unchanged(folder, plan.stamps, "compared with the Hub")
-            return api.create_commit(
+            return HfApi().create_commit(
                 target.repo,
-                [*added, *(CommitOperationDelete(path_in_repo=n) for n in plan.deleted)],
+                [*(s.operation for s in sent.values()), *(CommitOperationDelete(path_in_repo=n) for n in plan.deleted)],
                 commit_message=message,
                 create_pr=target.create_pr,
                 # Fails if somebody else committed in between.
@@ -341,9 +373,15 @@ def _commit(folder: Path, plan: PushPlan) -> PushRecord:
             )
 
         # Not repeated: a pull request may exist although its response was lost.
-        done = commit() if target.create_pr else retried(commit)
-        files, _ = _compare(folder, _tree(api, target.repo, done.oid))
-    wrong = [n for n, file in files.items() if file.state != "same" and plan.files[n].state != "kept"]
+        try:
+            done = commit() if target.create_pr else retried(commit)
+        except (KeyError, AttributeError, TypeError) as fault:
+            raise unexpected("the answer to the commit is not one; it may have been made") from fault
+        if not isinstance(done.oid, str) or not COMMIT.fullmatch(done.oid):
+            raise unexpected("the answer to the commit names no commit; it may have been made")
+        there = _tree(target.repo, done.oid)
+    wrong = [n for n, file in sent.items() if not file.arrived_as(there.get(n))]
+    wrong += [n for n in held if n not in there] + [n for n in plan.deleted if n in there]
     if wrong:
         raise CannotRun(f"what arrived is not what was sent ({', '.join(wrong)}).", "push_incomplete")
     return PushRecord(
@@ -351,35 +389,65 @@ def _commit(folder: Path, plan: PushPlan) -> PushRecord:
         state="pushed",
         plan=plan.record(),
         commit=done.oid,
-        url=done.pr_url or done.commit_url,
-        sent=tuple(sent),
+        url=_address(done, target),
+        sent=tuple(names),
     )
 
 
-def _create(api: HfApi, target: PushTarget) -> str:
-    """Create the repository; returns its head. Raises CannotRun if it was created by somebody else in the meantime."""
+def _address(done: CommitInfo, target: PushTarget) -> str:
+    """The page of the commit or of its pull request, if that is one of the Hub's."""
+    own = f"{constants.ENDPOINT}/{target.repo}/"
+    if done.pr_num is not None:
+        return f"{own}discussions/{done.pr_num}"
+    return f"{own}commit/{done.oid}"
+
+
+def _create(target: PushTarget) -> str:
+    """Create the repository; returns its head.
+
+    Raises CannotRun if it was created by somebody else in the meantime, or otherwise than was asked.
+    """
     try:
-        retried(lambda: api.create_repo(target.repo, private=target.private))
+        with at_most(requests=_ANSWERS):
+            made = retried(lambda: HfApi().create_repo(target.repo, private=target.private))
     except HfHubHTTPError as fault:
         if fault.response.status_code != 409:
             raise
         # It may be ours, from a request whose response was lost: then it is empty.
-        info = retried(lambda: api.model_info(target.repo, timeout=60))
-        if bool(info.private) == target.private and set(_tree(api, target.repo, str(info.sha))) <= {".gitattributes"}:
-            return str(info.sha)
+        info = read_info(target.repo)
+        if bool(info.private) == target.private and set(_tree(target.repo, info.commit)) <= {".gitattributes"}:
+            return _as_asked(info, target)
         raise CannotRun(
             f"{target.repo} was created by somebody else in the meantime. Run the command again to compare with it.",
             "repository_appeared",
         ) from fault
-    return str(retried(lambda: api.model_info(target.repo, timeout=60)).sha)
+    if made.repo_id != target.repo:
+        raise unexpected(f"it created another repository than {target.repo}, in which nothing was written")
+    return _as_asked(read_info(target.repo), target)
 
 
-def _tree(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
-    entries = retried(lambda: list(api.list_repo_tree(repo, recursive=True, revision=revision)))
-    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+def _as_asked(info: Info, target: PushTarget) -> str:
+    """The head of a repository that was created just now. Raises CannotRun if it is another one, or public."""
+    if info.name != target.repo:
+        raise unexpected(f"{target.repo} is {info.name} there; nothing was written")
+    if target.private and info.private is not True:
+        raise CannotRun(
+            f"{target.repo} was created, but the Hub does not say that it is private; nothing was written. Look at its "
+            "settings.",
+            "repository_is_public",
+        )
+    return info.commit
 
 
-def _compare(folder: Path, there: dict[str, RepoFile]) -> tuple[dict[str, PushedFile], tuple[str, ...]]:
+def _tree(repo: str, revision: str) -> dict[str, Entry]:
+    """The files of a repository, by path. Raises CannotRun if an entry of the listing cannot be used."""
+    tree = read_tree(repo, revision)
+    for entry in tree.odd:
+        raise odd_entry(repo, entry.path or "an entry", entry.why)
+    return {entry.path: entry for entry in tree.entries}
+
+
+def _compare(folder: Path, there: Mapping[str, Entry]) -> tuple[dict[str, PushedFile], tuple[str, ...]]:
     """The folder's files with their states, and the files of an earlier conversion that it lacks."""
     files = {p.name: PushedFile(bytes=p.stat().st_size, state=_state(p, there.get(p.name))) for p in _files(folder)}
     return files, tuple(sorted(n for n in there if n not in files and n != ".gitattributes"))

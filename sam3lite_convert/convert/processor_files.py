@@ -28,6 +28,7 @@ _PINNED = {DEFAULT_TOKENIZER: "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"}
 WHOLE, _PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
 # Ids that the original tokenizer gives (goldens): dog, a, yellow, bus.
 _WORDS = {"dog</w>": 1929, "a</w>": 320, "yellow</w>": 4481, "bus</w>": 2840}
+_LARGEST = 64 << 20  # bytes of a file of a tokenizer
 _MERGES = END + 1 - 2 * 256 - 2
 _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "!"
 _SPECIAL = {_START: START, _END: END, _PAD: PAD}
@@ -99,6 +100,10 @@ def _download(source: str, cache: Path | None) -> TokenizerFiles:
     files = {f.path: f for f in listing.files if f.path in (WHOLE, *_PARTS)}
     if listing.unreached is not None and not _complete(files):
         raise listing.unreached  # the cache holds only other files of the repository
+    for name in (WHOLE, *_PARTS):
+        listing.check(source, name)
+        if name in files and files[name].size > _LARGEST:
+            raise CannotRun(f"{source}: {name} is too large for a CLIP tokenizer", "no_tokenizer")
     data = {name: repository.download(file).read_bytes() for name, file in files.items()}
     return TokenizerFiles(source, next((f.commit for f in files.values()), None), data)
 

@@ -35,7 +35,7 @@ def _endpoint() -> tuple[str, str]:
     return parts.netloc.lower(), parts.path.strip("/")
 
 
-def _public() -> frozenset[str]:
+def public_hosts() -> frozenset[str]:
     """Host names of the public Hub, as huggingface_hub knows them."""
     known = getattr(constants, "HF_URL_HOSTS", frozenset[str]())
     own = urlsplit(constants.ENDPOINT).hostname or ""
@@ -52,7 +52,7 @@ def address_of(name: str) -> Address | None:
     if scheme and scheme[1].lower() == "hf":
         return _of_uri(name)
     first = name.split("/", 1)[0].lower()
-    if not scheme and first not in _public() | {_endpoint()[0]}:
+    if not scheme and first not in public_hosts() | {_endpoint()[0]}:
         return None
     parts = urlsplit(name if scheme else f"https://{name}")
     host = parts.netloc.rpartition("@")[2].lower()
@@ -63,7 +63,7 @@ def address_of(name: str) -> Address | None:
     path = parts.path.strip("/")
     if host == endpoint:
         path = path.removeprefix(prefix).strip("/")
-    elif host not in _public():
+    elif host not in public_hosts():
         raise CannotRun(
             f"{shown}: {host or 'this'} is not the Hub ({constants.ENDPOINT}); download the file and give its path",
             "other_host",

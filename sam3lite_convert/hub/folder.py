@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sam3lite_convert.workers import Advance
 
 _SMALL = 16 << 20  # bytes; a JSON or text file of a conversion is far smaller
+_SHOWN = (".md", ".gitattributes")  # files that no reader takes
 
 
 class HubFolder:
@@ -34,10 +35,19 @@ class HubFolder:
         """``files``: None for all that the repository lists. Raises CannotRun if it cannot be listed."""
         self.path = Path(name)
         self.repository = repository
-        self.files = {f.path: f for f in repository.listing().files} if files is None else files
+        self.files = self._listed(repository) if files is None else files
         self._copies: dict[str, PartialCopy] = {}
         self._indexed: dict[Path, tuple[str, Checkpoint]] = {}
         self._stack = ExitStack()
+
+    @staticmethod
+    def _listed(repository: Repository) -> dict[str, HubFile]:
+        listing = repository.listing(noted=True)
+        for path in listing.odd:
+            # What is judged without one of its files is judged wrongly.
+            if "/" not in path and not path.endswith(_SHOWN):
+                listing.check(repository.repo, path)
+        return {f.path: f for f in listing.files}
 
     def __enter__(self) -> HubFolder:
         return self

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from huggingface_hub import constants, get_session, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.checkpoint.one_file import read_file
@@ -28,6 +28,7 @@ from sam3lite_convert.checkpoint.positioned_file import PositionedFile
 from sam3lite_convert.checkpoint.selection import Selection
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.files import check_space, write_whole
+from sam3lite_convert.hub.bounds import limit_body, raise_for_status
 from sam3lite_convert.hub.repository import Repository
 from sam3lite_convert.hub.requests import hub_faults, retried
 
@@ -157,9 +158,10 @@ class PartialCopy(PositionedFile):
         def get() -> bytes:
             timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
             with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as answer:
+                limit_body(answer, _REQUEST)
                 if answer.is_error:
                     answer.read()
-                hf_raise_for_status(answer)
+                raise_for_status(answer)
                 self._check(answer, start, end)
                 return bytes(answer.read())
 

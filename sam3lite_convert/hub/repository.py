@@ -11,14 +11,13 @@ import difflib
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from sam3lite_convert.checkpoint.file_set import (
@@ -33,24 +32,57 @@ from sam3lite_convert.checkpoint.file_set import (
 from sam3lite_convert.checkpoint.hashing import sha256_of_set
 from sam3lite_convert.checkpoint.kinds import WEIGHTS
 from sam3lite_convert.checkpoint.origin import HubFile
-from sam3lite_convert.errors import CannotRun, Untrusted
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.files import check_space
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REVISION, alias_of
+from sam3lite_convert.hub.bounds import COMMIT, at_most, unexpected
 from sam3lite_convert.hub.licences import LicenceText, licences_by_folder, licences_of, text_of, too_large
 from sam3lite_convert.hub.log import LOG
-from sam3lite_convert.hub.requests import TIMEOUT, hub_faults, retried
+from sam3lite_convert.hub.requests import hub_faults, retried
+from sam3lite_convert.hub.tree import Tree, read_info, read_tree
+from sam3lite_convert.records.record import JsonValue
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_LICENCE = ("license", "license_name", "license_link")
+_SPARE = 1 << 20  # bytes that an answer may have beyond its file, such as the page of an error
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a repository. ``unreached``: the error because of which only cached files are listed, or None."""
+    """The files of a repository.
+
+    ``unreached``: the error because of which only cached files are listed, or None.
+    ``odd``: by path, why an entry of the Hub's listing is not one of the files.
+    ``commit``: the one that is listed; empty if the cache tells it.
+    """
 
     files: tuple[HubFile, ...]
     unreached: CannotRun | None = None
+    odd: Mapping[str, str] = field(default_factory=dict)
+    commit: str = ""
+
+    def check(self, repo: str, path: str) -> None:
+        """Raises CannotRun if the entry of this path is odd."""
+        if path in self.odd:
+            raise odd_entry(repo, path, self.odd[path])
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What fits a pattern.
+
+    ``files``: the checkpoints, sorted by path. ``left_out``: the paths of the other files, sorted.
+    ``failed``: by path, why a checkpoint cannot be read. ``commit``: the one that is listed.
+    """
+
+    files: tuple[HubFile, ...]
+    left_out: tuple[str, ...]
+    failed: Mapping[str, Sam3LiteError]
+    commit: str
+
+
+def odd_entry(repo: str, path: str, why: str) -> CannotRun:
+    """The error for an entry of a listing that cannot be used."""
+    return unexpected(f"in its listing of {repo}, {path} {why}")
 
 
 @dataclass(frozen=True)
@@ -66,21 +98,15 @@ class Repository:
     revision: str = DEFAULT_REVISION
     cache: Path | None = None
 
-    def listing(self) -> Listing:
-        """Every file at the revision; if the Hub cannot be reached, those in the cache.
+    def listing(self, noted: bool = False) -> Listing:
+        """Every file at the revision; if the Hub cannot be reached, those in the cache. ``noted``: say what is odd.
 
         Raises CannotRun if the Hub cannot be reached and the cache is empty, or for another error of the Hub.
         """
         try:
             with hub_faults(self.repo):
-                api = HfApi()
-                info = retried(lambda: api.model_info(self.repo, revision=self.revision, timeout=TIMEOUT))
-                commit = str(info.sha)
-                entries = retried(lambda: list(api.list_repo_tree(self.repo, recursive=True, revision=commit)), 2)
-                etags = {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if isinstance(e, RepoFile)}
-                if not _COMMIT.fullmatch(commit) or not all(map(_ETAG.fullmatch, etags.values())):
-                    # Commit and etags are used as file names in the cache.
-                    raise ValueError("the commit or an etag is not a hash")
+                info = read_info(self.repo, self.revision)
+                tree = read_tree(self.repo, info.commit)
         except CannotRun as fault:
             found = self._cached_files() if fault.code in ("no_network", "hub_fault", "rate_limited") else []
             if not found:
@@ -89,19 +115,24 @@ class Repository:
                 "the Hub cannot be reached; using the cached files of %s, commit %s", self.repo, found[0].commit[:12]
             )
             return Listing(tuple(found), fault)
-        licence = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
-        licence = {k: licence[k] for k in _LICENCE if licence.get(k) is not None and licence[k] is not False}
+        if noted:
+            tree.note(self.repo)
+        return self._listed(info.commit, info.licence, tree)
+
+    def _listed(self, commit: str, licence: Mapping[str, JsonValue], tree: Tree) -> Listing:
         held = {f.path: f for f in self._cached_files(commit)}
         files = []
-        for entry in entries:
-            if isinstance(entry, RepoFile):
-                etag = etags[entry.path]
-                known = held.get(entry.path)
-                cached = known.cached if known and known.etag in (None, etag) else None
-                here = cached is not None or (self.folder() / "blobs" / etag).is_file()
-                files.append(HubFile(self.repo, entry.path, commit, entry.size, etag, cached, here, licence))
+        for entry in tree.entries:
+            known = held.get(entry.path)
+            cached = known.cached if known and known.etag in (None, entry.etag) else None
+            here = cached is not None or (self.folder() / "blobs" / entry.etag).is_file()
+            files.append(HubFile(self.repo, entry.path, commit, entry.size, entry.etag, cached, here, licence))
         licences = licences_by_folder(files)
-        return Listing(tuple(replace(file, licence_files=licences_of(file.path, licences)) for file in files))
+        return Listing(
+            tuple(replace(file, licence_files=licences_of(file.path, licences)) for file in files),
+            odd={entry.path: entry.why for entry in tree.odd if entry.path},
+            commit=commit,
+        )
 
     def find(self, name: str) -> HubFile:
         """The file of an alias, or as ``at``; of several files for one alias, the one with the newer naming.
@@ -111,7 +142,10 @@ class Repository:
         """
         if name not in ALIASES:
             return self.at(name)
-        listing = self.listing()
+        listing = self.listing(noted=True)
+        for path in listing.odd:
+            if (kind := alias_of(path)) and kind.alias == name:
+                listing.check(self.repo, path)
         matches = [(kind, f) for f in listing.files if (kind := alias_of(f.path)) and kind.alias == name]
         if not matches:
             raise self._unknown(name, listing)
@@ -135,8 +169,9 @@ class Repository:
         Raises CannotRun, with the names that exist, if there is no such path, and as ``the_checkpoint`` and
         ``shard_map`` do.
         """
-        listing = self.listing()
+        listing = self.listing(noted=True)
         path = PurePosixPath(path.strip("/")).as_posix().removeprefix(".")
+        listing.check(self.repo, path)
         file = next((f for f in listing.files if f.path == path), None)
         folder = path if file is None else PurePosixPath(path).parent.as_posix().removeprefix(".")
         inside = f"{folder}/" if folder else ""
@@ -149,6 +184,10 @@ class Repository:
             index = PurePosixPath(shard.index_name).name
             raise one_shard(file.path, shard, self._uri(inside + index) if index in beside else None)
         if file is None:
+            for odd in listing.odd:
+                # Which of the files is meant cannot be told without it.
+                if odd.startswith(inside) and "/" not in odd[len(inside) :] and odd.endswith(WEIGHTS):
+                    listing.check(self.repo, odd)
             try:
                 name = the_checkpoint(beside, where, lambda name: self._small(beside[name]))
             except CannotRun as fault:
@@ -174,7 +213,9 @@ class Repository:
 
         Raises CannotRun if the Hub fails, Untrusted if the file is large.
         """
-        file = next((f for f in self.listing().files if f.path == path), None)
+        listing = self.listing()
+        listing.check(self.repo, path)
+        file = next((f for f in listing.files if f.path == path), None)
         return None if file is None else self._small(file)
 
     def _with_parts(self, file: HubFile, listing: Listing) -> HubFile:
@@ -185,6 +226,7 @@ class Repository:
         root, files = PurePosixPath(file.path).parent, {f.path: f for f in listing.files}
 
         def has(name: str) -> bool:
+            listing.check(self.repo, (root / name).as_posix())
             return (root / name).as_posix() in files
 
         names: list[str] = []
@@ -219,28 +261,45 @@ class Repository:
             parts=parts,
         )
 
-    def matching(self, pattern: str) -> tuple[list[HubFile], list[str]]:
-        """The checkpoints whose path matches a glob, and the paths of the other files that do, both sorted by path;
-        ``*`` does not match across folders.
+    def matching(self, pattern: str) -> Matches:
+        """What fits a glob, of the checkpoints and the other files; ``*`` does not match across folders. A checkpoint
+        that cannot be read does not keep the others from it.
 
         Raises CannotRun if there are no checkpoints, or if the Hub cannot be reached: the cache may not hold all of
         them.
         """
-        listing = self.listing()
+        listing = self.listing(noted=True)
         if listing.unreached is not None:
             raise listing.unreached
-        matches = [
-            f for f in listing.files if fnmatch.fnmatchcase(f.path, pattern) and f.path.count("/") == pattern.count("/")
-        ]
-        found = [f for f in matches if f.path.endswith(WEIGHTS) or is_index(f.path)]
-        if not found:
+
+        def fits(path: str) -> bool:
+            return fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/")
+
+        def weights(path: str) -> bool:
+            return path.endswith(WEIGHTS) or is_index(path)
+
+        matches = [f for f in listing.files if fits(f.path)]
+        found = [f for f in matches if weights(f.path)]
+        failed: dict[str, Sam3LiteError] = {
+            path: odd_entry(self.repo, path, why) for path, why in listing.odd.items() if fits(path) and weights(path)
+        }
+        if not found and not failed:
             raise self._unknown(pattern, listing, f"checkpoint that fits {pattern}")
         files = {f.path: f for f in listing.files}
         # A shard stands for all of them.
         indexes = {f.path: files.get(shard.index_name, f) for f in found if (shard := shard_of(f.path))}
-        chosen = {file.path: file for file in (indexes.get(f.path, f) for f in found)}
-        checkpoints = [self._with_parts(f, listing) for _, f in sorted(chosen.items())]
-        return checkpoints, sorted({f.path for f in matches} - {f.path for f in found})
+        checkpoints = []
+        for path, file in sorted({file.path: file for file in (indexes.get(f.path, f) for f in found)}.items()):
+            try:
+                checkpoints.append(self._with_parts(file, listing))
+            except Sam3LiteError as fault:
+                failed[path] = fault
+        return Matches(
+            tuple(checkpoints),
+            tuple(sorted({f.path for f in matches} - {f.path for f in found})),
+            failed,
+            listing.commit,
+        )
 
     def licence_files(self, path: str) -> tuple[HubFile, ...]:
         """The licence files that go with the file at a path.
@@ -250,6 +309,7 @@ class Repository:
         listing = self.listing()
         if listing.unreached is not None:
             raise listing.unreached
+        listing.check(self.repo, path)
         file = next((f for f in listing.files if f.path == path), None)
         if file is None:
             raise self._unknown(path, listing)
@@ -308,9 +368,9 @@ class Repository:
             commit = self.revision
             ref = folder / "refs" / self.revision
             ours = (folder / "refs").resolve() in ref.resolve().parents
-            if not _COMMIT.fullmatch(commit) and ours and ref.is_file():
+            if not COMMIT.fullmatch(commit) and ours and ref.is_file():
                 commit = ref.read_text(encoding="utf-8", errors="replace").strip()
-            if not _COMMIT.fullmatch(commit):
+            if not COMMIT.fullmatch(commit):
                 return []
         snapshot = folder / "snapshots" / commit
         files = []
@@ -338,7 +398,7 @@ class Repository:
             return index
         # A file that another commit shares with this one needs no space.
         check_space(self.place, beside + (0 if file.here else file.size), f"to download {file.path} to {self.place}")
-        with hub_faults(self.repo):
+        with hub_faults(self.repo), at_most(file.size + _SPARE):
             # The library resumes a broken download by itself, but does not retry every error.
             path = Path(
                 retried(lambda: hf_hub_download(file.repo, file.path, revision=file.commit, cache_dir=self.cache))
@@ -351,7 +411,7 @@ class Repository:
                 "was deleted from the cache; run the command again.",
                 "etag_mismatch",
             )
-        if not _COMMIT.fullmatch(self.revision):
+        if not COMMIT.fullmatch(self.revision):
             # The library records the commit of a branch only when asked for the branch. Without the record the
             # name cannot be found offline.
             ref = self.folder() / "refs" / self.revision

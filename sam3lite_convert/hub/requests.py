@@ -1,15 +1,16 @@
-"""Requests to the Hub: timeouts, retries, and errors as messages without secrets."""
+"""Requests to the Hub: the command line's client, retries, and errors as messages without secrets."""
 
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from huggingface_hub import constants, set_client_factory
+from huggingface_hub import constants, get_token, set_client_factory
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -26,11 +27,19 @@ from huggingface_hub.utils._http import default_client_factory
 
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub import log
+from sam3lite_convert.hub.bounds import (
+    LONGEST_WAIT,
+    TIMEOUT,
+    TRANSIENT,
+    asked_pause,
+    check_request,
+    check_response,
+    too_long,
+    unexpected,
+)
 
-TIMEOUT = 60.0  # seconds without a byte; huggingface_hub waits without a limit
-_TRANSIENT = (408, 429, 500, 502, 503, 504)
 _TRIES = 4
-_LONGEST_WAIT = 60.0  # seconds; if a server asks for more, the command ends with a message
+_LONGEST_LINE = 300  # characters of what a server or a library says
 _NO_NETWORK = "Cached files work offline. 'sam3lite demo' runs all commands without a network."
 # Variables that name certificates: the client's, and those of others that it does not read.
 _READ, _UNREAD = ("SSL_CERT_FILE", "SSL_CERT_DIR"), ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -41,7 +50,11 @@ T = TypeVar("T")
 
 def _client() -> Any:
     client: Any = default_client_factory()
-    client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks["request"], _limit]}
+    hooks: dict[str, list[Any]] = client.event_hooks
+    client.event_hooks = {
+        "request": [*hooks.get("request", []), _limit, check_request],
+        "response": [check_response, *hooks.get("response", [])],
+    }
     return client
 
 
@@ -53,7 +66,7 @@ def _limit(request: Any) -> None:
 
 
 def take_over_client() -> None:
-    """Give every request of the process a time limit, and the client's notes to the command line's channel."""
+    """Give every request of the process its bounds, and the client's notes to the command line's channel."""
     set_client_factory(_client)
     log.take_over_logging()
 
@@ -87,9 +100,9 @@ def _pause(fault: BaseException, attempt: int) -> float | None:
     fault = _behind(fault)
     usual = float(2 ** (attempt - 1))
     if isinstance(fault, HfHubHTTPError):
-        asked = fault.response.headers.get("Retry-After", "")
-        wait = float(asked) if asked.isdigit() else usual
-        return wait if fault.response.status_code in _TRANSIENT and wait <= _LONGEST_WAIT else None
+        asked = asked_pause(fault.response.headers)
+        wait = usual if asked is None else asked
+        return wait if fault.response.status_code in TRANSIENT and wait <= LONGEST_WAIT else None
     # A retry does not help against a full disk, a missing network, a closed port or an invalid request.
     lasting = _is_named(fault, "ConnectError") or _is_named(fault, "LocalProtocolError")
     silent = _is_named(fault, "TimeoutException") and attempt > 1
@@ -99,6 +112,8 @@ def _pause(fault: BaseException, attempt: int) -> float | None:
 def _behind(fault: BaseException) -> BaseException:
     """The error of the request, which huggingface_hub wraps in errors such as LocalEntryNotFoundError."""
     cause = fault.__cause__
+    if isinstance(cause, Sam3LiteError):
+        return cause
     wrapped = isinstance(fault, LocalEntryNotFoundError) or type(fault) in (RuntimeError, ValueError)
     return cause if wrapped and (isinstance(cause, HfHubHTTPError) or _is_transport(cause)) and cause else fault
 
@@ -127,10 +142,12 @@ def hub_faults(repo: str, doing: str = "read") -> Iterator[None]:
         raise _in_words(fault, repo, doing) from fault
 
 
-def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun:
+def _in_words(fault: BaseException, repo: str, doing: str) -> Sam3LiteError:
     where = f"the Hub ({constants.ENDPOINT})"
     login = "Log in with 'hf auth login', or set HF_TOKEN"
     fault = _behind(fault)
+    if isinstance(fault, Sam3LiteError):
+        return fault
     right = "to a token with write access" if doing == "write" else "to a token with read access"
     if isinstance(fault, GatedRepoError):
         return CannotRun(
@@ -157,11 +174,13 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun:
     if isinstance(fault, HFValidationError):
         return CannotRun(INVALID_NAME.format(repo), "usage")
     if isinstance(fault, FileMetadataError):
-        return CannotRun(_unexpected(where, first_line(fault)), "hub_fault")
-    if isinstance(fault, UnicodeError) or _is_named(fault, "LocalProtocolError"):
+        return unexpected(first_line(fault))
+    if (isinstance(fault, UnicodeError) or _is_named(fault, "LocalProtocolError")) and not _token_can_be_sent():
         return CannotRun(
             f"the token is not valid: it holds characters that cannot be sent. {login} {right}.", "no_access"
         )
+    if _is_named(fault, "UnsupportedProtocol") or _is_named(fault, "LocalProtocolError"):
+        return unexpected("it leads to an address that is not one of the web")
     if _is_transport(fault):
         what = first_line(fault) or type(fault).__name__
         why = f" {_certificates()}" if "CERTIFICATE_VERIFY_FAILED" in what else ""
@@ -178,7 +197,15 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> CannotRun:
     what = first_line(fault) or type(fault).__name__
     if doing == "write":
         return CannotRun(f"{where}: {what}.", "push_failed")
-    return CannotRun(_unexpected(where, what), "hub_fault")
+    return unexpected(what)
+
+
+def _token_can_be_sent() -> bool:
+    """Whether a header can hold the token that is set."""
+    try:
+        return re.fullmatch(r"[\x21-\x7e]*", get_token() or "") is not None
+    except ValueError:  # a token file can hold anything
+        return False
 
 
 def _wrong_certificates() -> str | None:
@@ -207,27 +234,26 @@ def _certificates() -> str:
     return "Set SSL_CERT_FILE to a PEM file that holds the certificate of your proxy."
 
 
-def _unexpected(where: str, what: str) -> str:
-    return f"unexpected response from {where}: {what.rstrip('.')}. Check HF_ENDPOINT and your proxy."
-
-
 def _status_in_words(fault: HfHubHTTPError, repo: str, where: str, login: str) -> CannotRun:
     status = fault.response.status_code
+    pause = asked_pause(fault.response.headers)
     said = f" Its message: {first_line(fault.server_message).rstrip('.')}." if fault.server_message else ""
     if status in (401, 403):
         return CannotRun(f"{where} refuses access to {repo} ({status}).{said} {login}.", "no_access")
     if status == 404:
         return CannotRun(f"{where} did not find the file in {repo} (404).{said}", "no_such_file")
     if status == 429:
-        wait = fault.response.headers.get("Retry-After")
-        later = f" in {wait} seconds" if wait else " later"
-        return CannotRun(f"too many requests to {where} (429). Run the command again{later}.", "rate_limited")
+        if pause:
+            return too_long(status, pause)
+        return CannotRun(f"too many requests to {where} (429). Run the command again later.", "rate_limited")
     if status >= 500:
         return CannotRun(f"{where} has an internal error ({status}).{said} Run the command again later.", "hub_fault")
     return CannotRun(f"{where} refused a request about {repo} ({status}).{said}", "hub_refused")
 
 
 def first_line(said: object) -> str:
-    """The first line of an exception's message, without URL queries and tokens."""
+    """The first line of an exception's message, in short, without URL queries, tokens and control characters."""
     lines = str(said).strip().splitlines()
-    return log.without_secrets(lines[0]) if lines else ""
+    line = log.without_secrets(lines[0]) if lines else ""
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return plain if len(plain) <= _LONGEST_LINE else f"{plain[:_LONGEST_LINE]}..."
