@@ -152,7 +152,8 @@ def convert_all(
                 source = ahead.pop(i).result() if i in ahead else fetch(location, mappings, own)
                 location = replace(location, file=replace(source.hub, cached=source.path) if source.hub else None)
                 later = [n for n in waiting if n > i]
-                if later:
+                # What matches patterns of others is done in this thread, where the time that they take is bounded.
+                if later and not (own.partial and mappings.own):
                     # The output of this checkpoint is not written yet when the next download starts.
                     room = location.file.size if location.file else 0
                     job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
