@@ -21,6 +21,7 @@ from sam3lite_convert import __version__
 from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.files import write_whole
+from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import Floor
 from sam3lite_convert.parity.port_files import read_safetensors, tap_of
@@ -119,7 +120,7 @@ def load_activations(path: Path) -> SavedActivations:
         raise CannotRun(f"{path} is not a file of activations; parity --save-activations writes one", "no_activations")
     tensors = read_safetensors(path)[0]
     try:
-        said = json.loads(metadata[_METADATA])
+        said = parse_json(metadata[_METADATA], nan=True)
         taps, about, floors = list(said["taps"]), said["about"], said["floors"]
         if not are_complete(taps):
             raise ValueError("unexpected tap names")
