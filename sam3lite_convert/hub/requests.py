@@ -36,6 +36,7 @@ from sam3lite_convert.hub.bounds import (
     check_response,
     too_long,
     unexpected,
+    watch_connections,
 )
 
 _TRIES = 4
@@ -55,6 +56,7 @@ def _client() -> Any:
         "request": [*hooks.get("request", []), _limit, check_request],
         "response": [check_response, *hooks.get("response", [])],
     }
+    watch_connections(client)
     return client
 
 
