@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import human_bytes
+from sam3lite_convert.opened import NO_WAIT
 
 if TYPE_CHECKING:
     from sam3lite_convert.records.record import Json
@@ -148,7 +149,7 @@ def _hold(work: Path) -> int | None:
         return None
     handle = None
     try:
-        handle = os.open(work, os.O_RDONLY)
+        handle = os.open(work, NO_WAIT)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         if handle is not None:
@@ -215,7 +216,7 @@ def sync_folder(folder: Path) -> None:
     """Sync a folder's entries to disk, on POSIX systems."""
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, NO_WAIT)
     try:
         os.fsync(handle)
     finally:

@@ -5,7 +5,6 @@ Imports nothing heavy: a conversion hashes these files before the rest of it is 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,8 @@ from typing import NamedTuple
 from sam3lite_convert.checkpoint.index import check_names
 from sam3lite_convert.checkpoint.kinds import WEIGHTS, kind_of_folder, refusal_of
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted, in_short
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import is_there, read_small
 from sam3lite_convert.records.record import Json
 
 # Bytes of an index of shards; that of 1,300 tensors takes 0.15 MB.
@@ -70,8 +71,8 @@ def stem_of(name: str) -> str:
 def json_object(data: bytes, path: Path) -> Json:
     """The content of a JSON file. Raises Untrusted if it is not a JSON object."""
     try:
-        found = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as fault:
+        found = parse_json(data)
+    except ValueError as fault:
         raise Untrusted(f"{path}: cannot be read as JSON ({in_short(fault)})", "corrupt_file") from fault
     if not isinstance(found, dict):
         raise Untrusted(f"{path}: is not a JSON object", "corrupt_file")
@@ -89,11 +90,9 @@ def weight_map(index: Json, path: Path) -> dict[str, str]:
 
 
 def has_file(folder: Path, name: str) -> bool:
-    """Whether there is such a file in a folder."""
-    try:
-        return (folder / name).is_file()
-    except (OSError, ValueError):  # a name that no file system takes
-        return False
+    """Whether something that is no folder stands under this name in a folder; what is no regular file is refused when
+    it is read, and not passed over here."""
+    return is_there(folder / name)
 
 
 def leads_out(name: str) -> bool:
@@ -259,7 +258,8 @@ def is_inside(folder: Path, name: str) -> bool:
 
 def _read_small(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(min(os.fstat(file.fileno()).st_size, SHARD_INDEX_LIMIT) + 1)
-    except OSError as fault:
-        raise CannotRun(f"{path}: {fault.strerror or fault}", "cannot_open") from None
+        return read_small(path, SHARD_INDEX_LIMIT)
+    except CannotRun as fault:
+        if fault.code == "too_large":
+            raise Untrusted(f"{path}: is too large for an index of shards", "corrupt_file") from None
+        raise

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sam3lite_convert.checkpoint.file_set import members
 from sam3lite_convert.checkpoint.index import check_unchanged, files_of, stamp_of
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
+from sam3lite_convert.opened import is_regular, open_regular
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
 def sha256_of(path: Path) -> str:
     """The hex digest of a file."""
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path, buffering=0) as file:
         return _digest(file)
 
 
@@ -61,7 +62,7 @@ class FilesHash:
         self._digests.join()
 
     def _hash(self, path: Path) -> str:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             return _digest(file, stop=lambda: self._stop)
 
     def result(self) -> dict[str, str]:
@@ -175,12 +176,12 @@ class SourceHash:
             paths = members(self._path) if self._path is not None else []
         except Sam3LiteError:
             paths = []
-        if not paths or not all(path.is_file() for path in paths):
+        if not paths or not all(is_regular(path) for path in paths):
             return "", 0, ()  # a pipe would never end; the reader reports what is wrong
         stamps = list[int]()
         digests: dict[str, str] = {}
         for path in paths:
-            with open(path, "rb", buffering=0) as file:
+            with open_regular(path, buffering=0) as file:
                 stamps += stamp_of(file)
                 digest = _digest(file, self._hashed, lambda: self._stop)
             digests[path.relative_to(paths[0].parent).as_posix()] = digest

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, ZipEntry
 from sam3lite_convert.checkpoint.reader import open_source
-from sam3lite_convert.checkpoint.tensor_reader import read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import read_pieces
 from sam3lite_convert.records.receipt import NonFinite
 from sam3lite_convert.workers import Worker
 
@@ -59,8 +59,9 @@ def not_finite(
                     left -= size
                 counts = seen[place] = NonFinite(nan=nan, infinite=infinite)
             else:
-                nan, infinite = count_not_finite(read_tensor(file, tensor), tensor.dtype)
-                counts = NonFinite(nan=nan, infinite=infinite)
+                pieces = read_pieces(file, tensor, _CHUNK)
+                each = [count_not_finite(piece, tensor.dtype) for piece in pieces]
+                counts = NonFinite(nan=sum(n for n, _ in each), infinite=sum(n for _, n in each))
             if counts.nan or counts.infinite:
                 found[tensor.key] = counts
     return found

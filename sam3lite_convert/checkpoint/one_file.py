@@ -19,6 +19,7 @@ from sam3lite_convert.checkpoint.kinds import kind_of_bytes, kind_of_folder, kin
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.checkpoint.state_dict import FILE_ITSELF
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.opened import open_regular
 
 
 @contextmanager
@@ -27,21 +28,10 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
     Raises CannotRun if it cannot be opened or is not a regular file, UnsoundPlan for a folder of a known kind.
     """
-    try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise CannotRun(f"{path} is not a regular file", "not_a_file")
-        with open(path, "rb") as file:
-            yield file
-    except FileNotFoundError:
-        raise CannotRun(f"{path}: no such file", "no_such_file") from None
-    except IsADirectoryError:
-        raise refuse_folder(path) from None
-    except PermissionError:
-        raise CannotRun(f"{path}: permission denied", "no_permission") from None
-    except (NotADirectoryError, OSError) as fault:
-        if fault.filename is None:
-            raise
-        raise CannotRun(f"{path}: {fault.strerror}", "cannot_open") from None
+    if path.is_dir():
+        raise refuse_folder(path)
+    with open_regular(path) as file:
+        yield file
 
 
 def read_file(path: Path, copy: FetchedRanges | None = None, selection: Selection = NOTHING_STATED) -> Checkpoint:

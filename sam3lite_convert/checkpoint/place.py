@@ -9,7 +9,8 @@ from sam3lite_convert.checkpoint.file_set import has_file, json_object
 from sam3lite_convert.checkpoint.index import Checkpoint, stamp_of
 from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
-from sam3lite_convert.errors import Untrusted, in_short
+from sam3lite_convert.errors import CannotRun, Untrusted, in_short
+from sam3lite_convert.opened import read_small
 from sam3lite_convert.records.record import Json
 
 JSON_LIMIT = 16 << 20  # bytes; the receipt of 1,300 tensors takes 0.4 MB
@@ -62,15 +63,19 @@ class LocalPlace:
         return has_file(self.path, name)
 
     def read(self, name: str) -> bytes:
-        """The content of a file of at most 16 MiB. Raises Untrusted if it is larger or cannot be read."""
+        """The content of a file of at most 16 MiB. Raises Untrusted if it is larger, CannotRun if it cannot be read."""
         path = self.path / name
         try:
-            self.stamps[path] = stamp_of(path)
-            if path.stat().st_size > JSON_LIMIT:
-                raise Untrusted(f"{path}: is too large to have been written by a conversion", "corrupt_file")
-            return path.read_bytes()
+            stamp = stamp_of(path)
+            data = read_small(path, JSON_LIMIT)
         except OSError as fault:
-            raise Untrusted(f"{path}: cannot be read ({in_short(fault)})", "corrupt_file") from fault
+            raise CannotRun(f"{path}: cannot be read ({in_short(fault)})", "cannot_open") from fault
+        except CannotRun as fault:
+            if fault.code == "too_large":
+                raise Untrusted(f"{path}: is too large to have been written by a conversion", "corrupt_file") from None
+            raise
+        self.stamps[path] = stamp
+        return data
 
     def index(self, name: str, selection: Selection = NOTHING_STATED) -> tuple[Path, Checkpoint]:
         """The file and its index. Raises as ``read_file`` does."""

@@ -9,29 +9,18 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import unpickle
-from sam3lite_convert.checkpoint.index import INDEX_LIMIT, Checkpoint, FetchedRanges, ZipEntry, check_names
+from sam3lite_convert.checkpoint.index import Checkpoint, FetchedRanges, ZipEntry, check_names
 from sam3lite_convert.checkpoint.kinds import kind_of_large_pickle, kind_of_zip
 from sam3lite_convert.checkpoint.pickle_machine import PICKLE_LIMIT
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.checkpoint.state_dict import locate, read_at, state_dict_of
+from sam3lite_convert.checkpoint.zip_directory import open_zip
 from sam3lite_convert.errors import UnsoundPlan, Untrusted, in_short
 
 _UTF8 = 0x800  # the flag of an entry whose name is in that encoding
-
-
-class _Sparing:
-    """The file for the zip library, with a limit: the library would read a directory of gigabytes into memory."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.seek, self.tell, self._read = file.seek, file.tell, file.read
-
-    def read(self, nbytes: int = -1) -> bytes:
-        if nbytes > INDEX_LIMIT:
-            raise zipfile.BadZipFile(f"its directory has more than {INDEX_LIMIT:,} bytes")
-        return self._read(INDEX_LIMIT if nbytes < 0 else nbytes)  # without a number: the last 64 KiB, to their end
 
 
 def read_zip(
@@ -43,7 +32,7 @@ def read_zip(
     holds no state dict.
     """
     try:
-        archive = zipfile.ZipFile(cast(BinaryIO, _Sparing(file)))
+        archive = open_zip(file)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as fault:
         raise Untrusted(
             "the file is truncated or damaged: its zip archive has no valid directory at the end "

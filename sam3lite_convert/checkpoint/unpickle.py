@@ -106,7 +106,8 @@ def _rebuild_from_type(function: object, kind: object, arguments: Iterable[objec
         return kind
     if isinstance(function, Opaque):
         return function
-    assert isinstance(function, Maker)  # else the pickle is refused, as for any error of Python
+    if not isinstance(function, Maker):
+        raise Untrusted("a tensor of the file is made by what is no function", "corrupt_file")
     return function.make(*arguments)
 
 
@@ -235,6 +236,8 @@ class Reader:
 
     def __init__(self, data: io.BytesIO) -> None:
         self.storages: dict[str, str | None] = {}
+        self._elements: dict[str, str] = {}
+        self._views: dict[str, tuple[str | int, ...]] = {}
         self._opaque: dict[str, Opaque] = {}
         self._machine = Machine(data, self._find, self._storage)
 
@@ -282,15 +285,37 @@ class Reader:
         _, kind, key, _, numel = pid[:5]
         if isinstance(kind, Opaque) and kind.name in _QUANTISED:
             if isinstance(key, str):
+                self._check_meaning(key, kind.name.removeprefix("torch.").removesuffix("Storage"), None)
                 self.storages.setdefault(key, _QUANTISED[kind.name])
             return kind  # what rebuilds a tensor of it is not built either
         if not isinstance(kind, _StorageClass) or not isinstance(key, str):
             raise Untrusted("the pickle has a storage of an unknown type")
         (count,) = _integers([numel])
         view = pid[5] if len(pid) == 6 else None
-        start = _integers([view[1]])[0] if isinstance(view, tuple) and len(view) == 3 else 0
+        view = view if isinstance(view, tuple) and len(view) == 3 else None
+        start = _integers(view[1:])[0] if view else 0
+        self._check_meaning(key, kind.dtype or "uint8", view)  # torch takes an untyped one for bytes
         self.storages.setdefault(key, kind.dtype)
         return StorageRecord(kind.dtype, key, count, start)
+
+    def _check_meaning(self, key: str, elements: str, view: tuple[object, ...] | None) -> None:
+        """Raises Untrusted for a storage that the pickle gives two meanings, of which torch takes the first: two
+        element types, or in an old file two places. ``view``: name, offset and length, if only a part is meant."""
+        first = self._elements.setdefault(key, elements)
+        if first != elements:
+            raise Untrusted(
+                f"the storage {key[:40]!r} has two element types, {first} and {elements}: torch would read all of it "
+                f"as {first}. Where it was written, save a .clone() of each tensor that is a view of another type.",
+                "storage_of_two_kinds",
+            )
+        if view is not None:
+            name = view[0]
+            place: tuple[str | int, ...] = (key, *_integers(view[1:]))
+            if not isinstance(name, str) or self._views.setdefault(name, place) != place:
+                raise Untrusted(f"a part of the storage {key[:40]!r} stands at two places", "storage_of_two_kinds")
+            key = name if name in self._elements else key
+        if key in self._views and key in self._elements:
+            raise Untrusted(f"the storage {key[:40]!r} is also a part of another one", "storage_of_two_kinds")
 
 
 def hostile(name: str, why: str) -> Untrusted:

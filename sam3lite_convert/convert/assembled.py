@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import StoredTensor
-from sam3lite_convert.checkpoint.tensor_reader import ranges, read_exactly, read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import ranges, read_pieces
 from sam3lite_convert.convert.tensor_bytes import cast
 
 _CHUNK = 512 << 10  # bytes; stays in the processor's cache between reading, the checksum and writing
@@ -50,7 +50,7 @@ class Assembled:
         return math.prod(self.shape) * dtypes.itemsize(self.dtype)
 
     def chunks(self, files: Mapping[Path, BinaryIO]) -> Iterator[bytes]:
-        """Its bytes, in pieces of about half a megabyte, or of one stretch where it is not contiguous.
+        """Its bytes, in pieces of about half a megabyte.
 
         files: the open files by path. Raises Untrusted if one became shorter.
         """
@@ -66,8 +66,5 @@ def _chunks(stretch: Stretch, files: Mapping[Path, BinaryIO]) -> Iterator[bytes]
     if tensor.absent:
         for _, length in ranges(0, nbytes, _CHUNK):
             yield bytes(length)
-    elif tensor.contiguous:
-        for start, length in ranges(tensor.offset + begin, nbytes, _CHUNK):
-            yield read_exactly(files[stretch.path], start, length)
     else:
-        yield read_tensor(files[stretch.path], tensor)[begin : begin + nbytes]
+        yield from read_pieces(files[stretch.path], tensor, _CHUNK, begin, begin + nbytes)

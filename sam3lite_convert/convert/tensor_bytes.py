@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from sam3lite_convert.checkpoint.dtypes import FLOAT8
 from sam3lite_convert.checkpoint.shards import JoinedFile
-from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_pieces, read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import CHUNK, ranges, read_exactly, read_pieces, read_range
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Mapped
 from sam3lite_convert.records.receipt import LostByCast, Overflow
@@ -104,10 +104,7 @@ def source_chunks(file: BinaryIO, piece: Mapped, step: int = CHUNK) -> Iterator[
 
 def source_bytes(file: BinaryIO, piece: Mapped) -> bytes:
     """The same bytes as ``source_chunks``, in one piece."""
-    source = piece.source
-    if source.contiguous:
-        return read_exactly(file, source.offset + piece.begin, piece.nbytes)
-    return read_tensor(file, source)[piece.begin : piece.begin + piece.nbytes]
+    return read_range(file, piece.source, piece.begin, piece.begin + piece.nbytes)
 
 
 def target_chunks(file: BinaryIO, piece: Mapped, loss: CastLoss | None = None) -> Iterator[bytes]:

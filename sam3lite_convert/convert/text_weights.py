@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
 from sam3lite_convert.checkpoint.one_file import open_file
 from sam3lite_convert.checkpoint.reader import open_source
-from sam3lite_convert.checkpoint.tensor_reader import read_exactly, read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import CHUNK, read_pieces, read_range
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.tensor_bytes import target_chunks
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
@@ -97,7 +97,7 @@ def folder_tensors(folder: Folder, keys: Iterable[str]) -> Iterator[tuple[str, T
 def read_stored(file: BinaryIO, stored: StoredTensor) -> Tensor:
     """A tensor of an open checkpoint, as stored. Raises Untrusted if the file ends too soon."""
     if stored.absent or not stored.contiguous:
-        return _tensor([read_tensor(file, stored)], stored.nbytes, stored.dtype, stored.shape)
+        return _tensor(read_pieces(file, stored, CHUNK), stored.nbytes, stored.dtype, stored.shape)
     buffer = bytearray(stored.nbytes)
     file.seek(stored.offset)
     if file.readinto(buffer) != stored.nbytes:  # type: ignore[attr-defined]
@@ -107,10 +107,8 @@ def read_stored(file: BinaryIO, stored: StoredTensor) -> Tensor:
 
 def _rows(file: BinaryIO, stored: StoredTensor, rows: Sequence[int]) -> Tensor:
     """These rows of a matrix."""
-    if not stored.contiguous:
-        return read_stored(file, stored)[list(rows)]
     width = stored.nbytes // stored.shape[0]
-    chunks = (read_exactly(file, stored.offset + n * width, width) for n in rows)
+    chunks = (read_range(file, stored, n * width, (n + 1) * width) for n in rows)
     return _tensor(chunks, len(rows) * width, stored.dtype, (len(rows), *stored.shape[1:]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -11,11 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sam3lite_convert.checkpoint.place import JSON_LIMIT
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import check_space, resolved, sibling_place, sync_folder, umask, working_place
 from sam3lite_convert.hub.licences import LICENCE_NAME
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import read_small
 
 # What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else but licence files
 # and graphs that its receipt lists.
@@ -67,8 +69,8 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
 def _listed(folder: Path) -> set[str]:
     """The licence files and graphs that the folder's receipt lists. There may be others, of the user's own."""
     try:
-        listed = json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8"))["beside"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        listed = parse_json(read_small(folder / RECEIPT_NAME, JSON_LIMIT))["beside"]
+    except (CannotRun, ValueError, KeyError, TypeError):
         return set()
     names = listed if isinstance(listed, dict) else {}
     return {name for name in names if LICENCE_NAME.fullmatch(name) or name.endswith(GRAPH_SUFFIX)}

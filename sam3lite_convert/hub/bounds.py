@@ -384,12 +384,19 @@ def _json(answer: Any, data: bytes) -> Any:
     if answer.status_code != 200:
         raise unexpected(f"the API answered with the status {answer.status_code}")
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+        # What is wrong in one entry of a listing is found there: it does not make the listing unreadable.
+        text = data.decode("utf-8", "surrogateescape")
+        return json.loads(text, strict=False, parse_int=_integer)
+    except (ValueError, RecursionError):
         kind = str(answer.headers.get("Content-Type", "")).partition(";")[0].strip()
         named = f" ({kind})" if re.fullmatch(r"[\w.+-]+/[\w.+-]+", kind, re.ASCII) and "json" not in kind else ""
         what = "is empty" if not data.strip() else f"is not JSON{named}"
         raise unexpected(f"the answer of the API {what}") from None
+
+
+def _integer(text: str) -> int | float:
+    """An integer; one of more digits than any size has as infinity, which is none."""
+    return int(text) if len(text) < 30 else float("inf")
 
 
 def _next(answer: Any) -> str | None:

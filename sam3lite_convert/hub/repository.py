@@ -36,14 +36,23 @@ from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.files import check_space
 from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REVISION, alias_of
 from sam3lite_convert.hub.bounds import COMMIT, at_most, unexpected
-from sam3lite_convert.hub.licences import LicenceText, licences_by_folder, licences_of, text_of, too_large
+from sam3lite_convert.hub.licences import (
+    LICENCE_LIMIT,
+    LicenceText,
+    licences_by_folder,
+    licences_of,
+    text_of,
+    too_large,
+)
 from sam3lite_convert.hub.log import LOG
 from sam3lite_convert.hub.requests import hub_faults, retried
 from sam3lite_convert.hub.tree import Tree, read_info, read_tree
+from sam3lite_convert.opened import read_small, read_small_text
 from sam3lite_convert.records.record import JsonValue
 
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LISTED = 100
+_LONGEST_REF = 4096  # bytes; a hash has 40
 _SPARE = 1 << 20  # bytes that an answer may have beyond its file, such as the page of an error
 
 
@@ -212,7 +221,7 @@ class Repository:
         """The content of a JSON file, through the cache."""
         if file.size > SHARD_INDEX_LIMIT:
             raise Untrusted(f"{self.repo}: {file.path} is too large to be read here", "corrupt_file")
-        return self.download(file).read_bytes()
+        return read_small(self.download(file), SHARD_INDEX_LIMIT)
 
     def small(self, path: str) -> bytes | None:
         """The content of a small file, through the cache; None if there is no such file.
@@ -328,8 +337,8 @@ class Repository:
     def _licence_text(self, file: HubFile) -> LicenceText:
         path = self.download(file)
         try:
-            return text_of(file, path.read_bytes())
-        except Untrusted:
+            return text_of(file, read_small(path, LICENCE_LIMIT))
+        except Sam3LiteError:
             forget(path)
             raise
 
@@ -372,7 +381,7 @@ class Repository:
             ref = folder / "refs" / self.revision
             ours = (folder / "refs").resolve() in ref.resolve().parents
             if not COMMIT.fullmatch(commit) and ours and ref.is_file():
-                commit = ref.read_text(encoding="utf-8", errors="replace").strip()
+                commit = read_small_text(ref, _LONGEST_REF, "latin-1").strip()
             if not COMMIT.fullmatch(commit):
                 return []
         snapshot = folder / "snapshots" / commit

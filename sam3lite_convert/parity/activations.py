@@ -21,9 +21,10 @@ from sam3lite_convert import __version__
 from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.files import write_whole
+from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import Floor
-from sam3lite_convert.parity.port_files import tap_of
+from sam3lite_convert.parity.port_files import read_safetensors, tap_of
 from sam3lite_convert.parity.taps import are_complete, point_of
 from sam3lite_convert.records.parity import ComparedSides
 from sam3lite_convert.records.record import Json, JsonValue
@@ -108,24 +109,18 @@ def load_activations(path: Path) -> SavedActivations:
 
     Raises CannotRun if the file does not exist or is not a file of activations, Untrusted if it is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
     if path.is_dir() or (path.is_file() and path.suffix in (".npz", ".json")):
         raise _needs_checkpoint(path)
     if not path.is_file():
         raise CannotRun(f"{path}: no such file", "no_such_file")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as fault:
-        raise Untrusted(f"{path}: cannot be read as safetensors ({fault})", "corrupt_file") from fault
+    _, names, metadata = read_safetensors(path, lambda name: False)
     if _METADATA not in metadata:
-        if any(tap_of(name) for name in tensors):
+        if any(map(tap_of, names)):
             raise _needs_checkpoint(path)
         raise CannotRun(f"{path} is not a file of activations; parity --save-activations writes one", "no_activations")
+    tensors = read_safetensors(path)[0]
     try:
-        said = json.loads(metadata[_METADATA])
+        said = parse_json(metadata[_METADATA], nan=True)
         taps, about, floors = list(said["taps"]), said["about"], said["floors"]
         if not are_complete(taps):
             raise ValueError("unexpected tap names")

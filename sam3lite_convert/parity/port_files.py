@@ -6,7 +6,6 @@ Nothing in a file is ever executed: arrays of Python objects and torch's own fil
 from __future__ import annotations
 
 import io
-import json
 import lzma
 import math
 import re
@@ -21,7 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam3lite_convert.checkpoint import dtypes
+from sam3lite_convert.checkpoint.zip_directory import open_zip
 from sam3lite_convert.errors import CannotRun, Untrusted, in_short
+from sam3lite_convert.figures import human_bytes
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import check_regular, is_there, open_regular, read_small
 from sam3lite_convert.parity.taps import (
     EMBEDDINGS,
     FINAL_NORM,
@@ -41,6 +45,14 @@ _FULL, _SUMMARY = "_debug_tree_FULL_TENSORS.json", "_debug_tree_SUMMARY.json"
 _KINDS = "a .safetensors file, a .npz, a folder of .npy files, or a dump of transformers' model debugger"
 _FULL_DUMP = "model_addition_debugger_context(model, debug_path=DIR, do_prune_layers=False, use_repr=False)"
 _LISTED = 8
+# What activations have, and far more; a file of a few kB may promise any number of bytes.
+_MOST_IN_ARRAY = 2 << 30  # bytes
+_MOST_IN_ALL = 8 << 30  # bytes, of the arrays that are read
+_MOST_NAMES = 100_000
+_MOST_RATIO = 100  # activations shrink to no less than a half; zeros do
+_ANY_RATIO = 16 << 20  # bytes up to which an array may shrink to nothing
+_MOST_JSON = 32 << 20  # bytes; a dump of the debugger of a whole detector has 5 MB
+_PIECE = 1 << 20
 # What the libraries raise for damaged files.
 _ZIP_FAULTS = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
@@ -81,7 +93,7 @@ def read_port_file(path: Path) -> PortFile:
             if len(dumps) > 1:
                 raise CannotRun(f"{path} holds {len(dumps)} dumps of the debugger; name one of the files", "usage")
             return _dump(dumps[0])
-    elif path.is_file() and path.suffix == ".json":
+    elif path.suffix == ".json" and is_there(path):
         return _dump(path)
     return _port(path, *read_arrays(path, lambda name: name in IDS or tap_of(name) is not None))
 
@@ -96,11 +108,14 @@ def read_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[str, dict[st
         arrays = sorted(path.glob("*.npy"))
         if not arrays:
             raise CannotRun(f"{path} holds no .npy files; activations are read from {_KINDS}", "no_activations")
-        found = {file.stem: _npy(_bytes(file), str(file)) for file in arrays if wanted(file.stem)}
-        return "a folder of .npy files", found, [file.stem for file in arrays]
-    if not path.is_file():
-        raise CannotRun(f"{path}: no such file", "no_such_file")
-    with path.open("rb") as file:
+        budget = _Budget(str(path), len(arrays))
+        found = {}
+        for each in arrays:
+            if wanted(each.stem):
+                budget.take(each.stem, check_regular(each).st_size)
+                found[each.stem] = _npy(read_small(each, _MOST_IN_ARRAY), str(each))
+        return "a folder of .npy files", found, [each.stem for each in arrays]
+    with open_regular(path) as file:
         head = file.read(9)
     if head.startswith(b"PK\x03\x04"):
         return ".npz", *_npz(path, wanted)
@@ -111,8 +126,7 @@ def read_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[str, dict[st
         raise CannotRun(f"{path} is a pickle, which is not read: it could run code; save {_KINDS}", "no_activations")
     if path.suffix == ".npz":
         raise Untrusted(f"{path}: is not a .npz, which is a zip archive", "corrupt_file")
-    held = read_safetensors(path)
-    return "safetensors", {name: value for name, value in held.items() if wanted(name)}, list(held)
+    return "safetensors", *read_safetensors(path, wanted)[:2]
 
 
 def names_in(path: Path) -> list[str]:
@@ -122,12 +136,13 @@ def names_in(path: Path) -> list[str]:
     try:
         if path.is_dir():
             return [file.stem for file in path.glob("*.npy")]
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return [name.removesuffix(".npy") for name in archive.namelist()]
-        with safe_open(path, "pt") as file:
-            return list(file.keys())
-    except (*_ZIP_FAULTS, SafetensorError):
+        with open_regular(path) as file:
+            if zipfile.is_zipfile(file):
+                with open_zip(file) as archive:
+                    return [name.removesuffix(".npy") for name in archive.namelist()]
+        with safe_open(path, "pt") as held:
+            return list(held.keys())
+    except (*_ZIP_FAULTS, SafetensorError, CannotRun):
         return []
 
 
@@ -150,8 +165,8 @@ def read_ids(path: Path) -> Tensor:
 
     Raises CannotRun if there are none in it, Untrusted if it is damaged.
     """
-    if not path.exists():
-        raise CannotRun(f"{path}: no such file", "no_such_file")
+    if not path.is_dir():
+        check_regular(path)
     if path.suffix == ".json" and not path.name.endswith((_FULL, _SUMMARY)):
         data = _json(path)
         if isinstance(data, dict):
@@ -161,11 +176,13 @@ def read_ids(path: Path) -> Tensor:
         except (TypeError, ValueError, RuntimeError, OverflowError) as fault:
             raise CannotRun(f"{path}: no rows of ids in it ({in_short(fault)})", "bad_ids") from fault
     if path.suffix == ".npy":
-        return _npy(_bytes(path), str(path))
+        _Budget(str(path), 1).take(path.name, check_regular(path).st_size)
+        return _npy(read_small(path, _MOST_IN_ARRAY), str(path))
     if path.is_dir() or path.suffix == ".json":
         ids = read_port_file(path).ids
     else:
-        found = _npz(path, IDS.__contains__)[0] if path.suffix == ".npz" else read_safetensors(path)
+        read = _npz if path.suffix == ".npz" else read_safetensors
+        found = read(path, IDS.__contains__)[0]
         ids = next((found[name] for name in IDS if name in found), None)
     if ids is None:
         raise CannotRun(f"{path}: no ids in it; they are named {' or '.join(IDS)}", "bad_ids")
@@ -230,22 +247,64 @@ def some(names: list[str]) -> str:
 # ---- formats
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file. Raises Untrusted if it is damaged."""
+class _Budget:
+    """How much is read of one file or folder. ``names``: the number of names in it.
+
+    Raises CannotRun if these, or what is taken, are more than any port's activations have.
+    """
+
+    def __init__(self, where: str, names: int) -> None:
+        self._where = where
+        self._left = _MOST_IN_ALL
+        if names > _MOST_NAMES:
+            raise CannotRun(f"{where} holds {names:,} arrays; save those at the taps alone", "too_large")
+
+    def take(self, name: str, nbytes: int) -> None:
+        """Count an array that is about to be read."""
+        self._left -= nbytes
+        if nbytes > _MOST_IN_ARRAY:
+            what = f"{self._where}: {name} has {human_bytes(nbytes)}; of an activation at most"
+            raise CannotRun(f"{what} {human_bytes(_MOST_IN_ARRAY)} are read; save it of fewer prompts", "too_large")
+        if self._left < 0:
+            what = f"{self._where}: its arrays have more than {human_bytes(_MOST_IN_ALL)} together"
+            raise CannotRun(f"{what}; save them of fewer prompts", "too_large")
+
+
+def read_safetensors(
+    path: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, Tensor], list[str], dict[str, str]]:
+    """The tensors of a safetensors file whose names are wanted, the names of all, and the metadata.
+
+    Raises Untrusted if it is damaged, CannotRun if they are larger than activations are.
+    """
     from safetensors import SafetensorError, safe_open
 
+    found = {}
+    check_regular(path)
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            budget = _Budget(str(path), len(names))
+            for name in filter(wanted, names):
+                held = file.get_slice(name)
+                budget.take(name, math.prod(held.get_shape()) * _width(held.get_dtype()))
+                found[name] = file.get_tensor(name)
+            return found, names, file.metadata() or {}
     except (SafetensorError, OSError) as fault:
         raise Untrusted(f"{path}: cannot be read as safetensors ({in_short(fault)})", "corrupt_file") from fault
+
+
+def _width(code: str) -> int:
+    """Bytes of an element, by its name in a safetensors header."""
+    name = dtypes.from_safetensors(code)
+    return dtypes.itemsize(name) if name else 1
 
 
 def _npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], list[str]]:
     """The arrays of a ``.npz`` whose names are wanted, and the names of all."""
     found = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, open_zip(file) as archive:
             entries = archive.infolist()
             if any(not entry.filename.endswith(".npy") for entry in entries):
                 raise CannotRun(
@@ -254,14 +313,35 @@ def _npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], 
                     "no_activations",
                 )
             names = [entry.filename.removesuffix(".npy") for entry in entries]
+            budget = _Budget(str(path), len(names))
             for name, entry in zip(names, entries, strict=True):
                 if name in found:
                     raise Untrusted(f"{path}: {name} stands in it twice", "corrupt_file")
                 if wanted(name):
-                    found[name] = _npy(archive.read(entry), f"{path}: {name}")
+                    budget.take(name, entry.file_size)
+                    found[name] = _npy(_entry(archive, entry, f"{path}: {name}"), f"{path}: {name}")
     except _ZIP_FAULTS as fault:
         raise Untrusted(f"{path}: cannot be read as a .npz ({in_short(fault)})", "corrupt_file") from fault
     return found, names
+
+
+def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> bytes:
+    """The bytes of an entry, which are as many as the directory says. Raises Untrusted for a bomb, BadZipFile if it is
+    damaged or compressed as numpy does not."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile("it is compressed in another way than numpy does")
+    if entry.file_size > max(_ANY_RATIO, _MOST_RATIO * entry.compress_size):
+        raise Untrusted(
+            f"{where} has {human_bytes(entry.file_size)} in {human_bytes(entry.compress_size)}, as no activation has",
+            "hostile_archive",
+        )
+    out = bytearray()
+    with archive.open(entry) as part:
+        while piece := part.read(_PIECE):
+            out += piece
+    if len(out) != entry.file_size:
+        raise zipfile.BadZipFile("an entry is shorter than the directory says")
+    return bytes(out)
 
 
 def _npy(data: bytes, where: str) -> Tensor:
@@ -295,19 +375,12 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as fault:
-        raise CannotRun(f"{path}: {fault.strerror or fault}", "cannot_open") from fault
-
-
 def _json(path: Path) -> JsonValue:
     try:
-        data: JsonValue = json.loads(_bytes(path))
-    except (ValueError, RecursionError) as fault:
+        found: JsonValue = parse_json(read_small(path, _MOST_JSON), "utf-8-sig")
+    except ValueError as fault:
         raise Untrusted(f"{path}: cannot be read as JSON ({in_short(fault)})", "corrupt_file") from fault
-    return data
+    return found
 
 
 # ---- transformers' model debugger
@@ -328,7 +401,7 @@ def _dump(path: Path) -> PortFile:
     found = {name: _value(path, value) for name, value in _places(calls, root).items()}
     made = _port(path, f"a dump of transformers' model debugger, of {root}", found, list(found))
     layers = [layer_of(name) for name in found if name not in IDS and point_of(name) is LAYER]
-    if len(layers) <= max(layers):
+    if len(layers) <= max(layers, default=0):
         note = f"the debugger left out layers, as it does by default; to record all: {_FULL_DUMP}"
         made = replace(made, notes=(*made.notes, note))
     if any(re.search(r"\.layers\.\d+$", name) and _text_path(name) and _masked(call) for name, call in calls.items()):
@@ -360,7 +433,9 @@ def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, J
         )
     encoder = final.removesuffix(f".{FINAL_NORM.name}")
     layers = {
-        int(match[1]): path for path in calls if (match := re.fullmatch(rf"{re.escape(encoder)}\.layers\.(\d+)", path))
+        int(match[1]): path
+        for path in calls
+        if (match := re.fullmatch(rf"{re.escape(encoder)}\.layers\.(\d{{1,4}})", path))
     }
     if not layers:
         raise CannotRun(f"the dump of {root} holds no layers of the text encoder", "no_activations")
@@ -422,9 +497,9 @@ def _value(path: Path, value: JsonValue) -> Tensor:
     if "/" in name or "\\" in name:
         raise Untrusted(f"{path}: names the file {held}, which does not lie beside it", "corrupt_file")
     file = path.parent / name
-    if not file.is_file():
+    if not is_there(file):
         raise CannotRun(f"{path} names {name}, which is not beside it; keep the whole folder", "no_such_file")
-    tensors = read_safetensors(file)
+    tensors = read_safetensors(file)[0]
     if list(tensors) != ["data"]:
         raise Untrusted(f"{file}: holds {some(list(tensors))}, not a recorded value", "corrupt_file")
     return tensors["data"]

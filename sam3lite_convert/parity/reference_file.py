@@ -17,12 +17,16 @@ import numpy as np
 from torch import Tensor
 
 from sam3lite_convert.checkpoint.one_file import read_file
+from sam3lite_convert.checkpoint.zip_directory import open_zip
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.files import json_bytes, resolved, write_whole
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import open_regular, read_small
 from sam3lite_convert.parity.compact import POSITIONS, compact
 from sam3lite_convert.records.record import Json
 
 ABOUT = "sam3lite_reference"  # key of what stands beside the tensors
+_MOST_JSON = 32 << 20  # bytes; the compact form has some kB
 ReferenceFormat = Literal["safetensors", "npz", "compact"]
 _SUFFIXES: dict[str, ReferenceFormat] = {".safetensors": "safetensors", ".npz": "npz", ".json": "compact"}
 
@@ -82,11 +86,12 @@ def _is_ours(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return f"{ABOUT}.npy" in archive.namelist()
+        with open_regular(path) as file:
+            if zipfile.is_zipfile(file):
+                with open_zip(file) as archive:
+                    return f"{ABOUT}.npy" in archive.namelist()
         if path.suffix.lower() == ".json":
-            data = json.loads(path.read_bytes())
+            data = parse_json(read_small(path, _MOST_JSON), nan=True)
             return isinstance(data, dict) and ABOUT in data
         return ABOUT in read_file(path).metadata
     except (OSError, ValueError, RecursionError, zipfile.BadZipFile, Sam3LiteError):

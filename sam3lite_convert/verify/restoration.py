@@ -16,7 +16,7 @@ from typing import BinaryIO
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, zeros
 from sam3lite_convert.checkpoint.one_file import open_file
-from sam3lite_convert.checkpoint.tensor_reader import ranges, read_exactly, read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import CHUNK, read_pieces, read_tensor
 from sam3lite_convert.convert.assembled import Assembled, Stretch
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
@@ -338,11 +338,7 @@ def _bytes(stretch: Stretch) -> tuple[str, bytes]:
 def _check_zero(out: Restoration, key: str, path: Path, found: StoredTensor) -> None:
     """Notes a tensor that the conversion filled with zeros, and that is not zero any more."""
     with open_file(path) as file:
-        if found.contiguous:
-            chunks = (read_exactly(file, start, length) for start, length in ranges(found.offset, found.nbytes))
-            zero = not any(map(any, chunks))
-        else:
-            zero = not any(read_tensor(file, found))
+        zero = not any(map(any, read_pieces(file, found, CHUNK)))
     if not zero:
         out.unplaced[key] = "was filled with zeros by the conversion and is not zero any more; the checkpoint has no "
         out.unplaced[key] += "such tensor"

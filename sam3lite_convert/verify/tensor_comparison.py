@@ -110,7 +110,7 @@ class Rows(NamedTuple):
 def compare_tensors(first: OpenTensor, second: OpenTensor, rows: Rows | None = None) -> Comparison:
     """Compare two tensors of one shape, or some rows of two that differ in their number of rows alone.
 
-    In memory are a few pieces of them, and of one that is not contiguous its range in the file.
+    In memory are a few pieces of them, and of one that is not contiguous a block of it.
     Raises ValueError if the shapes differ otherwise, Untrusted if a file ends too soon.
     """
     a, b = first.stored, second.stored

@@ -10,17 +10,15 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-from support.folders import convert, environment, sam3lite, tiny_state, write
+from support.folders import convert, sam3lite, tiny_state, write
 from support.hostile import FOLDERS, KEYS, UNTRUSTED, patched, pickled, state, tensor, text
+from support.peak import Ended, run
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.errors import Untrusted
@@ -28,42 +26,7 @@ from sam3lite_convert.errors import Untrusted
 pytestmark = pytest.mark.stress
 
 MOST_MEMORY = 250 << 20
-MOST_SECONDS = 20
 MOST_TEXT = 20_000
-
-
-# What a process takes before it becomes another program counts as its own with the system, so it is asked itself.
-COMMAND = """
-import re, sys
-from sam3lite_convert.cli.app import main
-try:
-    main()
-finally:
-    try:
-        status = open("/proc/self/status").read()
-    except OSError:
-        status = "VmHWM: 0 kB"
-    print(re.search(r"VmHWM:\\s+(\\d+)", status)[1], file=open(sys.argv[0] + "peak", "w"))
-"""
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-    peak: int  # bytes
-
-
-def run(folder: Path, *arguments: object) -> Ended:
-    """The command line in a process of its own, killed where it takes too long."""
-    code = COMMAND.replace("sys.argv[0] + ", repr(str(folder)) + " + '/' + ")
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    surroundings = environment() | {"COLUMNS": "100"}
-    done = subprocess.run(command, capture_output=True, cwd=folder, env=surroundings, timeout=MOST_SECONDS, check=False)
-    peak = folder / "peak"
-    size = int(peak.read_text())
-    peak.unlink()
-    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode(), size * 1024)
 
 
 def assert_refused(done: Ended, folder: Path, before: set[str], code: int) -> None:

@@ -45,9 +45,13 @@ def tensor(
     key: str = "0",
     offset: int = 0,
     numel: int = 12,
+    part: bytes = b"",
 ) -> bytes:
-    """Opcodes that build a tensor over the storage ``key``."""
-    storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + integer(numel) + b"tQ"
+    """Opcodes that build a tensor over the storage ``key``. ``part``: in the older format, what makes None or the part
+    of the storage that is meant."""
+    storage = (
+        b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + integer(numel) + part + b"tQ"
+    )
     sizes = [b"(" + b"".join(map(integer, side)) + b"t" for side in (shape, stride)]
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + integer(offset) + sizes[0] + sizes[1] + b"\x89}tR"
 

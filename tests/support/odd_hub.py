@@ -32,7 +32,11 @@ def raw(match: str, chunks: Callable[[], Iterator[bytes]], **options: Any) -> Ar
 
 def rewritten(answer: Answer, value: object) -> Answer:
     """The answer with other JSON."""
-    return replace(answer, body=json.dumps(value).encode())
+    text = json.dumps(value).encode()
+    return replace(
+        answer,
+        body=text.replace(b"RAW-NEWLINE", b"\n").replace(b"RAW-LATIN", b"\xe9").replace(b'"RAW-DIGITS"', b"7" * 6000),
+    )
 
 
 def body(data: bytes, status: int = 200, **headers: str) -> Callable[[Answer], Answer]:
@@ -59,6 +63,8 @@ ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "size empty": lambda row: row | {"size": ""},
     "size 2^70": lambda row: row | {"size": 2**70},
     "size 2^63": lambda row: row | {"size": 2**63},
+    "size 10^400": lambda row: row | {"size": 10**400},
+    "size of 6,000 digits": lambda row: row | {"size": "RAW-DIGITS"},
     "size negative": lambda row: row | {"size": -1},
     "size null": lambda row: row | {"size": None},
     "size true": lambda row: row | {"size": True},
@@ -75,6 +81,10 @@ ROWS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "path with a lone surrogate": lambda row: row | {"path": row["path"].replace("_s0", "\udc80_s0")},
     "path with an escape": lambda row: row | {"path": row["path"].replace("_s0", f"{CLEAR}_s0")},
     "path with a line break": lambda row: row | {"path": row["path"].replace("_s0", "\nerror: faked\n_s0")},
+    "path with bytes that are no text": lambda row: row | {"path": row["path"].replace("_s0", "RAW-LATIN_s0")},
+    "path with a line break that is not escaped": lambda row: (
+        row | {"path": row["path"].replace("_s0", "RAW-NEWLINE_s0")}
+    ),
     "path upwards": lambda row: row | {"path": "../../../" + row["path"]},
     "path upwards within": lambda row: row | {"path": row["path"].replace("/", "/../../../victim/")},
     "path absolute": lambda row: row | {"path": "/" + row["path"]},
@@ -290,6 +300,8 @@ FILE_HEADERS: dict[str, dict[str, str | None]] = {
     "commit of another": {"X-Repo-Commit": OTHER},
     "no commit": {"X-Repo-Commit": None},
     "size that is none": {"X-Linked-Size": "many"},
+    "size 10^400": lambda row: row | {"size": 10**400},
+    "size of 6,000 digits": lambda row: row | {"size": "RAW-DIGITS"},
     "size negative": {"X-Linked-Size": "-5"},
     "size 2^70": {"X-Linked-Size": str(2**70)},
     "size smaller": {"X-Linked-Size": "5"},

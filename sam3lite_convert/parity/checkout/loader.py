@@ -27,9 +27,11 @@ from typing import NoReturn
 from torch import nn
 
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.opened import read_small
 from sam3lite_convert.parity.checkout.stand_ins import STAND_INS, SUBMODULES, AskedModule, NotHere, inert
 
 INIT = "__init__.py"
+LONGEST_SOURCE = 4 << 20  # bytes of one file
 
 
 def _is_package(folder: Path) -> bool:
@@ -131,7 +133,7 @@ class CheckoutCode:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # warnings about string literals in their code
-                return ast.parse(file.read_bytes(), str(file))
+                return ast.parse(read_small(file, LONGEST_SOURCE), str(file))
         except SyntaxError as fault:
             where = f"{self.shown(file)}, line {fault.lineno}"
             raise CannotRun(f"{self.given}: {where}: {fault.msg}", "original_repo_failed") from None

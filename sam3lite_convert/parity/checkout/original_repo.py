@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from sam3lite_convert.convert.text_weights import load_all
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
-from sam3lite_convert.parity.checkout.loader import CheckoutCode, installed, said_by, top_level
+from sam3lite_convert.opened import read_small, read_small_text
+from sam3lite_convert.parity.checkout.loader import LONGEST_SOURCE, CheckoutCode, installed, said_by, top_level
 from sam3lite_convert.parity.checkout.stand_ins import NotHere
 
 STUDENT = "TextStudentEncoder"
 INTERFACE = ("encoder", "projector", "encoder.transformer", "encoder.final_layer_norm", "encoder.projection_layer")
 MAX_FILES = 20_000
+_LONGEST_LINE = 64 << 10  # bytes
+_PACKED_REFS = 64 << 20  # bytes; that of a large project has some MB
 SKIPPED = {"node_modules", "site-packages", "__pycache__", "build", "venv", "env"}
 
 
@@ -114,12 +117,10 @@ def _student(path: Path, checkout: CheckoutCode) -> Path:
     found, faults = [], []
     for file in _python_files(path, checkout):
         try:
-            if STUDENT.encode() in file.read_bytes():
+            if STUDENT.encode() in read_small(file, LONGEST_SOURCE):
                 body = checkout.parse(file).body
                 if any(isinstance(n, ast.ClassDef) and n.name == STUDENT for n in top_level(body)):
                     found.append(file)
-        except OSError:
-            continue
         except CannotRun as fault:
             faults.append(fault)
     if not found:
@@ -133,7 +134,7 @@ def _student(path: Path, checkout: CheckoutCode) -> Path:
     # Of several, prefer one whose imports all resolve and whose encoder is in the checkout.
     fit = [f for f in found if checkout.resolves(f)] or found
     fit = [f for f in fit if checkout.needs(f)] or fit
-    if len({f.read_bytes() for f in fit}) > 1:
+    if len({read_small(f, LONGEST_SOURCE) for f in fit}) > 1:
         names = [str(checkout.shown(f)) for f in fit]
         raise CannotRun(
             f"{path}: {len(fit)} files define {STUDENT}: {', '.join(names)}. Give a folder that holds only one of them",
@@ -221,21 +222,26 @@ def _arguments(repo: OriginalRepo, given: dict[str, object]) -> inspect.BoundArg
     return call
 
 
+def _line(path: Path) -> str:
+    """The one line of a file of .git."""
+    return read_small_text(path, _LONGEST_LINE).strip()
+
+
 def _commit(path: Path) -> str | None:
     """The commit that is checked out, read from the files of .git; None if it cannot be read."""
     try:
         git = path / ".git"
         if git.is_file():  # a worktree or a submodule
-            git = path / git.read_text().removeprefix("gitdir:").strip()
-        common = git / (git / "commondir").read_text().strip() if (git / "commondir").is_file() else git
-        head = (git / "HEAD").read_text().strip()
+            git = path / _line(git).removeprefix("gitdir:").strip()
+        common = git / _line(git / "commondir") if (git / "commondir").is_file() else git
+        head = _line(git / "HEAD")
         if head.startswith("ref:"):
             ref = head.removeprefix("ref:").strip()
             if (common / ref).is_file() and ".." not in ref:
-                head = (common / ref).read_text().strip()
+                head = _line(common / ref)
             else:
-                lines = (common / "packed-refs").read_text().splitlines()
+                lines = read_small_text(common / "packed-refs", _PACKED_REFS).splitlines()
                 head = next((line.split()[0] for line in lines if line.split()[1:] == [ref]), "")
-    except (OSError, ValueError):
+    except (OSError, ValueError, CannotRun):
         return None
     return head if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", head) else None
