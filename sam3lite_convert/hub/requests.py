@@ -36,6 +36,7 @@ from sam3lite_convert.hub.bounds import (
     check_response,
     too_long,
     unexpected,
+    watch_connections,
 )
 from sam3lite_convert.quoting import visible
 
@@ -56,6 +57,7 @@ def _client() -> Any:
         "request": [*hooks.get("request", []), _limit, check_request],
         "response": [check_response, *hooks.get("response", [])],
     }
+    watch_connections(client)
     return client
 
 
