@@ -11,6 +11,7 @@ NO_MEMORY = "not enough memory; end other programs, or raise the limit of this o
 _NO_MEMORY = (
     "can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc",
     "bad allocation", "can't start new thread", "failed to map segment", "could not allocate", "unable to allocate",
+    "returned null without setting",
 )  # fmt: skip
 
 

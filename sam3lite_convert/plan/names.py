@@ -144,6 +144,9 @@ class Spelled(NamedTuple):
     base: bool = False
 
 
+_LONGEST_NAME = 10_000  # characters; a key has at most 1,000
+
+
 def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
     """Apply the spelling rules, in order, to one key."""
     name, front, copy, base = key, 0, "", False
@@ -155,6 +158,12 @@ def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
             again = False
             for rule in some:
                 made = rule.apply(name)
+                if made is not None and len(made[0]) > _LONGEST_NAME:
+                    raise CannotRun(
+                        f"mapping table {rule.table}, rule [{rule.name}]: of {key[:100]} it makes a name of "
+                        f"{len(made[0]):,} characters",
+                        "bad_table",
+                    )
                 if made is None or (repeated and len(made[0]) >= len(name)):
                     continue
                 if wrapper := rule.wrapper(name):

@@ -415,6 +415,7 @@ class _Parser:
 # ---- targets
 
 
+_MOST_SEGMENTS = 100  # texts and groups; the shipped tables have at most seven in a target
 _SEGMENT = re.compile(r"(?P<text>[^{}]+)|\{(?P<group>\w+)\}")
 
 
@@ -432,7 +433,8 @@ class Template:
     @classmethod
     def read(cls, target: str, names: Collection[str]) -> Template:
         """Parse a target. Raises ValueError for a brace outside ``{group}`` or a group that is not in ``names``."""
-        segments, at = [], 0
+        segments: list[tuple[str, bool]] = []
+        at = 0
         while at < len(target):
             found = _SEGMENT.match(target, at)
             if found is None:
@@ -441,6 +443,8 @@ class Template:
                 raise ValueError(f"the pattern has no group '{found['group']}'")
             segments.append((found[0], False) if found["text"] else (found["group"], True))
             at = found.end()
+            if len(segments) > _MOST_SEGMENTS:
+                raise ValueError(f"the target {target[:100]}... has more than {_MOST_SEGMENTS} parts")
         return cls(target, tuple(segments))
 
     def filled(self, match: re.Match[str]) -> str:
