@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-
-from sam3lite_convert.records.record import JsonValue
+from typing import Any
 
 MOST_NESTED = 200  # levels; a dump of a model's calls has some 40
 _MOST_DIGITS = 300  # of an integer, so that it is a finite float too
@@ -15,17 +14,23 @@ _MOST_DIGITS = 300  # of an integer, so that it is a finite float too
 def parse_json(
     data: bytes | str,
     encoding: str = "utf-8",
-    pairs: Callable[[list[tuple[str, JsonValue]]], JsonValue] | None = None,
-) -> JsonValue:
-    """The value of a JSON text. ``pairs``: makes an object of its names and values, in place of ``dict``.
+    nan: bool = False,
+    pairs: Callable[[list[tuple[str, Any]]], object] | None = None,
+) -> Any:
+    """The value of a JSON text. ``nan``: whether NaN and infinity are taken, as Python writes them. ``pairs``: makes an
+    object of its names and values, in place of ``dict``.
 
-    Raises ValueError, in short words, if it is not JSON in this encoding, holds NaN, infinity or a number that no float
-    can be, or is nested more than 200 deep.
+    Raises ValueError, in short words, if it is not JSON in this encoding, holds a number that no float can be, or NaN
+    where that is not taken, or is nested more than 200 deep.
     """
     text = data.decode(encoding) if isinstance(data, bytes) else data
     try:
-        found: JsonValue = json.loads(
-            text, parse_constant=_constant, parse_float=_float, parse_int=_integer, object_pairs_hook=pairs
+        found: Any = json.loads(
+            text,
+            parse_constant=float if nan else _constant,
+            parse_float=_float,
+            parse_int=_integer,
+            object_pairs_hook=pairs,
         )
     except RecursionError:
         raise _too_deep() from None
@@ -33,7 +38,7 @@ def parse_json(
     return found
 
 
-def _check_depth(found: JsonValue) -> None:
+def _check_depth(found: Any) -> None:
     level = [found]
     for _ in range(MOST_NESTED + 1):
         level = [

@@ -20,7 +20,7 @@ _KINDS = (
 )  # fmt: skip
 # A pipe that something else puts in the file's place between the look at it and the opening is not waited for;
 # a terminal does not become this process's. Windows has neither.
-_FLAGS = (
+NO_WAIT = (
     os.O_RDONLY
     | getattr(os, "O_NONBLOCK", 0)
     | getattr(os, "O_NOCTTY", 0)
@@ -46,7 +46,7 @@ def open_regular(path: Path, most: int | None = None, *, buffering: int = -1) ->
     check_regular(path, most)  # a device is not even opened: that alone may do something
 
     def opened(name: str, flags: int) -> int:
-        handle = os.open(name, _FLAGS)
+        handle = os.open(name, NO_WAIT)
         try:
             _check(path, os.fstat(handle), most)
         except BaseException:
@@ -116,7 +116,7 @@ def read_stream(path: Path, most: int) -> bytes:
     try:
         if not stat.S_ISFIFO(os.stat(path).st_mode):
             return read_small(path, most)
-        handle = os.open(path, _FLAGS)
+        handle = os.open(path, NO_WAIT)
         try:
             ends = time.monotonic() + _PIPE_SECONDS
             return _read_up_to(path, lambda n: _from_pipe(path, handle, n, ends), most)
@@ -124,6 +124,14 @@ def read_stream(path: Path, most: int) -> bytes:
             os.close(handle)
     except (OSError, ValueError) as fault:
         raise _in_words(path, fault) from None
+
+
+def holds(path: Path, data: bytes) -> bool:
+    """Whether there is a regular file with exactly this content; no, if it cannot be read."""
+    try:
+        return read_small(path, len(data)) == data
+    except CannotRun:
+        return False
 
 
 def is_regular(path: Path) -> bool:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.opened import NO_WAIT
 from sam3lite_convert.renames import exchange, move_to_free
 from sam3lite_convert.seen import Seen, identity, look
 from sam3lite_convert.working_places import WorkingPlace, discard, hold, visible, working_place
@@ -190,7 +191,7 @@ def sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, NO_WAIT)
         try:
             os.fsync(handle)
         finally:

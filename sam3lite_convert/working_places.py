@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sam3lite_convert.opened import NO_WAIT
 from sam3lite_convert.renames import move_to_free
 from sam3lite_convert.seen import NOTHING, Seen, identity, look
 
@@ -251,7 +252,7 @@ def hold(place: Path) -> int | None:
         return None
     handle = None
     try:
-        handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(place, NO_WAIT | os.O_NOFOLLOW)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         if handle is not None:

@@ -43,3 +43,4 @@ def test_other_encodings_are_refused(data):
     with pytest.raises(ValueError, match="utf-8"):
         parse_json(data)
     assert parse_json(b"\xef\xbb\xbf[]", "utf-8-sig") == []
+    assert parse_json("[Infinity, -Infinity]", nan=True) == [float("inf"), float("-inf")]

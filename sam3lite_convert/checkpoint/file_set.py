@@ -5,7 +5,6 @@ Imports nothing heavy: a conversion hashes these files before the rest of it is 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from sam3lite_convert.checkpoint.index import check_names
 from sam3lite_convert.checkpoint.kinds import WEIGHTS, kind_of_folder, refusal_of
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted, in_short
+from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.opened import is_there, read_small
 from sam3lite_convert.records.record import Json
 
@@ -71,8 +71,8 @@ def stem_of(name: str) -> str:
 def json_object(data: bytes, path: Path) -> Json:
     """The content of a JSON file. Raises Untrusted if it is not a JSON object."""
     try:
-        found = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as fault:
+        found = parse_json(data)
+    except ValueError as fault:
         raise Untrusted(f"{path}: cannot be read as JSON ({in_short(fault)})", "corrupt_file") from fault
     if not isinstance(found, dict):
         raise Untrusted(f"{path}: is not a JSON object", "corrupt_file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from pathlib import Path
@@ -12,6 +11,7 @@ from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import INDEX_LIMIT, Checkpoint, StoredTensor, check_names, contiguous_stride
 from sam3lite_convert.checkpoint.kinds import Kind
 from sam3lite_convert.errors import Untrusted, in_short
+from sam3lite_convert.json_text import parse_json
 
 _BLOCKS = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")  # parts of formats that share a scale between numbers
 _DIGITS = re.compile(r"[0-9]{1,18}")
@@ -28,7 +28,7 @@ def read_safetensors(path: Path, file: BinaryIO, size: int) -> Checkpoint:
     if length > INDEX_LIMIT:
         raise Untrusted(f"the safetensors header has {length:,} bytes; at most {INDEX_LIMIT:,} are accepted")
     try:
-        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_duplicates)
+        header = parse_json(file.read(length), pairs=_no_duplicates)
         check_names(header)
         metadata = dict(header.pop("__metadata__", None) or {})
         tensors, extents = {}, []

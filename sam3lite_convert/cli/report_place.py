@@ -9,6 +9,7 @@ from pathlib import Path
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import resolved, write_whole
+from sam3lite_convert.opened import open_regular
 from sam3lite_convert.report.html import GENERATOR
 
 
@@ -37,7 +38,7 @@ def check_report_place(path: Path) -> None:
 
 
 def _is_report(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(4096)
     mark = rb'<meta name="generator" content="' + re.escape(GENERATOR.encode()) + rb'">'
     return head.startswith(b"<!doctype html>") and re.search(mark, head) is not None

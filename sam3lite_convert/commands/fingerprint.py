@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.convert.side_files import FINGERPRINT_NAME, add_file
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted, in_short
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import read_small
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.fingerprint import Fingerprint, FingerprintDocument, FingerprintSource
 from sam3lite_convert.records.receipt import Receipt
@@ -105,13 +106,13 @@ def read_fingerprint(path: Path) -> Fingerprint:
     """Read a fingerprint. Raises CannotRun if there is no such file, Untrusted if it is not a fingerprint."""
     if path.is_dir():
         path = path / FINGERPRINT_NAME
-    if not path.is_file():
-        raise CannotRun(f"{path}: no such file", "no_such_file")
-    if path.stat().st_size > _LIMIT:
-        raise Untrusted(f"{path}: is too large for a fingerprint", "corrupt_file")
     try:
-        found = Fingerprint.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, OSError, RecursionError) as fault:
+        found = Fingerprint.from_json(parse_json(read_small(path, _LIMIT), nan=True))
+    except CannotRun as fault:
+        if fault.code == "too_large":
+            raise Untrusted(f"{path}: is too large for a fingerprint", "corrupt_file") from None
+        raise
+    except ValueError as fault:
         raise Untrusted(f"{path}: is not a fingerprint ({in_short(fault)})", "corrupt_file") from fault
     if found.schema_version != SCHEMA_VERSION:
         said = f"is of version {found.schema_version}; this version of the tool reads {SCHEMA_VERSION}"

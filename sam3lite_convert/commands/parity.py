@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, get_args
 from sam3lite_convert.commands.onnx_candidate import exported_folder
 from sam3lite_convert.commands.sources import Source
 from sam3lite_convert.commands.verify import read_with_weights
-from sam3lite_convert.errors import CannotRun, UnsoundPlan, in_short
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.opened import read_stream, text_of
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from sam3lite_convert.records.fingerprint import ReleasedCheck
 
 
+_MOST_PROMPTS = 100_000
+_LARGEST_FILE = 4 << 20  # bytes of prompts
+
+
 @dataclass(frozen=True)
 class Looks:
     """What is compared beside the weights. ``as_used``: the behaviour too; ``report``: also what a page shows;
@@ -53,29 +57,23 @@ class Looks:
 
 
 def read_prompts(prompts: list[str], file: Path | None = None) -> tuple[str, ...]:
-    """The prompts given, and those of a text file with one prompt on each line; empty lines are skipped.
+    """The prompts given, and those of a text file with one prompt on each line; empty lines are skipped. A pipe is read
+    to its end; one that nothing writes to is empty, in place of waiting.
 
-    Raises CannotRun if the file cannot be read or holds no prompt.
+    Raises CannotRun if the file cannot be read, holds no prompt, or more than 100,000.
     """
     if file is None:
         return tuple(prompts)
-    try:
-        lines = _text_of(file).split("\n")
-    except (OSError, UnicodeDecodeError) as fault:
-        raise CannotRun(f"{file}: cannot be read as UTF-8 text ({in_short(fault)})", "cannot_open") from fault
+    lines = text_of(file, read_stream(file, _LARGEST_FILE), "utf-8-sig").split("\n")
     found = [line for line in lines if line.strip()]
     if not found:
         raise CannotRun(f"{file}: no prompts in it", "usage")
+    if len(found) > _MOST_PROMPTS:
+        raise CannotRun(
+            f"{file}: holds {len(found):,} prompts; at most {_MOST_PROMPTS:,} are compared in one run: split the file",
+            "too_large",
+        )
     return (*prompts, *found)
-
-
-def _text_of(file: Path) -> str:
-    """The text of a file. A pipe is read to its end; one that nothing writes to is empty, in place of waiting."""
-    at_once = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
-    with open(file, encoding="utf-8-sig", opener=lambda path, flags: os.open(path, flags | at_once)) as text:
-        if at_once:
-            os.set_blocking(text.fileno(), True)
-        return text.read()
 
 
 def run_parity(

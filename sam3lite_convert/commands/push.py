@@ -5,7 +5,6 @@ Files are uploaded by ``huggingface_hub``, which does not send content again tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sam3lite_convert.checkpoint.hashing import git_blob_id, sha256_of
 from sam3lite_convert.checkpoint.index import stamp_of
+from sam3lite_convert.checkpoint.place import JSON_LIMIT
 from sam3lite_convert.convert.card import CARD_NAME
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.processor_files import TOKENIZER_NAMES
@@ -33,6 +33,8 @@ from sam3lite_convert.hub.bounds import COMMIT, at_most, unexpected
 from sam3lite_convert.hub.repository import forget, odd_entry
 from sam3lite_convert.hub.requests import INVALID_NAME, hub_faults, retried
 from sam3lite_convert.hub.tree import Entry, Info, read_info, read_references, read_tree, read_user
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import read_small
 from sam3lite_convert.records.convert import FileState, PushedFile, PushPlanRecord, PushRecord
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.verify import VerifyDocument
@@ -207,7 +209,7 @@ def _receipt(folder: Path) -> Receipt:
 
 
 def _read_receipt(path: Path) -> Receipt:
-    return Receipt.from_json(json.loads(path.read_text(encoding="utf-8")))
+    return Receipt.from_json(parse_json(read_small(path, JSON_LIMIT)))
 
 
 def _earlier(target: PushTarget, folder: Path, there: Mapping[str, Entry], head: str) -> Receipt | None:
@@ -235,7 +237,7 @@ def _earlier(target: PushTarget, folder: Path, there: Mapping[str, Entry], head:
         raise unexpected(f"the {RECEIPT_NAME} that it sent is not the one that it lists")
     try:
         old = _read_receipt(path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
+    except (CannotRun, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
         raise unread from fault
     new = _receipt(folder)
     was, now = _what(old), _what(new)
@@ -274,7 +276,7 @@ def _state(path: Path, there: Entry | None) -> FileState:
         return "changed"
     if there.sha256 is not None:
         return "same" if sha256_of(path) == there.sha256 else "changed"
-    return "same" if git_blob_id(path.read_bytes()) == there.blob_id else "changed"
+    return "same" if git_blob_id(read_small(path, there.size)) == there.blob_id else "changed"
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ class _Sent:
     def of(cls, path: Path) -> _Sent:
         """What lies at a path. A small file is sent as it was read, of a large one the Hub is told the hash."""
         size = path.stat().st_size
-        data = path.read_bytes() if size <= _SMALL else None
+        data = read_small(path, _SMALL) if size <= _SMALL else None
         operation = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path if data is None else data)
         # The client computes it only when it needs it, which is after the file was found unchanged.
         digest = operation.upload_info.sha256.hex()

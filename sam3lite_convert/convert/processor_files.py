@@ -17,12 +17,16 @@ from pathlib import Path
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import is_there, read_small
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.receipt import TokenizerRecord
 from sam3lite_convert.records.record import Json
 
 DEFAULT_TOKENIZER = "openai/clip-vit-base-patch32"
 # The repository's newest commit when this was written; a vocabulary does not change.
+# Bytes; CLIP's tokenizer.json has 2.2 MB, its vocabulary 0.9 MB.
+_MOST = 16 << 20
 _PINNED = {DEFAULT_TOKENIZER: "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"}
 # The files that a CLIPTokenizer is loaded from: either the first, or the other two.
 WHOLE, _PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
@@ -87,7 +91,7 @@ def fetch_tokenizer(source: str, cache: Path | None = None) -> TokenizerFiles:
 
 def _read(folder: Path) -> dict[str, bytes]:
     try:
-        return {name: (folder / name).read_bytes() for name in (WHOLE, *_PARTS) if (folder / name).is_file()}
+        return {name: read_small(folder / name, _MOST) for name in (WHOLE, *_PARTS) if is_there(folder / name)}
     except OSError as fault:
         raise CannotRun(f"{fault.filename}: {fault.strerror}", "cannot_open") from fault
 
@@ -104,7 +108,7 @@ def _download(source: str, cache: Path | None) -> TokenizerFiles:
         listing.check(source, name)
         if name in files and files[name].size > _LARGEST:
             raise CannotRun(f"{source}: {name} is too large for a CLIP tokenizer", "no_tokenizer")
-    data = {name: repository.download(file).read_bytes() for name, file in files.items()}
+    data = {name: read_small(repository.download(file), _MOST) for name, file in files.items()}
     return TokenizerFiles(source, next((f.commit for f in files.values()), None), data)
 
 
@@ -121,7 +125,7 @@ def check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
     try:
         found = []
         if WHOLE in files:
-            whole = json.loads(files[WHOLE])
+            whole = parse_json(files[WHOLE])
             for added in whole.get("added_tokens") or []:
                 if _SPECIAL.get(added["content"]) != added["id"]:
                     raise ValueError(f"it gives {added['content']!r} the id {added['id']}")
@@ -130,7 +134,7 @@ def check_vocabulary(source: str, files: Mapping[str, bytes]) -> None:
         if all(name in files for name in _PARTS):
             lines = files["merges.txt"].decode("utf-8").splitlines()
             merges = [line for line in lines if line.strip() and not line.startswith("#version")]
-            found.append((dict(json.loads(files["vocab.json"])), merges))
+            found.append((dict(parse_json(files["vocab.json"])), merges))
         wrong = [what for vocabulary, merges in found if (what := _not_clips(vocabulary, merges))]
         if not wrong and any(other != found[0] for other in found):
             wrong = ["its two vocabularies differ"]
@@ -183,7 +187,7 @@ def tokenizer_json(found: TokenizerFiles) -> bytes:
     """``tokenizer.json``, the one file that tokenizers of other languages read: the one that was found, or one made of
     the two parts of a vocabulary."""
     if WHOLE in found.files:
-        whole: Json = json.loads(found.files[WHOLE])
+        whole: Json = parse_json(found.files[WHOLE])
         # Otherwise readers of this file alone would take every "!" in a prompt for padding.
         listed = whole.get("added_tokens")
         tokens = listed if isinstance(listed, list) else []
@@ -192,7 +196,7 @@ def tokenizer_json(found: TokenizerFiles) -> bytes:
         return _json(whole | {"added_tokens": added, "padding": None, "truncation": None})
     lines = found.files["merges.txt"].decode("utf-8").splitlines()
     merges = [line for line in lines if line.strip() and not line.startswith("#version")]
-    return _json(_whole(json.loads(found.files["vocab.json"]), merges))
+    return _json(_whole(parse_json(found.files["vocab.json"]), merges))
 
 
 def _whole(vocabulary: Json, merges: Sequence[str]) -> Json:

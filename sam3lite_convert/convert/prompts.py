@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.errors import CannotRun
 
+_LONGEST_WORD = 10_000  # characters
+_LONGEST_PROMPT = 1_000_000  # characters
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,7 +31,7 @@ def clean(text: str) -> str:
 def tokenize(prompts: Sequence[str], context: int) -> Tensor:
     """Ids of shape (prompts, context), int64.
 
-    Raises CannotRun if the extra ``prompts`` is not installed, or if the context has no room for a word.
+    Raises CannotRun as ``words_of`` does, or if the context has no room for a word.
     """
     import torch
 
@@ -46,7 +49,7 @@ def tokenize(prompts: Sequence[str], context: int) -> Tensor:
 def words_of(prompts: Sequence[str]) -> list[list[int]]:
     """The ids of each prompt from the start id to the end id, neither cut nor padded.
 
-    Raises CannotRun if the extra ``prompts`` is not installed.
+    Raises CannotRun if the extra ``prompts`` is not installed, or if a prompt or a word of one is too long.
     """
     try:
         import ftfy
@@ -64,7 +67,22 @@ def words_of(prompts: Sequence[str]) -> list[list[int]]:
             "no_tokenizer",
         ) from None
     tokenizer = Tokenizer()
-    return [[START, *tokenizer.encode(clean(ftfy.fix_text(prompt))), END] for prompt in prompts]
+    return [[START, *tokenizer.encode(_checked(clean(ftfy.fix_text(_checked(prompt))))), END] for prompt in prompts]
+
+
+def _checked(prompt: str) -> str:
+    """The prompt. Raises CannotRun if it, or a word of it, is longer than the tokenizer reads in a moment: the time for
+    a word grows with the square of its length."""
+    if len(prompt) > _LONGEST_PROMPT:
+        raise _too_long(prompt, f"has {len(prompt):,} characters", _LONGEST_PROMPT)
+    longest = max(map(len, prompt.split()), default=0)
+    if longest > _LONGEST_WORD:
+        raise _too_long(prompt, f"holds a word of {longest:,} characters", _LONGEST_WORD)
+    return prompt
+
+
+def _too_long(prompt: str, what: str, most: int) -> CannotRun:
+    return CannotRun(f"the prompt {prompt[:20]!r}... {what}; at most {most:,} are read: shorten it", "long_prompt")
 
 
 def cut(words: list[int], context: int) -> list[int]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import shlex
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import git_blob_id, sha256_of
+from sam3lite_convert.checkpoint.place import JSON_LIMIT
 from sam3lite_convert.convert import processor_files
 from sam3lite_convert.convert.card import CARD_NAME, with_card
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX, TEXT_MODEL
@@ -23,8 +24,10 @@ from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.files import json_bytes, write_whole
 from sam3lite_convert.hub.licences import LicenceText
+from sam3lite_convert.opened import holds, is_there, read_small
 from sam3lite_convert.plan.loaders import LOADERS
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.export import QuantizedFile
 from sam3lite_convert.records.receipt import LicenceFile, Receipt
 from sam3lite_convert.workers import Worker
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 FINGERPRINT_NAME = "fingerprint.json"
+_LONGEST_CARD = 4 << 20  # bytes; ours have some kB
 # These mean that the named tokenizer is wrong; other errors, such as no network, only that it cannot be fetched now.
 _MISTAKES = ("usage", "other_tokenizer", "no_tokenizer", "cannot_open")
 
@@ -121,7 +125,7 @@ def add_licences(
         if text.data is not None:
             name = _free_name(PurePosixPath(text.file.path).name, [licence.name for licence in listed if licence.name])
             path = folder / name
-            if path.exists() and not (path.is_file() and path.read_bytes() == text.data):
+            if os.path.lexists(path) and not holds(path, text.data):
                 entry = replace(entry, why=f"another {name} was in the folder")
             else:
                 entry, written[name] = replace(entry, name=name, blob_id=git_blob_id(text.data)), text.data
@@ -174,13 +178,13 @@ def without_tokenizer(folder: Path) -> str | None:
         return None
     return (
         f"{folder} holds no {WHOLE}, with which other runtimes turn prompts into ids. To add it: sam3lite convert "
-        f"CHECKPOINT --output {shlex.quote(str(folder))} --tokenizer DIR_OR_REPO"
+        f"CHECKPOINT --output {shell_path(folder)} --tokenizer DIR_OR_REPO"
     )
 
 
 def with_config(folder: Path, receipt: Receipt) -> Receipt:
     """The receipt with the hash of config.json added."""
-    return with_files(receipt, {CONFIG_NAME: (folder / CONFIG_NAME).read_bytes()})
+    return with_files(receipt, {CONFIG_NAME: read_small(folder / CONFIG_NAME, JSON_LIMIT)})
 
 
 def add_file(folder: Path, receipt: Receipt, name: str, data: bytes) -> Receipt:
@@ -240,7 +244,7 @@ def write_receipt(folder: Path, receipt: Receipt) -> tuple[Receipt, str | None]:
     A card that was edited by hand is kept. Returns the receipt as written, and a note if the card was kept.
     """
     card = folder / CARD_NAME
-    there = git_blob_id(card.read_bytes()) if card.exists() else None
+    there = git_blob_id(read_small(card, _LONGEST_CARD)) if is_there(card) else None
     files: dict[str, bytes] = {}
     note = None
     if there is not None and receipt.card_blob_id not in (None, there):
@@ -252,6 +256,6 @@ def write_receipt(folder: Path, receipt: Receipt) -> tuple[Receipt, str | None]:
         receipt, files[CARD_NAME] = with_card(receipt)
     files[RECEIPT_NAME] = json_bytes(receipt.to_json())
     for name, data in files.items():
-        if not (folder / name).exists() or (folder / name).read_bytes() != data:
+        if not holds(folder / name, data):
             write_whole(folder / name, data)
     return receipt, note

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sam3lite_convert.checkpoint.place import JSON_LIMIT
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import check_space, resolved, umask
 from sam3lite_convert.hub.licences import LICENCE_NAME
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import read_small
 from sam3lite_convert.seen import NOTHING, Seen, look
 from sam3lite_convert.swap import check_replaceable, put_in_place, sync_folder
 from sam3lite_convert.working_places import finished_name, working_place
@@ -78,8 +80,8 @@ def _look(final: Path) -> Seen:
 def _listed(folder: Path) -> set[str]:
     """The licence files and graphs that the folder's receipt lists. There may be others, of the user's own."""
     try:
-        listed = json.loads((folder / RECEIPT_NAME).read_text(encoding="utf-8"))["beside"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        listed = parse_json(read_small(folder / RECEIPT_NAME, JSON_LIMIT))["beside"]
+    except (CannotRun, ValueError, KeyError, TypeError):
         return set()
     names = listed if isinstance(listed, dict) else {}
     return {name for name in names if LICENCE_NAME.fullmatch(name) or name.endswith(GRAPH_SUFFIX)}

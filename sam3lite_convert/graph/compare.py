@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ import numpy as np
 import onnx
 from google.protobuf.message import Message
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+
+from sam3lite_convert.json_text import parse_json
 
 _SHOWN = 8  # values, or names, that a sentence lists
 
@@ -81,8 +82,8 @@ def taps_of(model: onnx.ModelProto) -> dict[str, str]:
     """Tap -> value, as the metadata of a graph of ours states them; empty for other graphs."""
     said = next((entry.value for entry in model.metadata_props if entry.key == "taps"), "{}")
     try:
-        found = json.loads(said)
-    except (ValueError, RecursionError):
+        found = parse_json(said)
+    except ValueError:
         return {}
     if not isinstance(found, dict):
         return {}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from sam3lite_convert import __version__
 from sam3lite_convert.graph.text import about_padding
+from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.record import Json
 
@@ -60,8 +61,8 @@ def receipt_digest(receipt: Receipt) -> str:
 def stated_weights(metadata: Mapping[str, str]) -> dict[str, str]:
     """SHA-256 by name of the tensor files that a graph says it belongs to; empty if it does not say."""
     try:
-        found = json.loads(metadata.get(WEIGHTS, "{}"))
-    except (ValueError, RecursionError):
+        found = parse_json(metadata.get(WEIGHTS, "{}"))
+    except ValueError:
         return {}
     if not isinstance(found, dict):
         return {}

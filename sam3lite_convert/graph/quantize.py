@@ -18,6 +18,7 @@ from sam3lite_convert.convert.graph_files import Method
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.graph.folder_graphs import serialized
 from sam3lite_convert.graph.read import metadata_of, stored_values
+from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.records.record import Record
 
 # What the quantizer takes. Gemm and 1 x 1 convolutions are made products before; convolutions proper stay as they are,
@@ -106,7 +107,7 @@ def quantized_from(model: onnx.ModelProto) -> QuantizedFrom | None:
     if said is None:
         return None
     try:
-        return QuantizedFrom.from_json(json.loads(said))
+        return QuantizedFrom.from_json(parse_json(said))
     except ValueError as fault:
         raise Untrusted(f"the graph's metadata {QUANTIZED!r} cannot be read: {fault}", "bad_graph") from fault
 

@@ -18,6 +18,7 @@ from sam3lite_convert.checkpoint.file_set import is_inside
 from sam3lite_convert.checkpoint.one_file import open_file
 from sam3lite_convert.errors import Sam3LiteError, Untrusted, in_short
 from sam3lite_convert.figures import human_bytes
+from sam3lite_convert.opened import check_regular
 
 LIMIT = 64 << 20  # bytes of a graph without its weights; an exported detector with its constants takes 23 MB
 _LARGEST = (2 << 30) - 1  # bytes of a graph with its weights in it: what protobuf reads
@@ -82,6 +83,7 @@ def stored_values(tensor: TensorProto, folder: Path) -> np.ndarray:
     if tensor.data_location != TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor)
     place, dtype = place_of(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    check_regular(folder / place.file)
     return np.memmap(folder / place.file, dtype, "r", place.offset, tuple(tensor.dims))
 
 

@@ -14,6 +14,7 @@ from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hub.ranges import PartialCopy
 from sam3lite_convert.hub.repository import Repository
+from sam3lite_convert.opened import read_small
 
 if TYPE_CHECKING:
     from sam3lite_convert.workers import Advance
@@ -88,7 +89,7 @@ class HubFolder:
         if file.size > _SMALL:
             raise Untrusted(f"{self.path}/{name}: is too large to have been written by a conversion", "corrupt_file")
         if file.cached is not None:
-            return file.cached.read_bytes()
+            return read_small(file.cached, _SMALL)
         copy = self._copy(name)
         copy.seek(0)
         copy.fetch([(0, file.size)])

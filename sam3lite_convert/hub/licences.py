@@ -19,7 +19,7 @@ LICENCE_NAME = re.compile(
     r"(?:[\w-]+[-_])?(?:(?:un)?licen[cs]es?|copying|notice)(?:[-_][\w-]+(?:\.\d+)*)?(?:\.(?:txt|md|rst))?",
     re.IGNORECASE | re.ASCII,
 )
-_LIMIT = 1_000_000  # bytes
+LICENCE_LIMIT = 1_000_000  # bytes
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f\x7f]")  # in no plain text of a byte or more a character
 
 
@@ -53,7 +53,7 @@ def licences_of(path: str, by_folder: Mapping[str, tuple[HubFile, ...]]) -> tupl
 
 def too_large(file: HubFile) -> LicenceText | None:
     """That a file is too large for a licence; None if it is not."""
-    return LicenceText(file, None, "it has more than 1 MB") if file.size > _LIMIT else None
+    return LicenceText(file, None, "it has more than 1 MB") if file.size > LICENCE_LIMIT else None
 
 
 def text_of(file: HubFile, data: bytes) -> LicenceText:

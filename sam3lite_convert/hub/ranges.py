@@ -31,6 +31,7 @@ from sam3lite_convert.files import check_space, write_whole
 from sam3lite_convert.hub.bounds import limit_body, raise_for_status
 from sam3lite_convert.hub.repository import Repository
 from sam3lite_convert.hub.requests import hub_faults, retried
+from sam3lite_convert.opened import read_small
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -54,10 +55,11 @@ class _Piece(NamedTuple):
 
     def read(self) -> bytes | None:
         """Its bytes. If they do not match its name, it is deleted and None is returned."""
-        with contextlib.suppress(OSError):
-            data = self.path.read_bytes()
+        with contextlib.suppress(CannotRun):
+            data = read_small(self.path, self.end - self.start)
             if len(data) == self.end - self.start and hashlib.sha256(data).hexdigest() == self.sha256:
                 return data
+        with contextlib.suppress(OSError):
             self.path.unlink()
         return None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -21,10 +20,12 @@ from sam3lite_convert import __version__
 from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.files import write_whole
+from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import Floor
 from sam3lite_convert.parity.port_files import read_safetensors, tap_of
 from sam3lite_convert.parity.taps import are_complete, point_of
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.parity import ComparedSides
 from sam3lite_convert.records.record import Json, JsonValue
 
@@ -119,7 +120,7 @@ def load_activations(path: Path) -> SavedActivations:
         raise CannotRun(f"{path} is not a file of activations; parity --save-activations writes one", "no_activations")
     tensors = read_safetensors(path)[0]
     try:
-        said = json.loads(metadata[_METADATA])
+        said = parse_json(metadata[_METADATA], nan=True)
         taps, about, floors = list(said["taps"]), said["about"], said["floors"]
         if not are_complete(taps):
             raise ValueError("unexpected tap names")
@@ -150,7 +151,7 @@ def load_activations(path: Path) -> SavedActivations:
 def _needs_checkpoint(path: Path) -> CannotRun:
     return CannotRun(
         f"{path} is not a file of parity --save-activations (plain save_file writes no metadata): judge it with the "
-        f"checkpoint, sam3lite judge {shlex.quote(str(path))} --checkpoint CHECKPOINT",
+        f"checkpoint, sam3lite judge {shell_path(path)} --checkpoint CHECKPOINT",
         "no_checkpoint",
     )
 

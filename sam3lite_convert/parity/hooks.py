@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 
 from sam3lite_convert import __version__
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.opened import read_small_text
 from sam3lite_convert.parity.detector.taps import ROWS, SAM3_ROWS, TEXT_ENCODER, Place
 from sam3lite_convert.parity.hooks_template import Row, Table
 from sam3lite_convert.parity.taps import ORIGINAL, READS_IDS, SAM3_ORIGINAL, SAM3_TRANSFORMERS, TAPS
@@ -59,6 +61,7 @@ def _detector_row(tap: str, place: Place) -> Row:
     return Row(tap, place.path, place.fixed_call, place.call, place.at_input, item, cut)
 
 
+_LONGEST = 1 << 20  # bytes; the script has 30 kB
 # The presence token stands before the queries, in one tensor.
 _CUTS: dict[str, tuple[int, int, int | None]] = {"presence": (1, 0, 1), "queries": (1, 1, None)}
 
@@ -78,8 +81,8 @@ def hooks_script(tables: Sequence[Table], module: str = MODULE) -> str:
 def is_hooks_script(path: Path) -> bool:
     """Whether a file was written from the template, so that it may be replaced."""
     try:
-        return path.is_file() and _START in path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return _START in read_small_text(path, _LONGEST)
+    except CannotRun:
         return False
 
 

@@ -380,6 +380,8 @@ def _save(path: str, tensors: dict[str, torch.Tensor], about: dict[str, Any]) ->
 
 def _is_ours(path: str) -> bool:
     """Whether a file was written by this script, so that it may be replaced."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return False
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert.errors import CannotRun, in_short
+from sam3lite_convert.graph.read import place_of
+from sam3lite_convert.opened import check_regular
 
 if TYPE_CHECKING:
     import onnx
@@ -53,6 +55,9 @@ class OpenvinoRuntime:
         whole = onnx.ModelProto()
         whole.CopyFrom(model)
         try:
+            for tensor in whole.graph.initializer:
+                if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                    check_regular(folder / place_of(tensor).file)
             onnx.load_external_data_for_model(whole, str(folder))
             read = self._core.read_model(whole.SerializeToString(), b"")
             # Its own choice is bfloat16 on some machines, and float16 on a GPU.

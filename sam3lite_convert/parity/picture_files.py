@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.errors import CannotRun, Untrusted, in_short
+from sam3lite_convert.opened import open_regular
 
 if TYPE_CHECKING:
     import numpy
@@ -17,6 +18,7 @@ _MOST = 100_000_000  # pixels: 300 MB as bytes of three channels
 # Of Pillow's formats those that it decodes itself: EPS, for one, starts another program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _NUMPY, _PPM = b"\x93NUMPY", b"P6"
+_LARGEST_FILE = 1 << 30  # bytes
 _SPACE = rb"(?:\s|#[^\n]*\n)+"
 _PPM_HEAD = re.compile(rb"P6" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,5})\s")
 
@@ -31,10 +33,8 @@ def read_picture(path: Path) -> Tensor:
     """
     if path.is_dir():
         raise CannotRun(f"{path} is a folder: give a picture", "not_a_picture")
-    if not path.is_file():
-        raise CannotRun(f"{path}: no such file", "no_such_file")
     try:
-        with path.open("rb") as file:
+        with open_regular(path, _LARGEST_FILE) as file:
             head = file.read(4096)
         if head.startswith(_NUMPY):
             return _read_numpy(path)
@@ -73,7 +73,7 @@ def _read_ppm(path: Path, head: bytes) -> Tensor:
         raise CannotRun(f"{path} has values up to {most}; save it with 8 bits a channel", "deep_picture")
     _check_size(path, width, height)
     size = width * height * 3
-    with path.open("rb") as file:
+    with open_regular(path, _LARGEST_FILE) as file:
         file.seek(found.end())
         data = bytearray(file.read(size))
     if len(data) != size:
@@ -93,10 +93,10 @@ def _read_with_pillow(path: Path) -> Tensor:
     import numpy
     import torch
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), open_regular(path, _LARGEST_FILE) as file:
         warnings.simplefilter("ignore")  # of large pictures, which are refused below, and of strange metadata
         try:
-            opened = Image.open(path, formats=_FORMATS)
+            opened = Image.open(file, formats=_FORMATS)
         except Image.DecompressionBombError:
             raise _too_large(path) from None
         except UnidentifiedImageError:

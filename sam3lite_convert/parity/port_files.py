@@ -6,7 +6,6 @@ Nothing in a file is ever executed: arrays of Python objects and torch's own fil
 from __future__ import annotations
 
 import io
-import json
 import lzma
 import math
 import re
@@ -25,6 +24,8 @@ from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.zip_directory import open_zip
 from sam3lite_convert.errors import CannotRun, Untrusted, in_short
 from sam3lite_convert.figures import human_bytes
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import check_regular, is_there, open_regular, read_small
 from sam3lite_convert.parity.taps import (
     EMBEDDINGS,
     FINAL_NORM,
@@ -92,7 +93,7 @@ def read_port_file(path: Path) -> PortFile:
             if len(dumps) > 1:
                 raise CannotRun(f"{path} holds {len(dumps)} dumps of the debugger; name one of the files", "usage")
             return _dump(dumps[0])
-    elif path.is_file() and path.suffix == ".json":
+    elif path.suffix == ".json" and is_there(path):
         return _dump(path)
     return _port(path, *read_arrays(path, lambda name: name in IDS or tap_of(name) is not None))
 
@@ -111,12 +112,10 @@ def read_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[str, dict[st
         found = {}
         for each in arrays:
             if wanted(each.stem):
-                budget.take(each.stem, each.stat().st_size)
-                found[each.stem] = _npy(_bytes(each), str(each))
+                budget.take(each.stem, check_regular(each).st_size)
+                found[each.stem] = _npy(read_small(each, _MOST_IN_ARRAY), str(each))
         return "a folder of .npy files", found, [each.stem for each in arrays]
-    if not path.is_file():
-        raise CannotRun(f"{path}: no such file", "no_such_file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(9)
     if head.startswith(b"PK\x03\x04"):
         return ".npz", *_npz(path, wanted)
@@ -137,12 +136,13 @@ def names_in(path: Path) -> list[str]:
     try:
         if path.is_dir():
             return [file.stem for file in path.glob("*.npy")]
-        if zipfile.is_zipfile(path):
-            with path.open("rb") as file, open_zip(file) as archive:
-                return [name.removesuffix(".npy") for name in archive.namelist()]
+        with open_regular(path) as file:
+            if zipfile.is_zipfile(file):
+                with open_zip(file) as archive:
+                    return [name.removesuffix(".npy") for name in archive.namelist()]
         with safe_open(path, "pt") as held:
             return list(held.keys())
-    except (*_ZIP_FAULTS, SafetensorError):
+    except (*_ZIP_FAULTS, SafetensorError, CannotRun):
         return []
 
 
@@ -165,8 +165,8 @@ def read_ids(path: Path) -> Tensor:
 
     Raises CannotRun if there are none in it, Untrusted if it is damaged.
     """
-    if not path.exists():
-        raise CannotRun(f"{path}: no such file", "no_such_file")
+    if not path.is_dir():
+        check_regular(path)
     if path.suffix == ".json" and not path.name.endswith((_FULL, _SUMMARY)):
         data = _json(path)
         if isinstance(data, dict):
@@ -176,8 +176,8 @@ def read_ids(path: Path) -> Tensor:
         except (TypeError, ValueError, RuntimeError, OverflowError) as fault:
             raise CannotRun(f"{path}: no rows of ids in it ({in_short(fault)})", "bad_ids") from fault
     if path.suffix == ".npy":
-        _Budget(str(path), 1).take(path.name, path.stat().st_size)
-        return _npy(_bytes(path), str(path))
+        _Budget(str(path), 1).take(path.name, check_regular(path).st_size)
+        return _npy(read_small(path, _MOST_IN_ARRAY), str(path))
     if path.is_dir() or path.suffix == ".json":
         ids = read_port_file(path).ids
     else:
@@ -280,6 +280,7 @@ def read_safetensors(
     from safetensors import SafetensorError, safe_open
 
     found = {}
+    check_regular(path)
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
@@ -303,7 +304,7 @@ def _npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], 
     """The arrays of a ``.npz`` whose names are wanted, and the names of all."""
     found = {}
     try:
-        with path.open("rb") as file, open_zip(file) as archive:
+        with open_regular(path) as file, open_zip(file) as archive:
             entries = archive.infolist()
             if any(not entry.filename.endswith(".npy") for entry in entries):
                 raise CannotRun(
@@ -374,21 +375,12 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as fault:
-        raise CannotRun(f"{path}: {fault.strerror or fault}", "cannot_open") from fault
-
-
 def _json(path: Path) -> JsonValue:
-    if path.is_file() and path.stat().st_size > _MOST_JSON:
-        raise CannotRun(f"{path} has more than {human_bytes(_MOST_JSON)}, as no file of this kind has", "too_large")
     try:
-        data: JsonValue = json.loads(_bytes(path))
-    except (ValueError, RecursionError) as fault:
+        found: JsonValue = parse_json(read_small(path, _MOST_JSON), "utf-8-sig")
+    except ValueError as fault:
         raise Untrusted(f"{path}: cannot be read as JSON ({in_short(fault)})", "corrupt_file") from fault
-    return data
+    return found
 
 
 # ---- transformers' model debugger
@@ -409,7 +401,7 @@ def _dump(path: Path) -> PortFile:
     found = {name: _value(path, value) for name, value in _places(calls, root).items()}
     made = _port(path, f"a dump of transformers' model debugger, of {root}", found, list(found))
     layers = [layer_of(name) for name in found if name not in IDS and point_of(name) is LAYER]
-    if len(layers) <= max(layers):
+    if len(layers) <= max(layers, default=0):
         note = f"the debugger left out layers, as it does by default; to record all: {_FULL_DUMP}"
         made = replace(made, notes=(*made.notes, note))
     if any(re.search(r"\.layers\.\d+$", name) and _text_path(name) and _masked(call) for name, call in calls.items()):
@@ -441,7 +433,9 @@ def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, J
         )
     encoder = final.removesuffix(f".{FINAL_NORM.name}")
     layers = {
-        int(match[1]): path for path in calls if (match := re.fullmatch(rf"{re.escape(encoder)}\.layers\.(\d+)", path))
+        int(match[1]): path
+        for path in calls
+        if (match := re.fullmatch(rf"{re.escape(encoder)}\.layers\.(\d{{1,4}})", path))
     }
     if not layers:
         raise CannotRun(f"the dump of {root} holds no layers of the text encoder", "no_activations")
@@ -503,7 +497,7 @@ def _value(path: Path, value: JsonValue) -> Tensor:
     if "/" in name or "\\" in name:
         raise Untrusted(f"{path}: names the file {held}, which does not lie beside it", "corrupt_file")
     file = path.parent / name
-    if not file.is_file():
+    if not is_there(file):
         raise CannotRun(f"{path} names {name}, which is not beside it; keep the whole folder", "no_such_file")
     tensors = read_safetensors(file)[0]
     if list(tensors) != ["data"]:

@@ -20,6 +20,8 @@ from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.checkpoint.zip_directory import open_zip
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.files import json_bytes, resolved, write_whole
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import open_regular, read_small
 from sam3lite_convert.parity.compact import POSITIONS, compact
 from sam3lite_convert.records.record import Json
 
@@ -84,11 +86,12 @@ def _is_ours(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        if zipfile.is_zipfile(path):
-            with path.open("rb") as file, open_zip(file) as archive:
-                return f"{ABOUT}.npy" in archive.namelist()
-        if path.suffix.lower() == ".json" and path.stat().st_size <= _MOST_JSON:
-            data = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            if zipfile.is_zipfile(file):
+                with open_zip(file) as archive:
+                    return f"{ABOUT}.npy" in archive.namelist()
+        if path.suffix.lower() == ".json":
+            data = parse_json(read_small(path, _MOST_JSON), nan=True)
             return isinstance(data, dict) and ABOUT in data
         return ABOUT in read_file(path).metadata
     except (OSError, ValueError, RecursionError, zipfile.BadZipFile, Sam3LiteError):

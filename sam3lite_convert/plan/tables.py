@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.opened import read_small, read_small_text
 from sam3lite_convert.plan.architecture import TEXT_ENCODER, component_of
 from sam3lite_convert.plan.families import FAMILIES, SAM3_LITETEXT, Family
 from sam3lite_convert.plan.loaders import LOADERS, Loader
@@ -33,6 +34,7 @@ _LAYOUT_ENTRIES = dict.fromkeys(
 )  # fmt: skip
 _INSIDE = "inside "  # how a section of a layout's table begins whose targets stand under a prefix
 _PROJECTION = "text projection"
+_LONGEST_TABLE = 1 << 20  # bytes; the largest that ships has 30 kB
 ANY = "*"  # in a table of targets: any tensor under this module
 
 
@@ -371,7 +373,7 @@ def _spellings(name: str, tables: dict[str, configparser.RawConfigParser]) -> tu
 def _hash(files: dict[str, Path]) -> str:
     digest = hashlib.sha256()
     for name in sorted(files):
-        digest.update(name.encode() + b"\0" + files[name].read_bytes() + b"\0")
+        digest.update(name.encode() + b"\0" + read_small(files[name], _LONGEST_TABLE) + b"\0")
     return digest.hexdigest()
 
 
@@ -381,7 +383,7 @@ def _parse(path: Path) -> configparser.RawConfigParser:
     )
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
-        parser.read_string(path.read_text(encoding="utf-8"), source=path.name)
+        parser.read_string(read_small_text(path, _LONGEST_TABLE), source=path.name)
     except (configparser.Error, UnicodeDecodeError) as fault:
         raise CannotRun(f"mapping table {path.name}: {fault}", "bad_table") from fault
     return parser
@@ -505,8 +507,11 @@ def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rul
 
 
 def _target_rows(table: configparser.RawConfigParser) -> Iterator[TargetRow]:
+    """Raises ValueError for a section without a name."""
     for section in _sections(table):
-        module = section.name.split()[0]
+        module = next(iter(section.name.split()), "")
+        if not module:
+            raise ValueError(f"[{section.name}] of a table of targets names no module")
         for leaf, shape in section.items():
             if leaf != "each":
                 sizes = () if shape == "scalar" else tuple(part.strip() for part in shape.split(","))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, GRAPH_SUFFIX, QUANTIZED_MODELS, TEXT_MODEL
 from sam3lite_convert.convert.proof import own_receipt
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.verify.findings import Difference
@@ -103,8 +103,8 @@ def _named(weights: Mapping[str, str]) -> str:
 def _source(said: str) -> str:
     """The source that a graph states, in words."""
     try:
-        stated = json.loads(said)
-    except (ValueError, RecursionError):
+        stated = parse_json(said)
+    except ValueError:
         return "an unknown source"
     if not isinstance(stated, dict):
         return "an unknown source"

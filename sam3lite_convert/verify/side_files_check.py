@@ -8,7 +8,6 @@ folder without such files is none the worse: the caller then brings a processor 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,8 @@ from sam3lite_convert.convert.processor_files import FRAMES_NAME, PROCESSOR, TOK
 from sam3lite_convert.convert.side_files import CONFIG_NAME
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.licences import LICENCE_NAME
+from sam3lite_convert.json_text import parse_json
+from sam3lite_convert.opened import is_there, read_small
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.records.record import Json, JsonValue
 
@@ -97,16 +98,14 @@ def _read(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, bytes], list[
     faults = []
     for name in names:
         path = folder / name
-        if not path.is_file():
+        if not is_there(path):
             continue
         try:
-            if path.stat().st_size > _LIMIT:
-                raise ValueError("it is too large for such a file")
-            files[name] = path.read_bytes()
-            if name.endswith(".json") and not isinstance(json.loads(files[name]), dict):
+            data = read_small(path, _LIMIT)
+            if name.endswith(".json") and not isinstance(parse_json(data), dict):
                 raise ValueError("it is not a JSON object")
-        except (OSError, ValueError, RecursionError) as fault:
-            files.pop(name, None)
+            files[name] = data
+        except (CannotRun, ValueError) as fault:
             faults.append(SideFileFault(name, "", f"cannot be read ({fault})"))
     return files, faults
 
@@ -127,8 +126,8 @@ def _licences(folder: Folder) -> Iterator[SideFileFault]:
                 yield SideFileFault(name, "", _MISSING)
             elif sha256_of(folder.path / name) != digest:
                 yield SideFileFault(name, "", _OTHER)
-        except OSError as fault:
-            yield SideFileFault(name, "", f"cannot be read ({fault.strerror or fault})")
+        except (CannotRun, OSError) as fault:
+            yield SideFileFault(name, "", f"cannot be read ({fault})")
 
 
 def _hashes(folder: Folder, files: dict[str, bytes]) -> Iterator[SideFileFault]:
@@ -144,7 +143,7 @@ def _hashes(folder: Folder, files: dict[str, bytes]) -> Iterator[SideFileFault]:
 
 
 def _json(files: dict[str, bytes], name: str) -> Json:
-    data = json.loads(files[name]) if name in files else {}
+    data = parse_json(files[name]) if name in files else {}
     return data if isinstance(data, dict) else {}
 
 
@@ -152,7 +151,7 @@ def _json(files: dict[str, bytes], name: str) -> Json:
 
 
 def _processor(files: dict[str, bytes], plan: Plan) -> Iterator[SideFileFault]:
-    whole, beside = (json.loads(data) for data in processor_files.processor_files(plan).values())
+    whole, beside = (parse_json(data) for data in processor_files.processor_files(plan).values())
     name, image_name = PROCESSOR
     if name in files:
         said = _json(files, name)

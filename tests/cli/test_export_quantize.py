@@ -159,9 +159,9 @@ def test_what_cannot_be_quantised_is_refused_and_nothing_is_written(folder, tmp_
                 ("empty", "no prompts in it"),
                 ("blank", "no prompts in it"),
                 ("latin", "cannot be read as UTF-8 text"),
-                ("folder", "cannot be read as UTF-8 text"),
+                ("folder", "is not a regular file but a folder"),
                 ("pipe", "no prompts in it"),
-                ("absent", "cannot be read as UTF-8 text"),
+                ("absent", "no such file"),
             )
         ),
         ((folder, "--quantize", "int8", "--budget", "nan"), "--budget must be"),

@@ -17,6 +17,7 @@ from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.convert.processor_files import TOKENIZER_NAMES
 from sam3lite_convert.convert.text_weights import cast, load_all
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.opened import check_regular, is_there
 from sam3lite_convert.plan.families import Family
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ T = TypeVar("T")
 
 # Length the library's processor pads to, whatever the tokenizer says (transformers 5.6 to 5.23); it does not truncate.
 STOCK_LENGTH = 32
+# What the library may read of a folder beside the weights.
+_TEXTS = (".json", ".txt", ".jinja", ".model")
+_LONGEST_TEXT = 64 << 20  # bytes
 
 
 class LibraryTokenizer(Protocol):
@@ -73,7 +77,7 @@ class Tokenizer:
 
 def own_tokenizer(folder: Path) -> bool:
     """Whether the folder holds tokenizer files of its own."""
-    return any((folder / name).is_file() for name in TOKENIZER_NAMES)
+    return any(is_there(folder / name) for name in TOKENIZER_NAMES)
 
 
 def stock_tokenizer(folder: Folder | None = None) -> Tokenizer:
@@ -84,6 +88,7 @@ def stock_tokenizer(folder: Folder | None = None) -> Tokenizer:
     """
     AutoTokenizer, CLIPTokenizer = _library("AutoTokenizer", "CLIPTokenizer")
     if folder is not None and own_tokenizer(folder.path):
+        _check_read(folder.path)
         # Without the last argument the library asks on the terminal whether to run code of the folder.
         made = _made(
             lambda: AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False),
@@ -97,6 +102,13 @@ def stock_tokenizer(folder: Folder | None = None) -> Tokenizer:
             (Path(place) / name).write_bytes(data)
         made = _made(lambda: CLIPTokenizer.from_pretrained(place), "CLIP's tokenizer")
     return _padding(made, "CLIP's tokenizer")
+
+
+def _check_read(folder: Path) -> None:
+    """Raises CannotRun if a file that the library may read beside the weights is no regular file of a sane size."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _TEXTS and is_there(path):
+            check_regular(path, _LONGEST_TEXT)
 
 
 def _padding(made: LibraryTokenizer, name: str) -> Tokenizer:
