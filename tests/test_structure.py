@@ -186,7 +186,6 @@ OPENED_ELSEWHERE = {
     ("convert.torch_writer", "archive.open"): "an entry of an archive that is written",
     ("convert.torch_writer", "zipfile.ZipFile"): "an archive that is written",
     ("files", "open"): "a new file, for writing",
-    ("files", "os.open"): "a lock or a folder, without waiting",
     ("graph.quantize", "onnx.load"): _OWN,
     ("graph.quantize", "open"): "a new file, for writing",
     ("graph.read", "np.memmap"): _CHECKED,
@@ -216,6 +215,9 @@ OPENED_ELSEWHERE = {
     ("parity.released", "json.loads"): _SHIPPED,
     ("parity.released", "resources.files(__package__).joinpath(_RECORD).read_text"): _SHIPPED,
     ("parity.setup", "options.runtime.open"): "no file",
+    ("swap", "open"): "a new file, for writing",
+    ("swap", "os.open"): "a folder, without waiting",
+    ("working_places", "os.open"): "a lock, without waiting, or a new file",
     ("report.terminal", "os.open"): "the null device, for writing",
 }
 
