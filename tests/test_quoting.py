@@ -6,33 +6,13 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 import yaml
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
+from support.markdown import shape, words
 from support.odd_names import ODD_NAMES
 
 from sam3lite_convert import quoting
-
-
-def flat(tokens: list[Token]) -> Iterator[Token]:
-    for token in tokens:
-        yield token
-        yield from flat(token.children or [])
-
-
-def shape(markdown: str) -> list[str]:
-    """The kinds of the tokens of a text as GitHub and the Hub read it, without the words."""
-    reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    return [t.type for t in flat(reader.parse(markdown)) if t.type not in ("text", "text_special", "softbreak")]
-
-
-def words(markdown: str) -> str:
-    """What a reader sees of the text."""
-    reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    return "".join(t.content for t in flat(reader.parse(markdown)) if not t.children)
 
 
 def test_python_and_yaml_give_the_text_back():
