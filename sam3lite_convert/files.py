@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import human_bytes
-from sam3lite_convert.opened import NO_WAIT
+from sam3lite_convert.opened import NO_WAIT, is_regular, is_there
 
 if TYPE_CHECKING:
     from sam3lite_convert.records.record import Json
@@ -45,8 +45,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     work, held = None, None
     try:
-        if path.is_dir():
-            raise CannotRun(f"{path} is a folder, not a file", "cannot_write")
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path)
         work, held = working_place(path, _new_file)
@@ -55,6 +54,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             out.flush()
             os.fsync(out.fileno())
         work.chmod(0o666 & ~umask())
+        check_replaceable(path)
         os.replace(work, path)
     except OSError as fault:
         raise CannotRun(f"{path}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
@@ -63,6 +63,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             work.unlink(missing_ok=True)
         if held is not None:
             os.close(held)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises CannotRun if what is there, with links followed, is no regular file: a device of the system in the place
+    of an output would be replaced for everybody."""
+    if path.is_dir():
+        raise CannotRun(f"{path} is a folder, not a file", "cannot_write")
+    if is_there(path) and not is_regular(path):
+        raise CannotRun(f"{path} is not a regular file, so it was not replaced; choose another name", "cannot_write")
 
 
 def _new_file(prefix: str, dir: Path) -> str:

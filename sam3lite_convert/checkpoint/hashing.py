@@ -29,8 +29,8 @@ _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
 def sha256_of(path: Path) -> str:
     """The hex digest of a file."""
-    with open_regular(path, buffering=0) as file:
-        return _digest(file)
+    with open_regular(path) as file:
+        return _digest(file.raw)
 
 
 def _digest(file: RawIOBase, advance: Callable[[int], None] = lambda n: None, stop: Callable[[], bool] = bool) -> str:
@@ -62,8 +62,8 @@ class FilesHash:
         self._digests.join()
 
     def _hash(self, path: Path) -> str:
-        with open_regular(path, buffering=0) as file:
-            return _digest(file, stop=lambda: self._stop)
+        with open_regular(path) as file:
+            return _digest(file.raw, stop=lambda: self._stop)
 
     def result(self) -> dict[str, str]:
         """The hex digests by name; waits for them. Raises CannotRun if a file cannot be read."""
@@ -181,9 +181,9 @@ class SourceHash:
         stamps = list[int]()
         digests: dict[str, str] = {}
         for path in paths:
-            with open_regular(path, buffering=0) as file:
+            with open_regular(path) as file:
                 stamps += stamp_of(file)
-                digest = _digest(file, self._hashed, lambda: self._stop)
+                digest = _digest(file.raw, self._hashed, lambda: self._stop)
             digests[path.relative_to(paths[0].parent).as_posix()] = digest
         if len(paths) == 1:
             return digest, self._done, tuple(stamps)
