@@ -19,7 +19,7 @@ from sam3lite_convert.opened import is_regular, open_regular
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
-    from io import RawIOBase
+    from io import BufferedReader
 
     from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, ZipEntry
     from sam3lite_convert.checkpoint.nonfinite import Watch
@@ -30,10 +30,12 @@ _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 def sha256_of(path: Path) -> str:
     """The hex digest of a file."""
     with open_regular(path) as file:
-        return _digest(file.raw)
+        return _digest(file)
 
 
-def _digest(file: RawIOBase, advance: Callable[[int], None] = lambda n: None, stop: Callable[[], bool] = bool) -> str:
+def _digest(
+    file: BufferedReader, advance: Callable[[int], None] = lambda n: None, stop: Callable[[], bool] = bool
+) -> str:
     """The hex digest of what is left of a file. ``advance``: called with the number of bytes of each piece. ``stop``:
     asked before each piece whether to give up."""
     digest, view = hashlib.sha256(), memoryview(bytearray(_CHUNK))
@@ -63,7 +65,7 @@ class FilesHash:
 
     def _hash(self, path: Path) -> str:
         with open_regular(path) as file:
-            return _digest(file.raw, stop=lambda: self._stop)
+            return _digest(file, stop=lambda: self._stop)
 
     def result(self) -> dict[str, str]:
         """The hex digests by name; waits for them. Raises CannotRun if a file cannot be read."""
@@ -183,7 +185,7 @@ class SourceHash:
         for path in paths:
             with open_regular(path) as file:
                 stamps += stamp_of(file)
-                digest = _digest(file.raw, self._hashed, lambda: self._stop)
+                digest = _digest(file, self._hashed, lambda: self._stop)
             digests[path.relative_to(paths[0].parent).as_posix()] = digest
         if len(paths) == 1:
             return digest, self._done, tuple(stamps)
