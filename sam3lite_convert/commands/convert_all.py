@@ -169,6 +169,7 @@ def convert_all(
         pattern=pattern,
         output=str(root),
         left_out=found_there.left_out,
+        odd_entries=found_there.odd or None,
         results=tuple(results),
         counts={state: counts[state] for state in ("converted", "current", "failed")},
         verdict="failed" if any(isinstance(r, FailedConversion) or r.done.differs for r in results) else "done",

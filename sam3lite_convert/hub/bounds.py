@@ -156,6 +156,9 @@ def check_response(response: Any) -> None:
     Raises CannotRun for headers that lead the client astray: names of files in the cache, the address that a token is
     sent to, a pause of years.
     """
+    stream = response.extensions.get("network_stream")
+    if isinstance(stream, _Connection):
+        stream.body_begins()
     headers = response.headers
     pause = asked_pause(headers)
     if response.status_code in TRANSIENT and pause is not None and pause > LONGEST_WAIT:
@@ -225,19 +228,87 @@ def limit_body(response: Any, limit: int, seconds: float | None = None) -> None:
     response.stream = _stream_class(base)(stream, chunks)
 
 
+class _Meter:
+    """Counts bytes and the time that was waited for them. Raises CannotRun if they come too slowly to ever end, or
+    not all within ``seconds`` of waiting."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = seconds
+        self._waited = self._since = 0.0
+        self._received = 0
+
+    def count(self, waited: float, nbytes: int) -> None:
+        """Bytes that came after so many seconds of waiting: what is done with them takes its own time."""
+        self._waited += waited
+        self._since += waited
+        self._received += nbytes
+        if self.seconds is not None and self._waited > self.seconds:
+            raise unexpected(f"an answer did not end within {self.seconds:.0f} seconds")
+        if self._since > TIMEOUT:
+            if self._received < _SLOWEST * self._since:
+                raise unexpected(f"{self._received:,} bytes in {self._since:.0f} seconds")
+            self._since, self._received = 0.0, 0
+
+
 def _timed(chunks: Iterator[bytes], seconds: float | None) -> Iterator[bytes]:
-    begun = since = time.monotonic()
-    received = 0
-    for chunk in chunks:
-        now = time.monotonic()
-        received += len(chunk)
-        if seconds is not None and now - begun > seconds:
-            raise unexpected(f"an answer did not end within {seconds:.0f} seconds")
-        if now - since > TIMEOUT:
-            if received < _SLOWEST * (now - since):
-                raise unexpected(f"{received:,} bytes in {now - since:.0f} seconds")
-            since, received = now, 0
+    meter = _Meter(seconds)
+    while True:
+        begun = time.monotonic()
+        chunk = next(chunks, None)
+        if chunk is None:
+            return
+        meter.count(time.monotonic() - begun, len(chunk))
         yield chunk
+
+
+class _Connection:
+    """A connection of the client whose answers begin in time: a time limit for each byte is none for the head."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._meter = _Meter()
+
+    def read(self, *arguments: Any, **named: Any) -> bytes:
+        begun = time.monotonic()
+        data: bytes = self._inner.read(*arguments, **named)
+        self._meter.count(time.monotonic() - begun, len(data))
+        return data
+
+    def write(self, *arguments: Any, **named: Any) -> None:
+        self._inner.write(*arguments, **named)
+        self._meter = _Meter(2 * TIMEOUT)
+
+    def body_begins(self) -> None:
+        self._meter.seconds = None
+
+    def start_tls(self, *arguments: Any, **named: Any) -> _Connection:
+        return _Connection(self._inner.start_tls(*arguments, **named))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class _Network:
+    """What the client makes connections with, which are watched."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def connect_tcp(self, *arguments: Any, **named: Any) -> _Connection:
+        return _Connection(self._inner.connect_tcp(*arguments, **named))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def watch_connections(client: Any) -> None:
+    """Bound the time in which an answer begins, for all connections of a client that are made from now on."""
+    transports = [getattr(client, "_transport", None), *getattr(client, "_mounts", {}).values()]
+    for transport in transports:
+        pool = getattr(transport, "_pool", None)
+        # The library has no public place for it; without this one, each byte has its time limit and no more.
+        if pool is not None and hasattr(pool, "_network_backend"):
+            pool._network_backend = _Network(pool._network_backend)
 
 
 def _expanded(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
@@ -313,12 +384,19 @@ def _json(answer: Any, data: bytes) -> Any:
     if answer.status_code != 200:
         raise unexpected(f"the API answered with the status {answer.status_code}")
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+        # What is wrong in one entry of a listing is found there: it does not make the listing unreadable.
+        text = data.decode("utf-8", "surrogateescape")
+        return json.loads(text, strict=False, parse_int=_integer)
+    except (ValueError, RecursionError):
         kind = str(answer.headers.get("Content-Type", "")).partition(";")[0].strip()
         named = f" ({kind})" if re.fullmatch(r"[\w.+-]+/[\w.+-]+", kind, re.ASCII) and "json" not in kind else ""
         what = "is empty" if not data.strip() else f"is not JSON{named}"
         raise unexpected(f"the answer of the API {what}") from None
+
+
+def _integer(text: str) -> int | float:
+    """An integer; one of more digits than any size has as infinity, which is none."""
+    return int(text) if len(text) < 30 else float("inf")
 
 
 def _next(answer: Any) -> str | None:

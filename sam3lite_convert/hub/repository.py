@@ -51,6 +51,7 @@ from sam3lite_convert.opened import read_small, read_small_text
 from sam3lite_convert.records.record import JsonValue
 
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_LISTED = 100
 _LONGEST_REF = 4096  # bytes; a hash has 40
 _SPARE = 1 << 20  # bytes that an answer may have beyond its file, such as the page of an error
 
@@ -61,12 +62,14 @@ class Listing:
 
     ``unreached``: the error because of which only cached files are listed, or None.
     ``odd``: by path, why an entry of the Hub's listing is not one of the files.
+    ``unplaced``: those of which the path does not tell whether they are meant, in words, with that path or None.
     ``commit``: the one that is listed; empty if the cache tells it.
     """
 
     files: tuple[HubFile, ...]
     unreached: CannotRun | None = None
     odd: Mapping[str, str] = field(default_factory=dict)
+    unplaced: tuple[tuple[str | None, str], ...] = ()
     commit: str = ""
 
     def check(self, repo: str, path: str) -> None:
@@ -80,12 +83,14 @@ class Matches:
     """What fits a pattern.
 
     ``files``: the checkpoints, sorted by path. ``left_out``: the paths of the other files, sorted.
-    ``failed``: by path, why a checkpoint cannot be read. ``commit``: the one that is listed.
+    ``failed``: by path, why a checkpoint cannot be read. ``odd``: entries of the listing of which it is not known
+        whether they are checkpoints. ``commit``: the one that is listed.
     """
 
     files: tuple[HubFile, ...]
     left_out: tuple[str, ...]
     failed: Mapping[str, Sam3LiteError]
+    odd: tuple[str, ...]
     commit: str
 
 
@@ -140,6 +145,7 @@ class Repository:
         return Listing(
             tuple(replace(file, licence_files=licences_of(file.path, licences)) for file in files),
             odd={entry.path: entry.why for entry in tree.odd if entry.path},
+            unplaced=tuple((entry.path, str(entry)) for entry in tree.odd if not entry.placed),
             commit=commit,
         )
 
@@ -303,12 +309,9 @@ class Repository:
                 checkpoints.append(self._with_parts(file, listing))
             except Sam3LiteError as fault:
                 failed[path] = fault
-        return Matches(
-            tuple(checkpoints),
-            tuple(sorted({f.path for f in matches} - {f.path for f in found})),
-            failed,
-            listing.commit,
-        )
+        left_out = sorted({f.path for f in matches} - {f.path for f in found})
+        odd = [said for path, said in listing.unplaced if path not in failed][:_LISTED]
+        return Matches(tuple(checkpoints), tuple(left_out), failed, tuple(odd), listing.commit)
 
     def licence_files(self, path: str) -> tuple[HubFile, ...]:
         """The licence files that go with the file at a path.
@@ -408,9 +411,9 @@ class Repository:
         # A file that another commit shares with this one needs no space.
         check_space(self.place, beside + (0 if file.here else file.size), f"to download {file.path} to {self.place}")
         with hub_faults(self.repo), at_most(file.size + _SPARE):
-            # The library resumes a broken download by itself, but does not retry every error.
+            # The library repeats and resumes by itself, but not after every error.
             path = Path(
-                retried(lambda: hf_hub_download(file.repo, file.path, revision=file.commit, cache_dir=self.cache))
+                retried(lambda: hf_hub_download(file.repo, file.path, revision=file.commit, cache_dir=self.cache), 2)
             )
         blob = path.resolve()
         if file.etag and blob.parent.name == "blobs" and blob.name != file.etag:

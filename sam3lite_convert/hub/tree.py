@@ -43,10 +43,15 @@ class Entry(NamedTuple):
 
 
 class OddEntry(NamedTuple):
-    """An entry of a listing that cannot be used. ``path``: None if it has none that can be named. ``why``: in words."""
+    """An entry of a listing that cannot be used.
+
+    ``path``: None if it has none that can be shown. ``why``: in words. ``placed``: whether its path is one of a file
+    in a repository, so that a pattern tells whether it is meant.
+    """
 
     path: str | None
     why: str
+    placed: bool = True
 
     def __str__(self) -> str:
         return f"{self.path or 'an entry'} {self.why}"
@@ -173,14 +178,14 @@ def tree_of(rows: Iterable[Any]) -> Tree:
 def _entry(row: Any) -> Entry | OddEntry | None:
     """One row of a listing; None for a folder."""
     if not isinstance(row, dict):
-        return OddEntry(None, "is not a JSON object")
+        return OddEntry(None, "is not a JSON object", False)
     path = row.get("path")
     if row.get("type") == "directory":
         return None
     if not isinstance(path, str):
-        return OddEntry(None, "has a path that is not text")
+        return OddEntry(None, "has a path that is not text", False)
     if why := _bad_path(path):
-        return OddEntry(ascii(path[:100])[1:-1], why)
+        return OddEntry(ascii(path[:100])[1:-1], why, False)
     if row.get("type") != "file":
         return OddEntry(path, "is neither a file nor a folder")
     size, blob, large = row.get("size"), row.get("oid"), row.get("lfs")

@@ -401,7 +401,7 @@ def _dump(path: Path) -> PortFile:
     found = {name: _value(path, value) for name, value in _places(calls, root).items()}
     made = _port(path, f"a dump of transformers' model debugger, of {root}", found, list(found))
     layers = [layer_of(name) for name in found if name not in IDS and point_of(name) is LAYER]
-    if len(layers) <= max(layers):
+    if len(layers) <= max(layers, default=0):
         note = f"the debugger left out layers, as it does by default; to record all: {_FULL_DUMP}"
         made = replace(made, notes=(*made.notes, note))
     if any(re.search(r"\.layers\.\d+$", name) and _text_path(name) and _masked(call) for name, call in calls.items()):
@@ -433,7 +433,9 @@ def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, J
         )
     encoder = final.removesuffix(f".{FINAL_NORM.name}")
     layers = {
-        int(match[1]): path for path in calls if (match := re.fullmatch(rf"{re.escape(encoder)}\.layers\.(\d+)", path))
+        int(match[1]): path
+        for path in calls
+        if (match := re.fullmatch(rf"{re.escape(encoder)}\.layers\.(\d{{1,4}})", path))
     }
     if not layers:
         raise CannotRun(f"the dump of {root} holds no layers of the text encoder", "no_activations")

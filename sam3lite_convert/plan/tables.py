@@ -507,8 +507,11 @@ def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rul
 
 
 def _target_rows(table: configparser.RawConfigParser) -> Iterator[TargetRow]:
+    """Raises ValueError for a section without a name."""
     for section in _sections(table):
-        module = section.name.split()[0]
+        module = next(iter(section.name.split()), "")
+        if not module:
+            raise ValueError(f"[{section.name}] of a table of targets names no module")
         for leaf, shape in section.items():
             if leaf != "each":
                 sizes = () if shape == "scalar" else tuple(part.strip() for part in shape.split(","))

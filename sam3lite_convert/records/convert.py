@@ -199,6 +199,7 @@ class ConvertAllDocument(Document):
     """Several conversions.
 
     left_out: paths that fit the pattern and are not of checkpoints.
+    odd_entries: entries of the Hub's listing without a usable path, in words; left out if there are none.
     counts: conversions by state.
     """
 
@@ -210,3 +211,4 @@ class ConvertAllDocument(Document):
     results: tuple[ConvertDocument | FailedConversion, ...]
     counts: dict[str, int]
     verdict: Literal["done", "failed"]
+    odd_entries: tuple[str, ...] | None = field(default=None, metadata=optional())

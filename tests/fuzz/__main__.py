@@ -1,39 +1,51 @@
-"""Coverage-guided fuzzing of the reader with atheris: ``python tests/fuzz [libFuzzer options] [corpus]``.
+"""Coverage-guided fuzzing with atheris: ``python tests/fuzz TARGET [libFuzzer options] [corpus]``, with TARGET one of
+checkpoints, tables, activations, folders.
 
-A finding is written to ``crash-...`` in the working directory. Put it into ``corpus`` with the mend: the suite
+A finding is written to ``crash-...`` in the working directory. Put it into ``corpus/TARGET`` with the mend: the suite
 replays everything there.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-import atheris
+import atheris  # noqa: E402
+import watch  # noqa: E402
 
-with atheris.instrument_imports(include=["sam3lite_convert", "pickletools", "zipfile", "json"]):
-    import reader  # isort: skip
+LIBRARIES = ["pickletools", "zipfile", "json", "configparser"]
+with atheris.instrument_imports(include=["sam3lite_convert", *LIBRARIES]):
+    import targets
 
 
 def main() -> None:
-    folder = tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-    path = Path(folder) / "file.pt"
+    if len(sys.argv) < 2 or sys.argv[1] not in targets.NAMES:
+        sys.exit(f"usage: python tests/fuzz {{{','.join(targets.NAMES)}}} [libFuzzer options] [corpus]")
+    name = sys.argv.pop(1)
+    with atheris.instrument_imports(include=["sam3lite_convert", *LIBRARIES]):
+        target = targets.load(name)
+    place = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 
-    calls = 0
+    # What is imported late is imported by these.
+    for seed in sorted((TESTS / "fuzz" / "corpus" / name).iterdir()):
+        target.write(place, seed.read_bytes())
+        target.check(place)
 
     def once(data: bytes) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 100:
-            reader.forbid()  # whatever is imported late has been imported by then
-        reader.write(path, data)
-        reader.check(path)
+        target.write(place, data)
+        with watch.forbidden():
+            target.check(place)
 
     atheris.Setup(sys.argv, once)
-    atheris.Fuzz()
+    try:
+        atheris.Fuzz()
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 if __name__ == "__main__":

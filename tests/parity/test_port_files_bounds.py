@@ -149,3 +149,28 @@ def test_more_names_than_a_port_has(tmp_path, monkeypatch):
         with pytest.raises(Sam3LiteError) as fault:
             read_port_file(tmp_path / name)
         assert fault.value.code == "too_large"
+
+
+def dump(folder: Path, *modules: str) -> Path:
+    """A dump of the debugger with a call of each of these parts of the text encoder; the layers' values alone are
+    whole tensors."""
+    save_file({"data": torch.ones(1, 2, 3)}, folder / "value.safetensors")
+    value = {"shape": "(1, 2, 3)", "dtype": "float32", "value": "./value.safetensors"}
+    calls = [
+        {"module_path": f"M.text_encoder.{name}", "inputs": {"args": [value] * name.startswith("layers")}}
+        for name in modules
+    ]
+    path = folder / "a_debug_tree_FULL_TENSORS.json"
+    path.write_text(json.dumps({"module_path": "M", "children": calls}))
+    return path
+
+
+def test_a_dump_without_the_output_of_a_layer_is_read_and_says_so(tmp_path):
+    found = read_port_file(dump(tmp_path, "layers.0", "final_layer_norm"))
+    assert list(found.propagated) == ["embeddings"]
+    assert any("left out layers" in note for note in found.notes)
+
+
+def test_a_layer_of_5000_digits_is_no_layer(tmp_path):
+    with pytest.raises(CannotRun, match="no layers"):
+        read_port_file(dump(tmp_path, f"layers.{'9' * 5000}", "final_layer_norm"))

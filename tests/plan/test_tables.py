@@ -384,6 +384,11 @@ def test_a_broken_shape_in_a_target_table_is_a_fault_of_the_table(edited_tables,
         plan_of(source_rows("s0"), load_mappings(folder))
 
 
+def test_a_section_without_a_name_in_a_target_table_is_a_fault_of_the_table(tmp_path):
+    message = broken(tmp_path, "targets-detector.ini", "[ ]\nweight = 1\n").message
+    assert "of a table of targets names no module" in message
+
+
 def test_an_unknown_block_list_in_a_target_table_is_named(edited_tables):
     folder = edited_tables("targets-detector.ini", ("each = vit_blocks", "each = vit_layers"))
     with pytest.raises(CannotRun, match="vit_layers"):

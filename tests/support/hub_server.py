@@ -41,7 +41,7 @@ CHUNK = 256 << 10
 IN_MEMORY = 4 << 20  # larger uploads are kept on disk
 LFS_PATTERNS = ("*.safetensors", "*.pt", "*.bin")
 GIT_ATTRIBUTES = "".join(f"{p} filter=lfs diff=lfs merge=lfs -text\n" for p in LFS_PATTERNS).encode()
-FAULTS = ("status", "drop", "wrong_bytes", "short", "stall", "swap", "etag")
+FAULTS = ("status", "drop", "wrong_bytes", "short", "stall", "swap", "etag", "edit", "raw")
 FLIPPED = bytes(b ^ 0xFF for b in range(256))
 FIRST_COMMIT = datetime(2025, 1, 1, tzinfo=timezone.utc)
 
@@ -503,6 +503,8 @@ class HubServer:
         - ``swap``: from this request on `path` of `repo_id` (default: those of the request) has other `content`
           (default: inverted) at the same commit; the request itself still sees the old.
         - ``etag``: states `etag` (default: zeros).
+        - ``edit``: the answer is what `edit` makes of it.
+        - ``raw``: in place of an answer, the bytes that `raw` yields, and the end of the connection.
         """
         if what not in FAULTS:
             raise ValueError(what)
@@ -589,6 +591,10 @@ class HubServer:
         body.drain()
         if fault and what == "swap":
             self._swap(request, **options)
+        if what == "edit":
+            answer = options["edit"](answer)
+        if what == "raw":
+            return self._send_raw(handler, request, options["raw"]())
         if what == "etag":
             for name in ("ETag", "X-Linked-ETag"):
                 if name in answer.headers:
@@ -680,6 +686,13 @@ class HubServer:
             place += len(chunk)
         if (fault and what in ("drop", "short")) or left > 0:
             handler.hang_up(what == "drop" and fault is not None and fault.options.get("reset", True))
+
+    def _send_raw(self, handler: Handler, request: Request, chunks: Iterable[bytes]) -> None:
+        for chunk in chunks:
+            if self._stopping.is_set():
+                break
+            self._write(handler, request, chunk)
+        handler.hang_up(False)
 
     def _write(self, handler: Handler, request: Request, chunk: bytes) -> None:
         request.sent += len(chunk)  # before the client has them, so that a test that has them can count
