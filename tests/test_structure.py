@@ -23,7 +23,7 @@ def tree_of(name: str) -> ast.Module:
     return ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
 
-GROUND = {"errors", "figures", "records", "workers", "files", "opened", "json_text"}
+GROUND = {"errors", "figures", "records", "workers", "files", "opened", "json_text", "quoting"}
 # Room -> the rooms that it may import from, besides itself and the ground.
 BELOW: dict[str, set[str]] = {
     "ground": set(),

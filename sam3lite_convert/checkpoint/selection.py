@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.quoting import shell_word
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Selection:
             words += ["--strip-prefix", prefix]
         for pattern, reason in self.drop:
             words += ["--drop", pattern, "--reason", reason]
-        return "".join(f" {shlex.quote(word)}" for word in words)
+        return "".join(f" {shell_word(word)}" for word in words)
 
 
 NOTHING_STATED = Selection()

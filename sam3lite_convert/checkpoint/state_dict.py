@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
@@ -12,6 +11,7 @@ from sam3lite_convert.checkpoint.index import StoredTensor, check_names
 from sam3lite_convert.checkpoint.pickle_machine import Opaque, repeated
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
+from sam3lite_convert.quoting import shell_word
 from sam3lite_convert.records.record import JsonValue
 
 WRAPPERS = ("model", "state_dict")  # entries that hold weights, also ones whose names have no parts
@@ -243,13 +243,13 @@ def _only(dicts: list[_Dict]) -> _Dict:
     if not likely and len(dicts) > _SCATTERED and not any(_OPTIMIZER in d.path for d in dicts):
         raise kinds.scattered(len(dicts)).refusal()
     if not likely:
-        hint = f"To take one all the same: --state-dict-key {shlex.quote(dicts[0].name)}" if dicts else _GIVE
+        hint = f"To take one all the same: --state-dict-key {shell_word(dicts[0].name)}" if dicts else _GIVE
         raise UnsoundPlan(f"the file holds no state dict (no tensors with names). {hint}", "no_state_dict")
     if any(d.tensors != likely[0].tensors for d in likely[1:]):
         lines = [f"the file holds {len(likely)} dicts of tensors, which are not merged:"]
         lines += [_listed(d) for d in likely[:_LISTED]]
         lines += [f"  ... and {len(likely) - _LISTED} more"] if len(likely) > _LISTED else []
-        lines.append(f"Choose one: --state-dict-key {shlex.quote(likely[0].name)}")
+        lines.append(f"Choose one: --state-dict-key {shell_word(likely[0].name)}")
         raise UnsoundPlan("\n".join(lines), "several_state_dicts", {"entries": _counts(likely)})
     return likely[0]
 

@@ -3,7 +3,6 @@ stride spans."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -38,7 +37,7 @@ def strided_blocks(read: Read, tensor: StoredTensor, begin: int, end: int) -> It
     cut = next(i for i, nbytes in enumerate(inner) if nbytes <= _BLOCK)
     outer, (length, step), row = axes[:cut], axes[cut], inner[cut]
     position = 0
-    for index in itertools.product(*(range(n) for n, _ in outer)):
+    for index in _indexes([n for n, _ in outer]):
         first = max((begin - position) // row, 0)
         last = min(-((position - end) // row), length)
         start = tensor.offset + sum(i * s for i, (_, s) in zip(index, outer, strict=True)) * width
@@ -50,6 +49,17 @@ def strided_blocks(read: Read, tensor: StoredTensor, begin: int, end: int) -> It
         position += length * row
         if position >= end:
             return
+
+
+def _indexes(lengths: list[int]) -> Iterator[tuple[int, ...]]:
+    """Every index of an array of these lengths, the last axis first; ``itertools.product`` would hold all of them."""
+    if not lengths:
+        yield ()
+        return
+    *outer, last = lengths
+    for index in _indexes(outer):
+        for i in range(last):
+            yield *index, i
 
 
 def _axes(tensor: StoredTensor) -> list[tuple[int, int]]:
@@ -91,7 +101,7 @@ def _fill(read: Read, start: int, block: np.ndarray, axes: list[tuple[int, int]]
         single -= 1
         at_once = 1 + (_WINDOW - spans[single + 1]) // (axes[single][1] * width)
     (length, step), rest = axes[single], axes[single + 1 :]
-    for index in itertools.product(*(range(n) for n, _ in axes[:single])):
+    for index in _indexes([n for n, _ in axes[:single]]):
         here, place = start + sum(i * s for i, (_, s) in zip(index, axes, strict=False)) * width, block[index]
         for at in range(0, length, at_once):
             part = [(min(at_once, length - at), step), *rest]

@@ -73,6 +73,14 @@ def read_pieces(
         yield bytes(held)
 
 
+def same_bytes(file: BinaryIO, tensor: StoredTensor, other_file: BinaryIO, other: StoredTensor) -> bool:
+    """Whether two tensors hold the same bytes in C order; read in pieces, as ``read_pieces`` does."""
+    if tensor.nbytes != other.nbytes:
+        return False
+    pieces = zip(read_pieces(file, tensor, CHUNK), read_pieces(other_file, other, CHUNK), strict=True)
+    return all(one == two for one, two in pieces)
+
+
 def _stored_pieces(
     file: BinaryIO, tensor: StoredTensor, step: int, begin: int, end: int
 ) -> Iterator[bytes | memoryview]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -13,6 +12,7 @@ from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import locate, one_checkpoint, use_one_thread
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.quoting import shell_path
 
 if TYPE_CHECKING:
     from sam3lite_convert.commands.sources import Source
@@ -81,9 +81,9 @@ def onnx(
 
 def _refuse_file(file: Path, checkpoint: str | None) -> NoReturn:
     """Raises CannotRun for a file where the folder should be, most often the checkpoint."""
-    given = shlex.quote(str(file))
+    given = shell_path(file)
     if checkpoint is not None and Path(checkpoint).is_dir():
-        swapped = f"sam3lite export onnx {shlex.quote(checkpoint)} --checkpoint {given}"
+        swapped = f"sam3lite export onnx {shell_path(checkpoint)} --checkpoint {given}"
         raise CannotRun(f"{file} is a file and {checkpoint} a folder: swap them: {swapped}", "usage")
     raise CannotRun(
         f"{file} is a file, and export takes a folder that convert wrote. To convert a checkpoint and write its text "

@@ -672,8 +672,8 @@ OriginalRepo = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Your clone of EfficientSAM3, to be run as the reference. Executes Python code from this folder. Default: "
-        "the implementation shipped with this tool.",
+        help="Your clone of EfficientSAM3, to be run as the reference. Executes the modules of its text encoder, which "
+        "are listed first, and no other file. Default: the implementation shipped with this tool.",
     ),
 ]
 RestoredFolder = Annotated[

@@ -239,11 +239,15 @@ def _refuse_with_a_graph(given: dict[str, bool], name: str) -> None:
 def _open_original(path: Path | None) -> OriginalRepo | None:
     if path is None:
         return None
-    from sam3lite_convert.parity.checkout.original_repo import open_original
+    from sam3lite_convert.parity.checkout.original_repo import RunFile, open_original
     from sam3lite_convert.report import terminal
 
-    terminal.note(f"note: --original-repo runs Python code of {path}")
-    return open_original(path)
+    def told(files: tuple[RunFile, ...]) -> None:
+        terminal.note(f"note: --original-repo runs the code of these files of {path}, and of no other there:")
+        for file in files:
+            terminal.note(f"  {file.path}  SHA-256 {file.sha256}")
+
+    return open_original(path, told)
 
 
 def _self_test(

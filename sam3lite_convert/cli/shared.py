@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.quoting import shell_line
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.selection import Selection
@@ -70,7 +70,7 @@ def use_one_thread() -> None:
 def typed() -> str:
     """The command line as typed, without ``--json`` and ``--overwrite``, for messages that suggest to run it again."""
     kept = [a for a in typed_arguments if a not in ("--json", "--overwrite")]
-    return shlex.join(["sam3lite", *kept])
+    return shell_line(["sam3lite", *kept])
 
 
 def quiet_hub(quiet: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, quiet_hub, typed, use_one_thread, write_report
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.quoting import shell_path
 
 if TYPE_CHECKING:
     from sam3lite_convert.commands.folders import FolderLocation
@@ -63,8 +63,8 @@ def verify(
         check_report_place(html)
     if Path(folder).is_file() and Path(name).is_dir():
         raise CannotRun(
-            f"{folder} is a file and {name} a folder: swap them: sam3lite verify {shlex.quote(name)} --checkpoint "
-            f"{shlex.quote(folder)}",
+            f"{folder} is a file and {name} a folder: swap them: sam3lite verify {shell_path(name)} --checkpoint "
+            f"{shell_path(folder)}",
             "usage",
         )
     place = locate_folder(folder, cache_dir)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from sam3lite_convert.plan.counts import accounting, text_parameters
 from sam3lite_convert.plan.families import SAM3_LITETEXT
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.quoting import quoted_words
 from sam3lite_convert.records.convert import ConvertDocument, PlannedConversion, WrittenConversion
 from sam3lite_convert.records.receipt import ParitySummary, Receipt, TapSummary
 from sam3lite_convert.workers import Advance, Worker
@@ -291,14 +291,14 @@ def finished(
 
 def _without_tokenizer(command: str) -> str:
     """A command line without its --tokenizer."""
-    words = iter(shlex.split(command))
+    words = iter(quoted_words(command))
     kept = []
     for word in words:
         if word == "--tokenizer":
             next(words, None)
         elif not word.startswith("--tokenizer="):
             kept.append(word)
-    return shlex.join(kept)
+    return " ".join(kept)
 
 
 def sizes(folder: Path) -> dict[str, int]:

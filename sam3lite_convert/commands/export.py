@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, QUANTIZED_MODE
 from sam3lite_convert.convert.proof import own_receipt
 from sam3lite_convert.convert.side_files import with_graphs, with_quantized, without_tokenizer, write_receipt
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.export import ExportDocument, QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.verify import VerifyDocument
@@ -85,7 +85,7 @@ def export_onnx(
         quantized=tuple(made.values()),
         within_budget=all(file.loss.first_over_budget is None for file in made.values()) if made else None,
         notes=tuple(filter(None, (note, without_tokenizer(folder)))),
-        next=f"sam3lite parity CHECKPOINT --converted {shlex.quote(str(folder))} --candidate onnx"
+        next=f"sam3lite parity CHECKPOINT --converted {shell_path(folder)} --candidate onnx"
         + _options(component, size),
     )
 
@@ -98,7 +98,7 @@ def _proven(folder: Folder, mappings: Mappings, verification: VerifyDocument | N
 
     verification: of this run; None if there was none. Raises NotProven if they are not.
     """
-    receipt, where = own_receipt(folder), shlex.quote(str(folder.path))
+    receipt, where = own_receipt(folder), shell_path(folder.path)
     if receipt is None:
         raise NotProven(
             f"not exported: {folder.path} has no conversion.json of its tensor files, which says what they were "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +15,7 @@ from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.files import resolved, write_whole
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.detector import DetectorRecordDocument
 from sam3lite_convert.records.fingerprint import FingerprintWritten
 from sam3lite_convert.records.parity import RecordDocument, RecordedTap, ScriptTable, ScriptWritten
@@ -73,7 +73,7 @@ def record_fingerprint(
         variant=plan.architecture.variant,
         ids=made.ids,
         taps=tuple(tap.name for tap in made.taps),
-        next=f'sam3lite judge mine.safetensors --fingerprint {shlex.quote(str(path))} --name "my port"',
+        next=f'sam3lite judge mine.safetensors --fingerprint {shell_path(path)} --name "my port"',
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.plan.unsound import listed
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.restore import Remark, RestoreDocument
 from sam3lite_convert.workers import Advance
@@ -381,7 +381,7 @@ def _document(restored: _Restored, folder: Path, output: Path, original: Source 
         unplaced=tuple(Remark(key=key, why=why) for key, why in turned.unplaced.items()),
         summary=_summary(turned, alone),
         notes=tuple(notes),
-        next=f"sam3lite inspect {shlex.quote(str(output))}",
+        next=f"sam3lite inspect {shell_path(output)}",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from sam3lite_convert.plan.original_names import Beside, in_original_names
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.stated import stated_causal
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.quoting import shell_path, shell_word
 from sam3lite_convert.records.record import Json
 from sam3lite_convert.records.shared import Fetched, FileFacts, HubOrigin
 
@@ -236,13 +236,13 @@ class Location:
     @property
     def option(self) -> str:
         """The value of ``--checkpoint`` that names it, with the options of its repository and its selection."""
-        option = shlex.quote(self.name)
+        option = shell_path(self.name)
         if self.repository is not None and self.where.repo != DEFAULT_REPO:
-            option += f" --repo-id {shlex.quote(self.where.repo)}"
+            option += f" --repo-id {shell_word(self.where.repo)}"
         if self.repository is not None and self.where.revision != DEFAULT_REVISION:
-            option += f" --revision {shlex.quote(self.where.revision)}"
+            option += f" --revision {shell_word(self.where.revision)}"
         if self.repository is not None and self.where.cache is not None:
-            option += f" --cache-dir {shlex.quote(str(self.where.cache))}"
+            option += f" --cache-dir {shell_path(self.where.cache)}"
         return option + self.selection.options
 
     def here(self) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
 from sam3lite_convert.plan.families import Family
+from sam3lite_convert.quoting import python_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,8 +94,8 @@ def recipe(family: Family, context: int, place: str, own_tokenizer: bool = True,
     own_tokenizer: whether ``place`` holds tokenizer files; if not, the code loads CLIP's tokenizer.
     rows: to cut the position table to, where the folder's has more than the original reads.
     """
-    tokenizer = json.dumps(place if own_tokenizer else DEFAULT_TOKENIZER)
-    loading = _LOADING.format(model=family.library.model, tokenizer=tokenizer, place=json.dumps(place))
+    tokenizer = python_text(place if own_tokenizer else DEFAULT_TOKENIZER)
+    loading = _LOADING.format(model=family.library.model, tokenizer=tokenizer, place=python_text(place))
     return _commented(f"{loading}\n{_lines(context, rows)}{_AFTER}", family)
 
 
@@ -112,8 +112,8 @@ def detector_recipe(
 
     norms: whether the eps of the vision trunk has to be set, because the folder's config.json does not.
     """
-    tokenizer = json.dumps(place if own_tokenizer else DEFAULT_TOKENIZER)
-    loading = _LOADING.format(model=family.library.model, tokenizer=tokenizer, place=json.dumps(place))
+    tokenizer = python_text(place if own_tokenizer else DEFAULT_TOKENIZER)
+    loading = _LOADING.format(model=family.library.model, tokenizer=tokenizer, place=python_text(place))
     loading = loading.replace("import torch\n", "import numpy as np\nimport torch\nfrom PIL import Image\n")
     code = f"{loading}{_OPENING}\n{_NORMS if norms else ''}{_PICTURE}{_lines(context, rows)}{_DETECT}"
     return _commented(code, family)

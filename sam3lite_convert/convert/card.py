@@ -17,6 +17,15 @@ from sam3lite_convert.figures import human_bytes
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.plan.families import FAMILIES, Family
 from sam3lite_convert.plan.loaders import LOADERS
+from sam3lite_convert.quoting import (
+    markdown_code,
+    markdown_link,
+    markdown_text,
+    python_text,
+    shell_line,
+    shell_word,
+    yaml_text,
+)
 from sam3lite_convert.records.export import GraphLoss
 from sam3lite_convert.records.receipt import ParitySummary, Receipt
 from sam3lite_convert.records.record import JsonValue
@@ -80,7 +89,7 @@ def model_card(receipt: Receipt) -> str:
     lines = [
         *_metadata(receipt, family),
         "",
-        f"# {_title(receipt, family)}, {a.variant}, layout `{receipt.layout}`",
+        f"# {markdown_text(f'{_title(receipt, family)}, {a.variant}')}, layout {markdown_code(receipt.layout)}",
         "",
         *_provenance(receipt),
         "",
@@ -92,8 +101,8 @@ def model_card(receipt: Receipt) -> str:
         f"| in this folder | {counts.target} |",
         *filled,
         "",
-        *(f"- dropped {n}: {label}" for label, n in by_kind.items()),
-        *(f"- {note}" for note in receipt.notes),
+        *(f"- dropped {n}: {markdown_text(label)}" for label, n in by_kind.items()),
+        *(f"- {markdown_text(note)}" for note in receipt.notes),
         "",
         f"Text encoder: {a.num_hidden_layers} layers, {a.hidden_size} wide, context {a.context_length}, "
         f"{receipt.text_parameters / 1e6:.2f} M parameters{own}. Tensors: {receipt.dtype}.",
@@ -155,12 +164,10 @@ def _metadata(receipt: Receipt, family: Family) -> Iterator[str]:
 
 
 def _yaml(value: JsonValue) -> str:
-    """A value as YAML: JSON, except that special characters are escaped as YAML requires."""
+    """A value as YAML."""
     if isinstance(value, list):
         return "[" + ", ".join(map(_yaml, value)) + "]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value) + '"'
+    return yaml_text(value) if isinstance(value, str) else json.dumps(value)
 
 
 def with_card(receipt: Receipt) -> tuple[Receipt, bytes]:
@@ -171,12 +178,14 @@ def with_card(receipt: Receipt) -> tuple[Receipt, bytes]:
 
 def _provenance(receipt: Receipt) -> Iterator[str]:
     tool, source = receipt.tool, receipt.source
-    hashed = f"SHA-256 `{source.sha256}`" if source.sha256 else f"SHA-256 as stated by the Hub `{source.etag}`"
+    hashed = "SHA-256 " if source.sha256 else "SHA-256 as stated by the Hub "
+    hashed += markdown_code(str(source.sha256 or source.etag))
     size = f"{source.size:,} bytes, {hashed}"
     if source.repo:
-        yield (f"Converted from `{source.file}` of `{source.repo}` at commit `{source.commit}` ({size}) by")
+        file, repo, commit = (markdown_code(str(name)) for name in (source.file, source.repo, source.commit))
+        yield f"Converted from {file} of {repo} at commit {commit} ({size}) by"
     else:
-        yield f"Converted from `{source.name}` ({size}) by"
+        yield f"Converted from {markdown_code(source.name)} ({size}) by"
     yield (
         f"{tool.name} {tool.version} (mapping tables `{tool.mappings_sha256[:16]}`). `conversion.json` "
         "accounts for every tensor."
@@ -187,8 +196,8 @@ def _provenance(receipt: Receipt) -> Iterator[str]:
         named = licence.get("license_name") or licence.get("license")
         named = ", ".join(map(str, named)) if isinstance(named, list) else str(named)
         link = licence.get("license_link")
-        said = f"Licence, as stated by the source: {named}" + (f" ({link})" if link else "") + "."
-        yield " ".join(said.split())
+        where = f" ({markdown_link(str(link))})" if link else ""
+        yield f"Licence, as stated by the source: {markdown_text(named)}{where}."
     elif source.repo and source.licence is None:
         yield "The source's card was not read because the Hub could not be reached; the source's licence applies."
     elif source.repo:
@@ -209,10 +218,11 @@ def _licence_files(receipt: Receipt) -> Iterator[str]:
     elif not receipt.licences:
         yield "The source's repository holds no licence file, neither beside the checkpoint nor at its top."
     for licence in receipt.licences or ():
+        path = markdown_code(licence.path)
         if licence.name:
-            yield f"Its licence file `{licence.path}` is here as it is there: `{licence.name}`."
+            yield f"Its licence file {path} is here as it is there: {markdown_code(licence.name)}."
         else:
-            yield f"Its licence file `{licence.path}` is not here: {licence.why}."
+            yield f"Its licence file {path} is not here: {markdown_text(str(licence.why))}."
 
 
 def _of_the_library(receipt: Receipt, family: Family) -> Iterator[str]:
@@ -221,7 +231,7 @@ def _of_the_library(receipt: Receipt, family: Family) -> Iterator[str]:
         yield from _video(receipt, family)
         return
     model_id = receipt.model_id
-    place = json.dumps(model_id or ".")
+    place = python_text(model_id or ".")
     text_only = receipt.component == "text"
     model = family.library.text_model if text_only else family.library.model
     tokenizer = bool(receipt.tokenizer)
@@ -256,8 +266,8 @@ def _of_the_library(receipt: Receipt, family: Family) -> Iterator[str]:
 
 def _video(receipt: Receipt, family: Family) -> Iterator[str]:
     """Example: the objects that a prompt names, followed through a video."""
-    place, names, context = json.dumps(receipt.model_id or "."), family.library, receipt.architecture.context_length
-    tokenizer = json.dumps(receipt.model_id or ".") if receipt.tokenizer else json.dumps(DEFAULT_TOKENIZER)
+    place, names, context = python_text(receipt.model_id or "."), family.library, receipt.architecture.context_length
+    tokenizer = place if receipt.tokenizer else python_text(DEFAULT_TOKENIZER)
     yield "```python"
     yield "from glob import glob"
     yield ""
@@ -297,7 +307,7 @@ def _video(receipt: Receipt, family: Family) -> Iterator[str]:
 
 def _folder(model_id: str | None) -> str:
     """The line of an example that sets ``folder``."""
-    return f"folder = snapshot_download({json.dumps(model_id)})" if model_id else 'folder = "."'
+    return f"folder = snapshot_download({python_text(model_id)})" if model_id else 'folder = "."'
 
 
 def _packed_model(receipt: Receipt, family: Family) -> Iterator[str]:
@@ -349,7 +359,8 @@ def _packed_encoder(receipt: Receipt, family: Family) -> Iterator[str]:
 
 def _plain(receipt: Receipt, family: Family) -> Iterator[str]:
     """Example: reading the tensors of a layout for which this project has no model."""
-    yield f"Layout `{receipt.layout}`: {receipt.reader or 'no program that reads it is known'}. The tensors:"
+    reader = markdown_text(receipt.reader or "no program that reads it is known")
+    yield f"Layout {markdown_code(receipt.layout)}: {reader}. The tensors:"
     yield ""
     yield "```python"
     yield "from pathlib import Path"
@@ -388,8 +399,8 @@ def loads_with(receipt: Receipt, folder: str) -> tuple[str, ...]:
         "packed_encoder": ["sam3lite_convert.PackedTextModel"],
     }
     if receipt.loader in models:
-        return tuple(f"{model}.from_pretrained({json.dumps(folder)})" for model in models[receipt.loader])
-    first, *more = (f"safetensors.torch.load_file({json.dumps(f'{folder}/{name}')})" for name in receipt.files)
+        return tuple(f"{model}.from_pretrained({python_text(folder)})" for model in models[receipt.loader])
+    first, *more = (f"safetensors.torch.load_file({python_text(f'{folder}/{name}')})" for name in receipt.files)
     return (first + (f"  # and the other {len(more)}" if more else ""),)
 
 
@@ -415,8 +426,9 @@ def _parity(parity: ParitySummary | None) -> Iterator[str]:
     yield "## Parity with the original text encoder"
     yield ""
     yield (
-        f"`{parity.verdict}`: {parity.reference} and {parity.candidate_encoder}, {parity.dtype}, "
-        f"{parity.inputs}; compared in float64."
+        f"{markdown_code(parity.verdict)}: {markdown_text(parity.reference)} and "
+        f"{markdown_text(parity.candidate_encoder)}, {parity.dtype}, {markdown_text(parity.inputs)}; compared in "
+        "float64."
     )
     if parity.verdict == "incomplete":
         yield ""
@@ -426,7 +438,7 @@ def _parity(parity: ParitySummary | None) -> Iterator[str]:
     yield "|---|---|---|---|"
     for tap in parity.layers:
         shown = map(_shown, (tap.max_abs_diff, tap.isolated_max_abs_diff, tap.relative_l2))
-        yield f"| `{tap.name}` | {' | '.join(shown)} |"
+        yield f"| {markdown_code(tap.name, cell=True)} | {' | '.join(shown)} |"
     yield ""
 
 
@@ -497,24 +509,25 @@ def _graph_example(receipt: Receipt, name: str) -> Iterator[str]:
 
 def _claims(receipt: Receipt, names: Sequence[str]) -> Iterator[str]:
     """Rows of a table: what is claimed of the graphs, and the command that shows it."""
-    checked = _check(receipt)
+    checked = markdown_code(_check(receipt), cell=True)
     how = f"but for the cast to {receipt.dtype}" if receipt.lost.cast else "bit for bit"
     for name, digest in (receipt.proven or {}).items():
-        yield f"| `{name}` (SHA-256 `{digest}`) turns back into the source, {how} | `{checked}` |"
+        file = f"{markdown_code(name, cell=True)} (SHA-256 {markdown_code(digest, cell=True)})"
+        yield f"| {file} turns back into the source, {how} | {checked} |"
     for name in names:
-        yield f"| `{name}` is the graph that sam3lite-convert writes over these tensors | `{checked}` |"
+        yield f"| `{name}` is the graph that sam3lite-convert writes over these tensors | {checked} |"
     if parity := receipt.graph_parity:
         command = f"sam3lite parity {named_checkpoint(receipt)} --converted {_place(receipt)} --candidate onnx"
         yield (
-            f"| `{TEXT_MODEL}` beside the original text encoder: `{parity.verdict}`, max abs diff "
-            f"{_shown(parity.max_abs_diff)} ({parity.candidate_encoder}, {parity.dtype}, {parity.inputs}) "
-            f"| `{command}` |"
+            f"| `{TEXT_MODEL}` beside the original text encoder: {markdown_code(parity.verdict, cell=True)}, "
+            f"max abs diff {_shown(parity.max_abs_diff)} ({markdown_text(parity.candidate_encoder)}, {parity.dtype}, "
+            f"{markdown_text(parity.inputs)}) | {markdown_code(command, cell=True)} |"
         )
 
 
 def _losses(receipt: Receipt, names: Sequence[str]) -> Iterator[str]:
     """Rows of the same table: what quantised graphs are made of, and what they lose."""
-    losses = receipt.graph_losses or {}
+    losses, checked = receipt.graph_losses or {}, markdown_code(_check(receipt), cell=True)
     for name in names:
         of, method = QUANTIZED_MODELS[name]
         # Its graphs are written together, for one size of pictures, which the last one's loss states.
@@ -522,8 +535,8 @@ def _losses(receipt: Receipt, names: Sequence[str]) -> Iterator[str]:
         found = last.detection if of != TEXT_MODEL and last is not None else None
         sized = f" for {found.size} pixels" if found is not None and of != "text.onnx" else ""
         loss = losses.get(name)
-        runtime = loss.runtime if loss is not None else "onnxruntime"
-        yield f"| `{name}` is what the quantizer of {runtime} makes of `{of}`{sized} ({method}) | `{_check(receipt)}` |"
+        runtime = markdown_text(loss.runtime if loss is not None else "onnxruntime")
+        yield f"| `{name}` is what the quantizer of {runtime} makes of `{of}`{sized} ({method}) | {checked} |"
         if loss is None:
             continue
         command = f"sam3lite export onnx {_place(receipt)}"
@@ -531,39 +544,36 @@ def _losses(receipt: Receipt, names: Sequence[str]) -> Iterator[str]:
         command += f" --size {found.size}" if found is not None else ""
         command += f" --quantize {method}" + (" --prompts-file FILE" if loss.own_prompts else "")
         for claim in _loss(name, of, loss):
-            yield f"| {claim} | `{command}` |"
+            yield f"| {claim} | {markdown_code(command, cell=True)} |"
 
 
 def _loss(name: str, of: str, loss: GraphLoss) -> Iterator[str]:
     """What one quantised graph loses, claim by claim."""
     before, after = human_bytes(loss.unquantised_bytes), human_bytes(loss.bytes)
     yield f"`{name}` takes {after}; `{of}` takes {before} with its weights"
+    inputs = markdown_text(loss.inputs)
     worst = max(loss.taps, key=lambda tap: tap.relative_l2)
     over = (
         f"no tap is over {loss.budget:g}"
         if loss.first_over_budget is None
-        else f"the first over {loss.budget:g} is `{loss.first_over_budget}`"
+        else f"the first over {loss.budget:g} is {markdown_code(loss.first_over_budget, cell=True)}"
     )
     yield (
-        f"`{name}` beside `{of}` on {loss.inputs}: relative L2 {_shown(worst.relative_l2)} at the worst tap "
-        f"(`{worst.name}`); {over}"
+        f"`{name}` beside `{of}` on {inputs}: relative L2 {_shown(worst.relative_l2)} at the worst tap "
+        f"({markdown_code(worst.name, cell=True)}); {over}"
     )
     if loss.agreement:
         what = {"tokens": "by the mean of the text features", "end": "by the pooled output"}
         shares = ", ".join(f"{each.share:.1%} {what[each.features]}" for each in loss.agreement)
-        yield f"`{name}` keeps the nearest other prompt of {loss.inputs}: {shares}"
+        yield f"`{name}` keeps the nearest other prompt of {inputs}: {shares}"
     if (found := loss.detection) is not None:
+        seen = f'{markdown_text(found.picture)} and "{markdown_text(found.prompt[:60])}"'
         yield (
-            f'all of these graphs together, on the {found.picture} and "{_plain_text(found.prompt)}", the '
+            f"all of these graphs together, on the {seen}, the "
             f"{found.queries} best queries: IoU of masks {found.mask_iou_mean:.3f} on average, "
             f"{found.mask_iou_least:.3f} at least; scores change by {_shown(found.score_max_abs_diff)} at most; "
             f"{found.crossed} of all cross 0.5"
         )
-
-
-def _plain_text(prompt: str) -> str:
-    """Somebody's prompt in a cell of a table."""
-    return "".join(c if c.isprintable() and c not in '|`<&\\[]"*_' else " " for c in prompt)[:60]
 
 
 def _shown(error: float) -> str:
@@ -585,8 +595,9 @@ def named_checkpoint(receipt: Receipt) -> str:
     """The options that name the checkpoint of a folder, in a command to be typed."""
     source = receipt.source
     if source.repo:
-        options = f"--checkpoint {source.file} --repo-id {source.repo} --revision {source.commit}"
+        words = ("--checkpoint", source.file, "--repo-id", source.repo, "--revision", source.commit)
+        options = shell_line(map(str, words))
     else:
-        options = f"--checkpoint PATH/TO/{source.name}"
+        options = f"--checkpoint {shell_word(f'PATH/TO/{source.name}')}"
     options += stated(receipt.to_json()).options
     return options + (" --mapping PATH/TO/MAPPINGS" if receipt.own_tables else "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -28,6 +27,7 @@ from sam3lite_convert.hub.licences import LicenceText
 from sam3lite_convert.opened import holds, is_there, read_small
 from sam3lite_convert.plan.loaders import LOADERS
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.export import QuantizedFile
 from sam3lite_convert.records.receipt import LicenceFile, Receipt
 from sam3lite_convert.workers import Worker
@@ -178,7 +178,7 @@ def without_tokenizer(folder: Path) -> str | None:
         return None
     return (
         f"{folder} holds no {WHOLE}, with which other runtimes turn prompts into ids. To add it: sam3lite convert "
-        f"CHECKPOINT --output {shlex.quote(str(folder))} --tokenizer DIR_OR_REPO"
+        f"CHECKPOINT --output {shell_path(folder)} --tokenizer DIR_OR_REPO"
     )
 
 

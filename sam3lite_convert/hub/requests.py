@@ -38,6 +38,7 @@ from sam3lite_convert.hub.bounds import (
     unexpected,
     watch_connections,
 )
+from sam3lite_convert.quoting import visible
 
 _TRIES = 4
 _LONGEST_LINE = 300  # characters of what a server or a library says
@@ -257,5 +258,5 @@ def first_line(said: object) -> str:
     """The first line of an exception's message, in short, without URL queries, tokens and control characters."""
     lines = str(said).strip().splitlines()
     line = log.without_secrets(lines[0]) if lines else ""
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    plain = visible(line)
     return plain if len(plain) <= _LONGEST_LINE else f"{plain[:_LONGEST_LINE]}..."

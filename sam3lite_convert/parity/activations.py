@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import Floor
 from sam3lite_convert.parity.port_files import read_safetensors, tap_of
 from sam3lite_convert.parity.taps import are_complete, point_of
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.parity import ComparedSides
 from sam3lite_convert.records.record import Json, JsonValue
 
@@ -151,7 +151,7 @@ def load_activations(path: Path) -> SavedActivations:
 def _needs_checkpoint(path: Path) -> CannotRun:
     return CannotRun(
         f"{path} is not a file of parity --save-activations (plain save_file writes no metadata): judge it with the "
-        f"checkpoint, sam3lite judge {shlex.quote(str(path))} --checkpoint CHECKPOINT",
+        f"checkpoint, sam3lite judge {shell_path(path)} --checkpoint CHECKPOINT",
         "no_checkpoint",
     )
 

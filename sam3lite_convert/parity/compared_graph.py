@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.parity.taps import OUTPUTS, point_of
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.parity import DiagnosisRecord, GraphDifferenceRecord, GraphRecord
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def find_graph(folder: Path) -> FoundGraph:
     path = folder / TEXT_MODEL
     if not path.is_file():
         raise CannotRun(
-            f"{folder} holds no {TEXT_MODEL}; sam3lite export onnx {shlex.quote(str(folder))} writes it", "no_graph"
+            f"{folder} holds no {TEXT_MODEL}; sam3lite export onnx {shell_path(folder)} writes it", "no_graph"
         )
     model, sha256 = read_with_hash(path)
     check_places(model, folder, TEXT_MODEL)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.errors import UnsoundPlan
 from sam3lite_convert.plan.names import Names, spelled_key
 from sam3lite_convert.plan.tables import Layout, Rule
+from sam3lite_convert.quoting import shell_word
 from sam3lite_convert.records.record import JsonValue
 
 _DEEPEST = 4  # parts of a prefix
@@ -54,7 +54,7 @@ def unknown_prefix(checkpoint: Checkpoint, spellings: tuple[Rule, ...], layout: 
         raise _several(checkpoint, found)
     ((prefix, some),) = found.items()
     which = f"all {len(some):,} keys" if len(some) == len(known) else f"{len(some):,} of {len(known):,} keys"
-    option = f"--strip-prefix {shlex.quote(prefix)}"
+    option = f"--strip-prefix {shell_word(prefix)}"
     raise UnsoundPlan(
         f"{checkpoint.path.name}: {which} start with {prefix}, which no table knows. Take it off: {option}",
         "unknown_prefix",
@@ -85,8 +85,8 @@ def _several(checkpoint: Checkpoint, copies: dict[str, tuple[str, ...]]) -> Unso
         counts[prefix] = {"tensors": len(keys), "parameters": numel}
         lines.append(f"  {prefix or '(no prefix)'}: {len(keys):,} tensors, {numel:,} parameters")
     named = [prefix for prefix in copies if prefix]
-    lines.append(f"Choose one: --strip-prefix {shlex.quote(named[0])}")
+    lines.append(f"Choose one: --strip-prefix {shell_word(named[0])}")
     if "" in copies:
-        others = shlex.quote("(" + "|".join(map(re.escape, named)) + ").+")
+        others = shell_word("(" + "|".join(map(re.escape, named)) + ").+")
         lines[-1] += f"; or, for those without a prefix, --drop {others} --reason TEXT"
     return UnsoundPlan("\n".join(lines), "several_copies", {"copies": counts})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,7 @@ from sam3lite_convert.plan.key_patterns import grouped, key_patterns
 from sam3lite_convert.plan.renamed import KnownKey, Renaming, Trial, folded, homeless, known_keys, renamings
 from sam3lite_convert.plan.tables import SPELLINGS, Layout, Rule, builtin_directory
 from sam3lite_convert.plan.unsound import ROWS, Cause, PlanFault, fault_groups, on_a_screen, rows, shown, title
+from sam3lite_convert.quoting import shell_path, shell_word
 from sam3lite_convert.records.record import Json, json_value
 
 _GUESSED = 20  # groups of keys for which names like theirs are looked up
@@ -232,7 +232,7 @@ def _rules(found: Sequence[Renaming], most: int, sound: bool) -> list[str]:
         lines += one.text.split("\n")
     if most < len(found):
         lines.append(f"and {len(found) - most} more: --json, under error.details.rules")
-    table = shlex.quote(str(builtin_directory() / SPELLINGS))
+    table = shell_path(builtin_directory() / SPELLINGS)
     return [*lines, f"To use it: mkdir tables; cp {table} tables; then paste, and --mapping tables"]
 
 
@@ -293,7 +293,7 @@ def _way(
             "parameters alone."
         )
     elif drop:
-        lines.append(f"If the model does without them: --drop {shlex.quote(drop)} --reason TEXT")
+        lines.append(f"If the model does without them: --drop {shell_word(drop)} --reason TEXT")
     elif component != "text" and "missing_component" in kinds and not any(_of_text(f, layout, canonical) for f in rest):
         lines.append("Give a checkpoint that holds them, or convert the text encoder alone with --component text.")
     elif kinds <= {"not_turned_back", "not_joined", "unfilled"} and kinds != {"unfilled"}:

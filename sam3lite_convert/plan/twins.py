@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor
-from sam3lite_convert.checkpoint.tensor_reader import read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import same_bytes
 from sam3lite_convert.errors import Untrusted
 from sam3lite_convert.plan.names import Names
 from sam3lite_convert.plan.unsound import shape_text
@@ -20,7 +20,7 @@ def check_twins(file: BinaryIO, twins: tuple[Twin, ...]) -> None:
         first, second = twin.first, twin.second
         if [(t.offset, t.stride) for t in first.stored] == [(t.offset, t.stride) for t in second.stored]:
             continue
-        if read_tensor(file, first) != read_tensor(file, second):
+        if not same_bytes(file, first, file, second):
             if twin.written_twice:
                 raise copies_differ(first.key, second.key)
             raise Untrusted(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sam3lite_convert.plan.key_patterns import grouped
+from sam3lite_convert.quoting import visible
 from sam3lite_convert.records.record import Json, json_value
 
 Expected = tuple[int | None, ...]  # a shape; None for a side that the file does not show
@@ -115,7 +116,7 @@ def _cause(fault: PlanFault) -> str:
 
 def shown(text: str) -> str:
     """A key or a detail as one line that is not too long; names come from files that may hold anything."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    plain = visible(text)
     return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST // 2]} [...] {plain[-_LONGEST // 3 :]}"
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sam3lite_convert.quoting import shell_line
 from sam3lite_convert.records.fingerprint import ReleasedCheck
 from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts, refuses
@@ -383,7 +383,7 @@ class ComparedSides(Record):
         """The command that compares the folder's other tensors; None without a folder."""
         if self.converted is None:
             return None
-        return shlex.join(["sam3lite", "verify", self.converted, "--checkpoint", self.checkpoint])
+        return shell_line(["sam3lite", "verify", self.converted, "--checkpoint", self.checkpoint])
 
 
 @dataclass(frozen=True, kw_only=True)

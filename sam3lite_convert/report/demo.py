@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.convert import ConvertDocument
 from sam3lite_convert.records.inspect import InspectDocument
 from sam3lite_convert.records.verify import VerifyDocument
@@ -51,6 +51,6 @@ def demo_end(d: DemoDocument, output: Path | None) -> None:
     say()
     say(f"Demo done: both layouts {d.verdict}; parity: {parity}. {kept}", "bold")
     if output:
-        folder = shlex.quote(str(output / d.converted["packed"].output))
+        folder = shell_path(output / d.converted["packed"].output)
         say(f"For ONNX, with the extra onnx: sam3lite export onnx {folder}")
     say("Next: sam3lite inspect YOUR_CHECKPOINT.pt")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-
 from rich.table import Table
 
 from sam3lite_convert.figures import human_bytes, human_count, plural
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.inspect import InspectDocument
 from sam3lite_convert.records.shared import (
     Accounting,
@@ -36,7 +35,7 @@ def inspected(d: InspectDocument) -> None:
     notes(d.architecture, d.notes)
     fetched(d.file.fetched)
     say()
-    tables = f" --mapping {shlex.quote(d.mapping)}" if d.mapping else ""
+    tables = f" --mapping {shell_path(d.mapping)}" if d.mapping else ""
     layout = f" --layout {d.converts_to}" if d.converts_to != _DEFAULT_LAYOUT else ""
     if d.convert["all"] == "yes":
         say(f"Next: sam3lite convert --checkpoint {d.file.option}{layout}{tables}")

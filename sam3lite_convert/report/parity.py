@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 
 from rich.table import Table
 
 from sam3lite_convert.figures import VERDICTS, ids_shown, number
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.parity import (
     CheckoutRecord,
     DiagnosisRecord,
@@ -65,7 +65,7 @@ def paritied(d: ParityDocument, debug: bool) -> None:
     for text in d.notes:
         say(f"note: {text}")
     if d.saved_activations:
-        say(f"Saved {d.saved_activations}. Next: sam3lite parity --judge {shlex.quote(d.saved_activations)}")
+        say(f"Saved {d.saved_activations}. Next: sam3lite parity --judge {shell_path(d.saved_activations)}")
     elif judgement.verdict == "differs" and not debug:
         say("Next: the same command with --debug-intermediates shows every layer")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-
 from rich.table import Table
 
 from sam3lite_convert.figures import human_bytes
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.convert import (
     ConvertAllDocument,
     ConvertDocument,
@@ -25,11 +24,11 @@ def converted_end(r: ConvertDocument) -> None:
     if r.done.push:
         pushed(r.done.push)
         return
-    tables = f" --mapping {shlex.quote(r.mapping)}" if r.mapping else ""
+    tables = f" --mapping {shell_path(r.mapping)}" if r.mapping else ""
     if not r.done.verification:
-        say(f"Next: sam3lite verify {shlex.quote(r.output)} --checkpoint {r.option}{tables}")
+        say(f"Next: sam3lite verify {shell_path(r.output)} --checkpoint {r.option}{tables}")
     elif not r.done.graph_parity and any(name.endswith(".onnx") for name in r.done.files):
-        where = f"--converted {shlex.quote(r.output)} --candidate onnx"
+        where = f"--converted {shell_path(r.output)} --candidate onnx"
         say(f"Next: sam3lite parity --checkpoint {r.option} {where}{tables}")
 
 

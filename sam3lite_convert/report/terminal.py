@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
+from sam3lite_convert.quoting import visible
 from sam3lite_convert.records.record import Document
 from sam3lite_convert.workers import Advance
 
@@ -86,7 +87,7 @@ def fault(message: str) -> None:
 
 def printable(text: str) -> str:
     """The text with control characters escaped and long lines shortened, since names come from untrusted files."""
-    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    shown = "\n".join(map(visible, text.split("\n")))
     if len(shown) <= _LONGEST_LINE:
         return shown
     return "\n".join(

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, zeros
 from sam3lite_convert.checkpoint.one_file import open_file
-from sam3lite_convert.checkpoint.tensor_reader import CHUNK, read_pieces, read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import CHUNK, read_pieces, same_bytes
 from sam3lite_convert.convert.assembled import Assembled, Stretch
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
@@ -326,13 +326,14 @@ def _check_duplicates(covers: Sequence[_Cover]) -> None:
         other = first.setdefault(cover.begin, cover)
         if other is cover or (other.same and cover.same):
             continue
-        if _bytes(other.stretch) != _bytes(cover.stretch):
+        if not _same(other.stretch, cover.stretch):
             raise copies_differ(other.target, cover.target)
 
 
-def _bytes(stretch: Stretch) -> tuple[str, bytes]:
-    with open_file(stretch.path) as file:
-        return stretch.tensor.dtype, read_tensor(file, stretch.tensor)
+def _same(one: Stretch, other: Stretch) -> bool:
+    """Whether the tensors of two stretches are equal to the bit."""
+    with open_file(one.path) as file, open_file(other.path) as other_file:
+        return one.tensor.dtype == other.tensor.dtype and same_bytes(file, one.tensor, other_file, other.tensor)
 
 
 def _check_zero(out: Restoration, key: str, path: Path, found: StoredTensor) -> None:

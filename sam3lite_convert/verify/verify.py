@@ -38,6 +38,7 @@ from sam3lite_convert.verify.side_files_check import check_side_files
 from sam3lite_convert.workers import Advance
 
 MISSING, UNEXPECTED = "V-MISSING", "V-UNEXPECTED"
+_MOST_IN_TABLE = 64 << 20  # bytes of a text position table; one of 77 rows takes some 200 kB
 _FILLED = (
     "holds other values than the zeros of a conversion: the checkpoint has no such tensor. The model computes this "
     "level of the neck and throws it away, so detections are the same"
@@ -227,7 +228,8 @@ def _fault(
     source: BinaryIO, piece: Mapped, file: BinaryIO, found: StoredTensor, diagnoser: Diagnoser, loss: CastLoss | None
 ) -> Cause | None:
     """Why a found tensor differs from what the plan writes; None if it does not."""
-    if found.shape != piece.shape and piece.position_table and found.dtype == piece.dtype:
+    alike = found.dtype == piece.dtype and found.nbytes <= _MOST_IN_TABLE
+    if found.shape != piece.shape and piece.position_table and alike:
         rows = explain_rows(piece, source, found.shape, read_tensor(file, found))
         if rows is not None:
             return rows

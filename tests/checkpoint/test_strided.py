@@ -17,7 +17,9 @@ from sam3lite_convert.checkpoint import strided
 from sam3lite_convert.checkpoint.index import StoredTensor
 from sam3lite_convert.checkpoint.nonfinite import not_finite
 from sam3lite_convert.checkpoint.reader import open_source, read_checkpoint
-from sam3lite_convert.checkpoint.tensor_reader import read_pieces, read_range, read_tensor
+from sam3lite_convert.checkpoint.tensor_reader import read_pieces, read_range, read_tensor, same_bytes
+from sam3lite_convert.convert.assembled import Assembled, Stretch
+from sam3lite_convert.convert.text_weights import read_stored
 from sam3lite_convert.errors import UnsoundPlan
 
 GIGABYTE = 1 << 30
@@ -115,6 +117,37 @@ def test_memory_follows_what_is_read_and_not_what_a_stride_spans(kind, legacy, t
         assert memory_of(lambda: read_tensor(file, stored)) < 1 << 20
         assert memory_of(lambda: list(read_pieces(file, stored, 8))) < 1 << 20
     assert memory_of(lambda: not_finite(index, [stored])) < 2 << 20
+
+
+def test_the_library_and_an_assembled_tensor_read_no_more(tmp_path):
+    wide = APART["a matrix"]
+    path = write_sparse(tmp_path / "a.pt", {"a.w": wide})
+    index = read_checkpoint(path)
+    (stored,) = index.tensors.values()
+    with open_source(index) as file:
+        tensor = read_stored(file, stored)
+        assert tensor.equal(wide.values)
+        assert memory_of(lambda: read_stored(file, stored)) < 1 << 20
+        made = Assembled("a.w", "float32", (2, 8), (Stretch(path, stored, 8, 16),))
+        assert b"".join(made.chunks({path: file})) == wide.values[1:3].numpy().tobytes()
+        assert memory_of(lambda: list(made.chunks({path: file}))) < 1 << 20
+
+
+def test_two_large_tensors_are_compared_in_pieces():
+    data = bytes(range(256)) * (160 << 10)  # 40 MiB
+    whole = StoredTensor("w", "uint8", (1 << 20, 40), 0, (40, 1))
+    file, other = io.BytesIO(data), io.BytesIO(data[:-1] + b"\0")
+    assert same_bytes(file, whole, file, StoredTensor("v", "uint8", (len(data),), 0, (1,)))
+    assert not same_bytes(file, whole, other, whole)
+    assert memory_of(lambda: same_bytes(file, whole, file, whole)) < 20 << 20
+
+
+def test_the_indexes_of_many_single_numbers_take_no_memory(monkeypatch):
+    monkeypatch.setattr(strided, "_GAP", 0)
+    data = bytes(range(251)) * 200
+    stored = StoredTensor("w", "uint8", (20_000,), 0, (2,))
+    assert read_tensor(io.BytesIO(data), stored) == data[:40_000:2]
+    assert memory_of(lambda: read_tensor(io.BytesIO(data), stored)) < 300_000
 
 
 def test_an_expanded_tensor_of_many_elements_is_refused():

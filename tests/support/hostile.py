@@ -209,6 +209,7 @@ UNTRUSTED: dict[str, Any] = {
     "starts behind its storage": lambda p: pickled(p, state(text("w"), tensor(offset=1))),
     "starts before its storage": lambda p: pickled(p, state(text("w"), tensor(offset=-1))),
     "lies about the dtype": lambda p: pickled(p, state(text("w"), tensor(kind="DoubleStorage"))),
+    "one storage of two types": lambda p: pickled(p, state(text("w"), tensor(), text("v"), tensor(kind="IntStorage"))),
     "lies about the stride": lambda p: pickled(p, state(text("w"), tensor(stride=(5, 1)))),
     "a negative stride": lambda p: pickled(p, state(text("w"), tensor(stride=(-4, 1)))),
     "repeats a key": lambda p: pickled(p, state(text("w"), tensor(), text("w"), tensor())),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,10 +38,13 @@ from support.folders import (
 )
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
+from sam3lite_convert.convert.folder import read_folder
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import load_mappings
+from sam3lite_convert.verify import verify as verify_module
 from sam3lite_convert.verify.config_check import check_config
+from sam3lite_convert.verify.recognise import recognise
 
 VIT = "vision_encoder.backbone.layers."
 TEXT_LAYER = "text_encoder.layers."
@@ -492,6 +496,17 @@ def test_a_stretched_position_table_is_named(how, length, bad, tiny):
     edit_config(bad, "text_config", "max_position_embeddings", value=length)
     found = faults(bad, tiny)
     assert how in found[key] and f"{length} rows" in found[key] and "first 16" in found[key]
+
+
+def test_a_position_table_of_gigabytes_is_told_by_its_shape(bad, tiny):
+    key = TEXT_POSITIONS["transformers"]
+    folder = read_folder(bad)
+    plan = recognise(folder, read_checkpoint(tiny), load_mappings())
+    _, found = folder.tensors[key]
+    endless = replace(found, shape=(*found.shape[:2], 1 << 30, found.shape[3]))
+    # There is no file, so that reading would fail.
+    cause = verify_module._fault(None, plan.mapped[key], None, endless, None, None)
+    assert cause.code != "V-ROWS" and "1x1x1073741824x128" in cause.why
 
 
 @pytest.mark.parametrize(("length", "stock"), [(77, "at 32 stretches them"), (32, "at 32 reads all of them")])

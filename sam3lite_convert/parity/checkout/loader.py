@@ -1,9 +1,10 @@
 """Parse the Python files of a checkout without running them, and run the few that the text encoder needs.
 
 Each file runs in a namespace with its own ``__import__``. So imports inside functions resolve the same way whenever
-they run, and ``sys.meta_path``, ``sys.path`` and the names of installed packages stay unchanged. No bytecode is
-written. A file that an import leads to is run only if it holds an imported ``nn.Module`` class, or a base or decorator
-of a class; everything else imported from the checkout is an inert placeholder.
+they run, and the names of installed packages stay unchanged. No bytecode is written, and none is read. Which files may
+run is known before any of them does: those that hold an imported ``nn.Module`` class, or a base or decorator of a
+class. Everything else imported from the checkout is an inert placeholder, and while its code runs no other import
+finds a file of the checkout. What that code does on its own, reading and running another file for example, is its own.
 
 Python's rules for packages hold, with one thing known beforehand: a package that holds a package of its own name is
 searched in both folders, as the original's ``sam3/__init__.py`` has it since November 2025
@@ -72,7 +73,7 @@ def installed(top: str) -> bool:
     """Whether a package of this name is installed."""
     try:
         return top in sys.stdlib_module_names or importlib.util.find_spec(top) is not None
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, NotHere):  # it is in the checkout
         return False
 
 
@@ -84,9 +85,10 @@ class CheckoutCode:
         self.path = self.root = path.resolve()
         while _is_package(self.root) and self.root.parent != self.root:
             self.root = self.root.parent  # the folder is inside a package, whose imports start above it
+        self.read: dict[Path, bytes] = {}
         self.trees: dict[Path, ast.Module | None] = {}
         self.modules: dict[Path, ModuleType] = {}
-        self.wanted: set[Path] = set()
+        self.allowed: dict[Path, None] = {}
         self.stood_in: dict[str, None] = {}
 
     def shown(self, file: Path) -> Path:
@@ -128,12 +130,18 @@ class CheckoutCode:
                 namespace = package
         return namespace
 
+    def source(self, file: Path) -> bytes:
+        """The bytes of a file, read once: what runs is what was looked at. Raises CannotRun if it cannot be read."""
+        if file not in self.read:
+            self.read[file] = read_small(file, LONGEST_SOURCE)
+        return self.read[file]
+
     def parse(self, file: Path) -> ast.Module:
         """Parse a file. Raises CannotRun if it cannot be read or is not valid Python."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # warnings about string literals in their code
-                return ast.parse(read_small(file, LONGEST_SOURCE), str(file))
+                return ast.parse(self.source(file), str(file))
         except SyntaxError as fault:
             where = f"{self.shown(file)}, line {fault.lineno}"
             raise CannotRun(f"{self.given}: {where}: {fault.msg}", "original_repo_failed") from None
@@ -211,6 +219,17 @@ class CheckoutCode:
     def has_layers(self, at: Path) -> bool:
         return at.is_file() and any(self.is_layer((at, node)) for node in top_level(getattr(self.tree(at), "body", [])))
 
+    def allow(self, file: Path) -> tuple[Path, ...]:
+        """Settle which files may run: this one and those that it needs, directly or not; returns them, it first."""
+        self.allowed = {file: None}
+        waiting = [file]
+        while waiting:
+            for other in sorted(self.needs(waiting.pop(0)) - self.allowed.keys()):
+                if other.name != INIT:
+                    self.allowed[other] = None
+                    waiting.append(other)
+        return tuple(self.allowed)
+
     def needs(self, file: Path) -> set[Path]:
         """The files of the checkout that define layers, bases or decorators imported by ``file``."""
         tree, found = self.tree(file), set()
@@ -222,12 +241,40 @@ class CheckoutCode:
             if isinstance(node, ast.Import):
                 at = [self.locate(file, alias.name, 0) for alias in node.names]
                 found |= {to[1] for to in at if to and self.has_layers(to[1])}
+                for alias, to in zip(node.names, at, strict=True):
+                    if to:
+                        named = alias.asname or alias.name.partition(".")[0]
+                        found |= self.reached(tree, named, to[1] if alias.asname else to[0])
             elif isinstance(node, ast.ImportFrom) and (to := self.locate(file, node.module or "", node.level)):
                 for bound, imported in _bound(node):
                     if imported == "*" and self.has_layers(to[1]):
                         found.add(to[1])
-                    elif (there := self.origin(to[1], imported)) and (bound in used or self.is_layer(there)):
-                        found.add(there[0])
+                    elif there := self.origin(to[1], imported):
+                        if bound in used or self.is_layer(there):
+                            found.add(there[0])
+                    elif to[1].is_dir() and (module := self.inside(to[1], imported)):
+                        found |= self.reached(tree, bound, module)
+        return found
+
+    def reached(self, tree: ast.Module | None, name: str, module: Path) -> set[Path]:
+        """The files that define the layers which a file reads as attributes of a module that it calls ``name``."""
+        found = set()
+        for node in ast.walk(tree) if tree else ():
+            parts: list[str] = []
+            inner: ast.expr | ast.AST = node
+            while isinstance(inner, ast.Attribute):
+                parts.insert(0, inner.attr)
+                inner = inner.value
+            if not parts or not isinstance(inner, ast.Name) or inner.id != name:
+                continue
+            at: Path | None = module
+            for part in parts:
+                if at is None:
+                    break
+                if self.is_layer(there := self.origin(at, part)) and there:
+                    found.add(there[0])
+                    break
+                at = self.inside(at, part) if at.is_dir() else None
         return found
 
     def resolves(self, file: Path) -> bool:
@@ -250,8 +297,9 @@ class CheckoutCode:
         """
         if file in self.modules:
             return self.modules[file]
+        if file not in self.allowed:
+            raise NotHere(f"{self.shown(file)} would have to run too, which its imports do not tell beforehand")
         code = compile(self.parse(file), str(file), "exec", dont_inherit=True)
-        self.wanted |= self.needs(file)
         module = ModuleType(f"original_repo:{self.dotted(file)}")
         module.__file__ = str(file)
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": partial(self.serve, file)}
@@ -279,7 +327,7 @@ class CheckoutCode:
         """``__import__`` for a file of the checkout."""
         if to := self.locate(file, name, level):
             if "*" in (fromlist or ()):
-                return self.run(to[1]) if to[1] in self.wanted else ModuleType(name)
+                return self.run(to[1]) if to[1] in self.allowed else ModuleType(name)
             return self.module(to[1] if fromlist else to[0])
         top = name.partition(".")[0]
         if level or self.locate(file, top, 0):
@@ -311,11 +359,11 @@ class CheckoutCode:
         return AskedModule(self.dotted(at), partial(self.attribute, at))
 
     def attribute(self, at: Path, name: str) -> object:
-        if at in self.wanted or at in self.modules:
+        if at in self.allowed:
             return getattr(self.run(at), name)
         found = self.origin(at, name)
         # Running a package's __init__.py would run the rest of the package too.
-        if found and found[0].name != INIT and (found[0] in self.wanted or self.is_layer(found)):
+        if found and found[0].name != INIT and (found[0] in self.allowed or self.is_layer(found)):
             return getattr(self.run(found[0]), getattr(found[1], "name", name))
         if found is None and at.is_dir() and (inside := self.inside(at, name)):
             return self.module(inside)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
+import importlib.machinery
+import importlib.util
 import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sam3lite_convert.convert.text_weights import load_all
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
-from sam3lite_convert.opened import read_small, read_small_text
-from sam3lite_convert.parity.checkout.loader import LONGEST_SOURCE, CheckoutCode, installed, said_by, top_level
+from sam3lite_convert.opened import read_small_text
+from sam3lite_convert.parity.checkout.loader import CheckoutCode, installed, said_by, top_level
 from sam3lite_convert.parity.checkout.stand_ins import NotHere
 
 STUDENT = "TextStudentEncoder"
@@ -28,6 +32,13 @@ MAX_FILES = 20_000
 _LONGEST_LINE = 64 << 10  # bytes
 _PACKED_REFS = 64 << 20  # bytes; that of a large project has some MB
 SKIPPED = {"node_modules", "site-packages", "__pycache__", "build", "venv", "env"}
+
+
+class RunFile(NamedTuple):
+    """A file of the checkout whose code is run. ``path``: below the folder that the user gave."""
+
+    path: Path
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -94,8 +105,11 @@ class OriginalRepo:
         return CannotRun(f"{self.path}: {message}", "original_repo_failed", details)
 
 
-def open_original(path: Path) -> OriginalRepo:
+def open_original(path: Path, told: Callable[[tuple[RunFile, ...]], object] = lambda files: None) -> OriginalRepo:
     """Find the text encoder in a checkout and run its modules.
+
+    ``told``: called with the files whose code will run, before any of it does. No other file of the checkout is run
+    or imported by this tool.
 
     Raises CannotRun if the path is not a folder, if no file or more than one file in it defines TextStudentEncoder,
     if a package is missing, or if a module fails to run.
@@ -105,6 +119,8 @@ def open_original(path: Path) -> OriginalRepo:
         raise CannotRun(f"{path} {what}", "no_original_repo")
     checkout = CheckoutCode(path)
     file = _student(path, checkout)
+    files = checkout.allow(file)
+    told(tuple(RunFile(checkout.shown(f), hashlib.sha256(checkout.source(f)).hexdigest()) for f in files))
     with _foreseen(checkout, f"{checkout.shown(file)} does not run"):
         found = getattr(checkout.run(file), STUDENT, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
@@ -117,7 +133,7 @@ def _student(path: Path, checkout: CheckoutCode) -> Path:
     found, faults = [], []
     for file in _python_files(path, checkout):
         try:
-            if STUDENT.encode() in read_small(file, LONGEST_SOURCE):
+            if STUDENT.encode() in checkout.source(file):
                 body = checkout.parse(file).body
                 if any(isinstance(n, ast.ClassDef) and n.name == STUDENT for n in top_level(body)):
                     found.append(file)
@@ -134,7 +150,7 @@ def _student(path: Path, checkout: CheckoutCode) -> Path:
     # Of several, prefer one whose imports all resolve and whose encoder is in the checkout.
     fit = [f for f in found if checkout.resolves(f)] or found
     fit = [f for f in fit if checkout.needs(f)] or fit
-    if len({read_small(f, LONGEST_SOURCE) for f in fit}) > 1:
+    if len({checkout.source(f) for f in fit}) > 1:
         names = [str(checkout.shown(f)) for f in fit]
         raise CannotRun(
             f"{path}: {len(fit)} files define {STUDENT}: {', '.join(names)}. Give a folder that holds only one of them",
@@ -158,20 +174,58 @@ def _python_files(path: Path, checkout: CheckoutCode) -> list[Path]:
     return sorted(found, key=lambda f: (len(f.parts), f.parts))
 
 
+class _OutsideOnly:
+    """A finder in front of all others, which refuses modules that they find in the checkout: from a search path that
+    leads there, or where the checkout is installed. Packages of this Python itself may lie inside it."""
+
+    def __init__(self, checkout: CheckoutCode) -> None:
+        self._root, self._looking = checkout.root, False
+        self._own = {Path(p).resolve() for p in (sys.prefix, sys.base_prefix)}
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """None, so that the other finders go on. Raises NotHere for a module that they find in the checkout."""
+        if self._looking:
+            return
+        self._looking = True
+        try:
+            spec = (
+                importlib.util.find_spec(name)
+                if "." not in name
+                else importlib.machinery.PathFinder.find_spec(
+                    name,
+                    path,  # type: ignore[arg-type]
+                )
+            )
+        except (ImportError, ValueError):
+            return
+        finally:
+            self._looking = False
+        places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+        for place in places:
+            if place and os.path.isabs(place) and self._inside(Path(place).resolve()):
+                raise NotHere(f"it imports {name} in a way that would run {place}")
+
+    def _inside(self, place: Path) -> bool:
+        return self._root in place.parents and not any(own in place.parents for own in self._own)
+
+
 @contextlib.contextmanager
 def _foreseen(checkout: CheckoutCode, what: str) -> Iterator[None]:
     """Turn whatever the checkout's code raises into CannotRun.
 
     What the code prints goes to stderr. The caller's random state, search path, environment and torch default dtype
-    are restored; patches to other packages are not.
+    are restored; patches to other packages are not. No import finds a file of the checkout but by ``CheckoutCode``.
     """
     path, variables, dtype = sys.path[:], dict(os.environ), torch.get_default_dtype()
+    finders, guard = sys.meta_path[:], _OutsideOnly(checkout)
     try:
         with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
             try:
+                sys.meta_path.insert(0, guard)
                 yield
             finally:
                 sys.path[:] = path
+                sys.meta_path[:] = finders
                 if os.environ != variables:
                     os.environ.clear()
                     os.environ.update(variables)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from sam3lite_convert.parity.detector.models import Recorded, See
 from sam3lite_convert.parity.detector.taps import OUTPUTS, Tap
 from sam3lite_convert.parity.graph_encoder import dtype_of
 from sam3lite_convert.parity.runtime import Runtime
+from sam3lite_convert.quoting import shell_path
 
 _CPU = torch.device("cpu")
 _RESULT = "outputs."
@@ -93,7 +93,7 @@ def open_graphs(folder: Path, call: DetectorCall) -> tuple[Graph, ...]:
     Raises CannotRun if one is not there, or is for other pictures or another number of tokens; Untrusted if it is not
     safe to run; UnsoundPlan if they do not give all of the result.
     """
-    command = f"sam3lite export onnx {shlex.quote(str(folder))} --component detector"
+    command = f"sam3lite export onnx {shell_path(folder)} --component detector"
     if missing := [name for name in DETECTOR_MODELS if not (folder / name).is_file()]:
         raise CannotRun(f"{folder} has no {', '.join(missing)}: write the graphs with {command}", "no_graph")
     read = {name: read_with_hash(folder / name) for name in DETECTOR_MODELS}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from sam3lite_convert import figures
+from sam3lite_convert import figures, quoting
 from sam3lite_convert.report.terminal import printable
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
@@ -19,7 +19,7 @@ _FIGURE = re.compile(r"\d(?:\.\d+)?e[-+]\d+")
 def visible(text: str) -> str:
     """Text as one line, not yet escaped. Characters that would break the line, steer the page or change the direction
     of the text are written as escapes."""
-    return printable(text).replace("\n", "\\n")
+    return quoting.visible(printable(text))
 
 
 def output(value: object) -> object:

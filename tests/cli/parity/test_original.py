@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -55,14 +56,19 @@ def test_the_checkout_is_the_reference(kind, layout, files, checkout):
 
 def test_what_was_run_is_said(files, checkout):
     done = sam3lite("parity", "--checkpoint", files["s0"], "--original-repo", checkout)
-    assert f"note: --original-repo runs Python code of {checkout}\n" in done.err
+    first, *listed = done.err.partition("note: --original-repo runs")[2].splitlines()[:3]
+    assert first == f" the code of these files of {checkout}, and of no other there:"
+    hashed = (
+        f"  {file}  SHA-256 {hashlib.sha256((checkout / file).read_bytes()).hexdigest()}" for file in (STUDENT, CLIP)
+    )
+    assert listed == list(hashed)
     assert (
         STUDENT in done.out
         and "not run, replaced by stand-ins: timm" in done.out
         and "compared with original_ref: " in done.out
     )
     plain = sam3lite("parity", "--checkpoint", files["s0"])
-    assert "runs Python code" not in plain.err and "original_ref" not in plain.out
+    assert "--original-repo" not in plain.err and "original_ref" not in plain.out
 
 
 def test_a_checkout_that_computes_otherwise_is_not_taken_for_a_fault_in_the_weights_alone(files, checkout):

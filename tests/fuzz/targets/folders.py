@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import json
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.folders import convert, tiny_architecture, with_layers, write_safetensors
 
 from sam3lite_convert.checkpoint import dtypes
-from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.commands.fingerprint import read_fingerprint
 from sam3lite_convert.commands.sources import HubLocation, locate
@@ -29,7 +29,8 @@ from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Mappings, load_mappings
 from sam3lite_convert.verify.recognise import recognise
-from sam3lite_convert.verify.verify import verify
+from sam3lite_convert.verify.side_files_check import check_side_files
+from sam3lite_convert.verify.verify import _config_differences, verify
 from targets import check_refusal
 
 CUT = b"\xfe\xff"
@@ -45,10 +46,9 @@ class _Base(NamedTuple):
     """The sound folder, its checkpoint, and the plan of the conversion."""
 
     folder: Path
-    checkpoint: Checkpoint
     source: Path
     mappings: Mappings
-    plans: dict[object, Plan]
+    plan: Plan
 
 
 @functools.cache
@@ -61,7 +61,8 @@ def base(place: Path) -> _Base:
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 16}')
     (folder / "vocab.json").write_text('{"a": 0, "<|startoftext|>": 1, "<|endoftext|>": 2}')
     (folder / "merges.txt").write_text("#version: 0.2\na b\n")
-    return _Base(folder, read_checkpoint(source), source, load_mappings(), {})
+    mappings = load_mappings()
+    return _Base(folder, source, mappings, recognise(read_folder(folder), read_checkpoint(source), mappings))
 
 
 def _patched(held: bytes, path: str, value: str) -> bytes:
@@ -132,8 +133,7 @@ def check(folder: Path) -> None:
             read_fingerprint(given)
         except Sam3LiteError as fault:
             check_refusal(fault, 2, 4)
-    sizes = [(given / n).stat().st_size for n in _READS_AS_SOURCE if not _same(given / n, held.folder / n)]
-    if sizes and sum(sizes) % 4 == 0:  # of a quarter, as this takes longest
+    if _quarter(given, held, _READS_AS_SOURCE):
         _check_source(given, held)
 
 
@@ -147,15 +147,14 @@ def _check_folder(found: Folder, held: _Base) -> None:
         assert 0 <= tensor.offset <= end <= size, key
     source = locate(str(held.source), HubLocation(DEFAULT_REPO, DEFAULT_REVISION, None)).index()
     source = source.as_stated(found.receipt)
-    receipt = found.receipt or {}
-    said = tuple(map(repr, (receipt.get("layout"), receipt.get("own_tables"), receipt.get("options"))))
-    forms = tuple((key, t.dtype, t.shape) for key, (_, t) in sorted(found.tensors.items()))
-    what = (forms, found.listed, said)
     try:
-        if what not in held.plans:  # making a plan takes most of the time
+        plan = held.plan
+        if _quarter(found.path, held, NAMES[:4]):
             plan = recognise(found, source.read(held.mappings), held.mappings)
-            held.plans.update({what: plan} if len(held.plans) < 50 else {})
-        plan = held.plans.get(what) or plan
+        if not _whole(found.path, held):
+            list(_config_differences(found, plan, []))
+            list(check_side_files(found, plan))
+            return
         outcome = verify(found, plan, values=frozenset())
     except Sam3LiteError as fault:
         check_refusal(fault, 2, 3, 4)
@@ -168,6 +167,18 @@ def _check_folder(found: Folder, held: _Base) -> None:
         assert {key: (p.dtype, p.shape) for key, p in plan.mapped.items()}.items() <= {
             key: (t.dtype, t.shape) for key, (_, t) in found.tensors.items()
         }.items()
+
+
+def _whole(given: Path, held: _Base) -> bool:
+    """Whether a folder is verified as a whole, which takes long: where its tensors or its receipt are other ones, and
+    of a quarter of the rest."""
+    return any(not _same(given / n, held.folder / n) for n in (*NAMES[1:4], NAMES[-1])) or _quarter(given, held, NAMES)
+
+
+def _quarter(given: Path, held: _Base, names: Iterable[str]) -> bool:
+    """Whether files of these names are other ones, of a quarter of the inputs: what takes longest is done then."""
+    sizes = [(given / n).stat().st_size for n in names if not _same(given / n, held.folder / n)]
+    return bool(sizes) and sum(sizes) % 4 == 0
 
 
 def _check_source(given: Path, held: _Base) -> None:
