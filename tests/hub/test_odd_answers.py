@@ -4,46 +4,30 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import time
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import file_download
-from huggingface_hub.utils import _http
 from support import odd_hub
-from support.folders import Outcome, sam3lite
+from support.folders import sam3lite
 from support.hub_files import OLD, publish
-from support.hub_server import TOKEN, Answer, HubServer
-from support.surroundings import HOME
+from support.hub_server import Answer, HubServer
+from support.odd_runs import at, marked, shorten, tried
 
-from sam3lite_convert.hub import bounds, requests
+from sam3lite_convert.hub import bounds
 
 S0 = OLD["s0"]
 STEM = Path(S0).stem
 INSPECT, CONVERT = ["inspect", "s0"], ["convert", "--checkpoint", "s0", "--output", "out"]
 ALL = ["convert", "--all"]
-SECONDS = 30.0  # for a command, on a busy machine, with pauses that are a twentieth of what they are
 NAMELESS = ("path null", "path a number", "path a list", "path missing", "not an object", "null", "a list")
-INSIDE = ("models--", ".locks", "CACHEDIR.TAG", ".gitignore", "version.txt")
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The client's pauses as well as ours are short; they are collected as they were asked for."""
-    asked: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        asked.append(seconds)
-        time.sleep(min(seconds, 60) / 50)
-
-    clock = types.SimpleNamespace(sleep=sleep, monotonic=time.monotonic, time=time.time)
-    for module in (_http, file_download, requests):
-        monkeypatch.setattr(module, "time", clock)
-    yield asked
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    asked = shorten(monkeypatch)
+    yield
     assert max(asked, default=0) <= bounds.LONGEST_WAIT
 
 
@@ -55,55 +39,6 @@ def s0(hub: HubServer, tmp_path: Path, short: object) -> Path:
 @pytest.fixture
 def three(hub: HubServer, tmp_path: Path, short: object) -> dict[str, Path]:
     return publish(hub, tmp_path, OLD)
-
-
-def surroundings(tmp_path: Path) -> set[str]:
-    """Everything that lies around the cache and the working directory."""
-    places = [Path(HOME), tmp_path]
-    found = {str(p) for place in places for p in place.rglob("*") if "/hub/models--" not in f"{p}/"}
-    return found | {str(p) for p in tmp_path.parent.iterdir()} | {p for p in ("/tmp/victim",) if os.path.exists(p)}
-
-
-def tried(command: list[Any], hub: HubServer, tmp_path: Path, codes: tuple[int, ...] = (2,)) -> Outcome:
-    """Run it, and hold it to what is true of every answer."""
-    before = surroundings(tmp_path)
-    begun = time.monotonic()
-    done = sam3lite(*command)
-    assert time.monotonic() - begun < SECONDS
-    assert done.code in codes, done
-    assert "Traceback" not in done.err and "internal" not in done.out
-    for text in (done.out, done.err):
-        assert TOKEN not in text
-        assert all(c.isprintable() or c == "\n" for c in text), ascii(text)
-    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    if "--json" in command:
-        document = json.loads(done.out)
-        assert ("error" in document) == (done.code not in (0, 1)) and len(json.dumps(document)) < 200_000
-    elif "--all" not in command:
-        assert len(errors) == (0 if done.code == 0 else 1), done
-    lines = done.err.splitlines()
-    assert len(lines) < 40 and all(len(line) < 700 for line in lines), done.err
-    assert not [r for r in hub.log if r.storage and "authorization" in r.headers]
-    for new in surroundings(tmp_path) - before:
-        inside = Path(new).is_relative_to(HOME) and Path(new).relative_to(HOME).parts[:1] == ("hub",)
-        named = inside and (new == f"{HOME}/hub" or Path(new).relative_to(HOME).parts[1].startswith(INSIDE))
-        ours = Path(new).is_relative_to(tmp_path) and Path(new).relative_to(tmp_path).parts[0] in ("out", "converted")
-        assert named or ours, new
-    return done
-
-
-def marked(names: Any, *quick: str) -> list[Any]:
-    """Those named ``quick`` for the suite, the others for the stress tests."""
-    assert set(quick) <= set(names)
-    return [pytest.param(name, id=name, marks=() if name in quick else pytest.mark.stress) for name in names]
-
-
-def at(matches: dict[str, str], names: Any, *quick: tuple[str, str]) -> list[Any]:
-    """Each name at each of the places where it may be met, as ``marked`` has them."""
-    pairs = list(itertools.product(matches, names))
-    assert set(quick) <= set(pairs)
-    marks = {pair: () if pair in quick else pytest.mark.stress for pair in pairs}
-    return [pytest.param(matches[m], n, id=f"{m}-{n}", marks=marks[m, n]) for m, n in pairs]
 
 
 API = {"info": odd_hub.INFO, "tree": odd_hub.TREE}
