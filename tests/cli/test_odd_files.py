@@ -3,10 +3,12 @@ with one message and a documented code, takes no memory to speak of, and what li
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,66 +149,124 @@ def taps() -> dict[str, torch.Tensor]:
     return made | {"input_ids": ids}
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What all commands need, all of it right."""
-    home = tmp_path_factory.mktemp("workspace")
-    state = tiny_state()
-    write(home, state, "s0.pt")
-    save_file({k: v.contiguous() for k, v in state.items()}, home / "s0.safetensors")
-    write(home, synthetic.state_dict(tiny_architecture(), text_only=True), "text.pt")
-    convert(home / "s0.pt", home / "packed")
-    clip = home / "clip"
-    clip.mkdir()
+# What lies in the workspace, by name, each made when it is needed of others that are.
+PARTS: dict[str, Callable[[Path], object]] = {}
+
+
+def part(name: str) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
+    def keep(make: Callable[[Path], object]) -> Callable[[Path], object]:
+        PARTS[name] = make
+        return make
+
+    return keep
+
+
+PARTS["s0.pt"] = lambda home: write(home, tiny_state(), "s0.pt")
+PARTS["s0.safetensors"] = lambda home: save_file(
+    {k: v.contiguous() for k, v in tiny_state().items()}, home / "s0.safetensors"
+)
+PARTS["text.pt"] = lambda home: write(home, synthetic.state_dict(tiny_architecture(), text_only=True), "text.pt")
+PARTS["packed"] = lambda home: convert(need(home, "s0.pt"), home / "packed")
+PARTS["transformers"] = lambda home: convert(
+    need(home, "s0.pt"), home / "transformers", *LIBRARY.split(), "--tokenizer", need(home, "clip")
+)
+PARTS["text"] = lambda home: convert(
+    need(home, "text.pt"), home / "text", "--component", "text", "--onnx", "--tokenizer", need(home, "clip")
+)
+PARTS["port.npz"] = lambda home: np.savez(home / "port.npz", **{k: v.numpy() for k, v in taps().items()})
+PARTS["port.safetensors"] = lambda home: save_file(taps(), home / "port.safetensors")
+PARTS["port.pt"] = lambda home: torch.save(taps(), home / "port.pt")
+PARTS["ids.npy"] = lambda home: np.save(home / "ids.npy", taps()["input_ids"].numpy())
+PARTS["ids.json"] = lambda home: (home / "ids.json").write_text(str(taps()["input_ids"].tolist()))
+PARTS["prompts.txt"] = lambda home: (home / "prompts.txt").write_text("a dog\na red bus\n")
+PARTS["picture.npy"] = lambda home: np.save(home / "picture.npy", np.zeros((8, 8, 3), np.uint8))
+PARTS["picture.ppm"] = lambda home: (home / "picture.ppm").write_bytes(b"P6 8 8 255 " + bytes(192))
+for form, compact in {"safetensors": (), "npz": (), "json": ("--compact",)}.items():
+    PARTS[f"reference.{form}"] = functools.partial(
+        lambda home, form, compact: sam3lite(
+            "record", "--checkpoint", need(home, "text.pt"), "--output", home / f"reference.{form}", *compact
+        ),
+        form=form,
+        compact=compact,
+    )
+
+
+@part("clip")
+def _clip(home: Path) -> None:
+    (home / "clip").mkdir()
     for name, data in clip_files().items():
-        (clip / name).write_bytes(data)
-    convert(home / "s0.pt", home / "transformers", "--layout", "transformers", "--tokenizer", clip)
-    size = (home / "packed" / "model.safetensors").stat().st_size
-    convert(home / "s0.pt", home / "sharded", "--max-shard-size", size // 2 - (1 << 16))
-    convert(home / "text.pt", home / "text", "--component", "text", "--onnx", "--tokenizer", clip)
-    np.savez(home / "port.npz", **{k: v.numpy() for k, v in taps().items()})
-    save_file(taps(), home / "port.safetensors")
-    torch.save(taps(), home / "port.pt")
+        (home / "clip" / name).write_bytes(data)
+
+
+@part("sharded")
+def _sharded(home: Path) -> None:
+    size = (need(home, "packed") / "model.safetensors").stat().st_size
+    convert(need(home, "s0.pt"), home / "sharded", "--max-shard-size", size // 2 - (1 << 16))
+
+
+@part("port")
+def _port(home: Path) -> None:
     (home / "port").mkdir()
     for name, value in taps().items():
         np.save(home / "port" / f"{name}.npy", value.numpy())
-    np.save(home / "ids.npy", taps()["input_ids"].numpy())
-    (home / "ids.json").write_text(str(taps()["input_ids"].tolist()))
-    (home / "prompts.txt").write_text("a dog\na red bus\n")
-    values = np.zeros((8, 8, 3), np.uint8)
-    np.save(home / "picture.npy", values)
-    (home / "picture.ppm").write_bytes(b"P6 8 8 255 " + values.tobytes())
-    for form, options in {"safetensors": (), "npz": (), "json": ("--compact",)}.items():
-        assert (
-            sam3lite("record", "--checkpoint", home / "text.pt", "--output", home / f"reference.{form}", *options).code
-            == 0
-        )
+
+
+@part("checkout")
+def _checkout(home: Path) -> None:
     shutil.copytree(STAND_IN, home / "checkout", ignore=shutil.ignore_patterns("__pycache__"))
     git = home / "checkout" / ".git"
     (git / "refs" / "heads").mkdir(parents=True)
     (git / "HEAD").write_text("ref: refs/heads/main\n")
     (git / "packed-refs").write_text(f"{COMMIT} refs/heads/other\n")
     (git / "refs" / "heads" / "main").write_text(COMMIT + "\n")
+
+
+@part("mine")
+def _mine(home: Path) -> None:
     (home / "mine").mkdir()
     for table in builtin_directory().glob("*.ini"):
         shutil.copy(table, home / "mine")
     shutil.copy(builtin_directory() / "layout-packed.ini", home / "mine" / "layout-mine.ini")
+
+
+@part("hub")
+def _hub(home: Path) -> None:
     snapshot = home / CACHED / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (home / CACHED / "refs").mkdir()
     (home / CACHED / "refs" / "main").write_text(COMMIT)
-    shutil.copy(home / "s0.safetensors", snapshot)
-    shutil.copy(home / "packed" / "config.json", snapshot)
-    return home
+    need(home, "s0.safetensors")
+    for name in ("s0.safetensors", "x.safetensors"):
+        shutil.copy(home / "s0.safetensors", snapshot / name)
+    shutil.copy(need(home, "packed") / "config.json", snapshot)
+
+
+def need(home: Path, name: str) -> Path:
+    """A part of the workspace, made where it is not there yet."""
+    if name in PARTS and not (home / name).exists():
+        PARTS[name](home)
+    return home / name
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what the commands need is made, all of it right."""
+    return tmp_path_factory.mktemp("workspace")
 
 
 def attempt(case: Case, kind: str, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """One trial; returns how the command ended."""
     place = tmp_path / "w"
-    shutil.copytree(workspace, place, copy_function=os.link, symlinks=True)
+    place.mkdir()
+    for name in {case.file.partition("/")[0], *case.words}:
+        if need(workspace, name).is_dir():
+            shutil.copytree(workspace / name, place / name, copy_function=os.link)
+        elif (workspace / name).exists():
+            os.link(workspace / name, place / name)
     monkeypatch.chdir(place)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    put(kind, place / case.file)
+    if kind != "itself":
+        put(kind, place / case.file)
     before, memory = looks(place), greatest_memory()
     with in_time():
         done = sam3lite(*case.words, "--json")
@@ -234,19 +294,48 @@ def named(each: tuple[Case, str]) -> str:
     return f"{each[1]} as {each[0].file} of {' '.join(each[0].words)}"
 
 
-FEW = [
-    (case, kind)
-    for case, kind in (
-        (VERIFY[0], "pipe"), (VERIFY[1], "/dev/zero"), (BESIDE[3], "pipe"), (BESIDE[6], "a long line"),
-        (BESIDE[10], "pipe"), (BESIDE[25], "pipe"), (OUTPUTS[11], "pipe"), (SOURCES[7], "deep lists"),
-        (OUTPUTS[15], "pipe"),
-    )
-]  # fmt: skip
+FEW = (
+    (VERIFY[0], "pipe"), (BESIDE[3], "pipe"), (BESIDE[6], "a long line"), (OUTPUTS[11], "pipe"), (OUTPUTS[15], "pipe"),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("trial", FEW, ids=map(named, FEW))
 def test_an_odd_file_is_held(trial, workspace, tmp_path, monkeypatch):
     attempt(*trial, workspace, tmp_path, monkeypatch)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> list[str]:
+    """Every opening of a file fails from now on; returns the list of those that failed."""
+    real, failed = os.open, list[str]()
+
+    def opened(name: Any, *arguments: Any, **named: Any) -> int:
+        if os.path.realpath(os.fsdecode(name)) == str(path):
+            failed.append(str(name))
+            raise OSError(number, os.strerror(number), str(name))
+        return real(name, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", opened)
+    return failed
+
+
+def test_a_config_that_may_not_be_read_cannot_run(workspace, tmp_path, monkeypatch):
+    for name in ("s0.pt", "packed"):
+        need(workspace, name)
+    shutil.copytree(workspace / "packed", tmp_path / "packed")
+    failed = failing(monkeypatch, (tmp_path / "packed" / "config.json").resolve(), errno.EACCES)
+    done = sam3lite("verify", tmp_path / "packed", "--checkpoint", workspace / "s0.pt", "--json")
+    assert done.code == 2 and done.json["error"]["code"] == "no_permission" and failed
+    assert done.json["error"]["message"].endswith("packed/config.json: permission denied")
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOENT, errno.ESTALE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("case", VERIFY + SOURCES + BESIDE, ids=lambda case: f"{case.file} of {' '.join(case.words)}")
+def test_a_file_that_cannot_be_opened_is_held(case, number, workspace, tmp_path, monkeypatch):
+    """Unreadable, broken, or gone between the look at it and the opening."""
+    place = tmp_path / "w"
+    failing(monkeypatch, (place / case.file).resolve(), number)
+    attempt(case, "itself", workspace, tmp_path, monkeypatch)
 
 
 @pytest.mark.stress
