@@ -174,6 +174,11 @@ def check_response(response: Any) -> None:
             said = headers.get(name)
             if said and not _ETAG.fullmatch(said.removeprefix("W/").strip('"')):
                 raise unexpected(f"its {name} is not a hash")
+    if response.has_redirect_location and response.request.method == "POST" and is_hub(str(response.request.url)):
+        # What is posted is the user's. The token is not sent to another host, but the content would be.
+        place = urljoin(str(response.request.url), headers["Location"])
+        if not is_hub(place):
+            raise unexpected(f"it leads to {host_of(place)}, where your files are not sent")
     if (route := _token_route(response)) and not is_hub(route):
         raise unexpected(f"it leads to {host_of(route)}, where your token is not sent")
     budget = _budget.get()
