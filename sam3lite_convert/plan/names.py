@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -119,9 +118,7 @@ def _dropped(chosen: Selection, names: dict[str, str]) -> dict[str, tuple[str, s
     Raises CannotRun if a pattern matches none.
     """
     out: dict[str, tuple[str, str]] = {}
-    for pattern, reason in chosen.drop:
-        match = re.compile(pattern).fullmatch
-        found = [key for key, name in names.items() if match(key) or match(name)]
+    for pattern, reason, found in chosen.dropped(names):
         if not found and not chosen.passed_over:
             raise CannotRun(f"no key matches {pattern} (--drop); it has to match a whole key", "unknown_pattern")
         for key in found:
