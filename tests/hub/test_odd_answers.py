@@ -82,6 +82,34 @@ def test_one_of_each_does_not_stop_the_batch(s0, hub, tmp_path):
 
 @pytest.mark.stress
 @pytest.mark.parametrize(
+    "content",
+    [b"[]", b"", b"{}", bytes(range(256)), b'{"weight_map": 5}', b'{"weight_map": {"a": "../x"}}', b"[" * 9999],
+)
+def test_an_index_of_shards_that_is_none_does_not_stop_the_batch(content, three, hub, tmp_path):
+    hub.commit("Simon7108528/EfficientSAM3", {"sam3_litetext/model.safetensors.index.json": content})
+    done = tried([*ALL, "--pattern", "sam3_litetext/*", "--json"], hub, tmp_path, (1,))
+    assert done.json["counts"] == {"converted": 3, "current": 0, "failed": 1}
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("fault", [KeyError("x"), RecursionError(), MemoryError(), UnicodeError(), OSError("x")])
+def test_what_nobody_foresaw_does_not_stop_the_batch(fault, three, hub, tmp_path, monkeypatch):
+    from sam3lite_convert.commands import convert_all as commands
+
+    inner = commands.publish
+
+    def publish(location, *arguments):
+        if location.name == S0:
+            raise fault
+        return inner(location, *arguments)
+
+    monkeypatch.setattr(commands, "publish", publish)
+    done = sam3lite(*ALL, "--json")
+    assert done.code == 1 and done.json["counts"] == {"converted": 2, "current": 0, "failed": 1}
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
     ("name", "others", "codes"),
     [
         ("twice the same", [lambda r: r], (0,)),
