@@ -1,21 +1,20 @@
-"""Files that are written as a whole or not at all, locks, and free disk space."""
+"""Files that are written as a whole or not at all, and free disk space."""
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import human_bytes
-from sam3lite_convert.opened import NO_WAIT
+from sam3lite_convert.seen import Seen, look
+from sam3lite_convert.swap import put_in_place, sync_file
+from sam3lite_convert.working_places import clear_leftovers, working_place
 
 if TYPE_CHECKING:
     from sam3lite_convert.records.record import Json
@@ -37,38 +36,42 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, earlier: Seen | None = None) -> Iterator[BinaryIO]:
     """A new file beside ``path``, open for writing, that takes its place at the end; on an error it is removed, and an
     existing file is unchanged.
 
-    Raises CannotRun if the file system reports an error.
+    ``earlier``: what stood there when the run began, and may be replaced; None for what stands there now.
+
+    Raises CannotRun if the file system reports an error ("cannot_write"), or if something else stands there at the
+    end ("output_changed").
     """
-    work, held = None, None
+    work = None
     try:
-        if path.is_dir():
-            raise CannotRun(f"{path} is a folder, not a file", "cannot_write")
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path)
-        work, held = working_place(path, _new_file)
-        with open(work, "wb") as out:
+        earlier = earlier or place_of_file(path)
+        work = working_place(path, False, earlier)
+        with open(work.path, "wb") as out:
             yield out
             out.flush()
-            os.fsync(out.fileno())
-        work.chmod(0o666 & ~umask())
-        os.replace(work, path)
+            sync_file(out.fileno())
+        work.path.chmod(0o666 & ~umask())
+        put_in_place(work, earlier)
     except OSError as fault:
         raise CannotRun(f"{path}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
     finally:
         if work is not None:
-            work.unlink(missing_ok=True)
-        if held is not None:
-            os.close(held)
+            work.remove()
+            work.close()
 
 
-def _new_file(prefix: str, dir: Path) -> str:
-    handle, name = tempfile.mkstemp(prefix=prefix, dir=dir)
-    os.close(handle)
-    return name
+def place_of_file(path: Path) -> Seen:
+    """What stands where a file is to be written. Raises CannotRun if it is something else than a regular file, with
+    links followed: a device of the system in the place of an output would be replaced for everybody."""
+    earlier = look(path)
+    if earlier.itself is not None and not earlier.may_be_file:
+        raise CannotRun(f"{path} is {earlier.kind}, not a file; choose another name", "cannot_write")
+    return earlier
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,7 +79,7 @@ def write_text(path: Path, text: str) -> None:
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as out:
         out.write(text)
         out.flush()
-        os.fsync(out.fileno())
+        sync_file(out.fileno())
 
 
 def json_bytes(data: Json) -> bytes:
@@ -123,101 +126,8 @@ def _existing(place: Path) -> Path:
     return place
 
 
-def working_place(final: Path, make: Callable[..., str]) -> tuple[Path, int | None]:
-    """Create a working folder or file beside ``final``; returns it and the handle of its lock, or None."""
-    for last in (False, False, True):
-        # Random, not the process id: every container may have the same ids.
-        work = Path(make(prefix=f".{final.name}.partial-", dir=final.parent))
-        held = _hold(work)
-        if last or (held is not None and work.exists()):
-            break
-        # Another run took it for a leftover before it was locked, or the file system has no locks.
-        _remove(work)
-        if held is not None:
-            os.close(held)
-    return work, held
-
-
-def _hold(work: Path) -> int | None:
-    """Lock a working folder or file until the process ends; a leftover of a killed run is unlocked.
-
-    Returns the handle of the lock; None if another process holds it or locks are not available.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    handle = None
-    try:
-        handle = os.open(work, NO_WAIT)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        if handle is not None:
-            os.close(handle)
-        return None
-    return handle
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove leftovers of killed runs beside ``folder``; working folders of running processes are kept.
-
-    If a run was killed while it replaced ``folder``, the old folder is restored.
-    """
-    final = resolved(folder)
-    for work in _left(final, "partial"):
-        held = _hold(work)
-        if held is None:
-            continue
-        old = sibling_place(work, "old")
-        try:
-            if old.exists() and not final.exists():
-                os.rename(old, final)
-            _remove(work)
-        except OSError:
-            continue  # the plan lists it among its notes
-        finally:
-            os.close(held)
-    for old in _left(final, "old"):
-        work = sibling_place(old, "partial")
-        if final.exists() and not work.exists():  # the replacement was completed
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove(work: Path) -> None:
-    if work.is_dir():
-        shutil.rmtree(work, ignore_errors=True)
-    else:
-        work.unlink(missing_ok=True)
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """Working folders and files that interrupted runs left beside ``folder``."""
-    final = resolved(folder)
-    return sorted([*_left(final, "partial"), *_left(final, "old")])
-
-
-def _left(final: Path, kind: str) -> list[Path]:
-    return sorted(final.parent.glob(f".{glob.escape(final.name)}.{kind}-*"))
-
-
-def sibling_place(place: Path, kind: str) -> Path:
-    """The name that belongs to a working folder with ``kind`` partial (the new folder) or old (the one it replaces)."""
-    return place.with_name(re.sub(r"\.(?:partial|old)-(\w+)$", rf".{kind}-\1", place.name))
-
-
 def umask() -> int:
     """The process's file mode mask."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync a folder's entries to disk, on POSIX systems."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, NO_WAIT)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -23,7 +23,10 @@ def tree_of(name: str) -> ast.Module:
     return ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
 
-GROUND = {"errors", "figures", "records", "workers", "files", "opened", "json_text", "quoting", "bounded", "unforeseen"}
+GROUND = {
+    "errors", "unforeseen", "figures", "quoting", "records", "workers", "opened", "json_text", "bounded", "files",
+    "seen", "renames", "working_places", "swap",
+}  # fmt: skip
 # Room -> the rooms that it may import from, besides itself and the ground.
 BELOW: dict[str, set[str]] = {
     "ground": set(),
@@ -183,7 +186,6 @@ OPENED_ELSEWHERE = {
     ("convert.torch_writer", "archive.open"): "an entry of an archive that is written",
     ("convert.torch_writer", "zipfile.ZipFile"): "an archive that is written",
     ("files", "open"): "a new file, for writing",
-    ("files", "os.open"): "a lock or a folder, without waiting",
     ("graph.quantize", "onnx.load"): _OWN,
     ("graph.quantize", "open"): "a new file, for writing",
     ("graph.read", "np.memmap"): _CHECKED,
@@ -213,6 +215,9 @@ OPENED_ELSEWHERE = {
     ("parity.released", "json.loads"): _SHIPPED,
     ("parity.released", "resources.files(__package__).joinpath(_RECORD).read_text"): _SHIPPED,
     ("parity.setup", "options.runtime.open"): "no file",
+    ("swap", "open"): "a new file, for writing",
+    ("swap", "os.open"): "a folder, without waiting",
+    ("working_places", "os.open"): "a lock, without waiting, or a new file",
     ("report.terminal", "os.open"): "the null device, for writing",
 }
 

@@ -20,7 +20,7 @@ from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX, TEXT_MODEL
 from sam3lite_convert.convert.strict import Strict
 from sam3lite_convert.convert.whole_folder import check_destination
 from sam3lite_convert.errors import Sam3LiteError
-from sam3lite_convert.files import check_space, leftovers, same_disk
+from sam3lite_convert.files import check_space, resolved, same_disk
 from sam3lite_convert.plan.counts import accounting, text_parameters
 from sam3lite_convert.plan.families import SAM3_LITETEXT
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
@@ -29,6 +29,7 @@ from sam3lite_convert.quoting import quoted_words
 from sam3lite_convert.records.convert import ConvertDocument, PlannedConversion, WrittenConversion
 from sam3lite_convert.records.receipt import ParitySummary, Receipt, TapSummary
 from sam3lite_convert.workers import Advance, Worker
+from sam3lite_convert.working_places import alike, leftovers
 
 if TYPE_CHECKING:
     from sam3lite_convert.convert.folder import Folder
@@ -99,7 +100,11 @@ def _planned(source: Source, plan: Plan, request: Request, folder: Path) -> Conv
     notes = conversion.plan_notes(plan)
     notes += [
         f"left over from an interrupted run; the next conversion to this place removes it: {p}"
-        for p in leftovers(folder)
+        for p in leftovers(resolved(folder))
+    ]
+    notes += [
+        f"looks like something that an earlier version left over, and is kept; if you do not know it, remove it: {p}"
+        for p in alike(resolved(folder))
     ]
     if folder.exists() and not request.overwrite:
         notes.append(f"{folder} exists; without --overwrite it is kept")
@@ -176,7 +181,7 @@ def convert_checkpoint(
 
             # Of a family that is not known before the file is, parity itself tells whether it can run.
             check_candidate(mappings.layout(request.options.layout or SAM3_LITETEXT.layout), mappings)
-        check_destination(folder, request.overwrite, location.path, 0)
+        earlier = check_destination(folder, request.overwrite, location.path, 0)
         source = fetch(location, mappings, request)
         hashing = hashing or stack.enter_context(source.hashing())
         stack.enter_context(source.trusted())
@@ -211,6 +216,7 @@ def convert_checkpoint(
             hashing,
             folder,
             request.overwrite,
+            earlier,
             request.max_shard_size,
             progress,
             finish,

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,9 +11,11 @@ from pathlib import Path
 
 from sam3lite_convert.convert.graph_files import Method, quantized_name
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.files import clear_leftovers, working_place, write_whole
+from sam3lite_convert.files import write_whole
 from sam3lite_convert.records.export import QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.seen import NOTHING
+from sam3lite_convert.working_places import clear_leftovers, working_place
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,14 @@ def _working_folder(target: Path) -> Iterator[Path]:
 
     Raises CannotRun if it cannot be made.
     """
-    work, held = None, None
+    work = None
     try:
         clear_leftovers(target)
-        work, held = working_place(target, tempfile.mkdtemp)
-        yield work
+        work = working_place(target, True, NOTHING)
+        yield work.path
     except OSError as fault:
         raise CannotRun(f"{target}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
     finally:
         if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+            work.remove()
+            work.close()

@@ -25,7 +25,7 @@ from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.strict import refuse
 from sam3lite_convert.convert.up_to_date import EarlierConversion
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.files import clear_leftovers
+from sam3lite_convert.files import resolved
 from sam3lite_convert.hub.licences import LicenceText
 from sam3lite_convert.plan.context import context_in_name
 from sam3lite_convert.plan.plan import make_plan
@@ -33,6 +33,7 @@ from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.convert import ConvertDocument
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.workers import Worker
+from sam3lite_convert.working_places import clear_leftovers
 
 
 def find_current(
@@ -46,7 +47,7 @@ def find_current(
     Raises CannotRun if the folder holds anything else and ``overwrite`` is not set.
     """
     folder = request.folder(location)
-    clear_leftovers(folder)
+    clear_leftovers(resolved(folder))
     if request.overwrite or not up_to_date.present(folder):
         return None
     found = up_to_date.earlier(folder)

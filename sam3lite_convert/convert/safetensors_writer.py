@@ -17,6 +17,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import write_json
 from sam3lite_convert.plan.plan import Mapped
 from sam3lite_convert.records.record import Json
+from sam3lite_convert.swap import sync_file
 from sam3lite_convert.workers import Advance
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -93,7 +94,7 @@ def write_shard(folder: Path, shard: Shard, source: BinaryIO, advance: Advance, 
         for piece in shard.pieces:
             write_piece(source, piece, out, advance, loss)
         out.flush()
-        os.fsync(out.fileno())
+        sync_file(out.fileno())
 
 
 def write_safetensors_file(

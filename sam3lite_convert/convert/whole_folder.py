@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +12,13 @@ from sam3lite_convert.checkpoint.place import JSON_LIMIT
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.files import check_space, resolved, sibling_place, sync_folder, umask, working_place
+from sam3lite_convert.files import check_space, resolved, umask
 from sam3lite_convert.hub.licences import LICENCE_NAME
 from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.opened import read_small
+from sam3lite_convert.seen import NOTHING, Seen, look
+from sam3lite_convert.swap import check_replaceable, put_in_place, sync_folder
+from sam3lite_convert.working_places import finished_name, working_place
 
 # What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else but licence files
 # and graphs that its receipt lists.
@@ -28,12 +29,13 @@ OWN_FILES = re.compile(
 )
 
 
-def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: int) -> None:
-    """Raises CannotRun, before anything is written, if the output folder must not be replaced or has no space.
+def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: int) -> Seen:
+    """What stands where the output folder will be, and may be replaced. ``nbytes``: the size of the output.
 
-    ``nbytes``: the size of the output.
+    Raises CannotRun, before anything is written, if the output folder must not be replaced or has no space.
     """
     final = resolved(folder)
+    earlier = _look(final)
     if folder.exists() and not folder.is_dir():
         raise CannotRun(f"{folder} is a file; --output must be a folder", "output_is_a_file")
     present = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -50,7 +52,7 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
             "output_not_replaceable",
         )
     listed = _listed(folder)
-    ours = [p for p in present if p.is_file() and (OWN_FILES.fullmatch(_finished_name(p.name)) or p.name in listed)]
+    ours = [p for p in present if p.is_file() and (OWN_FILES.fullmatch(finished_name(p)) or p.name in listed)]
     foreign = [p.name for p in present if p not in ours]
     if not any(p.name == RECEIPT_NAME for p in present):
         foreign = [p.name for p in present]  # without a receipt, another program wrote it
@@ -64,6 +66,15 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
         message = f"{checkpoint} is inside {folder}, which would be replaced; choose another --output DIR"
         raise CannotRun(message, "output_holds_input")
     check_space(folder.parent, nbytes, f"to write {folder}")
+    check_replaceable(final, earlier)
+    return earlier
+
+
+def _look(final: Path) -> Seen:
+    try:
+        return look(final)
+    except OSError as fault:
+        raise CannotRun(f"{final}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
 
 
 def _listed(folder: Path) -> set[str]:
@@ -76,49 +87,25 @@ def _listed(folder: Path) -> set[str]:
     return {name for name in names if LICENCE_NAME.fullmatch(name) or name.endswith(GRAPH_SUFFIX)}
 
 
-def _finished_name(name: str) -> str:
-    """The final name of a file that a killed run left unfinished; other names are returned as they are."""
-    return re.sub(r"^\.(.+)\.partial-\w+$", r"\1", name)
-
-
 @contextmanager
-def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(folder: Path, earlier: Seen = NOTHING) -> Iterator[Path]:
     """A working folder beside ``folder`` that is renamed to it at the end, or removed on an error.
 
-    With ``overwrite`` a folder of that name is replaced; on an error it is kept. Raises CannotRun if the file
-    system reports an error, or if the folder was created by something else in the meantime.
+    ``earlier``: what stood there when the run began; a folder is replaced, and on an error it is kept. Raises
+    CannotRun if the file system reports an error ("cannot_write"), or if something else stands there at the end
+    ("output_changed").
     """
     final = resolved(folder)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        work, held = working_place(final, tempfile.mkdtemp)
-        old = sibling_place(work, "old")
-        work.chmod(0o777 & ~umask())
+        work = working_place(final, True, earlier)
         try:
-            yield work
-            sync_folder(work)
-            if not overwrite and final.is_dir() and any(final.iterdir()):
-                raise CannotRun(
-                    f"{folder} was created during the conversion; nothing was written to it",
-                    "output_exists",
-                )
-            _swap(work, final, old)
+            work.path.chmod(0o777 & ~umask())
+            yield work.path
+            sync_folder(work.path)
+            put_in_place(work, earlier)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
-            if held is not None:
-                os.close(held)
+            work.remove()
+            work.close()
     except OSError as fault:
         raise CannotRun(f"{folder}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
-
-
-def _swap(work: Path, final: Path, old: Path) -> None:
-    try:
-        if final.exists():
-            os.rename(final, old)
-        os.rename(work, final)
-    except BaseException:
-        if old.exists() and not final.exists():
-            os.rename(old, final)
-        raise
-    sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -26,6 +26,8 @@ from sam3lite_convert.plan.rotary import check_rotary
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.seen import Seen
+from sam3lite_convert.swap import check_same
 from sam3lite_convert.workers import Advance
 
 _LISTED = 5
@@ -127,6 +129,7 @@ def convert(
     hashing: SourceHash,
     folder: Path,
     overwrite: bool = False,
+    earlier: Seen | None = None,
     max_shard_size: int | None = None,
     progress: Callable[[str], Advance] | None = None,
     finish: Callable[[Path, Receipt], Receipt] = lambda work, receipt: receipt,
@@ -136,6 +139,8 @@ def convert(
     """Write the planned folder.
 
     hashing: the hash of the plan's source, already running.
+    overwrite: replace an earlier conversion.
+    earlier: what stood there when the run began, which alone is replaced; None for what stands there now.
     max_shard_size: in bytes; None for a single file.
     progress: called with "write" and "hash"; returns a function that is called with each number of bytes done.
     finish: called with the working folder, before it is renamed to ``folder``, and the receipt; may add files and
@@ -146,7 +151,9 @@ def convert(
     Raises NotFinite if values that are refused are found, CannotRun if the folder cannot be written, Untrusted if the
     source is damaged or contradicts itself. Then nothing is written, and an earlier folder is unchanged.
     """
-    check_destination(folder, overwrite, plan.checkpoint.path, plan.out_nbytes + _HEADROOM)
+    now = check_destination(folder, overwrite, plan.checkpoint.path, plan.out_nbytes + _HEADROOM)
+    earlier = now if earlier is None else earlier
+    check_same(folder, earlier, now)
     advance = progress or (lambda what: lambda n: None)
     pieces = list(plan.mapped.values())
     shards = plan_shards([p for p in pieces if p.file == MODEL], MODEL, max_shard_size)
@@ -167,7 +174,7 @@ def convert(
 
     sources = {source.key: source for piece in pieces for source in piece.sources}
     with (
-        whole_folder(folder, overwrite) as work,
+        whole_folder(folder, earlier) as work,
         open_source(plan.checkpoint) as source,
         searching(plan.checkpoint, sources.values()) as search,
     ):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +14,13 @@ from pathlib import Path
 
 import pytest
 from support.folders import convert, environment, sam3lite, snapshot, tiny_state, write
+from support.left_over import between, forget, unfinished
 
-from sam3lite_convert.convert import whole_folder as swapping
+from sam3lite_convert import swap, working_places
 from sam3lite_convert.convert.whole_folder import whole_folder
-from sam3lite_convert.files import clear_leftovers, write_whole
+from sam3lite_convert.files import write_whole
+from sam3lite_convert.seen import look
+from sam3lite_convert.working_places import clear_leftovers
 
 pytestmark = pytest.mark.stress
 
@@ -100,61 +105,82 @@ def test_whenever_restore_ends_its_file_is_old_or_new(name, source, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pt", "folder"]
 
 
-def left(folder: Path, number: str, *kinds: str) -> None:
-    """What a run that was killed leaves."""
-    for kind in kinds:
-        path = folder.with_name(f".{folder.name}.{kind}-{number}")
-        path.mkdir()
-        (path / kind).write_text(number)
-
-
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-@pytest.mark.parametrize("name", ["out", "out.partial-1", "out.old-1"])
+@pytest.mark.parametrize("name", ["out", "out.partial-1", "out.old-1", "o" * 240])
 def test_a_run_that_was_killed_between_two_renames_gives_the_old_folder_back(name, tmp_path, monkeypatch):
-    left(tmp_path / name, "a", "partial", "old")
+    between(tmp_path / name, "a", exchanged=False)
     clear_leftovers(tmp_path / name)
     assert names(tmp_path) == [name] and (tmp_path / name / "old").read_text() == "a"
-    # The same with the names that a run gives.
-    rename, process = swapping.os.rename, []
+    # The same with a real run.
+    rename, process = os.rename, []
 
     def killed(source, target):
         if process:
             raise SystemExit
-        process.append(rename(source, target))
+        rename(source, target)
+        if re.search(r"\.old-\w{32}$", target.name):
+            process.append(target)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(swapping.os, "rename", killed)
-        patched.setattr(swapping.shutil, "rmtree", lambda *_, **__: None)
-        with whole_folder(tmp_path / name, overwrite=True) as work:
+        patched.setattr(swap, "exchange", lambda *_: False)
+        patched.setattr(os, "rename", killed)
+        patched.setattr(working_places, "_remove", lambda *_: None)
+        with whole_folder(tmp_path / name, look(tmp_path / name)) as work:
             (work / "new").write_text("b")
     assert not (tmp_path / name).exists() and len(names(tmp_path)) == 2
     clear_leftovers(tmp_path / name)
     assert names(tmp_path) == [name] and (tmp_path / name / "old").read_text() == "a"
 
 
-@pytest.mark.parametrize("name", ["out", "out[1]", "o?t*"])
+@pytest.mark.parametrize("name", ["out", "out[1]", "o?t*", "o" * 240])
 def test_what_was_replaced_goes_and_what_is_there_stays(name, tmp_path):
-    (tmp_path / name).mkdir()
-    left(tmp_path / name, "a", "old")
-    left(tmp_path / name, "b", "partial")
-    left(tmp_path / "out2", "c", "partial")
+    between(tmp_path / name, "a", exchanged=True)
+    unfinished(tmp_path / name)
+    other = unfinished(tmp_path / "out2")
     clear_leftovers(tmp_path / name)
-    assert names(tmp_path) == [".out2.partial-c", name]
+    assert names(tmp_path) == [other.name, name] and names(tmp_path / name) == ["new"]
 
 
-def test_an_old_folder_without_a_new_one_is_never_deleted(tmp_path):
-    left(tmp_path / "out", "a", "old")
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_an_old_folder_without_a_new_one_is_never_deleted(exchanged, tmp_path):
+    old = between(tmp_path / "out", "a", exchanged)
+    for path in tmp_path.iterdir():
+        if path != old:
+            forget(path)
     clear_leftovers(tmp_path / "out")
-    assert names(tmp_path) == [".out.old-a"]
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old"]
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_what_somebody_put_into_the_old_folder_before_the_run_was_killed_is_kept(exchanged, tmp_path):
+    old = between(tmp_path / "out", "a", exchanged)
+    if not exchanged:
+        shutil.copytree(old, tmp_path / "out")
+    (old / "thesis.txt").write_text("mine")
+    clear_leftovers(tmp_path / "out")
+    assert (old / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["partial", "old"])
+@pytest.mark.parametrize("token", ["x", "12345", "abcd1234", "a" * 32, "abcdefgh" * 4])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_only_looks_like_a_leftover_is_left_alone(kind, token, there, tmp_path):
+    planted = tmp_path / f".out.{kind}-{token}"
+    planted.mkdir()
+    (planted / "thesis.txt").write_text("mine")
+    if there:
+        (tmp_path / "out").mkdir()
+    clear_leftovers(tmp_path / "out")
+    assert (planted / "thesis.txt").read_text() == "mine" and (tmp_path / "out").exists() is there
 
 
 def test_a_run_that_is_under_way_keeps_its_folder(tmp_path):
     with whole_folder(tmp_path / "out") as work:
         (work / "x").write_text("mine")
-        code = "import sys; from pathlib import Path; from sam3lite_convert.files import clear_leftovers\n"
+        code = "import sys; from pathlib import Path; from sam3lite_convert.working_places import clear_leftovers\n"
         code += "clear_leftovers(Path(sys.argv[1]))"
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=True, env=environment())
         clear_leftovers(tmp_path / "out")
@@ -163,16 +189,16 @@ def test_a_run_that_is_under_way_keeps_its_folder(tmp_path):
 
 
 def test_what_was_left_of_a_file_goes_when_it_is_written_again(tmp_path):
-    (tmp_path / ".page.html.partial-dead").write_text("half of it")
-    (tmp_path / ".other.html.partial-dead").write_text("of another one")
+    unfinished(tmp_path / "page.html", folder=False)
+    other = unfinished(tmp_path / "other.html", folder=False)
     write_whole(tmp_path / "page.html", b"all of it")
-    assert names(tmp_path) == [".other.html.partial-dead", "page.html"]
+    assert names(tmp_path) == [other.name, "page.html"]
     assert (tmp_path / "page.html").read_bytes() == b"all of it"
 
 
 def test_a_file_that_another_run_is_writing_stays(tmp_path):
-    code = "import sys, time; from pathlib import Path; from sam3lite_convert import files\n"
-    code += "files.os.fsync = lambda handle: (print('writing', flush=True), time.sleep(60))\n"
+    code = "import sys, time; from pathlib import Path; from sam3lite_convert import files, swap\n"
+    code += "swap.os.fsync = lambda handle: (print('writing', flush=True), time.sleep(60))\n"
     code += "files.write_whole(Path(sys.argv[1]), b'theirs')"
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
@@ -187,7 +213,7 @@ def test_a_file_that_another_run_is_writing_stays(tmp_path):
 
 def test_a_folder_that_was_being_added_to_can_be_made_anew(source, tmp_path):
     folder = convert(source, tmp_path / "out")
-    (folder / ".vocab.json.partial-dead").write_text("half of it")
+    unfinished(folder / "vocab.json", folder=False)
     assert sam3lite("verify", folder, "--checkpoint", source).code == 0
     convert(source, folder, "--overwrite", "--component", "text")
     assert not [name for name in names(folder) if name.startswith(".")]
@@ -204,7 +230,7 @@ def test_two_runs_at_once_one_wins_whole_and_the_other_says_so(source, tmp_path)
 def test_no_handle_is_left_open(tmp_path):
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for _ in range(3):
-        with whole_folder(tmp_path / "out", overwrite=True) as work:
+        with whole_folder(tmp_path / "out", look(tmp_path / "out")) as work:
             (work / "x").write_text("x")
         clear_leftovers(tmp_path / "out")
     if before:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.folders import PROJECTION, assert_proven, convert, environment, sam3lite, tiny_state, write
 
-from sam3lite_convert.files import leftovers
+from sam3lite_convert.working_places import leftovers
 
 pytestmark = pytest.mark.stress
 

@@ -35,6 +35,13 @@ EVERY: dict[str, int | None] = {
     "test_detector_is_a_prefix_in_front_only": 2,
     "test_a_broken_shape_in_a_target_table_is_a_fault_of_the_table": 2,
     "test_the_table_is_what_the_library_computes": None,
+    # what is replaced, disks and interrupted runs
+    "test_what_others_did_to_the_folder_meanwhile_is_not_lost": 9,
+    "test_what_appears_where_nothing_was_is_not_lost": 8,
+    "test_a_folder_that_was_moved_away_meanwhile_is_kept_and_the_new_one_stands_in_its_place": None,
+    "test_another_link_or_mode_of_the_source_is_no_change_of_it": 12,
+    "test_another_link_meanwhile_stops_no_command": None,
+    "test_marks_alone_are_no_other_content": 2,
     # the Hub
     "test_a_fault_that_passes": 5,
     "test_the_set_is_converted_to_the_bytes_of_the_plain_file": 3,

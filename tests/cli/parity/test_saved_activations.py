@@ -27,6 +27,7 @@ from support.goldens import activations
 from support.parity_runs import FIELDS, TAP_FIELDS, TEXT, column, errors, parity, rewrite, state_of, strict, taps
 
 from original_ref import load_reference
+from sam3lite_convert import swap
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.original import reference_cfg
 
@@ -224,14 +225,14 @@ def test_saving_makes_folders_and_a_file_that_others_can_read(s0, tmp_path):
 def test_saving_replaces_an_earlier_file_whole_or_not_at_all(s0, tmp_path, monkeypatch):
     file = tmp_path / "acts.st"
     parity(s0, "--seed", 5, "--save-activations", file)
-    before, number, real = file.read_bytes(), file.stat().st_ino, os.replace
+    before, number, real = file.read_bytes(), file.stat().st_ino, swap.exchange
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    for name in ("fsync", "replace"):
+    for module, name in ((os, "fsync"), (swap, "exchange")):
         with monkeypatch.context() as patch:
-            patch.setattr(os, name, full)
+            patch.setattr(module, name, full)
             message = errors(sam3lite("parity", "--checkpoint", s0, "--save-activations", file), 2)
         assert "No space left" in message
         assert file.read_bytes() == before
@@ -241,9 +242,9 @@ def test_saving_replaces_an_earlier_file_whole_or_not_at_all(s0, tmp_path, monke
         # Whole before it takes the name: the old file is there until then.
         assert Path(target).read_bytes() == before
         assert len(load_file(source)) == 31
-        real(source, target)
+        return real(source, target)
 
-    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(swap, "exchange", replace)
     parity(s0, "--save-activations", file)
     assert file.stat().st_ino != number
     assert [p.name for p in tmp_path.iterdir()] == ["acts.st"]

@@ -1,0 +1,212 @@
+"""What is replaced is looked at when it is taken out, never removed by name alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.folders import convert, sam3lite, snapshot, tiny_state, write
+
+from sam3lite_convert import swap
+from sam3lite_convert.convert import write as conversion
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.files import whole_file
+from sam3lite_convert.seen import look
+
+Meddle = Callable[[Path], object]
+
+
+def add(folder: Path) -> None:
+    (folder / "thesis.txt").write_text("mine")
+
+
+def edit(folder: Path) -> None:
+    with open(folder / "README.md", "a") as card:
+        card.write("mine")
+
+
+def edit_in_place(folder: Path) -> None:
+    """With the same size and the time of before."""
+    card = folder / "README.md"
+    before = card.stat()
+    data = card.read_bytes()
+    card.write_bytes(b"mine" + data[4:])
+    os.utime(card, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def take_one_out(folder: Path) -> None:
+    (folder / "README.md").rename(folder.parent / "mine.md")
+
+
+def another_in_its_place(folder: Path) -> None:
+    folder.rename(folder.parent / "moved")
+    folder.mkdir()
+    add(folder)
+
+
+def a_copy_in_its_place(folder: Path) -> None:
+    folder.rename(folder.parent / "moved")
+    shutil.copytree(folder.parent / "moved", folder)
+
+
+def a_link_in_its_place(folder: Path) -> None:
+    folder.rename(folder.parent / "moved")
+    folder.symlink_to("moved")
+
+
+def a_file_in_its_place(folder: Path) -> None:
+    folder.rename(folder.parent / "moved")
+    folder.write_text("mine")
+
+
+def a_folder_in_it(folder: Path) -> None:
+    (folder / "notes").mkdir()
+    add(folder / "notes")
+
+
+MEDDLING: list[Meddle] = [
+    add, edit, edit_in_place, take_one_out, another_in_its_place, a_copy_in_its_place, a_link_in_its_place,
+    a_file_in_its_place, a_folder_in_it,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("source"), tiny_state())
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint, tmp_path_factory) -> Path:
+    return convert(checkpoint, tmp_path_factory.mktemp("earlier") / "out", "--component", "text")
+
+
+@pytest.fixture(params=[True, False], ids=["exchange", "two-renames"])
+def way(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(swap, "exchange", lambda *_: False)
+
+
+def at_the_end(monkeypatch, act: Callable[[], object]) -> None:
+    """Do it when all is written and the new folder is about to take its place."""
+    with_card = conversion.with_card
+
+    def meanwhile(*arguments):
+        act()
+        return with_card(*arguments)
+
+    monkeypatch.setattr(conversion, "with_card", meanwhile)
+
+
+def all_of(place: Path) -> dict[str, object]:
+    """Links, and files with their content, of a whole tree."""
+    found: dict[str, object] = {}
+    for path in sorted(place.rglob("*")):
+        name = str(path.relative_to(place))
+        found[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+    return found
+
+
+@pytest.mark.parametrize("meddle", MEDDLING)
+def test_what_others_did_to_the_folder_meanwhile_is_not_lost(meddle, way, checkpoint, converted, tmp_path, monkeypatch):
+    folder, kept = tmp_path / "out", {}
+    shutil.copytree(converted, folder)
+
+    def meanwhile():
+        meddle(folder)
+        kept.update({name: data for name, data in all_of(tmp_path).items() if ".partial-" not in name})
+
+    at_the_end(monkeypatch, meanwhile)
+    done = sam3lite("convert", "--checkpoint", checkpoint, "--output", folder, "--overwrite", "--json")
+    assert (done.code, done.json["error"]["code"]) == (2, "output_changed"), done
+    assert all_of(tmp_path) == kept
+    message = done.json["error"]["message"]
+    assert "Nothing was written there" in message and "as it was found" in message
+
+
+def test_a_folder_that_was_moved_away_meanwhile_is_kept_and_the_new_one_stands_in_its_place(
+    way, checkpoint, converted, tmp_path, monkeypatch
+):
+    folder = tmp_path / "out"
+    shutil.copytree(converted, folder)
+    before = snapshot(folder)
+    at_the_end(monkeypatch, lambda: folder.rename(tmp_path / "moved"))
+    assert sam3lite("convert", "--checkpoint", checkpoint, "--output", folder, "--overwrite").code == 0
+    assert snapshot(tmp_path / "moved") == before and sam3lite("verify", folder, "--checkpoint", checkpoint).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved", "out"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["an empty folder", "nothing"])
+@pytest.mark.parametrize("meddle", [add, a_folder_in_it, a_file_in_its_place, a_link_in_its_place])
+def test_what_appears_where_nothing_was_is_not_lost(there, meddle, checkpoint, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+
+    def meanwhile():
+        folder.mkdir(exist_ok=True)
+        meddle(folder)
+
+    at_the_end(monkeypatch, meanwhile)
+    done = sam3lite("convert", "--checkpoint", checkpoint, "--output", folder, "--json")
+    assert (done.code, done.json["error"]["code"]) == (2, "output_changed"), done
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    if meddle in (add, a_folder_in_it):
+        assert [path.read_text() for path in tmp_path.rglob("thesis.txt")] == ["mine"]
+    else:
+        assert (tmp_path / "moved").is_dir() and (folder.is_symlink() or folder.read_text() == "mine")
+
+
+def test_marks_alone_are_no_other_content(way, checkpoint, converted, tmp_path, monkeypatch):
+    # A backup that works with hard links, and chmod.
+    folder = tmp_path / "out"
+    shutil.copytree(converted, folder)
+
+    def meanwhile():
+        os.link(folder / "model.safetensors", tmp_path / "backup")
+        (folder / "README.md").chmod(0o600)
+
+    at_the_end(monkeypatch, meanwhile)
+    assert sam3lite("convert", "--checkpoint", checkpoint, "--output", folder, "--overwrite").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup", "out"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "a file"])
+@pytest.mark.parametrize("what", ["a file", "a folder", "a link"])
+def test_a_file_that_somebody_else_put_there_meanwhile_is_not_lost(there, what, way, tmp_path):
+    place, mine = tmp_path / "page.html", tmp_path / "mine"
+    if there == "a file":
+        place.write_text("earlier")
+    with pytest.raises(CannotRun) as refused, whole_file(place) as out:
+        out.write(b"new")
+        place.unlink(missing_ok=True)
+        if what == "a file":
+            place.write_text("mine")
+        elif what == "a folder":
+            place.mkdir()
+            (place / "thesis.txt").write_text("mine")
+        else:
+            mine.write_text("mine")
+            place.symlink_to(mine)
+    assert refused.value.code == "output_changed"
+    assert "mine" in [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert (place.is_symlink(), place.is_dir()) == (what == "a link", what == "a folder")
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_file_that_was_there_is_replaced_and_nothing_is_left(way, tmp_path):
+    place = tmp_path / "page.html"
+    for text in (b"one", b"two"):
+        with whole_file(place, look(place)) as out:
+            out.write(text)
+        assert place.read_bytes() == text and [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_place_that_is_no_file_is_not_replaced(tmp_path):
+    place = tmp_path / "pipe"
+    os.mkfifo(place)
+    with pytest.raises(CannotRun, match="not a file"), whole_file(place):
+        pass
+    assert place.is_fifo()
