@@ -13,38 +13,37 @@ _LISTED = 4  # names in a message
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISREG, "a file"), (stat.S_ISLNK, "a link"))
 
 
+def stamp(found: os.stat_result) -> tuple[int, ...]:
+    """Identity, size and times of a file in nanoseconds, then what else changes its last time: mode, owner, links."""
+    own = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return (*own, found.st_mode, found.st_uid, found.st_gid, found.st_nlink)
+
+
+def same_content(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
+    """Whether two stamps are of one file that was not written to in between. Another hard link, owner or mode, with
+    the time of that change, is no other content."""
+    return before == now or (before[:4] == now[:4] and before[5:] != now[5:])
+
+
 @dataclass(frozen=True)
 class _Entry:
-    """One entry of a folder, or the folder itself; links are not followed. Times in nanoseconds."""
+    """One entry of a folder, or the folder itself; links are not followed."""
 
     kind: int
-    device: int
-    inode: int
-    size: int
-    written: int
-    changed: int
-    marks: tuple[int, ...]  # what chmod, chown and hard links change, with the time of change
+    stamp: tuple[int, ...]
 
     @classmethod
     def of(cls, found: os.stat_result) -> _Entry:
-        marks = (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_nlink)
-        kind = stat.S_IFMT(found.st_mode)
-        return cls(
-            kind, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, marks
-        )  # fmt: skip
+        return cls(stat.S_IFMT(found.st_mode), stamp(found))
 
     def is_renamed(self, now: _Entry) -> bool:
         """Whether ``now`` is the same file with the same content; a rename alone changes its time of change."""
-        before = (self.kind, self.device, self.inode, self.size, self.written)
-        return before == (now.kind, now.device, now.inode, now.size, now.written)
+        return (self.kind, *self.stamp[:4]) == (now.kind, *now.stamp[:4])
 
     def still(self, now: _Entry) -> bool:
         """Whether ``now`` is the same entry with the same content, as far as the system tells."""
-        if (self.kind, self.size, self.written) != (now.kind, now.size, now.written):
-            return False
-        if self.changed == now.changed:  # file systems that number their files anew each time are among us
-            return True
-        return self.inode == now.inode and self.marks != now.marks
+        # Some file systems give a file another number each time; what is equal then is its size and its times.
+        return self.kind == now.kind and (self.stamp[2:5] == now.stamp[2:5] or same_content(self.stamp, now.stamp))
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,9 @@ class Seen:
         """Stands for all that would differ if it were another one or had another content."""
         if self.itself is None:
             return b"nothing"
-        of = [(name, e.inode, e.size, e.written) for name, e in sorted(self.entries.items())]
-        own = () if self.is_folder else (self.itself.size, self.itself.written)
-        return hashlib.sha256(repr((self.itself.inode, own, of)).encode("utf-8", "surrogatepass")).digest()
+        of = [(name, *e.stamp[1:4]) for name, e in sorted(self.entries.items())]
+        own = self.itself.stamp[1 : 2 if self.is_folder else 4]
+        return hashlib.sha256(repr((own, of)).encode("utf-8", "surrogatepass")).digest()
 
     def difference(self, now: Seen) -> str | None:
         """How what stands there now differs from this, in words; None if it does not."""
@@ -93,7 +92,7 @@ class Seen:
             return f"{now.kind} stands there now"
         if not self.is_folder:
             return None if self.itself.is_renamed(now.itself) else "it was changed or replaced"
-        if (self.itself.device, self.itself.inode) != (now.itself.device, now.itself.inode):
+        if self.itself.stamp[:2] != now.itself.stamp[:2]:
             return "another folder stands there now"
         both = self.entries.keys() & now.entries.keys()
         groups = {

@@ -16,6 +16,7 @@ from sam3lite_convert.checkpoint.file_set import members
 from sam3lite_convert.checkpoint.index import check_unchanged, files_of, stamp_of
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.opened import is_regular, open_regular
+from sam3lite_convert.seen import same_content
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
@@ -173,18 +174,18 @@ class SourceHash:
         if self._damaged is not None:
             self._damaged.join()
 
-    def _hash(self) -> tuple[str, int, tuple[int, ...]]:
+    def _hash(self) -> tuple[str, int, tuple[tuple[int, ...], ...]]:
         try:
             paths = members(self._path) if self._path is not None else []
         except Sam3LiteError:
             paths = []
         if not paths or not all(is_regular(path) for path in paths):
             return "", 0, ()  # a pipe would never end; the reader reports what is wrong
-        stamps = list[int]()
+        stamps = list[tuple[int, ...]]()
         digests: dict[str, str] = {}
         for path in paths:
             with open_regular(path) as file:
-                stamps += stamp_of(file)
+                stamps.append(stamp_of(file))
                 digest = _digest(file, self._hashed, lambda: self._stop)
             digests[path.relative_to(paths[0].parent).as_posix()] = digest
         if len(paths) == 1:
@@ -242,12 +243,18 @@ class SourceHash:
         return digest, notes
 
     def _whole(self, checkpoint: Checkpoint) -> str:
-        sha256, size, stamp = self._sha256.result()
-        indexed = [n for each in files_of(checkpoint) for n in each.stamp or ()]
-        if size != checkpoint.size or list(stamp) != indexed:
-            raise Untrusted(f"{checkpoint.path.name}: the file changed while it was read", "changed_file")
+        sha256, size, hashed = self._sha256.result()
+        indexed = [each.stamp for each in files_of(checkpoint) if each.stamp is not None]
+        changed = Untrusted(f"{checkpoint.path.name}: the file changed while it was read", "changed_file")
+        if size != checkpoint.size or len(hashed) != len(indexed) or not all(map(same_content, indexed, hashed)):
+            raise changed
+        touched = list(hashed) != indexed
         for each in files_of(checkpoint):
             check_unchanged(each, each.path)
+            touched |= each.stamp is not None and stamp_of(each.path) != each.stamp
+        # Another link or mode is no other content, but its time hides that of a change: read it once more.
+        if touched and self._path is not None and sha256_of_checkpoint(self._path) != sha256:
+            raise changed
         stated = checkpoint.hub.sha256 if checkpoint.hub else None
         if stated not in (None, sha256):
             raise Untrusted(

@@ -15,6 +15,7 @@ from sam3lite_convert.checkpoint.origin import HubFile
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection
 from sam3lite_convert.errors import Untrusted
 from sam3lite_convert.records.record import Json
+from sam3lite_convert.seen import same_content, stamp
 
 # No index is longer. One of 1,300 tensors takes 0.2 MB; a hostile one would cost memory and time.
 INDEX_LIMIT = 8 << 20
@@ -210,9 +211,8 @@ class FetchedRanges(Protocol):
 
 
 def stamp_of(file: BinaryIO | Path) -> tuple[int, ...]:
-    """Identity, size and times of a file; changes if it is written to or replaced."""
-    found = os.stat(file) if isinstance(file, Path) else os.fstat(file.fileno())
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    """Identity, size and times of a file; of ``same_content`` as long as it is not written to or replaced."""
+    return stamp(os.stat(file) if isinstance(file, Path) else os.fstat(file.fileno()))
 
 
 def files_of(checkpoint: Checkpoint) -> tuple[Checkpoint | Shard, ...]:
@@ -226,7 +226,7 @@ def check_unchanged(checkpoint: Checkpoint | Shard, file: BinaryIO | Path) -> No
     if checkpoint.stamp is None:
         return
     with suppress(FileNotFoundError):
-        if stamp_of(file) == checkpoint.stamp:
+        if same_content(checkpoint.stamp, stamp_of(file)):
             return
     raise Untrusted(f"{checkpoint.path.name}: the file changed while it was read", "changed_file")
 

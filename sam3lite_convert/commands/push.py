@@ -40,6 +40,7 @@ from sam3lite_convert.opened import read_small
 from sam3lite_convert.records.convert import FileState, PushedFile, PushPlanRecord, PushRecord
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.verify import VerifyDocument
+from sam3lite_convert.seen import same_content
 
 _LOGIN = "Log in with 'hf auth login', or set HF_TOKEN to a token that may write"
 _REQUESTS_LOOKED_AT = 10  # of the newest pull requests
@@ -359,7 +360,9 @@ def _check_sent(folder: Path, plan: PushPlan, proven: Folder) -> None:
 
 
 def _check_unchanged(folder: Path, stamps: Mapping[str, tuple[int, ...]], since: str) -> None:
-    changed = [n for n, stamp in stamps.items() if not (folder / n).exists() or stamp_of(folder / n) != stamp]
+    changed = [
+        n for n, stamp in stamps.items() if not (folder / n).exists() or not same_content(stamp, stamp_of(folder / n))
+    ]
     if changed:
         message = f"not pushed: {', '.join(changed)} in {folder} changed since it was {since}. Run the command again."
         raise Untrusted(message, "changed_file")

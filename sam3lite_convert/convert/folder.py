@@ -21,6 +21,7 @@ from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.plan.families import FAMILIES, LibraryNames
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.records.record import Json
+from sam3lite_convert.seen import same_content
 
 SAFETENSORS = ".safetensors"
 _SINGLE, _PROJECTION = MODEL + SAFETENSORS, TEXT_PROJECTION + SAFETENSORS
@@ -96,7 +97,7 @@ class Folder:
         """Raises Untrusted if a file was changed, replaced or deleted since the folder was read, or if another file
         of weights or JSON appeared in it. ``but``: the name of one that may have been."""
         for path, stamp in self.stamps.items():
-            if path.name != but and (not path.exists() or stamp_of(path) != stamp):
+            if path.name != but and (not path.exists() or not same_content(stamp, stamp_of(path))):
                 raise Untrusted(f"{path}: the file changed while the folder was read", "changed_file")
         if self.stamps:
             new = sorted(frozenset(filter(_matters, LocalPlace(self.path).names())) - self.names)

@@ -31,6 +31,7 @@ _SLOWEST = 256.0  # bytes a second, over TIMEOUT, of whatever is sent
 _REDIRECTS = 5
 _ETAG = re.compile(r"\w[\w+=-]{0,127}", re.ASCII)
 _PAUSE = re.compile(r"[0-9]{1,12}")
+_AMBIGUOUS = re.compile(r"[\\\s\x00-\x1f\x7f]")
 _RATE_LIMIT = re.compile(r"\bt=([0-9]{1,12})\b")
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 _SCHEMES = {"http": 80, "https": 443}
@@ -75,7 +76,9 @@ def unexpected(what: str) -> CannotRun:
 
 
 def _origin(url: str) -> tuple[str, str, int] | None:
-    """(scheme, host, port); None for an address that is not one of the web."""
+    """(scheme, host, port); None for an address that is not one of the web, or that libraries read differently."""
+    if _AMBIGUOUS.search(url):
+        return None
     try:
         parts = urlsplit(url)
         port = parts.port or _SCHEMES.get(parts.scheme, 0)

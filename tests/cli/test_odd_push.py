@@ -52,7 +52,7 @@ def on_the_hub(hub: HubServer, repo: str = MINE) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "name",
-    marked(odd_hub.PUSHES, "batch: verified elsewhere", "tree: a file is another", "commit: an id that is a path"),
+    marked(odd_hub.PUSHES, "batch: verified elsewhere"),
 )
 def test_an_odd_answer_to_a_push(name, s0, hub, tmp_path):
     match, edit = odd_hub.PUSHES[name]
@@ -68,6 +68,7 @@ def test_an_odd_answer_to_a_push(name, s0, hub, tmp_path):
         assert sam3lite("verify", "out", "--checkpoint", s0).code == 0
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("said", [None, "true", 1, False])
 def test_what_should_be_private_is_written_only_where_the_hub_says_that_it_is(said, s0, hub, tmp_path):
     hub.fail(
@@ -188,6 +189,7 @@ def test_a_file_beside_the_weights_that_is_swapped_after_the_proof_is_not_sent(s
     assert not on_the_hub(hub) and not [r for r in hub.log if r.method == "PUT"]
 
 
+@pytest.mark.stress
 def test_a_file_that_should_have_gone_is_noticed(s0, hub, tmp_path):
     assert sam3lite(*PUSH, "--max-shard-size", "3MB").code == 0
     assert "model.safetensors.index.json" in hub.files(MINE)

@@ -210,6 +210,67 @@ def test_a_source_that_changes_while_it_is_read_is_not_trusted(moment, kind, cha
     assert [p.name for p in tmp_path.iterdir()] == ([] if change is gone else [path.name])
 
 
+def linked(path: Path) -> None:
+    if not path.with_name("backup").exists():
+        os.link(path, path.with_name("backup"))
+
+
+def of_another_mode(path: Path) -> None:
+    if not path.stat().st_mode & 1:
+        path.chmod(path.stat().st_mode | 1)
+
+
+@pytest.mark.parametrize("change", [linked, of_another_mode])
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+@pytest.mark.parametrize("moment", ["read_checkpoint", "check_twins", "write_index"])
+def test_another_link_or_mode_of_the_source_is_no_change_of_it(moment, kind, change, tiny, tmp_path, monkeypatch):
+    path = shutil.copyfile(tiny, tmp_path / "tiny.pt") if kind == "zip" else write_safetensors(tmp_path, tiny_state())
+    module = sources if moment == "read_checkpoint" else conversion
+    real = getattr(module, moment)
+
+    def meanwhile(*arguments):
+        result = real(*arguments)
+        change(path)
+        return result
+
+    monkeypatch.setattr(module, moment, meanwhile)
+    done = sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out", "--verify")
+    assert done.code == 0, done
+
+
+def test_a_link_does_not_hide_a_change(tiny, tmp_path, monkeypatch):
+    # It explains the time of change, and the time of writing is set back; the hash tells.
+    path, real = shutil.copyfile(tiny, tmp_path / "tiny.pt"), conversion.write_index
+
+    def meanwhile(*arguments):
+        overwritten_with_its_time(path)
+        linked(path)
+        return real(*arguments)
+
+    monkeypatch.setattr(conversion, "write_index", meanwhile)
+    assert sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out").code == 4
+
+
+@pytest.mark.parametrize("command", ["verify", "parity", "restore"])
+def test_another_link_meanwhile_stops_no_command(command, tiny, tmp_path, monkeypatch):
+    path = shutil.copyfile(tiny, tmp_path / "tiny.pt")
+    folder = convert(path, tmp_path / "out")
+    real = sources.read_checkpoint
+
+    def meanwhile(*arguments):
+        result = real(*arguments)
+        linked(path)
+        return result
+
+    monkeypatch.setattr(sources, "read_checkpoint", meanwhile)
+    arguments = {
+        "verify": ["verify", folder, "--checkpoint", path],
+        "parity": ["parity", "--checkpoint", path],
+        "restore": ["restore", folder, "--checkpoint", path, "--output", tmp_path / "back.pt"],
+    }[command]
+    assert sam3lite(*arguments).code == 0 and (tmp_path / "backup").exists()
+
+
 @pytest.mark.parametrize("command", ["verify", "parity"])
 def test_a_source_that_changes_while_it_is_compared_is_not_trusted(command, tiny, tmp_path, monkeypatch):
     path = shutil.copyfile(tiny, tmp_path / "tiny.pt")

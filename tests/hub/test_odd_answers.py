@@ -82,6 +82,34 @@ def test_one_of_each_does_not_stop_the_batch(s0, hub, tmp_path):
 
 @pytest.mark.stress
 @pytest.mark.parametrize(
+    "content",
+    [b"[]", b"", b"{}", bytes(range(256)), b'{"weight_map": 5}', b'{"weight_map": {"a": "../x"}}', b"[" * 9999],
+)
+def test_an_index_of_shards_that_is_none_does_not_stop_the_batch(content, three, hub, tmp_path):
+    hub.commit("Simon7108528/EfficientSAM3", {"sam3_litetext/model.safetensors.index.json": content})
+    done = tried([*ALL, "--pattern", "sam3_litetext/*", "--json"], hub, tmp_path, (1,))
+    assert done.json["counts"] == {"converted": 3, "current": 0, "failed": 1}
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("fault", [KeyError("x"), RecursionError(), MemoryError(), UnicodeError(), OSError("x")])
+def test_what_nobody_foresaw_does_not_stop_the_batch(fault, three, hub, tmp_path, monkeypatch):
+    from sam3lite_convert.commands import convert_all as commands
+
+    inner = commands.publish
+
+    def publish(location, *arguments):
+        if location.name == S0:
+            raise fault
+        return inner(location, *arguments)
+
+    monkeypatch.setattr(commands, "publish", publish)
+    done = sam3lite(*ALL, "--json")
+    assert done.code == 1 and done.json["counts"] == {"converted": 2, "current": 0, "failed": 1}
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
     ("name", "others", "codes"),
     [
         ("twice the same", [lambda r: r], (0,)),
@@ -252,3 +280,48 @@ def test_the_earlier_folder_stays_whatever_the_hub_says(s0, hub, tmp_path):
         tried([*CONVERT, "--overwrite"], hub, tmp_path, (0, 2))
         hub.clear_faults()
         assert {p.name: p.read_bytes() for p in Path("out").iterdir()} == before
+
+
+# ---- a folder on the Hub ------------------------------------------------------------------------------------
+
+THERE = "porter/there"
+
+
+@pytest.fixture
+def there(hub: HubServer, tmp_path: Path, short: object) -> Path:
+    """A converted folder on the hub; the checkpoint that it was made of, on this machine."""
+    made = publish(hub, tmp_path, {"s0": S0})["s0"]
+    assert sam3lite("convert", "--checkpoint", made, "--output", "out").code == 0
+    hub.add_repo(THERE, {p.name: p for p in Path("out").iterdir()})
+    return made
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", [n for n in odd_hub.ROWS if not n.startswith(("path with", "path upwards w"))])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_folder_with_an_odd_row_is_not_judged_without_it(file, name, there, hub, tmp_path):
+    if name.startswith("lfs") and file == "config.json":
+        pytest.skip("a small file has none")
+    odd_hub.row(file, odd_hub.ROWS[name])(hub)
+    done = tried(["verify", THERE, "--checkpoint", there, "--json"], hub, tmp_path, (1, 2))
+    # Where not even its path can be told, it is missing.
+    assert done.code == 2 or name.startswith(("path", *NAMELESS)), done
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", odd_hub.RANGES)
+def test_odd_answers_to_the_ranges_of_a_folder(name, there, hub, tmp_path):
+    odd_hub.edited(odd_hub.CDN, odd_hub.RANGES[name])(hub)
+    # The etag that counts is the one of the redirect to the storage.
+    codes = (0,) if name == "another etag" else (2, 4)
+    tried(["verify", THERE, "--checkpoint", there, "--json"], hub, tmp_path, codes)
+    hub.clear_faults()
+    assert sam3lite("verify", THERE, "--checkpoint", there).code == 0
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", [*odd_hub.BODIES, *odd_hub.STATUSES])
+def test_odd_small_files_of_a_folder(name, there, hub, tmp_path):
+    edit = odd_hub.BODIES.get(name) or odd_hub.status(name)
+    odd_hub.edited("/resolve/.*config.json", edit)(hub)
+    tried(["verify", THERE, "--checkpoint", there, "--json"], hub, tmp_path, (0, 1, 2, 4))

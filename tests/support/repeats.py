@@ -39,6 +39,8 @@ EVERY: dict[str, int | None] = {
     "test_what_others_did_to_the_folder_meanwhile_is_not_lost": 9,
     "test_what_appears_where_nothing_was_is_not_lost": 8,
     "test_a_folder_that_was_moved_away_meanwhile_is_kept_and_the_new_one_stands_in_its_place": None,
+    "test_another_link_or_mode_of_the_source_is_no_change_of_it": 12,
+    "test_another_link_meanwhile_stops_no_command": None,
     "test_marks_alone_are_no_other_content": 2,
     # the Hub
     "test_a_fault_that_passes": 5,
