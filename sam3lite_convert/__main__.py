@@ -17,8 +17,9 @@ _NO_MEMORY = "not enough memory; end other programs, or raise the limit of this 
 
 def main() -> None:
     """Run the command line and exit; expected errors become one message and an exit code."""
-    watcher = _watched() if _limited() else None
+    watcher = None
     try:
+        watcher = _watched() if _limited() else None
         from sam3lite_convert.cli.app import main as run
 
         run()

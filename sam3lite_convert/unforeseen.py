@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from urllib.parse import urlsplit
 
 from sam3lite_convert.errors import CannotRun, Internal, Sam3LiteError, in_short
 
@@ -32,11 +34,16 @@ def expected(fault: BaseException) -> Sam3LiteError:
             "broken_package",
         )
     if isinstance(fault, OSError):
-        return CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}".lstrip(": "), "os_error")
+        if isinstance(fault, FileNotFoundError) and fault.filename is None and not _has_place():
+            return CannotRun("the current folder is gone; change to another (cd) and run it again", "no_current_folder")
+        where, why = str(fault.filename or "")[:300], fault.strerror or in_short(fault)
+        return CannotRun(f"{where}: {why}".lstrip(": "), "os_error")
     if isinstance(fault, UnicodeEncodeError):
         return CannotRun(
             f"a name or a value holds what is no character ({_around(fault)}); give it another", "not_text"
         )
+    if isinstance(fault, ValueError) and (why := _bad_environment()):
+        return CannotRun(why, "bad_environment")
     return Internal(
         f"this is a fault of sam3lite-convert, not of your files: {type(fault).__name__}: {in_short(fault)}. Please "
         "report it with the traceback, the command, and what 'sam3lite --version' prints.",
@@ -53,6 +60,29 @@ def lacks_memory(fault: BaseException) -> bool:
         return False
     text = str(fault).lower()
     return any(words in text for words in _NO_MEMORY)
+
+
+def _bad_environment() -> str:
+    """What is wrong with the variables that the Hub's client reads when it is imported; empty if nothing is."""
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        value = os.environ.get(name, "1")
+        if not (value.isascii() and value.isdigit()):
+            return f"{name} is {value[:100]!r}, which is no whole number of seconds; set another, or unset it"
+    try:
+        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
+    except ValueError as fault:
+        return (
+            f"HF_ENDPOINT is {os.environ['HF_ENDPOINT'][:100]!r}, which is no URL ({fault}); set another, or unset it"
+        )
+    return ""
+
+
+def _has_place() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _around(fault: UnicodeEncodeError) -> str:

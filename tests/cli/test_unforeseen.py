@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import numpy
 import pytest
 import torch
+from huggingface_hub import constants
 from support.folders import python, sam3lite
 
 from sam3lite_convert.cli import app
@@ -94,3 +96,47 @@ def test_nothing_can_be_imported_any_more():
     done = python("-c", program, "demo", "--json")
     assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "no_memory")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "variable, value",
+    [
+        ("HF_HUB_ETAG_TIMEOUT", "abc"), ("HF_HUB_ETAG_TIMEOUT", ""), ("HF_HUB_DOWNLOAD_TIMEOUT", "-1.5"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "²"), ("HF_ENDPOINT", "http://[::"), ("HF_ENDPOINT", "http://x:99999999"),
+    ],
+)  # fmt: skip
+def test_a_variable_that_the_hubs_client_cannot_read_is_named(variable, value, monkeypatch):
+    monkeypatch.setenv(variable, value)
+
+    def fail(**ignored):
+        raise ValueError("invalid literal for int() with base 10: 'abc'")
+
+    monkeypatch.setattr(app, "app", fail)
+    error = sam3lite("demo", "--json").json["error"]
+    assert error["code"] == "bad_environment" and error["message"].startswith(f"{variable} is ")
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = sam3lite("convert", "s0.pt", "--json")
+    assert (done.code, "Traceback" in done.err) == (2, False)
+    assert done.json["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "large"])
+def test_the_token_is_not_read_of_what_has_no_end(kind, hub, tmp_path, monkeypatch):
+    token = tmp_path / "token"
+    if kind == "device":
+        token.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(token)
+    else:
+        with token.open("wb") as file:
+            file.truncate(1 << 30)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(token))
+    done = sam3lite("inspect", "s0", "--json")
+    assert done.code == 2 and str(token) in done.json["error"]["message"]
