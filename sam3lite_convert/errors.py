@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from sam3lite_convert.records.record import JsonValue, json_value
 
+_LONG_WORD = re.compile(r"\S{5000,}")
 _ANEW = "Get the file again, or save it anew where it was written"
 _STATE_DICT = "Give the file that holds the model's weights, or save model.state_dict() where it was written"
 # By code: what to do, for messages that do not say it; those that do end with a full stop.
@@ -34,6 +37,8 @@ class Sam3LiteError(Exception):
     def __init__(self, message: str, code: str = "cannot_run", details: object = None) -> None:
         if code in _ADVICE and not message.endswith("."):
             message = f"{message}. {_ADVICE[code]}."
+        # A word as long as this is nobody's name; what it is taken from, a table or a file, may be all of it.
+        message = _LONG_WORD.sub(lambda word: f"{word[0][:400]}[... {len(word[0]):,} characters]", message)
         super().__init__(message)
         self.message = message
         self.code = code

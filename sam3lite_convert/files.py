@@ -49,9 +49,7 @@ def whole_file(path: Path, earlier: Seen | None = None) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path)
-        earlier = earlier or look(path)
-        if earlier.itself is not None and not earlier.may_be_file:
-            raise CannotRun(f"{path} is {earlier.kind}, not a file; choose another name", "cannot_write")
+        earlier = earlier or place_of_file(path)
         work = working_place(path, False, earlier)
         with open(work.path, "wb") as out:
             yield out
@@ -65,6 +63,15 @@ def whole_file(path: Path, earlier: Seen | None = None) -> Iterator[BinaryIO]:
         if work is not None:
             work.remove()
             work.close()
+
+
+def place_of_file(path: Path) -> Seen:
+    """What stands where a file is to be written. Raises CannotRun if it is something else than a regular file, with
+    links followed: a device of the system in the place of an output would be replaced for everybody."""
+    earlier = look(path)
+    if earlier.itself is not None and not earlier.may_be_file:
+        raise CannotRun(f"{path} is {earlier.kind}, not a file; choose another name", "cannot_write")
+    return earlier
 
 
 def write_text(path: Path, text: str) -> None:

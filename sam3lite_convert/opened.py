@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import Literal, overload
 
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import human_bytes
@@ -31,14 +30,10 @@ _PIECE = 64 << 10  # bytes
 _PIPE_SECONDS = 15  # for all that a pipe has to say
 
 
-@overload
-def open_regular(path: Path, most: int | None = None, *, buffering: Literal[0]) -> FileIO: ...
-@overload
-def open_regular(path: Path, most: int | None = None) -> BufferedReader: ...
-def open_regular(path: Path, most: int | None = None, *, buffering: int = -1) -> FileIO | BufferedReader:
+def open_regular(path: Path, most: int | None = None) -> BufferedReader:
     """A regular file, with links followed, open for reading from its start.
 
-    ``most``: the bytes that such a file may have; None for any size. ``buffering``: 0 for none.
+    ``most``: the bytes that such a file may have; None for any size.
 
     Raises CannotRun: "no_such_file", "no_permission", "not_a_file" for a folder, pipe, socket or device, "too_large",
     "links_in_a_circle", or "cannot_open" for whatever else the system says.
@@ -48,17 +43,19 @@ def open_regular(path: Path, most: int | None = None, *, buffering: int = -1) ->
     def opened(name: str, flags: int) -> int:
         handle = os.open(name, NO_WAIT)
         try:
-            _check(path, os.fstat(handle), most)
+            found = os.fstat(handle)
+            _check(path, found, most)
+            if not found.st_size and os.read(handle, 1):  # of /proc, where a log without news has nothing to read yet
+                os.lseek(handle, 0, os.SEEK_SET)
         except BaseException:
             os.close(handle)
             raise
         return handle
 
     try:
-        file = FileIO(os.fspath(path), opener=opened)
+        return BufferedReader(FileIO(os.fspath(path), opener=opened))
     except OSError as fault:
         raise _in_words(path, fault) from None
-    return BufferedReader(file) if buffering else file
 
 
 def check_regular(path: Path, most: int | None = None) -> os.stat_result:
@@ -77,8 +74,8 @@ def read_small(path: Path, most: int) -> bytes:
     Raises CannotRun as ``open_regular`` does.
     """
     try:
-        with open_regular(path, most, buffering=0) as file:
-            return _read_up_to(path, lambda n: file.read(n), most)
+        with open_regular(path, most) as file:
+            return _read_up_to(path, file.raw.read, most)
     except OSError as fault:
         raise _in_words(path, fault) from None
 
@@ -171,8 +168,8 @@ def _read_up_to(path: Path, read: Callable[[int], bytes | None], most: int) -> b
     data = bytearray()
     while True:
         piece = read(min(_PIECE, most + 1 - len(data)))
-        if piece is None:  # a kernel's log that has nothing to say now
-            raise CannotRun(f"{path}: gives its data only as they come; copy it to a file first", "not_a_file")
+        if piece is None:
+            raise _in_words(path, BlockingIOError(errno.EAGAIN, ""))
         if not piece:
             return bytes(data)
         data += piece
@@ -207,6 +204,8 @@ def _in_words(path: Path, fault: Exception) -> CannotRun:
         return CannotRun(f"{path}: permission denied", "no_permission")
     if number == errno.ELOOP:
         return CannotRun(f"{path}: its symbolic links form a loop", "links_in_a_circle")
+    if number in (errno.EAGAIN, errno.ESPIPE):  # the kernel's log
+        return CannotRun(f"{path}: gives its data only as they come; copy it to a file first", "not_a_file")
     if number == errno.ENXIO:  # a socket
         return CannotRun(f"{path} is not a regular file; give a file", "not_a_file")
     if isinstance(fault, ValueError):  # a NUL in the name

@@ -24,8 +24,8 @@ def tree_of(name: str) -> ast.Module:
 
 
 GROUND = {
-    "errors", "figures", "records", "workers", "files", "opened", "json_text", "quoting", "seen", "renames",
-    "working_places", "swap",
+    "errors", "unforeseen", "figures", "quoting", "records", "workers", "opened", "json_text", "bounded", "files",
+    "seen", "renames", "working_places", "swap",
 }  # fmt: skip
 # Room -> the rooms that it may import from, besides itself and the ground.
 BELOW: dict[str, set[str]] = {

@@ -20,7 +20,7 @@ from sam3lite_convert.seen import same_content
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
-    from io import RawIOBase
+    from io import BufferedReader
 
     from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, ZipEntry
     from sam3lite_convert.checkpoint.nonfinite import Watch
@@ -30,11 +30,13 @@ _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
 def sha256_of(path: Path) -> str:
     """The hex digest of a file."""
-    with open_regular(path, buffering=0) as file:
+    with open_regular(path) as file:
         return _digest(file)
 
 
-def _digest(file: RawIOBase, advance: Callable[[int], None] = lambda n: None, stop: Callable[[], bool] = bool) -> str:
+def _digest(
+    file: BufferedReader, advance: Callable[[int], None] = lambda n: None, stop: Callable[[], bool] = bool
+) -> str:
     """The hex digest of what is left of a file. ``advance``: called with the number of bytes of each piece. ``stop``:
     asked before each piece whether to give up."""
     digest, view = hashlib.sha256(), memoryview(bytearray(_CHUNK))
@@ -63,7 +65,7 @@ class FilesHash:
         self._digests.join()
 
     def _hash(self, path: Path) -> str:
-        with open_regular(path, buffering=0) as file:
+        with open_regular(path) as file:
             return _digest(file, stop=lambda: self._stop)
 
     def result(self) -> dict[str, str]:
@@ -182,7 +184,7 @@ class SourceHash:
         stamps = list[tuple[int, ...]]()
         digests: dict[str, str] = {}
         for path in paths:
-            with open_regular(path, buffering=0) as file:
+            with open_regular(path) as file:
                 stamps.append(stamp_of(file))
                 digest = _digest(file, self._hashed, lambda: self._stop)
             digests[path.relative_to(paths[0].parent).as_posix()] = digest

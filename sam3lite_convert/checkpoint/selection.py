@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from sam3lite_convert.bounded import BoundedPattern, compile_pattern
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.quoting import shell_word
 
@@ -26,6 +27,16 @@ class Selection:
     drop: tuple[tuple[str, str], ...] = ()
     passed_over: bool = False
 
+    def dropped(self, names: Mapping[str, str]) -> Iterator[tuple[str, str, list[str]]]:
+        """Each pattern with its reason and the keys that it matches. ``names``: another name of each key, which may
+        match as well.
+
+        Raises CannotRun if a match takes too long.
+        """
+        for pattern, reason in self.drop:
+            match = BoundedPattern(pattern, "--drop").fullmatch
+            yield pattern, reason, [key for key, name in names.items() if match(key) or match(name)]
+
     @property
     def options(self) -> str:
         """The options that state it, as typed, each with a space before it."""
@@ -37,6 +48,7 @@ class Selection:
         return "".join(f" {shell_word(word)}" for word in words)
 
 
+_MOST_PATTERNS = 100  # a receipt of others states them too
 NOTHING_STATED = Selection()
 
 
@@ -59,13 +71,16 @@ def selection(
             f"each --drop needs a --reason, which is kept in the receipt: there are {len(patterns)} and {len(reasons)}",
             "usage",
         )
+    if len(patterns) > _MOST_PATTERNS:
+        raise CannotRun(f"there are {len(patterns):,} --drop; at most {_MOST_PATTERNS} are taken", "usage")
     for pattern in patterns:
+        shown = pattern if len(pattern) <= 100 else f"{pattern[:100]}..."
         try:
-            re.compile(pattern)
-        except re.error as fault:
-            meant = re.escape(pattern).replace(r"\*", ".*")
+            compile_pattern(pattern)
+        except ValueError as fault:
+            meant = re.escape(shown).replace(r"\*", ".*")
             raise CannotRun(
-                f"--drop {pattern}: not a regular expression ({fault}). It has to match whole keys, as in the mapping "
+                f"--drop {shown}: not a regular expression ({fault}). It has to match whole keys, as in the mapping "
                 f"tables; with * for any text that is {meant}",
                 "usage",
             ) from fault

@@ -27,7 +27,8 @@ from sam3lite_convert.cli.record import record
 from sam3lite_convert.cli.restore import restore
 from sam3lite_convert.cli.shared import typed_arguments
 from sam3lite_convert.cli.verify import verify
-from sam3lite_convert.errors import CannotRun, Sam3LiteError, in_short
+from sam3lite_convert.errors import CannotRun, Internal, Sam3LiteError
+from sam3lite_convert.unforeseen import expected
 
 _NAME = "sam3lite"  # also where it runs as python -m sam3lite_convert
 app = typer.Typer(
@@ -39,7 +40,6 @@ app = typer.Typer(
 
 
 _INTERRUPTED = 128 + 2  # as shells report SIGINT
-_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 _COMPLETION = ("--install-completion", "--show-completion")
 
 
@@ -99,16 +99,13 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         _drop_output()
         return 0
-    except MemoryError:
-        return _fail(CannotRun("not enough memory", "no_memory"), as_json)
-    except OSError as fault:
+    except Exception as fault:
         if type(fault).__name__ == "ShellDetectionFailure":  # some versions of typer do not catch it
             return _fail(_unknown_shell(), as_json)
-        return _fail(CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}".lstrip(": "), "os_error"), as_json)
-    except Exception as fault:
         # Usage errors of the command-line library. Recent versions of typer hold a copy of click: the class differs.
         if not hasattr(fault, "format_message"):
-            return _internal(fault, as_json)
+            error = expected(fault)
+            return _internal(fault, error, as_json) if isinstance(error, Internal) else _fail(error, as_json)
         # Python's name for a wrong choice, which recent versions leave in the message.
         message = str(fault.format_message()).replace("Value error, ", "")
         context = getattr(fault, "ctx", None)
@@ -116,21 +113,14 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(CannotRun(f"{message}{usage}", "usage"), as_json)
 
 
-def _internal(fault: Exception, as_json: bool) -> int:
+def _internal(fault: Exception, error: Internal, as_json: bool) -> int:
     """A fault of this tool: the traceback, on stderr, is for whoever mends it."""
     from sam3lite_convert.report import terminal
 
     sys.stderr.write(terminal.printable("".join(traceback.format_exception(fault))))
-    error = Sam3LiteError(
-        f"this is a fault of sam3lite-convert, not of your files: {type(fault).__name__}: {in_short(fault)}. Please "
-        "report it with the traceback, the command, and what 'sam3lite --version' prints.",
-        "internal",
-        {"type": type(fault).__name__},
-    )
     if as_json:
         terminal.fault(error.message)  # for whoever reads the traceback; the document goes to stdout
-    _fail(error, as_json)
-    return _INTERNAL
+    return _fail(error, as_json)
 
 
 def _unknown_shell() -> CannotRun:

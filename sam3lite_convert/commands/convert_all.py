@@ -16,7 +16,7 @@ from sam3lite_convert.commands.reuse import complete, find_current, has_all
 from sam3lite_convert.commands.sources import HubLocation, Location, Source
 from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.up_to_date import EarlierConversion
-from sam3lite_convert.errors import CannotRun, Internal, Sam3LiteError, in_short
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.convert import (
     ConvertAllDocument,
@@ -27,6 +27,7 @@ from sam3lite_convert.records.convert import (
     PushRecord,
 )
 from sam3lite_convert.records.receipt import ParitySummary
+from sam3lite_convert.unforeseen import expected
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def convert_all(
             targets[-1] = target(location) if target else None
             found.append(find_current(location, mappings, own))
         except Exception as fault:
-            found.append(_as_expected(fault))
+            found.append(expected(fault))
     waiting = [i for i, state in enumerate(found) if state is None]
     ahead: dict[int, Worker[Source]] = {}
     results: list[ConvertDocument | FailedConversion] = []
@@ -152,14 +153,15 @@ def convert_all(
                 source = ahead.pop(i).result() if i in ahead else fetch(location, mappings, own)
                 location = replace(location, file=replace(source.hub, cached=source.path) if source.hub else None)
                 later = [n for n in waiting if n > i]
-                if later:
+                # What matches patterns of others is done in this thread, where the time that they take is bounded.
+                if later and not (own.partial and mappings.own):
                     # The output of this checkpoint is not written yet when the next download starts.
                     room = location.file.size if location.file else 0
                     job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
                     ahead[later[0]] = Worker(job)
             result = publish(location, mappings, own, state, targets[i], callbacks)
         except Exception as fault:
-            result = _failed(location.name, own.output, _as_expected(fault))
+            result = _failed(location.name, own.output, expected(fault))
         callbacks.ends(result)
         results.append(result)
     counts = Counter(result.state for result in results)
@@ -179,22 +181,6 @@ def convert_all(
 def _failed(checkpoint: str, output: Path | None, fault: Sam3LiteError) -> FailedConversion:
     error = FailureDetails(code=fault.code, message=fault.message, details=fault.details, exit_code=fault.exit_code)
     return FailedConversion(checkpoint=checkpoint, output=str(output), state="failed", error=error)
-
-
-def _as_expected(fault: Exception) -> Sam3LiteError:
-    """An error of one conversion for its result: what is not foreseen does not stop the others either."""
-    if isinstance(fault, Sam3LiteError):
-        return fault
-    if isinstance(fault, MemoryError):
-        return CannotRun("not enough memory", "no_memory")
-    if isinstance(fault, OSError):
-        return CannotRun(f"{fault.filename or ''}: {fault.strerror or fault}".lstrip(": "))
-    return Internal(
-        f"this is a fault of sam3lite-convert, not of the file: {type(fault).__name__}: {in_short(fault)}. Convert it "
-        "alone, and report what that prints.",
-        "internal",
-        {"type": type(fault).__name__},
-    )
 
 
 def _check_distinct(locations: list[Location], requests: list[Request]) -> None:

@@ -17,6 +17,7 @@ from sam3lite_convert.files import whole_file
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.export import GraphFile, GraphValue
 from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.unforeseen import lacks_memory
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +29,9 @@ def need_onnx(what: str = "export onnx") -> None:
     """Raises CannotRun, saying what to install, if the package onnx is not there."""
     try:
         import onnx  # noqa: F401
-    except ImportError:
+    except ImportError as fault:
+        if lacks_memory(fault):
+            raise
         raise CannotRun(f"{what} needs onnx: pip install 'sam3lite-convert[onnx]'", "no_onnx") from None
 
 

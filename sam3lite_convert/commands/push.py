@@ -23,13 +23,15 @@ from sam3lite_convert.checkpoint.index import stamp_of
 from sam3lite_convert.checkpoint.place import JSON_LIMIT
 from sam3lite_convert.convert.card import CARD_NAME
 from sam3lite_convert.convert.folder import Folder
-from sam3lite_convert.convert.processor_files import TOKENIZER_NAMES
+from sam3lite_convert.convert.graph_files import DETECTOR_MODELS, QUANTIZED_MODELS, TEXT_MODEL
+from sam3lite_convert.convert.processor_files import FRAMES_NAME, PROCESSOR, TOKENIZER_NAMES
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
-from sam3lite_convert.convert.side_files import CONFIG_NAME, missing_licences
+from sam3lite_convert.convert.side_files import CONFIG_NAME, FINGERPRINT_NAME, missing_licences
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
 from sam3lite_convert.hub.bounds import COMMIT, at_most, unexpected
+from sam3lite_convert.hub.licences import LICENCE_NAME
 from sam3lite_convert.hub.repository import forget, odd_entry
 from sam3lite_convert.hub.requests import INVALID_NAME, hub_faults, retried
 from sam3lite_convert.hub.tree import Entry, Info, read_info, read_references, read_tree, read_user
@@ -44,6 +46,10 @@ _LOGIN = "Log in with 'hf auth login', or set HF_TOKEN to a token that may write
 _REQUESTS_LOOKED_AT = 10  # of the newest pull requests
 _ANSWERS = 12  # to the request that creates a repository; the client repeats it for as long as it is told to
 _SMALL = 16 << 20  # bytes of a receipt, and of a file that is sent from memory
+# What a conversion writes, beside files of tensors and licences.
+_OF_A_MODEL = (CARD_NAME, CONFIG_NAME, FINGERPRINT_NAME, INDEX_NAME, RECEIPT_NAME)
+_OF_ITS_USE = (FRAMES_NAME, *PROCESSOR, *TOKENIZER_NAMES, TEXT_MODEL, *DETECTOR_MODELS, *QUANTIZED_MODELS)
+_OURS = frozenset((*_OF_A_MODEL, *_OF_ITS_USE))
 _SERVED = (".gitattributes", "README.md", "LICENSE")  # what a repository may hold before anything is pushed
 
 
@@ -320,7 +326,7 @@ def push(folder: Path, plan: PushPlan, verification: VerifyDocument | None, prov
         raise CannotRun(f"{folder} was not verified, so it is not pushed", "not_verified")
     _check_sent(folder, plan, proven)
     try:
-        return _commit(folder, plan)
+        return _commit(folder, plan, verification.proven or {})
     except Sam3LiteError as fault:
         raise CannotRun(
             f"push to {plan.target.repo} failed: {fault.message} The folder {folder} is complete. Run the same command "
@@ -330,8 +336,15 @@ def push(folder: Path, plan: PushPlan, verification: VerifyDocument | None, prov
 
 
 def _check_sent(folder: Path, plan: PushPlan, proven: Folder) -> None:
-    """Raises CannotRun if the weights that the plan sends are not those that were proven, Untrusted if a file that was
-    read then changed since."""
+    """Raises CannotRun if the weights that the plan sends are not those that were proven, or if it sends a file that no
+    conversion writes, Untrusted if a file that was read then changed since."""
+    foreign = [n for n in plan.files if n not in _OURS and n not in proven.taken and not LICENCE_NAME.fullmatch(n)]
+    if foreign:
+        raise CannotRun(
+            f"not pushed: the receipt of {folder} lists files that no conversion writes ({', '.join(foreign)}). "
+            "--overwrite converts again.",
+            "edited",
+        )
     sent = {name for name in plan.files if name.endswith((".safetensors", ".bin"))}
     if sent != set(proven.taken):
         odd = ", ".join(sorted(sent ^ set(proven.taken)))
@@ -355,7 +368,18 @@ def _check_unchanged(folder: Path, stamps: Mapping[str, tuple[int, ...]], since:
         raise Untrusted(message, "changed_file")
 
 
-def _commit(folder: Path, plan: PushPlan) -> PushRecord:
+def _check_hashes(folder: Path, sent: Mapping[str, _Sent], proven: Mapping[str, str]) -> None:
+    """Raises Untrusted if a file that was read to be sent is not the one that was proven, or that was written beside
+    it: the card and the receipt, which say what was proven, are newer."""
+    digests = {**_receipt(folder).beside, **proven}
+    other = [n for n, file in sent.items() if n in digests and file.sha256 != digests[n] and n != CARD_NAME]
+    if other:
+        message = f"not pushed: {', '.join(other)} in {folder} changed since it was verified. Run the command again."
+        raise Untrusted(message, "changed_file")
+
+
+def _commit(folder: Path, plan: PushPlan, proven: Mapping[str, str]) -> PushRecord:
+    """``proven``: SHA-256 by name of the files of tensors."""
     target = plan.target
     message = target.message or f"Convert with sam3lite-convert: {_said(folder)}"
     names = [n for n, file in plan.files.items() if file.state not in ("same", "kept")]
@@ -367,6 +391,7 @@ def _commit(folder: Path, plan: PushPlan) -> PushRecord:
         def commit() -> CommitInfo:
             sent.update({n: _Sent.of(folder / n) for n in names})
             # What was hashed is what was proven, if nothing changed until now; from here on only the hashes count.
+            _check_hashes(folder, sent, proven)
             _check_unchanged(folder, plan.stamps, "compared with the Hub")
             return HfApi().create_commit(
                 target.repo,
@@ -377,9 +402,9 @@ def _commit(folder: Path, plan: PushPlan) -> PushRecord:
                 parent_commit=None if target.create_pr else head,
             )
 
-        # Not repeated: a pull request may exist although its response was lost.
+        # The client repeats most of it by itself. A pull request may exist although its response was lost.
         try:
-            done = commit() if target.create_pr else retried(commit)
+            done = commit() if target.create_pr else retried(commit, 2)
         except (KeyError, AttributeError, TypeError) as fault:
             raise unexpected("the answer to the commit is not one; it may have been made") from fault
         if not isinstance(done.oid, str) or not COMMIT.fullmatch(done.oid):

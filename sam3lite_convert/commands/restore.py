@@ -19,7 +19,7 @@ from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import write_safetensors_file
 from sam3lite_convert.convert.torch_writer import write_torch_file
 from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
-from sam3lite_convert.files import check_space, resolved, whole_file
+from sam3lite_convert.files import check_space, place_of_file, resolved, whole_file
 from sam3lite_convert.plan.architecture import TEXT, component_of
 from sam3lite_convert.plan.context import META_KEY, context_in_name
 from sam3lite_convert.plan.names import canonical_names
@@ -88,6 +88,7 @@ def check_restored_place(output: Path, overwrite: bool, folder: Path, original: 
     read = [resolved(path) for path in members(original)] if original is not None else []
     if final in read:
         raise CannotRun(f"{output} is the checkpoint that is read; choose another --output FILE", "output_holds_input")
+    place_of_file(final)
     if output.exists() and not overwrite:
         raise CannotRun(
             f"{output} exists and was not changed. Replace it with --overwrite, or choose another file with "

@@ -148,13 +148,13 @@ class Detecting:
         if (major, minor) < (5, 9):  # as the code itself says
             lines = lines.replace("text_embeds=text_embeds,", "text_embeds=text_embeds.pooler_output,")
         self._lines = lines
-        exec((_NORMS if norms else "") + _PICTURE, self._names)
+        exec((_NORMS if norms else "") + _PICTURE, self._names)  # lines of this module  # nosec B102
 
     def __call__(self, prompt: str) -> dict[str, Any]:
         """The names that the lines set: ``found``, the model's output; ``scores`` of all queries; ``kept``, the
         queries above the threshold; their ``boxes`` in pixels; their ``masks``."""
         names = self._names | {"prompts": [prompt]}
-        exec(self._lines, names)
+        exec(self._lines, names)  # lines of this module  # nosec B102
         return names
 
 
@@ -178,5 +178,5 @@ def run_recipe(
     names: dict[str, Any] = {
         "html": html, "ftfy": ftfy, "torch": torch, "tokenizer": tokenizer, "model": model, "prompts": list(prompts),
     }  # fmt: skip
-    exec(_lines(context, rows), names)
+    exec(_lines(context, rows), names)  # lines of this module  # nosec B102
     return names["input_ids"], names["text_embeds"].pooler_output

@@ -15,10 +15,9 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sam3lite_convert.checkpoint.file_set import is_inside
-from sam3lite_convert.checkpoint.one_file import open_file
-from sam3lite_convert.errors import Sam3LiteError, Untrusted, in_short
+from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted, in_short
 from sam3lite_convert.figures import human_bytes
-from sam3lite_convert.opened import check_regular
+from sam3lite_convert.opened import check_regular, read_small
 
 LIMIT = 64 << 20  # bytes of a graph without its weights; an exported detector with its constants takes 23 MB
 _LARGEST = (2 << 30) - 1  # bytes of a graph with its weights in it: what protobuf reads
@@ -88,11 +87,13 @@ def stored_values(tensor: TensorProto, folder: Path) -> np.ndarray:
 
 
 def _parsed(path: Path, limit: int) -> tuple[ModelProto, bytes]:
-    with open_file(path) as file:
-        data = file.read(limit + 1)
     where = path.name
-    if len(data) > limit:
-        raise _refused(where, f"it is larger than {human_bytes(limit)}, without its weights")
+    try:
+        data = read_small(path, limit)
+    except CannotRun as fault:
+        if fault.code != "too_large":
+            raise
+        raise _refused(where, f"it is larger than {human_bytes(limit)}, without its weights") from None
     _check_entries(data, where)
     try:
         model: ModelProto = ModelProto.FromString(data)

@@ -31,6 +31,7 @@ _SLOWEST = 256.0  # bytes a second, over TIMEOUT, of whatever is sent
 _REDIRECTS = 5
 _ETAG = re.compile(r"\w[\w+=-]{0,127}", re.ASCII)
 _PAUSE = re.compile(r"[0-9]{1,12}")
+_AMBIGUOUS = re.compile(r"[\\\s\x00-\x1f\x7f]")
 _RATE_LIMIT = re.compile(r"\bt=([0-9]{1,12})\b")
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 _SCHEMES = {"http": 80, "https": 443}
@@ -75,7 +76,9 @@ def unexpected(what: str) -> CannotRun:
 
 
 def _origin(url: str) -> tuple[str, str, int] | None:
-    """(scheme, host, port); None for an address that is not one of the web."""
+    """(scheme, host, port); None for an address that is not one of the web, or that libraries read differently."""
+    if _AMBIGUOUS.search(url):
+        return None
     try:
         parts = urlsplit(url)
         port = parts.port or _SCHEMES.get(parts.scheme, 0)
@@ -168,12 +171,18 @@ def check_response(response: Any) -> None:
     commit = headers.get("X-Repo-Commit")
     if commit is not None and not COMMIT.fullmatch(commit):
         raise unexpected("its commit is not a hash")
-    if response.request.method == "HEAD" and not response.is_error:
-        # The client makes file names of these.
+    followed = response.has_redirect_location and re.match(r"/[^/]", headers["Location"])
+    if response.request.method == "HEAD" and not response.is_error and not followed:
+        # The client makes file names of these. Those of an answer that only leads on within the host are not used.
         for name in ("X-Linked-ETag", "ETag"):
             said = headers.get(name)
             if said and not _ETAG.fullmatch(said.removeprefix("W/").strip('"')):
                 raise unexpected(f"its {name} is not a hash")
+    if response.has_redirect_location and response.request.method == "POST" and is_hub(str(response.request.url)):
+        # What is posted is the user's. The token is not sent to another host, but the content would be.
+        place = urljoin(str(response.request.url), headers["Location"])
+        if not is_hub(place):
+            raise unexpected(f"it leads to {host_of(place)}, where your files are not sent")
     if (route := _token_route(response)) and not is_hub(route):
         raise unexpected(f"it leads to {host_of(route)}, where your token is not sent")
     budget = _budget.get()

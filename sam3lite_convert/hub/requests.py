@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import constants, get_token, set_client_factory
@@ -38,9 +39,11 @@ from sam3lite_convert.hub.bounds import (
     unexpected,
     watch_connections,
 )
+from sam3lite_convert.opened import check_regular
 from sam3lite_convert.quoting import visible
 
 _TRIES = 4
+_LONGEST_TOKEN = 1 << 16  # bytes of its file
 _LONGEST_LINE = 300  # characters of what a server or a library says
 _NO_NETWORK = "Cached files work offline. 'sam3lite demo' runs all commands without a network."
 # Variables that name certificates: the client's, and those of others that it does not read.
@@ -132,7 +135,10 @@ def _is_transport(fault: BaseException | None) -> bool:
 
 @contextmanager
 def hub_faults(repo: str, doing: str = "read") -> Iterator[None]:
-    """Raises CannotRun for errors of huggingface_hub and of the network. ``doing``: ``read`` or ``write``."""
+    """Raises CannotRun for errors of huggingface_hub and of the network, and if the file of the token is not a regular
+    one: the client would read a device to its end. ``doing``: ``read`` or ``write``."""
+    if os.path.exists(constants.HF_TOKEN_PATH):
+        check_regular(Path(constants.HF_TOKEN_PATH), _LONGEST_TOKEN)
     try:
         yield
     except Sam3LiteError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -119,9 +118,7 @@ def _dropped(chosen: Selection, names: dict[str, str]) -> dict[str, tuple[str, s
     Raises CannotRun if a pattern matches none.
     """
     out: dict[str, tuple[str, str]] = {}
-    for pattern, reason in chosen.drop:
-        match = re.compile(pattern).fullmatch
-        found = [key for key, name in names.items() if match(key) or match(name)]
+    for pattern, reason, found in chosen.dropped(names):
         if not found and not chosen.passed_over:
             raise CannotRun(f"no key matches {pattern} (--drop); it has to match a whole key", "unknown_pattern")
         for key in found:
@@ -147,6 +144,9 @@ class Spelled(NamedTuple):
     base: bool = False
 
 
+_LONGEST_NAME = 10_000  # characters; a key has at most 1,000
+
+
 def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
     """Apply the spelling rules, in order, to one key."""
     name, front, copy, base = key, 0, "", False
@@ -158,6 +158,12 @@ def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
             again = False
             for rule in some:
                 made = rule.apply(name)
+                if made is not None and len(made[0]) > _LONGEST_NAME:
+                    raise CannotRun(
+                        f"mapping table {rule.table}, rule [{rule.name}]: of {key[:100]} it makes a name of "
+                        f"{len(made[0]):,} characters",
+                        "bad_table",
+                    )
                 if made is None or (repeated and len(made[0]) >= len(name)):
                     continue
                 if wrapper := rule.wrapper(name):

@@ -7,7 +7,6 @@ takes such a file as it takes the original.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -142,7 +141,7 @@ def _told(checkpoint: Checkpoint, reading: _Reading, filled: frozenset[str], con
     """The checkpoint in the original's names. ``filled``: keys of the file that come from no source."""
     held, layout, chosen = checkpoint.tensors, reading.layout, checkpoint.selection
     # A key that is to be dropped is dropped under its own name.
-    stays = {key for pattern, _ in chosen.drop for key in held if re.fullmatch(pattern, key)}
+    stays = {key for _, _, found in chosen.dropped({key: key for key in held}) for key in found}
     left = [k for k in reading.targets if k in filled and dtypes.is_floating(held[k].dtype) and k not in stays]
     places = {target: key for key, target in reading.targets.items() if key not in stays and key not in left}
     made: dict[str, tuple[StoredTensor, ...]] = {}

@@ -20,6 +20,8 @@ from functools import cached_property, reduce
 from itertools import combinations
 from typing import NoReturn
 
+from sam3lite_convert.bounded import BoundedPattern
+
 
 @dataclass(frozen=True)
 class Characters:
@@ -154,7 +156,7 @@ class Row(Node):
     def plain(self) -> str:
         return "".join(n.plain for n in self.items)
 
-    @property
+    @cached_property  # of nodes inside each other, each would be asked twice by the next
     def width(self) -> tuple[int, int | None]:
         most = [n.width[1] for n in self.items]
         return sum(n.width[0] for n in self.items), None if None in most else sum(m for m in most if m is not None)
@@ -196,7 +198,7 @@ class Choice(Node):
     def plain(self) -> str:
         return f"(?:{'|'.join(n.plain for n in self.branches)})"
 
-    @property
+    @cached_property
     def width(self) -> tuple[int, int | None]:
         most = [n.width[1] for n in self.branches]
         return min(n.width[0] for n in self.branches), None if None in most else max(m for m in most if m is not None)
@@ -228,7 +230,7 @@ class Group(Node):
     def plain(self) -> str:
         return f"(?:{self.body.plain})"
 
-    @property
+    @cached_property
     def width(self) -> tuple[int, int | None]:
         return self.body.width
 
@@ -272,7 +274,7 @@ class Repeat(Node):
     def plain(self) -> str:
         return f"(?:{self.item.plain}){self.mark}"
 
-    @property
+    @cached_property
     def width(self) -> tuple[int, int | None]:
         low, high = self.item.width
         return low * self.low, None if high is None or self.high is None else high * self.high
@@ -413,6 +415,7 @@ class _Parser:
 # ---- targets
 
 
+_MOST_SEGMENTS = 100  # texts and groups; the shipped tables have at most seven in a target
 _SEGMENT = re.compile(r"(?P<text>[^{}]+)|\{(?P<group>\w+)\}")
 
 
@@ -430,7 +433,8 @@ class Template:
     @classmethod
     def read(cls, target: str, names: Collection[str]) -> Template:
         """Parse a target. Raises ValueError for a brace outside ``{group}`` or a group that is not in ``names``."""
-        segments, at = [], 0
+        segments: list[tuple[str, bool]] = []
+        at = 0
         while at < len(target):
             found = _SEGMENT.match(target, at)
             if found is None:
@@ -439,6 +443,8 @@ class Template:
                 raise ValueError(f"the pattern has no group '{found['group']}'")
             segments.append((found[0], False) if found["text"] else (found["group"], True))
             at = found.end()
+            if len(segments) > _MOST_SEGMENTS:
+                raise ValueError(f"the target {target[:100]}... has more than {_MOST_SEGMENTS} parts")
         return cls(target, tuple(segments))
 
     def filled(self, match: re.Match[str]) -> str:
@@ -448,21 +454,26 @@ class Template:
 
 @dataclass(frozen=True)
 class Backward:
-    """One target of a rule, read backwards, made from the source pattern and from the target's segments and nodes."""
+    """One target of a rule, read backwards, made from the source pattern and from the target's segments and nodes.
+
+    ``_where``: of a pattern of others, whose matches are bounded in time, where it stands.
+    """
 
     _source: Node
     _segments: tuple[tuple[str, bool], ...]
     _row: tuple[Node, ...]
+    _where: str | None
 
     @cached_property
-    def _target(self) -> re.Pattern[str]:
+    def _target(self) -> re.Pattern[str] | BoundedPattern:
         # Compiled on first use; a conversion in which no tensor is missing never needs it.
         text, seen = "", set()
         for (name, is_group), node in zip(self._segments, self._row, strict=True):
             new = is_group and name not in seen
             text += f"(?P<{name}>{node.plain})" if new else node.plain
             seen |= {name} if new else set()
-        return re.compile(text)
+        compiled = re.compile(text)  # of a pattern that was compiled already
+        return compiled if self._where is None else BoundedPattern(text, self._where, compiled)
 
     def read(self, target: str) -> str | None:
         """The source key that ``target`` comes from; None if the target does not have this form."""
@@ -470,8 +481,9 @@ class Backward:
         return None if found is None else self._source.restored({k: v or "" for k, v in found.groupdict().items()})
 
 
-def read_backwards(pattern: str, templates: Sequence[Template]) -> tuple[Backward, ...]:
-    """One ``Backward`` for each target of a rule.
+def read_backwards(pattern: str, templates: Sequence[Template], where: str | None = None) -> tuple[Backward, ...]:
+    """One ``Backward`` for each target of a rule. ``where``: of a pattern of others,
+    whose matches are bounded in time, where it stands.
 
     Raises ValueError, saying why, unless each target leads back to exactly one key.
     """
@@ -490,7 +502,7 @@ def read_backwards(pattern: str, templates: Sequence[Template]) -> tuple[Backwar
     for (one, a), (other, b) in combinations(zip(templates, rows, strict=True), 2):
         if not _apart(a, b) and not _apart(a[::-1], b[::-1], last=True):
             raise ValueError(f"the targets {one.written} and {other.written} may give the same name")
-    return tuple(Backward(source, t.segments, tuple(row)) for t, row in zip(templates, rows, strict=True))
+    return tuple(Backward(source, t.segments, tuple(row), where) for t, row in zip(templates, rows, strict=True))
 
 
 def _ends_clearly(node: Node, behind: Sequence[Node], last: bool = False) -> bool:

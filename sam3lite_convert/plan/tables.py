@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.bounded import BoundedPattern
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, in_short
 from sam3lite_convert.opened import read_small, read_small_text
 from sam3lite_convert.plan.architecture import TEXT_ENCODER, component_of
 from sam3lite_convert.plan.families import FAMILIES, SAM3_LITETEXT, Family
@@ -59,6 +60,7 @@ class Rule:
         one lacks.
     beside: template of another target; where several rules write one target, it comes from this one if that other
         target is there too. Empty for none.
+    own: whether it stands in a table of the user, whose patterns are matched within bounds.
     """
 
     name: str
@@ -72,15 +74,20 @@ class Rule:
     copies: bool = False
     base: bool = False
     beside: str = ""
+    own: bool = False
 
     @property
     def pattern(self) -> str:
         """The regular expressions, one a line."""
         return "\n".join(self.patterns)
 
+    @property
+    def _where(self) -> str:
+        return f"mapping table {self.table}, rule [{self.name}]"
+
     @cached_property
-    def _forward(self) -> tuple[re.Pattern[str], ...]:
-        return tuple(map(re.compile, self.patterns))
+    def _forward(self) -> tuple[re.Pattern[str] | BoundedPattern, ...]:
+        return tuple(BoundedPattern(p, self._where) if self.own else re.compile(p) for p in self.patterns)
 
     @cached_property
     def _templates(self) -> tuple[Template, ...]:
@@ -88,7 +95,8 @@ class Rule:
 
     @cached_property
     def _backward(self) -> tuple[tuple[Backward, ...], ...]:
-        return tuple(read_backwards(pattern, self._templates) for pattern in self.patterns)
+        where = self._where if self.own else None
+        return tuple(read_backwards(pattern, self._templates, where) for pattern in self.patterns)
 
     def check(self, backwards: bool) -> None:
         """Raises ValueError or re.error if the rule is wrong, or with ``backwards`` cannot be read backwards."""
@@ -137,7 +145,7 @@ class Rule:
     def beside_of(self, source: str) -> str:
         """The target that has to be there if this rule is to be read backwards to ``source``; empty for none."""
         match = self._forward[0].fullmatch(source) if self.beside else None
-        return "" if match is None else Template.read(self.beside, match.re.groupindex).filled(match)
+        return "" if match is None else Template.read(self.beside, self._forward[0].groupindex).filled(match)
 
     def under(self, prefix: str) -> Rule:
         """The rule with its targets under a prefix."""
@@ -354,7 +362,7 @@ def load_mappings(directory: Path | None = None) -> Mappings:
         if not own:
             raise CannotRun(f"{directory}: no mapping tables (*.ini) there", "no_tables")
         files = shipped | own
-    tables = {name: _parse(path) for name, path in sorted(files.items())}
+    tables = {name: _parse(path, own=path is not shipped.get(name)) for name, path in sorted(files.items())}
     spellings = _spellings(SPELLINGS, tables)
     rules: dict[str, tuple[Rule, ...]] = {}  # by table: layouts share them
     layouts = {}
@@ -377,15 +385,19 @@ def _hash(files: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _parse(path: Path) -> configparser.RawConfigParser:
-    parser = configparser.RawConfigParser(
+class _OwnTable(configparser.RawConfigParser):
+    """A table of the user."""
+
+
+def _parse(path: Path, own: bool) -> configparser.RawConfigParser:
+    parser = (_OwnTable if own else configparser.RawConfigParser)(
         delimiters=("=",), comment_prefixes=("#",), inline_comment_prefixes=None, default_section="\0"
     )
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
         parser.read_string(read_small_text(path, _LONGEST_TABLE), source=path.name)
     except (configparser.Error, UnicodeDecodeError) as fault:
-        raise CannotRun(f"mapping table {path.name}: {fault}", "bad_table") from fault
+        raise CannotRun(f"mapping table {path.name}: {in_short(fault)}", "bad_table") from fault
     return parser
 
 
@@ -498,7 +510,7 @@ def _rule(section: configparser.SectionProxy, op: str | None, table: str) -> Rul
         repeat, copies, base = (section.getboolean(name, fallback=False) for name in ("repeat", "copies", "base"))
         rule = Rule(
             section.name, table, operation, sources, targets, example, section.get("reason", ""), repeat, copies, base,
-            section.get("beside", ""),
+            section.get("beside", ""), own=isinstance(section.parser, _OwnTable),
         )  # fmt: skip
         rule.check(backwards=not spelling)  # spellings are only read forwards
     except (re.error, ValueError) as fault:

@@ -35,7 +35,7 @@ def _indices(layout: Layout, architecture: Architecture, each: str | None) -> tu
     return architecture.blocks[each]
 
 
-_SIDE = re.compile(r"(?:(\d+)\*)?(\w+)(?:/([1-9]\d*))?(?:\+(\d+))?")
+_SIDE = re.compile(r"(?:(\d{1,9})\*)?([a-z_]\w*|\d{1,9})(?:/([1-9]\d{0,8}))?(?:\+(\d{1,9}))?", re.ASCII)
 
 
 def _side(text: str, sizes: dict[str, int], where: str) -> int | None:

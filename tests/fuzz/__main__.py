@@ -7,6 +7,7 @@ replays everything there.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import tempfile
@@ -41,11 +42,16 @@ def main() -> None:
         with watch.forbidden():
             target.check(place)
 
-    atheris.Setup(sys.argv, once)
-    try:
-        atheris.Fuzz()
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as other:
+        # With -merge=1 libFuzzer starts itself again, by the first word of its command.
+        again = Path(other) / name
+        again.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(TESTS / "fuzz"), name])} "$@"\n')
+        again.chmod(0o700)
+        atheris.Setup([str(again), *sys.argv[1:]], once)
+        try:
+            atheris.Fuzz()
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 if __name__ == "__main__":

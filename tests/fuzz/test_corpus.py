@@ -17,14 +17,14 @@ from sam3lite_convert.checkpoint import torch_zip  # noqa: E402
 from sam3lite_convert.errors import Sam3LiteError  # noqa: E402
 from sam3lite_convert.parity import port_files  # noqa: E402
 
-EVERY = {"checkpoints": 1, "tables": 3, "activations": 2, "folders": 8}  # of so many the suite reads one
+EVERY = {"checkpoints": 1, "tables": 6, "activations": 2}  # of so many the suite reads one; of folders none
 
 
 def corpus(name: str) -> list[Path]:
     return sorted((FUZZ / "corpus" / name).iterdir())
 
 
-@pytest.mark.parametrize("name", targets.NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_nothing_in_a_corpus_breaks_a_reader(name, tmp_path):
     target = targets.load(name)
     for seed in corpus(name)[:: EVERY[name]]:
@@ -33,7 +33,7 @@ def test_nothing_in_a_corpus_breaks_a_reader(name, tmp_path):
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("name", [name for name in targets.NAMES if EVERY[name] > 1])
+@pytest.mark.parametrize("name", [name for name in targets.NAMES if EVERY.get(name) != 1])
 def test_nothing_in_the_rest_of_a_corpus_breaks_a_reader(name, tmp_path):
     target = targets.load(name)
     for seed in corpus(name):
@@ -44,7 +44,7 @@ def test_nothing_in_the_rest_of_a_corpus_breaks_a_reader(name, tmp_path):
 @pytest.mark.parametrize("name", targets.NAMES)
 def test_a_corpus_is_there_and_small(name):
     sizes = [seed.stat().st_size for seed in corpus(name)]
-    assert len(sizes) >= 12
+    assert len(sizes) >= 40
     assert sum(sizes) < 100_000 or name == "checkpoints"
 
 

