@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.hub_server import TOKEN, HubServer
-from support.repeats import leave_to_stress
+from support.repeats import leave_to_stress, without_rare
 from support.rows import Rows, rows_of, shipped_tables
 from support.surroundings import HOME, HUB
 
@@ -23,8 +23,12 @@ from sam3lite_convert.workers import Worker
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     leave_to_stress(items)
+    kept = without_rare(items)
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = kept
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from support.folders import convert, sam3lite, tiny_architecture, tiny_state, wr
 from support.hub_files import clip_files
 from support.odd_files import KINDS, greatest_memory, in_time, looks, put
 from support.original_checkout import STAND_IN
+from support.repeats import ALL
 
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.tables import builtin_directory
@@ -329,7 +330,7 @@ def test_a_config_that_may_not_be_read_cannot_run(workspace, tmp_path, monkeypat
 
 
 # All of them take more than half an hour; the stress tests take other kinds for each file.
-SHARE = 1 if os.environ.get("SAM3LITE_ODD_FILES") == "all" else 11
+SHARE = 1 if ALL else 11
 NUMBERS = (errno.EACCES, errno.EIO, errno.ENOENT, errno.ESTALE)
 NAMES = {f"{case.file} of {' '.join(case.words)}": case for case in CASES}
 

@@ -1,4 +1,4 @@
-"""Tests that try many of one kind: the suite runs some of them, `-m stress` the others.
+"""Tests that try many of one kind: the suite runs some of them, `-m stress` the others, or a share of the others.
 
 By function, the step from one case that the suite runs to the next; None: all cases are for `-m stress`. What a test
 shows of a kind, its first case shows; the others are there for what nobody thought of.
@@ -6,6 +6,7 @@ shows of a kind, its first case shows; the others are there for what nobody thou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import pytest
@@ -234,6 +235,39 @@ EVERY: dict[str, int | None] = {
     "test_without_a_network_a_cached_file_works": None,
     "test_the_text_encoder_of_its_detector_is_exact": 2,
 }
+
+
+# Of these there are so many that `-m stress` runs a share: the step from one case to the next. All: SAM3LITE_STRESS=all.
+SPARSE = {
+    "test_an_odd_row_is_refused_by_name_or_left_out": 2,
+    "test_an_odd_row_does_not_stop_the_batch": 3,
+    "test_an_answer_of_another_kind": 4,
+    "test_an_odd_refusal": 4,
+    "test_a_connection_that_speaks_nonsense": 3,
+    "test_odd_headers_of_a_file": 2,
+    "test_odd_answers_to_a_range": 2,
+    "test_a_folder_with_an_odd_row_is_not_judged_without_it": 3,
+    "test_odd_answers_to_the_ranges_of_a_folder": 2,
+    "test_odd_small_files_of_a_folder": 3,
+    "test_an_odd_answer_to_a_push": 2,
+    "test_an_odd_receipt_on_the_hub_is_not_replaced": 3,
+}
+ALL = os.environ.get("SAM3LITE_STRESS") == "all"
+
+
+def without_rare(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """The tests but for the stress tests that only SAM3LITE_STRESS=all runs."""
+    seen: dict[str, int] = {}
+    kept = []
+    for item in items:
+        name = item.name.partition("[")[0]
+        if ALL or name not in SPARSE or not item.get_closest_marker("stress"):
+            kept.append(item)
+            continue
+        number = seen[name] = seen.get(name, -1) + 1
+        if number % SPARSE[name] == 0:
+            kept.append(item)
+    return kept
 
 
 def leave_to_stress(items: Iterable[pytest.Item]) -> None:
