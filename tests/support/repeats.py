@@ -237,7 +237,7 @@ EVERY: dict[str, int | None] = {
 }
 
 
-# Of these there are so many that `-m stress` runs a share: the step from one case to the next. All: SAM3LITE_STRESS=all.
+# Of these there are so many that `-m stress` runs a share: the step from one to the next. SAM3LITE_STRESS=all: all.
 SPARSE = {
     "test_an_odd_row_is_refused_by_name_or_left_out": 2,
     "test_an_odd_row_does_not_stop_the_batch": 3,
