@@ -78,11 +78,16 @@ def working_place(final: Path, folder: bool, earlier: Seen) -> WorkingPlace:
             raise
         lock = hold(path)
         place = WorkingPlace(path, final, number, lock)
-        if last or (lock is not None and identity(path) == number):
+        kept = False
+        try:
+            kept = last or (lock is not None and identity(path) == number)
+        finally:
+            # Else another run took it for a leftover before it was locked, or the file system has no locks.
+            if not kept:
+                place.remove()
+                place.close()
+        if kept:
             break
-        # Another run took it for a leftover before it was locked, or the file system has no locks.
-        place.remove()
-        place.close()
     return place
 
 

@@ -2,69 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.broken_system import broken_system
 from support.folders import convert, sam3lite, snapshot, tiny_state, write
+from support.left_over import forget
+from support.meddling import (
+    a_copy_in_its_place,
+    a_file_in_its_place,
+    a_folder_in_it,
+    a_link_in_its_place,
+    add,
+    all_of,
+    another_in_its_place,
+    edit,
+    edit_in_place,
+    take_one_out,
+)
 
 from sam3lite_convert import swap
 from sam3lite_convert.convert import write as conversion
+from sam3lite_convert.convert.whole_folder import check_destination, whole_folder
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import whole_file
 from sam3lite_convert.seen import look
+from sam3lite_convert.working_places import clear_leftovers
 
 Meddle = Callable[[Path], object]
-
-
-def add(folder: Path) -> None:
-    (folder / "thesis.txt").write_text("mine")
-
-
-def edit(folder: Path) -> None:
-    with open(folder / "README.md", "a") as card:
-        card.write("mine")
-
-
-def edit_in_place(folder: Path) -> None:
-    """With the same size and the time of before."""
-    card = folder / "README.md"
-    before = card.stat()
-    data = card.read_bytes()
-    card.write_bytes(b"mine" + data[4:])
-    os.utime(card, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def take_one_out(folder: Path) -> None:
-    (folder / "README.md").rename(folder.parent / "mine.md")
-
-
-def another_in_its_place(folder: Path) -> None:
-    folder.rename(folder.parent / "moved")
-    folder.mkdir()
-    add(folder)
-
-
-def a_copy_in_its_place(folder: Path) -> None:
-    folder.rename(folder.parent / "moved")
-    shutil.copytree(folder.parent / "moved", folder)
-
-
-def a_link_in_its_place(folder: Path) -> None:
-    folder.rename(folder.parent / "moved")
-    folder.symlink_to("moved")
-
-
-def a_file_in_its_place(folder: Path) -> None:
-    folder.rename(folder.parent / "moved")
-    folder.write_text("mine")
-
-
-def a_folder_in_it(folder: Path) -> None:
-    (folder / "notes").mkdir()
-    add(folder / "notes")
 
 
 MEDDLING: list[Meddle] = [
@@ -98,15 +67,6 @@ def at_the_end(monkeypatch, act: Callable[[], object]) -> None:
         return with_card(*arguments)
 
     monkeypatch.setattr(conversion, "with_card", meanwhile)
-
-
-def all_of(place: Path) -> dict[str, object]:
-    """Links, and files with their content, of a whole tree."""
-    found: dict[str, object] = {}
-    for path in sorted(place.rglob("*")):
-        name = str(path.relative_to(place))
-        found[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-    return found
 
 
 @pytest.mark.parametrize("meddle", MEDDLING)
@@ -210,3 +170,52 @@ def test_a_place_that_is_no_file_is_not_replaced(tmp_path):
     with pytest.raises(CannotRun, match="not a file"), whole_file(place):
         pass
     assert place.is_fifo()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EXDEV, errno.EPERM], ids=errno.errorcode.get)
+@pytest.mark.parametrize("there", [True, False], ids=["an earlier one", "nothing"])
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_whichever_call_to_the_system_fails_the_old_or_the_new_one_is_there(kind, there, number, way, tmp_path):
+    """All of the calls, one after the other; what lies there is whole, and the next run succeeds and leaves nothing."""
+
+    def text() -> str | None:
+        place = tmp_path / "out"
+        if not os.path.lexists(place):
+            return None
+        if kind == "file":
+            return place.read_text()
+        whole = sorted(os.listdir(place)) == ["config.json", "conversion.json"]
+        return (place / "config.json").read_text() if whole else "odd"
+
+    def run(data: str) -> None:
+        place = tmp_path / "out"
+        if kind == "file":
+            with whole_file(place) as out:
+                out.write(data.encode())
+        else:
+            clear_leftovers(place)
+            with whole_folder(place, check_destination(place, True, tmp_path / "source", 0)) as work:
+                for name in ("config.json", "conversion.json"):
+                    (work / name).write_text(data)
+
+    at, failed = 0, 0
+    while True:
+        for path in tmp_path.iterdir():
+            forget(path)
+        if there:
+            run("old")
+        with broken_system(tmp_path, at, number) as system:
+            try:
+                run("new")
+                said = None
+            except (CannotRun, OSError) as fault:  # the command line has words for both
+                said = str(fault)
+        if at >= len(system.made):
+            break
+        what = (at, system.made[at], said, sorted(p.name for p in tmp_path.iterdir()))
+        assert text() in ({"new"} if said is None else {"new", "old" if there else None}), what
+        assert said is None or "othing was written" not in said or text() != "new", what
+        run("next")
+        assert text() == "next" and [path.name for path in tmp_path.iterdir()] == ["out"], what
+        at, failed = at + 1, failed + (said is not None)
+    assert at > 15 and failed > 8

@@ -171,8 +171,9 @@ def check_response(response: Any) -> None:
     commit = headers.get("X-Repo-Commit")
     if commit is not None and not COMMIT.fullmatch(commit):
         raise unexpected("its commit is not a hash")
-    if response.request.method == "HEAD" and not response.is_error:
-        # The client makes file names of these.
+    followed = response.has_redirect_location and re.match(r"/[^/]", headers["Location"])
+    if response.request.method == "HEAD" and not response.is_error and not followed:
+        # The client makes file names of these. Those of an answer that only leads on within the host are not used.
         for name in ("X-Linked-ETag", "ETag"):
             said = headers.get(name)
             if said and not _ETAG.fullmatch(said.removeprefix("W/").strip('"')):

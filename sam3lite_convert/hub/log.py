@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable
 
+_LONGEST = 500  # characters of a note; a server can have the client say anything
 LOG = logging.getLogger("sam3lite_convert")
 taken_over = False  # whether the command line asked for the channel and for a client of our own
 
@@ -21,7 +22,8 @@ class _Channel(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage().strip().splitlines()
         if self.say is not None and text:
-            self.say("note: " + without_secrets(text[0]))
+            line = without_secrets(text[0])
+            self.say("note: " + (line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."))
 
 
 _channel = _Channel(logging.WARNING)

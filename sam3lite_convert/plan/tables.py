@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sam3lite_convert.bounded import BoundedPattern
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, in_short
 from sam3lite_convert.opened import read_small, read_small_text
 from sam3lite_convert.plan.architecture import TEXT_ENCODER, component_of
 from sam3lite_convert.plan.families import FAMILIES, SAM3_LITETEXT, Family
@@ -397,7 +397,7 @@ def _parse(path: Path, own: bool) -> configparser.RawConfigParser:
     try:
         parser.read_string(read_small_text(path, _LONGEST_TABLE), source=path.name)
     except (configparser.Error, UnicodeDecodeError) as fault:
-        raise CannotRun(f"mapping table {path.name}: {fault}", "bad_table") from fault
+        raise CannotRun(f"mapping table {path.name}: {in_short(fault)}", "bad_table") from fault
     return parser
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,3 +128,112 @@ def test_a_cache_that_may_only_be_read_serves_what_it_has(hub, disk, tmp_path):
     assert sam3lite(*convert_s0, tmp_path / "again").code == 0
     message = refused("convert", "--checkpoint", "s1", "--cache-dir", place, "--output", tmp_path / "s1")
     assert "Read-only file system" in message or "cannot be written" in message
+
+
+@pytest.fixture
+def overlay(disk) -> Path:
+    """A folder as a container has it: a lower layer with what was in the image, an upper one for what is written."""
+    place = disk(200 * MB)
+    for name in ("image", "upper", "work", "merged"):
+        (place / name).mkdir()
+    return place
+
+
+def mount_overlay(place: Path) -> Path:
+    options = ",".join(f"{key}={place / name}" for key, name in
+                       (("lowerdir", "image"), ("upperdir", "upper"), ("workdir", "work")))  # fmt: skip
+    command = ["mount", "-t", "overlay", "overlay", "-o", options, str(place / "merged")]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no overlay on this machine")
+    return place / "merged"
+
+
+@pytest.fixture(params=[True, False], ids=["exchange", "two-renames"])
+def way(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr("sam3lite_convert.swap.exchange", lambda *_: False)
+
+
+def test_an_empty_output_folder_of_an_image(way, overlay, source):
+    (overlay / "image" / "out").mkdir()
+    place = mount_overlay(overlay)
+    convert(source, place / "out", "--component", "text")
+    assert sam3lite("convert", "--checkpoint", source, "--output", place / "out", "--overwrite").code == 0
+    assert sam3lite("verify", place / "out", "--checkpoint", source).code == 0
+    assert [p.name for p in place.iterdir()] == ["out"]
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_conversion_of_an_image_is_not_replaced_and_that_is_said_before_the_first_byte(overlay, source, monkeypatch):
+    convert(source, overlay / "image" / "out", "--component", "text")
+    place = mount_overlay(overlay)
+    before = snapshot(place)
+    monkeypatch.setattr(safetensors_writer, "write_piece", lambda *_: pytest.fail("it began to write"))
+    message = refused("convert", "--checkpoint", source, "--output", place / "out", "--overwrite")
+    assert "part of an image" in message and "--output" in message
+    assert snapshot(place) == before and [p.name for p in place.iterdir()] == ["out"]
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_file_of_an_image_is_replaced(way, overlay, source):
+    folder = convert(source, overlay / "image" / "out", "--component", "text")
+    (overlay / "image" / "back.pt").write_bytes(b"earlier")
+    place = mount_overlay(overlay)
+    command = ["restore", place / folder.name, "--checkpoint", source, "--output", place / "back.pt"]
+    assert sam3lite(*command, "--overwrite").code == 0
+    assert sorted(p.name for p in place.iterdir()) == ["back.pt", "out"] and (place / "back.pt").stat().st_size > 100
+    # And files in a folder of an image: what is added to it later.
+    assert sam3lite("verify", place / "out", "--checkpoint", source).code == 0
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["an earlier conversion", "an empty folder"])
+def test_a_bind_mount_as_output_is_refused_before_the_first_byte(full, disk, source, monkeypatch):
+    place = disk(200 * MB)
+    if full:
+        convert(source, place / "real", "--component", "text")
+    else:
+        (place / "real").mkdir()
+    (place / "out").mkdir()
+    subprocess.run(["mount", "--bind", str(place / "real"), str(place / "out")], check=True)
+    before = snapshot(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors_writer, "write_piece", lambda *_: pytest.fail("it began to write"))
+        message = refused("convert", "--checkpoint", source, "--output", place / "out", "--overwrite")
+    assert "mount point" in message and "inside it" in message
+    assert snapshot(place) == before and sorted(p.name for p in place.iterdir()) == ["out", "real"]
+    if not full:
+        convert(source, place / "out" / "inside")
+    subprocess.run(["umount", str(place / "out")], check=True)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES], ids=errno.errorcode.get)
+def test_where_folders_cannot_be_synced_that_is_no_failure(number, source, tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    convert(source, tmp_path / "out", "--component", "text")
+    convert(source, tmp_path / "out", "--overwrite")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_nothing_was_written_is_not_said_of_a_folder_that_is_in_its_place(source, tmp_path, monkeypatch):
+    earlier, sync = convert(source, tmp_path / "out", "--component", "text"), os.fsync
+
+    def fsync(handle):
+        if os.path.samestat(os.fstat(handle), tmp_path.stat()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        message = refused("convert", "--checkpoint", source, "--output", earlier, "--overwrite")
+    assert "is written and in its place" in message and "othing was written" not in message
+    assert sam3lite("verify", earlier, "--checkpoint", source).code == 0
+    assert sam3lite("convert", "--checkpoint", source, "--output", earlier, "--overwrite").code == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

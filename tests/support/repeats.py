@@ -41,6 +41,7 @@ EVERY: dict[str, int | None] = {
     "test_a_folder_that_was_moved_away_meanwhile_is_kept_and_the_new_one_stands_in_its_place": None,
     "test_another_link_or_mode_of_the_source_is_no_change_of_it": 12,
     "test_another_link_meanwhile_stops_no_command": None,
+    "test_whichever_call_to_the_system_fails_the_old_or_the_new_one_is_there": 16,
     "test_marks_alone_are_no_other_content": 2,
     # the Hub
     "test_a_fault_that_passes": 5,
