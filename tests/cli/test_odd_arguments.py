@@ -37,7 +37,8 @@ def folders(s0):
 
 
 def check(*words: object) -> None:
-    done = sam3lite(*words, "--json")  # which holds the document to its schema
+    command = 2 if words[0] == "export" else 1
+    done = sam3lite(*words[:command], "--json", *words[command:])  # which holds the document to its schema
     assert done.code in (0, 1, 2, 3, 4), (words, done)
     assert "Traceback" not in done.err, (words, done)
     assert isinstance(json.loads(done.out), dict)
