@@ -719,7 +719,7 @@ def parse_size(text: str) -> int:
     if not match or float(match[1]) <= 0 or (match[3] and not match[2]):
         raise CannotRun(f"--max-shard-size {text!r} is not a size; write it like 500MB, 2GB or 1GiB", "bad_size")
     base = 1024 if match[3] else 1000
-    size = int(float(match[1]) * base ** " kmg".index(match[2].lower() or " "))
+    size = int(min(float(match[1]), 1e18) * base ** " kmg".index(match[2].lower() or " "))
     if size < _MEGABYTE and not match[2] and not match[4]:
         raise CannotRun(
             f"--max-shard-size {match[1]} has no unit; write {match[1]}MB, or {match[1]}B for bytes", "bad_size"

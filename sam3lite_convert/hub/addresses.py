@@ -54,7 +54,10 @@ def address_of(name: str) -> Address | None:
     first = name.split("/", 1)[0].lower()
     if not scheme and first not in public_hosts() | {_endpoint()[0]}:
         return None
-    parts = urlsplit(name if scheme else f"https://{name}")
+    try:
+        parts = urlsplit(name if scheme else f"https://{name}")
+    except ValueError as fault:
+        raise CannotRun(f"{name}: this is no URL ({fault})", "usage") from fault
     host = parts.netloc.rpartition("@")[2].lower()
     shown = f"{parts.scheme}://{host}{parts.path}"
     if scheme and scheme[1].lower() not in ("http", "https"):
