@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from sam3lite_convert.records.record import Json
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, earlier: Seen | None = None) -> None:
     """Write one file as a whole, or leave an existing one unchanged; also removes leftovers of killed runs.
 
-    Raises CannotRun if it cannot be written.
+    ``earlier``: as for ``whole_file``. Raises CannotRun as ``whole_file`` does.
     """
-    write_pieces(path, (data,))
+    write_pieces(path, (data,), earlier)
 
 
-def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+def write_pieces(path: Path, pieces: Iterable[bytes], earlier: Seen | None = None) -> None:
     """``write_whole`` of data that comes piece by piece, so that it is never in memory as a whole."""
-    with whole_file(path) as out:
+    with whole_file(path, earlier) as out:
         for piece in pieces:
             out.write(piece)
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,12 +116,14 @@ def look(place: Path) -> Seen:
     """What stands at a place. Raises OSError if it cannot be looked at."""
     try:
         itself = _Entry.of(os.lstat(place))
-        if not stat.S_ISDIR(itself.kind):
-            return Seen(itself)
-        with os.scandir(place) as entries:
-            return Seen(itself, {entry.name: _Entry.of(os.lstat(entry.path)) for entry in entries})
-    except FileNotFoundError:
+        names = os.listdir(place) if stat.S_ISDIR(itself.kind) else []
+    except (FileNotFoundError, NotADirectoryError):
         return NOTHING
+    entries = {}
+    for name in names:
+        with suppress(FileNotFoundError):  # removed just now
+            entries[name] = _Entry.of(os.lstat(place / name))
+    return Seen(itself, entries)
 
 
 def identity(place: Path) -> tuple[int, int] | None:

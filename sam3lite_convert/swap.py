@@ -108,7 +108,7 @@ def _take_out(work: WorkingPlace, earlier: Seen) -> Path | None:
         move_to_free(work.path, work.final)
     except FileExistsError as fault:
         why = earlier.difference(look(work.final)) or "something else was there for a moment"
-        raise _changed(work.final, why) from fault
+        raise changed(work.final, why) from fault
     return None
 
 
@@ -175,10 +175,11 @@ def check_same(final: Path, earlier: Seen, now: Seen) -> None:
     """Raises CannotRun ("output_changed") if what stands at a place is not what stood there when the run began."""
     why = earlier.difference(now)
     if why is not None:
-        raise _changed(final, why)
+        raise changed(final, why)
 
 
-def _changed(final: Path, why: str) -> CannotRun:
+def changed(final: Path, why: str) -> CannotRun:
+    """The error for a place where something else stands than when the run began; ``why``: how it differs."""
     return CannotRun(
         f"{final} changed during the run, so it was not replaced and is as it was found: {why}. Nothing was written "
         "there. Run it again, or choose another place with --output",

@@ -194,7 +194,8 @@ def test_whichever_call_to_the_system_fails_the_old_or_the_new_one_is_there(kind
                 out.write(data.encode())
         else:
             clear_leftovers(place)
-            with whole_folder(place, check_destination(place, True, tmp_path / "source", 0)) as work:
+            earlier = check_destination(place, True, tmp_path / "source", 0).earlier
+            with whole_folder(place, earlier) as work:
                 for name in ("config.json", "conversion.json"):
                     (work / name).write_text(data)
 

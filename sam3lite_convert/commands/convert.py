@@ -181,7 +181,7 @@ def convert_checkpoint(
 
             # Of a family that is not known before the file is, parity itself tells whether it can run.
             check_candidate(mappings.layout(request.options.layout or SAM3_LITETEXT.layout), mappings)
-        earlier = check_destination(folder, request.overwrite, location.path, 0)
+        place = check_destination(folder, request.overwrite, location.path, 0)
         source = fetch(location, mappings, request)
         hashing = hashing or stack.enter_context(source.hashing())
         stack.enter_context(source.trusted())
@@ -216,7 +216,7 @@ def convert_checkpoint(
             hashing,
             folder,
             request.overwrite,
-            earlier,
+            place,
             request.max_shard_size,
             progress,
             finish,

@@ -20,6 +20,7 @@ from sam3lite_convert.records.detector import DetectorRecordDocument
 from sam3lite_convert.records.fingerprint import FingerprintWritten
 from sam3lite_convert.records.parity import RecordDocument, RecordedTap, ScriptTable, ScriptWritten
 from sam3lite_convert.records.record import Json
+from sam3lite_convert.seen import look
 
 if TYPE_CHECKING:
     from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
@@ -47,6 +48,7 @@ def record_fingerprint(
     from sam3lite_convert.parity.fingerprint import in_lines
 
     path = output or Path(f"{source.stem}-fingerprint.json")
+    earlier = look(path)
     if path.exists():
         try:
             read_fingerprint(path)
@@ -65,7 +67,7 @@ def record_fingerprint(
             hashing.check(replace(checkpoint, records=()))
             made = replace(made, source=replace(made.source, sha256=hashing.result()[0]))
     data = in_lines(made)
-    write_whole(path, data)
+    write_whole(path, data, earlier)
     return FingerprintWritten(
         checkpoint=source.name,
         output=str(path),

@@ -30,6 +30,7 @@ from sam3lite_convert.plan.unsound import listed
 from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.restore import Remark, RestoreDocument
+from sam3lite_convert.seen import Seen, look
 from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
@@ -69,8 +70,10 @@ class _Restored:
     opened: Mapping[Path, BinaryIO] = field(default_factory=dict)
 
 
-def check_restored_place(output: Path, overwrite: bool, folder: Path, original: Path | None = None) -> None:
-    """Raises CannotRun, before anything is read, if the file cannot be written under this name, or must not be.
+def check_restored_place(output: Path, overwrite: bool, folder: Path, original: Path | None = None) -> Seen:
+    """What stands where the file will be, and may be replaced.
+
+    Raises CannotRun, before anything is read, if the file cannot be written under this name, or must not be.
 
     folder, original: what is read; neither may be written over.
     """
@@ -79,6 +82,7 @@ def check_restored_place(output: Path, overwrite: bool, folder: Path, original: 
     if output.is_dir():
         raise CannotRun(f"{output} is a folder; --output must be a file", "output_is_a_folder")
     final = resolved(output)
+    earlier = look(final)
     if final.parent == resolved(folder):
         raise CannotRun(
             f"{output} lies in the folder that is restored, and would be taken for a part of it; choose another "
@@ -95,6 +99,7 @@ def check_restored_place(output: Path, overwrite: bool, folder: Path, original: 
             "--output FILE.",
             "output_exists",
         )
+    return earlier
 
 
 def restore_checkpoint(
@@ -118,7 +123,7 @@ def restore_checkpoint(
     Raises CannotRun if the folder cannot be turned back without ``original``, if that is another file than the receipt
     names, or if the file cannot be written; UnsoundPlan if the folder does not fit; Untrusted if a file is damaged.
     """
-    check_restored_place(output, overwrite, folder, original.path if original else None)
+    earlier = check_restored_place(output, overwrite, folder, original.path if original else None)
     found = read_folder(folder)
     _refuse_broken(found)
     advance = progress or (lambda what: lambda n: None)
@@ -139,7 +144,7 @@ def restore_checkpoint(
         wrapper = restored.wrapper.split(".") if restored.wrapper else []
         nbytes = sum(tensor.out_nbytes for tensor in tensors)
         check_space(output.parent, nbytes + _HEADROOM, f"to write {output}")
-        with whole_file(resolved(output)) as out:
+        with whole_file(resolved(output), earlier) as out:
             if output.suffix == _SAFETENSORS:
                 write_safetensors_file(out, tensors, files, advance("write"))
             else:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from sam3lite_convert.checkpoint.place import JSON_LIMIT
@@ -17,7 +18,7 @@ from sam3lite_convert.hub.licences import LICENCE_NAME
 from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.opened import read_small
 from sam3lite_convert.seen import NOTHING, Seen, look
-from sam3lite_convert.swap import check_replaceable, put_in_place, sync_folder
+from sam3lite_convert.swap import changed, check_replaceable, check_same, put_in_place, sync_folder
 from sam3lite_convert.working_places import finished_name, working_place
 
 # What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else but licence files
@@ -29,7 +30,22 @@ OWN_FILES = re.compile(
 )
 
 
-def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: int) -> Seen:
+@dataclass(frozen=True)
+class Destination:
+    """Where a folder is to be written. ``final``: its place, with links followed once; ``earlier``: what stood there
+    then, which alone may be replaced."""
+
+    final: Path
+    earlier: Seen
+
+    def check_same(self, now: Destination) -> None:
+        """Raises CannotRun ("output_changed") if it was another place or something else stood there ``now``."""
+        if now.final != self.final:
+            raise changed(self.final, f"its name leads to {now.final} now")
+        check_same(self.final, self.earlier, now.earlier)
+
+
+def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: int) -> Destination:
     """What stands where the output folder will be, and may be replaced. ``nbytes``: the size of the output.
 
     Raises CannotRun, before anything is written, if the output folder must not be replaced or has no space.
@@ -67,7 +83,7 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
         raise CannotRun(message, "output_holds_input")
     check_space(folder.parent, nbytes, f"to write {folder}")
     check_replaceable(final, earlier)
-    return earlier
+    return Destination(final, earlier)
 
 
 def _look(final: Path) -> Seen:
@@ -88,14 +104,13 @@ def _listed(folder: Path) -> set[str]:
 
 
 @contextmanager
-def whole_folder(folder: Path, earlier: Seen = NOTHING) -> Iterator[Path]:
-    """A working folder beside ``folder`` that is renamed to it at the end, or removed on an error.
+def whole_folder(final: Path, earlier: Seen = NOTHING) -> Iterator[Path]:
+    """A working folder beside ``final`` (with links followed) that is renamed to it at the end, or removed on an error.
 
     ``earlier``: what stood there when the run began; a folder is replaced, and on an error it is kept. Raises
     CannotRun if the file system reports an error ("cannot_write"), or if something else stands there at the end
     ("output_changed").
     """
-    final = resolved(folder)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         work = working_place(final, True, earlier)
@@ -108,4 +123,4 @@ def whole_folder(folder: Path, earlier: Seen = NOTHING) -> Iterator[Path]:
             work.remove()
             work.close()
     except OSError as fault:
-        raise CannotRun(f"{folder}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault
+        raise CannotRun(f"{final}: {fault.strerror or fault}; nothing was written there", "cannot_write") from fault

@@ -18,7 +18,7 @@ from sam3lite_convert.convert.receipt import RECEIPT_NAME, make_receipt
 from sam3lite_convert.convert.safetensors_writer import plan_shards, write_index, write_shard
 from sam3lite_convert.convert.strict import Strict, overflow_words
 from sam3lite_convert.convert.tensor_bytes import CastLoss
-from sam3lite_convert.convert.whole_folder import check_destination, whole_folder
+from sam3lite_convert.convert.whole_folder import Destination, check_destination, whole_folder
 from sam3lite_convert.figures import plural
 from sam3lite_convert.files import write_json, write_text
 from sam3lite_convert.plan.plan import Options, Plan
@@ -26,8 +26,6 @@ from sam3lite_convert.plan.rotary import check_rotary
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.plan.twins import check_twins
 from sam3lite_convert.records.receipt import Receipt
-from sam3lite_convert.seen import Seen
-from sam3lite_convert.swap import check_same
 from sam3lite_convert.workers import Advance
 
 _LISTED = 5
@@ -129,7 +127,7 @@ def convert(
     hashing: SourceHash,
     folder: Path,
     overwrite: bool = False,
-    earlier: Seen | None = None,
+    place: Destination | None = None,
     max_shard_size: int | None = None,
     progress: Callable[[str], Advance] | None = None,
     finish: Callable[[Path, Receipt], Receipt] = lambda work, receipt: receipt,
@@ -140,7 +138,7 @@ def convert(
 
     hashing: the hash of the plan's source, already running.
     overwrite: replace an earlier conversion.
-    earlier: what stood there when the run began, which alone is replaced; None for what stands there now.
+    place: what stood there when the run began, which alone is replaced; None for what stands there now.
     max_shard_size: in bytes; None for a single file.
     progress: called with "write" and "hash"; returns a function that is called with each number of bytes done.
     finish: called with the working folder, before it is renamed to ``folder``, and the receipt; may add files and
@@ -152,8 +150,8 @@ def convert(
     source is damaged or contradicts itself. Then nothing is written, and an earlier folder is unchanged.
     """
     now = check_destination(folder, overwrite, plan.checkpoint.path, plan.out_nbytes + _HEADROOM)
-    earlier = now if earlier is None else earlier
-    check_same(folder, earlier, now)
+    place = now if place is None else place
+    place.check_same(now)
     advance = progress or (lambda what: lambda n: None)
     pieces = list(plan.mapped.values())
     shards = plan_shards([p for p in pieces if p.file == MODEL], MODEL, max_shard_size)
@@ -174,7 +172,7 @@ def convert(
 
     sources = {source.key: source for piece in pieces for source in piece.sources}
     with (
-        whole_folder(folder, earlier) as work,
+        whole_folder(place.final, place.earlier) as work,
         open_source(plan.checkpoint) as source,
         searching(plan.checkpoint, sources.values()) as search,
     ):

@@ -585,3 +585,22 @@ def test_tensors_that_do_not_add_up(folder, tmp_path):
     assert RestoreDocument.from_json(record).to_json() == record
     with pytest.raises(ValueError, match="420 tensors are not the 419"):
         RestoreDocument.from_json(record | {"turned_back": 419})
+
+
+def test_a_file_that_somebody_else_put_there_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    from sam3lite_convert.commands import restore as command
+
+    path = write(tmp_path, tiny_state())
+    folder, output = convert(path, tmp_path / "out"), tmp_path / "back.pt"
+    output.write_bytes(b"earlier")
+    real = command.read_folder
+
+    def meanwhile(*arguments):
+        output.write_bytes(b"mine and no other's")
+        return real(*arguments)
+
+    monkeypatch.setattr(command, "read_folder", meanwhile)
+    done = sam3lite("restore", folder, "--checkpoint", path, "--output", output, "--overwrite", "--json")
+    assert (done.code, done.json["error"]["code"]) == (2, "output_changed"), done
+    assert output.read_bytes() == b"mine and no other's"
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
