@@ -42,7 +42,8 @@ class Destination:
         """Raises CannotRun ("output_changed") if it was another place or something else stood there ``now``."""
         if now.final != self.final:
             raise changed(self.final, f"its name leads to {now.final} now")
-        check_same(self.final, self.earlier, now.earlier)
+        if now.earlier.itself is not None:  # else the place became free
+            check_same(self.final, self.earlier, now.earlier)
 
 
 def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: int) -> Destination:
