@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -237,3 +238,23 @@ def test_nothing_was_written_is_not_said_of_a_folder_that_is_in_its_place(source
     assert sam3lite("verify", earlier, "--checkpoint", source).code == 0
     assert sam3lite("convert", "--checkpoint", source, "--output", earlier, "--overwrite").code == 0
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(shutil.which("bindfs") is None, reason="bindfs is not installed")
+def test_a_file_system_in_user_space(source, tmp_path):
+    below, seen = tmp_path / "below", tmp_path / "seen"
+    below.mkdir()
+    seen.mkdir()
+    if subprocess.run(["bindfs", below, seen], capture_output=True).returncode:
+        pytest.skip("no FUSE here")
+    try:
+        out = convert(source, seen / "out", "--component", "text")
+        first = snapshot(out)
+        assert convert(source, out, "--component", "text", "--overwrite") == out and snapshot(out) == first
+        (seen / "empty").mkdir()
+        convert(source, seen / "empty", "--component", "text")
+        (out / "mine").write_text("mine")
+        assert "mine" in refused("convert", "--checkpoint", source, "--output", out, "--overwrite")
+        assert sorted(p.name for p in below.iterdir()) == ["empty", "out"]
+    finally:
+        subprocess.run(["umount", seen], check=True)
