@@ -8,7 +8,8 @@ import shlex
 from collections.abc import Iterable
 from pathlib import PurePath
 
-_MARKUP = re.compile(r"[\\`*_\[\]<>|&~^$]")
+# Of underscores, those at the edge of a word.
+_MARKUP = re.compile(r"[\\`*\[\]<>|&~^$]|(?<![^\W_])_|_(?![^\W_])")
 # What begins a heading, a list, a quote, a rule, a table or a fence where it stands first.
 _BEGINS = re.compile(r"[#+\-=:]|\d{1,9}[.)]")
 # GitHub and the Hub make links of bare addresses too.

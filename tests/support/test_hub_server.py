@@ -25,6 +25,7 @@ from huggingface_hub import (
     get_session,
     hf_hub_download,
     hf_hub_url,
+    set_client_factory,
     snapshot_download,
 )
 from huggingface_hub.errors import (
@@ -34,7 +35,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import _http, disable_progress_bars
 from packaging.version import Version
 from support.hub_server import TOKEN, HubServer, Request
 
@@ -53,6 +54,15 @@ FILES = {
 
 # The client's own way of sending a file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_client() -> Iterator[None]:
+    """The library's own client, without the bounds that the command line gives it in this process."""
+    before = _http._GLOBAL_CLIENT_FACTORY
+    set_client_factory(_http.default_client_factory)
+    yield
+    set_client_factory(before)
 
 
 @pytest.fixture
