@@ -31,7 +31,7 @@ _NO_SYNC = {
 }
 
 
-def check_replaceable(final: Path, earlier: Seen) -> None:
+def check_movable(final: Path, earlier: Seen) -> None:
     """Raises CannotRun, before anything is written, if the system would not let a folder take the place of the earlier
     one. Nothing is changed."""
     if not earlier.is_folder:

@@ -18,7 +18,7 @@ from sam3lite_convert.hub.licences import LICENCE_NAME
 from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.opened import read_small
 from sam3lite_convert.seen import NOTHING, Seen, look
-from sam3lite_convert.swap import changed, check_replaceable, check_same, put_in_place, sync_folder
+from sam3lite_convert.swap import changed, check_movable, check_same, put_in_place, sync_folder
 from sam3lite_convert.working_places import finished_name, working_place
 
 # What a converted folder may hold; --overwrite replaces a folder only if it holds nothing else but licence files
@@ -83,7 +83,7 @@ def check_destination(folder: Path, overwrite: bool, checkpoint: Path, nbytes: i
         message = f"{checkpoint} is inside {folder}, which would be replaced; choose another --output DIR"
         raise CannotRun(message, "output_holds_input")
     check_space(folder.parent, nbytes, f"to write {folder}")
-    check_replaceable(final, earlier)
+    check_movable(final, earlier)
     return Destination(final, earlier)
 
 

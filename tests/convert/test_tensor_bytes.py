@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -191,20 +192,25 @@ def gone(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("change", [overwritten, overwritten_with_its_time, exchanged, exchanged_and_back, gone])
-@pytest.mark.parametrize("kind", ["zip", "safetensors"])
-@pytest.mark.parametrize("moment", ["read_checkpoint", "check_twins", "write_index"])
-def test_a_source_that_changes_while_it_is_read_is_not_trusted(moment, kind, change, tiny, tmp_path, monkeypatch):
-    path = shutil.copyfile(tiny, tmp_path / "tiny.pt") if kind == "zip" else write_safetensors(tmp_path, tiny_state())
+def at_a_moment(monkeypatch: pytest.MonkeyPatch, moment: str, change: Callable[[], object]) -> None:
+    """Something happens to the source when the step with this name is done."""
     module = sources if moment == "read_checkpoint" else conversion
     real = getattr(module, moment)
 
     def meanwhile(*arguments):
         result = real(*arguments)
-        change(path)
+        change()
         return result
 
     monkeypatch.setattr(module, moment, meanwhile)
+
+
+@pytest.mark.parametrize("change", [overwritten, overwritten_with_its_time, exchanged, exchanged_and_back, gone])
+@pytest.mark.parametrize("kind", ["zip", "safetensors"])
+@pytest.mark.parametrize("moment", ["read_checkpoint", "check_twins", "write_index"])
+def test_a_source_that_changes_while_it_is_read_is_not_trusted(moment, kind, change, tiny, tmp_path, monkeypatch):
+    path = shutil.copyfile(tiny, tmp_path / "tiny.pt") if kind == "zip" else write_safetensors(tmp_path, tiny_state())
+    at_a_moment(monkeypatch, moment, lambda: change(path))
     done = sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out")
     assert done.code == (2 if change is gone and moment == "read_checkpoint" else 4), done
     assert [p.name for p in tmp_path.iterdir()] == ([] if change is gone else [path.name])
@@ -225,15 +231,7 @@ def of_another_mode(path: Path) -> None:
 @pytest.mark.parametrize("moment", ["read_checkpoint", "check_twins", "write_index"])
 def test_another_link_or_mode_of_the_source_is_no_change_of_it(moment, kind, change, tiny, tmp_path, monkeypatch):
     path = shutil.copyfile(tiny, tmp_path / "tiny.pt") if kind == "zip" else write_safetensors(tmp_path, tiny_state())
-    module = sources if moment == "read_checkpoint" else conversion
-    real = getattr(module, moment)
-
-    def meanwhile(*arguments):
-        result = real(*arguments)
-        change(path)
-        return result
-
-    monkeypatch.setattr(module, moment, meanwhile)
+    at_a_moment(monkeypatch, moment, lambda: change(path))
     done = sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out", "--verify")
     assert done.code == 0, done
 
