@@ -118,6 +118,12 @@ def _of_receipt(
     if operation is None or len(keys) != len(operation.labels):
         raise CannotRun(f"the receipt names an operation that this version does not know: {name}", "unknown_operation")
     if operation.labels[0] is not None:
+        if {receipt.tensors[key].part for key in keys} != set(operation.labels):
+            raise Untrusted(
+                f"the receipt does not say which part of {sources[0]} each of {listed(keys)} is; convert the checkpoint "
+                "again",
+                "bad_receipt",
+            )
         keys = sorted(keys, key=lambda key: operation.labels.index(receipt.tensors[key].part))
     found = [folder.tensors[key] for key in keys]
     row, cut = receipt.lost.class_row, receipt.lost.positions

@@ -61,7 +61,7 @@ SOURCES = [
     case("packed/config.json", "inspect packed"),
     case("packed/config.json", "diff packed s0.pt"),
     case("packed/conversion.json", "diff packed s0.pt"),
-    case("s0.pt", "convert s0.pt --output out"),
+    case("s0.pt", "convert s0.pt --output out", True),
     case("s0.safetensors", "convert s0.safetensors --output out"),
     case("sharded/model.safetensors.index.json", "inspect sharded"),
     case("sharded/model-00002-of-00003.safetensors", "convert sharded --output out"),

@@ -494,10 +494,10 @@ def test_a_listing_whose_hashes_are_none(oid, s0, hub, tmp_path, monkeypatch):
 def test_a_server_that_says_nothing_is_not_waited_for_long(s0, hub, monkeypatch):
     from huggingface_hub import close_session
 
-    from sam3lite_convert.hub import repository as reading
+    from sam3lite_convert.hub import bounds
     from sam3lite_convert.hub import requests as hub_requests
 
-    monkeypatch.setattr(reading, "TIMEOUT", 0.5)
+    monkeypatch.setattr(bounds, "TIMEOUT", 0.5)
     monkeypatch.setattr(hub_requests, "TIMEOUT", 0.5)
     close_session()
     hub.fail("stall", match="/api/models/.*/revision/", seconds=4)
