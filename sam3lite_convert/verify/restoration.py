@@ -19,7 +19,7 @@ from sam3lite_convert.checkpoint.one_file import open_file
 from sam3lite_convert.checkpoint.tensor_reader import CHUNK, read_pieces, same_bytes
 from sam3lite_convert.convert.assembled import Assembled, Stretch
 from sam3lite_convert.convert.folder import Folder
-from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.errors import CannotRun, UnsoundPlan, Untrusted
 from sam3lite_convert.plan.architecture import COUNTER
 from sam3lite_convert.plan.operations import OPERATIONS, Operation, Slice, Zeros, joined_rows
 from sam3lite_convert.plan.plan import Mapped, Plan
@@ -120,8 +120,8 @@ def _of_receipt(
     if operation.labels[0] is not None:
         if {receipt.tensors[key].part for key in keys} != set(operation.labels):
             raise Untrusted(
-                f"the receipt does not say which part of {sources[0]} each of {listed(keys)} is; convert the checkpoint "
-                "again",
+                f"the receipt does not say which part of {sources[0]} each of {listed(keys)} is; convert the "
+                "checkpoint again",
                 "bad_receipt",
             )
         keys = sorted(keys, key=lambda key: operation.labels.index(receipt.tensors[key].part))
