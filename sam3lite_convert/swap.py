@@ -1,4 +1,4 @@
-"""Puts a finished folder or file in the place of an earlier one: what is taken out is looked at before it is removed.
+"""Puts a finished folder or file in the place of an earlier one: what is taken out is checked before it is removed.
 
 Between the look at the start of a run and its end, others may write to the place. So what stands there is taken out
 first, under another name, and compared with what was seen at the start. It is removed if it is that, and put back if it

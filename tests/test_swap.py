@@ -1,4 +1,4 @@
-"""What is replaced is looked at when it is taken out, never removed by name alone."""
+"""What is replaced is checked when it is taken out, never removed by name alone."""
 
 from __future__ import annotations
 

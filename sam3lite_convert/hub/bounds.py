@@ -193,11 +193,7 @@ def _token_route(response: Any) -> str | None:
     """Where the storage protocol asks for a token of its own, with the user's; None if nowhere."""
     if "X-Xet-Hash" not in response.headers:
         return None
-    try:
-        linked = response.links.get("xet-auth", {}).get("url")
-    except Exception:  # whatever a header may hold
-        raise unexpected("its Link header cannot be read") from None
-    route = linked or response.headers.get("X-Xet-Refresh-Route")
+    route = _linked(response, "xet-auth") or response.headers.get("X-Xet-Refresh-Route")
     return urljoin(constants.ENDPOINT, route) if route else None
 
 
@@ -404,15 +400,19 @@ def _json(answer: Any, data: bytes) -> Any:
 
 
 def _integer(text: str) -> int | float:
-    """An integer; one of more digits than any size has as infinity, which is none."""
+    """An integer; one of more digits than any size has as infinity, which no size is."""
     return int(text) if len(text) < 30 else float("inf")
 
 
 def _next(answer: Any) -> str | None:
-    if "Link" not in answer.headers:
-        return None
+    more = _linked(answer, "next")
+    return urljoin(str(answer.url), more) if more else None
+
+
+def _linked(answer: Any, relation: str) -> str | None:
+    """The address with this relation in a Link header."""
     try:
-        more = answer.links.get("next", {}).get("url")
+        found = answer.links.get(relation, {}).get("url")
     except Exception:  # whatever a header may hold
         raise unexpected("its Link header cannot be read") from None
-    return urljoin(str(answer.url), more) if more else None
+    return str(found) if found else None

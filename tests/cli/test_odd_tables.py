@@ -112,7 +112,7 @@ TABLES = {
             rule(f"r{n}", op=None, source="(?P<p>.*)", example="x", target="{p}{p}") for n in range(40)
         ),
     ),
-    "a spelling with a boolean that is none": spelling("(?P<p>x)y", example="xy", repeat="perhaps"),
+    "a spelling with an invalid boolean": spelling("(?P<p>x)y", example="xy", repeat="perhaps"),
     "999 rules": ("dropped.ini", "".join(rule(f"r{n}", source=f"s{n}{NEST}", example=f"s{n}bias") for n in range(999))),
     "a rule without a name": ("dropped.ini", rule("")),
     "a rule with a name of brackets": ("dropped.ini", rule("]]] [")),
