@@ -84,9 +84,11 @@ class BoundedPattern:
             yield
         finally:
             self._left = signal.setitimer(signal.ITIMER_VIRTUAL, *outer)[0]
-            signal.signal(signal.SIGVTALRM, before)
+            signal.signal(signal.SIGVTALRM, _ignore if before is signal.SIG_DFL else before)
 
     def _stop(self, *ignored: object) -> None:
+        if signal.getitimer(signal.ITIMER_VIRTUAL)[0]:
+            return  # the signal of an earlier match that comes late: the time of this one is not over
         shown = self._compiled.pattern
         raise CannotRun(
             f"{self._where}: matching the pattern {shown[:100]}{'...' if len(shown) > 100 else ''} took more than "
@@ -96,5 +98,13 @@ class BoundedPattern:
         )
 
 
+def _ignore(*ignored: object) -> None:
+    """Takes the place of the default, which ends the process: a signal may come after its timer was stopped."""
+
+
 def _can_interrupt() -> bool:
-    return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    return (
+        hasattr(signal, "setitimer")
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGVTALRM) is not None  # else a library in C waits for it, and could not go on
+    )

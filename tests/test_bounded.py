@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -32,17 +34,56 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.stress if n else ()) for n, k in enumerate(SLOW)])
-def test_a_match_that_takes_ages_is_stopped(kind, monkeypatch):
+IN_A_PROCESS = """
+import sys
+from sam3lite_convert import bounded
+bounded.LONGEST_MATCH = 0.3
+bounded.BoundedPattern(sys.argv[1], "here").fullmatch(sys.argv[2])
+"""
+
+
+def test_a_match_that_takes_ages_is_stopped(monkeypatch):
     monkeypatch.setattr(bounded, "LONGEST_MATCH", 0.3)
-    pattern, text = SLOW[kind]
-    before = signal.getsignal(signal.SIGVTALRM)
+    pattern, text = SLOW["a repetition of a repetition"]
     start = time.process_time()
     with pytest.raises(CannotRun, match=r"here: matching the pattern .* took more than") as found:
         bounded.BoundedPattern(pattern, "here").fullmatch(text)
     assert time.process_time() - start < 3
     assert found.value.code == "slow_pattern"
-    assert signal.getsignal(signal.SIGVTALRM) is before and signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
+    assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
+    signal.raise_signal(signal.SIGVTALRM)  # one that comes late
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("kind", SLOW)
+def test_no_slow_match_ends_the_process(kind):
+    """In a process of its own: what ends it, if not the message, is told by its exit code and its traceback."""
+    command = [sys.executable, "-X", "faulthandler", "-c", IN_A_PROCESS, *SLOW[kind]]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1 and "here: matching the pattern" in run.stderr, (run.returncode, run.stderr)
+
+
+def test_the_handler_of_the_program_comes_back(monkeypatch):
+    called = []
+
+    def own(*ignored):
+        called.append(1)
+
+    before = signal.signal(signal.SIGVTALRM, own)
+    try:
+        assert bounded.BoundedPattern(r"(?:[^.]+\.)*weight", "here").fullmatch("a.weight")
+        assert signal.getsignal(signal.SIGVTALRM) is own and not called
+    finally:
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def test_a_signal_of_an_earlier_match_does_not_stop_the_next():
+    pattern = bounded.BoundedPattern(r"(?:[^.]+\.)*weight", "here")
+    with pattern._timer():
+        signal.raise_signal(signal.SIGVTALRM)
+    with pytest.raises(CannotRun), pattern._timer():
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.raise_signal(signal.SIGVTALRM)
 
 
 @pytest.mark.stress
