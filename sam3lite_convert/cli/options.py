@@ -221,15 +221,6 @@ ComponentOption = Annotated[
         rich_help_panel=SOURCE,
     ),
 ]
-CheckpointArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help=_CHECKPOINT,
-        autocompletion=_complete_checkpoint,
-        rich_help_panel=SOURCE,
-    ),
-]
 FirstArgument = Annotated[
     str,
     typer.Argument(
