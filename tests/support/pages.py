@@ -7,16 +7,19 @@ other than 0 stands in a comment above the block: ``<!-- exit 1 -->``.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from support.folders import ROOT, convert, edit, edit_config, tensors
-from support.hub_files import NEW, REPO, TOKENIZER, clip_files
+from support.hub_files import CARD, NEW, REPO, TOKENIZER, clip_files
 from support.hub_server import HubServer
 from support.plain_port import run_port
 
@@ -29,7 +32,12 @@ PAGES = sorted(
 _BLOCK = re.compile(r"(?:^<!-- exit (\d+) -->\n)?^```console\n(.*?)^```$", re.M | re.S)
 # What rounding, the machine or the time of the run decides.
 _MEASURED = re.compile(
-    r"-?\b\d+\.\d+e[+-]\d\d\b|-?\b\d(?:\.\d)?e[+-]\d\d\b|\b[01]\.\d{4,6}\b|\b\d+(?:\.\d+)? m?s\b|(?<=transformers )[\d.]+|\b[0-9a-f]{64}\b"
+    r"""-?\b\d+(\.\d+)?e[+-]\d\d\b  # an error
+    | \b[01]\.\d{4,6}\b  # a cosine
+    | \b\d+(\.\d+)?\ m?s\b
+    | (?<=transformers\ )[\d.]+
+    | \b[0-9a-f]{64}\b""",
+    re.X,
 )
 
 
@@ -62,25 +70,28 @@ def arguments(command: str) -> list[str]:
 
 def fits(wanted: str, found: str) -> bool:
     """Whether a page shows what was printed."""
-    pattern = "".join(
-        ".*?" if part == "..." else re.escape(part) for part in re.split(r"(?:(?<=^)|(?<= ))(\.\.\.)(?=\s|$)", _plain(wanted), flags=re.M)
+    parts = re.split(r"(?<!\S)\.\.\.(?!\S)", _plain(wanted))
+    return (
+        re.fullmatch(r"(?:.* )?".join(re.escape(part.lstrip()) for part in parts) + " ?", _plain(found) + " ")
+        is not None
     )
-    return re.fullmatch(pattern, _plain(found), re.S) is not None
 
 
 def _plain(text: str) -> str:
     lines = [_MEASURED.sub("#", line) for line in text.strip().splitlines()]
     # In a row of measured numbers, those of few digits are measured too.
-    lines = [re.sub(r"(?<= )[\d.,]+(?= |$)", "#", line) if "#" in line else line for line in lines]
-    return "\n".join(" ".join(line.split()) for line in lines if line.strip())
+    lines = [re.sub(r"(?<= )\d[\d.]*(?= |$)", "#", line) if "#" in line else line for line in lines]
+    return " ".join(" ".join(lines).split())  # where lines are broken, the width of the terminal decides
 
 
 def make_files(folder: Path) -> None:
     """The files that the pages name, all made of the demo's checkpoint.
 
-    demo.pt; ported/: another tool's folder for transformers, the pooled projection not transposed and the ViT's eps left
-    out; swapped/: packed, q and k of layer 3 exchanged; tuned.pt: a fine-tune of some modules; tuned/: a folder of
-    transformers, trained further; mine.npz: what a port with the tanh GELU in layer 3 computes; street.jpg.
+    demo.pt; ported/: another tool's folder for transformers, the pooled projection not transposed and the ViT's eps
+    left out; swapped/: packed, q and k of layer 3 exchanged; tuned.pt: a fine-tune of some modules; tuned/: a folder of
+    transformers, trained further; mine.npz: what a port with the tanh GELU in layer 3 computes; port.npz: what a right
+    port computes of the ids of a fingerprint; ema.pt: keys behind ``ema.``; my-mappings/: what CONTRIBUTING adds for
+    them; street.jpg.
     """
     from PIL import Image
 
@@ -110,15 +121,32 @@ def make_files(folder: Path) -> None:
     made = run_port(weights, ids, faults_in={"tanh GELU": [3]})
     kept = ("layers.0", "layers.2", "layers.3", "layers.4", "projected")
     np.savez(folder / "mine.npz", input_ids=ids.numpy(), **{tap: made[tap].numpy() for tap in kept})
+    ids = torch.tensor(json.loads((tuned / "fingerprint.json").read_text())["ids"])
+    np.savez(folder / "port.npz", **{tap: t.numpy() for tap, t in run_port(weights, ids).items()})
+
+    torch.save({f"ema.{k.removeprefix('detector.')}": t for k, t in state.items()}, folder / "ema.pt")
+    (rule,) = re.findall(r"^    \[prefix ema\]\n(?:    .*\n)+", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    (folder / "my-mappings").mkdir()
+    shipped = (ROOT / "mappings" / "spellings.ini").read_text()
+    at = shipped.index("[prefix ")
+    (folder / "my-mappings" / "spellings.ini").write_text(shipped[:at] + textwrap.dedent(rule) + "\n" + shipped[at:])
     Image.new("RGB", (64, 48), "orange").save(folder / "street.jpg")
 
 
 def publish(hub: HubServer, folder: Path) -> None:
-    """The repository of the released files, with the demo's checkpoint as s0, and CLIP's tokenizer."""
-    hub.add_repo(REPO, {"README.md": "---\nlicense: apache-2.0\n---\n", "LICENSE": "Terms.\n", NEW["s0"]: folder / "demo.pt"})
+    """The repository of the released files, with the demo's checkpoint as s0; CLIP's tokenizer; ported/."""
+    hub.add_repo(REPO, {"README.md": CARD, "LICENSE": b"Terms.\n", NEW["s0"]: folder / "demo.pt"})
     hub.add_repo(TOKENIZER, dict(clip_files()))
+    hub.add_repo("porter/sam3-litetext-s0", {path.name: path for path in (folder / "ported").iterdir()})
 
 
 def copy_files(prepared: Path, folder: Path) -> None:
     """A folder of its own for a page: its commands may write over what is there."""
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
+
+
+def answer(reference: Path, port: Path) -> None:
+    """What a right port of the detector computes of the inputs of a reference, which it also holds."""
+    held = load_file(reference)
+    taps = {k.removeprefix("reference."): t for k, t in held.items() if k.startswith("reference.")}
+    save_file(taps, port)
