@@ -72,3 +72,24 @@ def test_every_command_in_a_block_is_run():
 )
 def test_a_difference_that_is_no_rounding_is_found(wanted, found, fits):
     assert pages.fits(wanted, found) is fits
+
+
+def test_what_the_pages_link_to_is_there():
+    gone = []
+    for page in pages.PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target, anchor in re.findall(
+            r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+        ):
+            if "://" in target:
+                continue
+            file = (ROOT / page).parent / target if target else ROOT / page
+            if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+                gone.append((page, target, anchor))
+    assert gone == []
+
+
+def anchors(markdown: str) -> set[str]:
+    """The names by which GitHub leads to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", markdown, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
