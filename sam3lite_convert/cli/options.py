@@ -93,6 +93,13 @@ def _complete_layout(incomplete: str) -> list[str]:
     return [name for name in load_mappings().names if name.startswith(incomplete)]
 
 
+def _complete_family(incomplete: str) -> list[str]:
+    """The families of checkpoints."""
+    from sam3lite_convert.plan.families import FAMILIES
+
+    return [name for name in FAMILIES if name.lower().startswith(incomplete.lower())]
+
+
 _CHECKPOINT = (
     "Local .pt or .safetensors file, index of shards (*.index.json), or folder that holds one of these; alias (s0, s1, "
     "l; s0-32, s1-32, l-32 for context 32; s0-3.1, s1-3.1, l-3.1, s0-3.1-32, s1-3.1-32, l-3.1-32 for SAM3.1); path in "
@@ -188,6 +195,17 @@ Layout = Annotated[
         help="Tensor names and shapes of the output: packed, transformers, original, or a layout added with --mapping. "
         "Default: packed; transformers with --component video.",
         autocompletion=_complete_layout,
+    ),
+]
+TablesLayout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="NAME",
+        help="Tensor names and shapes of the output: packed, transformers, original, or a layout added with --mapping. "
+        "Default: packed; transformers of SAM3's own checkpoints and with --component video.",
+        autocompletion=_complete_layout,
+        rich_help_panel="Output",
     ),
 ]
 ComponentOption = Annotated[
@@ -417,7 +435,51 @@ ExplainedArgument = Annotated[
 KeyArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="KEY", help="Name of a tensor, in the checkpoint or in the converted folder.", show_default=False
+        metavar="KEY|GLOB",
+        help="Name of a tensor, in the checkpoint or in any layout; or a pattern with *, ? or [...] for several.",
+        show_default=False,
+    ),
+]
+EveryMatch = Annotated[
+    bool,
+    typer.Option(
+        "--all",
+        help="With GLOB: list every tensor that matches. Default: the first 40.",
+        rich_help_panel="Output",
+    ),
+]
+TablesArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help=f"{_CHECKPOINT} Default: show the tables alone.",
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+    ),
+]
+GlobArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="GLOB",
+        help="List the tensors with a name like this, in the checkpoint or in the layout: '*.layers.3.*qkv*'.",
+        show_default=False,
+    ),
+]
+KeysGlob = Annotated[
+    str | None,
+    typer.Option(
+        "--keys", metavar="GLOB", help="GLOB, as an option. Default: show the rules.", rich_help_panel="Output"
+    ),
+]
+FamilyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--family",
+        metavar="NAME",
+        help="Family of checkpoints whose tables are shown: SAM3-LiteText or SAM3. Default: that of CHECKPOINT, or "
+        "SAM3-LiteText.",
+        autocompletion=_complete_family,
+        rich_help_panel="Source",
     ),
 ]
 FolderArgument = Annotated[
