@@ -760,3 +760,15 @@ MeasuredPrompts = Annotated[
         "'prompts'. Default: 1,000 built-in noun phrases.",
     ),
 ]
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", help="Do not ask the Hub. Default: ask it, for at most 5 s.", rich_help_panel="Hub"),
+]
+Imports = Annotated[
+    bool,
+    typer.Option(
+        "--imports",
+        help="Also import every package, in a process of its own; takes some seconds. Default: look at versions only.",
+        rich_help_panel="Proof",
+    ),
+]
