@@ -44,7 +44,7 @@ def without(text: str, secrets: Iterable[str]) -> str:
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "...")
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
-    text = re.sub(r"(\w://)[^\s/@'\"]*@", r"\1", text)
+    text = re.sub(r"(\w://)[^\s/@'\"]*@", r"\1***@", text)
     text = re.sub(r"(?i)(bearer)\s+[^\s'\"]+", r"\1 ...", text)
     return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)
 
