@@ -17,6 +17,8 @@ from support.folders import ROOT, python, sam3lite
 from support.hub_server import TOKEN, USER
 
 from sam3lite_convert.commands import doctor
+from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub import reach
 from sam3lite_convert.hub.log import masked_url
 
 if sys.version_info >= (3, 11):
@@ -163,7 +165,14 @@ def test_passwords_of_proxies_and_endpoints_are_masked(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", address)
     online = sam3lite("doctor", "--json")
     assert problems(online) == {"Hub"} and "***@127.0.0.1:9" in online.out
-    for text in (done.out, done.err, online.out, online.err):
+    address = "http://alice:p@ss/w0rd@127.0.0.1:9"  # not as URLs are, so that it is read in different ways
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    answer = reach.Answer(None, CannotRun(f"the Hub ({address}) cannot be reached", "no_network"), 0.1)
+    monkeypatch.setattr(reach, "ask", lambda *arguments: (answer, None))
+    wrong = sam3lite("doctor", "--json")
+    assert problems(wrong) == {"Hub"}
+    for text in (done.out, done.err, online.out, online.err, wrong.out, wrong.err):
         assert "ss/w0rd" not in text and "ss-w0rd" not in text
 
 
