@@ -18,6 +18,7 @@ from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli.convert import convert
 from sam3lite_convert.cli.demo import demo
 from sam3lite_convert.cli.diff import diff
+from sam3lite_convert.cli.doctor import doctor
 from sam3lite_convert.cli.explain import explain
 from sam3lite_convert.cli.export import export
 from sam3lite_convert.cli.help import GENERAL, Command, Group
@@ -73,7 +74,7 @@ def top(
         raise typer.Exit(2)
 
 
-for command in (inspect, convert, explain, tables, verify, restore, diff, parity, judge, record, demo):
+for command in (inspect, convert, explain, tables, verify, restore, diff, parity, judge, record, demo, doctor):
     app.command(cls=Command)(command)
 app.add_typer(export, name="export")
 

@@ -986,3 +986,15 @@ Budget = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", help="Do not ask the Hub. Default: ask it, for at most 5 s.", rich_help_panel=HUB),
+]
+Imports = Annotated[
+    bool,
+    typer.Option(
+        "--imports",
+        help="Also import every package, in a process of its own; takes some seconds. Default: look at versions only.",
+        rich_help_panel=PROOF,
+    ),
+]

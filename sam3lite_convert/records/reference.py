@@ -37,6 +37,7 @@ _WHEN = {
     "record": "`sam3lite record CHECKPOINT --output FILE --json`",
     "parity-self-test": "`sam3lite parity CHECKPOINT --self-test --json`",
     "demo": "`sam3lite demo --json`",
+    "doctor": "`sam3lite doctor --json`",
     "judge-fingerprint": "`sam3lite judge FILE --fingerprint JSON --json`",
     "record-fingerprint": "`sam3lite record CHECKPOINT --fingerprint --json`",
     "record-detector": "`sam3lite record CHECKPOINT --component detector --output FILE --json`",

@@ -51,7 +51,7 @@ from sam3lite_convert.workers import Worker
 
 COMMANDS = (
     "inspect", "convert", "explain", "tables", "verify", "restore", "diff", "parity", "judge", "record", "demo",
-    "export",
+    "doctor", "export",
 )  # fmt: skip
 ALIASES = (
     "s0", "s1", "l", "s0-32", "s1-32", "l-32",

@@ -23,7 +23,7 @@ from sam3lite_convert.hub.aliases import ALIASES
 
 COMMANDS = (
     "inspect", "convert", "explain", "tables", "verify", "restore", "diff", "parity", "judge", "record", "demo",
-    "export",
+    "doctor", "export",
 )  # fmt: skip
 MAIN = [sys.executable, "-m", "sam3lite_convert"]
 
