@@ -19,6 +19,7 @@ from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli.convert import convert
 from sam3lite_convert.cli.demo import demo
 from sam3lite_convert.cli.diff import diff
+from sam3lite_convert.cli.doctor import doctor
 from sam3lite_convert.cli.explain import explain
 from sam3lite_convert.cli.export import export
 from sam3lite_convert.cli.help import GENERAL, Command, Group
@@ -29,6 +30,7 @@ from sam3lite_convert.cli.parity import parity
 from sam3lite_convert.cli.record import record
 from sam3lite_convert.cli.restore import restore
 from sam3lite_convert.cli.shared import typed_arguments
+from sam3lite_convert.cli.tables import tables
 from sam3lite_convert.cli.verify import verify
 from sam3lite_convert.errors import CannotRun, Internal, Sam3LiteError
 from sam3lite_convert.unforeseen import expected
@@ -74,7 +76,7 @@ def top(
         raise typer.Exit(2)
 
 
-for command in (inspect, convert, explain, verify, restore, diff, parity, judge, record, demo):
+for command in (inspect, convert, explain, tables, verify, restore, diff, parity, judge, record, demo, doctor):
     app.command(cls=Command)(command)
 app.add_typer(export, name="export")
 
