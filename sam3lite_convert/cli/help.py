@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -75,6 +76,12 @@ class Command(_Help, TyperCommand):
 
 class Group(_Help, TyperGroup):
     """A command that has commands, with its help in this form."""
+
+
+def every_command(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its name, those of groups as ``export onnx``."""
+    for name, inner in getattr(group, "commands", {}).items():
+        yield from every_command(inner, f"{path}{name} ") if hasattr(inner, "commands") else [(path + name, inner)]
 
 
 def option_names(command: Any) -> dict[str, Any]:

@@ -250,7 +250,7 @@ EveryTensor = Annotated[
     bool,
     typer.Option(
         "--all",
-        help="List every tensor that differs. Default: the 20 with the largest relative L2.",
+        help="List every tensor. Default: of diff the 20 with the largest relative L2, of explain the first 40.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -554,14 +554,6 @@ KeyArgument = Annotated[
         help="Name of a tensor, in the checkpoint or in any layout; or a pattern with *, ? or [...] for several.",
         show_default=False,
         rich_help_panel=SOURCE,
-    ),
-]
-EveryMatch = Annotated[
-    bool,
-    typer.Option(
-        "--all",
-        help="With GLOB: list every tensor that matches. Default: the first 40.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 TablesArgument = Annotated[

@@ -87,10 +87,10 @@ WRONG = {
     ("parity", "--length", ""): "Invalid value for '--length': '' is not a whole number.",
     ("parity", "--tolerance", "small"): "Invalid value for '--tolerance': 'small' is not a number.",
     ("convert", "x", "--context", "8 tokens"): "Invalid value for '--context': '8 tokens' is not a whole number.",
-    ("convert", "x", "--dtype", "fp16"): "'--dtype': 'fp16' is not one of 'float32', 'float16', 'bfloat16'.",
+    ("convert", "x", "--dtype", "int4"): "'--dtype': 'int4' is not one of 'float32', 'float16', 'bfloat16'.",
     ("convert", "x", "--component", "vision"): "'--component': 'vision' is not one of 'all', 'text', 'video'.",
     ("parity", "--attention", "flash"): "'--attention': 'flash' is not one of 'eager', 'sdpa'.",
-    ("inspect",): "Missing argument 'CHECKPOINT'.",
+    ("diff", "x"): "Missing argument 'B'.",
     ("frobnicate",): "No such command 'frobnicate'.",
     ("convert", "x", "--no-such-option"): "No such option",
 }
