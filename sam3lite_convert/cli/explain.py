@@ -20,7 +20,7 @@ def explain(
     component: o.ComponentOption = o.Component.all,
     context: o.ContextOption = None,
     causal: o.Causal = False,
-    every: o.EveryTensor = False,
+    every: o.EveryMatch = False,
     state_dict_key: o.StateDictKey = None,
     strip_prefix: o.StripPrefix = None,
     drop: o.Drop = None,

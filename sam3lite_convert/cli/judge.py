@@ -109,8 +109,8 @@ def judge(
 
 
 def _is_weights(name: str) -> bool:
-    """Whether the name is that of a checkpoint, and of no file of activations."""
-    return is_checkpoint(name) and Path(name).suffix not in (".safetensors", ".npz", ".npy")
+    """Whether the name is that of a checkpoint, in a format that no file of activations has."""
+    return is_checkpoint(name) and Path(name).suffix in ("", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def _by_fingerprint(file: Path, fingerprint: Path, name: str | None, json: bool) -> None:
