@@ -21,6 +21,7 @@ from sam3lite_convert.cli.diff import diff
 from sam3lite_convert.cli.doctor import doctor
 from sam3lite_convert.cli.explain import explain
 from sam3lite_convert.cli.export import export
+from sam3lite_convert.cli.help import GENERAL, Command, Group
 from sam3lite_convert.cli.inspect import inspect
 from sam3lite_convert.cli.judge import judge
 from sam3lite_convert.cli.parity import parity
@@ -34,6 +35,7 @@ from sam3lite_convert.unforeseen import expected
 _NAME = "sam3lite"  # also where it runs as python -m sam3lite_convert
 app = typer.Typer(
     name=_NAME,
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -47,9 +49,20 @@ _COMPLETION = ("--install-completion", "--show-completion")
 @app.callback(invoke_without_command=True)
 def top(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, rich_help_panel=GENERAL),
+    ] = False,
 ) -> None:
-    """Convert SAM3-LiteText checkpoints to safetensors, and verify the result."""
+    """Convert SAM3-LiteText checkpoints to safetensors, and verify the result.
+
+    sam3lite COMMAND --help shows what a command takes.
+
+    Examples:
+    # Convert a released file, and prove it:
+    sam3lite convert s0 --layout transformers --output s0-sam3
+    sam3lite verify s0-sam3 s0
+    """
     if version:
         from sam3lite_convert import __version__
 
@@ -61,7 +74,7 @@ def top(
 
 
 for command in (inspect, convert, explain, verify, restore, diff, parity, judge, record, demo, doctor):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(export, name="export")
 
 

@@ -239,7 +239,7 @@ def convert(
     onnx: o.OnnxOption = False,
     parity: o.ParityOption = False,
     allow_not_read: o.AllowNotRead = False,
-    partial: o.PartialText = False,
+    partial: o.Partial = False,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
@@ -256,6 +256,12 @@ def convert(
 
     The folder also holds config.json, a receipt (conversion.json) and a model card. It is written as a whole or not
     at all.
+
+    Examples:
+    # A released file from the Hub, to converted/:
+    sam3lite convert s0
+    # A fine-tune, for transformers, verified before it is in place:
+    sam3lite convert my.pt --layout transformers --output my-sam3 --verify
     """
     from sam3lite_convert.checkpoint.hashing import SourceHash
 

@@ -20,6 +20,12 @@ def doctor(
 
     The output has no token, password, user name or home folder, so that it can be pasted into an issue. Exits with
     code 1 if something that is needed does not work.
+
+    Examples:
+    # What an issue should hold:
+    sam3lite doctor --imports
+    # Without asking the Hub:
+    sam3lite doctor --offline
     """
     from sam3lite_convert.commands.doctor import examine
     from sam3lite_convert.report.doctor import examined

@@ -29,6 +29,12 @@ def explain(
 
     Prints the rule, the operation, and the names and shapes on both sides. Reads no tensor data. With CODE alone, such
     as V-TRANSPOSED, prints what it means, how it is seen, what it costs and how to mend it.
+
+    Examples:
+    # What becomes of one tensor:
+    sam3lite explain s0 detector.dot_prod_scoring.hs_proj.bias
+    # What a finding of verify means:
+    sam3lite explain V-TRANSPOSED
     """
     from sam3lite_convert.commands.explain import explain_code, explain_key
     from sam3lite_convert.plan.plan import Options

@@ -25,6 +25,12 @@ def inspect(
     """Describe a checkpoint: format, components, dtypes, architecture.
 
     Reads no tensor data; of a checkpoint on the Hub only the index is downloaded.
+
+    Examples:
+    # A released file, of which only the index is downloaded:
+    sam3lite inspect s0
+    # A file of a trainer, which also holds averaged weights:
+    sam3lite inspect my.pt --state-dict-key model_ema
     """
     from sam3lite_convert.commands.inspect import inspect_checkpoint
     from sam3lite_convert.plan.tables import load_mappings

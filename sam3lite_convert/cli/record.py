@@ -16,7 +16,7 @@ def record(
     compact: o.Compact = False,
     fingerprint: o.AsFingerprint = False,
     script: o.Script = None,
-    component: o.RecordedComponent = o.Compared.text,
+    component: o.PartOption = o.Compared.text,
     size: o.Size = None,
     image: o.Image = None,
     box: o.Boxes = None,
@@ -42,6 +42,12 @@ def record(
 
     The file holds the ids, and the activations of the original alone. With --script it is a Python file that records a
     model of yours.
+
+    Examples:
+    # The values that a port has to compute:
+    sam3lite record s0 --output reference.npz
+    # A Python file that records a model of yours:
+    sam3lite record --script recorder.py
     """
     from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.commands.parity import read_prompts

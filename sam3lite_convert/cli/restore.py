@@ -23,7 +23,7 @@ def restore(
     source: o.RestoredSource = None,
     checkpoint: o.CheckpointOption = None,
     output: o.RestoreTo = None,
-    overwrite: o.OverwriteFile = False,
+    overwrite: o.Overwrite = False,
     causal: o.Causal = False,
     state_dict_key: o.StateDictKey = None,
     strip_prefix: o.StripPrefix = None,
@@ -40,6 +40,12 @@ def restore(
     With the checkpoint that it was converted from, all of its tensors are written: those that the folder holds
     unchanged are equal to the bit, and those that were trained since are the folder's. The file is written as a whole
     or not at all.
+
+    Examples:
+    # What the folder holds, under the original's names:
+    sam3lite restore my-sam3 --output back.pt
+    # All tensors of the original, those trained since from the folder:
+    sam3lite restore my-sam3 my.pt --output back.pt
     """
     from sam3lite_convert.commands.folders import locate_folder
     from sam3lite_convert.commands.restore import check_restored_place

@@ -24,7 +24,7 @@ def verify(
     folder: o.FolderArgument,
     source: o.SourceArgument = None,
     checkpoint: o.CheckpointOption = None,
-    partial: o.PartialFolder = False,
+    partial: o.Partial = False,
     whole: o.WholeFolder = False,
     causal: o.Causal = False,
     state_dict_key: o.StateDictKey = None,
@@ -44,6 +44,12 @@ def verify(
     compare values too. Of a local folder the ONNX graphs are checked too, and if it is proven its conversion.json says
     so from then on, which export onnx asks for. Exits with code 1, and lists the differences, if the folder does not
     match.
+
+    Examples:
+    # A folder against the file that it was converted from:
+    sam3lite verify my-sam3 my.pt
+    # A repository on the Hub, with its values, and a page of the result:
+    sam3lite verify me/my-sam3 my.pt --whole --report proof.html
     """
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.commands.folders import locate_folder
