@@ -960,6 +960,14 @@ def layout_of(layout: str | None, component: Component) -> str:
     return layout or ("transformers" if component == Component.video else "packed")
 
 
+Markdown = Annotated[
+    bool,
+    typer.Option(
+        "--markdown",
+        help="Print the result in short, as Markdown: for the summary of a CI job, or an issue.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Quantize = Annotated[
     QuantizeMethod | None,
     typer.Option(
