@@ -90,6 +90,7 @@ SHORT = BLOCK.removeprefix("detector.")
         (VISION, source_of("packed", VISION), ("packed", "all")),
         # of the library's other classes: the video model, and the text encoder alone
         (f"detector_model.{OF_LIBRARY}", source_of("transformers", OF_LIBRARY), ("transformers", "video")),
+        (f"sam3_video.{TRACKER}", "tracker.sam_mask_decoder.iou_token.weight", ("transformers", "video")),
         (f"tracker_model.{TRACKER}", "tracker.sam_mask_decoder.iou_token.weight", ("transformers", "video")),
         (OF_LIBRARY.removeprefix("text_encoder."), source_of("transformers", OF_LIBRARY), ("transformers", "text")),
         # attention that is packed, or stands apart, otherwise than in any layout
