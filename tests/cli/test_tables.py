@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import shlex
+import textwrap
 from collections import Counter
 
 import pytest
 from support import families
-from support.folders import QKV, sam3lite, tiny_state, write
+from support.folders import QKV, ROOT, sam3lite, tiny_state, write
 from support.rows import key_list, shipped_tables, table
 
 from sam3lite_convert.commands.tables import Choice, list_keys, list_tables
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.plan.operations import OPERATIONS as OPERATIONS_KNOWN
 from sam3lite_convert.plan.tables import builtin_directory
 from sam3lite_convert.records.tables import TakenCounts
 
@@ -258,3 +261,23 @@ def test_at_80_columns_no_word_is_broken(arguments, terminal, tiny, monkeypatch)
 def test_no_tensor_is_read_and_one_line_is_one_tensor(tiny):
     lines = sam3lite("tables", tiny, "*.layers.0.*").out.split("\n\n")[0].splitlines()
     assert lines and all(re.fullmatch(r"\S+ (?:-> .+ \[.+\]|dropped \[.+\]: .+)", line) for line in lines)
+
+
+def test_the_document_shows_what_is_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    families.write(tmp_path / "s0", "s0")  # with small sides: 16 for 256
+    page = (ROOT / "docs" / "tables.md").read_text()
+    blocks = re.findall(r"^```\n\$ sam3lite (.+)\n((?:.|\n)+?)```$", page, re.M)
+    assert len(blocks) == 3
+    for command, shown in blocks:
+        out = sam3lite(*shlex.split(command)).out
+        for part in shown.replace("x256", "x16").split("...\n"):
+            assert part in out, command
+
+
+def test_the_rule_of_the_document_is_that_of_the_tables():
+    page = (ROOT / "docs" / "tables.md").read_text()
+    rule, spelling = re.findall(r"^    \[.+?(?=\n\n)", page, re.M | re.S)
+    assert textwrap.dedent(rule) in (builtin_directory() / "text-transformers.ini").read_text()
+    assert re.fullmatch(re.search("source += (.+)", spelling)[1], re.search("example = (.+)", spelling)[1])
+    assert set(re.findall(r"^\| `(\w+)` \| \d", page, re.M)) == OPERATIONS_KNOWN.keys()
