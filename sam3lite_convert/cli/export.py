@@ -10,7 +10,7 @@ import typer
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.help import OUTPUT, SOURCE, Command, Group
-from sam3lite_convert.cli.shared import locate, one_checkpoint, use_one_thread
+from sam3lite_convert.cli.shared import locate, one_checkpoint, use_one_thread, wrong_order
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.quoting import shell_path
@@ -18,7 +18,7 @@ from sam3lite_convert.quoting import shell_path
 if TYPE_CHECKING:
     from sam3lite_convert.commands.sources import Source
 
-export = typer.Typer(cls=Group, help="Write graphs over the tensors of a converted folder.", no_args_is_help=True)
+export = typer.Typer(cls=Group, help="Write graphs over the tensors of a converted folder.")
 
 
 @export.command("onnx", cls=Command)
@@ -93,12 +93,10 @@ def onnx(
 
 def _refuse_file(file: Path, checkpoint: str | None) -> NoReturn:
     """Raises CannotRun for a file where the folder should be, most often the checkpoint."""
-    given = shell_path(file)
     if checkpoint is not None and Path(checkpoint).is_dir():
-        swapped = f"sam3lite export onnx {shell_path(checkpoint)} --checkpoint {given}"
-        raise CannotRun(f"{file} is a file and {checkpoint} a folder: swap them: {swapped}", "usage")
+        raise wrong_order(str(file), checkpoint)
     raise CannotRun(
         f"{file} is a file, and export takes a folder that convert wrote. To convert a checkpoint and write its text "
-        f"encoder's graph: sam3lite convert {given} --onnx",
+        f"encoder's graph: sam3lite convert {shell_path(file)} --onnx",
         "usage",
     )

@@ -17,7 +17,6 @@ HEADINGS = SOURCE, INPUT, OUTPUT, PROOF, HUB, GENERAL = "Source", "Input", "Outp
 _EXAMPLES = "Examples:"
 _WIDTH = 80
 _COLUMN = 26  # where texts begin
-_CHOICES = re.compile(r"[<\[]([\w-]+(?:\|[\w-]+)+)[>\]]$")  # as versions of typer show them
 
 
 class _Help:
@@ -38,9 +37,8 @@ class _Help:
         """Arguments and options, each under its heading."""
         rows: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
         for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
-            if record := parameter.get_help_record(ctx):  # None if it is hidden
-                heading = getattr(parameter, "rich_help_panel", None) or GENERAL
-                rows.setdefault(heading, []).append((_left(parameter, record[0]), _text(parameter)))
+            heading = getattr(parameter, "rich_help_panel", None) or GENERAL
+            rows[heading].append((_left(parameter), _text(parameter)))
         if isinstance(self, TyperGroup):
             commands = [(name, _first_sentence(command)) for name, command in self.commands.items()]
             _write_rows(formatter, "Commands", commands, max(len(name) for name, _ in commands) + 4)
@@ -66,8 +64,8 @@ class Command(_Help, TyperCommand):
         for word in words:
             if waits:
                 if word in options:
-                    value = value_name(options[waits])
-                    ctx.fail(f"{waits} needs a value, {value}; {word} is an option. If it is meant: {waits}={word}")
+                    needs = f"{waits} needs a value: {value_name(options[waits])}"
+                    ctx.fail(f"{needs}; {word} is an option. If it is the value: {waits}={word}")
                 waits = ""
             elif word == "--":
                 return
@@ -92,8 +90,14 @@ def takes_value(option: Any) -> bool:
 
 
 def value_name(option: Any) -> str:
-    """What help and messages call the value of an option."""
-    return str(option.metavar or option.name.upper())
+    """What help and messages call the value of an option: its metavar, or its choices as ``int8|int8-all``."""
+    return str(option.metavar or "|".join(choices_of(option)) or option.name.upper())
+
+
+def choices_of(option: Any) -> list[str]:
+    """The values that an option may have, if they are listed; where they stand depends on the version of typer."""
+    described = getattr(option, "type_descriptor", None) or getattr(option, "type", None)
+    return [str(getattr(choice, "value", choice)) for choice in getattr(described, "choices", None) or ()]
 
 
 def argument_name(argument: Any) -> str:
@@ -123,11 +127,14 @@ def _first_sentence(command: Any) -> str:
     return re.split(r"(?<=\.)\s", without_examples(command), maxsplit=1)[0].replace("\n", " ")
 
 
-def _left(parameter: Any, names: str) -> str:
-    """The names of an option and what its value is called, as typer's own help has it but for choices."""
+def _left(parameter: Any) -> str:
+    """The name of an argument; the names of an option, and what its value is called."""
     if parameter.param_type_name == "argument":
         return argument_name(parameter)
-    return _CHOICES.sub(r"\1", names)
+    names = ", ".join(sorted(parameter.opts, key=len))
+    if takes_value(parameter):
+        return f"{names} {value_name(parameter)}"
+    return " / ".join([names, *parameter.secondary_opts])
 
 
 def _text(parameter: Any) -> str:

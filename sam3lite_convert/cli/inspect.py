@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate
+from sam3lite_convert.cli.shared import locate, needed_checkpoint, one_checkpoint
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 
 def inspect(
-    checkpoint: o.CheckpointArgument,
+    source: o.SourceArgument = None,
+    checkpoint: o.CheckpointOption = None,
     context: o.ContextOption = None,
     causal: o.Causal = False,
     state_dict_key: o.StateDictKey = None,
@@ -38,6 +39,7 @@ def inspect(
     from sam3lite_convert.report.terminal import as_json
 
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
-    source = locate(checkpoint, repo_id, revision, cache_dir, json, chosen).index()
-    document = inspect_checkpoint(source, load_mappings(mapping), causal, mapping, context)
+    name = needed_checkpoint(one_checkpoint(source, checkpoint), "inspect")
+    found = locate(name, repo_id, revision, cache_dir, json, chosen).index()
+    document = inspect_checkpoint(found, load_mappings(mapping), causal, mapping, context)
     (as_json if json else inspected)(document)

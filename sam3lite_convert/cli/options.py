@@ -94,6 +94,13 @@ def _complete_layout(incomplete: str) -> list[str]:
     return [name for name in load_mappings().names if name.startswith(incomplete)]
 
 
+def _complete_family(incomplete: str) -> list[str]:
+    """The families of checkpoints."""
+    from sam3lite_convert.plan.families import FAMILIES
+
+    return [name for name in FAMILIES if name.lower().startswith(incomplete.lower())]
+
+
 _CHECKPOINT = (
     "Local .pt or .safetensors file, index of shards (*.index.json), or folder that holds one of these; alias (s0, s1, "
     "l; s0-32, s1-32, l-32 for context 32; s0-3.1, s1-3.1, l-3.1, s0-3.1-32, s1-3.1-32, l-3.1-32 for SAM3.1); path in "
@@ -218,15 +225,6 @@ ComponentOption = Annotated[
     typer.Option(
         help="What to convert: the detector with its text encoder (all), the text encoder with its projection (text), "
         "or the detector with the video tracker (video, for transformers' Sam3VideoModel).",
-        rich_help_panel=SOURCE,
-    ),
-]
-CheckpointArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help=_CHECKPOINT,
-        autocompletion=_complete_checkpoint,
         rich_help_panel=SOURCE,
     ),
 ]
@@ -552,9 +550,51 @@ ExplainedArgument = Annotated[
 KeyArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="KEY",
-        help="Name of a tensor, in the checkpoint or in the converted folder.",
+        metavar="KEY|GLOB",
+        help="Name of a tensor, in the checkpoint or in any layout; or a pattern with *, ? or [...] for several.",
         show_default=False,
+        rich_help_panel=SOURCE,
+    ),
+]
+EveryMatch = Annotated[
+    bool,
+    typer.Option(
+        "--all",
+        help="With GLOB: list every tensor that matches. Default: the first 40.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+TablesArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help=f"{_CHECKPOINT} Default: show the tables alone.",
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+        rich_help_panel=SOURCE,
+    ),
+]
+GlobArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="GLOB",
+        help="List the tensors with a name like this, in the checkpoint or in the layout: '*.layers.3.*qkv*'.",
+        show_default=False,
+        rich_help_panel=SOURCE,
+    ),
+]
+KeysGlob = Annotated[
+    str | None,
+    typer.Option("--keys", metavar="GLOB", help="GLOB, as an option. Default: show the rules.", rich_help_panel=OUTPUT),
+]
+FamilyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--family",
+        metavar="NAME",
+        help="Family of checkpoints whose tables are shown: SAM3-LiteText or SAM3. Default: that of CHECKPOINT, or "
+        "SAM3-LiteText.",
+        autocompletion=_complete_family,
         rich_help_panel=SOURCE,
     ),
 ]

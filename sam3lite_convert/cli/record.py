@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate, one_checkpoint, text_source
+from sam3lite_convert.cli.shared import locate, needed_checkpoint, one_checkpoint, text_source
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
@@ -71,8 +71,7 @@ def record(
         return
     if component is o.Compared.text:
         whole.refuse({"--size": size, "--image": image, "--box": box}, "{} needs --component detector")
-    if name is None:
-        raise CannotRun("record needs a checkpoint: sam3lite record CHECKPOINT --output FILE", "usage")
+    name = needed_checkpoint(name, "record", "; or --script FILE.py")
     if component is o.Compared.detector:
         whole.refuse(
             {

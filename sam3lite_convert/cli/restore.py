@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate, one_checkpoint, quiet_hub, use_one_thread
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.shared import (
+    is_checkpoint,
+    locate,
+    one_checkpoint,
+    quiet_hub,
+    use_one_thread,
+    wrong_order,
+)
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
@@ -58,7 +65,12 @@ def restore(
     use_one_thread()
     name = one_checkpoint(source, checkpoint)
     if output is None:
-        raise CannotRun("restore needs a file to write: sam3lite restore DIR --output FILE.pt", "usage")
+        message = "restore needs a file to write: sam3lite restore DIR --output FILE.pt"
+        if source is not None and not Path(source).exists() and Path(source).suffix in (".pt", ".pth", ".safetensors"):
+            raise Mistake(message, lambda line: line.as_option(source, "--output"))
+        raise Mistake(message, lambda line: line.with_option("--output", "restored.pt"), example=True)
+    if name is not None and is_checkpoint(folder) and Path(name).is_dir():
+        raise wrong_order(folder, name)
     place = locate_folder(folder, cache_dir)
     check_restored_place(output, overwrite, Path(folder))  # before anything is downloaded
     quiet_hub(json)

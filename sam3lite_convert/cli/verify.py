@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, quiet_hub, typed, use_one_thread, write_report
+from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.shared import (
+    is_checkpoint,
+    leave,
+    locate,
+    one_checkpoint,
+    quiet_hub,
+    typed,
+    use_one_thread,
+    write_report,
+    wrong_order,
+)
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
-from sam3lite_convert.quoting import shell_path
 
 if TYPE_CHECKING:
     from sam3lite_convert.commands.folders import FolderLocation
@@ -65,17 +75,15 @@ def verify(
     use_one_thread()
     name = one_checkpoint(source, checkpoint)
     if name is None:
-        raise CannotRun(
-            "verify needs the checkpoint that DIR was converted from: sam3lite verify DIR CHECKPOINT", "usage"
+        raise Mistake(
+            "verify needs the checkpoint that DIR was converted from: sam3lite verify DIR CHECKPOINT",
+            lambda line: line.with_argument(1, "s0"),
+            example=True,
         )
     if html is not None:
         check_report_place(html)
-    if Path(folder).is_file() and Path(name).is_dir():
-        raise CannotRun(
-            f"{folder} is a file and {name} a folder: swap them: sam3lite verify {shell_path(name)} --checkpoint "
-            f"{shell_path(folder)}",
-            "usage",
-        )
+    if is_checkpoint(folder) and Path(name).is_dir():
+        raise wrong_order(folder, name)
     place = locate_folder(folder, cache_dir)
     check_extent(place, partial, whole)
     quiet_hub(json)

@@ -24,6 +24,8 @@ _WHEN = {
     "convert-all": "`sam3lite convert --all --json`",
     "explain": "`sam3lite explain CHECKPOINT KEY --json`",
     "explain-code": "`sam3lite explain CODE --json`",
+    "tables": "`sam3lite tables --json`, also with CHECKPOINT",
+    "keys": "`sam3lite tables CHECKPOINT GLOB --json`, and `sam3lite explain CHECKPOINT GLOB --json`",
     "verify": "`sam3lite verify DIR CHECKPOINT --json`",
     "diff": "`sam3lite diff A B --json`",
     "restore": "`sam3lite restore DIR --output FILE --json`",

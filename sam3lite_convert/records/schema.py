@@ -23,6 +23,7 @@ from sam3lite_convert.records import (
     receipt,
     restore,
     shared,
+    tables,
     verify,
 )
 from sam3lite_convert.records.record import AnyJson, Json, JsonValue, Record, field_types, is_flat, is_optional
@@ -33,6 +34,8 @@ DOCUMENTS: dict[str, type[Record]] = {
     "convert-all": convert.ConvertAllDocument,
     "explain": explain.ExplainDocument,
     "explain-code": explain.CodeDocument,
+    "tables": tables.TablesDocument,
+    "keys": tables.KeysDocument,
     "verify": verify.VerifyDocument,
     "diff": diff.DiffDocument,
     "restore": restore.RestoreDocument,

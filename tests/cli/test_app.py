@@ -50,8 +50,8 @@ from sam3lite_convert.plan.tables import load_mappings
 from sam3lite_convert.workers import Worker
 
 COMMANDS = (
-    "inspect", "convert", "explain", "verify", "restore", "diff", "parity", "judge", "record", "demo", "doctor",
-    "export",
+    "inspect", "convert", "explain", "tables", "verify", "restore", "diff", "parity", "judge", "record", "demo",
+    "doctor", "export",
 )  # fmt: skip
 ALIASES = (
     "s0", "s1", "l", "s0-32", "s1-32", "l-32",

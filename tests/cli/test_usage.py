@@ -22,8 +22,8 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 
 COMMANDS = (
-    "inspect", "convert", "explain", "verify", "restore", "diff", "parity", "judge", "record", "demo", "doctor",
-    "export",
+    "inspect", "convert", "explain", "tables", "verify", "restore", "diff", "parity", "judge", "record", "demo",
+    "doctor", "export",
 )  # fmt: skip
 MAIN = [sys.executable, "-m", "sam3lite_convert"]
 
