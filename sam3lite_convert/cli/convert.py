@@ -12,9 +12,9 @@ import typer
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate, one_checkpoint, typed, use_one_thread, where
+from sam3lite_convert.cli.shared import locate, needed_checkpoint, one_checkpoint, typed, use_one_thread, where
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.hub.aliases import DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.hashing import SourceHash
@@ -31,12 +31,8 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
 
     ``asked``: names of the options that differ from their defaults.
     """
-    if checkpoint is None and "--all" not in asked:
-        raise CannotRun(
-            f"convert needs a checkpoint: a file or folder, an alias ({', '.join(ALIASES)}), or a path or page on the "
-            "Hub; or --all",
-            "usage",
-        )
+    if "--all" not in asked:
+        needed_checkpoint(checkpoint, "convert", "; or --all")
     for one, other in (
         ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
         ("--all", "--state-dict-key"), ("--all", "--strip-prefix"), ("--all", "--drop"),
@@ -239,7 +235,7 @@ def convert(
     onnx: o.OnnxOption = False,
     parity: o.ParityOption = False,
     allow_not_read: o.AllowNotRead = False,
-    partial: o.PartialText = False,
+    partial: o.Partial = False,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
@@ -256,6 +252,12 @@ def convert(
 
     The folder also holds config.json, a receipt (conversion.json) and a model card. It is written as a whole or not
     at all.
+
+    Examples:
+    # A released file from the Hub, to converted/:
+    sam3lite convert s0
+    # A fine-tune, for transformers, verified before it is in place:
+    sam3lite convert my.pt --layout transformers --output my-sam3 --verify
     """
     from sam3lite_convert.checkpoint.hashing import SourceHash
 

@@ -36,6 +36,12 @@ def diff(
 
     Names are canonical, so that it takes any two checkpoints of this family, in any spelling. A checkpoint on the Hub
     is downloaded. Exits with code 0 whatever the result is, unless --exit-code is given.
+
+    Examples:
+    # What a fine-tune changed:
+    sam3lite diff s0 my.pt
+    # Two sets of weights in one file:
+    sam3lite diff my.pt my.pt --state-dict-key-a model --state-dict-key-b ema
     """
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.diff import compared

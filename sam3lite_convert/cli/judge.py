@@ -22,7 +22,7 @@ def judge(
     file: o.ActivationsArgument,
     source: o.SourceArgument = None,
     checkpoint: o.CheckpointOption = None,
-    component: o.JudgedComponent = None,
+    component: o.JudgedPart = None,
     name: o.PortName = None,
     ids: o.IdsFile = None,
     fingerprint: o.FingerprintFile = None,
@@ -44,6 +44,12 @@ def judge(
     """Judge what a port computed, in any framework, against the original.
 
     FILE holds its activations. Exits with code 1 if they differ by more than the tolerance.
+
+    Examples:
+    # What a port computed, against the released file:
+    sam3lite judge mine.safetensors s0 --name "my port"
+    # The same without the checkpoint, by the fingerprint of a folder:
+    sam3lite judge mine.npz --fingerprint my-sam3
     """
     from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.cli.report_place import check_report_place

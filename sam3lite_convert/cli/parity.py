@@ -27,7 +27,7 @@ def parity(
     source: o.ParityArgument = None,
     checkpoint: o.CheckpointOption = None,
     converted: o.Converted = None,
-    component: o.ComparedOption = o.Compared.text,
+    component: o.PartOption = o.Compared.text,
     size: o.Size = None,
     image: o.Image = None,
     box: o.Boxes = None,
@@ -70,6 +70,12 @@ def parity(
     """Compare the original and the converted text encoder layer by layer, or the whole detector stage by stage.
 
     Exits with code 1 if they differ by more than the tolerance.
+
+    Examples:
+    # A released file and its conversion for transformers, with a page:
+    sam3lite parity s0 --candidate transformers --report parity.html
+    # A folder that was written, on words of yours:
+    sam3lite parity my.pt --converted my-sam3 --prompt "a red car"
     """
     from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.cli.judge import judge_port, show_judged

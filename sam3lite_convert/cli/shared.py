@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from sam3lite_convert.cli.mistakes import Mistake
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
 
 if TYPE_CHECKING:
@@ -31,6 +33,33 @@ def one_checkpoint(argument: str | None, option: str | None) -> str | None:
     if argument is not None and option is not None and argument != option:
         raise CannotRun(f"two checkpoints: {argument} and --checkpoint {option}; give one of them", "usage")
     return argument if argument is not None else option
+
+
+def needed_checkpoint(name: str | None, command: str, instead: str = "") -> str:
+    """CHECKPOINT, which is the first argument of ``command``. ``instead``: what else could be given.
+
+    Raises Mistake if it is None.
+    """
+    if name is None:
+        raise Mistake(
+            f"{command} needs a checkpoint: a file or folder, an alias ({', '.join(ALIASES)}), or a path or page on "
+            f"the Hub{instead}",
+            lambda line: line.with_argument(0, "s0"),
+            example=True,
+        )
+    return name
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether the name is that of a file, or an alias, where a folder is expected."""
+    return Path(name).is_file() or (name in ALIASES and not Path(name).is_dir())
+
+
+def wrong_order(first: str, second: str) -> Mistake:
+    """The error for a checkpoint that stands where the folder should, and the other way round."""
+    return Mistake(
+        f"{first} is a checkpoint and {second} a folder: swap them", lambda line: line.swapped(first, second)
+    )
 
 
 def locate(

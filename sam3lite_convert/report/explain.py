@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sam3lite_convert.records.explain import CodeDocument, ExplainDocument, TensorFacts
 from sam3lite_convert.report.inspect import fetched
-from sam3lite_convert.report.terminal import say
+from sam3lite_convert.report.terminal import say, say_text
 
 
 def code_explained(d: CodeDocument) -> None:
@@ -34,6 +34,8 @@ def explained(d: ExplainDocument) -> None:
         say(f"rule    [{d.rule.name}] in {d.rule.table}")
         for line in d.rule.pattern.splitlines():
             say(f"        {line}")
+    for text in d.notes:
+        say_text(text, "note    ")
     fetched(d.fetched)
 
 

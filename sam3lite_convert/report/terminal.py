@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, ConsoleOptions
@@ -42,6 +43,36 @@ def _err() -> Console:
 def say(text: str = "", style: str | None = None) -> None:
     """Print a line of results on stdout."""
     _out().print(printable(text), style=style, soft_wrap=True)
+
+
+def say_words(words: Sequence[str], indent: int = 2) -> None:
+    """Print words, each of which may hold spaces, on one line of results; on a terminal that is too narrow, one below
+    the other. No word is broken.
+
+    indent: of the lines behind the first, in columns.
+    """
+    out = _out()
+    line = " ".join(words)
+    say(line if not out.is_terminal or len(line) <= out.width else ("\n" + " " * indent).join(words))
+
+
+def say_text(text: str, start: str = "", indent: int | None = None) -> None:
+    """Print a sentence of results, broken between words where the line ends. What stands behind a line feed, such as a
+    command to copy, is printed as it stands.
+
+    start: what it begins with.
+    indent: of further lines, in columns. Default: that of the end of ``start``.
+    """
+    wrap = textwrap.TextWrapper(
+        max(width(), 40),
+        initial_indent=start,
+        subsequent_indent=" " * (len(start) if indent is None else indent),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    first, *rest = text.split("\n")
+    for line in [*wrap.wrap(printable(first)), *(wrap.subsequent_indent + line for line in rest)]:
+        say(line)
 
 
 def show(table: Table) -> None:

@@ -49,7 +49,10 @@ from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import load_mappings
 from sam3lite_convert.workers import Worker
 
-COMMANDS = ("inspect", "convert", "explain", "verify", "restore", "diff", "parity", "judge", "record", "demo", "export")
+COMMANDS = (
+    "inspect", "convert", "explain", "tables", "verify", "restore", "diff", "parity", "judge", "record", "demo",
+    "doctor", "export",
+)  # fmt: skip
 ALIASES = (
     "s0", "s1", "l", "s0-32", "s1-32", "l-32",
     "s0-3.1", "s1-3.1", "l-3.1", "s0-3.1-32", "s1-3.1-32", "l-3.1-32",

@@ -21,7 +21,10 @@ from sam3lite_convert.cli.options import parse_size
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 
-COMMANDS = ("inspect", "convert", "explain", "verify", "restore", "diff", "parity", "judge", "record", "demo", "export")
+COMMANDS = (
+    "inspect", "convert", "explain", "tables", "verify", "restore", "diff", "parity", "judge", "record", "demo",
+    "doctor", "export",
+)  # fmt: skip
 MAIN = [sys.executable, "-m", "sam3lite_convert"]
 
 
