@@ -51,10 +51,10 @@ def verify(
 ) -> None:
     """Check every tensor of a converted folder against its checkpoint.
 
-    Of a folder on the Hub, names, shapes, dtypes and config.json are checked by range requests; --partial and --whole
-    compare values too. Of a local folder the ONNX graphs are checked too, and if it is proven its conversion.json says
-    so from then on, which export onnx asks for. Exits with code 1, and lists the differences, if the folder does not
-    match.
+    Of a folder on the Hub, names, shapes, dtypes and config.json are checked by range requests; --partial compares the
+    values of the text encoder too (at most 400 MB), --whole all. Of a local folder the ONNX graphs are checked too, and
+    if it is proven its conversion.json says so from then on, which export onnx asks for. Exits with code 1, and lists
+    the differences, if the folder does not match.
 
     Examples:
     # A folder against the file that it was converted from:
