@@ -45,6 +45,8 @@ def verify(
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
     html: o.HtmlReport = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Check every tensor of a converted folder against its checkpoint.
