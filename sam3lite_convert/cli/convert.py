@@ -253,7 +253,7 @@ def convert(
     """Convert a checkpoint to a safetensors folder.
 
     The folder also holds config.json, a receipt (conversion.json) and a model card. It is written as a whole or not
-    at all.
+    at all. --partial needs --component text.
 
     Examples:
     # A released file from the Hub, to converted/:

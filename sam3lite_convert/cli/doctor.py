@@ -24,8 +24,8 @@ def doctor(
     code 1 if something that is needed does not work.
 
     Examples:
-    # What to paste into an issue:
-    sam3lite doctor
+    # What an issue should hold:
+    sam3lite doctor --imports
     # Without asking the Hub:
     sam3lite doctor --offline
     """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate
+from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.shared import is_checkpoint, locate
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 _LINES = 40  # of tensors that match a pattern
@@ -56,6 +59,8 @@ def explain(
         code = explain_code(checkpoint)
         (as_json(code) if json else code_explained(code))
         return
+    if is_checkpoint(key) and not is_checkpoint(checkpoint) and not Path(checkpoint).exists():
+        raise Mistake(f"{key} is a checkpoint, and comes before the key", lambda line: line.swapped(checkpoint, key))
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     mappings = load_mappings(mapping)
     choice = Choice(layout, component=component.value)

@@ -33,7 +33,7 @@ def onnx(
         bool,
         typer.Option("--taps", help="Make every tap an output. Default: the results alone.", rich_help_panel=OUTPUT),
     ] = False,
-    size: o.Size = None,
+    size: o.GraphSize = None,
     quantize: o.Quantize = None,
     budget: o.Budget = None,
     prompts_file: o.PromptsFile = None,

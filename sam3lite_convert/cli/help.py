@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, get_type_hints
 
 from typer.core import TyperCommand, TyperGroup
 
@@ -38,7 +39,7 @@ class _Help:
         rows: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
         for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
             heading = getattr(parameter, "rich_help_panel", None) or GENERAL
-            rows[heading].append((_left(parameter), _text(parameter)))
+            rows[heading].append((_left(parameter), _text(self, parameter)))
         if isinstance(self, TyperGroup):
             commands = [(name, _first_sentence(command)) for name, command in self.commands.items()]
             _write_rows(formatter, "Commands", commands, max(len(name) for name, _ in commands) + 4)
@@ -75,6 +76,12 @@ class Command(_Help, TyperCommand):
 
 class Group(_Help, TyperGroup):
     """A command that has commands, with its help in this form."""
+
+
+def every_command(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its name, those of groups as ``export onnx``."""
+    for name, inner in getattr(group, "commands", {}).items():
+        yield from every_command(inner, f"{path}{name} ") if hasattr(inner, "commands") else [(path + name, inner)]
 
 
 def option_names(command: Any) -> dict[str, Any]:
@@ -137,13 +144,23 @@ def _left(parameter: Any) -> str:
     return " / ".join([names, *parameter.secondary_opts])
 
 
-def _text(parameter: Any) -> str:
+def _text(command: Any, parameter: Any) -> str:
     """The help of a parameter, which ends with its default."""
-    text, default = parameter.help or "", parameter.default
+    text, default = help_of(command, parameter), parameter.default
     shown = default.value if isinstance(default, Enum) else default
-    if shown is None or isinstance(shown, (bool, list, tuple)) or callable(shown) or "Default:" in text:
+    if isinstance(parameter.show_default, str):
+        shown = parameter.show_default
+    if isinstance(shown, bool) or not isinstance(shown, (str, int, float)) or "Default:" in text:
         return text
     return f"{text} Default: {shown}."
+
+
+def help_of(command: Any, parameter: Any) -> str:
+    """The help of a parameter, as written. Recent versions of click forget that of arguments of older typer."""
+    if not parameter.help and parameter.param_type_name == "argument":
+        hint = get_type_hints(command.callback, include_extras=True)[parameter.name]
+        return str(next(mark.help for mark in hint.__metadata__ if hasattr(mark, "help")))
+    return str(parameter.help or "")
 
 
 def _write_rows(formatter: Any, heading: str, rows: list[tuple[str, str]], column: int) -> None:

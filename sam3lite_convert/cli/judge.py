@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, typed, write_report
+from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.shared import (
+    is_checkpoint,
+    leave,
+    locate,
+    one_checkpoint,
+    text_source,
+    typed,
+    write_report,
+)
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
@@ -59,6 +68,9 @@ def judge(
 
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     found = one_checkpoint(source, checkpoint)
+    if found is not None and _is_weights(str(file)) and Path(found).exists() and not _is_weights(found):
+        swapped = (str(file), found)
+        raise Mistake(f"{file} is a checkpoint, and comes after the port's file", lambda line: line.swapped(*swapped))
     if fingerprint is not None:
         others = [
             found,
@@ -96,6 +108,11 @@ def judge(
         location, mappings = locate(found, repo_id, revision, cache_dir, json, chosen), load_mappings(mapping)
         document = judge_port(file, location, mappings, name, ids, tolerance, partial, context, causal, html, json)
     show_judged(document, html, json)
+
+
+def _is_weights(name: str) -> bool:
+    """Whether the name is that of a checkpoint, in a format that no file of activations has."""
+    return is_checkpoint(name) and Path(name).suffix in ("", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def _by_fingerprint(file: Path, fingerprint: Path, name: str | None, json: bool) -> None:

@@ -18,7 +18,15 @@ from typing import Any
 
 import typer
 
-from sam3lite_convert.cli.help import argument_name, choices_of, examples, option_names, takes_value, value_name
+from sam3lite_convert.cli.help import (
+    argument_name,
+    choices_of,
+    every_command,
+    examples,
+    option_names,
+    takes_value,
+    value_name,
+)
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
@@ -339,7 +347,7 @@ def _options(root: Any, line: Line) -> Iterator[list[list[str]]]:
 
 def _elsewhere(root: Any, name: str) -> dict[str, Any]:
     """The options of this name, by the commands that have one."""
-    return {path: names[name] for path, command in _every(root) if name in (names := option_names(command))}
+    return {path: names[name] for path, command in every_command(root) if name in (names := option_names(command))}
 
 
 def _better_said(root: Any, words: Sequence[str], fault: _Fault) -> str:
@@ -364,12 +372,6 @@ def _better_said(root: Any, words: Sequence[str], fault: _Fault) -> str:
 def _plain(option: str) -> str:
     """A name as ours are written: -dry_run as --dry-run."""
     return "--" + option.lstrip("-").lower().replace("_", "-")
-
-
-def _every(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every command by its name, as ``export onnx``."""
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from _every(inner, f"{path}{name} ") if hasattr(inner, "commands") else [(path + name, inner)]
 
 
 def _as_argument(line: Line, at: int, plain: str) -> list[list[str]]:
@@ -474,7 +476,7 @@ def _filled(line: Line, fault: _Fault) -> list[str] | None:
         place = [p.name for p in arguments].index(fault.parameter.name)
         return line.with_argument(place, example_of(argument_name(fault.parameter)))
     if fault.kind == "command" and not line.tokens and line.head:
-        return _first_example(next(_every(line.command))[1])
+        return _first_example(next(every_command(line.command))[1])
     return None
 
 

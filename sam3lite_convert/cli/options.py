@@ -276,13 +276,13 @@ SecondArgument = Annotated[
         rich_help_panel=SOURCE,
     ),
 ]
+_EVERY = "List every tensor."
 EveryTensor = Annotated[
     bool,
-    typer.Option(
-        "--all",
-        help="List every tensor that differs. Default: the 20 with the largest relative L2.",
-        rich_help_panel=OUTPUT,
-    ),
+    typer.Option("--all", help=_EVERY, show_default="the 20 with the largest relative L2", rich_help_panel=OUTPUT),
+]
+EveryMatch = Annotated[
+    bool, typer.Option("--all", help=_EVERY, show_default="the first 40 that match GLOB", rich_help_panel=OUTPUT)
 ]
 ExitCode = Annotated[
     bool,
@@ -372,8 +372,7 @@ Partial = Annotated[
     bool,
     typer.Option(
         "--partial",
-        help="From the Hub, download only the bytes of the text encoder; convert needs --component text with it. "
-        "Default: the whole file; verify: no values.",
+        help="From the Hub, download only the bytes of the text tensors. Default: all that is needed.",
         rich_help_panel=HUB,
     ),
 ]
@@ -586,14 +585,6 @@ KeyArgument = Annotated[
         rich_help_panel=SOURCE,
     ),
 ]
-EveryMatch = Annotated[
-    bool,
-    typer.Option(
-        "--all",
-        help="With GLOB: list every tensor that matches. Default: the first 40.",
-        rich_help_panel=OUTPUT,
-    ),
-]
 TablesArgument = Annotated[
     str | None,
     typer.Argument(
@@ -702,20 +693,31 @@ RunIn = Annotated[
         rich_help_panel=PROOF,
     ),
 ]
-_PART = (
-    "Part of the model: its text encoder (text), or the whole detector (detector). Default: text; of judge, what FILE "
-    "holds."
-)
+_PART = "Part of the model: its text encoder (text), or the whole detector (detector)."
 PartOption = Annotated[Compared, typer.Option("--component", help=_PART, rich_help_panel=SOURCE)]
-JudgedPart = Annotated[Compared | None, typer.Option("--component", help=_PART, rich_help_panel=SOURCE)]
+JudgedPart = Annotated[
+    Compared | None,
+    typer.Option("--component", help=_PART, show_default="told by the names in FILE", rich_help_panel=SOURCE),
+]
+_SIZE = "With --component detector: side of the square that the detector sees, in pixels, a multiple of its patches."
 Size = Annotated[
     int | None,
     typer.Option(
         metavar="N",
         parser=_whole_number,
-        help="With --component detector: side of the square that the detector sees, in pixels, a multiple of its "
-        "patches. Default: 336, for speed, or the size of the graphs in --converted; of export onnx the detector's "
-        "own, 1008 of a released one.",
+        help=_SIZE,
+        show_default="336, for speed, or the size of the graphs in --converted",
+        rich_help_panel=INPUT,
+    ),
+]
+GraphSize = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        metavar="N",
+        parser=_whole_number,
+        help=_SIZE,
+        show_default="the detector's own, 1008 of a released one",
         rich_help_panel=INPUT,
     ),
 ]
@@ -856,7 +858,7 @@ RecordTo = Annotated[
     typer.Option(
         "--output",
         metavar="FILE",
-        help="File to write: .safetensors or .npz, or .json with --compact. Default: "
+        help="File to write: .safetensors or .npz, or .json with --compact; of a detector .safetensors. Default: "
         "<name of the checkpoint>-reference with the first or the last of these.",
         rich_help_panel=OUTPUT,
     ),
@@ -988,6 +990,14 @@ def layout_of(layout: str | None, component: Component) -> str:
     return layout or ("transformers" if component == Component.video else "packed")
 
 
+Markdown = Annotated[
+    bool,
+    typer.Option(
+        "--markdown",
+        help="Print the result in short, as Markdown: for the summary of a CI job, or an issue.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Quantize = Annotated[
     QuantizeMethod | None,
     typer.Option(

@@ -20,6 +20,7 @@ from sam3lite_convert.cli.shared import (
     write_report,
     wrong_order,
 )
+from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
@@ -45,16 +46,17 @@ def verify(
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
     html: o.HtmlReport = None,
+    markdown: o.Markdown = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Check every tensor of a converted folder against its checkpoint.
 
-    Of a folder on the Hub, names, shapes, dtypes and config.json are checked by range requests; --partial and --whole
-    compare values too. Of a local folder the ONNX graphs are checked too, and if it is proven its conversion.json says
-    so from then on, which export onnx asks for. Exits with code 1, and lists the differences, if the folder does not
-    match.
+    Of a folder on the Hub, names, shapes, dtypes and config.json are checked by range requests; --partial compares the
+    values of the text encoder too (at most 400 MB), --whole all. Of a local folder the ONNX graphs are checked too, and
+    if it is proven its conversion.json says so from then on, which export onnx asks for. Exits with code 1, and lists
+    the differences, if the folder does not match.
 
     Examples:
     # A folder against the file that it was converted from:
@@ -67,8 +69,10 @@ def verify(
     from sam3lite_convert.commands.verify import check_extent, read_with_weights
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.terminal import as_json
-    from sam3lite_convert.report.verify import verified
+    from sam3lite_convert.report.verify import verified, verified_markdown
 
+    if json and markdown:
+        raise CannotRun("--json and --markdown exclude each other", "usage")
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     use_one_thread()
     name = one_checkpoint(source, checkpoint)
@@ -100,7 +104,7 @@ def verify(
         from sam3lite_convert.report.html.page import verify_page
 
         document = replace(document, report_error=write_report(html, lambda: verify_page(document)))
-    (as_json if json else verified)(document)
+    (as_json if json else verified_markdown if markdown else verified)(document)
     leave(document.verdict == "mismatch", document.report_error is None)
 
 

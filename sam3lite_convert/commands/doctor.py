@@ -47,7 +47,7 @@ _ADDRESSES = 2_000_000_000  # bytes of address space that torch fits into
 _MODULES = {"pillow": "PIL"}
 # What does not work without a package that pip installs with the tool; without the others nothing does.
 _WITHOUT = {
-    "torch": "only inspect, convert, verify, explain, diff and restore work without it",
+    "torch": "inspect, convert and verify work without it, most other commands do not",
     "jinja2": "only --report needs it",
 }
 # The extras for users, and what needs them.
@@ -79,16 +79,11 @@ class _Requirement(NamedTuple):
 
 
 def examine(
-    repo_id: str,
-    cache_dir: Path | None = None,
-    offline: bool = False,
-    imports: bool = False,
-    limit: float = HUB_SECONDS,
+    repo_id: str, cache_dir: Path | None = None, offline: bool = False, imports: bool = False
 ) -> DoctorDocument:
     """Examine versions, extras, disk, memory and the Hub; raises nothing for what it finds.
 
-    offline: do not ask the Hub. imports: also import each package, in a process of its own. ``limit``: seconds for what
-    the Hub is asked.
+    offline: do not ask the Hub. imports: also import each package, in a process of its own.
     """
     version, tables = _version(), _Tables()
     checks = [

@@ -208,6 +208,9 @@ USAGE = [
     ["inspect", "nowhere.pt"],
     ["explain", "CHECKPOINT"],
     ["explain", "CHECKPOINT", "no.such.key"],
+    ["explain", "CHECKPOINT", "no.such.*"],
+    ["tables", "CHECKPOINT", "no.such.*"],
+    ["tables", "--family", "sam4"],
     ["verify"],
     ["verify", "nowhere", "--checkpoint", "CHECKPOINT"],
     ["verify", "."],
@@ -330,7 +333,7 @@ def test_help_imports_nothing_heavy(arguments):
 def test_help_of_partial_speaks_of_its_own_command(command):
     words = " ".join(sam3lite(command, "--help").out.split())
     assert "download only the bytes of the text tensors" in words
-    assert ("With --component text:" in words) == (command == "convert") and "convert needs" not in words
+    assert ("--partial needs --component text" in words) == (command == "convert")
 
 
 def test_help_names_every_command_and_option():
