@@ -77,6 +77,7 @@ MEANT = {
     "restore DIR new.pt": "restore DIR --output new.pt",
     "explain KEY s0.pt": "explain s0.pt KEY",
     "judge s0.pt mine.npz --name x": "judge mine.npz s0.pt --name x",
+    "judge s0 mine.npz": "judge mine.npz s0",
 }
 # What was typed -> how it is done, where something is missing.
 EXAMPLE = {
