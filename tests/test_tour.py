@@ -47,4 +47,5 @@ def test_what_differs_from_what_is_stored_is_told():
 def test_its_cells_show_what_is_stored(tmp_path):
     pytest.importorskip("PIL.Image")
     page = tour.notebook()
-    assert tour.differences(page, tour.run_plainly(page, tmp_path)) == []
+    found = tour.differences(page, tour.run_plainly(page, tmp_path))
+    assert not found, "\n".join([*found, tour.ADVICE])

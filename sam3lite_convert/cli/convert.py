@@ -258,6 +258,8 @@ def convert(
     private: o.Private = False,
     create_pr: o.CreatePr = False,
     commit_message: o.CommitMessage = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Convert a checkpoint to a safetensors folder.
@@ -330,7 +332,7 @@ def convert(
     if dry_run:
         document = plan_conversion(location, mappings, request)
         if not json:
-            shown.planned(document)
+            shown.planned(document, whole=True)
             shown.planned_alone(document)
     else:
         document = convert_one(location, mappings, request, to, hashing, json)

@@ -29,6 +29,8 @@ def explain(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Show how one tensor is converted, or why it is dropped; or what a finding of verify means.

@@ -46,6 +46,8 @@ def onnx(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Write ONNX graphs that compute the text encoder, or the whole detector, from the folder's own tensor files.

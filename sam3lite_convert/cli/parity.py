@@ -74,6 +74,8 @@ def parity(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Compare the original and the converted text encoder layer by layer, or the whole detector stage by stage.

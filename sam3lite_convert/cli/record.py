@@ -36,6 +36,8 @@ def record(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Write what the original computes at every tap, for the author of a port to compute too.

@@ -126,8 +126,9 @@ def use_one_thread() -> None:
 
 
 def typed() -> str:
-    """The command line as typed, without ``--json`` and ``--overwrite``, for messages that suggest to run it again."""
-    kept = [a for a in typed_arguments if a not in ("--json", "--overwrite")]
+    """The command line as typed, for messages that suggest to run it again: without ``--overwrite``, and without what
+    only says how the result is shown."""
+    kept = [a for a in typed_arguments if a not in ("--json", "--quiet", "--verbose", "--overwrite")]
     return shell_line(["sam3lite", *kept])
 
 

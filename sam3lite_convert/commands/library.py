@@ -162,7 +162,10 @@ class ConversionPlan:
         return self.plan.counts
 
     def explain(self, key: str) -> ExplainDocument:
-        """What happens to one source or target key. Raises CannotRun, with the nearest names, if it is neither."""
+        """What happens to one tensor, by its name in the checkpoint or in any layout; shown is the layout of the plan.
+
+        Raises CannotRun, with the nearest names, if there is no such tensor.
+        """
         return explain_key(self.checkpoint.source, key, self.checkpoint.mappings, self.plan.options)
 
     def state_dict(self) -> dict[str, Tensor]:

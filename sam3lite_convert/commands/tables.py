@@ -89,7 +89,9 @@ def list_keys(source: Source, pattern: str, mappings: Mappings, choice: Choice, 
     """
     held = held_by(source, mappings, choice.family)
     asked = choice.of(mappings, held.family, (v.name for v in held.variants)), choice.component
-    there = [asked, *(p for p in places(mappings, held.family, held.variants) if p != asked)]
+    # A text encoder that keeps its prefix has the names of the whole model.
+    others = (p for p in places(mappings, held.family, held.variants) if p[1] != "text" or p[0].strips_text)
+    there = [asked, *(place for place in others if place != asked)]
     every = {place_words(place): held.taken(*place) for place in there}
     shown, notes = asked, list[str]()
     again = f"sam3lite {command} {source.option} {shell_word(pattern)}"

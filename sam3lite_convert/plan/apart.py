@@ -16,7 +16,8 @@ _ONE = re.compile(
     r"(?P<dot>[._])(?P<p>weight|bias)"
 )
 _PACKED = re.compile(r"(?P<module>.+\.)(?P<name>in_proj|qkv|qkv_proj)[._](?P<p>weight|bias)")
-_WHOLE = ("in_proj_", "qkv_proj.", "qkv.", "q_proj.", "attention.in_proj_")  # names of the three, or of the first
+_WHOLE = ("in_proj_", "qkv_proj.", "qkv.", "q_proj.")  # names of the three, or of the first
+_ATTENTION = ("self_attn", "attn", "attention")  # names of the module
 _LETTER = re.compile(r"\b[qkv](?=_proj\b)")
 _DOT = r"\."
 _ORDER = {"q": 0, "k": 1, "v": 2, "query": 0, "key": 1, "value": 2}
@@ -73,9 +74,11 @@ def other_attention(name: str) -> Iterator[str]:
     found = _ONE.fullmatch(name) or _PACKED.fullmatch(name)
     if found is None:
         return
-    module = found["module"]
-    parent = module.removesuffix(".").rpartition(".")[0] + "."
-    for start in (module, parent, parent + "self_attn.", parent + "attn."):
+    parent, _, called = found["module"].removesuffix(".").rpartition(".")
+    starts = [found["module"]]
+    if called in _ATTENTION:
+        starts += [f"{parent}.", *(f"{parent}.{other}." for other in _ATTENTION)]
+    for start in starts:
         yield from (start + whole + found["p"] for whole in _WHOLE)
 
 

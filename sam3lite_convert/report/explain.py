@@ -11,7 +11,7 @@ def code_explained(d: CodeDocument) -> None:
     """A code of a finding: its meaning, how it is seen, what it costs, how to mend it."""
     say(f"{d.code}: {d.title}", "bold")
     for name, text in (("meaning", d.meaning), ("seen by", d.seen), ("costs", d.cost), ("to mend", d.mend)):
-        say(f"{name:8}{text}")
+        say_text(text, f"{name:8}")
 
 
 def explained(d: ExplainDocument) -> None:
@@ -25,7 +25,7 @@ def explained(d: ExplainDocument) -> None:
     if d.outcome == "filled":
         say("filled  not in the checkpoint; the target holds zeros")
     elif d.outcome == "dropped":
-        say(f"dropped {d.reason}")
+        say_text(d.reason or "", "dropped ")
     else:
         say(f"op      {d.operation}")
     for target in d.targets:

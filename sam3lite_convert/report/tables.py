@@ -21,7 +21,8 @@ def tables(d: TablesDocument) -> None:
     say_text(d.about)
     say_text(", ".join(f"{name} ({', '.join(parts)})" for name, parts in d.layouts.items()), "layouts: ")
     if d.taken:
-        say_text(f"{d.taken.checkpoint}: {d.taken.kind}, {plural(d.taken.counts.tensors, 'tensor')}")
+        say(f"checkpoint {d.taken.checkpoint}")
+        say_text(f"{d.taken.kind}, {plural(d.taken.counts.tensors, 'tensor')}", "  ")
     _table(d.spellings, ": other names of the same keys, applied first")
     _table(d.rules)
     if d.taken:

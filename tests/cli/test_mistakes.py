@@ -187,10 +187,10 @@ def test_an_option_as_a_value_is_given_with_an_equals_sign():
 
 WORDS = st.sampled_from(
     [
-        "convert", "inspect", "export", "onnx", "verify", "diff", "parity", "help", "s0", "s0.pt", "DIR", "KEY", "--json",
-        "--jsn", "-o", "--output", "--output=x", "--layout", "packed", "--", "-", "--=", "=", "", "-h", "--version", "-x",
-        "--dtype", "fp16", "--dtype=", "\u2014json", "--box", "--checkpoint", "--no-verify", "--verify=1", "--component",
-        "--converted", "--prompt", "--all=", "\udcff", "--\udcff", "--batch",
+        "convert", "inspect", "export", "onnx", "verify", "diff", "parity", "help", "s0", "s0.pt", "DIR", "KEY", "-x",
+        "--json", "--jsn", "-o", "--output", "--output=x", "--layout", "packed", "--", "-", "--=", "=", "", "-h",
+        "--dtype", "fp16", "--dtype=", "\u2014json", "--box", "--checkpoint", "--no-verify", "--verify=1", "--version",
+        "--component", "--converted", "--prompt", "--all=", "\udcff", "--\udcff", "--batch",
     ]
 )  # fmt: skip
 

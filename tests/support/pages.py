@@ -90,8 +90,8 @@ def make_files(folder: Path) -> None:
     demo.pt; ported/: another tool's folder for transformers, the pooled projection not transposed and the ViT's eps
     left out; swapped/: packed, q and k of layer 3 exchanged; tuned.pt: a fine-tune of some modules; tuned/: a folder of
     transformers, trained further; mine.npz: what a port with the tanh GELU in layer 3 computes; port.npz: what a right
-    port computes of the ids of a fingerprint; ema.pt: keys behind ``ema.``; my-mappings/: what CONTRIBUTING adds for
-    them; street.jpg.
+    port computes of the ids of a fingerprint; mine.pt: keys behind ``mine.``; my-mappings/: what docs/tables.md adds
+    for them; street.jpg.
     """
     from PIL import Image
 
@@ -124,8 +124,8 @@ def make_files(folder: Path) -> None:
     ids = torch.tensor(json.loads((tuned / "fingerprint.json").read_text())["ids"])
     np.savez(folder / "port.npz", **{tap: t.numpy() for tap, t in run_port(weights, ids).items()})
 
-    torch.save({f"ema.{k.removeprefix('detector.')}": t for k, t in state.items()}, folder / "ema.pt")
-    (rule,) = re.findall(r"^    \[prefix ema\]\n(?:    .*\n)+", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    torch.save({f"mine.{k.removeprefix('detector.')}": t for k, t in state.items()}, folder / "mine.pt")
+    (rule,) = re.findall(r"^    \[prefix mine\]\n(?:    .*\n)+", (ROOT / "docs" / "tables.md").read_text(), re.M)
     (folder / "my-mappings").mkdir()
     shipped = (ROOT / "mappings" / "spellings.ini").read_text()
     at = shipped.index("[prefix ")
