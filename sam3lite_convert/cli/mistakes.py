@@ -40,8 +40,8 @@ _DASHES = "^[-\u2013\u2014]+"
 # What other tools call it. Only one that the command has counts.
 _OTHER_NAMES = {
     "-o": "--output", "--out": "--output", "--output-dir": "--output", "--force": "--overwrite", "-f": "--overwrite",
-    "-n": "--dry-run", "--repo": "--repo-id", "--format": "--layout", "--html": "--report", "-V": "--version",
-    "--fp16": "--dtype=float16", "--bf16": "--dtype=bfloat16",
+    "-n": "--dry-run", "-q": "--quiet", "-v": "--verbose", "-V": "--version", "--repo": "--repo-id",
+    "--format": "--layout", "--html": "--report", "--fp16": "--dtype=float16", "--bf16": "--dtype=bfloat16",
 }  # fmt: skip
 _OTHER_VALUES = {
     "fp16": "float16", "half": "float16", "f16": "float16", "bf16": "bfloat16", "fp32": "float32", "f32": "float32",

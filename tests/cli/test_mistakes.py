@@ -26,6 +26,7 @@ MEANT = {
     "convert s0.pt -o x": "convert s0.pt --output x",
     "convert s0.pt --dry_run": "convert s0.pt --dry-run",
     "convert s0.pt --Dry-Run": "convert s0.pt --dry-run",
+    "inspect s0.pt -v": "inspect s0.pt --verbose",
     "convert s0.pt --force": "convert s0.pt --overwrite",
     "inspect s0.pt -json": "inspect s0.pt --json",
     "inspect s0.pt json": "inspect s0.pt --json",
