@@ -397,7 +397,7 @@ def _extra_arguments(line: Line) -> Iterator[list[list[str]]]:
     for at in reversed(arguments):
         word = line.tokens[at].words[0]
         spelled = "--" + re.sub(_DASHES, "", word.partition("=")[0])
-        dashes = word[0] in "\u2013\u2014"  # as word processors write two hyphens
+        dashes = word.startswith(("\u2013", "\u2014"))  # as word processors write two hyphens
         if spelled in options and (dashes or not takes_value(options[spelled])):
             yield [line.with_tokens(at, _Token("option", (word.replace(word.partition("=")[0], spelled, 1),))).words]
     last = arguments[-1]
