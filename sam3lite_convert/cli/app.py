@@ -33,6 +33,8 @@ from sam3lite_convert.cli.shared import typed_arguments
 from sam3lite_convert.cli.tables import tables
 from sam3lite_convert.cli.verify import verify
 from sam3lite_convert.errors import CannotRun, Internal, Sam3LiteError
+from sam3lite_convert.report import verbosity
+from sam3lite_convert.report.verbosity import Verbosity
 from sam3lite_convert.unforeseen import expected
 
 _NAME = "sam3lite"  # also where it runs as python -m sam3lite_convert
@@ -93,6 +95,7 @@ def run(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     typed_arguments[:] = arguments
+    verbosity.choose(Verbosity.normal)
     interrupts.catch()
     _open_streams()
     try:

@@ -7,7 +7,12 @@ import typer
 from sam3lite_convert.cli import options as o
 
 
-def demo(output: o.DemoOutput = None, json: o.Json = False) -> None:
+def demo(
+    output: o.DemoOutput = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    json: o.Json = False,
+) -> None:
     """Try the main commands on a small generated checkpoint, offline.
 
     Runs inspect, convert, verify and parity for each layout.

@@ -30,6 +30,8 @@ def diff(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Compare two checkpoints tensor by tensor: what is equal, what changed and by how much, what is only in one.

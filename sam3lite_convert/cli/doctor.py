@@ -14,6 +14,8 @@ def doctor(
     imports: o.Imports = False,
     repo_id: o.RepoId = DEFAULT_REPO,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Check versions, extras, disk, memory and the Hub, and print what to mend.

@@ -10,7 +10,7 @@ import typer
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.help import OUTPUT, SOURCE, Command, Group
-from sam3lite_convert.cli.shared import locate, one_checkpoint, use_one_thread, wrong_order
+from sam3lite_convert.cli.shared import check_of_detector, locate, one_checkpoint, use_one_thread, wrong_order
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.quoting import shell_path
@@ -46,6 +46,8 @@ def onnx(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Write ONNX graphs that compute the text encoder, or the whole detector, from the folder's own tensor files.
@@ -65,8 +67,8 @@ def onnx(
     from sam3lite_convert.report.export import exported
     from sam3lite_convert.report.terminal import as_json, byte_progress
 
-    if size is not None and component is o.Compared.text:
-        raise CannotRun("--size needs --component detector", "usage")
+    if component is o.Compared.text:
+        check_of_detector({"--size": size is not None})
     quantization = None
     if quantize is not None:
         from sam3lite_convert.commands.parity import read_prompts

@@ -13,6 +13,8 @@ import typer
 from sam3lite_convert.cli.help import GENERAL, HUB, INPUT, OUTPUT, PROOF, SOURCE
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
+from sam3lite_convert.report import verbosity
+from sam3lite_convert.report.verbosity import Verbosity
 
 _MEGABYTE = 1_000_000
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json")
@@ -108,6 +110,34 @@ _CHECKPOINT = (
 )
 
 
+def _choose(context: typer.Context, option: typer.CallbackParam, given: bool) -> bool:
+    """Callback of --quiet and --verbose: they hold for whatever a command prints. Raises UsageError if both are set."""
+    if given and not context.resilient_parsing:
+        asked = Verbosity(option.name)
+        if verbosity.chosen() not in (Verbosity.normal, asked):
+            context.fail("--quiet cannot be combined with --verbose")
+        verbosity.choose(asked)
+    return given
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        help="Print only the verdict, and errors; the exit code tells the rest.",
+        callback=_choose,
+        rich_help_panel=GENERAL,
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        help="Also print long tables and lists, which are shortened otherwise.",
+        callback=_choose,
+        rich_help_panel=GENERAL,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.mistakes import Mistake, alike
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
@@ -48,6 +48,35 @@ def needed_checkpoint(name: str | None, command: str, instead: str = "") -> str:
             example=True,
         )
     return name
+
+
+def check_choice(option: str, value: str | None, names: Sequence[str], fault: CannotRun) -> None:
+    """Raises the fault unless the value of an option is one of the names; with the name that was meant, if it is clear.
+
+    For options whose names are known only when the tables are read.
+    """
+    if value is not None and value not in names:
+        if len(meant := alike(value.lower(), names)) == 1:
+            raise Mistake(fault.message, lambda line: line.with_option(option, meant[0]), code=fault.code)
+        raise fault
+
+
+def check_layout(layout: str | None, mappings: Mappings) -> None:
+    """Raises CannotRun, before anything is looked up, if ``--layout`` names no layout."""
+    try:
+        if layout is not None:
+            mappings.check_name(layout)
+    except CannotRun as fault:
+        check_choice("--layout", layout, mappings.names, fault)
+
+
+def check_of_detector(given: Mapping[str, object]) -> None:
+    """Raises CannotRun if one of these options of ``--component detector`` is given: to be called without it."""
+    for name, value in given.items():
+        if value:
+            raise Mistake(
+                f"{name} needs --component detector", lambda line: line.with_option("--component", "detector")
+            )
 
 
 def is_checkpoint(name: str) -> bool:
@@ -97,8 +126,9 @@ def use_one_thread() -> None:
 
 
 def typed() -> str:
-    """The command line as typed, without ``--json`` and ``--overwrite``, for messages that suggest to run it again."""
-    kept = [a for a in typed_arguments if a not in ("--json", "--overwrite")]
+    """The command line as typed, for messages that suggest to run it again: without ``--overwrite``, and without what
+    only says how the result is shown."""
+    kept = [a for a in typed_arguments if a not in ("--json", "--quiet", "--verbose", "--overwrite")]
     return shell_line(["sam3lite", *kept])
 
 

@@ -47,6 +47,8 @@ def verify(
     cache_dir: o.CacheDir = None,
     html: o.HtmlReport = None,
     markdown: o.Markdown = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Check every tensor of a converted folder against its checkpoint.

@@ -568,10 +568,10 @@ def test_convert_as_json_gives_the_plan_and_the_files(tiny, tmp_path):
 
 
 def test_convert_shows_components_reasons_and_what_to_type_next(tiny, tmp_path):
-    out = sam3lite("convert", "--checkpoint", tiny, "--output", tmp_path / "out").out
+    out = sam3lite("convert", "--checkpoint", tiny, "--output", tmp_path / "out", "--verbose").out
     for word in ("text_encoder", "vision_encoder", "sam2_convs", "points", "freqs_cis", "tracker", "353.72 M"):
         assert word in out
-    assert out.rstrip().splitlines()[-1].startswith("Next: sam3lite verify")
+    assert out.rstrip().splitlines()[-2].startswith("Next: sam3lite verify")
 
 
 def test_a_mapping_folder_takes_the_place_of_a_table(tiny, tmp_path, edited_tables):
