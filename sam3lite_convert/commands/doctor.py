@@ -57,6 +57,7 @@ EXTRAS = {
     "pictures": "--image with PNG and JPEG, pictures on the detector's page",
     "onnx": "export onnx, convert --onnx, --candidate onnx, verifying graphs",
     "openvino": "--candidate openvino",
+    "tour": "the notebook docs/tour.ipynb",
 }
 # Variables that change what the tool or its libraries do. Tokens are no part of it.
 _VARIABLES = (
@@ -209,6 +210,8 @@ def _requirements(extra: str | None = None) -> list[_Requirement]:
     with suppress(metadata.PackageNotFoundError):
         for line in metadata.requires(_DISTRIBUTION) or []:
             r = Requirement(line)
+            if r.name == _DISTRIBUTION:  # an extra that takes others of its own in
+                continue
             always = r.marker is None or r.marker.evaluate({"extra": ""})
             if always if extra is None else not always and r.marker and r.marker.evaluate({"extra": extra}):
                 allows = partial(r.specifier.contains, prereleases=True)
@@ -219,7 +222,7 @@ def _requirements(extra: str | None = None) -> list[_Requirement]:
 def _names() -> list[str]:
     """Every package that the tool or an extra for users needs here; none if that cannot be told."""
     with suppress(Exception):
-        return [r.name for extra in (None, *EXTRAS) for r in _requirements(extra) if r.name != _DISTRIBUTION]
+        return [r.name for extra in (None, *EXTRAS) for r in _requirements(extra)]
     return []
 
 

@@ -83,6 +83,7 @@ def test_some_odd_command_lines(tmp_path, monkeypatch):
         ["convert", "\udc80", "--dry-run"],
         ["judge", "x\0y", "z"],
         ["inspect", ""],
+        ["demo", ""],
     ):
         check(*line)
 
