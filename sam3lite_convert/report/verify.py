@@ -8,7 +8,8 @@ from sam3lite_convert import __version__
 from sam3lite_convert.figures import component_words, human_bytes, plural
 from sam3lite_convert.quoting import markdown_code, markdown_text, visible
 from sam3lite_convert.records.verify import Finding, VerifyDocument
-from sam3lite_convert.report.terminal import say
+from sam3lite_convert.report import verbosity
+from sam3lite_convert.report.terminal import conclude, say
 
 _LISTED = 20  # causes
 _LONGEST = 400  # characters of a name or a cause in Markdown
@@ -21,10 +22,11 @@ def verified(r: VerifyDocument) -> None:
         say(r.summary, "bold red")
     say(f"{r.folder}: layout {r.layout}, component {r.component}, {r.dtype}", "bold")
     causes = _by_cause(r.findings)
-    for findings in causes[:_LISTED]:
+    shown = causes[: verbosity.listed(_LISTED)]
+    for findings in shown:
         _cause(findings)
-    if len(causes) > _LISTED:
-        say(f"... and {len(causes) - _LISTED:,} more causes; --json lists all of them")
+    if len(causes) > len(shown):
+        say(f"... and {len(causes) - len(shown):,} more causes; --verbose lists all of them")
     counters = [n for n in r.notes if "BatchNorm does not read it" in n]
     if counters:
         what = "BatchNorm counters (num_batches_tracked) are absent, have no source or differ; nothing reads them"
@@ -39,17 +41,17 @@ def verified(r: VerifyDocument) -> None:
         many = "request" if r.fetched.requests == 1 else "requests"
         say(f"read by {r.fetched.requests:,} range {many}: {read} of {of}")
     if r.verdict != "mismatch":
-        say(f"{r.verdict.replace('_', ' ')}: {r.summary}", "bold green")
+        conclude(f"{r.verdict.replace('_', ' ')}: {r.summary}", "bold green")
         return
     count = f"{len(r.findings):,} {'finding' if len(r.findings) == 1 else 'findings'}"
-    say(f"mismatch: {count}; {r.compared:,} of {r.targets:,} tensors were compared", "bold red")
+    conclude(f"mismatch: {count}; {r.compared:,} of {r.targets:,} tensors were compared", "bold red")
     say(f"To read more: sam3lite explain {r.findings[0].code}")
 
 
 def verified_markdown(r: VerifyDocument) -> None:
     """The verdict in short, as Markdown: for the summary of a job, or an issue."""
     for line in in_markdown(r).splitlines():
-        say(line)
+        conclude(line)
 
 
 def in_markdown(r: VerifyDocument) -> str:
@@ -110,9 +112,10 @@ def _cause(findings: Sequence[Finding]) -> None:
     say(f"{findings[0].code}  {', '.join(counted if len(findings) > 1 else components)}", "red")
     say(f"    {findings[0].cause}")
     patterns = [pattern for f in findings for pattern in f.patterns]
-    for pattern in patterns[:PATTERNS]:
+    shown = patterns[: verbosity.listed(PATTERNS)]
+    for pattern in shown:
         say(f"      {pattern}")
-    more = len(patterns) - PATTERNS
+    more = len(patterns) - len(shown)
     if more > 0:
         keys = sum(len(f.keys) for f in findings)
         say(f"      ... and {more:,} more {'pattern' if more == 1 else 'patterns'}, {keys:,} keys in all")
