@@ -117,11 +117,11 @@ def _lines(text: str, console: Console) -> str:
 
 def _broken(line: str, columns: int, indent: int) -> list[str]:
     """The line in lines of at most so many columns, broken at spaces alone: a longer word is kept whole."""
-    wide = max(columns, indent + 20)
-    further = " " * indent
+    words = line.lstrip()
+    wide, first, further = max(columns, indent + 20), line[: len(line) - len(words)], " " * indent
     return textwrap.wrap(
-        line, wide, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
-    )  # fmt: skip
+        words, wide, initial_indent=first, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def show(table: Table) -> None:

@@ -43,7 +43,8 @@ def verified(r: VerifyDocument) -> None:
     if r.verdict != "mismatch":
         conclude(f"{r.verdict.replace('_', ' ')}: {r.summary}", "bold green")
         return
-    count = f"{len(r.findings):,} {'finding' if len(r.findings) == 1 else 'findings'}"
+    count = plural(len(r.findings), "finding")
+    count += f" of {plural(len(causes), 'cause')}" if len(causes) < len(r.findings) else ""
     conclude(f"mismatch: {count}; {r.compared:,} of {r.targets:,} tensors were compared", "bold red")
     say(f"To read more: sam3lite explain {r.findings[0].code}")
 
@@ -74,7 +75,7 @@ def in_markdown(r: VerifyDocument) -> str:
         lines += ["", f"**{plural(len(r.findings), 'finding')}**", ""]
     for findings in causes[:_LISTED]:
         components = ", ".join(f"{component_words(f.component)} ({len(f.keys):,})" for f in findings)
-        lines.append(f"- {_code(findings[0].code)} {_text(components)}: {_text(findings[0].cause)}")
+        lines.append(f"- {_code(findings[0].code)} {_text(components)}: {_text('; '.join(_cause_words(findings)))}")
         lines += [f"  - {_code(pattern)}" for pattern in [p for f in findings for p in f.patterns][:PATTERNS]]
     if len(causes) > _LISTED:
         lines.append(f"- and {len(causes) - _LISTED:,} more causes")
@@ -99,18 +100,29 @@ def _cut(text: str) -> str:
 
 
 def _by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Findings of one code and cause together, whatever their component."""
+    """Findings of one code and cause together, whatever their component and what was measured there."""
     causes: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
-        causes.setdefault((finding.code, finding.cause), []).append(finding)
+        causes.setdefault((finding.code, finding.cause.partition(": ")[0]), []).append(finding)
     return list(causes.values())
+
+
+def _cause_words(findings: Sequence[Finding]) -> list[str]:
+    """A cause in lines: the sentence, and where the findings differ in what stands behind its colon, that of each."""
+    if len({finding.cause for finding in findings}) == 1:
+        return [findings[0].cause]
+    measured = [f"{component_words(f.component)}: {f.cause.partition(': ')[2]}" for f in findings]
+    return [findings[0].cause.partition(": ")[0], *measured]
 
 
 def _cause(findings: Sequence[Finding]) -> None:
     components = [component_words(f.component) for f in findings]
     counted = [f"{name} ({len(f.keys):,})" for name, f in zip(components, findings, strict=True)]
     say(f"{findings[0].code}  {', '.join(counted if len(findings) > 1 else components)}", "red")
-    say(f"    {findings[0].cause}")
+    sentence, *measured = _cause_words(findings)
+    say(f"    {sentence}")
+    for text in measured:
+        say(f"    {text}")
     patterns = [pattern for f in findings for pattern in f.patterns]
     shown = patterns[: verbosity.listed(PATTERNS)]
     for pattern in shown:
