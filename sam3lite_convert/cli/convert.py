@@ -12,7 +12,16 @@ import typer
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate, needed_checkpoint, one_checkpoint, typed, use_one_thread, where
+from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.shared import (
+    check_layout,
+    locate,
+    needed_checkpoint,
+    one_checkpoint,
+    typed,
+    use_one_thread,
+    where,
+)
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
 
@@ -55,7 +64,10 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
     if "--onnx" in asked and verify is False:
         raise CannotRun("--onnx cannot be combined with --no-verify: a graph is written over proven tensors", "usage")
     if "--partial" in asked and component != "text":
-        raise CannotRun("--partial downloads only the text tensors, so it needs --component text", "usage")
+        raise Mistake(
+            "--partial downloads only the text tensors, so it needs --component text",
+            lambda line: line.with_option("--component", "text"),
+        )
 
 
 class Destination:
@@ -317,6 +329,7 @@ def convert(
         onnx=onnx,
     )
     mappings = load_mappings(mapping)
+    check_layout(layout, mappings)
     to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)
     if all_:
         every = convert_all(where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json)

@@ -7,7 +7,7 @@ from pathlib import Path
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.mistakes import Mistake
-from sam3lite_convert.cli.shared import is_checkpoint, locate
+from sam3lite_convert.cli.shared import check_layout, is_checkpoint, locate
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 _LINES = 40  # of tensors that match a pattern
@@ -63,6 +63,7 @@ def explain(
         raise Mistake(f"{key} is a checkpoint, and comes before the key", lambda line: line.swapped(checkpoint, key))
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     mappings = load_mappings(mapping)
+    check_layout(layout, mappings)
     choice = Choice(layout, component=component.value)
     source = locate(checkpoint, repo_id, revision, cache_dir, json, chosen).index()
     if is_glob(key):

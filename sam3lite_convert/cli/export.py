@@ -10,7 +10,7 @@ import typer
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.help import OUTPUT, SOURCE, Command, Group
-from sam3lite_convert.cli.shared import locate, one_checkpoint, use_one_thread, wrong_order
+from sam3lite_convert.cli.shared import check_of_detector, locate, one_checkpoint, use_one_thread, wrong_order
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.quoting import shell_path
@@ -67,8 +67,8 @@ def onnx(
     from sam3lite_convert.report.export import exported
     from sam3lite_convert.report.terminal import as_json, byte_progress
 
-    if size is not None and component is o.Compared.text:
-        raise CannotRun("--size needs --component detector", "usage")
+    if component is o.Compared.text:
+        check_of_detector({"--size": size is not None})
     quantization = None
     if quantize is not None:
         from sam3lite_convert.commands.parity import read_prompts

@@ -11,7 +11,6 @@ from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.mistakes import Mistake
 from sam3lite_convert.cli.shared import (
     hash_progress,
-    is_checkpoint,
     leave,
     locate,
     one_checkpoint,
@@ -20,7 +19,7 @@ from sam3lite_convert.cli.shared import (
     write_report,
 )
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
     from sam3lite_convert.commands.sources import Location
@@ -69,9 +68,9 @@ def judge(
 
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     found = one_checkpoint(source, checkpoint)
-    if found is not None and _is_weights(str(file)) and Path(found).exists() and not _is_weights(found):
+    if found is not None and _is_swapped(str(file), found):
         swapped = (str(file), found)
-        raise Mistake(f"{file} is a checkpoint, and comes after the port's file", lambda line: line.swapped(*swapped))
+        raise Mistake(f"{found} is a port's file, and comes before the checkpoint", lambda line: line.swapped(*swapped))
     if fingerprint is not None:
         others = [
             found,
@@ -111,9 +110,10 @@ def judge(
     show_judged(document, html, json)
 
 
-def _is_weights(name: str) -> bool:
-    """Whether the name is that of a checkpoint, in a format that no file of activations has."""
-    return is_checkpoint(name) and Path(name).suffix in ("", ".pt", ".pth", ".bin", ".ckpt")
+def _is_swapped(file: str, checkpoint: str) -> bool:
+    """Whether the checkpoint is surely a port's file. Formats that both may have tell nothing."""
+    alias = file in ALIASES and not Path(file).exists()
+    return Path(checkpoint).suffix in (".npz", ".npy") or (alias and Path(checkpoint).exists())
 
 
 def _by_fingerprint(file: Path, fingerprint: Path, name: str | None, json: bool) -> None:

@@ -54,16 +54,18 @@ class Mistake(CannotRun):
     """A wrong use that only the command itself can see, such as a missing checkpoint or arguments in the wrong order.
 
     ``meant``: the words of the right command line, from those that were typed. ``example``: whether it holds something
-    that only shows how it is done.
+    that only shows how it is done. ``code``: as of any error.
     """
 
-    def __init__(self, message: str, meant: Callable[[Line], list[str]], example: bool = False) -> None:
-        super().__init__(message, "usage")
+    def __init__(
+        self, message: str, meant: Callable[[Line], list[str]], example: bool = False, code: str = "usage"
+    ) -> None:
+        super().__init__(message, code)
         self._meant, self._example = meant, example
 
     def error(self, root: Any, words: Sequence[str]) -> CannotRun:
         """The error with the right command line. ``root``: the command line as typer has it; ``words``: as typed."""
-        return Correction(self._meant(Line.of(root, words)), example=self._example).error(self.message)
+        return Correction(self._meant(Line.of(root, words)), example=self._example).error(self.message, self.code)
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ class Correction:
         """The command line, quoted for a shell."""
         return shell_line([_NAME, *self.words])
 
-    def error(self, message: str) -> CannotRun:
-        """The usage error that shows it."""
+    def error(self, message: str, code: str = "usage") -> CannotRun:
+        """The error that shows it."""
         lead = "For example:" if self.example else "Did you mean:"
-        return CannotRun(f"{message}\n{lead}\n  {self.command}", "usage", {"command": self.command})
+        return CannotRun(f"{message}\n{lead}\n  {self.command}", code, {"command": self.command})
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,10 @@ class Line:
         return self.with_tokens(after, _Token("argument", (value,)), instead_of=0).words
 
     def with_option(self, name: str, value: str) -> list[str]:
-        """The words with one more option."""
-        return [*self.words, name, value]
+        """The words with this value of an option, in the place of another one if it has one."""
+        given = [i for i, token in enumerate(self.tokens) if token.name == name]
+        new = _Token("option", (name, value))
+        return self.with_tokens(given[-1], new).words if given else [*self.words, *new.words]
 
     def as_option(self, argument: str, name: str) -> list[str]:
         """The words with an argument as the value of an option."""
@@ -280,7 +284,7 @@ def _commands(root: Any, line: Line) -> Iterator[list[list[str]]]:
     word = rest[0] if rest else ""
     if head and len(commands) == 1:  # export: it writes onnx
         (only,) = commands
-        yield [[*head, only, *rest[1:]]] if _alike(word, [only]) else []
+        yield [[*head, only, *rest[1:]]] if alike(word, [only]) else []
         yield [[*head, only, *rest]]
         return
     behind = [i for i, other in enumerate(rest) if other in commands]
@@ -301,7 +305,7 @@ def _commands(root: Any, line: Line) -> Iterator[list[list[str]]]:
     if plain in commands:
         yield [[plain, *rest[1:]]]
     yield [[*path, *rest[1:]] for path in inside if plain in (path[-1], "-".join(path))]
-    yield [[name, *rest[1:]] for name in _alike(plain, list(commands))]
+    yield [[name, *rest[1:]] for name in alike(plain, list(commands))]
 
 
 def _options(root: Any, line: Line) -> Iterator[list[list[str]]]:
@@ -337,7 +341,7 @@ def _options(root: Any, line: Line) -> Iterator[list[list[str]]]:
         long = [name for name in names if name.startswith("--")]
         if len(begin := [name for name in long if name.startswith(plain)]) == 1 and len(plain) > 4:
             yield named(*begin)
-        yield named(*_alike(plain, long))
+        yield named(*alike(plain, long))
     yield _as_argument(line, at, plain)
     if elsewhere:
         follows = at + 1 < len(line.tokens) and line.tokens[at + 1].kind == "argument"
@@ -397,7 +401,7 @@ def _extra_arguments(line: Line) -> Iterator[list[list[str]]]:
     for at in reversed(arguments):
         word = line.tokens[at].words[0]
         spelled = "--" + re.sub(_DASHES, "", word.partition("=")[0])
-        dashes = word[0] in "\u2013\u2014"  # as word processors write two hyphens
+        dashes = word.startswith(("\u2013", "\u2014"))  # as word processors write two hyphens
         if spelled in options and (dashes or not takes_value(options[spelled])):
             yield [line.with_tokens(at, _Token("option", (word.replace(word.partition("=")[0], spelled, 1),))).words]
     last = arguments[-1]
@@ -423,7 +427,7 @@ def _values(line: Line, parameter: Any) -> list[list[str]]:
             name, equals, value = token.words[0].partition("=")
             wrong = value if equals else token.words[-1]
             meant = _OTHER_VALUES.get(wrong.lower(), wrong.lower())
-            for right in [meant] if meant in choices else _alike(meant, choices):
+            for right in [meant] if meant in choices else alike(meant, choices):
                 new = (f"{name}={right}",) if equals else (name, right)
                 found.append(line.with_tokens(at, _Token("option", new)).words)
     return found
@@ -493,8 +497,8 @@ def _is_source(word: str) -> bool:
     return word in ALIASES or word.endswith(_CHECKPOINTS) or os.path.exists(word)
 
 
-def _alike(word: str, names: Sequence[str]) -> list[str]:
-    """The name that the word was most likely meant as, or none."""
+def alike(word: str, names: Sequence[str]) -> list[str]:
+    """The name that the word was most likely meant as; several if they are as likely, or none."""
     ratios = sorted(((SequenceMatcher(None, word, name).ratio(), name) for name in names), reverse=True)
     if not ratios or ratios[0][0] < _ALIKE:
         return []

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import hash_progress, locate, needed_checkpoint, one_checkpoint, text_source
+from sam3lite_convert.cli.shared import (
+    check_of_detector,
+    hash_progress,
+    locate,
+    needed_checkpoint,
+    one_checkpoint,
+    text_source,
+)
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
@@ -72,7 +79,7 @@ def record(
         (as_json if json else scripted)(made)
         return
     if component is o.Compared.text:
-        whole.refuse({"--size": size, "--image": image, "--box": box}, "{} needs --component detector")
+        check_of_detector({"--size": size, "--image": image, "--box": box})
     name = needed_checkpoint(name, "record", "; or --script FILE.py")
     if component is o.Compared.detector:
         whole.refuse(

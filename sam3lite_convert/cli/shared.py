@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.mistakes import Mistake, alike
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
@@ -50,6 +50,35 @@ def needed_checkpoint(name: str | None, command: str, instead: str = "") -> str:
             example=True,
         )
     return name
+
+
+def check_choice(option: str, value: str | None, names: Sequence[str], fault: CannotRun) -> None:
+    """Raises the fault unless the value of an option is one of the names; with the name that was meant, if it is clear.
+
+    For options whose names are known only when the tables are read.
+    """
+    if value is not None and value not in names:
+        if len(meant := alike(value.lower(), names)) == 1:
+            raise Mistake(fault.message, lambda line: line.with_option(option, meant[0]), code=fault.code)
+        raise fault
+
+
+def check_layout(layout: str | None, mappings: Mappings) -> None:
+    """Raises CannotRun, before anything is looked up, if ``--layout`` names no layout."""
+    try:
+        if layout is not None:
+            mappings.check_name(layout)
+    except CannotRun as fault:
+        check_choice("--layout", layout, mappings.names, fault)
+
+
+def check_of_detector(given: Mapping[str, object]) -> None:
+    """Raises CannotRun if one of these options of ``--component detector`` is given: to be called without it."""
+    for name, value in given.items():
+        if value:
+            raise Mistake(
+                f"{name} needs --component detector", lambda line: line.with_option("--component", "detector")
+            )
 
 
 def is_checkpoint(name: str) -> bool:

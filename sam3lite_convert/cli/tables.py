@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate
+from sam3lite_convert.cli.shared import check_layout, locate
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
@@ -52,6 +52,7 @@ def tables(
     pattern = glob if glob is not None else keys
     choice = Choice(layout, family, component.value)
     mappings = load_mappings(mapping)
+    check_layout(layout, mappings)
     if checkpoint is None:
         chosen = (repo_id, revision, cache_dir) != (DEFAULT_REPO, DEFAULT_REVISION, None)
         if pattern is not None or chosen or state_dict_key or strip_prefix or drop or reason:

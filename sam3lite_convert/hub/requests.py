@@ -35,6 +35,7 @@ from sam3lite_convert.hub.bounds import (
     asked_pause,
     check_request,
     check_response,
+    the_hub,
     too_long,
     unexpected,
     watch_connections,
@@ -145,14 +146,14 @@ def hub_faults(repo: str, doing: str = "read") -> Iterator[None]:
         raise
     except Exception as fault:
         if isinstance(fault, ssl.SSLError | FileNotFoundError) and (wrong := _wrong_certificates()):
-            raise CannotRun(f"the Hub ({constants.ENDPOINT}) cannot be reached: {wrong}", "no_network") from fault
+            raise CannotRun(f"{the_hub()} cannot be reached: {wrong}", "no_network") from fault
         if isinstance(fault, OSError) and fault.errno is not None and not isinstance(fault, ConnectionError):
             raise  # an error of this machine's disk
         raise _in_words(fault, repo, doing) from fault
 
 
 def _in_words(fault: BaseException, repo: str, doing: str) -> Sam3LiteError:
-    where = f"the Hub ({constants.ENDPOINT})"
+    where = the_hub()
     login = "Log in with 'hf auth login', or set HF_TOKEN"
     fault = _behind(fault)
     if isinstance(fault, Sam3LiteError):

@@ -321,6 +321,11 @@ class Mappings:
         own = [x for x in self.layouts.values() if x.family == family and not (x.component or x.variant)]
         return tuple(sorted(own, key=lambda x: x.name))
 
+    def check_name(self, name: str) -> None:
+        """Raises CannotRun if no layout has the name."""
+        if name not in self.names:
+            raise CannotRun(f"no layout {name!r}; there are: {', '.join(self.names)}", "unknown_layout")
+
     def layout(
         self, name: str, family: Family = SAM3_LITETEXT, component: str = "all", variants: Iterable[str] = ()
     ) -> Layout:
@@ -330,8 +335,7 @@ class Mappings:
         Raises CannotRun if no layout has the name, or none of that name is for the component, UnsoundPlan if none of
         them is for the family.
         """
-        if name not in self.names:
-            raise CannotRun(f"no layout {name!r}; there are: {', '.join(self.names)}", "unknown_layout")
+        self.check_name(name)
         own = component if component not in ("all", "text") else None
         named = [x for x in self.layouts.values() if x.name == name and x.component == own]
         if not named:

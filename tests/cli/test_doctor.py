@@ -27,7 +27,7 @@ else:
     import tomli as tomllib
 
 REPO = "someone/models"
-DEVELOPERS = {"test", "browser", "fuzz", "lint", "all"}
+DEVELOPERS = {"tour", "test", "browser", "fuzz", "lint", "all"}
 
 
 def found(done, group: str, name: str) -> dict:

@@ -7,6 +7,8 @@ import shlex
 
 import pytest
 import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.folders import sam3lite
 from support.schemas import check_document
 
@@ -75,8 +77,16 @@ MEANT = {
     "export onnx s0.pt DIR --taps": "export onnx DIR s0.pt --taps",
     "restore s0.pt DIR --output new.pt": "restore DIR s0.pt --output new.pt",
     "restore DIR new.pt": "restore DIR --output new.pt",
+    "convert s0.pt --layout Transformer": "convert s0.pt --layout transformers",
+    "explain s0.pt KEY --layout=orginal": "explain s0.pt KEY --layout original",
+    "tables --layout pakced": "tables --layout packed",
+    "parity s0.pt --candidate onxx": "parity s0.pt --candidate onnx",
+    "parity s0.pt --size 56": "parity s0.pt --size 56 --component detector",
+    "record s0.pt --component text --box 1,2,3,4": "record s0.pt --component detector --box 1,2,3,4",
+    "convert s0 --partial": "convert s0 --partial --component text",
     "explain KEY s0.pt": "explain s0.pt KEY",
     "judge s0.pt mine.npz --name x": "judge mine.npz s0.pt --name x",
+    "judge s0 mine.npz": "judge mine.npz s0",
 }
 # What was typed -> how it is done, where something is missing.
 EXAMPLE = {
@@ -173,6 +183,23 @@ def test_an_option_as_a_value_is_given_with_an_equals_sign():
     assert fault is not None and fault.message.endswith("If it is the value: --prompt=--json")
     assert parse_fault(ROOT, ["parity", "s0.pt", "--prompt=--json"]) is None
     assert parse_fault(ROOT, ["parity", "s0.pt", "--tolerance", "-1"]) is None
+
+
+WORDS = st.sampled_from(
+    [
+        "convert", "inspect", "export", "onnx", "verify", "diff", "parity", "help", "s0", "s0.pt", "DIR", "KEY", "-x",
+        "--json", "--jsn", "-o", "--output", "--output=x", "--layout", "packed", "--", "-", "--=", "=", "", "-h",
+        "--dtype", "fp16", "--dtype=", "\u2014json", "--box", "--checkpoint", "--no-verify", "--verify=1", "--version",
+        "--component", "--converted", "--prompt", "--all=", "\udcff", "--\udcff", "--batch",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(WORDS, max_size=7))
+def test_whatever_is_typed_a_correction_parses(words):
+    found = corrected(ROOT, words)
+    assert found is None or parse_fault(ROOT, found.words) is None
 
 
 def test_trying_a_correction_runs_nothing(monkeypatch, tmp_path, capsys):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.folders import convert, edit, environment, sam3lite, tensors, tiny_state, write
+from support.folders import convert, edit, sam3lite, tensors, tiny_state, write
 from support.plain_port import run_port
+from support.terminals import on_a_terminal
 
 
 @pytest.fixture(scope="module")
@@ -145,28 +142,11 @@ def test_one_cause_in_several_components_is_said_once(made):
 )
 def test_long_work_has_a_bar_on_a_terminal_alone(command, bars, made, tmp_path):
     words = [str(made.get(word, word)) for word in command.split()]
-    seen = on_a_terminal(words, tmp_path)
+    terminal = {"TERM": "xterm-256color", "COLUMNS": "80"}
+    seen = on_a_terminal(words, tmp_path, **terminal).decode()
     assert all(bar in seen for bar in bars) and re.search(r"[kM]?B/s|step/s|s/step", seen)
     assert re.search(r"\d:\d\d:\d\d|-:--:--", seen)  # the time left
     over = ["--overwrite"] if words[0] in ("convert", "restore") else []
     for option in ("--quiet", "--json"):
-        assert not any(f"{bar} " in on_a_terminal([*words, *over, option], tmp_path) for bar in bars), option
-
-
-def on_a_terminal(words: list[str], cwd: Path) -> str:
-    """What a command sends to a terminal of 80 columns."""
-    ours, theirs = pty.openpty()
-    env = {k: v for k, v in environment().items() if k not in ("NO_COLOR", "FORCE_COLOR")}
-    env |= {"TERM": "xterm-256color", "COLUMNS": "80"}
-    command = [sys.executable, "-m", "sam3lite_convert", *words]
-    process = subprocess.Popen(command, cwd=cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    said = b""
-    try:
-        while part := os.read(ours, 65536):
-            said += part
-    except OSError:
-        pass  # how the end of a terminal reads
-    os.close(ours)
-    assert process.wait(60) == 0, said.decode()
-    return said.decode()
+        said = on_a_terminal([*words, *over, option], tmp_path, **terminal).decode()
+        assert not any(f"{bar} " in said for bar in bars), option

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import shlex
 import textwrap
 from collections import Counter
 
@@ -261,18 +260,6 @@ def test_at_80_columns_no_word_is_broken(arguments, terminal, tiny, monkeypatch)
 def test_no_tensor_is_read_and_one_line_is_one_tensor(tiny):
     lines = sam3lite("tables", tiny, "*.layers.0.*").out.split("\n\n")[0].splitlines()
     assert lines and all(re.fullmatch(r"\S+ (?:-> .+ \[.+\]|dropped \[.+\]: .+)", line) for line in lines)
-
-
-def test_the_document_shows_what_is_printed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    families.write(tmp_path / "s0", "s0")  # with small sides: 16 for 256
-    page = (ROOT / "docs" / "tables.md").read_text()
-    blocks = re.findall(r"^```\n\$ sam3lite (.+)\n((?:.|\n)+?)```$", page, re.M)
-    assert len(blocks) == 3
-    for command, shown in blocks:
-        out = sam3lite(*shlex.split(command)).out
-        for part in shown.replace("x256", "x16").split("...\n"):
-            assert part in out, command
 
 
 def test_the_rule_of_the_document_is_that_of_the_tables():
