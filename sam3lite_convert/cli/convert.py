@@ -129,6 +129,8 @@ def convert_one(
         )
     try:
         with hashing or nullcontext():
+            if hashing is not None and request.folder(location).exists():
+                bars.follow(hashing, location.path)
             found = find_current(location, mappings, request, hashing)
             return publish(location, mappings, request, found, target, callbacks, hashing)
     finally:
@@ -177,7 +179,7 @@ class _Bars:
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
-        self._totals = {"write": 0, "hash": 0}
+        self._totals: dict[str, int | None] = {"write": None, "hash": None, "verify": None}
         self._shown = ExitStack()
         self._bars: Progress | None = None
 
@@ -190,7 +192,8 @@ class _Bars:
     def remember(self, document: ConvertDocument) -> None:
         self.close()
         if document.plan is not None:
-            self._totals = {"write": document.plan.bytes, "hash": document.plan.file.size}
+            size = document.plan.bytes
+            self._totals = {"write": size, "hash": document.plan.file.size, "verify": size}
 
     def written(self, document: ConvertDocument) -> None:
         from sam3lite_convert.report.convert import converted
@@ -198,12 +201,18 @@ class _Bars:
         self.close()
         converted(document)
 
+    def follow(self, hashing: SourceHash, path: Path) -> None:
+        """A bar for a hash that is computed before there is a plan: an earlier folder is compared by it."""
+        if path.is_file():
+            self._totals["hash"] = path.stat().st_size
+        hashing.follow(self._advance("hash"))
+
     def progress(self, location: Location) -> Progress:
         return self._advance
 
     def _advance(self, what: str) -> Advance:
         if self._bars is None:
-            labels = {"write": "writing", "hash": "hashing the source"}
+            labels = {"write": "writing", "hash": "hashing the source", "verify": "verifying"}
             from sam3lite_convert.report.terminal import byte_progress
 
             self._bars = self._shown.enter_context(byte_progress(self._totals, labels, self._quiet))

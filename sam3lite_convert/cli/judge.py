@@ -10,6 +10,7 @@ from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.mistakes import Mistake
 from sam3lite_convert.cli.shared import (
+    hash_progress,
     leave,
     locate,
     one_checkpoint,
@@ -147,19 +148,22 @@ def judge_port(
     given = read_ids(ids) if ids is not None else None
     if given is not None and given.dim() == 1:
         given = given.unsqueeze(0)
-    return judge_commands.judge_port(
-        text_source(location, partial, mappings, causal, json),
-        mappings,
-        port,
-        file,
-        ids=given,
-        ids_from=f"the ids of {ids}",
-        name=name,
-        tolerance=tolerance,
-        context=context,
-        causal=causal,
-        report_of=typed() if html is not None else None,
-    )
+    read = text_source(location, partial, mappings, causal, json)
+    with hash_progress(read, json) as progress:
+        return judge_commands.judge_port(
+            read,
+            mappings,
+            port,
+            file,
+            ids=given,
+            ids_from=f"the ids of {ids}",
+            name=name,
+            tolerance=tolerance,
+            context=context,
+            causal=causal,
+            report_of=typed() if html is not None else None,
+            progress=progress,
+        )
 
 
 def show_judged(document: ParityDocument, html: Path | None, json: bool) -> None:

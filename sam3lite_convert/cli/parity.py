@@ -24,6 +24,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
+    from sam3lite_convert.commands.parity import Looks
     from sam3lite_convert.commands.sources import Source
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
     from sam3lite_convert.parity.runtime import RuntimeChoice
@@ -196,7 +197,7 @@ def parity(
         folder = locate_folder(converted, cache_dir).whole()[0] if converted is not None else None
         read = text_source(location, partial, mappings, causal, json)
         if self_test:
-            _self_test(read, mappings, options, folder, converted, json)
+            _self_test(read, mappings, options, folder, converted, looks, json)
             return
         document = parity_commands.run_parity(read, mappings, options, folder, save_activations, looks, converted)
     if html is not None:
@@ -271,6 +272,7 @@ def _self_test(
     options: ParityOptions,
     folder: Path | None,
     converted: str | None,
+    looks: Looks,
     json: bool,
 ) -> None:
     from sam3lite_convert.commands import parity as parity_commands
@@ -281,7 +283,8 @@ def _self_test(
         if not json:
             parity_report.tried(trial)
 
-    document = replace(parity_commands.self_test_parity(source, mappings, options, folder, tried), converted=converted)
+    document = parity_commands.self_test_parity(source, mappings, options, folder, tried, looks)
+    document = replace(document, converted=converted)
     if json:
         terminal.as_json(document)
     else:

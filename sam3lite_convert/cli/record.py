@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import check_of_detector, locate, needed_checkpoint, one_checkpoint, text_source
+from sam3lite_convert.cli.shared import (
+    check_of_detector,
+    hash_progress,
+    locate,
+    needed_checkpoint,
+    one_checkpoint,
+    text_source,
+)
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
@@ -99,16 +106,18 @@ def record(
         written = record_fingerprint(read, mappings, output, context, causal)
         (as_json if json else fingerprinted)(written)
         return
-    document = record_reference(
-        read,
-        mappings,
-        output,
-        compact=compact,
-        seed=seed,
-        batch=batch,
-        length=length,
-        prompts=prompts,
-        context=context,
-        causal=causal,
-    )
+    with hash_progress(read, json) as progress:
+        document = record_reference(
+            read,
+            mappings,
+            output,
+            compact=compact,
+            seed=seed,
+            batch=batch,
+            length=length,
+            prompts=prompts,
+            context=context,
+            causal=causal,
+            progress=progress,
+        )
     (as_json if json else recorded)(document)

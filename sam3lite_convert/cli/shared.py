@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.selection import Selection
     from sam3lite_convert.commands.sources import HubLocation, Location, Source
     from sam3lite_convert.plan.tables import Mappings
+    from sam3lite_convert.workers import Advance
 
 # Casts are done in small pieces beside the thread that hashes; more threads only get in its way.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -111,6 +113,13 @@ def text_source(location: Location, partial: bool, mappings: Mappings, causal: b
         return location.text(mappings, causal, progress("fetch"))
 
 
+def hash_progress(source: Source, json: bool) -> AbstractContextManager[Callable[[str], Advance]]:
+    """A bar for the hash of the checkpoint, where that is all that takes long."""
+    from sam3lite_convert.report import terminal
+
+    return terminal.byte_progress({"hash": source.size}, {"hash": "hashing the source"}, json)
+
+
 def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> HubLocation:
     """The Hub repository in which names are looked up."""
     from sam3lite_convert.commands.sources import HubLocation
@@ -135,12 +144,12 @@ def typed() -> str:
 def quiet_hub(quiet: bool) -> None:
     """Send messages of huggingface_hub to stderr, or nowhere if ``quiet``; progress bars only on a terminal."""
     from sam3lite_convert.hub import log
-    from sam3lite_convert.report.terminal import is_terminal, note
+    from sam3lite_convert.report.terminal import note, shows_bars
 
     log.send_to(None if quiet else note)
     if client := sys.modules.get("sam3lite_convert.hub.requests"):
         client.take_over_client()  # imported before, by a program that runs the command line in itself
-    if quiet or not is_terminal():
+    if not shows_bars(quiet):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 

@@ -205,7 +205,7 @@ def convert_checkpoint(
             receipt, unlicensed = side_files.add_licences(work, receipt, licences)
             receipt, unprinted = add_fingerprint(work, receipt, fingerprint)
             if request.verify:
-                verification = verified(work, source, mappings, request, folder, fingerprint)
+                verification = verified(work, source, mappings, request, folder, fingerprint, progress)
                 receipt = replace(receipt, proven=verification.proven)
             if request.onnx:
                 receipt = with_text_graph(work, receipt, mappings)
@@ -319,9 +319,10 @@ def verified(
     request: Request,
     folder: Path,
     made: Worker[Fingerprint] | None = None,
+    progress: Progress | None = None,
 ) -> VerifyDocument:
     """The proof of a folder that lies in ``work`` and belongs to ``folder``. ``made``: its fingerprint, if this run
-    makes it. Raises NotProven if the folder is not its source."""
+    makes it; ``progress``: called with "verify". Raises NotProven if the folder is not its source."""
     from sam3lite_convert.commands.verify import verify_folder
 
     held: list[Folder] = []
@@ -330,6 +331,7 @@ def verified(
         source,
         mappings,
         request.options.causal,
+        (lambda what: progress("verify") if what == "write" else lambda n: None) if progress else None,
         proven=held.append,
         made=made,
         record=False,

@@ -71,10 +71,10 @@ def publish(
     """
 
     def made(request: Request) -> ConvertDocument:
+        progress = callbacks.progress(location)
         if found is not None:
-            document = complete(location, mappings, request, found)
+            document = complete(location, mappings, request, found, progress)
         else:
-            progress = callbacks.progress(location)
             document = convert_checkpoint(location, mappings, request, callbacks.planned, progress, hashing)
         callbacks.written(document)
         return document

@@ -286,14 +286,15 @@ def self_test_parity(
     options: ParityOptions,
     converted: Path | None = None,
     tried: Callable[[TrialRecord], None] = lambda trial: None,
+    looks: Looks = Looks(),
 ) -> SelfTestDocument:
     """Every known fault made in a copy of the candidate; ``tried`` is told of each. ``verdict`` is
-    ``passed`` if each was found in its place, or is one that these inputs reveal to nobody.
+    ``passed`` if each was found in its place, or is one that these inputs reveal to nobody. ``looks``: its bar.
 
     Raises CannotRun if the candidate differs before any fault is made.
     """
     from sam3lite_convert.parity.run import compare_encoders
-    from sam3lite_convert.parity.self_test import run_self_test
+    from sam3lite_convert.parity.self_test import count_faults, run_self_test
     from sam3lite_convert.parity.setup import set_up
 
     source = source if converted is None else source.as_stated(read_with_weights(converted).receipt)
@@ -307,9 +308,11 @@ def self_test_parity(
             "differs_already",
         )
     trials = []
-    for trial in run_self_test(setup):
-        trials.append(trial.record())
-        tried(trials[-1])
+    with looks.progress("making faults", count_faults(setup)) as advance:
+        for trial in run_self_test(setup):
+            trials.append(trial.record())
+            tried(trials[-1])
+            advance(1)
     counts = Counter(trial.outcome for trial in trials)
     return SelfTestDocument(
         checkpoint=source.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from keyword import iskeyword
@@ -21,6 +21,7 @@ from sam3lite_convert.records.fingerprint import FingerprintWritten
 from sam3lite_convert.records.parity import RecordDocument, RecordedTap, ScriptTable, ScriptWritten
 from sam3lite_convert.records.record import Json
 from sam3lite_convert.seen import look
+from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
     from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
@@ -208,6 +209,7 @@ def record_reference(
     prompts: Sequence[str] = (),
     context: int | None = None,
     causal: bool = False,
+    progress: Callable[[str], Advance] | None = None,
 ) -> RecordDocument:
     """Run the original on ids and write its activations to a file.
 
@@ -215,6 +217,7 @@ def record_reference(
     ``compact``: write a few numbers of each tap, not whole activations.
     ``seed``, ``batch``, ``length``, ``prompts``: the ids, as of ``parity``.
     ``context``: what the model is called with, in tokens. None: what the checkpoint states.
+    ``progress``: called with "hash".
 
     Raises CannotRun for options that do not go together or a file that cannot be written, UnsoundPlan and Untrusted as
     a conversion does.
@@ -233,6 +236,8 @@ def record_reference(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
+        if hashing is not None and progress is not None:
+            hashing.follow(progress("hash"))
         checkpoint = source.read(mappings)
         plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         sizes = plan.architecture.sizes

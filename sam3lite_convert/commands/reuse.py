@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from sam3lite_convert.checkpoint.hashing import SourceHash, sha256_of_checkpoint
 from sam3lite_convert.commands.convert import (
+    Progress,
     Request,
     add_parity,
     check_onnx,
@@ -124,9 +125,15 @@ def _vouched(found: EarlierConversion, location: Location, mappings: Mappings, r
     return replace(found, note=f"{since}; compared with the checkpoint: every tensor is as it was converted")
 
 
-def complete(location: Location, mappings: Mappings, request: Request, found: EarlierConversion) -> ConvertDocument:
+def complete(
+    location: Location,
+    mappings: Mappings,
+    request: Request,
+    found: EarlierConversion,
+    progress: Progress | None = None,
+) -> ConvertDocument:
     """The document of a folder that is up to date. Added is only what an earlier run could not do or was not
-    asked for: tokenizer files, licence files, a proof, parity."""
+    asked for: tokenizer files, licence files, a proof, parity. ``progress``: called with "verify"."""
     folder, receipt = found.path, side_files.without_lost_graphs(found.path, found.receipt)
     check_onnx(request)
     said = [found.note] if found.note else []
@@ -176,7 +183,7 @@ def complete(location: Location, mappings: Mappings, request: Request, found: Ea
                 receipt, why = side_files.add_processor_files(folder, receipt, plan, tokenizer)
                 receipt, _ = side_files.write_receipt(folder, receipt)
             if request.verify:
-                verification = verified(folder, source, mappings, request, folder)
+                verification = verified(folder, source, mappings, request, folder, progress=progress)
                 receipt = replace(receipt, proven=verification.proven)
             if request.onnx:
                 receipt = with_text_graph(folder, receipt, mappings)

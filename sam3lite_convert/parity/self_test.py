@@ -120,6 +120,11 @@ def _revealed(setup: Setup, fault: InjectedFault, limit: float) -> bool:
     return True  # no hypothesis tells, so it has to be found
 
 
+def count_faults(setup: Setup) -> int:
+    """How many faults ``run_self_test`` tries."""
+    return sum(1 for _ in known_faults(setup))
+
+
 def known_faults(setup: Setup) -> Iterator[InjectedFault]:
     """All faults that this architecture can have; of each kind of layer, one layer is tried."""
     blocks = setup.plan.architecture.blocks

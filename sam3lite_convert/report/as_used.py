@@ -9,7 +9,7 @@ from rich.table import Table
 from sam3lite_convert.figures import VERDICTS, ids_shown, number
 from sam3lite_convert.records.detector import DetectionError, DetectorBehaviour
 from sam3lite_convert.records.parity import BehaviourRecord, FeatureError
-from sam3lite_convert.report.terminal import say, show, width
+from sam3lite_convert.report.terminal import conclude, say, show, width
 
 _LISTED = 10
 _NAME = "verdict 2, behaviour: "
@@ -42,7 +42,7 @@ def verdict(b: BehaviourRecord | None) -> None:
     if b is None:
         say(f"{_NAME}not compared; --as-used also calls the model through transformers")
         return
-    say(_NAME + _named(b.verdict, b.summary), VERDICTS[b.verdict])
+    conclude(_NAME + _named(b.verdict, b.summary), VERDICTS[b.verdict])
     if b.remedy:
         say(f"  {b.remedy}")
 
@@ -79,7 +79,7 @@ def detections(b: DetectorBehaviour) -> None:
     for line in b.recipe.code.splitlines():
         say(f"    {line}")
     say(f"with the recipe: {_named(b.recipe.verdict, b.recipe.summary)}", VERDICTS[b.recipe.verdict])
-    say(_NAME + _named(b.verdict, b.summary), VERDICTS[b.verdict])
+    conclude(_NAME + _named(b.verdict, b.summary), VERDICTS[b.verdict])
 
 
 def _detection(error: DetectionError) -> list[str]:

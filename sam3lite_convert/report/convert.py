@@ -8,7 +8,7 @@ from sam3lite_convert.figures import human_bytes, plural
 from sam3lite_convert.records.convert import ConvertDocument, PlannedConversion, WrittenConversion
 from sam3lite_convert.report import verbosity
 from sam3lite_convert.report.inspect import component_table, counts_line, fetched, headline, notes, text_encoder
-from sam3lite_convert.report.terminal import say, say_text, verdict
+from sam3lite_convert.report.terminal import conclude, say, say_text
 
 _KINDS = 6  # of what is dropped
 
@@ -52,12 +52,12 @@ def converted(r: ConvertDocument) -> None:
                 f"{cast.max_abs_error:.3g}, {cast.overflowed_values:,} overflowed"
             )
         total = human_bytes(sum(done.files.values()))
-        verdict(f"Wrote {r.output}: {plural(len(done.files), 'file')}, {total}", "bold green")
+        conclude(f"Wrote {r.output}: {plural(len(done.files), 'file')}, {total}", "bold green")
         if verbosity.verbose():
             for name, size in done.files.items():
                 say(f"  {name}  {human_bytes(size)}")
     else:
-        verdict(f"{r.output} is complete and current; no tensor was written.", "bold green")
+        conclude(f"{r.output} is complete and current; no tensor was written.", "bold green")
         if done.added:
             say(f"  added {', '.join(done.added)}")
     proofs(done)
@@ -78,14 +78,14 @@ def loads_with(done: WrittenConversion) -> None:
 def planned_alone(r: ConvertDocument) -> None:
     """The end of a dry run."""
     say()
-    verdict(f"Dry run: the plan is sound, nothing was written. The output folder would be {r.output}")
+    conclude(f"Dry run: the plan is sound, nothing was written. The output folder would be {r.output}")
 
 
 def proofs(done: WrittenConversion, start: str = "") -> None:
     """The checks that ran on a conversion. ``start``: of each line."""
     if v := done.verification:
-        verdict(f"{start}{v.verdict}{f' up to {v.up_to}' if v.up_to else ''}: {v.summary}")
+        conclude(f"{start}{v.verdict}{f' up to {v.up_to}' if v.up_to else ''}: {v.summary}")
     for what, p in (("parity", done.judgement), ("parity of model.onnx", done.graph_parity)):
         if p and done.judgement:
             style = {"differs": "bold red", "incomplete": "bold yellow"}.get(p.verdict)
-            verdict(f"{start}{what}: {p.verdict.replace('_', ' ')}, max abs diff {p.max_abs_diff:.3g}", style)
+            conclude(f"{start}{what}: {p.verdict.replace('_', ' ')}, max abs diff {p.max_abs_diff:.3g}", style)

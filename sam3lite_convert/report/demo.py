@@ -9,11 +9,12 @@ from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.convert import ConvertDocument
 from sam3lite_convert.records.inspect import InspectDocument
 from sam3lite_convert.records.verify import VerifyDocument
+from sam3lite_convert.report import verbosity
 from sam3lite_convert.report.convert import converted, planned
 from sam3lite_convert.report.inspect import inspected
 from sam3lite_convert.report.parity import paritied
 from sam3lite_convert.report.push import converted_end
-from sam3lite_convert.report.terminal import say
+from sam3lite_convert.report.terminal import conclude, say
 from sam3lite_convert.report.verify import verified
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ def demo_begins() -> None:
 
 
 def demo_step(command: str, document: StepDocument | None) -> None:
-    """A command and its result. ``document``: None if the command was skipped."""
+    """A command and its result; nothing if only the verdict on all is wanted. ``document``: None if it was skipped."""
+    if verbosity.quiet():
+        return
     say()
     say(f"$ sam3lite {command}", "bold cyan")
     if document is None:
@@ -49,7 +52,7 @@ def demo_end(d: DemoDocument, output: Path | None) -> None:
     verdicts = {layout: document.judgement.verdict for layout, document in d.compared.items()}
     parity = ", ".join(f"{layout} {verdict.replace('_', ' ')}" for layout, verdict in verdicts.items())
     say()
-    say(f"Demo done: both layouts {d.verdict}; parity: {parity}. {kept}", "bold")
+    conclude(f"Demo done: both layouts {d.verdict}; parity: {parity}. {kept}", "bold")
     if output:
         folder = shell_path(output / d.converted["packed"].output)
         say(f"For ONNX, with the extra onnx: sam3lite export onnx {folder}")

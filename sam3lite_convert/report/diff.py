@@ -8,8 +8,9 @@ from rich.table import Table
 
 from sam3lite_convert.figures import component_words, number
 from sam3lite_convert.records.diff import ComponentDiff, DiffCounts, DiffDocument, TensorDiff
+from sam3lite_convert.report import verbosity
 from sam3lite_convert.report.inspect import headline
-from sam3lite_convert.report.terminal import say, show
+from sam3lite_convert.report.terminal import conclude, say, show
 
 _LISTED = 20  # tensors
 _WIDTH = 75  # of what is said of one, in characters, without the space before it
@@ -36,7 +37,7 @@ def compared(d: DiffDocument, every: bool = False) -> None:
     for text in d.notes:
         say(f"note: {text}")
     say()
-    say(d.summary, _STYLES.get(d.verdict, "bold"))
+    conclude(d.summary, _STYLES.get(d.verdict, "bold"))
     if d.touched:
         say(d.touched)
     say()
@@ -92,6 +93,7 @@ def _alone(d: DiffDocument) -> None:
 
 
 def _tensors(d: DiffDocument, every: bool) -> None:
+    every = every or verbosity.verbose()
     listed = [t for t in d.tensors if every or t.status != "equal_up_to_cast"]
     shown = listed if every else listed[:_LISTED]
     if shown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sam3lite_convert.figures import plural
 from sam3lite_convert.records.doctor import DoctorDocument
-from sam3lite_convert.report.terminal import say
+from sam3lite_convert.report.terminal import conclude, say
 
 _STYLES = {"ok": "green", "note": None, "warning": "yellow", "problem": "bold red"}
 
@@ -23,4 +23,4 @@ def examined(d: DoctorDocument) -> None:
         say("Packages were not imported; sam3lite doctor --imports does, in some seconds.")
     count = {status: sum(c.status == status for c in d.checks) for status in _STYLES}
     found = [plural(count[status], status) for status in ("problem", "warning") if count[status]]
-    say(f"doctor: {', '.join(found) or 'no problem'}", _STYLES[d.verdict])
+    conclude(f"doctor: {', '.join(found) or 'no problem'}", _STYLES[d.verdict])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from sam3lite_convert.records.explain import CodeDocument, ExplainDocument, TensorFacts
 from sam3lite_convert.report.inspect import fetched
-from sam3lite_convert.report.terminal import say, say_text
+from sam3lite_convert.report.terminal import conclude, say, say_text
 
 
 def code_explained(d: CodeDocument) -> None:
     """A code of a finding: its meaning, how it is seen, what it costs, how to mend it."""
-    say(f"{d.code}: {d.title}", "bold")
+    conclude(f"{d.code}: {d.title}", "bold")
     for name, text in (("meaning", d.meaning), ("seen by", d.seen), ("costs", d.cost), ("to mend", d.mend)):
         say_text(text, f"{name:8}")
 
@@ -23,13 +23,13 @@ def explained(d: ExplainDocument) -> None:
         if other != d.source.key:
             say(f"with    {other}")
     if d.outcome == "filled":
-        say("filled  not in the checkpoint; the target holds zeros")
+        conclude("filled  not in the checkpoint; the target holds zeros")
     elif d.outcome == "dropped":
-        say_text(d.reason or "", "dropped ")
+        conclude(f"dropped {d.reason}")
     else:
         say(f"op      {d.operation}")
     for target in d.targets:
-        say(f"target  {target.key}  {_tensor(target)}" + (f"  ({target.part})" if target.part else ""))
+        conclude(f"target  {target.key}  {_tensor(target)}" + (f"  ({target.part})" if target.part else ""))
     if d.rule:
         say(f"rule    [{d.rule.name}] in {d.rule.table}")
         for line in d.rule.pattern.splitlines():

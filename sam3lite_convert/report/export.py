@@ -6,7 +6,7 @@ from rich.table import Table
 
 from sam3lite_convert.figures import human_bytes, number
 from sam3lite_convert.records.export import ExportDocument, GraphLoss
-from sam3lite_convert.report.terminal import say, show
+from sam3lite_convert.report.terminal import conclude, say, say_command, show
 
 _LISTED = 3  # changed neighbours
 _APART = 2  # quartiles of a ratio that are this many times apart say little
@@ -15,7 +15,7 @@ _APART = 2  # quartiles of a ratio that are this many times apart say little
 def exported(r: ExportDocument) -> None:
     """The files that were written, their inputs and outputs."""
     for graph in r.graphs:
-        say(f"{r.folder}/{graph.name}: {human_bytes(graph.size)}, {graph.nodes} nodes, {r.dtype}", "bold")
+        conclude(f"{r.folder}/{graph.name}: {human_bytes(graph.size)}, {graph.nodes} nodes, {r.dtype}", "bold")
         for kind, values in (("in ", graph.inputs), ("out", graph.outputs)):
             for value in values:
                 shape = " x ".join(map(str, value.shape))
@@ -25,11 +25,11 @@ def exported(r: ExportDocument) -> None:
         say(f"proven: {r.verified}")
     for made in r.quantized:
         say()
-        say(f"{r.folder}/{made.name}: {human_bytes(made.size)}, {made.method} weights of its own", "bold")
+        conclude(f"{r.folder}/{made.name}: {human_bytes(made.size)}, {made.method} weights of its own", "bold")
         _loss(made.loss, made.of)
     for note in r.notes:
         say(f"note: {note}")
-    say(f"Next: {r.next}")
+    say_command("Next: ", r.next)
 
 
 def _duration(milliseconds: float) -> str:

@@ -16,7 +16,7 @@ from sam3lite_convert.records.shared import (
     Fetched,
     FileFacts,
 )
-from sam3lite_convert.report.terminal import say, show
+from sam3lite_convert.report.terminal import conclude, say, say_command, show
 
 _DEFAULT_LAYOUT = "packed"  # of convert
 _SAM3_OWN = "clip"  # the model name of SAM3's own text encoder
@@ -25,7 +25,7 @@ _SAM3_OWN = "clip"  # the model name of SAM3's own text encoder
 def inspected(d: InspectDocument) -> None:
     """The kind of a checkpoint, its contents, and whether it converts."""
     headline(d.file)
-    say(f"kind: {d.kind}")
+    conclude(f"kind: {d.kind}")
     text_encoder(d.architecture, d.context, d.file)
     for name, n in d.spellings.items():
         say(f"spelling: {name} ({n} keys)")
@@ -38,11 +38,12 @@ def inspected(d: InspectDocument) -> None:
     tables = f" --mapping {shell_path(d.mapping)}" if d.mapping else ""
     layout = f" --layout {d.converts_to}" if d.converts_to != _DEFAULT_LAYOUT else ""
     if d.convert["all"] == "yes":
-        say(f"Next: sam3lite convert --checkpoint {d.file.option}{layout}{tables}")
+        say_command("Next: ", f"sam3lite convert --checkpoint {d.file.option}{layout}{tables}")
     else:
-        say("convert refuses the whole file: " + d.convert["all"])
+        conclude("convert refuses the whole file: " + d.convert["all"])
         if d.convert["text"] == "yes":
-            say(f"Next: sam3lite convert --checkpoint {d.file.option}{layout} --component text{tables}")
+            command = f"sam3lite convert --checkpoint {d.file.option}{layout} --component text{tables}"
+            say_command("Next: ", command)
 
 
 def headline(file: FileFacts, label: str = "", dtypes: bool = True) -> None:

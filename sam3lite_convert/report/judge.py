@@ -8,7 +8,7 @@ from sam3lite_convert.figures import ids_shown, number
 from sam3lite_convert.records.fingerprint import FingerprintDocument
 from sam3lite_convert.records.parity import DiagnosisRecord, ParityDocument
 from sam3lite_convert.report import parity
-from sam3lite_convert.report.terminal import say, show
+from sam3lite_convert.report.terminal import conclude, listed, say, show
 
 _LISTED = 20
 
@@ -52,7 +52,7 @@ def judged_by_fingerprint(d: FingerprintDocument) -> None:
         table.add_row(tap.name, *cells, "agrees" if tap.agrees else "OFF", style=None if tap.agrees else "bold red")
     show(table)
     say()
-    say(f"verdict: {d.verdict}: {d.summary}", "bold green" if d.verdict == "agrees" else "bold red")
+    conclude(f"verdict: {d.verdict}: {d.summary}", "bold green" if d.verdict == "agrees" else "bold red")
     for text in d.notes:
         say(f"note: {text}")
 
@@ -64,7 +64,4 @@ def port_diagnosis(d: DiagnosisRecord) -> None:
         sources = list(dict.fromkeys(t.source for t in d.tensors))
         start = parity.common_start(sources)
         say(f"the checkpoint's tensors that {d.tap} is computed from, {start}*:")
-        for name in sources[:_LISTED]:
-            say(f"  {name.removeprefix(start)}")
-        if len(sources) > _LISTED:
-            say(f"  ... and {len(sources) - _LISTED:,} more; --json lists all of them")
+        listed(sources, lambda name: say(f"  {name.removeprefix(start)}"))

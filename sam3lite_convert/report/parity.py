@@ -15,12 +15,13 @@ from sam3lite_convert.records.parity import (
     JudgementRecord,
     ParityDocument,
     SelfTestDocument,
+    SuspectTensor,
     TapRecord,
     TapStatus,
     TrialRecord,
 )
 from sam3lite_convert.report import as_used
-from sam3lite_convert.report.terminal import say, show, width
+from sam3lite_convert.report.terminal import conclude, listed, say, say_words, show, width
 
 _LISTED = 20
 
@@ -99,10 +100,7 @@ def not_read(keys: tuple[str, ...], allowed: bool) -> None:
     if not keys:
         return
     say(f"{len(keys):,} text tensors of the file are not read by the reference:", "yellow")
-    for key in keys[:_LISTED]:
-        say(f"  {key}")
-    if len(keys) > _LISTED:
-        say(f"  ... and {len(keys) - _LISTED:,} more; --json lists all of them")
+    listed(keys, lambda key: say(f"  {key}"))
     if not allowed:
         say("  --allow-not-read accepts this, and exits with 0 if nothing else differs")
 
@@ -130,7 +128,7 @@ def computed_from(d: ParityDocument) -> str:
 
 def verdict(j: JudgementRecord, kind: str = "verdict 1, weights") -> None:
     """The verdict, and where the candidate diverges first."""
-    say(f"{kind}: {j.verdict.replace('_', ' ')}: {j.summary}", VERDICTS[j.verdict])
+    conclude(f"{kind}: {j.verdict.replace('_', ' ')}: {j.summary}", VERDICTS[j.verdict])
     if j.max_abs_diff != 0 and math.isfinite(j.smallest_passing_tolerance):
         say(f"smallest tolerance that would have passed: {number(j.smallest_passing_tolerance)}")
     if j.first_divergence:
@@ -165,20 +163,18 @@ def diagnosis(d: DiagnosisRecord) -> None:
     """The likely cause, and the tensors behind it."""
     cause(d)
     graph = d.graph or ()
-    for difference in graph[:_LISTED]:
-        say(f"  graph: {difference.what}", "red")
-    if len(graph) > _LISTED:
-        say(f"  ... and {len(graph) - _LISTED:,} more; --json lists all of them")
+    listed(graph, lambda difference: say(f"  graph: {difference.what}", "red"))
     tensors = sorted(d.tensors, key=lambda t: t.fault is None)
     ours, theirs = common_start([t.target for t in tensors]), common_start([t.source for t in tensors])
     say(f"the tensors used by {d.tap}, {ours}*, and the rules that made them from {theirs}*:")
-    for t in tensors[:_LISTED]:
+
+    def tensor(t: SuspectTensor) -> None:
         target, source = t.target.removeprefix(ours), t.source.removeprefix(theirs)
-        say(f"  {target:<28}  <- {t.operation}, [{t.rule}] of {t.table}: {source}")
+        say_words([f"  {target:<28}", f" <- {t.operation},", f"[{t.rule}] of {t.table}:", source], 6)
         if t.fault:
             say(f"      {t.fault}", "red")
-    if len(tensors) > _LISTED:
-        say(f"  ... and {len(tensors) - _LISTED:,} more; --json lists all of them")
+
+    listed(tensors, tensor)
 
 
 def common_start(names: list[str]) -> str:
@@ -253,7 +249,7 @@ def tried(t: TrialRecord) -> None:
 def self_tested(d: SelfTestDocument) -> None:
     """The totals of a self-test."""
     say()
-    say(
+    conclude(
         f"self-test {d.verdict}: {d.counts['found']} faults found in their layer and named, "
         f"{d.counts['missed']} missed, {d.counts['not revealed']} not revealed by these inputs",
         "bold green" if d.verdict == "passed" else "bold red",

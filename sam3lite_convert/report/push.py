@@ -15,7 +15,7 @@ from sam3lite_convert.records.convert import (
 )
 from sam3lite_convert.report import convert as report
 from sam3lite_convert.report import verbosity
-from sam3lite_convert.report.terminal import fault, say, say_command, verdict
+from sam3lite_convert.report.terminal import conclude, fault, say, say_command
 
 _LISTED = 5  # paths
 
@@ -60,14 +60,14 @@ def _kept(p: PushPlanRecord) -> list[str]:
 def pushed(p: PushRecord) -> None:
     """Where a push went."""
     if p.plan is None or p.commit is None:
-        verdict(f"Not pushed to {p.repo}: the text encoder differs from the original.", "bold red")
+        conclude(f"Not pushed to {p.repo}: the text encoder differs from the original.", "bold red")
     elif p.state == "current":
         where = f"at commit {p.commit[:12]}" + ("" if p.plan.revision == "main" else f", {p.plan.revision}")
         kept = _kept(p.plan)
         but = f", except for {', '.join(kept)}, which was edited there" if kept else ""
-        verdict(f"{p.repo} on the Hub already holds these files {where}{but}; nothing was pushed.", "bold green")
+        conclude(f"{p.repo} on the Hub already holds these files {where}{but}; nothing was pushed.", "bold green")
     else:
-        verdict(f"Pushed to {p.repo}, commit {p.commit[:12]}: {p.url}", "bold green")
+        conclude(f"Pushed to {p.repo}, commit {p.commit[:12]}: {p.url}", "bold green")
 
 
 def batch_begins(number: int, total: int, name: str, size: int | None) -> None:
@@ -107,9 +107,9 @@ def converted_all(r: ConvertAllDocument) -> None:
         more = f" and {len(r.left_out) - len(shown)} more" if len(r.left_out) > len(shown) else ""
         say(f"Left out, because they are not checkpoints: {', '.join(shown)}{more}")
     for failed in (result for result in r.results if isinstance(result, FailedConversion)):
-        verdict(f"FAILED  {failed.checkpoint}", "red")
+        conclude(f"FAILED  {failed.checkpoint}", "red")
     say(f"Folders are in {r.output}.")
     counts = ", ".join(f"{n} {state}" for state, n in r.counts.items() if n)
-    verdict(f"{counts}, of {r.repo} at commit {r.commit[:12]}", "bold red" if r.verdict == "failed" else "bold green")
+    conclude(f"{counts}, of {r.repo} at commit {r.commit[:12]}", "bold red" if r.verdict == "failed" else "bold green")
     if loading := {result.done.loads_with.partition("(")[0] for result in made}:
         say(f"Each loads with: {' or '.join(sorted(loading))}(FOLDER)")

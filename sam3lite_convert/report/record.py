@@ -9,7 +9,7 @@ from sam3lite_convert.records.detector import DetectorRecordDocument
 from sam3lite_convert.records.fingerprint import FingerprintWritten
 from sam3lite_convert.records.parity import RecordDocument, RecordedTap, ScriptWritten
 from sam3lite_convert.report.detector import detector_inputs
-from sam3lite_convert.report.terminal import say, show
+from sam3lite_convert.report.terminal import conclude, say, say_command, say_text, show
 
 _LISTED = 20
 
@@ -20,21 +20,19 @@ def fingerprinted(d: FingerprintWritten) -> None:
     say(f"taps       {', '.join(d.taps)}")
     for ids in d.ids:
         say(f"  {ids_shown(ids)}")
-    say(f"Wrote {d.output} ({human_bytes(d.size)}). Run its ids through your port and save what it computes at the")
-    say("taps. Next:")
-    say(f"  {d.next}")
+    conclude(f"Wrote {d.output} ({human_bytes(d.size)})")
+    _next("Run its ids through your port and save what it computes at the taps.", d.next)
 
 
 def scripted(d: ScriptWritten) -> None:
     """A script that was written, and how to use it."""
-    say(f"Wrote {d.output} ({human_bytes(d.size)}), which needs torch and safetensors alone. Beside your model:")
+    conclude(f"Wrote {d.output} ({human_bytes(d.size)}), which needs torch and safetensors alone. Beside your model:")
     say()
     say(f"  from {d.module} import record")
     say('  record(model, lambda: model(ids), "mine.safetensors")')
     say()
     names = ", ".join(dict.fromkeys(table.name for table in d.tables))
-    say(f"It finds the modules of: {names}. For a model with other names, see the file. Next:")
-    say(f"  {d.next}")
+    _next(f"It finds the modules of: {names}. For a model with other names, see the file.", d.next)
 
 
 def recorded(d: RecordDocument) -> None:
@@ -46,11 +44,12 @@ def recorded(d: RecordDocument) -> None:
     say()
     _taps(d.taps)
     say()
-    say(f"Wrote {d.output} ({human_bytes(d.size)}). Save what your port computes from the same ids under the names of")
-    say(
-        "the taps, as many as you have: .safetensors, .npz, or a folder of .npy files, with the ids as input_ids. Next:"
+    conclude(f"Wrote {d.output} ({human_bytes(d.size)})")
+    _next(
+        "Save what your port computes from the same ids under the names of the taps, as many as you have: "
+        ".safetensors, .npz, or a folder of .npy files, with the ids as input_ids.",
+        d.next,
     )
-    say(f"  {d.next}")
 
 
 def detector_recorded(d: DetectorRecordDocument) -> None:
@@ -60,13 +59,21 @@ def detector_recorded(d: DetectorRecordDocument) -> None:
     say()
     _taps(d.taps)
     say()
-    say(f"Wrote {d.output} ({human_bytes(d.size)}): the inputs and, of each tap,")
-    say("its figures and some values." if d.compact else "its whole activation, reference.TAP.")
-    say("Save what your port computes from the same inputs under the names of the taps, as many as you have, with the")
-    say("inputs beside them or with --ids FILE: .safetensors, .npz, or a folder of .npy files. Next:")
-    say(f"  {d.next}")
+    held = "its figures and some values" if d.compact else "its whole activation, reference.TAP"
+    conclude(f"Wrote {d.output} ({human_bytes(d.size)}): the inputs and, of each tap, {held}")
+    _next(
+        "Save what your port computes from the same inputs under the names of the taps, as many as you have, with the "
+        "inputs beside them or with --ids FILE: .safetensors, .npz, or a folder of .npy files.",
+        d.next,
+    )
     for text in d.notes:
         say(f"note: {text}")
+
+
+def _next(what: str, command: str) -> None:
+    """What to do with the file, and the command after that."""
+    say_text(what)
+    say_command("Next: ", command)
 
 
 def _reference(d: RecordDocument | DetectorRecordDocument) -> None:

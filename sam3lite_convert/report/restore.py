@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from sam3lite_convert.figures import human_bytes
 from sam3lite_convert.records.restore import RestoreDocument
-from sam3lite_convert.report.terminal import say
-
-_LISTED = 20  # keys
+from sam3lite_convert.report.terminal import conclude, listed, say, say_command
 
 
 def restored(r: RestoreDocument) -> None:
@@ -23,14 +21,11 @@ def restored(r: RestoreDocument) -> None:
         say(f"note: {text}")
     where = f", under {r.wrapper!r}" if r.wrapper else ""
     say(f"{r.kind}; names of a {r.family} checkpoint, prefix {r.prefix!r}{where}")
-    say(r.summary, "bold green")
+    conclude(r.summary, "bold green")
     say()
-    say(f"Wrote {r.output}  {human_bytes(r.size)}")
-    say(f"Next: {r.next}")
+    conclude(f"Wrote {r.output}  {human_bytes(r.size)}")
+    say_command("Next: ", r.next)
 
 
 def _list(what: str, lines: tuple[str, ...] | list[str]) -> None:
-    for line in lines[:_LISTED]:
-        say(f"  {what}  {line}" if what else f"  {line}")
-    if len(lines) > _LISTED:
-        say(f"  ... and {len(lines) - _LISTED:,} more; --json lists all of them")
+    listed(lines, lambda line: say(f"  {what}  {line}" if what else f"  {line}"))

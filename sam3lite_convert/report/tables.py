@@ -8,7 +8,7 @@ from itertools import groupby
 from sam3lite_convert.figures import plural
 from sam3lite_convert.records.tables import KeyLine, KeysDocument, TableRule, TablesDocument, TakenKeys
 from sam3lite_convert.report.inspect import fetched
-from sam3lite_convert.report.terminal import say, say_text, say_words
+from sam3lite_convert.report.terminal import conclude, say, say_text, say_words
 
 _PATTERNS = 20  # of keys that no rule takes
 
@@ -17,7 +17,7 @@ def tables(d: TablesDocument) -> None:
     """The spellings and the rules of a layout; with a checkpoint those that took keys, and then the sums."""
     variant = f", {d.variant}" if d.variant else ""
     component = f", component {d.component}" if d.component != "all" else ""
-    say(f"layout {d.layout} of {d.family}{variant}{component}", "bold")
+    conclude(f"layout {d.layout} of {d.family}{variant}{component}", "bold")
     say_text(d.about)
     say_text(", ".join(f"{name} ({', '.join(parts)})" for name, parts in d.layouts.items()), "layouts: ")
     if d.taken:
@@ -37,7 +37,7 @@ def keys(d: KeysDocument, most: int | None = None) -> None:
     count = len(d.tensors)
     say()
     where = f"layout {d.layout}" + (f", component {d.component}" if d.component != "all" else "")
-    say_text(f"{count:,} of {plural(d.of, 'tensor')} have names like {d.pattern} ({where})")
+    conclude(f"{count:,} of {plural(d.of, 'tensor')} have names like {d.pattern} ({where})")
     if most is not None and count > most:
         say(f"{count - most:,} more: --all lists them")
     for note in d.notes:

@@ -8,15 +8,22 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
+from rich.text import Text
 
 from sam3lite_convert.quoting import visible
 from sam3lite_convert.records.record import Document
 from sam3lite_convert.report import verbosity
 from sam3lite_convert.workers import Advance
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+T = TypeVar("T")
+_LISTED = 20
 _LONGEST_LINE = 2000  # characters; a key in a file may be a million long
 
 
@@ -44,10 +51,10 @@ def _err() -> Console:
 def say(text: str = "", style: str | None = None) -> None:
     """Print a line of results on stdout; nothing if only the verdict is wanted. Long lines are broken between words."""
     if not verbosity.quiet():
-        verdict(text, style)
+        conclude(text, style)
 
 
-def verdict(text: str, style: str | None = None) -> None:
+def conclude(text: str, style: str | None = None) -> None:
     """Print a line that says how a command ended, on stdout. It is printed with ``--quiet`` too."""
     _out().print(_lines(text, _out()), style=style, soft_wrap=True)
 
@@ -76,6 +83,15 @@ def say_text(text: str, start: str = "", indent: int | None = None) -> None:
         say(line)
 
 
+def listed(lines: Sequence[T], each: Callable[[T], None]) -> None:
+    """Print what ``each`` prints of these, at most 20 of them without ``--verbose``, and how many there are besides."""
+    shown = lines[: verbosity.listed(_LISTED)]
+    for line in shown:
+        each(line)
+    if len(lines) > len(shown):
+        say(f"  ... and {len(lines) - len(shown):,} more; --verbose lists all of them")
+
+
 def say_command(start: str, command: str) -> None:
     """Print a command to copy behind ``start``. One that is too long for the line is broken as a shell continues it."""
     columns = _line_width(_out())
@@ -101,11 +117,11 @@ def _lines(text: str, console: Console) -> str:
 
 def _broken(line: str, columns: int, indent: int) -> list[str]:
     """The line in lines of at most so many columns, broken at spaces alone: a longer word is kept whole."""
-    wide = max(columns, indent + 20)
-    further = " " * indent
+    words = line.lstrip()
+    wide, first, further = max(columns, indent + 20), line[: len(line) - len(words)], " " * indent
     return textwrap.wrap(
-        line, wide, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
-    )  # fmt: skip
+        words, wide, initial_indent=first, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def show(table: Table) -> None:
@@ -122,9 +138,9 @@ def _unbounded(console: Console) -> ConsoleOptions:
     return console.options.update(width=10_000)
 
 
-def is_terminal() -> bool:
-    """Whether notes and progress go to a terminal."""
-    return _err().is_terminal
+def shows_bars(quiet: bool) -> bool:
+    """Whether progress is shown: on a terminal, and if not only the verdict is wanted."""
+    return _err().is_terminal and not quiet and not verbosity.quiet()
 
 
 def width() -> int:
@@ -166,53 +182,66 @@ def printable(text: str) -> str:
 
 
 @contextmanager
+def _bars(unit: Sequence[ProgressColumn]) -> Iterator[Progress]:
+    """Bars on stderr, which are gone when the work is done. unit: how much of it is done, and the rate."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), *unit, TimeRemainingColumn())
+    # What is printed meanwhile goes above the bars, unless it goes elsewhere than to the terminal.
+    with Progress(*columns, console=_err(), transient=True, redirect_stdout=_out().is_terminal) as bars:
+        yield bars
+
+
+def _steps(one: str) -> Sequence[ProgressColumn]:
+    """Columns for work that is counted in steps. one: a step, in words."""
+    from rich.progress import MofNCompleteColumn, Task, TextColumn
+
+    class Rate(TextColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if not speed else f"{speed:.1f} {one}/s" if speed >= 1 else f"{1 / speed:.1f} s/{one}")
+
+    return MofNCompleteColumn(), Rate("")
+
+
+@contextmanager
 def byte_progress(
     totals: Mapping[str, int | None], labels: dict[str, str], quiet: bool
 ) -> Iterator[Callable[[str], Advance]]:
-    """Progress bars in bytes, with rate and time left; shown only on a terminal."""
-    console = _err()
-    if quiet or not console.is_terminal:
+    """Progress bars in bytes, with rate and time left; shown only on a terminal. One appears when its work begins."""
+    if not shows_bars(quiet):
         yield lambda what: lambda n: None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks = {what: bars.add_task(labels[what], total=totals[what]) for what in totals}
-        yield lambda what: lambda n: bars.advance(tasks[what], n)
+    with _bars((DownloadColumn(), TransferSpeedColumn())) as bars:
+        tasks = {what: bars.add_task(labels[what], start=False, visible=False, total=totals[what]) for what in totals}
+
+        def begin(what: str) -> Advance:
+            bars.start_task(tasks[what])
+            bars.update(tasks[what], visible=True)
+            return lambda n: bars.advance(tasks[what], n)
+
+        yield begin
 
 
 @contextmanager
 def stage_progress(label: str, total: int, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A progress bar over ``total`` steps, which names the stage of each, with the time left; only on a terminal."""
-    console = _err()
-    if quiet or not console.is_terminal:
+    """A progress bar over ``total`` steps, which names the stage of each; with rate, time left; only on a terminal."""
+    if not shows_bars(quiet):
         yield lambda stage: None
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with _bars(_steps("step")) as bars:
         task = bars.add_task(label, total=total)
-
-        def advance(stage: str) -> None:
-            bars.update(task, advance=1, description=f"{label}: {stage}")
-
-        yield advance
+        yield lambda stage: bars.update(task, advance=1, description=f"{label}: {stage}")
 
 
 @contextmanager
 def count_progress(label: str, total: int, quiet: bool) -> Iterator[Advance]:
-    """A progress bar over ``total`` steps, with the time left; shown only on a terminal."""
-    console = _err()
-    if quiet or not console.is_terminal:
+    """A progress bar over ``total`` steps, with rate and time left; shown only on a terminal."""
+    if not shows_bars(quiet):
         yield lambda n: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with _bars(_steps("step")) as bars:
         task = bars.add_task(label, total=total)
         yield lambda n: bars.advance(task, n)

@@ -8,7 +8,8 @@ from sam3lite_convert import __version__
 from sam3lite_convert.figures import component_words, human_bytes, plural
 from sam3lite_convert.quoting import markdown_code, markdown_text, visible
 from sam3lite_convert.records.verify import Finding, VerifyDocument
-from sam3lite_convert.report.terminal import say
+from sam3lite_convert.report import verbosity
+from sam3lite_convert.report.terminal import conclude, say
 
 _LISTED = 20  # causes
 _LONGEST = 400  # characters of a name or a cause in Markdown
@@ -21,10 +22,11 @@ def verified(r: VerifyDocument) -> None:
         say(r.summary, "bold red")
     say(f"{r.folder}: layout {r.layout}, component {r.component}, {r.dtype}", "bold")
     causes = _by_cause(r.findings)
-    for findings in causes[:_LISTED]:
+    shown = causes[: verbosity.listed(_LISTED)]
+    for findings in shown:
         _cause(findings)
-    if len(causes) > _LISTED:
-        say(f"... and {len(causes) - _LISTED:,} more causes; --json lists all of them")
+    if len(causes) > len(shown):
+        say(f"... and {len(causes) - len(shown):,} more causes; --verbose lists all of them")
     counters = [n for n in r.notes if "BatchNorm does not read it" in n]
     if counters:
         what = "BatchNorm counters (num_batches_tracked) are absent, have no source or differ; nothing reads them"
@@ -39,17 +41,18 @@ def verified(r: VerifyDocument) -> None:
         many = "request" if r.fetched.requests == 1 else "requests"
         say(f"read by {r.fetched.requests:,} range {many}: {read} of {of}")
     if r.verdict != "mismatch":
-        say(f"{r.verdict.replace('_', ' ')}: {r.summary}", "bold green")
+        conclude(f"{r.verdict.replace('_', ' ')}: {r.summary}", "bold green")
         return
-    count = f"{len(r.findings):,} {'finding' if len(r.findings) == 1 else 'findings'}"
-    say(f"mismatch: {count}; {r.compared:,} of {r.targets:,} tensors were compared", "bold red")
+    count = plural(len(r.findings), "finding")
+    count += f" of {plural(len(causes), 'cause')}" if len(causes) < len(r.findings) else ""
+    conclude(f"mismatch: {count}; {r.compared:,} of {r.targets:,} tensors were compared", "bold red")
     say(f"To read more: sam3lite explain {r.findings[0].code}")
 
 
 def verified_markdown(r: VerifyDocument) -> None:
     """The verdict in short, as Markdown: for the summary of a job, or an issue."""
     for line in in_markdown(r).splitlines():
-        say(line)
+        conclude(line)
 
 
 def in_markdown(r: VerifyDocument) -> str:
@@ -72,7 +75,7 @@ def in_markdown(r: VerifyDocument) -> str:
         lines += ["", f"**{plural(len(r.findings), 'finding')}**", ""]
     for findings in causes[:_LISTED]:
         components = ", ".join(f"{component_words(f.component)} ({len(f.keys):,})" for f in findings)
-        lines.append(f"- {_code(findings[0].code)} {_text(components)}: {_text(findings[0].cause)}")
+        lines.append(f"- {_code(findings[0].code)} {_text(components)}: {_text('; '.join(_cause_words(findings)))}")
         lines += [f"  - {_code(pattern)}" for pattern in [p for f in findings for p in f.patterns][:PATTERNS]]
     if len(causes) > _LISTED:
         lines.append(f"- and {len(causes) - _LISTED:,} more causes")
@@ -97,22 +100,34 @@ def _cut(text: str) -> str:
 
 
 def _by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Findings of one code and cause together, whatever their component."""
+    """Findings of one code and cause together, whatever their component and what was measured there."""
     causes: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
-        causes.setdefault((finding.code, finding.cause), []).append(finding)
+        causes.setdefault((finding.code, finding.cause.partition(": ")[0]), []).append(finding)
     return list(causes.values())
+
+
+def _cause_words(findings: Sequence[Finding]) -> list[str]:
+    """A cause in lines: the sentence, and where the findings differ in what stands behind its colon, that of each."""
+    if len({finding.cause for finding in findings}) == 1:
+        return [findings[0].cause]
+    measured = [f"{component_words(f.component)}: {f.cause.partition(': ')[2]}" for f in findings]
+    return [findings[0].cause.partition(": ")[0], *measured]
 
 
 def _cause(findings: Sequence[Finding]) -> None:
     components = [component_words(f.component) for f in findings]
     counted = [f"{name} ({len(f.keys):,})" for name, f in zip(components, findings, strict=True)]
     say(f"{findings[0].code}  {', '.join(counted if len(findings) > 1 else components)}", "red")
-    say(f"    {findings[0].cause}")
+    sentence, *measured = _cause_words(findings)
+    say(f"    {sentence}")
+    for text in measured:
+        say(f"    {text}")
     patterns = [pattern for f in findings for pattern in f.patterns]
-    for pattern in patterns[:PATTERNS]:
+    shown = patterns[: verbosity.listed(PATTERNS)]
+    for pattern in shown:
         say(f"      {pattern}")
-    more = len(patterns) - PATTERNS
+    more = len(patterns) - len(shown)
     if more > 0:
         keys = sum(len(f.keys) for f in findings)
         say(f"      ... and {more:,} more {'pattern' if more == 1 else 'patterns'}, {keys:,} keys in all")

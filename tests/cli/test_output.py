@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from support.folders import sam3lite
-
-from sam3lite_convert.plan import synthetic
+import torch
+from support.folders import convert, edit, sam3lite, tensors, tiny_state, write
+from support.plain_port import run_port
+from support.terminals import on_a_terminal
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with all the keys of a released one."""
-    path = tmp_path_factory.mktemp("demo") / "demo.pt"
-    synthetic.write_checkpoint(path)
-    return path
+    """A checkpoint with all the components of a released one."""
+    return write(tmp_path_factory.mktemp("demo"), tiny_state(), "demo.pt")
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,8 @@ def columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
+TEXT = "detector.backbone.language_backbone."
+TENSORS = len(tiny_state())
 LOADS = 'Loads with: sam3lite_convert.PackedModel.from_pretrained("out")'
 
 
@@ -39,13 +42,111 @@ def test_a_conversion_fits_a_terminal_and_ends_with_what_loads_it(demo, columns)
     again = sam3lite(*convert).out.splitlines()
     assert again == ["out is complete and current; no tensor was written.", LOADS]
     long = sam3lite(*convert, "--overwrite", "--verbose").out.splitlines()
-    assert any(line.startswith("detr_decoder ") for line in long) and "  model.safetensors  30.8 MB" in long
+    assert any(line.startswith("detr_decoder ") for line in long) and any(
+        line.startswith("  model.safetensors  ") for line in long
+    )
     assert not any(line.startswith("detr_decoder ") for line in first)
 
 
 def test_the_short_form_drops_no_note_and_no_count(demo):
     short = sam3lite("convert", demo, "--output", "short").out.splitlines()
     long = sam3lite("convert", demo, "--output", "long", "--verbose").out.splitlines()
-    kept = [line for line in long if line.startswith(("note:", "1,281", "kind:", "layout"))]
-    assert kept and set(kept) <= set(short)
-    assert "dropped: 309 tracker, 32 freqs_cis, 22 sam2_convs, 6 points projectors" in short
+    kept = [line for line in long if line.startswith(("note:", f"{TENSORS} source", "kind:", "layout"))]
+    assert len(kept) >= 4 and set(kept) <= set(short)
+    (dropped,) = [line for line in short if line.startswith("dropped: ")]
+    (counts,) = [line for line in short if line.startswith(f"{TENSORS} source tensors = ")]
+    assert f" {sum(map(int, re.findall('[0-9]+ ', dropped)))} dropped;" in counts
+    assert "tracker, " in dropped and "freqs_cis, " in dropped
+
+
+@pytest.fixture(scope="module")
+def made(demo: Path) -> dict[str, Path]:
+    """What the commands below read: folders, one of them with faults of one cause, and activations of a port."""
+    place = demo.parent
+    folder, wrong = convert(demo, place / "folder"), convert(demo, place / "wrong", "--layout", "transformers")
+    keys = [key for key in tensors(wrong) if key.endswith(("q_proj.weight", "k_proj.bias", "fc1.weight"))]
+    edit(wrong, {key: tensors(wrong)[key] + 1 for key in keys})
+    state = {k.removeprefix(TEXT): t for k, t in tiny_state().items() if k.startswith(TEXT)}
+    ids = torch.tensor([[510, 32, 112, 511] + [0] * 12])
+    taps = run_port(state, ids, faults_in={"tanh GELU": [3]})
+    np.savez(place / "mine.npz", input_ids=ids.numpy(), **{tap: value.numpy() for tap, value in taps.items()})
+    return {"CK": demo, "FOLDER": folder, "WRONG": wrong, "MINE": place / "mine.npz"}
+
+
+# Command -> its verdict with --quiet.
+COMMANDS = {
+    "inspect CK": "kind: SAM3-LiteText detector",
+    "convert CK --output out --overwrite --verify --parity": "Wrote out: 5 files, ",
+    "convert CK --output out --overwrite --verbose": None,
+    "convert CK --output new --dry-run": "Dry run: the plan is sound",
+    "verify FOLDER CK": "proven: ",
+    "verify WRONG CK": "mismatch: ",
+    "verify WRONG CK --verbose": None,
+    "parity CK --converted FOLDER --debug-intermediates": "verdict 1, weights: exact",
+    "judge MINE CK": "verdict: differs",
+    "diff CK CK": f"{TENSORS} tensors equal, 0 changed",
+    "explain CK detector.dot_prod_scoring.hs_proj.bias": "target  dot_product_scoring.query_proj.bias",
+    "explain V-TRANSPOSED": "V-TRANSPOSED: stored transposed",
+    "tables CK": "layout packed of SAM3-LiteText",
+    "tables CK *hs_proj*": f"2 of {TENSORS} tensors have names like *hs_proj*",
+    "record CK --output ref.safetensors": "Wrote ref.safetensors",
+    "restore FOLDER CK --output back.pt --overwrite": f"{TENSORS} tensors = ",
+    "inspect nowhere.pt": "",
+    "explain CK no.such.key": "",
+    "convert CK --no-such-option": "",
+}
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.stress if c == "verify WRONG CK --verbose" else ()) for c in COMMANDS]
+)
+def test_80_columns_break_no_word_and_quiet_prints_the_verdict(command, made, monkeypatch):
+    words = [str(made.get(word, word)) for word in command.split()]
+    monkeypatch.setenv("COLUMNS", "300")
+    wide = sam3lite(*words)
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = sam3lite(*words)
+    for of_narrow, of_wide in ((narrow.out, wide.out), (narrow.err, wide.err)):
+        assert set(of_narrow.split()) - {"\\"} <= set(of_wide.split())
+    # Only a line that cannot be broken is longer: a word that is too long, with little before it.
+    long = [line for line in (narrow.out + narrow.err).splitlines() if len(line) > 80]
+    assert [line for line in long if len(line) - max(map(len, line.split())) > 12] == []
+    if COMMANDS[command] is None:
+        return
+    quiet = sam3lite(*words, "--quiet")
+    assert quiet.code == narrow.code and len(quiet.out.splitlines()) <= 3
+    assert quiet.out.startswith(COMMANDS[command]) and bool(quiet.out) != bool(quiet.err)
+
+
+def test_one_cause_in_several_components_is_said_once(made):
+    done = sam3lite("verify", made["WRONG"], made["CK"])
+    said = [line for line in done.out.splitlines() if line.startswith("V-")]
+    assert [line.split()[0] for line in said] == sorted({line.split()[0] for line in said})
+    assert done.out.count("correlated with it, like a fine-tune") == 1
+    assert "vision encoder (24), geometry encoder (5)" in said[0]
+    assert "    vision encoder: relative L2 " in done.out and "    text encoder: relative L2 " in done.out
+    assert "mismatch: 6 findings of 2 causes; " in done.out
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    ("command", "bars"),
+    [
+        ("convert CK --output out --verify", ["writing", "hashing the source", "verifying"]),
+        ("verify FOLDER CK", ["comparing", "hashing the source"]),
+        ("diff CK CK", ["comparing", "checking both files"]),
+        ("restore FOLDER CK --output back.pt", ["comparing", "writing"]),
+        ("record CK --output ref.safetensors", ["hashing the source"]),
+        ("parity CK --self-test", ["making faults"]),
+    ],
+)
+def test_long_work_has_a_bar_on_a_terminal_alone(command, bars, made, tmp_path):
+    words = [str(made.get(word, word)) for word in command.split()]
+    terminal = {"TERM": "xterm-256color", "COLUMNS": "80"}
+    seen = on_a_terminal(words, tmp_path, **terminal).decode()
+    assert all(bar in seen for bar in bars) and re.search(r"[kM]?B/s|step/s|s/step", seen)
+    assert re.search(r"\d:\d\d:\d\d|-:--:--", seen)  # the time left
+    over = ["--overwrite"] if words[0] in ("convert", "restore") else []
+    for option in ("--quiet", "--json"):
+        said = on_a_terminal([*words, *over, option], tmp_path, **terminal).decode()
+        assert not any(f"{bar} " in said for bar in bars), option

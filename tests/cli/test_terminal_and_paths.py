@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import shlex
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.folders import PROJECTION, assert_proven, convert, environment, sam3lite, tiny_state, write
+from support.terminals import on_a_terminal
 
 from sam3lite_convert.working_places import leftovers
 
@@ -187,25 +187,6 @@ def test_a_very_narrow_terminal_cuts_no_number(columns, command, places, tmp_pat
         assert row.split()[-1] == "M"
     else:
         assert all(line.split()[1:2] for line in out.splitlines() if line.startswith(("layers.", "pooled ")))
-
-
-def on_a_terminal(words, cwd, **variables):
-    """What a command sends to a terminal."""
-    ours, theirs = pty.openpty()
-    env = {k: v for k, v in environment().items() if k not in ("NO_COLOR", "TERM", "FORCE_COLOR", "COLUMNS")}
-    process = subprocess.Popen(
-        [*MAIN, *words], cwd=cwd, env=env | variables, stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    said = b""
-    try:
-        while part := os.read(ours, 65536):
-            said += part
-    except OSError:
-        pass  # how the end of a terminal reads
-    os.close(ours)
-    assert process.wait(60) == 0, said.decode()
-    return said
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_a_long_list_of_differences_ends(s0, own):
     (fault,) = (f for f in text_faults(model, 16) if f.words == "q and k are swapped")
     put(own, fault.put_into(model))
     said = sam3lite("parity", s0, "--converted", own, *ONNX).out
-    assert said.count("  graph: ") == 20 and "  ... and 12 more; --json lists all of them" in said
+    assert said.count("  graph: ") == 20 and "  ... and 12 more; --verbose lists all of them" in said
 
 
 HOSTILE = ["a path that leads out", "a cycle", "a picture", "an opset of the future", "more than 64 MB"]
