@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ _LAYOUT_ENTRIES = dict.fromkeys(
 _INSIDE = "inside "  # how a section of a layout's table begins whose targets stand under a prefix
 _PROJECTION = "text projection"
 _LONGEST_TABLE = 1 << 20  # bytes; the largest that ships has 30 kB
+_MOST_REMEMBERED = 20_000  # names; a released file has 1,500
 ANY = "*"  # in a table of targets: any tensor under this module
 
 
@@ -153,6 +154,15 @@ class Rule:
         return replace(self, targets=tuple(prefix + target for target in self.targets), beside=beside)
 
 
+_Found = TypeVar("_Found")
+
+
+def _remember(names: dict[str, _Found], name: str, found: _Found) -> None:
+    if len(names) >= _MOST_REMEMBERED:
+        names.clear()  # files of others may hold any number of keys
+    names[name] = found
+
+
 @dataclass(frozen=True)
 class Layout:
     """A target layout of one family: its rules, the tensors that it must hold, and its loader.
@@ -182,6 +192,37 @@ class Layout:
     neck_levels: int | None = None
     inside: str = ""
     spellings: tuple[Rule, ...] = ()
+
+    def taking(self, key: str) -> tuple[tuple[Rule, tuple[str, ...]], ...]:
+        """The rules that match a source key, in the layout's order, each with the targets that it makes of the key.
+
+        Remembered: a command makes several plans, with the same keys in each.
+        """
+        if (found := self._taken.get(key)) is None:
+            found = tuple((r, made) for r in self.rules if (made := r.apply(key)) is not None)
+            _remember(self._taken, key, found)
+        return found
+
+    def leading_to(self, target: str) -> tuple[tuple[Rule, tuple[str, ...]], ...]:
+        """The rules that write a target, in the layout's order, each with the names of its sources. Remembered too."""
+        if (found := self._led.get(target)) is None:
+            rules = (rule for rule, starts in self._beginnings if target.startswith(starts))
+            found = tuple((r, sources) for r in rules if (sources := r.sources(target)))
+            _remember(self._led, target, found)
+        return found
+
+    @cached_property
+    def _taken(self) -> dict[str, tuple[tuple[Rule, tuple[str, ...]], ...]]:
+        return {}
+
+    @cached_property
+    def _led(self) -> dict[str, tuple[tuple[Rule, tuple[str, ...]], ...]]:
+        return {}
+
+    @cached_property
+    def _beginnings(self) -> tuple[tuple[Rule, tuple[str, ...]], ...]:
+        """Each rule with the texts with which its targets begin, up to the first group."""
+        return tuple((rule, tuple(target.partition("{")[0] for target in rule.targets)) for rule in self.rules)
 
     def written_by(self, target: str, there: Container[str]) -> tuple[Rule, tuple[str, ...]] | None:
         """The rule that writes a target, and the names of its sources, in the order of their rows; None if none does.
@@ -352,11 +393,21 @@ def builtin_directory() -> Path:
 
 
 def load_mappings(directory: Path | None = None) -> Mappings:
-    """Read the tables; a file in ``directory`` replaces the shipped one of the same name.
+    """Read the tables; a file in ``directory`` replaces the shipped one of the same name. The shipped ones alone
+    are read once in a process.
 
     Raises CannotRun if the folder has no tables, or if a table has a fault, naming the place.
     """
-    files = shipped = {p.name: p for p in builtin_directory().glob("*.ini")}
+    return _read(builtin_directory(), directory) if directory else _shipped(builtin_directory())
+
+
+@cache
+def _shipped(place: Path) -> Mappings:
+    return _read(place, None)
+
+
+def _read(place: Path, directory: Path | None) -> Mappings:
+    files = shipped = {p.name: p for p in place.glob("*.ini")}
     if directory is not None:
         own = {p.name: p for p in directory.glob("*.ini")} if directory.is_dir() else {}
         if not own:
