@@ -256,6 +256,12 @@ SPARSE = {
     "test_odd_small_files_of_a_folder": 3,
     "test_an_odd_answer_to_a_push": 2,
     "test_an_odd_receipt_on_the_hub_is_not_replaced": 3,
+    "test_every_odd_file_is_held": 2,
+    "test_a_file_that_cannot_be_opened_is_held": 2,
+    "test_what_somebody_did_while_a_run_stood_still_is_there_afterwards": 5,
+    "test_what_appears_where_nothing_was_while_a_run_stood_still_is_kept": 3,
+    "test_a_folder_that_went_while_a_run_stood_still_makes_room": 5,
+    "test_what_the_card_offers_runs": 3,
     # Six graphs in three runtimes: with this step each runtime has its turn, and four of the graphs.
     "test_every_fault_put_into_a_graph_is_found_in_its_layer_and_named": 5,
 }
