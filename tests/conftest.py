@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
 import time
@@ -20,6 +21,9 @@ from sam3lite_convert.hub import requests
 from sam3lite_convert.plan import synthetic
 from sam3lite_convert.plan.tables import Mappings, builtin_directory
 from sam3lite_convert.workers import Worker
+
+# The collector would look through all that torch and the tests hold every few thousand objects: a tenth of the time.
+gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -114,7 +114,7 @@ def _written(canonical: str, there: Iterable[Place], shown: Place) -> Iterator[s
         for place in there
         if place != shown
         and (place[1] != "text" or canonical.startswith(TEXT))
-        and any(targets for _, targets in place[0].takers(canonical))
+        and any(targets for _, targets in place[0].taking(canonical))
     ]
     if found:
         yield f"not dropped with {', nor with '.join(found)}"

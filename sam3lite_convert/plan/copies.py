@@ -73,7 +73,7 @@ def _start(key: str, depth: int) -> str:
 
 
 def _known(name: str, layout: Layout) -> bool:
-    return any(rule.apply(name) is not None for rule in layout.rules)
+    return bool(layout.taking(name))
 
 
 def _several(checkpoint: Checkpoint, copies: dict[str, tuple[str, ...]]) -> UnsoundPlan:

@@ -47,7 +47,7 @@ def meanings(name: str, mappings: Mappings, places: Sequence[Place]) -> Iterator
         for others in (False, True):
             for form, place in itertools.product(some, places):
                 for target in _others(form, *place) if others else (form,):
-                    for _, sources in place[0].writers(target):
+                    for _, sources in place[0].leading_to(target):
                         yield Meaning(form, sources, place)
 
 

@@ -372,7 +372,7 @@ def _draft(
 
     def known(target: str) -> bool:
         """Whether it is reported already that the parts of its source could not make it."""
-        return any(released_key(source) in unmade for rule in layout.rules for source in rule.sources(target))
+        return any(released_key(source) in unmade for _, sources in layout.leading_to(target) for source in sources)
 
     expected = {t: n for t, n in expected.items() if t not in absent and (t in mapped or not (unmade and known(t)))}
     faults += _unfilled(mapped, expected, layout, names, checkpoint.others)
@@ -385,7 +385,7 @@ def _draft(
 def _absent(empty: Iterable[str], layout: Layout, gone: tuple[Rule, ...]) -> Iterator[tuple[str, str]]:
     """Those of these targets whose source the checkpoint cannot hold, with why: ``gone`` are rules for such sources."""
     for target in empty if gone else ():
-        sources = [source for rule in layout.rules for source in rule.sources(target)]
+        sources = [source for _, some in layout.leading_to(target) for source in some]
         found = next((rule for source in sources for rule in gone if rule.apply(source) is not None), None)
         if found is not None:
             yield target, found.reason
@@ -490,7 +490,7 @@ def _match(
         if options.component == "text" and not canonical.startswith(TEXT):
             dropped[source.key] = Dropped(source, canonical, "outside text", OUTSIDE_TEXT)
             continue
-        found = layout.takers(canonical)
+        found = layout.taking(canonical)
         if not found:
             why = checkpoint.turned_back.why.get(source.key) if checkpoint.turned_back else None
             kind = "not_turned_back" if why else "unmatched"
@@ -599,7 +599,7 @@ def _filled(
             continue
         module, _, leaf = target.rpartition(".")
         counter = leaf == COUNTER and f"{module}.weight" in mapped
-        found = next(((r, s) for r in layout.rules if (s := r.reverse(target))), None)
+        found = next(((rule, sources[0]) for rule, sources in layout.leading_to(target)), None)
         if found is None or not (counter or found[1].startswith(levels)):
             continue
         rule, source = found
@@ -629,7 +629,7 @@ def _unfilled(
     for target in empty:
         if layout.module(target) in whole:
             continue
-        sources = [s for r in layout.rules for s in r.sources(target)]
+        sources = [source for _, some in layout.leading_to(target) for source in some]
         absent = [names.prefix + s for s in sources if s not in names.sources]
         detail = f"its source {' or '.join(absent)} is missing" if absent else "no rule writes it"
         if strange := [key for key in absent if key in others]:

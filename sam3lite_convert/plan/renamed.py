@@ -91,8 +91,8 @@ def known_keys(layout: Layout) -> list[KnownKey]:
     out: dict[Parts, KnownKey] = {}
     for template, _, sizes in layout.shapes:
         target = template.replace("{i}", INDEX)
-        for rule in layout.rules:
-            for source in rule.sources(target) if rule.targets else ():
+        for rule, sources in layout.leading_to(target):
+            for source in sources:
                 parts = tuple(None if part == INDEX else part for part in source.split("."))
                 out.setdefault(parts, KnownKey(parts, len(sizes), rule))
     return list(out.values())
@@ -104,7 +104,7 @@ def homeless(names: Iterable[str], layout: Layout) -> list[str]:
     places = {folded(template.replace("{i}", "0")) for template, _, _ in layout.shapes}
     out = []
     for name in names:
-        made = [targets for _, targets in layout.takers(name)]
+        made = [targets for _, targets in layout.taking(name)]
         if not made or any(folded(target) not in places for targets in made for target in targets):
             out.append(name)
     return out
@@ -141,9 +141,7 @@ def renamings(
                 _text(change.new),
                 keys=tuple(key for name in becomes for key in now.names.sources[name][:1]),
                 becomes=tuple(becomes.values()),
-                takes=tuple(
-                    dict.fromkeys(r for new in becomes.values() for r in layout.rules if r.apply(new) is not None)
-                ),
+                takes=_takes(becomes.values(), layout),
                 instead=tuple(_text(other.new) for other, _, _ in others),
             )
         )
@@ -153,7 +151,7 @@ def renamings(
 
 def _takes(names: Iterable[str], layout: Layout) -> tuple[Rule, ...]:
     """The rules of the layout that take these names."""
-    return tuple(dict.fromkeys(r for name in names for r in layout.rules if r.apply(name) is not None))
+    return tuple(dict.fromkeys(rule for name in names for rule, _ in layout.taking(name)))
 
 
 def _tried(

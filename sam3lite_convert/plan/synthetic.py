@@ -85,9 +85,8 @@ def _add_sources(
         if target.startswith(starts)
     }
     for target in targets:
-        for rule in layout.rules:
-            sources = rule.sources(target)
-            if not sources or sources[0] in shapes or _other_level(sources[0], architecture):
+        for rule, sources in layout.leading_to(target):
+            if sources[0] in shapes or _other_level(sources[0], architecture):
                 continue
             whole = rule.operation.source_shape([targets[t] for t in rule.apply(sources[0]) or ()])
             shapes.update(dict.fromkeys(sources, joined_rows(whole, len(sources)) if len(sources) > 1 else whole))

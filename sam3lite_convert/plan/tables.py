@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +37,7 @@ _LAYOUT_ENTRIES = dict.fromkeys(
 _INSIDE = "inside "  # how a section of a layout's table begins whose targets stand under a prefix
 _PROJECTION = "text projection"
 _LONGEST_TABLE = 1 << 20  # bytes; the largest that ships has 30 kB
+_MOST_REMEMBERED = 20_000  # names; a released file has 1,500
 ANY = "*"  # in a table of targets: any tensor under this module
 
 
@@ -154,6 +155,15 @@ class Rule:
         return replace(self, targets=tuple(prefix + target for target in self.targets), beside=beside)
 
 
+_Found = TypeVar("_Found")
+
+
+def _remember(names: dict[str, _Found], name: str, found: _Found) -> None:
+    if len(names) >= _MOST_REMEMBERED:
+        names.clear()  # files of others may hold any number of keys
+    names[name] = found
+
+
 @dataclass(frozen=True)
 class Layout:
     """A target layout of one family: its rules, the tensors that it must hold, and its loader.
@@ -184,38 +194,48 @@ class Layout:
     inside: str = ""
     spellings: tuple[Rule, ...] = ()
 
+    def taking(self, key: str) -> tuple[tuple[Rule, tuple[str, ...]], ...]:
+        """The rules that match a source key, in the layout's order, each with the targets that it makes of the key.
+
+        Remembered: a command makes several plans, with the same keys in each.
+        """
+        if (found := self._taken.get(key)) is None:
+            found = tuple((r, made) for r in self.rules if (made := r.apply(key)) is not None)
+            _remember(self._taken, key, found)
+        return found
+
+    def leading_to(self, target: str) -> tuple[tuple[Rule, tuple[str, ...]], ...]:
+        """The rules that write a target, in the layout's order, each with the names of its sources. Remembered too."""
+        if (found := self._led.get(target)) is None:
+            rules = (rule for rule, starts in self._beginnings if target.startswith(starts))
+            found = tuple((r, sources) for r in rules if (sources := r.sources(target)))
+            _remember(self._led, target, found)
+        return found
+
+    @cached_property
+    def _taken(self) -> dict[str, tuple[tuple[Rule, tuple[str, ...]], ...]]:
+        return {}
+
+    @cached_property
+    def _led(self) -> dict[str, tuple[tuple[Rule, tuple[str, ...]], ...]]:
+        return {}
+
+    @cached_property
+    def _beginnings(self) -> tuple[tuple[Rule, tuple[str, ...]], ...]:
+        """Each rule with the texts with which its targets begin, up to the first group."""
+        return tuple((rule, tuple(target.partition("{")[0] for target in rule.targets)) for rule in self.rules)
+
     def written_by(self, target: str, there: Container[str]) -> tuple[Rule, tuple[str, ...]] | None:
         """The rule that writes a target, and the names of its sources, in the order of their rows; None if none does.
 
         there: the targets that are there, which tell of two rules with one target the right one.
         """
         first: tuple[Rule, tuple[str, ...]] | None = None
-        for rule, found in self.writers(target):
+        for rule, found in self.leading_to(target):
             if rule.beside and rule.beside_of(found[0]) in there:
                 return rule, found
             first = first or (None if rule.beside else (rule, found))
         return first
-
-    def writers(self, target: str) -> Iterator[tuple[Rule, tuple[str, ...]]]:
-        """Each rule that may write a target, with the names of its sources, in the order of their rows."""
-        for start, rule in itertools.chain(self._starts.get(target.partition(".")[0], ()), self._starts.get("", ())):
-            if target.startswith(start) and (found := rule.sources(target)):
-                yield rule, found
-
-    def takers(self, name: str) -> list[tuple[Rule, tuple[str, ...]]]:
-        """Each rule that takes a canonical name, with the targets that it makes of it. More than one is a fault, unless
-        all of them drop it."""
-        return [(rule, targets) for rule in self.rules if (targets := rule.apply(name)) is not None]
-
-    @cached_property
-    def _starts(self) -> dict[str, list[tuple[str, Rule]]]:
-        """First part of targets, empty if a group is in it -> the text with which they begin, each with its rule."""
-        out: dict[str, list[tuple[str, Rule]]] = {}
-        for rule in self.rules:
-            for start, group, _ in dict.fromkeys(target.partition("{") for target in rule.targets):
-                part, dot, _ = start.partition(".")
-                out.setdefault("" if group and not dot else part, []).append((start, rule))
-        return out
 
     @cached_property
     def open(self) -> tuple[str, ...]:
@@ -375,11 +395,21 @@ def builtin_directory() -> Path:
 
 
 def load_mappings(directory: Path | None = None) -> Mappings:
-    """Read the tables; a file in ``directory`` replaces the shipped one of the same name.
+    """Read the tables; a file in ``directory`` replaces the shipped one of the same name. The shipped ones alone
+    are read once in a process.
 
     Raises CannotRun if the folder has no tables, or if a table has a fault, naming the place.
     """
-    files = shipped = {p.name: p for p in builtin_directory().glob("*.ini")}
+    return _read(builtin_directory(), directory) if directory else _shipped(builtin_directory())
+
+
+@cache
+def _shipped(place: Path) -> Mappings:
+    return _read(place, None)
+
+
+def _read(place: Path, directory: Path | None) -> Mappings:
+    files = shipped = {p.name: p for p in place.glob("*.ini")}
     if directory is not None:
         own = {p.name: p for p in directory.glob("*.ini")} if directory.is_dir() else {}
         if not own:

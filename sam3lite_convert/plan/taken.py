@@ -64,7 +64,7 @@ def taken(checkpoint: Checkpoint, names: Names, layout: Layout, component: str) 
 
 
 def _by_rules(key: str, canonical: str, layout: Layout, component: str, called: frozenset[str], why: str) -> Taken:
-    takers = layout.takers(canonical)
+    takers = layout.taking(canonical)
     rules = tuple(rule for rule, _ in takers)
     if not takers:
         return Taken(key, canonical, "unmatched", names=called, reason=why)

@@ -184,16 +184,20 @@ def test_a_command_takes_no_more_memory_for_a_wide_stride(legacy, tmp_path):
     plain = write_sparse(tmp_path / "plain.pt", tensors | {key: wide}, legacy)
     apart = write_sparse(tmp_path / "apart.pt", tensors | {key: Wide(tensors[key], (step, 1))}, legacy)
     assert apart.stat().st_size > plain.stat().st_size + GIGABYTE // 3
-    for command in (
+    commands: list[tuple[str, ...]] = [
         ("inspect", "{}.pt"),
-        ("convert", "--checkpoint", "{}.pt", "--dry-run"),
         ("convert", "--checkpoint", "{}.pt", "--output", "{}"),
-        ("convert", "--checkpoint", "{}.pt", "--output", "{}-half", "--dtype", "float16"),
         ("verify", "{}", "--checkpoint", "{}.pt"),
+    ]
+    # What the others read a tensor with does not know the format of the file.
+    more = [
+        ("convert", "--checkpoint", "{}.pt", "--dry-run"),
+        ("convert", "--checkpoint", "{}.pt", "--output", "{}-half", "--dtype", "float16"),
         ("parity", "--checkpoint", "{}.pt", "--converted", "{}"),
         ("restore", "{}", "--checkpoint", "{}.pt", "--output", "{}-back.pt"),
         ("diff", "{}.pt", "{}"),
-    ):
+    ]
+    for command in commands if legacy else commands + more:
         ended = []
         for name in ("plain", "apart"):
             ended.append(run(tmp_path, *(part.format(name) for part in command), seconds=120))

@@ -12,30 +12,33 @@ from pathlib import Path
 import pytest
 from support.broken_system import broken_system
 from support.folders import convert, sam3lite, snapshot, tiny_state, write
+from support.rows import TEXT
 
 from sam3lite_convert import swap
 
 pytestmark = pytest.mark.stress
 
 NUMBERS = [errno.EIO, errno.ENOSPC, errno.EXDEV, errno.EPERM]
+NEW = ["--component", "text", "--layout", "transformers"]
 PARTS = 8  # of one run's calls, each a test of its own
 
 
 @dataclass(frozen=True)
 class Places:
-    """checkpoint: the source; text: a conversion of its text encoder; full: of all of it."""
+    """checkpoint: the source, of a text encoder, as each test converts it some fifty times; earlier: its conversion to
+    one layout; new: to another."""
 
     checkpoint: Path
-    text: Path
-    full: Path
+    earlier: Path
+    new: Path
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Places:
     place = tmp_path_factory.mktemp("places")
-    checkpoint = write(place, tiny_state())
-    text = convert(checkpoint, place / "text", "--component", "text")
-    return Places(checkpoint, text, convert(checkpoint, place / "full"))
+    checkpoint = write(place, {k: t for k, t in tiny_state().items() if k.startswith(TEXT)})
+    earlier = convert(checkpoint, place / "earlier", "--component", "text", "--layout", "packed")
+    return Places(checkpoint, earlier, convert(checkpoint, place / "new", *NEW))
 
 
 def same(one: Path, other: Path) -> bool:
@@ -87,10 +90,10 @@ def test_a_call_fails_while_an_earlier_conversion_is_replaced(way, number, part,
     folder = place / "out"
 
     def good(code: int) -> bool:
-        return same(folder, places.full) or (code != 0 and same(folder, places.text))
+        return same(folder, places.new) or (code != 0 and same(folder, places.earlier))
 
-    command = ["convert", "--checkpoint", places.checkpoint, "--output", folder, "--overwrite"]
-    tried(place, lambda: shutil.copytree(places.text, folder), command, good, part, number)
+    command = ["convert", "--checkpoint", places.checkpoint, "--output", folder, "--overwrite", *NEW]
+    tried(place, lambda: shutil.copytree(places.earlier, folder), command, good, part, number)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -100,9 +103,9 @@ def test_a_call_fails_while_a_new_folder_is_written(number, part, places, tmp_pa
     folder = place / "out"
 
     def good(code: int) -> bool:
-        return same(folder, places.full) or (code != 0 and not os.path.lexists(folder))
+        return same(folder, places.new) or (code != 0 and not os.path.lexists(folder))
 
-    command = ["convert", "--checkpoint", places.checkpoint, "--output", folder, "--overwrite"]
+    command = ["convert", "--checkpoint", places.checkpoint, "--output", folder, "--overwrite", *NEW]
     tried(place, lambda: None, command, good, part, number)
 
 
@@ -111,11 +114,11 @@ def test_a_call_fails_while_a_new_folder_is_written(number, part, places, tmp_pa
 def test_a_call_fails_while_a_file_is_replaced(number, part, places, tmp_path):
     place = tmp_path / "place"
     back, made = place / "back.pt", tmp_path / "made.pt"
-    assert sam3lite("restore", places.full, "--checkpoint", places.checkpoint, "--output", made).code == 0
+    assert sam3lite("restore", places.new, "--checkpoint", places.checkpoint, "--output", made).code == 0
     new = made.read_bytes()
 
     def good(code: int) -> bool:
         return back.read_bytes() == new or (code != 0 and back.read_bytes() == b"earlier")
 
-    command = ["restore", places.full, "--checkpoint", places.checkpoint, "--output", back, "--overwrite"]
+    command = ["restore", places.new, "--checkpoint", places.checkpoint, "--output", back, "--overwrite"]
     tried(place, lambda: back.write_bytes(b"earlier"), command, good, part, number)

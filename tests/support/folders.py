@@ -26,7 +26,7 @@ from torch.nn import functional
 from original_ref.blocks import MultiHeadAttention
 from sam3lite_convert.cli import app
 from sam3lite_convert.parity.inputs import BATCH
-from sam3lite_convert.plan import synthetic, tables
+from sam3lite_convert.plan import synthetic
 
 DATA = Path(__file__).parent.parent / "data"
 ROOT = Path(__file__).parents[2]
@@ -107,29 +107,21 @@ class Outcome(NamedTuple):
         return json.loads(self.out)
 
 
-_uncached = tables.load_mappings
-_shipped = functools.cache(_uncached)
-
-
-def _load_mappings(directory: Path | None = None) -> tables.Mappings:
-    return _uncached(directory) if directory else _shipped()
-
-
 _uncached_command = typer.main.get_command
 _command = functools.cache(_uncached_command)  # typer makes the command line anew for every call
 
 
 def sam3lite(*arguments: object) -> Outcome:
-    """Run the command line in this process, which is made, as the shipped tables are read, once for all tests."""
+    """Run the command line in this process, which is made once for all tests."""
     out, err = io.StringIO(), io.StringIO()
-    before = tables.load_mappings, signal.getsignal(signal.SIGTERM)
-    tables.load_mappings, typer.main.get_command = _load_mappings, _command
+    before = signal.getsignal(signal.SIGTERM)
+    typer.main.get_command = _command
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = app.run([str(a) for a in arguments])
     finally:
-        tables.load_mappings, typer.main.get_command = before[0], _uncached_command
-        signal.signal(signal.SIGTERM, before[1])
+        typer.main.get_command = _uncached_command
+        signal.signal(signal.SIGTERM, before)
     if "--json" in map(str, arguments) and out.getvalue():
         check_document([str(a) for a in arguments], json.loads(out.getvalue()))
     return Outcome(code, out.getvalue(), err.getvalue())

@@ -2,7 +2,7 @@
 
 Whether a change matters is decided by the program that reads such a folder, not by this tool. Of each kind of
 folder some thirty are tried, most of them by the stress tests; SAM3LITE_MUTATIONS=N tries N in all (all: every one),
-with "stress or not stress", and prints the table that RELIABILITY.md has.
+with SAM3LITE_STRESS=all and "stress or not stress", and prints the table that RELIABILITY.md has.
 """
 
 from __future__ import annotations
