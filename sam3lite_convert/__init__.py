@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         run_detector_parity,
         run_parity,
         verify_folder,
+        write_demo_checkpoint,
     )
     from sam3lite_convert.errors import CannotRun, Sam3LiteError, UnsoundPlan, Untrusted
     from sam3lite_convert.packed_detector import PackedModel
@@ -39,6 +40,7 @@ _HOMES = {
     "commands.library": (
         "ConversionPlan", "OpenCheckpoint", "convert_checkpoint", "diff_checkpoints", "judge_activations", "make_plan",
         "open_checkpoint", "push_folder", "restore_folder", "run_detector_parity", "run_parity", "verify_folder",
+        "write_demo_checkpoint",
     ),
     "errors": ("CannotRun", "Sam3LiteError", "UnsoundPlan", "Untrusted"),
     "packed_detector": ("PackedModel",),
@@ -66,6 +68,7 @@ __all__ = [
     "run_detector_parity",
     "run_parity",
     "verify_folder",
+    "write_demo_checkpoint",
 ]
 
 

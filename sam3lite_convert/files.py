@@ -97,7 +97,7 @@ def check_space(place: Path, nbytes: int, what: str) -> None:
 
     ``what``: the purpose, for the message: "to write ..." or "to download ...".
     """
-    free = shutil.disk_usage(_existing(place)).free
+    free = shutil.disk_usage(existing(place)).free
     if free < nbytes:
         needed = human_bytes(nbytes)
         raise CannotRun(f"not enough disk space {what}: {needed} needed, {human_bytes(free)} free", "no_space")
@@ -105,7 +105,7 @@ def check_space(place: Path, nbytes: int, what: str) -> None:
 
 def same_disk(one: Path, other: Path) -> bool:
     """Whether two paths, which need not exist, are on the same disk."""
-    return _existing(one).stat().st_dev == _existing(other).stat().st_dev
+    return existing(one).stat().st_dev == existing(other).stat().st_dev
 
 
 def resolved(path: Path) -> Path:
@@ -119,7 +119,8 @@ def resolved(path: Path) -> Path:
     return found
 
 
-def _existing(place: Path) -> Path:
+def existing(place: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
     place = resolved(place)
     while not place.exists():
         place = place.parent

@@ -46,7 +46,7 @@ def expected(fault: BaseException) -> Sam3LiteError:
         return CannotRun(why, "bad_environment")
     return Internal(
         f"this is a fault of sam3lite-convert, not of your files: {type(fault).__name__}: {in_short(fault)}. Please "
-        "report it with the traceback, the command, and what 'sam3lite --version' prints.",
+        "report it with the traceback, the command, and what 'sam3lite doctor' prints.",
         "internal",
         {"type": type(fault).__name__},
     )
@@ -71,9 +71,9 @@ def _bad_environment() -> str:
     try:
         _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
     except ValueError as fault:
-        return (
-            f"HF_ENDPOINT is {os.environ['HF_ENDPOINT'][:100]!r}, which is no URL ({fault}); set another, or unset it"
-        )
+        shown = os.environ["HF_ENDPOINT"].rpartition("@")[2][:100]  # a password may stand before it
+        why = "" if "@" in str(fault) else f" ({fault})"
+        return f"HF_ENDPOINT is {shown!r}, which is no URL{why}; set another, or unset it"
     return ""
 
 

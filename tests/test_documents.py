@@ -49,22 +49,6 @@ def test_the_python_page_runs_as_printed(s0, hub, clip, monkeypatch, capsys):
     assert hub.commits("me/my-conversion")
 
 
-def test_the_readmes_python_finds_masks_in_a_picture(s0, monkeypatch, capsys, tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    pytest.importorskip("instant_clip_tokenizer")
-    monkeypatch.chdir(tmp_path)
-    image.new("RGB", (64, 48), "orange").save("street.jpg")
-    names: dict[str, object] = {}
-    for block in blocks(ROOT / "README.md"):
-        exec(compile(block, "README.md", "exec"), names)
-    model, found = names["model"], names["found"]
-    with torch.inference_mode():
-        scores = model(torch.zeros(1, 3, model.image_size, model.image_size), torch.ones(1, 16, dtype=torch.int64))
-    assert len(found.scores) == len(found.masks) <= scores.pred_logits.shape[1]
-    assert found.masks.shape[1:] == (48, 64)
-    assert len(capsys.readouterr().out.splitlines()) == len(found.scores)
-
-
 @pytest.mark.parametrize("name", sorted(schema.schema_files()))
 def test_the_shipped_schemas_are_those_of_the_records(name):
     shipped = ROOT / "sam3lite_convert" / "records" / "schemas" / name

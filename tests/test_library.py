@@ -51,12 +51,24 @@ def test_what_the_package_exports():
         "CannotRun", "ConversionPlan", "OpenCheckpoint", "PackedModel", "PackedTextModel", "Sam3LiteError",
         "UnsoundPlan", "Untrusted", "__version__", "convert_checkpoint", "diff_checkpoints", "judge_activations",
         "make_plan", "open_checkpoint", "push_folder", "restore_folder", "run_detector_parity", "run_parity",
-        "verify_folder",
+        "verify_folder", "write_demo_checkpoint",
     }  # fmt: skip
     assert set(s3.__all__) == exported
     assert all(getattr(s3, name) is not None for name in exported)
     with pytest.raises(AttributeError, match="nothing"):
         s3.nothing  # noqa: B018
+
+
+def test_the_demo_checkpoint_is_written_from_python(tmp_path):
+    checkpoint = tmp_path / "demo.pt"
+    s3.write_demo_checkpoint(checkpoint)
+    plan = s3.make_plan(checkpoint)
+    assert repr(plan.checkpoint).endswith("demo.pt': 1,281 tensors)")
+    assert repr(plan).endswith("packed: 1,281 source tensors = 912 mapped + 369 dropped; 1,188 targets)")
+    for path, code in ((checkpoint, "output_exists"), (tmp_path / "nowhere" / "demo.pt", "no_such_folder")):
+        with pytest.raises(s3.CannotRun) as refused:
+            s3.write_demo_checkpoint(path)
+        assert refused.value.code == code
 
 
 def test_it_says_that_it_is_typed():

@@ -118,7 +118,7 @@ def test_a_list_holds_what_is_asked_for(file, extra):
 def test_all_is_every_extra_of_the_tool():
     extras = set(PROJECT["project"]["optional-dependencies"])
     (everything,) = map(Requirement, PROJECT["project"]["optional-dependencies"]["all"])
-    assert everything.extras == extras - {"all", "test", "browser", "fuzz", "lint", "release"}
+    assert everything.extras == extras - {"all", "tour", "test", "browser", "fuzz", "lint", "release"}
 
 
 BILL = json.loads((ROOT / "requirements" / f"{OURS}.cdx.json").read_text())

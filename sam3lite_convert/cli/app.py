@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -18,21 +19,28 @@ from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli.convert import convert
 from sam3lite_convert.cli.demo import demo
 from sam3lite_convert.cli.diff import diff
+from sam3lite_convert.cli.doctor import doctor
 from sam3lite_convert.cli.explain import explain
 from sam3lite_convert.cli.export import export
+from sam3lite_convert.cli.help import GENERAL, Command, Group
 from sam3lite_convert.cli.inspect import inspect
 from sam3lite_convert.cli.judge import judge
+from sam3lite_convert.cli.mistakes import Mistake, corrected
 from sam3lite_convert.cli.parity import parity
 from sam3lite_convert.cli.record import record
 from sam3lite_convert.cli.restore import restore
 from sam3lite_convert.cli.shared import typed_arguments
+from sam3lite_convert.cli.tables import tables
 from sam3lite_convert.cli.verify import verify
 from sam3lite_convert.errors import CannotRun, Internal, Sam3LiteError
+from sam3lite_convert.report import verbosity
+from sam3lite_convert.report.verbosity import Verbosity
 from sam3lite_convert.unforeseen import expected
 
 _NAME = "sam3lite"  # also where it runs as python -m sam3lite_convert
 app = typer.Typer(
     name=_NAME,
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -46,9 +54,20 @@ _COMPLETION = ("--install-completion", "--show-completion")
 @app.callback(invoke_without_command=True)
 def top(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, rich_help_panel=GENERAL),
+    ] = False,
 ) -> None:
-    """Convert SAM3-LiteText checkpoints to safetensors, and verify the result."""
+    """Convert SAM3-LiteText checkpoints to safetensors, and verify the result.
+
+    sam3lite COMMAND --help shows what a command takes.
+
+    Examples:
+    # Convert a released file, and prove it:
+    sam3lite convert s0 --layout transformers --output s0-sam3
+    sam3lite verify s0-sam3 s0
+    """
     if version:
         from sam3lite_convert import __version__
 
@@ -59,8 +78,8 @@ def top(
         raise typer.Exit(2)
 
 
-for command in (inspect, convert, explain, verify, restore, diff, parity, judge, record, demo):
-    app.command()(command)
+for command in (inspect, convert, explain, tables, verify, restore, diff, parity, judge, record, demo, doctor):
+    app.command(cls=Command)(command)
 app.add_typer(export, name="export")
 
 
@@ -76,6 +95,7 @@ def run(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     typed_arguments[:] = arguments
+    verbosity.choose(Verbosity.normal)
     interrupts.catch()
     _open_streams()
     try:
@@ -85,6 +105,8 @@ def run(arguments: list[str] | None = None) -> int:
             return _fail(_unknown_shell(), as_json)
         # The command-line library returns this code after a KeyboardInterrupt.
         return _interrupted(as_json) if code == _INTERRUPTED else int(code or 0)
+    except Mistake as mistake:
+        return _fail(mistake.error(typer.main.get_command(app), arguments), as_json)
     except Sam3LiteError as fault:
         return _fail(fault, as_json)
     except KeyboardInterrupt:
@@ -108,9 +130,18 @@ def run(arguments: list[str] | None = None) -> int:
             return _internal(fault, error, as_json) if isinstance(error, Internal) else _fail(error, as_json)
         # Python's name for a wrong choice, which recent versions leave in the message.
         message = str(fault.format_message()).replace("Value error, ", "")
-        context = getattr(fault, "ctx", None)
-        usage = f"\n{context.get_usage()}" if context is not None else ""
-        return _fail(CannotRun(f"{message}{usage}", "usage"), as_json)
+        return _fail(_with_correction(message, getattr(fault, "ctx", None), arguments), as_json)
+
+
+def _with_correction(message: str, context: typer.Context | None, words: list[str]) -> CannotRun:
+    """A usage error with the command line that was meant, or else with the usage of the command."""
+    usage = f"\n{context.get_usage()}" if context is not None else ""
+    found = corrected(typer.main.get_command(app), words)
+    if found is None:
+        return CannotRun(f"{message}{usage}", "usage")
+    # What the parser proposes itself is a word, not the whole line.
+    said = found.message or re.split(r" Did you mean | \(Possible options", message)[0]
+    return found.error(f"{said}{usage if found.example else ''}")
 
 
 def _internal(fault: Exception, error: Internal, as_json: bool) -> int:

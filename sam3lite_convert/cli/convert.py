@@ -12,9 +12,18 @@ import typer
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate, one_checkpoint, typed, use_one_thread, where
+from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.shared import (
+    check_layout,
+    locate,
+    needed_checkpoint,
+    one_checkpoint,
+    typed,
+    use_one_thread,
+    where,
+)
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.hub.aliases import DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.hashing import SourceHash
@@ -31,12 +40,8 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
 
     ``asked``: names of the options that differ from their defaults.
     """
-    if checkpoint is None and "--all" not in asked:
-        raise CannotRun(
-            f"convert needs a checkpoint: a file or folder, an alias ({', '.join(ALIASES)}), or a path or page on the "
-            "Hub; or --all",
-            "usage",
-        )
+    if "--all" not in asked:
+        needed_checkpoint(checkpoint, "convert", "; or --all")
     for one, other in (
         ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
         ("--all", "--state-dict-key"), ("--all", "--strip-prefix"), ("--all", "--drop"),
@@ -59,7 +64,10 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
     if "--onnx" in asked and verify is False:
         raise CannotRun("--onnx cannot be combined with --no-verify: a graph is written over proven tensors", "usage")
     if "--partial" in asked and component != "text":
-        raise CannotRun("--partial downloads only the text tensors, so it needs --component text", "usage")
+        raise Mistake(
+            "--partial downloads only the text tensors, so it needs --component text",
+            lambda line: line.with_option("--component", "text"),
+        )
 
 
 class Destination:
@@ -239,7 +247,7 @@ def convert(
     onnx: o.OnnxOption = False,
     parity: o.ParityOption = False,
     allow_not_read: o.AllowNotRead = False,
-    partial: o.PartialText = False,
+    partial: o.Partial = False,
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
@@ -250,12 +258,20 @@ def convert(
     private: o.Private = False,
     create_pr: o.CreatePr = False,
     commit_message: o.CommitMessage = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Convert a checkpoint to a safetensors folder.
 
     The folder also holds config.json, a receipt (conversion.json) and a model card. It is written as a whole or not
-    at all.
+    at all. --partial needs --component text.
+
+    Examples:
+    # A released file from the Hub, to converted/:
+    sam3lite convert s0
+    # A fine-tune, for transformers, verified before it is in place:
+    sam3lite convert my.pt --layout transformers --output my-sam3 --verify
     """
     from sam3lite_convert.checkpoint.hashing import SourceHash
 
@@ -304,6 +320,7 @@ def convert(
         onnx=onnx,
     )
     mappings = load_mappings(mapping)
+    check_layout(layout, mappings)
     to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)
     if all_:
         every = convert_all(where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json)
@@ -315,7 +332,7 @@ def convert(
     if dry_run:
         document = plan_conversion(location, mappings, request)
         if not json:
-            shown.planned(document)
+            shown.planned(document, whole=True)
             shown.planned_alone(document)
     else:
         document = convert_one(location, mappings, request, to, hashing, json)

@@ -30,12 +30,20 @@ def diff(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Compare two checkpoints tensor by tensor: what is equal, what changed and by how much, what is only in one.
 
     Names are canonical, so that it takes any two checkpoints of this family, in any spelling. A checkpoint on the Hub
     is downloaded. Exits with code 0 whatever the result is, unless --exit-code is given.
+
+    Examples:
+    # What a fine-tune changed:
+    sam3lite diff s0 my.pt
+    # Two sets of weights in one file:
+    sam3lite diff my.pt my.pt --state-dict-key-a model --state-dict-key-b ema
     """
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.diff import compared

@@ -9,7 +9,8 @@ import typer
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate, one_checkpoint, use_one_thread
+from sam3lite_convert.cli.help import OUTPUT, SOURCE, Command, Group
+from sam3lite_convert.cli.shared import check_of_detector, locate, one_checkpoint, use_one_thread, wrong_order
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.quoting import shell_path
@@ -17,20 +18,25 @@ from sam3lite_convert.quoting import shell_path
 if TYPE_CHECKING:
     from sam3lite_convert.commands.sources import Source
 
-export = typer.Typer(help="Write graphs over the tensors of a converted folder.", no_args_is_help=True)
+export = typer.Typer(cls=Group, help="Write graphs over the tensors of a converted folder.")
 
 
-@export.command("onnx")
+@export.command("onnx", cls=Command)
 def onnx(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Converted folder, as it was written.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Converted folder, as it was written.", rich_help_panel=SOURCE)
+    ],
     source: o.ExportSource = None,
     checkpoint: o.CheckpointOption = None,
-    component: o.ExportedComponent = o.Compared.text,
-    taps: Annotated[bool, typer.Option("--taps", help="Make every tap an output. Default: the results alone.")] = False,
+    component: o.PartOption = o.Compared.text,
+    taps: Annotated[
+        bool,
+        typer.Option("--taps", help="Make every tap an output. Default: the results alone.", rich_help_panel=OUTPUT),
+    ] = False,
     size: o.GraphSize = None,
     quantize: o.Quantize = None,
     budget: o.Budget = None,
-    prompts_file: o.MeasuredPrompts = None,
+    prompts_file: o.PromptsFile = None,
     causal: o.Causal = False,
     state_dict_key: o.StateDictKey = None,
     strip_prefix: o.StripPrefix = None,
@@ -40,12 +46,20 @@ def onnx(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Write ONNX graphs that compute the text encoder, or the whole detector, from the folder's own tensor files.
 
-    The folder has to be proven: by convert --verify, by verify, or here, if the checkpoint is given. Exits with code 1
-    if it is not.
+    Writes model.onnx, or with --component detector vision.onnx, text.onnx and decode.onnx. The folder has to be
+    proven: by convert --verify, by verify, or here, if the checkpoint is given. Exits with code 1 if it is not.
+
+    Examples:
+    # The text encoder of a folder that is proven:
+    sam3lite export onnx my-sam3
+    # The whole detector of one that is verified first:
+    sam3lite export onnx my-sam3 my.pt --component detector
     """
     from sam3lite_convert.commands.export import export_onnx
     from sam3lite_convert.commands.quantized_graphs import Quantization
@@ -53,8 +67,8 @@ def onnx(
     from sam3lite_convert.report.export import exported
     from sam3lite_convert.report.terminal import as_json, byte_progress
 
-    if size is not None and component is o.Compared.text:
-        raise CannotRun("--size needs --component detector", "usage")
+    if component is o.Compared.text:
+        check_of_detector({"--size": size is not None})
     quantization = None
     if quantize is not None:
         from sam3lite_convert.commands.parity import read_prompts
@@ -81,12 +95,10 @@ def onnx(
 
 def _refuse_file(file: Path, checkpoint: str | None) -> NoReturn:
     """Raises CannotRun for a file where the folder should be, most often the checkpoint."""
-    given = shell_path(file)
     if checkpoint is not None and Path(checkpoint).is_dir():
-        swapped = f"sam3lite export onnx {shell_path(checkpoint)} --checkpoint {given}"
-        raise CannotRun(f"{file} is a file and {checkpoint} a folder: swap them: {swapped}", "usage")
+        raise wrong_order(str(file), checkpoint)
     raise CannotRun(
         f"{file} is a file, and export takes a folder that convert wrote. To convert a checkpoint and write its text "
-        f"encoder's graph: sam3lite convert {given} --onnx",
+        f"encoder's graph: sam3lite convert {shell_path(file)} --onnx",
         "usage",
     )

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, typed, write_report
+from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.shared import (
+    leave,
+    locate,
+    one_checkpoint,
+    text_source,
+    typed,
+    write_report,
+)
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
     from sam3lite_convert.commands.sources import Location
@@ -22,7 +30,7 @@ def judge(
     file: o.ActivationsArgument,
     source: o.SourceArgument = None,
     checkpoint: o.CheckpointOption = None,
-    component: o.JudgedComponent = None,
+    component: o.JudgedPart = None,
     name: o.PortName = None,
     ids: o.IdsFile = None,
     fingerprint: o.FingerprintFile = None,
@@ -39,11 +47,19 @@ def judge(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Judge what a port computed, in any framework, against the original.
 
     FILE holds its activations. Exits with code 1 if they differ by more than the tolerance.
+
+    Examples:
+    # What a port computed, against the released file:
+    sam3lite judge mine.safetensors s0 --name "my port"
+    # The same without the checkpoint, by the fingerprint of a folder:
+    sam3lite judge mine.npz --fingerprint my-sam3
     """
     from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.cli.report_place import check_report_place
@@ -51,6 +67,9 @@ def judge(
 
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     found = one_checkpoint(source, checkpoint)
+    if found is not None and _is_swapped(str(file), found):
+        swapped = (str(file), found)
+        raise Mistake(f"{found} is a port's file, and comes before the checkpoint", lambda line: line.swapped(*swapped))
     if fingerprint is not None:
         others = [
             found,
@@ -88,6 +107,12 @@ def judge(
         location, mappings = locate(found, repo_id, revision, cache_dir, json, chosen), load_mappings(mapping)
         document = judge_port(file, location, mappings, name, ids, tolerance, partial, context, causal, html, json)
     show_judged(document, html, json)
+
+
+def _is_swapped(file: str, checkpoint: str) -> bool:
+    """Whether the checkpoint is surely a port's file. Formats that both may have tell nothing."""
+    alias = file in ALIASES and not Path(file).exists()
+    return Path(checkpoint).suffix in (".npz", ".npy") or (alias and Path(checkpoint).exists())
 
 
 def _by_fingerprint(file: Path, fingerprint: Path, name: str | None, json: bool) -> None:

@@ -10,8 +10,11 @@ from typing import Annotated
 
 import typer
 
+from sam3lite_convert.cli.help import GENERAL, HUB, INPUT, OUTPUT, PROOF, SOURCE
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
+from sam3lite_convert.report import verbosity
+from sam3lite_convert.report.verbosity import Verbosity
 
 _MEGABYTE = 1_000_000
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json")
@@ -93,6 +96,13 @@ def _complete_layout(incomplete: str) -> list[str]:
     return [name for name in load_mappings().names if name.startswith(incomplete)]
 
 
+def _complete_family(incomplete: str) -> list[str]:
+    """The families of checkpoints."""
+    from sam3lite_convert.plan.families import FAMILIES
+
+    return [name for name in FAMILIES if name.lower().startswith(incomplete.lower())]
+
+
 _CHECKPOINT = (
     "Local .pt or .safetensors file, index of shards (*.index.json), or folder that holds one of these; alias (s0, s1, "
     "l; s0-32, s1-32, l-32 for context 32; s0-3.1, s1-3.1, l-3.1, s0-3.1-32, s1-3.1-32, l-3.1-32 for SAM3.1); path in "
@@ -100,7 +110,42 @@ _CHECKPOINT = (
 )
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document and nothing else.")]
+def _choose(context: typer.Context, option: typer.CallbackParam, given: bool) -> bool:
+    """Callback of --quiet and --verbose: they hold for whatever a command prints. Raises UsageError if both are set."""
+    if given and not context.resilient_parsing:
+        asked = Verbosity(option.name)
+        if verbosity.chosen() not in (Verbosity.normal, asked):
+            context.fail("--quiet cannot be combined with --verbose")
+        verbosity.choose(asked)
+    return given
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        help="Print only the verdict, and errors; the exit code tells the rest.",
+        callback=_choose,
+        rich_help_panel=GENERAL,
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        help="Also print long tables and lists, which are shortened otherwise.",
+        callback=_choose,
+        rich_help_panel=GENERAL,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print the result as one JSON document and nothing else.",
+        rich_help_panel=GENERAL,
+    ),
+]
 Mapping = Annotated[
     Path | None,
     typer.Option(
@@ -108,6 +153,7 @@ Mapping = Annotated[
         metavar="DIR",
         help="Folder with mapping tables (*.ini). A file there replaces the built-in table of the same name; a new "
         "layout-NAME.ini adds a layout. Default: the built-in tables.",
+        rich_help_panel=SOURCE,
     ),
 ]
 Causal = Annotated[
@@ -116,6 +162,7 @@ Causal = Annotated[
         "--causal",
         help="State that the text encoder uses a causal attention mask, as MobileCLIP-B does. The weights do not show "
         "it. Default: no causal mask.",
+        rich_help_panel=SOURCE,
     ),
 ]
 StateDictKey = Annotated[
@@ -125,6 +172,7 @@ StateDictKey = Annotated[
         metavar="PATH",
         help="Entry of the file that holds the weights, such as model_ema; the parts of a nested one are joined with "
         "dots. Default: the only one there is.",
+        rich_help_panel=SOURCE,
     ),
 ]
 StripPrefix = Annotated[
@@ -134,18 +182,25 @@ StripPrefix = Annotated[
         metavar="PREFIX",
         help="Text to take off the front of keys, with its dot: net_g. (repeatable). Keys without it that hold another "
         "copy of the model are left out. Default: prefixes that the mapping tables know.",
+        rich_help_panel=SOURCE,
     ),
 ]
 StateDictKeyA = Annotated[
     str | None,
     typer.Option(
-        "--state-dict-key-a", metavar="PATH", help="Entry of A alone that holds the weights. Default: --state-dict-key."
+        "--state-dict-key-a",
+        metavar="PATH",
+        help="Entry of A alone that holds the weights. Default: --state-dict-key.",
+        rich_help_panel=SOURCE,
     ),
 ]
 StateDictKeyB = Annotated[
     str | None,
     typer.Option(
-        "--state-dict-key-b", metavar="PATH", help="Entry of B alone that holds the weights. Default: --state-dict-key."
+        "--state-dict-key-b",
+        metavar="PATH",
+        help="Entry of B alone that holds the weights. Default: --state-dict-key.",
+        rich_help_panel=SOURCE,
     ),
 ]
 StripPrefixA = Annotated[
@@ -154,6 +209,7 @@ StripPrefixA = Annotated[
         "--strip-prefix-a",
         metavar="PREFIX",
         help="Text to take off the front of keys of A alone (repeatable). Default: --strip-prefix.",
+        rich_help_panel=SOURCE,
     ),
 ]
 StripPrefixB = Annotated[
@@ -162,6 +218,7 @@ StripPrefixB = Annotated[
         "--strip-prefix-b",
         metavar="PREFIX",
         help="Text to take off the front of keys of B alone (repeatable). Default: --strip-prefix.",
+        rich_help_panel=SOURCE,
     ),
 ]
 Drop = Annotated[
@@ -171,6 +228,7 @@ Drop = Annotated[
         metavar="PATTERN",
         help="Leave out the keys that this regular expression matches as a whole (repeatable); needs --reason. "
         "Default: what the mapping tables drop.",
+        rich_help_panel=SOURCE,
     ),
 ]
 Reason = Annotated[
@@ -179,6 +237,7 @@ Reason = Annotated[
         "--reason",
         metavar="TEXT",
         help="Why the keys of --drop may go; kept in the receipt. Default: nothing is dropped.",
+        rich_help_panel=SOURCE,
     ),
 ]
 Layout = Annotated[
@@ -188,22 +247,24 @@ Layout = Annotated[
         help="Tensor names and shapes of the output: packed, transformers, original, or a layout added with --mapping. "
         "Default: packed; transformers with --component video.",
         autocompletion=_complete_layout,
+        rich_help_panel=OUTPUT,
     ),
 ]
 ComponentOption = Annotated[
     Component,
     typer.Option(
         help="What to convert: the detector with its text encoder (all), the text encoder with its projection (text), "
-        "or the detector with the video tracker (video, for transformers' Sam3VideoModel)."
+        "or the detector with the video tracker (video, for transformers' Sam3VideoModel).",
+        rich_help_panel=SOURCE,
     ),
-]
-CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=_complete_checkpoint)
 ]
 FirstArgument = Annotated[
     str,
     typer.Argument(
-        metavar="A", help=f"The one that B is held against. {_CHECKPOINT}", autocompletion=_complete_checkpoint
+        metavar="A",
+        help=f"The one that B is held against. {_CHECKPOINT}",
+        autocompletion=_complete_checkpoint,
+        rich_help_panel=SOURCE,
     ),
 ]
 SecondArgument = Annotated[
@@ -212,17 +273,34 @@ SecondArgument = Annotated[
         metavar="B",
         help="A checkpoint as A is; the same file with another --state-dict-key-b, too.",
         autocompletion=_complete_checkpoint,
+        rich_help_panel=SOURCE,
     ),
 ]
+_EVERY = "List every tensor."
 EveryTensor = Annotated[
-    bool, typer.Option("--all", help="List every tensor that differs. Default: the 20 with the largest relative L2.")
+    bool,
+    typer.Option("--all", help=_EVERY, show_default="the 20 with the largest relative L2", rich_help_panel=OUTPUT),
+]
+EveryMatch = Annotated[
+    bool, typer.Option("--all", help=_EVERY, show_default="the first 40 that match GLOB", rich_help_panel=OUTPUT)
 ]
 ExitCode = Annotated[
-    bool, typer.Option("--exit-code", help="Exit with code 1 unless both hold the same tensors, equal to the bit.")
+    bool,
+    typer.Option(
+        "--exit-code",
+        help="Exit with code 1 unless both hold the same tensors, equal to the bit.",
+        rich_help_panel=PROOF,
+    ),
 ]
 SourceArgument = Annotated[
     str | None,
-    typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=_complete_checkpoint, show_default=False),
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help=_CHECKPOINT,
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+        rich_help_panel=SOURCE,
+    ),
 ]
 ExportSource = Annotated[
     str | None,
@@ -231,6 +309,7 @@ ExportSource = Annotated[
         help="What DIR was converted from, to verify it first. Default: go by its conversion.json.",
         autocompletion=_complete_checkpoint,
         show_default=False,
+        rich_help_panel=SOURCE,
     ),
 ]
 CheckpointOption = Annotated[
@@ -241,6 +320,7 @@ CheckpointOption = Annotated[
         metavar="CHECKPOINT",
         help="The checkpoint, in place of the argument.",
         autocompletion=_complete_checkpoint,
+        rich_help_panel=SOURCE,
     ),
 ]
 ParityArgument = Annotated[
@@ -250,41 +330,59 @@ ParityArgument = Annotated[
         help=f"{_CHECKPOINT} Default: s0.",
         autocompletion=_complete_checkpoint,
         show_default=False,
+        rich_help_panel=SOURCE,
     ),
 ]
 RepoId = Annotated[
     str,
-    typer.Option("--repo-id", metavar="OWNER/NAME", help="Hub repository in which aliases and paths are looked up."),
+    typer.Option(
+        "--repo-id",
+        metavar="OWNER/NAME",
+        help="Hub repository in which aliases and paths are looked up.",
+        rich_help_panel=HUB,
+    ),
 ]
-Revision = Annotated[str, typer.Option("--revision", metavar="REVISION", help="Branch, tag or commit of --repo-id.")]
+Revision = Annotated[
+    str,
+    typer.Option(
+        "--revision",
+        metavar="REVISION",
+        help="Branch, tag or commit of --repo-id.",
+        rich_help_panel=HUB,
+    ),
+]
 CacheDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder for downloads. Default: the cache of huggingface_hub.")
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder for downloads. Default: the cache of huggingface_hub.",
+        rich_help_panel=HUB,
+    ),
 ]
 HtmlReport = Annotated[
     Path | None,
     typer.Option(
-        "--report", metavar="FILE.html", help="Also write the result to this file, as one HTML page with charts."
+        "--report",
+        metavar="FILE.html",
+        help="Also write the result to this file, as one HTML page with charts.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Partial = Annotated[
     bool,
     typer.Option(
         "--partial",
-        help="Of a checkpoint on the Hub, download only the bytes of the text tensors. Default: download the whole "
-        "file.",
-    ),
-]
-PartialText = Annotated[
-    bool,
-    typer.Option(
-        "--partial",
-        help="With --component text: of a checkpoint on the Hub, download only the bytes of the text tensors. Default: "
-        "download the whole file.",
+        help="From the Hub, download only the bytes of the text tensors. Default: all that is needed.",
+        rich_help_panel=HUB,
     ),
 ]
 All = Annotated[
     bool,
-    typer.Option("--all", help="Convert every checkpoint of --repo-id that matches --pattern, each to its own folder."),
+    typer.Option(
+        "--all",
+        help="Convert every checkpoint of --repo-id that matches --pattern, each to its own folder.",
+        rich_help_panel=SOURCE,
+    ),
 ]
 Pattern = Annotated[
     str,
@@ -292,6 +390,7 @@ Pattern = Annotated[
         metavar="GLOB",
         help="With --all: paths of the checkpoints; * does not match across folders, and files that "
         "are not checkpoints are left out.",
+        rich_help_panel=SOURCE,
     ),
 ]
 OutputOption = Annotated[
@@ -300,10 +399,15 @@ OutputOption = Annotated[
         metavar="DIR",
         help="Folder to write. Default: converted/<name of the checkpoint>-<layout>. With --all: parent of the folders "
         "that are written. Default: converted.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 CastTo = Annotated[
-    Dtype | None, typer.Option(help="Cast floating-point tensors to this dtype. Default: the dtype of each tensor.")
+    Dtype | None,
+    typer.Option(
+        help="Cast floating-point tensors to this dtype. Default: the dtype of each tensor.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 ContextOption = Annotated[
     int | None,
@@ -312,6 +416,7 @@ ContextOption = Annotated[
         parser=_whole_number,
         help="Context in tokens that the model is called with; a longer position table is cut to its first N rows. "
         "Default: what the file's meta or name (ctx16) states, else all rows.",
+        rich_help_panel=SOURCE,
     ),
 ]
 FailOnNonfinite = Annotated[
@@ -319,6 +424,7 @@ FailOnNonfinite = Annotated[
     typer.Option(
         "--fail-on-nonfinite",
         help="Exit with code 1 and write nothing if weights hold NaN or infinity. Default: convert and report them.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 AllowOverflow = Annotated[
@@ -326,6 +432,7 @@ AllowOverflow = Annotated[
     typer.Option(
         "--allow-overflow",
         help="Convert even if --dtype turns finite values into infinity. Default: exit with code 1 and write nothing.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 MaxShardSize = Annotated[
@@ -333,6 +440,7 @@ MaxShardSize = Annotated[
     typer.Option(
         metavar="SIZE",
         help="Split model.safetensors into files of at most this size, for example 500MB or 2GB. Default: one file.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Tokenizer = Annotated[
@@ -341,16 +449,32 @@ Tokenizer = Annotated[
         metavar="DIR_OR_REPO",
         help="CLIP tokenizer for the folder: a folder or a Hub repository. Default: openai/clip-vit-base-patch32 for "
         "the layout transformers and with --onnx; otherwise none.",
+        rich_help_panel=OUTPUT,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion in the output folder.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the plan and write nothing.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what stands at --output: a file, or a folder that is an earlier conversion.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
         help="Take an earlier conversion in the output folder as complete without reading its tensors, also if its "
         "files changed or were copied since. Default: compare them with the checkpoint then.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 VerifyOption = Annotated[
@@ -358,6 +482,7 @@ VerifyOption = Annotated[
     typer.Option(
         "--verify/--no-verify",
         help="Verify the folder before it is moved into place. Default: verify only with --push-to-hub.",
+        rich_help_panel=PROOF,
     ),
 ]
 OnnxOption = Annotated[
@@ -366,29 +491,48 @@ OnnxOption = Annotated[
         "--onnx",
         help="Write model.onnx too: the graph of the text encoder over the folder's own tensors. Implies --verify. "
         "Needs the extra onnx.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 ParityOption = Annotated[
-    bool, typer.Option("--parity", help="Run parity on the folder and add the result to its model card.")
+    bool,
+    typer.Option(
+        "--parity",
+        help="Run parity on the folder and add the result to its model card.",
+        rich_help_panel=PROOF,
+    ),
 ]
 AllowNotRead = Annotated[
     bool,
     typer.Option(
         "--allow-not-read",
         help="Exit with 0 although the file holds text tensors that no module of the reference reads.",
+        rich_help_panel=PROOF,
     ),
 ]
-PushToHub = Annotated[bool, typer.Option("--push-to-hub", help="Verify the folder and push it to the Hub.")]
+PushToHub = Annotated[
+    bool,
+    typer.Option(
+        "--push-to-hub",
+        help="Verify the folder and push it to the Hub.",
+        rich_help_panel=HUB,
+    ),
+]
 HubModelId = Annotated[
     str | None,
     typer.Option(
         metavar="[OWNER/]NAME",
         help="Repository to push to. Default: the name of the checkpoint, under --hub-namespace.",
+        rich_help_panel=HUB,
     ),
 ]
 HubNamespace = Annotated[
     str | None,
-    typer.Option(metavar="OWNER", help="With --all: user or organisation to push to. Default: your user name."),
+    typer.Option(
+        metavar="OWNER",
+        help="With --all: user or organisation to push to. Default: your user name.",
+        rich_help_panel=HUB,
+    ),
 ]
 HubOverwrite = Annotated[
     bool,
@@ -396,15 +540,32 @@ HubOverwrite = Annotated[
         "--hub-overwrite",
         help="Replace another conversion, or a model card or licence file that was edited there, in the repository. "
         "Default: refuse, or keep the file.",
+        rich_help_panel=HUB,
     ),
 ]
-Private = Annotated[bool, typer.Option("--private", help="Create the repository as a private one. Default: public.")]
+Private = Annotated[
+    bool,
+    typer.Option(
+        "--private",
+        help="Create the repository as a private one. Default: public.",
+        rich_help_panel=HUB,
+    ),
+]
 CreatePr = Annotated[
-    bool, typer.Option("--create-pr", help="Push as a pull request. Default: a commit on the main branch.")
+    bool,
+    typer.Option(
+        "--create-pr",
+        help="Push as a pull request. Default: a commit on the main branch.",
+        rich_help_panel=HUB,
+    ),
 ]
 CommitMessage = Annotated[
     str | None,
-    typer.Option(metavar="TEXT", help="Commit message of the push. Default: names the checkpoint and the layout."),
+    typer.Option(
+        metavar="TEXT",
+        help="Commit message of the push. Default: names the checkpoint and the layout.",
+        rich_help_panel=HUB,
+    ),
 ]
 ExplainedArgument = Annotated[
     str,
@@ -412,12 +573,50 @@ ExplainedArgument = Annotated[
         metavar="CHECKPOINT|CODE",
         help=f"{_CHECKPOINT} Without KEY: the code of a finding of verify, such as V-TRANSPOSED.",
         autocompletion=_complete_checkpoint,
+        rich_help_panel=SOURCE,
     ),
 ]
 KeyArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="KEY", help="Name of a tensor, in the checkpoint or in the converted folder.", show_default=False
+        metavar="KEY|GLOB",
+        help="Name of a tensor, in the checkpoint or in any layout; or a pattern with *, ? or [...] for several.",
+        show_default=False,
+        rich_help_panel=SOURCE,
+    ),
+]
+TablesArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help=f"{_CHECKPOINT} Default: show the tables alone.",
+        autocompletion=_complete_checkpoint,
+        show_default=False,
+        rich_help_panel=SOURCE,
+    ),
+]
+GlobArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="GLOB",
+        help="List the tensors with a name like this, in the checkpoint or in the layout: '*.layers.3.*qkv*'.",
+        show_default=False,
+        rich_help_panel=SOURCE,
+    ),
+]
+KeysGlob = Annotated[
+    str | None,
+    typer.Option("--keys", metavar="GLOB", help="GLOB, as an option. Default: show the rules.", rich_help_panel=OUTPUT),
+]
+FamilyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--family",
+        metavar="NAME",
+        help="Family of checkpoints whose tables are shown: SAM3-LiteText or SAM3. Default: that of CHECKPOINT, or "
+        "SAM3-LiteText.",
+        autocompletion=_complete_family,
+        rich_help_panel=SOURCE,
     ),
 ]
 FolderArgument = Annotated[
@@ -425,14 +624,7 @@ FolderArgument = Annotated[
     typer.Argument(
         metavar="DIR",
         help="Converted folder, by this tool or another one: a local one, or OWNER/NAME[@REVISION] on the Hub.",
-    ),
-]
-PartialFolder = Annotated[
-    bool,
-    typer.Option(
-        "--partial",
-        help="Of a DIR on the Hub, also download and compare the values of the text encoder, at most 400 MB. Default: "
-        "no values.",
+        rich_help_panel=SOURCE,
     ),
 ]
 WholeFolder = Annotated[
@@ -440,6 +632,7 @@ WholeFolder = Annotated[
     typer.Option(
         "--whole",
         help="Download a DIR on the Hub to the cache, and compare every value as of a local one. Default: no values.",
+        rich_help_panel=HUB,
     ),
 ]
 Converted = Annotated[
@@ -448,6 +641,7 @@ Converted = Annotated[
         metavar="DIR",
         help="Converted folder to compare with the original: a local one, or OWNER/NAME[@REVISION] on the Hub, which "
         "is downloaded. Default: a conversion made in memory.",
+        rich_help_panel=SOURCE,
     ),
 ]
 CandidateOption = Annotated[
@@ -457,6 +651,7 @@ CandidateOption = Annotated[
         help="Layout whose encoder is compared with the original, or what runs the graph in --converted (without it, "
         "the one that would be written): onnx, that is onnxruntime, or openvino. Default: the layout of --converted; "
         "without it packed, or transformers with --as-used and for SAM3 itself, of which there is no packed layout.",
+        rich_help_panel=PROOF,
     ),
 ]
 Provider = Annotated[
@@ -465,6 +660,7 @@ Provider = Annotated[
         metavar="NAME",
         help="What computes the graph of --candidate onnx or openvino, by the runtime's own name: an execution "
         "provider of onnxruntime, a device of OpenVINO. Default: CPUExecutionProvider; CPU.",
+        rich_help_panel=PROOF,
     ),
 ]
 GraphOptimisation = Annotated[
@@ -472,60 +668,57 @@ GraphOptimisation = Annotated[
     typer.Option(
         "--graph-optimisation/--no-graph-optimisation",
         help="Whether onnxruntime may rewrite the graph of --candidate onnx. Default: it may.",
+        rich_help_panel=PROOF,
     ),
 ]
 DebugIntermediates = Annotated[
-    bool, typer.Option("--debug-intermediates", help="Print one row for each layer. Default: the outputs only.")
+    bool,
+    typer.Option(
+        "--debug-intermediates",
+        help="Print one row for each layer. Default: the outputs only.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
-AttentionOption = Annotated[Attention, typer.Option(help="Attention implementation of the converted encoder.")]
+AttentionOption = Annotated[
+    Attention,
+    typer.Option(
+        help="Attention implementation of the converted encoder.",
+        rich_help_panel=PROOF,
+    ),
+]
 RunIn = Annotated[
     Dtype | None,
-    typer.Option(help="Dtype in which both encoders run. Default: float32, or the dtype of --converted."),
-]
-ComparedOption = Annotated[
-    Compared,
     typer.Option(
-        "--component", help="What to compare: the text encoder, or the whole detector (detector), stage by stage."
+        help="Dtype in which both encoders run. Default: float32, or the dtype of --converted.",
+        rich_help_panel=PROOF,
     ),
 ]
-ExportedComponent = Annotated[
-    Compared,
-    typer.Option(
-        "--component",
-        help="What to write: model.onnx, the text encoder (text), or the whole detector, as vision.onnx, text.onnx and "
-        "decode.onnx (detector).",
-    ),
-]
-RecordedComponent = Annotated[
-    Compared,
-    typer.Option(
-        "--component",
-        help="What to record: the text encoder, or the whole detector (detector), which goes to .safetensors.",
-    ),
-]
-JudgedComponent = Annotated[
+_PART = "Part of the model: its text encoder (text), or the whole detector (detector)."
+PartOption = Annotated[Compared, typer.Option("--component", help=_PART, rich_help_panel=SOURCE)]
+JudgedPart = Annotated[
     Compared | None,
-    typer.Option(
-        "--component",
-        help="What FILE is of: the text encoder, or the whole detector (detector). Default: told by the names in it.",
-    ),
+    typer.Option("--component", help=_PART, show_default="told by the names in FILE", rich_help_panel=SOURCE),
 ]
+_SIZE = "With --component detector: side of the square that the detector sees, in pixels, a multiple of its patches."
 Size = Annotated[
     int | None,
     typer.Option(
         metavar="N",
         parser=_whole_number,
-        help="With --component detector: side of the square that the detector sees, in pixels. Default: 336, for "
-        "speed, or the size of the graphs in --converted; the detector's own is 1008.",
+        help=_SIZE,
+        show_default="336, for speed, or the size of the graphs in --converted",
+        rich_help_panel=INPUT,
     ),
 ]
 GraphSize = Annotated[
     int | None,
     typer.Option(
+        "--size",
         metavar="N",
         parser=_whole_number,
-        help="With --component detector: side of the square that its graphs are for, in pixels, a multiple of the "
-        "detector's patches. Default: the detector's own, 1008 of a released one.",
+        help=_SIZE,
+        show_default="the detector's own, 1008 of a released one",
+        rich_help_panel=INPUT,
     ),
 ]
 Image = Annotated[
@@ -534,6 +727,7 @@ Image = Annotated[
         metavar="FILE",
         help="With --component detector: the picture. PNG, JPEG and others need the extra 'pictures'; .npy and .ppm "
         "do not. Default: a built-in one.",
+        rich_help_panel=INPUT,
     ),
 ]
 Boxes = Annotated[
@@ -543,10 +737,16 @@ Boxes = Annotated[
         metavar="X,Y,W,H",
         help="With --component detector: a box around what is wanted, in pixels of the picture; x and y are its top "
         "left corner. May be given several times. Default: no box.",
+        rich_help_panel=INPUT,
     ),
 ]
 DeviceOption = Annotated[
-    Device, typer.Option("--device", help="With --component detector: where both sides run. TF32 is off.")
+    Device,
+    typer.Option(
+        "--device",
+        help="With --component detector: where both sides run. TF32 is off.",
+        rich_help_panel=PROOF,
+    ),
 ]
 Tolerance = Annotated[
     float | None,
@@ -554,35 +754,67 @@ Tolerance = Annotated[
         metavar="X",
         parser=_number,
         help="Largest max abs diff that passes. Default: 4 times the noise floor measured at each tap.",
+        rich_help_panel=PROOF,
     ),
 ]
 Seed = Annotated[
     int | None,
     typer.Option(
-        metavar="N", parser=_whole_number, help="Seed of random token ids. Default: a fixed short prompt, as ids."
+        metavar="N",
+        parser=_whole_number,
+        help="Seed of random token ids. Default: a fixed short prompt, as ids.",
+        rich_help_panel=INPUT,
     ),
 ]
-Batch = Annotated[int, typer.Option(metavar="N", parser=_whole_number, help="Number of rows of token ids.")]
+Batch = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        parser=_whole_number,
+        help="Number of rows of token ids.",
+        rich_help_panel=INPUT,
+    ),
+]
 Length = Annotated[
     int | None,
-    typer.Option(metavar="N", parser=_whole_number, help="Sequence length in tokens. Default: the context length."),
+    typer.Option(
+        metavar="N",
+        parser=_whole_number,
+        help="Sequence length in tokens. Default: the context length.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Prompts = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
         help="Prompt to run in place of token ids; may be given several times. Needs the extra 'prompts'.",
+        rich_help_panel=INPUT,
     ),
 ]
 PromptsFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Text file with one prompt on each line. Needs the extra 'prompts'.")
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Text file with one prompt on each line. Needs the extra 'prompts'.",
+        rich_help_panel=INPUT,
+    ),
 ]
 SelfTest = Annotated[
     bool,
-    typer.Option("--self-test", help="Put known conversion errors into the candidate and check that each is found."),
+    typer.Option(
+        "--self-test",
+        help="Put known conversion errors into the candidate and check that each is found.",
+        rich_help_panel=PROOF,
+    ),
 ]
 SaveActivations = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Save the activations of both encoders to this safetensors file.")
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Save the activations of both encoders to this safetensors file.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Judge = Annotated[
     Path | None,
@@ -590,6 +822,7 @@ Judge = Annotated[
         metavar="FILE",
         help="Compute the verdict from a file of --save-activations, and run no encoder; with --checkpoint, from what "
         "a port computed, as sam3lite judge does.",
+        rich_help_panel=SOURCE,
     ),
 ]
 ActivationsArgument = Annotated[
@@ -598,12 +831,16 @@ ActivationsArgument = Annotated[
         metavar="FILE",
         help="Activations of a port by tap: .safetensors, .npz, a folder of .npy files, or a dump of transformers' "
         "model debugger. sam3lite record lists the taps.",
+        rich_help_panel=SOURCE,
     ),
 ]
 PortName = Annotated[
     str | None,
     typer.Option(
-        "--name", metavar="TEXT", help="What the port is called in the result. Default: the name of its file."
+        "--name",
+        metavar="TEXT",
+        help="What the port is called in the result. Default: the name of its file.",
+        rich_help_panel=PROOF,
     ),
 ]
 IdsFile = Annotated[
@@ -613,6 +850,7 @@ IdsFile = Annotated[
         metavar="FILE",
         help="Token ids that the port ran on, (batch, sequence): .npy, .json, or a file with input_ids. Default: those "
         "of its file, or else the default input of parity, which is said.",
+        rich_help_panel=INPUT,
     ),
 ]
 RecordTo = Annotated[
@@ -620,8 +858,9 @@ RecordTo = Annotated[
     typer.Option(
         "--output",
         metavar="FILE",
-        help="File to write: .safetensors or .npz, or .json with --compact. Default: "
+        help="File to write: .safetensors or .npz, or .json with --compact; of a detector .safetensors. Default: "
         "<name of the checkpoint>-reference with the first or the last of these.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Compact = Annotated[
@@ -630,6 +869,7 @@ Compact = Annotated[
         "--compact",
         help="Write norm, largest value and 64 values at stated positions of each tap as JSON, not whole activations. "
         "Of a detector: figures and 4,096 values of each tap, as .safetensors.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Script = Annotated[
@@ -639,6 +879,7 @@ Script = Annotated[
         metavar="FILE.py",
         help="Write a Python file that records what a model computes, in any environment with torch and safetensors. "
         "Takes no checkpoint and no other option than --json.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 FingerprintFile = Annotated[
@@ -647,6 +888,7 @@ FingerprintFile = Annotated[
         "--fingerprint",
         metavar="JSON",
         help="A fingerprint.json, or a converted folder that holds one, to judge by. Default: judge by the checkpoint.",
+        rich_help_panel=SOURCE,
     ),
 ]
 AsFingerprint = Annotated[
@@ -655,6 +897,7 @@ AsFingerprint = Annotated[
         "--fingerprint",
         help="Write a fingerprint: three prompts, and norm, largest value and 64 values of each tap. With it sam3lite "
         "judge --fingerprint judges a port without the checkpoint.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 AsUsed = Annotated[
@@ -663,10 +906,16 @@ AsUsed = Annotated[
         "--as-used",
         help="Also compare how the model behaves when called through transformers, with its tokenizer and padding, on "
         "built-in prompts or yours.",
+        rich_help_panel=PROOF,
     ),
 ]
 StrictBehaviour = Annotated[
-    bool, typer.Option("--strict-behaviour", help="As --as-used, and exit with code 1 if the behaviour differs.")
+    bool,
+    typer.Option(
+        "--strict-behaviour",
+        help="As --as-used, and exit with code 1 if the behaviour differs.",
+        rich_help_panel=PROOF,
+    ),
 ]
 OriginalRepo = Annotated[
     Path | None,
@@ -674,6 +923,7 @@ OriginalRepo = Annotated[
         metavar="DIR",
         help="Your clone of EfficientSAM3, to be run as the reference. Executes the modules of its text encoder, which "
         "are listed first, and no other file. Default: the implementation shipped with this tool.",
+        rich_help_panel=SOURCE,
     ),
 ]
 RestoredFolder = Annotated[
@@ -682,6 +932,7 @@ RestoredFolder = Annotated[
         metavar="DIR",
         help="Converted folder, as it was or trained further: a local one, or OWNER/NAME[@REVISION] on the Hub, which "
         "is downloaded.",
+        rich_help_panel=SOURCE,
     ),
 ]
 RestoredSource = Annotated[
@@ -692,6 +943,7 @@ RestoredSource = Annotated[
         "taken from there. Default: what only the checkpoint holds is left out.",
         autocompletion=_complete_checkpoint,
         show_default=False,
+        rich_help_panel=SOURCE,
     ),
 ]
 RestoreTo = Annotated[
@@ -701,12 +953,16 @@ RestoreTo = Annotated[
         metavar="FILE",
         help="File to write: .pt, .pth, .bin or .ckpt as torch.save writes them, or .safetensors. Default: none; it "
         "has to be given.",
+        rich_help_panel=OUTPUT,
     ),
 ]
-OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
 DemoOutput = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="New folder to keep the files of the demo in. Default: they are deleted."),
+    typer.Option(
+        metavar="DIR",
+        help="New folder to keep the files of the demo in. Default: they are deleted.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 
@@ -734,12 +990,21 @@ def layout_of(layout: str | None, component: Component) -> str:
     return layout or ("transformers" if component == Component.video else "packed")
 
 
+Markdown = Annotated[
+    bool,
+    typer.Option(
+        "--markdown",
+        help="Print the result in short, as Markdown: for the summary of a CI job, or an issue.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Quantize = Annotated[
     QuantizeMethod | None,
     typer.Option(
         "--quantize",
-        help="Also write a graph with int8 weights of its own, and measure what it loses: the matrices (int8), or the "
-        "token table too (int8-all). Default: none.",
+        help="Also write a graph with int8 weights of its own, of the matrices (int8) or the token table too "
+        "(int8-all), and measure what it loses, on --prompts-file or 1,000 built-in noun phrases. Default: none.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Budget = Annotated[
@@ -749,14 +1014,18 @@ Budget = Annotated[
         parser=_number,
         help="With --quantize: greatest relative L2 that a tap of the quantised graph may have; over it, the exit code "
         "is 1. Default: 0.01, which is only reported.",
+        rich_help_panel=OUTPUT,
     ),
 ]
-MeasuredPrompts = Annotated[
-    Path | None,
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", help="Do not ask the Hub. Default: ask it, for at most 5 s.", rich_help_panel=HUB),
+]
+Imports = Annotated[
+    bool,
     typer.Option(
-        "--prompts-file",
-        metavar="FILE",
-        help="With --quantize: text file with one prompt on each line, to measure the loss on. Needs the extra "
-        "'prompts'. Default: 1,000 built-in noun phrases.",
+        "--imports",
+        help="Also import every package, in a process of its own; takes some seconds. Default: look at versions only.",
+        rich_help_panel=PROOF,
     ),
 ]

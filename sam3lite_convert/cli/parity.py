@@ -10,7 +10,16 @@ import typer
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, text_source, typed, write_report
+from sam3lite_convert.cli.shared import (
+    check_choice,
+    check_of_detector,
+    leave,
+    locate,
+    one_checkpoint,
+    text_source,
+    typed,
+    write_report,
+)
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
@@ -27,7 +36,7 @@ def parity(
     source: o.ParityArgument = None,
     checkpoint: o.CheckpointOption = None,
     converted: o.Converted = None,
-    component: o.ComparedOption = o.Compared.text,
+    component: o.PartOption = o.Compared.text,
     size: o.Size = None,
     image: o.Image = None,
     box: o.Boxes = None,
@@ -65,11 +74,19 @@ def parity(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Compare the original and the converted text encoder layer by layer, or the whole detector stage by stage.
 
     Exits with code 1 if they differ by more than the tolerance.
+
+    Examples:
+    # A released file and its conversion for transformers, with a page:
+    sam3lite parity s0 --candidate transformers --report parity.html
+    # A folder that was written, on words of yours:
+    sam3lite parity my.pt --converted my-sam3 --prompt "a red car"
     """
     from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.cli.judge import judge_port, show_judged
@@ -86,7 +103,7 @@ def parity(
         "--size": size, "--image": image, "--box": box, "--device": device if device is not o.Device.cpu else None,
     }  # fmt: skip
     if component is o.Compared.text:
-        whole.refuse(detector_only, "{} needs --component detector")
+        check_of_detector(detector_only)
     if html is not None:
         check_report_place(html)
         if save_activations is not None and html.resolve() == save_activations.resolve():
@@ -198,12 +215,10 @@ def _check_candidate(candidate: str, mappings: Mappings) -> None:
     """Raises CannotRun, before anything is looked up, if --candidate names neither a layout nor what runs a graph."""
     from sam3lite_convert.parity.runtime import RUNTIMES
 
+    able = sorted({layout.name for layout in mappings.layouts.values() if layout.loader.targets})
+    said = f"--candidate {candidate}: there are the layouts {', '.join(able)}, and {', '.join(RUNTIMES)} for graphs"
     if candidate not in mappings.names:
-        able = sorted({layout.name for layout in mappings.layouts.values() if layout.loader.targets})
-        raise CannotRun(
-            f"--candidate {candidate}: there are the layouts {', '.join(able)}, and {', '.join(RUNTIMES)} for graphs",
-            "usage",
-        )
+        check_choice("--candidate", candidate, [*able, *RUNTIMES], CannotRun(said, "usage"))
 
 
 def _runtime(candidate: str | None, provider: str | None, optimisation: bool | None) -> RuntimeChoice | None:

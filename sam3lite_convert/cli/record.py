@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate, one_checkpoint, text_source
+from sam3lite_convert.cli.shared import check_of_detector, locate, needed_checkpoint, one_checkpoint, text_source
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
@@ -16,7 +16,7 @@ def record(
     compact: o.Compact = False,
     fingerprint: o.AsFingerprint = False,
     script: o.Script = None,
-    component: o.RecordedComponent = o.Compared.text,
+    component: o.PartOption = o.Compared.text,
     size: o.Size = None,
     image: o.Image = None,
     box: o.Boxes = None,
@@ -36,12 +36,20 @@ def record(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Write what the original computes at every tap, for the author of a port to compute too.
 
     The file holds the ids, and the activations of the original alone. With --script it is a Python file that records a
     model of yours.
+
+    Examples:
+    # The values that a port has to compute:
+    sam3lite record s0 --output reference.npz
+    # A Python file that records a model of yours:
+    sam3lite record --script recorder.py
     """
     from sam3lite_convert.cli import detector as whole
     from sam3lite_convert.commands.parity import read_prompts
@@ -64,9 +72,8 @@ def record(
         (as_json if json else scripted)(made)
         return
     if component is o.Compared.text:
-        whole.refuse({"--size": size, "--image": image, "--box": box}, "{} needs --component detector")
-    if name is None:
-        raise CannotRun("record needs a checkpoint: sam3lite record CHECKPOINT --output FILE", "usage")
+        check_of_detector({"--size": size, "--image": image, "--box": box})
+    name = needed_checkpoint(name, "record", "; or --script FILE.py")
     if component is o.Compared.detector:
         whole.refuse(
             {

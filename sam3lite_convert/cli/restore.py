@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import locate, one_checkpoint, quiet_hub, use_one_thread
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.shared import (
+    is_checkpoint,
+    locate,
+    one_checkpoint,
+    quiet_hub,
+    use_one_thread,
+    wrong_order,
+)
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
@@ -23,7 +30,7 @@ def restore(
     source: o.RestoredSource = None,
     checkpoint: o.CheckpointOption = None,
     output: o.RestoreTo = None,
-    overwrite: o.OverwriteFile = False,
+    overwrite: o.Overwrite = False,
     causal: o.Causal = False,
     state_dict_key: o.StateDictKey = None,
     strip_prefix: o.StripPrefix = None,
@@ -33,6 +40,8 @@ def restore(
     repo_id: o.RepoId = DEFAULT_REPO,
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Turn a converted folder back into a checkpoint under the original's names.
@@ -40,6 +49,12 @@ def restore(
     With the checkpoint that it was converted from, all of its tensors are written: those that the folder holds
     unchanged are equal to the bit, and those that were trained since are the folder's. The file is written as a whole
     or not at all.
+
+    Examples:
+    # What the folder holds, under the original's names:
+    sam3lite restore my-sam3 --output back.pt
+    # All tensors of the original, those trained since from the folder:
+    sam3lite restore my-sam3 my.pt --output back.pt
     """
     from sam3lite_convert.commands.folders import locate_folder
     from sam3lite_convert.commands.restore import check_restored_place
@@ -52,7 +67,12 @@ def restore(
     use_one_thread()
     name = one_checkpoint(source, checkpoint)
     if output is None:
-        raise CannotRun("restore needs a file to write: sam3lite restore DIR --output FILE.pt", "usage")
+        message = "restore needs a file to write: sam3lite restore DIR --output FILE.pt"
+        if source is not None and not Path(source).exists() and Path(source).suffix in (".pt", ".pth", ".safetensors"):
+            raise Mistake(message, lambda line: line.as_option(source, "--output"))
+        raise Mistake(message, lambda line: line.with_option("--output", "restored.pt"), example=True)
+    if name is not None and is_checkpoint(folder) and Path(name).is_dir():
+        raise wrong_order(folder, name)
     place = locate_folder(folder, cache_dir)
     check_restored_place(output, overwrite, Path(folder))  # before anything is downloaded
     quiet_hub(json)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from sam3lite_convert.cli.mistakes import Mistake, alike
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
 
 if TYPE_CHECKING:
@@ -31,6 +33,62 @@ def one_checkpoint(argument: str | None, option: str | None) -> str | None:
     if argument is not None and option is not None and argument != option:
         raise CannotRun(f"two checkpoints: {argument} and --checkpoint {option}; give one of them", "usage")
     return argument if argument is not None else option
+
+
+def needed_checkpoint(name: str | None, command: str, instead: str = "") -> str:
+    """CHECKPOINT, which is the first argument of ``command``. ``instead``: what else could be given.
+
+    Raises Mistake if it is None.
+    """
+    if name is None:
+        raise Mistake(
+            f"{command} needs a checkpoint: a file or folder, an alias ({', '.join(ALIASES)}), or a path or page on "
+            f"the Hub{instead}",
+            lambda line: line.with_argument(0, "s0"),
+            example=True,
+        )
+    return name
+
+
+def check_choice(option: str, value: str | None, names: Sequence[str], fault: CannotRun) -> None:
+    """Raises the fault unless the value of an option is one of the names; with the name that was meant, if it is clear.
+
+    For options whose names are known only when the tables are read.
+    """
+    if value is not None and value not in names:
+        if len(meant := alike(value.lower(), names)) == 1:
+            raise Mistake(fault.message, lambda line: line.with_option(option, meant[0]), code=fault.code)
+        raise fault
+
+
+def check_layout(layout: str | None, mappings: Mappings) -> None:
+    """Raises CannotRun, before anything is looked up, if ``--layout`` names no layout."""
+    try:
+        if layout is not None:
+            mappings.check_name(layout)
+    except CannotRun as fault:
+        check_choice("--layout", layout, mappings.names, fault)
+
+
+def check_of_detector(given: Mapping[str, object]) -> None:
+    """Raises CannotRun if one of these options of ``--component detector`` is given: to be called without it."""
+    for name, value in given.items():
+        if value:
+            raise Mistake(
+                f"{name} needs --component detector", lambda line: line.with_option("--component", "detector")
+            )
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether the name is that of a file, or an alias, where a folder is expected."""
+    return Path(name).is_file() or (name in ALIASES and not Path(name).is_dir())
+
+
+def wrong_order(first: str, second: str) -> Mistake:
+    """The error for a checkpoint that stands where the folder should, and the other way round."""
+    return Mistake(
+        f"{first} is a checkpoint and {second} a folder: swap them", lambda line: line.swapped(first, second)
+    )
 
 
 def locate(
@@ -68,8 +126,9 @@ def use_one_thread() -> None:
 
 
 def typed() -> str:
-    """The command line as typed, without ``--json`` and ``--overwrite``, for messages that suggest to run it again."""
-    kept = [a for a in typed_arguments if a not in ("--json", "--overwrite")]
+    """The command line as typed, for messages that suggest to run it again: without ``--overwrite``, and without what
+    only says how the result is shown."""
+    kept = [a for a in typed_arguments if a not in ("--json", "--quiet", "--verbose", "--overwrite")]
     return shell_line(["sam3lite", *kept])
 
 

@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, one_checkpoint, quiet_hub, typed, use_one_thread, write_report
+from sam3lite_convert.cli.mistakes import Mistake
+from sam3lite_convert.cli.shared import (
+    is_checkpoint,
+    leave,
+    locate,
+    one_checkpoint,
+    quiet_hub,
+    typed,
+    use_one_thread,
+    write_report,
+    wrong_order,
+)
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
-from sam3lite_convert.quoting import shell_path
 
 if TYPE_CHECKING:
     from sam3lite_convert.commands.folders import FolderLocation
@@ -24,7 +34,7 @@ def verify(
     folder: o.FolderArgument,
     source: o.SourceArgument = None,
     checkpoint: o.CheckpointOption = None,
-    partial: o.PartialFolder = False,
+    partial: o.Partial = False,
     whole: o.WholeFolder = False,
     causal: o.Causal = False,
     state_dict_key: o.StateDictKey = None,
@@ -36,37 +46,46 @@ def verify(
     revision: o.Revision = DEFAULT_REVISION,
     cache_dir: o.CacheDir = None,
     html: o.HtmlReport = None,
+    markdown: o.Markdown = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
     """Check every tensor of a converted folder against its checkpoint.
 
-    Of a folder on the Hub, names, shapes, dtypes and config.json are checked by range requests; --partial and --whole
-    compare values too. Of a local folder the ONNX graphs are checked too, and if it is proven its conversion.json says
-    so from then on, which export onnx asks for. Exits with code 1, and lists the differences, if the folder does not
-    match.
+    Of a folder on the Hub, names, shapes, dtypes and config.json are checked by range requests; --partial compares the
+    values of the text encoder too (at most 400 MB), --whole all. Of a local folder the ONNX graphs are checked too, and
+    if it is proven its conversion.json says so from then on, which export onnx asks for. Exits with code 1, and lists
+    the differences, if the folder does not match.
+
+    Examples:
+    # A folder against the file that it was converted from:
+    sam3lite verify my-sam3 my.pt
+    # A repository on the Hub, with its values, and a page of the result:
+    sam3lite verify me/my-sam3 my.pt --whole --report proof.html
     """
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.commands.folders import locate_folder
     from sam3lite_convert.commands.verify import check_extent, read_with_weights
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.terminal import as_json
-    from sam3lite_convert.report.verify import verified
+    from sam3lite_convert.report.verify import verified, verified_markdown
 
+    if json and markdown:
+        raise CannotRun("--json and --markdown exclude each other", "usage")
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     use_one_thread()
     name = one_checkpoint(source, checkpoint)
     if name is None:
-        raise CannotRun(
-            "verify needs the checkpoint that DIR was converted from: sam3lite verify DIR CHECKPOINT", "usage"
+        raise Mistake(
+            "verify needs the checkpoint that DIR was converted from: sam3lite verify DIR CHECKPOINT",
+            lambda line: line.with_argument(1, "s0"),
+            example=True,
         )
     if html is not None:
         check_report_place(html)
-    if Path(folder).is_file() and Path(name).is_dir():
-        raise CannotRun(
-            f"{folder} is a file and {name} a folder: swap them: sam3lite verify {shell_path(name)} --checkpoint "
-            f"{shell_path(folder)}",
-            "usage",
-        )
+    if is_checkpoint(folder) and Path(name).is_dir():
+        raise wrong_order(folder, name)
     place = locate_folder(folder, cache_dir)
     check_extent(place, partial, whole)
     quiet_hub(json)
@@ -85,7 +104,7 @@ def verify(
         from sam3lite_convert.report.html.page import verify_page
 
         document = replace(document, report_error=write_report(html, lambda: verify_page(document)))
-    (as_json if json else verified)(document)
+    (as_json if json else verified_markdown if markdown else verified)(document)
     leave(document.verdict == "mismatch", document.report_error is None)
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from sam3lite_convert.commands.sources import Source
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.commands.tables import held_by, options_of, place_words, places
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.counts import mapped_names
-from sam3lite_convert.plan.plan import Options, make_plan
+from sam3lite_convert.plan.families import FAMILIES
+from sam3lite_convert.plan.lookup import Meaning, Place, meanings
+from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings, Rule
+from sam3lite_convert.quoting import shell_word
 from sam3lite_convert.records.explain import CodeDocument, ExplainDocument, RuleFacts, TensorFacts
 from sam3lite_convert.verify.codes import CODES
 
@@ -33,25 +40,108 @@ def explain_code(name: str) -> CodeDocument:
     )
 
 
-def explain_key(source: Source, key: str, mappings: Mappings, options: Options) -> ExplainDocument:
-    """What happens to one key; ``key`` is a source key in any spelling, or a target key.
+def explain_key(source: Source, key: str, mappings: Mappings, options: Options, stated: bool = True) -> ExplainDocument:
+    """What happens to one tensor. ``key``: its name in the checkpoint, or that of its target in any layout, in any
+    spelling.
+
+    stated: whether the options state a layout or a component; if not, and the name is one of another layout, that one
+        is shown.
 
     Raises CannotRun, with the nearest names, if it is neither.
     """
-    with source.trusted():
-        plan = make_plan(source.read(mappings), mappings, options)
-    canonical = {name: source for source, name in mapped_names(plan).items()}
-    canonical |= {d.canonical: d.source.key for d in plan.dropped.values() if d.label != "twin"}
-    found = key if key in plan.checkpoint.tensors else canonical.get(key)
-    if found is None and key in plan.mapped:
-        found = plan.mapped[key].source.key
+    held = held_by(source, mappings)
+    plan = make_plan(held.checkpoint, mappings, options)
+    shown = plan.layout, plan.options.component
+    there = places(mappings, held.family, held.variants)
+    there.sort(key=lambda place: place != shown)  # the one that is shown first
+    found, meaning = _found(plan, key), None
+    for one in meanings(key, mappings, there) if found is None else ():
+        found = _found(plan, one.name) if one.place is None else _source_of(plan, one)
+        if found is not None:
+            meaning = one
+            break
     if found is None:
-        found = next((m.source.key for m in plan.mapped.values() if m.target == key), None)
-    if found is None:
-        near = difflib.get_close_matches(key, [*plan.checkpoint.tensors, *canonical, *plan.mapped], 4, 0.6)
-        hint = "\nNearest names:\n  " + "\n  ".join(near) if near else ""
-        message = f"{key} is not a tensor of the checkpoint, nor of its conversion.{hint}"
-        raise CannotRun(message, "unknown_key", {"near": near})
+        raise _unknown(plan, key, mappings)
+    notes = []
+    if meaning is not None:
+        if meaning.name != key:
+            notes.append(f"read as {meaning.name}")
+        if meaning.place is not None and meaning.place != shown:
+            way = f"sam3lite explain {source.option} {shell_word(key)} {options_of(meaning.place)}"
+            other = None if stated else _planned(plan, mappings, meaning.place)
+            if other is not None:
+                plan = other
+                notes.append(f"this is a name of {place_words(meaning.place)}, which is shown; as typed:\n{way}")
+            else:
+                notes.append(f"this is a name of {place_words(meaning.place)}:\n{way}")
+    dropped = plan.dropped.get(found)
+    if dropped is not None and not dropped.copy and dropped.label not in dict(plan.names.left.values()):
+        notes += _written(dropped.canonical, there, (plan.layout, plan.options.component))
+    return _explained(source, plan, key, found, tuple(notes))
+
+
+def _found(plan: Plan, name: str) -> str | None:
+    """The key of the tensor that a name is that of, or of whose target, in the terms of the plan; None if of none."""
+    if name in plan.checkpoint.tensors:
+        return name
+    if name in plan.names.sources:
+        return plan.names.sources[name][0]
+    if piece := plan.mapped.get(name) or next((m for m in plan.mapped.values() if m.target == name), None):
+        return piece.source.key
+    parts = plan.checkpoint.turned_back.keys if plan.checkpoint.turned_back else {}
+    return next((key for key, those in parts.items() if name in those), None)
+
+
+def _source_of(plan: Plan, meaning: Meaning) -> str | None:
+    """The key of the tensor that a name of a target means; None if the checkpoint lacks some of its sources."""
+    keys = [plan.names.sources.get(name, (None,))[0] for name in meaning.sources]
+    return None if None in keys else keys[0]
+
+
+def _planned(plan: Plan, mappings: Mappings, place: Place) -> Plan | None:
+    """The plan for another layout; None if there is none that is sound."""
+    options = replace(plan.options, layout=place[0].name, component=place[1])
+    try:
+        return make_plan(plan.checkpoint, mappings, options)
+    except UnsoundPlan:
+        return None
+
+
+def _written(canonical: str, there: Iterable[Place], shown: Place) -> Iterator[str]:
+    """A note on where a tensor that is dropped is written; nothing if that is nowhere."""
+    found = [
+        options_of(place)
+        for place in there
+        if place != shown
+        and (place[1] != "text" or canonical.startswith(TEXT))
+        and any(targets for _, targets in place[0].takers(canonical))
+    ]
+    if found:
+        yield f"not dropped with {', nor with '.join(found)}"
+
+
+def _unknown(plan: Plan, key: str, mappings: Mappings) -> CannotRun:
+    """The error for a name that is neither a tensor's of the checkpoint nor its target's."""
+    families = sorted(FAMILIES.values(), key=lambda family: family is not plan.layout.family)
+    every = [place for family in families for place in places(mappings, family)]
+    near = difflib.get_close_matches(key, [*plan.checkpoint.tensors, *plan.names.sources, *plan.mapped], 4, 0.6)
+    hint = "\nNearest names:\n  " + "\n  ".join(near) if near else ""
+    lacks = ""
+    for one in meanings(key, mappings, every):
+        if one.place is not None:
+            layout = one.place[0]
+            of = f" of {layout.family.name}" if layout.family is not plan.layout.family else ""
+            lacks = (
+                f"\nIt is a name of {place_words(one.place)}{of}, made of\n  {', '.join(one.sources)}\nwhich this "
+                "checkpoint does not have."
+            )
+            break
+    return CannotRun(
+        f"{key} is not a tensor of the checkpoint, nor of its conversion.{lacks}{hint}", "unknown_key", {"near": near}
+    )
+
+
+def _explained(source: Source, plan: Plan, key: str, found: str, notes: tuple[str, ...]) -> ExplainDocument:
     dropped = plan.dropped.get(found)
     pieces = [m for m in plan.mapped.values() if found in (m.source.key, *(s.key for s in m.sources))]
     filled = not dropped and pieces[0].source.absent
@@ -64,6 +154,7 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
     return ExplainDocument(
         key=key,
         layout=plan.layout.name,
+        component=plan.options.component,
         fetched=source.fetched(),
         outcome="dropped" if dropped else "filled" if filled else "mapped",
         source=TensorFacts(
@@ -77,6 +168,7 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options) 
         reason=dropped.reason if dropped else None,
         rule=_rule(rule) if rule else None,
         targets=tuple(TensorFacts(key=p.key, dtype=p.dtype, shape=p.shape, part=p.part) for p in pieces),
+        notes=notes,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,15 +49,19 @@ class OpenCheckpoint:
     """
 
     name: str
-    location: Location = field(repr=False)
-    source: Source = field(repr=False)
-    index: Checkpoint = field(repr=False)
-    mappings: Mappings = field(repr=False)
+    location: Location
+    source: Source
+    index: Checkpoint
+    mappings: Mappings
     context: int | None = None
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
         return self.index.tensors
+
+    def __repr__(self) -> str:
+        context = "" if self.context is None else f", context={self.context}"
+        return f"OpenCheckpoint({self.name!r}{context}: {len(self.tensors):,} tensors)"
 
     def read(self, key: str) -> Tensor:
         """The values of one tensor; of a file on the Hub only its bytes are fetched.
@@ -70,6 +74,21 @@ class OpenCheckpoint:
             raise CannotRun(f"{self.name} has no tensor {key}", "unknown_key")
         with self.source.trusted():
             return stored_tensor(self.source.with_bytes_of(self.mappings, self.index, [self.tensors[key]]), key)
+
+
+def write_demo_checkpoint(path: str | Path) -> None:
+    """Write the checkpoint of ``sam3lite demo``: the keys of a released file, small shapes, random values; 33 MB.
+
+    Raises CannotRun if the path exists or its folder does not.
+    """
+    from sam3lite_convert.plan.synthetic import write_checkpoint
+
+    target = Path(path)
+    if target.exists():
+        raise CannotRun(f"{target} exists; give another path.", "output_exists")
+    if not target.parent.is_dir():
+        raise CannotRun(f"{target}: no such folder: {target.parent}", "no_such_folder")
+    write_checkpoint(target)
 
 
 def open_checkpoint(
@@ -115,7 +134,12 @@ class ConversionPlan:
     """A sound plan: every source tensor mapped or dropped with a reason, every target filled once."""
 
     checkpoint: OpenCheckpoint
-    plan: Plan = field(repr=False)
+    plan: Plan
+
+    def __repr__(self) -> str:
+        counts, options = self.counts, self.plan.options
+        sources = f"{counts.source:,} source tensors = {counts.mapped:,} mapped + {counts.dropped:,} dropped"
+        return f"ConversionPlan({self.checkpoint.name!r}, {options.layout}: {sources}; {counts.target:,} targets)"
 
     @property
     def mapped(self) -> dict[str, Mapped]:
@@ -138,7 +162,10 @@ class ConversionPlan:
         return self.plan.counts
 
     def explain(self, key: str) -> ExplainDocument:
-        """What happens to one source or target key. Raises CannotRun, with the nearest names, if it is neither."""
+        """What happens to one tensor, by its name in the checkpoint or in any layout; shown is the layout of the plan.
+
+        Raises CannotRun, with the nearest names, if there is no such tensor.
+        """
         return explain_key(self.checkpoint.source, key, self.checkpoint.mappings, self.plan.options)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -234,6 +234,8 @@ def _partial_summary(outcome: Verification, document: VerifyDocument, text: int,
 
 
 def _document(outcome: Verification, folder: Path, source: Source, page: PageFacts | None) -> VerifyDocument:
+    from sam3lite_convert.verify.places import places  # loads numpy; convert starts without
+
     plan, lost = outcome.plan, outcome.lost
     return VerifyDocument(
         folder=str(folder),
@@ -257,6 +259,7 @@ def _document(outcome: Verification, folder: Path, source: Source, page: PageFac
         lost=lost,
         lost_words=tuple(_lost_words(lost)),
         notes=tuple(outcome.notes),
+        places=places(outcome) if page is not None else None,
         page=page,
     )
 

@@ -65,9 +65,14 @@ def cast(data: bytes, source: str, target: str, loss: CastLoss | None = None, ke
     """The elements, cast by torch. ``loss``: collects what the cast of tensor ``key`` lost, measured in float64.
 
     float8 goes by way of float32, which holds its values exactly and from which torch itself rounds to it; not all
-    of its kinds have a direct cast, or isfinite. Raises CannotRun if this torch lacks one of the dtypes.
+    of its kinds have a direct cast, or isfinite. Raises CannotRun without torch, or if it lacks one of the dtypes.
     """
-    import torch
+    try:
+        import torch
+    except ImportError as fault:
+        raise CannotRun(
+            f"{target} is cast by torch, which cannot be imported ({fault}): pip install torch", "no_torch"
+        ) from None
 
     if not data:
         return b""

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub import constants
 
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.hub.log import masked_url
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _OF_A_FILE = ("blob", "resolve", "raw", "blame", "tree")
@@ -68,7 +69,8 @@ def address_of(name: str) -> Address | None:
         path = path.removeprefix(prefix).strip("/")
     elif host not in public_hosts():
         raise CannotRun(
-            f"{shown}: {host or 'this'} is not the Hub ({constants.ENDPOINT}); download the file and give its path",
+            f"{shown}: {host or 'this'} is not the Hub ({masked_url(constants.ENDPOINT)}); download the file and give "
+            "its path",
             "other_host",
         )
     segments = _repository([segment for segment in path.split("/") if segment], shown)

@@ -21,6 +21,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type:
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.figures import human_bytes
 from sam3lite_convert.hub.addresses import public_hosts
+from sam3lite_convert.hub.log import masked_url
 
 TIMEOUT = 60.0  # seconds without a byte; huggingface_hub waits without a limit
 LONGEST_WAIT = 60.0  # seconds; if a server asks for more, the command ends with a message
@@ -66,11 +67,15 @@ def at_most(nbytes: int = _ANSWER, requests: int | None = None) -> Iterator[None
         _budget.reset(token)
 
 
+def the_hub() -> str:
+    """What messages call the Hub: with its address, which may hold a password that is not for them."""
+    return f"the Hub ({masked_url(constants.ENDPOINT)})"
+
+
 def unexpected(what: str) -> CannotRun:
     """The error for an answer that is not one of the Hub. ``what``: in words, what it is."""
     return CannotRun(
-        f"unexpected response from the Hub ({constants.ENDPOINT}): {what.rstrip('.')}. Check HF_ENDPOINT and your "
-        "proxy.",
+        f"unexpected response from {the_hub()}: {what.rstrip('.')}. Check HF_ENDPOINT and your proxy.",
         "hub_fault",
     )
 
@@ -119,7 +124,7 @@ def asked_pause(headers: Any) -> float | None:
 
 def too_long(status: int, pause: float) -> CannotRun:
     """The error for a server that asks for a longer pause than a command makes."""
-    where = f"the Hub ({constants.ENDPOINT})"
+    where = the_hub()
     if status == 429:
         message = f"too many requests to {where} (429). Run the command again in {pause:.0f} seconds."
         return CannotRun(message, "rate_limited")

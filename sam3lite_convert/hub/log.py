@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 _LONGEST = 500  # characters of a note; a server can have the client say anything
 LOG = logging.getLogger("sam3lite_convert")
@@ -30,15 +30,30 @@ _channel = _Channel(logging.WARNING)
 
 
 def without_secrets(text: str) -> str:
-    """The text without URL queries (which may hold a signature), authorization values and tokens."""
+    """The text without URL queries (which may hold a signature), passwords in URLs, authorization values and tokens."""
     from huggingface_hub import get_token  # already imported whenever there is a message
 
-    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
-    text = re.sub(r"(?i)(bearer)\s+[^\s'\"]+", r"\1 ...", text)
+    token = None
     with contextlib.suppress(Exception):  # a token file can hold anything
-        if token := get_token():
-            text = text.replace(token, "...")
+        token = get_token()
+    return without(text, [token or ""])
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """The text without these secrets, and without what ``without_secrets`` leaves out by its form."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "...")
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+    text = re.sub(r"(\w://)[^\s/@'\"]*@", r"\1***@", text)
+    text = re.sub(r"(?i)(bearer)\s+[^\s'\"]+", r"\1 ...", text)
     return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)
+
+
+def masked_url(text: str) -> str:
+    """A URL as people set it in variables, perhaps a wrong one, without user name, password, query and fragment."""
+    scheme, separator, rest = text.partition("://") if "://" in text else ("", "", text)
+    held, _, host = rest.rpartition("@")  # a password may hold anything
+    return f"{scheme}{separator}{'***@' if held else ''}{re.split('[?#]', host)[0]}"
 
 
 def send_to(say: Callable[[str], None] | None) -> None:

@@ -35,6 +35,7 @@ from sam3lite_convert.hub.bounds import (
     asked_pause,
     check_request,
     check_response,
+    the_hub,
     too_long,
     unexpected,
     watch_connections,
@@ -42,8 +43,8 @@ from sam3lite_convert.hub.bounds import (
 from sam3lite_convert.opened import check_regular
 from sam3lite_convert.quoting import visible
 
-_TRIES = 4
-_LONGEST_TOKEN = 1 << 16  # bytes of its file
+TRIES = 4
+LONGEST_TOKEN = 1 << 16  # bytes of its file
 _LONGEST_LINE = 300  # characters of what a server or a library says
 _NO_NETWORK = "Cached files work offline. 'sam3lite demo' runs all commands without a network."
 # Variables that name certificates: the client's, and those of others that it does not read.
@@ -81,7 +82,7 @@ if log.taken_over:
     take_over_client()
 
 
-def retried(call: Callable[[], T], tries: int = _TRIES) -> T:
+def retried(call: Callable[[], T], tries: int = TRIES) -> T:
     """The result of a request, which is repeated after a server error or a broken connection.
 
     The pause is the one that the server asks for, or doubles. ``tries``: fewer for requests that huggingface_hub
@@ -138,21 +139,21 @@ def hub_faults(repo: str, doing: str = "read") -> Iterator[None]:
     """Raises CannotRun for errors of huggingface_hub and of the network, and if the file of the token is not a regular
     one: the client would read a device to its end. ``doing``: ``read`` or ``write``."""
     if os.path.exists(constants.HF_TOKEN_PATH):
-        check_regular(Path(constants.HF_TOKEN_PATH), _LONGEST_TOKEN)
+        check_regular(Path(constants.HF_TOKEN_PATH), LONGEST_TOKEN)
     try:
         yield
     except Sam3LiteError:
         raise
     except Exception as fault:
         if isinstance(fault, ssl.SSLError | FileNotFoundError) and (wrong := _wrong_certificates()):
-            raise CannotRun(f"the Hub ({constants.ENDPOINT}) cannot be reached: {wrong}", "no_network") from fault
+            raise CannotRun(f"{the_hub()} cannot be reached: {wrong}", "no_network") from fault
         if isinstance(fault, OSError) and fault.errno is not None and not isinstance(fault, ConnectionError):
             raise  # an error of this machine's disk
         raise _in_words(fault, repo, doing) from fault
 
 
 def _in_words(fault: BaseException, repo: str, doing: str) -> Sam3LiteError:
-    where = f"the Hub ({constants.ENDPOINT})"
+    where = the_hub()
     login = "Log in with 'hf auth login', or set HF_TOKEN"
     fault = _behind(fault)
     if isinstance(fault, Sam3LiteError):

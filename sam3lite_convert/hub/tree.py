@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sam3lite_convert.hub.bounds import COMMIT, api_page, unexpected
 from sam3lite_convert.hub.log import LOG
-from sam3lite_convert.hub.requests import retried
+from sam3lite_convert.hub.requests import TRIES, retried
 from sam3lite_convert.records.record import JsonValue
 
 _PAGES = 1_000
@@ -94,13 +94,13 @@ def _api(repo: str, *rest: str) -> str:
     return "/".join([f"{constants.ENDPOINT}/api/models/{repo}", *(quote(part, safe="") for part in rest)])
 
 
-def read_info(repo: str, revision: str | None = None) -> Info:
-    """A repository at a revision, or at the head of its main branch.
+def read_info(repo: str, revision: str | None = None, tries: int = TRIES) -> Info:
+    """A repository at a revision, or at the head of its main branch. ``tries``: as for ``retried``.
 
     Raises CannotRun for an answer that is not the Hub's, and as ``api_page`` does.
     """
     url = _api(repo) if revision is None else _api(repo, "revision", revision)
-    found = _object(retried(lambda: api_page(url)).value)
+    found = _object(retried(lambda: api_page(url), tries).value)
     commit, name, private = found.get("sha"), found.get("id", repo), found.get("private")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise unexpected("the commit is not a hash")
@@ -240,13 +240,13 @@ def _references(rows: list[Any]) -> Iterator[Reference]:
             yield Reference(int(match[1]), ref, commit)
 
 
-def read_user() -> str:
-    """The name of the user whose token is set.
+def read_user(tries: int = TRIES) -> str:
+    """The name of the user whose token is set. ``tries``: as for ``retried``.
 
     Raises LocalTokenNotFoundError without a token, CannotRun for an answer that is not the Hub's, and as ``api_page``
     does.
     """
-    found = _object(retried(lambda: api_page(f"{constants.ENDPOINT}/api/whoami-v2", token=True)).value)
+    found = _object(retried(lambda: api_page(f"{constants.ENDPOINT}/api/whoami-v2", token=True), tries).value)
     name = found.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,96}", name, re.ASCII):
         raise unexpected("the name of the account is not a name")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from sam3lite_convert.plan.names import Names
@@ -16,6 +16,8 @@ _ONE = re.compile(
     r"(?P<dot>[._])(?P<p>weight|bias)"
 )
 _PACKED = re.compile(r"(?P<module>.+\.)(?P<name>in_proj|qkv|qkv_proj)[._](?P<p>weight|bias)")
+_WHOLE = ("in_proj_", "qkv_proj.", "qkv.", "q_proj.")  # names of the three, or of the first
+_ATTENTION = ("self_attn", "attn", "attention")  # names of the module
 _LETTER = re.compile(r"\b[qkv](?=_proj\b)")
 _DOT = r"\."
 _ORDER = {"q": 0, "k": 1, "v": 2, "query": 0, "key": 1, "value": 2}
@@ -64,6 +66,20 @@ def taken_apart(names: Names, known: Sequence[KnownKey], unmatched: Iterable[str
         q, k, v = (part["a"] + part["which"] + part["b"] + part["dot"] for part in parts)
         called[q, k, v, name + ("_" if name == "in_proj" else ".")] = None
     return Apart(tuple(keys), tuple(into), tuple(called), _rules(into.values())) if into else None
+
+
+def other_attention(name: str) -> Iterator[str]:
+    """Other names under which the same attention may stand: packed where q, k or v stands apart, and the reverse. Most
+    of them exist nowhere. The first part stands for all three."""
+    found = _ONE.fullmatch(name) or _PACKED.fullmatch(name)
+    if found is None:
+        return
+    parent, _, called = found["module"].removesuffix(".").rpartition(".")
+    starts = [found["module"]]
+    if called in _ATTENTION:
+        starts += [f"{parent}.", *(f"{parent}.{other}." for other in _ATTENTION)]
+    for start in starts:
+        yield from (start + whole + found["p"] for whole in _WHOLE)
 
 
 def _rules(found: Iterable[tuple[KnownKey, tuple[re.Match[str], ...]]]) -> tuple[tuple[str, Rule], ...]:

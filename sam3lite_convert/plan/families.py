@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.architecture import TEXT, VISION, Architecture
 
 
@@ -315,3 +316,11 @@ def family_of(keys: Iterable[str]) -> Family:
     """The family that these canonical keys belong to: by its text encoder, else SAM3-LiteText, the released one."""
     names = list(keys)
     return SAM3 if any(map(re.compile(SAM3.text_keys).match, names)) else SAM3_LITETEXT
+
+
+def family_named(name: str) -> Family:
+    """The family of this name; upper and lower case are the same. Raises CannotRun if there is none."""
+    found = {known.lower(): family for known, family in FAMILIES.items()}.get(name.lower())
+    if found is None:
+        raise CannotRun(f"no family {name!r}; there are: {', '.join(FAMILIES)}", "unknown_family")
+    return found

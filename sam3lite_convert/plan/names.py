@@ -32,6 +32,7 @@ class Names:
     ``taken_off``: name of a wrapper, or prefix of ``--strip-prefix`` -> number of keys that it was taken off.
     ``copies``: prefix that names a copy of the model, empty for none -> the keys with it.
     ``left``: key that the user's selection leaves out -> its kind and the reason.
+    ``applied``: name of a spelling rule, prefixes included -> number of keys that it rewrote.
     """
 
     sources: dict[str, tuple[str, ...]]
@@ -41,6 +42,7 @@ class Names:
     taken_off: dict[str, int]
     copies: dict[str, tuple[str, ...]]
     left: dict[str, tuple[str, str]]
+    applied: dict[str, int]
 
     @property
     def twins(self) -> dict[str, tuple[str, ...]]:
@@ -56,6 +58,7 @@ def canonical_names(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> Names:
     sources: dict[str, list[str]] = {}
     prefixes: Counter[str] = Counter()
     spellings: Counter[str] = Counter()
+    applied: Counter[str] = Counter()
     taken_off: Counter[str] = Counter()
     copies: dict[str, list[str]] = {}
     chosen = checkpoint.selection
@@ -83,6 +86,7 @@ def canonical_names(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> Names:
         if key in left:
             continue
         spellings.update(made.spellings)
+        applied.update(made.rules)
         stated = (prefix.removesuffix("."),) if prefix else ()
         taken_off.update(list(dict.fromkeys(stated + made.wrappers)))
         if not made.name.startswith("tracker."):
@@ -93,6 +97,7 @@ def canonical_names(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> Names:
     return Names(
         {n: tuple(keys) for n, keys in sources.items()}, most, dict(prefixes), dict(spellings),
         dict(taken_off.most_common()), {c: tuple(keys) for c, keys in copies.items()}, left,
+        dict(applied),
     )  # fmt: skip
 
 
@@ -134,6 +139,7 @@ class Spelled(NamedTuple):
         which the rules applied, each once.
     copy: what stands in the key up to the name of a copy of the model; empty without one.
     base: whether it belongs to the model that the file's own was trained from.
+    rules: names of all rules that rewrote it, each once.
     """
 
     name: str
@@ -141,7 +147,8 @@ class Spelled(NamedTuple):
     spellings: tuple[str, ...]
     wrappers: tuple[str, ...]
     copy: str
-    base: bool = False
+    base: bool
+    rules: tuple[str, ...]
 
 
 _LONGEST_NAME = 10_000  # characters; a key has at most 1,000
@@ -151,6 +158,7 @@ def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
     """Apply the spelling rules, in order, to one key."""
     name, front, copy, base = key, 0, "", False
     spellings: dict[str, None] = {}
+    applied: dict[str, None] = {}
     wrappers: dict[str, None] = {}
     for repeated, group in groupby(rules, lambda rule: rule.repeat):
         some, again = tuple(group), True
@@ -166,6 +174,7 @@ def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
                     )
                 if made is None or (repeated and len(made[0]) >= len(name)):
                     continue
+                applied[rule.name] = None
                 if wrapper := rule.wrapper(name):
                     wrappers[wrapper] = None
                 elif not rule.name.startswith("prefix "):
@@ -178,7 +187,7 @@ def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
                 if repeated:
                     again = True  # what stands in front is taken off first, so that it is told from what stands behind
                     break
-    return Spelled(name, front, tuple(spellings), tuple(wrappers), copy, base)
+    return Spelled(name, front, tuple(spellings), tuple(wrappers), copy, base, tuple(applied))
 
 
 def _other_copies(keys: Iterable[str], stripped: tuple[str, ...]) -> dict[str, str]:

@@ -449,7 +449,7 @@ def _refuse_variants(layout: Layout, names: Iterable[str], component: str) -> No
     """Raises UnsoundPlan if canonical names tell a variant of the family that this layout does not take."""
     names, family = list(names), layout.family
     variants = family.variants_in(names)
-    closed = [v for v in variants if not _takes(layout, v, component)]
+    closed = [v for v in variants if not takes(layout, v, component)]
     if not closed:
         return
     kinds = [v.described(names) for v in variants]
@@ -467,7 +467,7 @@ def _refuse_variants(layout: Layout, names: Iterable[str], component: str) -> No
     )
 
 
-def _takes(layout: Layout, variant: Variant, component: str) -> bool:
+def takes(layout: Layout, variant: Variant, component: str) -> bool:
     """Whether a component of a variant can be converted to the layout."""
     if component == "text":
         return True
@@ -490,7 +490,7 @@ def _match(
         if options.component == "text" and not canonical.startswith(TEXT):
             dropped[source.key] = Dropped(source, canonical, "outside text", OUTSIDE_TEXT)
             continue
-        found = [(r, t) for r in layout.rules if (t := r.apply(canonical)) is not None]
+        found = layout.takers(canonical)
         if not found:
             why = checkpoint.turned_back.why.get(source.key) if checkpoint.turned_back else None
             kind = "not_turned_back" if why else "unmatched"

@@ -104,7 +104,7 @@ def homeless(names: Iterable[str], layout: Layout) -> list[str]:
     places = {folded(template.replace("{i}", "0")) for template, _, _ in layout.shapes}
     out = []
     for name in names:
-        made = [targets for rule in layout.rules if (targets := rule.apply(name)) is not None]
+        made = [targets for _, targets in layout.takers(name)]
         if not made or any(folded(target) not in places for targets in made for target in targets):
             out.append(name)
     return out

@@ -7,10 +7,11 @@ source. ``patterns.py`` checks when a table is loaded that a pattern allows that
 from __future__ import annotations
 
 import configparser
+import contextlib
 import hashlib
 import itertools
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -189,12 +190,22 @@ class Layout:
         there: the targets that are there, which tell of two rules with one target the right one.
         """
         first: tuple[Rule, tuple[str, ...]] | None = None
+        for rule, found in self.writers(target):
+            if rule.beside and rule.beside_of(found[0]) in there:
+                return rule, found
+            first = first or (None if rule.beside else (rule, found))
+        return first
+
+    def writers(self, target: str) -> Iterator[tuple[Rule, tuple[str, ...]]]:
+        """Each rule that may write a target, with the names of its sources, in the order of their rows."""
         for start, rule in itertools.chain(self._starts.get(target.partition(".")[0], ()), self._starts.get("", ())):
             if target.startswith(start) and (found := rule.sources(target)):
-                if rule.beside and rule.beside_of(found[0]) in there:
-                    return rule, found
-                first = first or (None if rule.beside else (rule, found))
-        return first
+                yield rule, found
+
+    def takers(self, name: str) -> list[tuple[Rule, tuple[str, ...]]]:
+        """Each rule that takes a canonical name, with the targets that it makes of it. More than one is a fault, unless
+        all of them drop it."""
+        return [(rule, targets) for rule in self.rules if (targets := rule.apply(name)) is not None]
 
     @cached_property
     def _starts(self) -> dict[str, list[tuple[str, Rule]]]:
@@ -310,6 +321,11 @@ class Mappings:
         own = [x for x in self.layouts.values() if x.family == family and not (x.component or x.variant)]
         return tuple(sorted(own, key=lambda x: x.name))
 
+    def check_name(self, name: str) -> None:
+        """Raises CannotRun if no layout has the name."""
+        if name not in self.names:
+            raise CannotRun(f"no layout {name!r}; there are: {', '.join(self.names)}", "unknown_layout")
+
     def layout(
         self, name: str, family: Family = SAM3_LITETEXT, component: str = "all", variants: Iterable[str] = ()
     ) -> Layout:
@@ -319,8 +335,7 @@ class Mappings:
         Raises CannotRun if no layout has the name, or none of that name is for the component, UnsoundPlan if none of
         them is for the family.
         """
-        if name not in self.names:
-            raise CannotRun(f"no layout {name!r}; there are: {', '.join(self.names)}", "unknown_layout")
+        self.check_name(name)
         own = component if component not in ("all", "text") else None
         named = [x for x in self.layouts.values() if x.name == name and x.component == own]
         if not named:
@@ -342,6 +357,14 @@ class Mappings:
         held = () if component == "text" else tuple(variants)
         fitting = [x for x in of_family if x.variant in (None, *held)]
         return max(fitting or of_family, key=lambda x: x.variant is not None)
+
+    def fitting(self, family: Family, variants: Collection[str] = ()) -> Iterator[tuple[Layout, str]]:
+        """Each layout that there is for a checkpoint of this family and these variants, with each component."""
+        others = {layout.component for layout in self.layouts.values() if layout.component}
+        for name in self.names:
+            for component in ("all", "text", *sorted(others)):
+                with contextlib.suppress(CannotRun, UnsoundPlan):
+                    yield self.layout(name, family, component, variants), component
 
 
 def builtin_directory() -> Path:

@@ -43,10 +43,12 @@ class ExplainDocument(Document):
     joined: the keys of all sources that are joined into the target, in the order of their rows.
     reason: why it is dropped.
     rule: null for a second spelling of a tensor.
+    notes: how ``key`` was read, and the options of the layout that it is a name of.
     """
 
     key: str
     layout: str
+    component: str
     fetched: Fetched | None
     outcome: Literal["mapped", "dropped", "filled"]
     source: TensorFacts
@@ -55,6 +57,7 @@ class ExplainDocument(Document):
     reason: str | None
     rule: RuleFacts | None
     targets: tuple[TensorFacts, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,17 @@ def optional() -> dict[str, bool]:
 class Record:
     """Base of all records. Subclasses are dataclasses."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__repr__ = Record.__repr__  # type: ignore[method-assign]  # or the dataclass makes one of all values
+
+    def __repr__(self) -> str:
+        """One line, without empty fields and defaults: a document may hold thousands of values; ``to_json`` has all."""
+        values = [(item, getattr(self, item.name)) for item in fields(self)]  # type: ignore[arg-type]
+        told = [(item.name, value) for item, value in values if value not in (None, "", (), {}, item.default)]
+        shown = [f"{name}={_in_short(value)}" for name, value in told]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def to_json(self) -> Json:
         """The record as JSON values. NaN and infinity become null: JSON has neither."""
         out: Json = {}
@@ -79,6 +90,20 @@ def json_value(value: object) -> JsonValue:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     raise TypeError(f"{type(value).__name__} has no place in JSON")
+
+
+_SHORT = 160  # characters of a value in __repr__
+
+
+def _in_short(value: object) -> str:
+    """What ``__repr__`` shows of a field: a nested record by its name, a long collection by its length."""
+    if isinstance(value, Record):
+        return f"{type(value).__name__}(...)"
+    text = repr(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+    if any(isinstance(item, Record) for item in items) or (items and len(text) > _SHORT):
+        return f"<{len(items)} items>" if len(items) > 1 else "<1 item>"
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]}...{text[0]}"
 
 
 def is_flat(item: Field[object]) -> bool:

@@ -14,6 +14,7 @@ from sam3lite_convert.records import (
     demo,
     detector,
     diff,
+    doctor,
     explain,
     export,
     fingerprint,
@@ -22,6 +23,7 @@ from sam3lite_convert.records import (
     receipt,
     restore,
     shared,
+    tables,
     verify,
 )
 from sam3lite_convert.records.record import AnyJson, Json, JsonValue, Record, field_types, is_flat, is_optional
@@ -32,6 +34,8 @@ DOCUMENTS: dict[str, type[Record]] = {
     "convert-all": convert.ConvertAllDocument,
     "explain": explain.ExplainDocument,
     "explain-code": explain.CodeDocument,
+    "tables": tables.TablesDocument,
+    "keys": tables.KeysDocument,
     "verify": verify.VerifyDocument,
     "diff": diff.DiffDocument,
     "restore": restore.RestoreDocument,
@@ -42,6 +46,7 @@ DOCUMENTS: dict[str, type[Record]] = {
     "record": parity.RecordDocument,
     "parity-self-test": parity.SelfTestDocument,
     "demo": demo.DemoDocument,
+    "doctor": doctor.DoctorDocument,
     "judge-fingerprint": fingerprint.FingerprintDocument,
     "record-fingerprint": fingerprint.FingerprintWritten,
     "record-detector": detector.DetectorRecordDocument,

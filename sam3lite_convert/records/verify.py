@@ -52,6 +52,28 @@ class RepositoryRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlaceRecord(Record):
+    """A layer of a component, and what is wrong in it.
+
+    stack, layer: the name and number of the layer in the checkpoint, such as blocks and 3; an empty text and null for
+        the tensors of the component that are in none.
+    tensors: those that the model has here. off: of these, missing or not what the plan writes. filled: of these, in the
+        plan without a source.
+    relative_l2, max_abs_diff: of values that no known cause gives to the bit, over all tensors of the layer; null if
+        there are none.
+    """
+
+    component: str
+    stack: str
+    layer: int | None
+    tensors: int
+    off: int
+    filled: int
+    relative_l2: float | None
+    max_abs_diff: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyDocument(Document):
     """Whether a folder is its checkpoint.
 
@@ -72,6 +94,7 @@ class VerifyDocument(Document):
     fetched: how much of the folder, and of a checkpoint on the Hub, was read by range requests; left out if all of it
         is here.
     lost_words: ``lost`` in words.
+    places: what is wrong by component and layer; with --report alone.
     page: with --report alone.
     """
 
@@ -99,5 +122,6 @@ class VerifyDocument(Document):
     proven: dict[str, str] | None = field(default=None, metadata=optional())
     repository: RepositoryRecord | None = field(default=None, metadata=optional())
     fetched: Fetched | None = field(default=None, metadata=optional())
+    places: tuple[PlaceRecord, ...] | None = field(default=None, metadata=optional())
     page: PageFacts | None = field(default=None, metadata=optional())
     report_error: str | None = field(default=None, metadata=optional())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from sam3lite_convert.records.explain import CodeDocument, ExplainDocument, TensorFacts
 from sam3lite_convert.report.inspect import fetched
-from sam3lite_convert.report.terminal import say
+from sam3lite_convert.report.terminal import say, say_text
 
 
 def code_explained(d: CodeDocument) -> None:
     """A code of a finding: its meaning, how it is seen, what it costs, how to mend it."""
     say(f"{d.code}: {d.title}", "bold")
     for name, text in (("meaning", d.meaning), ("seen by", d.seen), ("costs", d.cost), ("to mend", d.mend)):
-        say(f"{name:8}{text}")
+        say_text(text, f"{name:8}")
 
 
 def explained(d: ExplainDocument) -> None:
@@ -25,7 +25,7 @@ def explained(d: ExplainDocument) -> None:
     if d.outcome == "filled":
         say("filled  not in the checkpoint; the target holds zeros")
     elif d.outcome == "dropped":
-        say(f"dropped {d.reason}")
+        say_text(d.reason or "", "dropped ")
     else:
         say(f"op      {d.operation}")
     for target in d.targets:
@@ -34,6 +34,8 @@ def explained(d: ExplainDocument) -> None:
         say(f"rule    [{d.rule.name}] in {d.rule.table}")
         for line in d.rule.pattern.splitlines():
             say(f"        {line}")
+    for text in d.notes:
+        say_text(text, "note    ")
     fetched(d.fetched)
 
 

@@ -45,9 +45,8 @@ def inspected(d: InspectDocument) -> None:
             say(f"Next: sam3lite convert --checkpoint {d.file.option}{layout} --component text{tables}")
 
 
-def headline(file: FileFacts, label: str = "") -> None:
+def headline(file: FileFacts, label: str = "", dtypes: bool = True) -> None:
     """The file: size, format, wrapper, prefix, where it came from, dtypes. ``label`` stands before its name."""
-    dtypes = ", ".join(f"{n} {d}" for d, n in file.dtypes.items())
     wrapper = f"wrapped in {file.wrapper!r}" if file.wrapper else "bare state dict"
     prefix = f"prefix {file.prefix!r}" if file.prefix else "no prefix"
     prefix = f"names of the layout {file.layout}" if file.layout else prefix
@@ -55,15 +54,18 @@ def headline(file: FileFacts, label: str = "") -> None:
     say(f"{label}{file.checkpoint}: {human_bytes(file.size)}, {form}, {wrapper}, {prefix}", "bold")
     if file.source:
         say(f"from {file.source.repo}: {file.source.file} at commit {file.source.commit[:12]}")
-    say(f"tensors: {dtypes}")
+    if dtypes:
+        say("tensors: " + ", ".join(f"{n} {d}" for d, n in file.dtypes.items()))
     if file.left:
         say("not read: " + ", ".join(f"{plural(n, 'tensor')} in {path}" for path, n in file.left.items()))
     if file.taken_off:
         say("taken off: " + ", ".join(f"{name} ({plural(n, 'key')})" for name, n in file.taken_off.items()))
 
 
-def text_encoder(architecture: ArchitectureRecord | None, context: ContextRecord | None, file: FileFacts) -> None:
-    """The text encoder's sizes compared with SAM3's; nothing if no text encoder was recognised."""
+def text_encoder(
+    architecture: ArchitectureRecord | None, context: ContextRecord | None, file: FileFacts, compared: bool = True
+) -> None:
+    """The text encoder's sizes, ``compared`` with SAM3's; nothing if no text encoder was recognised."""
     a = architecture
     if a is None or context is None:
         return
@@ -72,6 +74,8 @@ def text_encoder(architecture: ArchitectureRecord | None, context: ContextRecord
         f"text encoder: {a.variant}, {a.num_hidden_layers} layers, {a.hidden_size} wide, "
         f"{plural(a.num_attention_heads, 'head')}, {_context(context)}" + (", causal" if a.causal_masking else "")
     )
+    if not compared:
+        return
     fewer = f"; SAM3's has {whole / 1e6:.2f} M, so {100 * (1 - count / whole):.0f} % fewer"
     say(f"  {human_count(count)} parameters{'' if a.model_name == _SAM3_OWN else fewer}")
 

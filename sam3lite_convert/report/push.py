@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from collections import Counter
 
-from sam3lite_convert.figures import human_bytes
+from sam3lite_convert.figures import human_bytes, plural
 from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.convert import (
     ConvertAllDocument,
@@ -14,22 +14,23 @@ from sam3lite_convert.records.convert import (
     PushRecord,
 )
 from sam3lite_convert.report import convert as report
-from sam3lite_convert.report.terminal import fault, printable, say, show
+from sam3lite_convert.report import verbosity
+from sam3lite_convert.report.terminal import fault, say, say_command, verdict
 
 _LISTED = 5  # paths
 
 
 def converted_end(r: ConvertDocument) -> None:
-    """Where the folder was pushed to, or the next command to try."""
-    if r.done.push:
-        pushed(r.done.push)
-        return
-    tables = f" --mapping {shell_path(r.mapping)}" if r.mapping else ""
-    if not r.done.verification:
-        say(f"Next: sam3lite verify {shell_path(r.output)} --checkpoint {r.option}{tables}")
-    elif not r.done.graph_parity and any(name.endswith(".onnx") for name in r.done.files):
+    """Where the folder was pushed to, or the next command to try after a conversion; and what loads the folder."""
+    done, tables = r.done, f" --mapping {shell_path(r.mapping)}" if r.mapping else ""
+    if done.push:
+        pushed(done.push)
+    elif r.state == "converted" and not done.verification:
+        say_command("Next: ", f"sam3lite verify {shell_path(r.output)} --checkpoint {r.option}{tables}")
+    elif done.verification and not done.graph_parity and any(name.endswith(".onnx") for name in done.files):
         where = f"--converted {shell_path(r.output)} --candidate onnx"
-        say(f"Next: sam3lite parity --checkpoint {r.option} {where}{tables}")
+        say_command("Next: ", f"sam3lite parity --checkpoint {r.option} {where}{tables}")
+    report.loads_with(done)
 
 
 def push_planned(p: PushPlanRecord) -> None:
@@ -40,7 +41,10 @@ def push_planned(p: PushPlanRecord) -> None:
     request = ", as a pull request" if p.pull_request else ""
     say(f"To {p.repo} on the Hub ({how}, {seen}{request}):", "bold")
     for name, f in p.files.items():
-        say(f"  {f.state:<8} {name}  {human_bytes(f.bytes)}")
+        if verbosity.verbose() or f.state != "same":
+            say(f"  {f.state:<8} {name}  {human_bytes(f.bytes)}")
+    if (same := sum(f.state == "same" for f in p.files.values())) and not verbosity.verbose():
+        say(f"  {plural(same, 'file')} there are the same already")
     for name in p.deleted:
         say(f"  delete   {name}, from an earlier conversion")
     if p.left:
@@ -56,14 +60,14 @@ def _kept(p: PushPlanRecord) -> list[str]:
 def pushed(p: PushRecord) -> None:
     """Where a push went."""
     if p.plan is None or p.commit is None:
-        say(f"Not pushed to {p.repo}: the text encoder differs from the original.", "bold red")
+        verdict(f"Not pushed to {p.repo}: the text encoder differs from the original.", "bold red")
     elif p.state == "current":
         where = f"at commit {p.commit[:12]}" + ("" if p.plan.revision == "main" else f", {p.plan.revision}")
         kept = _kept(p.plan)
         but = f", except for {', '.join(kept)}, which was edited there" if kept else ""
-        say(f"{p.repo} on the Hub already holds these files {where}{but}; nothing was pushed.", "bold green")
+        verdict(f"{p.repo} on the Hub already holds these files {where}{but}; nothing was pushed.", "bold green")
     else:
-        say(f"Pushed to {p.repo}, commit {p.commit[:12]}: {p.url}", "bold green")
+        verdict(f"Pushed to {p.repo}, commit {p.commit[:12]}: {p.url}", "bold green")
 
 
 def batch_begins(number: int, total: int, name: str, size: int | None) -> None:
@@ -72,43 +76,40 @@ def batch_begins(number: int, total: int, name: str, size: int | None) -> None:
 
 
 def batch_ends(r: ConvertDocument | FailedConversion) -> None:
-    """The verdict on one of several conversions."""
+    """The verdict on one of several conversions, in a line. Notes come at the end, each once."""
     if isinstance(r, FailedConversion):
         fault(f"{r.checkpoint}: {r.error.message}")
         return
-    for text in r.done.late_notes:
-        say(f"note: {text}")
-    report.proofs(r.done)
-    if r.done.push:
-        pushed(r.done.push)
+    done = r.done
+    words: list[str] = ["complete and current" if r.state == "current" else r.state]
+    if proof := done.verification:
+        words += [f"{proof.verdict}{f' up to {proof.up_to}' if proof.up_to else ''}, {proof.compared:,} tensors"]
+    for what, p in (("parity", done.judgement), ("parity of model.onnx", done.graph_parity)):
+        if p and done.judgement:
+            words += [f"{what} {p.verdict.replace('_', ' ')}"]
+    if verbosity.verbose() or done.differs:
+        say(f"  {r.output}: {'; '.join(words)}", "bold red" if done.differs else None)
+        report.proofs(done, "  ")
+    else:
+        say(f"  {r.output}: {'; '.join(words)}")
+    if done.push:
+        pushed(done.push)
 
 
 def converted_all(r: ConvertAllDocument) -> None:
-    """The verdicts on all conversions."""
-    say()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("checkpoint", "verdict", "proof"):
-        table.add_column(name, overflow="fold")
-    pushes = any(isinstance(result, ConvertDocument) and result.done.push for result in r.results)
-    if pushes:
-        table.add_column("on the Hub", overflow="fold")
-    for result in r.results:
-        row = [result.checkpoint.rpartition("/")[2], *_verdict(result)]
-        table.add_row(*map(printable, row[: 3 + pushes]), style="red" if result.state == "failed" else None)
-    show(table)
+    """The notes on all conversions, and how many there are of each state."""
+    made = [result for result in r.results if isinstance(result, ConvertDocument)]
+    said = Counter(text for result in made for text in result.done.late_notes)
+    for text, times in said.items():
+        say(f"note{f' on {times} files' if times > 1 else ''}: {text}")
     if r.left_out:
-        more = f" and {len(r.left_out) - _LISTED} more" if len(r.left_out) > _LISTED else ""
-        say(f"Left out, because they are not checkpoints: {', '.join(r.left_out[:_LISTED])}{more}")
+        shown = r.left_out[: verbosity.listed(_LISTED)]
+        more = f" and {len(r.left_out) - len(shown)} more" if len(r.left_out) > len(shown) else ""
+        say(f"Left out, because they are not checkpoints: {', '.join(shown)}{more}")
+    for failed in (result for result in r.results if isinstance(result, FailedConversion)):
+        verdict(f"FAILED  {failed.checkpoint}", "red")
     say(f"Folders are in {r.output}.")
     counts = ", ".join(f"{n} {state}" for state, n in r.counts.items() if n)
-    say(f"{counts}, of {r.repo} at commit {r.commit[:12]}", "bold red" if r.verdict == "failed" else "bold green")
-
-
-def _verdict(result: ConvertDocument | FailedConversion) -> list[str]:
-    """The cells of a row: verdict, proof and push."""
-    if isinstance(result, FailedConversion):
-        return ["FAILED", "", ""]
-    proof, push = result.done.verification, result.done.push
-    state = "complete, current" if result.state == "current" else result.state
-    where = f"{push.repo} ({'as it was' if push.state == 'current' else push.state})" if push else ""
-    return [state, proof.verdict if proof else "", where]
+    verdict(f"{counts}, of {r.repo} at commit {r.commit[:12]}", "bold red" if r.verdict == "failed" else "bold green")
+    if loading := {result.done.loads_with.partition("(")[0] for result in made}:
+        say(f"Each loads with: {' or '.join(sorted(loading))}(FOLDER)")

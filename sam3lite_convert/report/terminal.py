@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, ConsoleOptions
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from sam3lite_convert.quoting import visible
 from sam3lite_convert.records.record import Document
+from sam3lite_convert.report import verbosity
 from sam3lite_convert.workers import Advance
 
 _LONGEST_LINE = 2000  # characters; a key in a file may be a million long
@@ -40,12 +42,76 @@ def _err() -> Console:
 
 
 def say(text: str = "", style: str | None = None) -> None:
-    """Print a line of results on stdout."""
-    _out().print(printable(text), style=style, soft_wrap=True)
+    """Print a line of results on stdout; nothing if only the verdict is wanted. Long lines are broken between words."""
+    if not verbosity.quiet():
+        verdict(text, style)
+
+
+def verdict(text: str, style: str | None = None) -> None:
+    """Print a line that says how a command ended, on stdout. It is printed with ``--quiet`` too."""
+    _out().print(_lines(text, _out()), style=style, soft_wrap=True)
+
+
+def say_words(words: Sequence[str], indent: int = 2) -> None:
+    """Print words, each of which may hold spaces, on one line of results; on a terminal that is too narrow, one below
+    the other. No word is broken.
+
+    indent: of the lines behind the first, in columns.
+    """
+    line = " ".join(words)
+    say(line if len(line) <= (_line_width(_out()) or len(line)) else ("\n" + " " * indent).join(words))
+
+
+def say_text(text: str, start: str = "", indent: int | None = None) -> None:
+    """Print a sentence of results, broken between words where the line ends. What stands behind a line feed, such as a
+    command to copy, is printed as it stands.
+
+    start: what it begins with.
+    indent: of further lines, in columns. Default: that of the end of ``start``.
+    """
+    first, *rest = text.split("\n")
+    indent = len(start) if indent is None else indent
+    lines = _broken(start + printable(first), width(), indent)
+    for line in [*lines, *(" " * indent + line for line in rest)]:
+        say(line)
+
+
+def say_command(start: str, command: str) -> None:
+    """Print a command to copy behind ``start``. One that is too long for the line is broken as a shell continues it."""
+    columns = _line_width(_out())
+    lines = _broken(start + command, columns - 2, 4) if columns is not None else [start + command]
+    say("\n".join(f"{line} \\" for line in lines[:-1]) + "\n" * (len(lines) > 1) + lines[-1])
+
+
+def _line_width(console: Console) -> int | None:
+    """Where lines are broken, in columns; None into a pipe or a file, unless the user states it with COLUMNS."""
+    return console.width if console.is_terminal or "COLUMNS" in os.environ else None
+
+
+def _lines(text: str, console: Console) -> str:
+    """The text as it is printed. A first line that is too long is broken, since a terminal would break words; further
+    lines, such as code and rules to copy, stay as they are."""
+    text, columns = printable(text), _line_width(console)
+    first, feed, rest = text.partition("\n")
+    if columns is None or len(first) <= columns:
+        return text
+    indent = len(first) - len(first.lstrip()) + 2
+    return "\n".join(_broken(first, columns, indent)) + feed + rest
+
+
+def _broken(line: str, columns: int, indent: int) -> list[str]:
+    """The line in lines of at most so many columns, broken at spaces alone: a longer word is kept whole."""
+    wide = max(columns, indent + 20)
+    further = " " * indent
+    return textwrap.wrap(
+        line, wide, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip
 
 
 def show(table: Table) -> None:
     """Print a table of results. If no column may wrap, it keeps its full width, so that no number is cut."""
+    if verbosity.quiet():
+        return
     console = _out()
     if all(column.no_wrap for column in table.columns):
         console.width = max(console.width, console.measure(table, options=_unbounded(console)).maximum)
@@ -67,8 +133,9 @@ def width() -> int:
 
 
 def note(text: str) -> None:
-    """Print a note on stderr."""
-    _err().print(printable(text), soft_wrap=True)
+    """Print a note on stderr; nothing if only the verdict is wanted."""
+    if not verbosity.quiet():
+        _err().print(_lines(text, _err()), soft_wrap=True)
 
 
 def as_json(document: Document) -> None:
@@ -82,7 +149,7 @@ def as_json(document: Document) -> None:
 
 def fault(message: str) -> None:
     """Print an error message on stderr."""
-    _err().print(printable(f"error: {message}"), style="red", soft_wrap=True)
+    _err().print(_lines(f"error: {message}", _err()), style="red", soft_wrap=True)
 
 
 def printable(text: str) -> str:

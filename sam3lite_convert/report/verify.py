@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sam3lite_convert.figures import component_words, human_bytes
+from sam3lite_convert import __version__
+from sam3lite_convert.figures import component_words, human_bytes, plural
+from sam3lite_convert.quoting import markdown_code, markdown_text, visible
 from sam3lite_convert.records.verify import Finding, VerifyDocument
 from sam3lite_convert.report.terminal import say
 
 _LISTED = 20  # causes
+_LONGEST = 400  # characters of a name or a cause in Markdown
 PATTERNS = 6  # patterns of keys that are shown of one finding
 
 
@@ -41,6 +44,56 @@ def verified(r: VerifyDocument) -> None:
     count = f"{len(r.findings):,} {'finding' if len(r.findings) == 1 else 'findings'}"
     say(f"mismatch: {count}; {r.compared:,} of {r.targets:,} tensors were compared", "bold red")
     say(f"To read more: sam3lite explain {r.findings[0].code}")
+
+
+def verified_markdown(r: VerifyDocument) -> None:
+    """The verdict in short, as Markdown: for the summary of a job, or an issue."""
+    for line in in_markdown(r).splitlines():
+        say(line)
+
+
+def in_markdown(r: VerifyDocument) -> str:
+    """The verdict in short: facts in a table, then each cause with some of its keys. Names from files stay text."""
+    facts = {"folder": _code(r.folder, cell=True)}
+    if r.repository:
+        facts["commit of the folder"] = _code(r.repository.commit, cell=True)
+    facts["checkpoint"] = _code(r.checkpoint, cell=True)
+    if r.source:
+        facts["from"] = _text(f"{r.source.repo}: {r.source.file} at commit {r.source.commit}")
+    facts["layout"] = _text(f"{r.layout}, component {r.component}, {r.dtype}")
+    facts["values compared"] = f"{r.compared:,} of {r.targets:,} tensors"
+    if r.fetched:
+        facts["read"] = f"{human_bytes(r.fetched.bytes)} of {human_bytes(r.fetched.of)}"
+    facts["tool"] = f"sam3lite-convert {__version__}"
+    lines = [f"### verify: {r.verdict.replace('_', ' ')}", "", _text(r.summary), "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {text} |" for name, text in facts.items()]
+    causes = _by_cause(r.findings)
+    if causes:
+        lines += ["", f"**{plural(len(r.findings), 'finding')}**", ""]
+    for findings in causes[:_LISTED]:
+        components = ", ".join(f"{component_words(f.component)} ({len(f.keys):,})" for f in findings)
+        lines.append(f"- {_code(findings[0].code)} {_text(components)}: {_text(findings[0].cause)}")
+        lines += [f"  - {_code(pattern)}" for pattern in [p for f in findings for p in f.patterns][:PATTERNS]]
+    if len(causes) > _LISTED:
+        lines.append(f"- and {len(causes) - _LISTED:,} more causes")
+    said = [f"note: {note}" for note in r.notes[:_LISTED]] + [f"not in the folder: {text}" for text in r.lost_words]
+    if said:
+        lines += ["", *(f"- {_text(text)}" for text in said)]
+    return "\n".join(lines) + "\n"
+
+
+# Cut before they are escaped: a cut behind that could take the end of a span of code with it.
+def _text(text: str) -> str:
+    return markdown_text(_cut(text))
+
+
+def _code(text: str, cell: bool = False) -> str:
+    return markdown_code(_cut(text), cell)
+
+
+def _cut(text: str) -> str:
+    text = visible(text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:

@@ -73,6 +73,8 @@ class Diagnoser:
         if not (dtypes.is_floating(found.dtype) and dtypes.is_floating(piece.source.dtype)):
             return Cause("V-DTYPE", why)
         kept = found.dtype == piece.source.dtype
+        if not kept and not _has_torch():
+            return Cause("V-DTYPE", why)
         if self.expected(replace(piece, dtype=found.dtype)) == data:
             return Cause("V-DTYPE", f"{why}. Its values are the source's{'' if kept else ', cast to that'}")
         return Cause("V-DTYPE", f"{why}. Its values are not the source's{'' if kept else ' either, cast to that'}")
@@ -177,7 +179,7 @@ class Diagnoser:
             return Cause("V-CONSTANT", why, holds=tuple(self._holders(piece, found)))
         narrow = [d for d in ("float16", "bfloat16") if piece.dtype == "float32"]
         for dtype in narrow:
-            if cast(cast(expected, piece.dtype, dtype), dtype, piece.dtype) == found:
+            if len(expected) == len(found) and _went_through(expected, dtype, found):
                 return Cause("V-HALF-PRECISION", f"was rounded to {dtype} and converted back to {piece.dtype}")
         wanted = _numbers(expected, piece.dtype)
         if wanted is None or wanted.size != values.size:
@@ -240,6 +242,23 @@ def _interleaved(fused: bytes, found: bytes, piece: Mapped, part: int | None = N
     return None
 
 
+def _went_through(data: bytes, dtype: str, found: bytes) -> bool:
+    """Whether ``found`` is these float32 values rounded to float16 or bfloat16 and back; any NaN is as good as another.
+
+    As torch rounds, without torch: verify runs where it is not installed.
+    """
+    values, got = np.frombuffer(data, "<f4"), np.frombuffer(found, "<f4")
+    if dtype == "float16":
+        with np.errstate(over="ignore", invalid="ignore"):
+            made = values.astype("<f2").astype("<f4")
+    else:
+        bits = values.view("<u4")
+        # The upper half of the bits, to the nearest, ties to even.
+        made = ((bits + (0x7FFF + ((bits >> 16) & 1))) & 0xFFFF0000).astype("<u4").view("<f4")
+    same = made.view("<u4") == got.view("<u4")
+    return bool((same | (np.isnan(values) & np.isnan(got))).all())
+
+
 def explain_shape(piece: Mapped, shape: tuple[int, ...]) -> Cause:
     """How a tensor came to have this shape instead of the planned one."""
     found, wanted = shape_text(shape), shape_text(piece.shape)
@@ -277,7 +296,8 @@ def explain_rows(piece: Mapped, source: BinaryIO, shape: tuple[int, ...], found:
     for count in dict.fromkeys((called, trained)):
         if how := _stretched(whole[: count * width], count, found, rows, piece):
             return Cause("V-ROWS", f"{rows} rows, which are the source's first {count} stretched {how}")
-    return Cause("V-ROWS", f"{rows} rows, and the first {called} are not the source's; nor is it a stretch of them")
+    stretch = "nor is it a stretch of them" if _has_torch() else "whether it is a stretch of them takes torch to tell"
+    return Cause("V-ROWS", f"{rows} rows, and the first {called} are not the source's; {stretch}")
 
 
 def one_row(piece: Mapped) -> Cause | None:
@@ -287,8 +307,19 @@ def one_row(piece: Mapped) -> Cause | None:
     return Cause("V-ROWS", f"1 row of {positions(piece.source.shape)}: every position of a prompt would be the same")
 
 
+def _has_torch() -> bool:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def _stretched(source: bytes, count: int, found: bytes, rows: int, piece: Mapped) -> str | None:
-    """In words, how ``rows`` rows were interpolated from the source's ``count`` rows; None if they were not."""
+    """In words, how ``rows`` rows were interpolated from the source's ``count`` rows; None if they were not, or without
+    torch."""
+    if not _has_torch():
+        return None
     import torch
 
     dtype = getattr(torch, piece.dtype)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
 
 from sam3lite_convert.checkpoint import dtypes
 from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.plan.architecture import Architecture
-from sam3lite_convert.plan.families import Family, family_of
+from sam3lite_convert.plan.families import family_of
 from sam3lite_convert.plan.infer import infer_architecture, with_levels
 from sam3lite_convert.plan.names import canonical_names
 from sam3lite_convert.plan.operations import positions
@@ -47,7 +46,7 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
     scores: dict[tuple[str, str], tuple[float, float, bool]] = {}
     family = family_of(names.sources)
     variants = [variant.name for variant in family.variants_in(names.sources)]
-    for layout, component in _candidates(mappings, family, variants):
+    for layout, component in mappings.fitting(family, variants):
         targets = expected_targets(layout, _with_levels(architecture, layout, component), component)
         wanted = {written_name(target, layout, component)[1] for target, _ in targets}
         if component != "text" and layout.open:  # it takes whatever the file has there
@@ -70,15 +69,6 @@ def recognise(folder: Folder, checkpoint: Checkpoint, mappings: Mappings, causal
     plan = make_plan(checkpoint, mappings, Options(*best, dtype=cast, causal=causal))
     options = Options(*best, _cast_to(folder, plan), _context(folder, plan), causal)
     return plan if options == plan.options else make_plan(checkpoint, mappings, options)
-
-
-def _candidates(mappings: Mappings, family: Family, variants: Sequence[str]) -> Iterator[tuple[Layout, str]]:
-    """Each layout that there is for a checkpoint of this family and these variants, with each component."""
-    others = {layout.component for layout in mappings.layouts.values() if layout.component}
-    for name in mappings.names:
-        for component in ("all", "text", *sorted(others)):
-            with contextlib.suppress(CannotRun, UnsoundPlan):
-                yield mappings.layout(name, family, component, variants), component
 
 
 def _with_levels(architecture: Architecture, layout: Layout, component: str) -> Architecture:

@@ -49,7 +49,10 @@ from sam3lite_convert.plan.plan import Options, make_plan
 from sam3lite_convert.plan.tables import load_mappings
 from sam3lite_convert.workers import Worker
 
-COMMANDS = ("inspect", "convert", "explain", "verify", "restore", "diff", "parity", "judge", "record", "demo", "export")
+COMMANDS = (
+    "inspect", "convert", "explain", "tables", "verify", "restore", "diff", "parity", "judge", "record", "demo",
+    "doctor", "export",
+)  # fmt: skip
 ALIASES = (
     "s0", "s1", "l", "s0-32", "s1-32", "l-32",
     "s0-3.1", "s1-3.1", "l-3.1", "s0-3.1-32", "s1-3.1-32", "l-3.1-32",
@@ -205,6 +208,9 @@ USAGE = [
     ["inspect", "nowhere.pt"],
     ["explain", "CHECKPOINT"],
     ["explain", "CHECKPOINT", "no.such.key"],
+    ["explain", "CHECKPOINT", "no.such.*"],
+    ["tables", "CHECKPOINT", "no.such.*"],
+    ["tables", "--family", "sam4"],
     ["verify"],
     ["verify", "nowhere", "--checkpoint", "CHECKPOINT"],
     ["verify", "."],
@@ -327,7 +333,7 @@ def test_help_imports_nothing_heavy(arguments):
 def test_help_of_partial_speaks_of_its_own_command(command):
     words = " ".join(sam3lite(command, "--help").out.split())
     assert "download only the bytes of the text tensors" in words
-    assert ("With --component text:" in words) == (command == "convert") and "convert needs" not in words
+    assert ("--partial needs --component text" in words) == (command == "convert")
 
 
 def test_help_names_every_command_and_option():
@@ -562,10 +568,10 @@ def test_convert_as_json_gives_the_plan_and_the_files(tiny, tmp_path):
 
 
 def test_convert_shows_components_reasons_and_what_to_type_next(tiny, tmp_path):
-    out = sam3lite("convert", "--checkpoint", tiny, "--output", tmp_path / "out").out
+    out = sam3lite("convert", "--checkpoint", tiny, "--output", tmp_path / "out", "--verbose").out
     for word in ("text_encoder", "vision_encoder", "sam2_convs", "points", "freqs_cis", "tracker", "353.72 M"):
         assert word in out
-    assert out.rstrip().splitlines()[-1].startswith("Next: sam3lite verify")
+    assert out.rstrip().splitlines()[-2].startswith("Next: sam3lite verify")
 
 
 def test_a_mapping_folder_takes_the_place_of_a_table(tiny, tmp_path, edited_tables):

@@ -48,16 +48,21 @@ def test_one_folder_each_and_nothing_the_second_time(names, hub, tmp_path):
     assert snapshot(ROOT) == before and downloads(hub) == 0
 
 
-def test_the_table_says_what_happened(three, hub):
+def test_two_lines_a_file_say_what_happened(three, hub):
     hub.commit(REPO, {OLD["l"]: b"not a checkpoint\n" * 9})
     sam3lite("convert", "--checkpoint", "s0")
     done = sam3lite("convert", "--all", "--verify")
     assert done.code == 1
-    rows = {line.split()[0]: line for line in done.out.splitlines() if line.startswith("efficient")}
-    assert "complete, current" in rows[Path(OLD["s0"]).name] and "proven" in rows[Path(OLD["s0"]).name]
-    assert "converted" in rows[Path(OLD["s1"]).name] and "FAILED" in rows[Path(OLD["l"]).name]
-    assert "1 converted, 1 current, 1 failed" in done.out
-    assert Path(OLD["l"]).name in done.err
+    lines = done.out.splitlines()
+    said = {line.split()[1].rstrip(","): lines[n + 1] for n, line in enumerate(lines) if line.startswith("[")}
+    assert list(said) == [OLD["l"], OLD["s0"], OLD["s1"]]
+    assert said[OLD["s0"]].startswith(f"  {folder('s0')}: complete and current; proven, ")
+    assert said[OLD["s1"]].startswith(f"  {folder('s1')}: converted; proven, ")
+    assert f"FAILED  {OLD['l']}" in lines and "1 converted, 1 current, 1 failed" in done.out
+    assert lines[-1] == "Each loads with: sam3lite_convert.PackedModel.from_pretrained(FOLDER)"
+    assert len(lines) <= 3 + 2 * 3 + 4 and Path(OLD["l"]).name in done.err
+    quiet = sam3lite("convert", "--all", "--quiet")
+    assert quiet.code == 1 and len(quiet.out.splitlines()) == 2 and OLD["l"] in quiet.err
 
 
 def test_one_that_fails_does_not_stop_the_rest(three, hub):

@@ -235,7 +235,7 @@ def test_without_onnx_nothing_is_done(folder, tiny, tmp_path, monkeypatch):
 
 def test_a_checkpoint_in_the_place_of_the_folder_is_told_from_one(folder, tiny):
     for arguments, says in (
-        ((tiny, folder), f"swap them: sam3lite export onnx {folder} --checkpoint {tiny}"),
+        ((tiny, folder), f"swap them\nDid you mean:\n  sam3lite export onnx {folder} {tiny} --json"),
         ((tiny,), f"sam3lite convert {tiny} --onnx"),
         ((folder / "model.safetensors",), f"name the converted folder that holds it: {folder}"),
     ):

@@ -87,6 +87,9 @@ def test_a_verify_page_for_a_proof_and_for_a_mismatch(s0, tmp_path):
     edit(folder, {key: tensors(folder)[key] * 0})
     assert sam3lite("verify", folder, "--checkpoint", s0, "--report", page).code == 1
     assert "Mismatch" in seen(page) and "out_proj.bias" in seen(page)
+    document = sam3lite("verify", folder, "--checkpoint", s0, "--report", page, "--json").json
+    assert sum(place["tensors"] for place in document["places"]) == len(tensors(folder))
+    assert [(p["component"], p["layer"], p["off"]) for p in document["places"] if p["off"]] == [("text_encoder", 2, 1)]
 
 
 WATCHED = """

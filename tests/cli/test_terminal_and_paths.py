@@ -27,6 +27,7 @@ COMMANDS = {
     "version": ["--version"],
     "inspect": ["inspect", "CHECKPOINT"],
     "explain": ["explain", "CHECKPOINT", PROJECTION],
+    "tables": ["tables", "CHECKPOINT"],
     "plan": ["convert", "--checkpoint", "CHECKPOINT", "--output", "new", "--dry-run"],
     "convert": ["convert", "--checkpoint", "CHECKPOINT", "--output", "new"],
     "verify": ["verify", "FOLDER", "--checkpoint", "CHECKPOINT"],

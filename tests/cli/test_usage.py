@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import typing
@@ -21,7 +22,10 @@ from sam3lite_convert.cli.options import parse_size
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 
-COMMANDS = ("inspect", "convert", "explain", "verify", "restore", "diff", "parity", "judge", "record", "demo", "export")
+COMMANDS = (
+    "inspect", "convert", "explain", "tables", "verify", "restore", "diff", "parity", "judge", "record", "demo",
+    "doctor", "export",
+)  # fmt: skip
 MAIN = [sys.executable, "-m", "sam3lite_convert"]
 
 
@@ -84,10 +88,10 @@ WRONG = {
     ("parity", "--length", ""): "Invalid value for '--length': '' is not a whole number.",
     ("parity", "--tolerance", "small"): "Invalid value for '--tolerance': 'small' is not a number.",
     ("convert", "x", "--context", "8 tokens"): "Invalid value for '--context': '8 tokens' is not a whole number.",
-    ("convert", "x", "--dtype", "fp16"): "'--dtype': 'fp16' is not one of 'float32', 'float16', 'bfloat16'.",
+    ("convert", "x", "--dtype", "int4"): "'--dtype': 'int4' is not one of 'float32', 'float16', 'bfloat16'.",
     ("convert", "x", "--component", "vision"): "'--component': 'vision' is not one of 'all', 'text', 'video'.",
     ("parity", "--attention", "flash"): "'--attention': 'flash' is not one of 'eager', 'sdpa'.",
-    ("inspect",): "Missing argument 'CHECKPOINT'.",
+    ("diff", "x"): "Missing argument 'B'.",
     ("frobnicate",): "No such command 'frobnicate'.",
     ("convert", "x", "--no-such-option"): "No such option",
 }
@@ -180,7 +184,7 @@ def test_every_option_says_what_it_is_and_its_default(name):
     for option, info in options.items():
         assert info.help.endswith(".") and len(info.help.split()) > 2, option
         if isinstance(info, typer.models.OptionInfo) and defaults[option] is None and option not in OFF_UNLESS_GIVEN:
-            assert "Default: " in info.help, option
+            assert "Default: " in info.help or isinstance(info.show_default, str), option
 
 
 # ---- shell completion -------------------------------------------------------------------------------
@@ -252,20 +256,40 @@ def test_the_script_for_the_shell_that_asks(tmp_path):
     assert MARKS["bash"] in done.stdout
 
 
-def test_bash_itself_completes_with_the_script(tmp_path):
-    """The script in a real shell: what it leaves in COMPREPLY."""
+# The script in the shell itself, and what it then proposes for "sam3lite con". zsh completes in its line editor alone:
+# what the script hands to it is printed.
+IN_A_SHELL = {
+    "bash": (
+        ["bash", "-c"],
+        'eval "$(_SAM3LITE_COMPLETE=source_bash sam3lite)"; COMP_WORDS=(sam3lite con); COMP_CWORD=1\n'
+        '_sam3lite_completion sam3lite con sam3lite; echo "${COMPREPLY[@]}"',
+        "convert",
+    ),
+    "zsh": (
+        ["zsh", "-f", "-c"],
+        "compdef() { }\n_arguments() { print -r -- $@ }\n"
+        'eval "$(_SAM3LITE_COMPLETE=source_zsh sam3lite)"; words=(sam3lite con); CURRENT=2; _sam3lite_completion',
+        '*: :(("convert":"Convert a checkpoint to a safetensors folder."))',
+    ),
+    "fish": (
+        ["fish", "-N", "-c"],
+        '_SAM3LITE_COMPLETE=source_fish sam3lite | source; complete -C "sam3lite con"',
+        "convert\tConvert a checkpoint to a safetensors folder.",
+    ),
+}
+
+
+@pytest.mark.parametrize("shell", IN_A_SHELL)
+def test_the_shell_itself_completes_with_the_script(shell, tmp_path):
+    call, lines, proposed = IN_A_SHELL[shell]
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
     program = tmp_path / "sam3lite"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m sam3lite_convert "$@"\n')
     program.chmod(0o755)
-    lines = (
-        'eval "$(_SAM3LITE_COMPLETE=source_bash sam3lite)"\n'
-        "COMP_WORDS=(sam3lite con); COMP_CWORD=1\n"
-        "_sam3lite_completion sam3lite con sam3lite\n"
-        'echo "${COMPREPLY[@]}"\n'
-    )
-    env = environment() | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", lines], env=env, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("convert\n", "")
+    env = environment() | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run([*call, lines], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{proposed}\n", "")
 
 
 @pytest.mark.parametrize("option", ["--show-completion", "--install-completion"])

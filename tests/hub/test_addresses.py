@@ -95,6 +95,17 @@ def test_a_query_and_a_password_are_not_repeated():
         assert "secret" not in fault.value.message
 
 
+def test_the_password_of_an_endpoint_is_not_repeated(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:s3cret@127.0.0.1:9")
+    for name in ("s0", "https://example.org/a/b", "hf://a/b"):
+        done = sam3lite("inspect", name)
+        assert done.code == 2 and "***@127.0.0.1:9" in done.err and "s3cret" not in done.err, done
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url.replace("http://", "http://me:s3cret@"))
+    hub.fail("status", match="", times=None, status=401)
+    done = sam3lite("inspect", "hf://a/b/x.pt")
+    assert done.code == 2 and "***@127.0.0.1" in done.err and "s3cret" not in done.err, done
+
+
 # ---- as CHECKPOINT ----------------------------------------------------------------------------------
 
 

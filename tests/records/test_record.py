@@ -51,6 +51,14 @@ def test_a_record_is_json():
     assert outer(beside=Inner(kind="b", sides=())).to_json()["kind"] == "b"
 
 
+def test_the_repr_of_a_record_is_one_short_line():
+    assert repr(outer()) == "Outer(value=1.5, inner=Inner(...), table=<1 item>, anything=[1, None])"
+    assert repr(Inner(kind="a", sides=())) == "Inner(kind='a')"
+    assert repr(Inner(kind="a", sides=tuple(range(999)))) == "Inner(kind='a', sides=<999 items>)"
+    assert len(repr(outer(stated="long " * 999))) < 300
+    assert repr(Counts(source=1, mapped=1, dropped=0, target=1)).endswith("dropped=0, target=1)")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_json_has_neither_nan_nor_infinity(value):
     assert outer(value=value).to_json()["value"] is None

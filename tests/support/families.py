@@ -7,10 +7,13 @@ memory (64), and the channels of the masks on their way into it (4, 16, 64, 256)
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from support.rows import Rows, key_list
+from support.rows import Rows, fake, key_list
 
 from sam3lite_convert.plan.synthetic import draw
 
@@ -65,6 +68,14 @@ def rows(kind: str, vocab: int = VOCAB) -> Rows:
         dtype, shape = made[_POSITIONS]
         made[_POSITIONS] = dtype, (*shape[:2], rows, shape[3])
     return made
+
+
+def held(kind: str, more: Rows | None = None) -> Any:
+    """A checkpoint of this kind as the source of a command that reads no tensor data: there is no file behind it."""
+    checkpoint = fake(rows(kind) | (more or {}))
+    return SimpleNamespace(
+        name=kind, option=kind, trusted=contextlib.nullcontext, fetched=lambda: None, read=lambda mappings: checkpoint
+    )
 
 
 def state_dict(kind: str, seed: int = 0, vocab: int = VOCAB) -> dict[str, torch.Tensor]:

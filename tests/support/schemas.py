@@ -29,6 +29,8 @@ def document_of(arguments: Sequence[str], document: object) -> str:
         return "convert-all"
     if command == "explain" and isinstance(document, dict) and "code" in document:
         return "explain-code"
+    if command in ("explain", "tables") and isinstance(document, dict) and "pattern" in document:
+        return "keys"
     if command in ("judge", "record") and "--fingerprint" in arguments:
         return f"{command}-fingerprint"
     if command == "judge" and isinstance(document, dict) and "stages" in document:

@@ -515,4 +515,5 @@ def test_a_file_in_the_place_of_a_folder_is_told_so(good, tiny):
 def test_a_file_and_a_folder_that_changed_places_are_told_so(good, tiny):
     folder = next(iter(good.values() if isinstance(good, dict) else [good]))
     done = sam3lite("verify", tiny, "--checkpoint", folder)
-    assert done.code == 2 and f"swap them: sam3lite verify {folder} --checkpoint {tiny}" in done.err
+    assert done.code == 2
+    assert f"swap them\nDid you mean:\n  sam3lite verify {folder} --checkpoint {tiny}\n" in done.err

@@ -18,7 +18,7 @@ _ROW = 30
 _TOP = 24
 _BAND = 12.0  # percent of the width for what is not on a log scale
 _GAP = 6.0  # between that and the scale, or their labels touch on a phone
-_NAME = 18  # characters that fit next to the plot; the table has the whole name
+_NAME = 19  # characters that fit next to the plot; the table has the whole name
 _LABELS = 4
 
 
@@ -79,13 +79,13 @@ def _label(x: str, y: float, words: str, css: str = "quiet", anchor: str = "midd
     return f'<text x="{x}" y="{y:g}" class="{css}" text-anchor="{anchor}">{html.escape(words)}</text>'
 
 
-def marker(kind: str, x: str, y: float) -> str:
-    """The mark of a series: a disc, a hollow square, an upright stroke."""
+def marker(kind: str, x: str, y: float, reach: float = 4.5) -> str:
+    """The mark of a series: a disc, a hollow square, an upright stroke that goes this far up and down."""
     if kind == "propagated":
         return f'<circle class="m-propagated" cx="{x}" cy="{y:g}" r="4.2"/>'
     if kind == "isolated":
         return f'<rect class="m-isolated" x="{x}" y="{y - 3.5:g}" width="7" height="7" transform="translate(-3.5 0)"/>'
-    return f'<line class="m-noise" x1="{x}" x2="{x}" y1="{y - 4.5:g}" y2="{y + 4.5:g}"/>'
+    return f'<line class="m-noise" x1="{x}" x2="{x}" y1="{y - reach:g}" y2="{y + reach:g}"/>'
 
 
 def legend_mark(kind: str) -> str:
@@ -93,13 +93,15 @@ def legend_mark(kind: str) -> str:
     return f'<svg aria-hidden="true">{marker(kind, "50%", 6)}</svg>'
 
 
-# Vertical offsets of a tap's marks in its row: without them, equal errors would hide each other.
-_LANES = {"propagated": 6.5, "isolated": 15.5, "noise": 24.0}
+# Vertical offsets of a tap's marks in its row: without them, equal errors would hide each other. The floor is a stroke
+# through both lanes, so that a mark stands on one side of it.
+_LANES = {"noise": 15.0, "propagated": 9.0, "isolated": 21.0}
+_FLOOR_REACH = 11.0
 
 
 def layer_chart(rows: Sequence[LayerRow], title: str, unit: str) -> str:
     """A row for each tap from top to bottom, errors on a log scale from left to right. Zero has its own band on the
-    left; infinity has one on the right if an error is infinite. ``unit`` stands below the scale."""
+    left; infinity has one on the right if an error is infinite. ``unit``: what the scale shows."""
     axis = _axis(rows)
     bottom = _TOP + _ROW * len(rows)
     out = [
@@ -110,14 +112,14 @@ def layer_chart(rows: Sequence[LayerRow], title: str, unit: str) -> str:
         out.append(f'<rect class="band" x="{100 - _BAND:g}%" y="{_TOP}" width="{_BAND:g}%" height="{bottom - _TOP}"/>')
     out += _names(rows)
     out += _scale(axis, bottom)
-    out.append(_label("50%", bottom + 34, unit))
-    out += [_connection(rows, kind, axis) for kind in ("propagated", "noise")]
+    out.append(_label("50%", bottom + 34, f"{unit}, logarithmic"))
+    out.append(_connection(rows, "propagated", axis))
     for i, row in enumerate(rows):
         for kind, lane in _LANES.items():
             value = getattr(row, kind)
             if value is not None:
                 said = html.escape(f"{row.name}, {'noise floor' if kind == 'noise' else kind}: {_words(value)}")
-                mark = marker(kind, f"{axis.at(value):.2f}%", _TOP + _ROW * i + lane)
+                mark = marker(kind, f"{axis.at(value):.2f}%", _TOP + _ROW * i + lane, _FLOOR_REACH)
                 out.append(f"<g><title>{said}</title>{mark}</g>")
     return "".join(out) + "</svg>"
 
@@ -220,8 +222,9 @@ def heat_map(values: Sequence[Sequence[float]], channels: int, title: str) -> st
     last = max(channels - 1, 0)
     for share, anchor in ((0, "start"), (25, "middle"), (50, "middle"), (75, "middle"), (100, "end")):
         marks.append(_label(f"{share}%", height + 16, f"{round(last * share / 100):,}", anchor=anchor))
+    marks.append(_label("50%", height + 34, "channel"))
     return (
-        f'<svg class="chart heat" role="img" height="{height + 20}"><title>{html.escape(title)}</title>'
+        f'<svg class="chart heat" role="img" height="{height + 38}"><title>{html.escape(title)}</title>'
         f'<svg width="100%" height="{height}" viewBox="0 0 {max(columns, 1)} {max(rows, 1)}" '
         f'preserveAspectRatio="none" shape-rendering="crispEdges">{cells}</svg>'
         f'<line class="edge" x1="0" x2="100%" y1="{height}" y2="{height}"/>{"".join(marks)}</svg>'
@@ -252,3 +255,70 @@ def bar(share: float, title: str, css: str = "") -> str:
         f'<rect class="track" x="0" y="0" width="100%" height="12" rx="2"/>'
         f'<rect class="fill {css}" x="0" y="0" width="{percent:.2f}%" height="12" rx="2"/></svg>'
     )
+
+
+@dataclass(frozen=True)
+class Share:
+    """A component, and its tensors by kind: (class of the colour, number)."""
+
+    name: str
+    parts: tuple[tuple[str, int], ...]
+
+
+def share_chart(rows: Sequence[Share], title: str, unit: str) -> str:
+    """A bar for each component, in pieces by kind, on one linear scale from 0. ``unit``: what the scale counts."""
+    most = max((sum(n for _, n in row.parts) for row in rows), default=0) or 1
+    bottom = _TOP + _ROW * len(rows)
+    out = [f'<svg class="chart layers" role="img" height="{bottom + 20}"><title>{html.escape(title)}</title>']
+    for share in (0, 25, 50, 75, 100):
+        anchor = "start" if share == 0 else "end" if share == 100 else "middle"
+        out.append(f'<line class="grid" x1="{share}%" x2="{share}%" y1="{_TOP}" y2="{bottom}"/>')
+        out.append(_label(f"{share}%", _TOP - 8, f"{round(most * share / 100):,}", anchor=anchor))
+    for i, row in enumerate(rows):
+        y, x = _TOP + _ROW * i, 0.0
+        out.append(_label("-10", y + 19, _short(row.name), "name", "end"))
+        for css, count in row.parts:
+            # What is one of a thousand has to be seen as well.
+            width = max(100 * count / most, 0.6) if count else 0
+            if width:
+                said = html.escape(f"{row.name}, {css}: {count:,}")
+                box = f'<rect class="s-{css}" x="{x:.2f}%" y="{y + 7}" width="{width:.2f}%" height="16"/>'
+                out.append(f"<g><title>{said}</title>{box}</g>")
+            x += width
+    out.append(_label("50%", bottom + 16, unit))
+    return "".join(out) + "</svg>"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A layer: its number, and how many of its tensors are off."""
+
+    column: int
+    tensors: int
+    off: int
+
+
+def fault_map(rows: Sequence[tuple[str, Sequence[Cell]]], title: str, unit: str) -> str:
+    """A row for each stack of layers, a cell for each layer, and in it how many of its tensors are off. ``unit``: what
+    the columns are."""
+    columns = max((cell.column for _, cells in rows for cell in cells), default=0) + 1
+    width, bottom = 100 / columns, _TOP + _ROW * len(rows)
+    out = [f'<svg class="chart layers" role="img" height="{bottom + 20}"><title>{html.escape(title)}</title>']
+    apart = max(1, math.ceil(columns / 8))
+    out += [_label(f"{width * (n + 0.5):.2f}%", _TOP - 8, str(n)) for n in range(0, columns, apart)]
+    for i, (name, cells) in enumerate(rows):
+        y = _TOP + _ROW * i
+        out.append(_label("-10", y + 19, _short(name), "name", "end"))
+        for cell in cells:
+            css = "t-all" if cell.off == cell.tensors else "t-some" if cell.off else "t-none"
+            said = html.escape(f"{name} {cell.column}: {cell.off} of {cell.tensors} tensors")
+            box = (
+                f'<rect class="{css}" x="{width * cell.column:.2f}%" y="{y + 3}" width="{width * 0.92:.2f}%" '
+                f'height="{_ROW - 6}"/>'
+            )
+            number = ""
+            if cell.off and columns <= 40:
+                number = _label(f"{width * (cell.column + 0.46):.2f}%", y + 19, str(cell.off), "cell")
+            out.append(f"<g><title>{said}</title>{box}{number}</g>")
+    out.append(_label("50%", bottom + 16, unit))
+    return "".join(out) + "</svg>"

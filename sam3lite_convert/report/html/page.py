@@ -15,7 +15,7 @@ from sam3lite_convert.figures import component_words, human_bytes, human_count, 
 from sam3lite_convert.records.detector import DetectorDocument, StageRecord
 from sam3lite_convert.records.parity import BehaviourRecord, HeatMap, ParityDocument, TapRecord
 from sam3lite_convert.records.record import Json, JsonValue
-from sam3lite_convert.records.verify import VerifyDocument
+from sam3lite_convert.records.verify import PlaceRecord, VerifyDocument
 from sam3lite_convert.report.html import GENERATOR, charts, filters
 
 _LISTED = 200  # entries of a list; longer ones are slow on a phone, and --json has all of them
@@ -63,6 +63,9 @@ def _environment() -> Environment:
         "stage_chart": _stage_chart,
         "taps_of": _taps_of,
         "heat_facts": _heat_facts,
+        "share_chart": _share_chart,
+        "fault_map": _fault_map,
+        "error_chart": _error_chart,
         "greatest_error": _greatest_error,
         "bar": _bar,
         "receipt_rows": _receipt_rows,
@@ -168,6 +171,56 @@ def _heat_facts(heat: HeatMap) -> _HeatFacts | None:
         drawing=Markup(charts.heat_map(values, heat.channels, said)),  # nosec B704
         legend=Markup(steps),  # nosec B704
     )
+
+
+def _share_chart(document: VerifyDocument, title: str) -> Markup:
+    """What became of the tensors of each component, and how many are wrong."""
+    dropped = {}
+    if document.page and document.page.accounting:
+        dropped = {name: sum(c.dropped.values()) for name, c in document.page.accounting.components.items()}
+    names = list(dict.fromkeys([*dropped, *(place.component for place in document.places or ())]))
+    rows = []
+    for name in names:
+        own = [place for place in document.places or () if place.component == name]
+        off, filled = sum(place.off for place in own), sum(place.filled for place in own)
+        right = max(sum(place.tensors for place in own) - off - filled, 0)
+        parts = (("right", right), ("wrong", off), ("filled", filled), ("dropped", dropped.get(name, 0)))
+        rows.append(charts.Share(filters.visible(component_words(name)), parts))
+    return Markup(charts.share_chart(rows, title, "number of tensors"))  # nosec B704
+
+
+def _layer_name(place: PlaceRecord) -> str:
+    where = f" {place.stack}" if place.stack else ""
+    return filters.visible(
+        component_words(place.component).replace(" encoder", "").replace(" decoder", " dec.") + where
+    )
+
+
+def _fault_map(document: VerifyDocument, title: str) -> Markup:
+    """The layers of the stacks in which a tensor is wrong; nothing if all faults are outside of layers."""
+    stacks: dict[str, list[charts.Cell]] = {}
+    for place in document.places or ():
+        if place.layer is not None:
+            cell = charts.Cell(place.layer, place.tensors, place.off)
+            stacks.setdefault(_layer_name(place), []).append(cell)
+    rows = [(name, cells) for name, cells in stacks.items() if any(cell.off for cell in cells)]
+    return Markup(charts.fault_map(rows, title, "layer") if rows else "")  # nosec B704
+
+
+def _error_chart(document: VerifyDocument, title: str) -> Markup:
+    """Relative L2 of each layer whose values are off by no known cause; nothing if there are none."""
+    rows = [
+        charts.LayerRow(
+            _layer_name(place) + ("" if place.layer is None else f".{place.layer}"),
+            _drawn(place.relative_l2),
+            None,
+            None,
+            f"{place.off} of {plural(place.tensors, 'tensor')}",
+        )
+        for place in document.places or ()
+        if place.max_abs_diff is not None
+    ]
+    return Markup(charts.layer_chart(rows, title, "relative L2") if rows else "")  # nosec B704
 
 
 def _greatest_error(behaviour: BehaviourRecord) -> float:

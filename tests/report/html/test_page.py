@@ -403,7 +403,7 @@ def test_stages_are_drawn_in_noise_floors():
 def test_stages_without_floors_are_drawn_as_they_are():
     source = detector_page(samples.detector({"one": [samples.tap("a", 1e-3, 1e-4)], "two": [samples.tap("b")]}))
     chart = re.search('<svg class="chart layers".*?</svg>', source, re.S)[0]
-    assert places(chart, "noise") == [] and "max abs diff</text>" in chart
+    assert places(chart, "noise") == [] and "max abs diff, logarithmic</text>" in chart
     assert "one, propagated: 1.00e-03" in chart and "one, isolated: 1.00e-04" in chart
     assert "No noise floor was measured" in source
 
@@ -419,7 +419,7 @@ def test_the_stages_have_their_numbers():
 
 def test_a_key_that_no_module_reads_is_named():
     text = Page(detector_page(samples.detector(not_read=["a.weight"]))).text
-    assert "1 tensor of the file is read by no module of the reference:" in text and "a.weight" in text
+    assert "1 tensor of the file is read by no module of the reference" in text and "a.weight" in text
     assert "2 tensors of the file are read by" in Page(detector_page(samples.detector(not_read=["a", "b"]))).text
 
 
@@ -445,16 +445,21 @@ def test_words_of_a_document_become_a_sentence():
 
 
 VERDICTS = [
-    ("exact", None, "Exact", "Not compared"),
     ("within_tolerance", "differs", "Within tolerance", "Differs"),
     ("differs", "exact", "Differs", "Exact"),
     ("exact", "within_tolerance", "Exact", "Within tolerance"),
 ]
 
 
+def test_what_was_not_compared_takes_one_line_at_the_top():
+    source = parity_page(samples.parity(verdict="exact", behaviour=None))
+    assert source.count("<article") == 1 and "<h2>Behaviour" not in source
+    assert "Not compared: behaviour (--as-used)." in Page(source).text
+
+
 @pytest.mark.parametrize(("weights", "behaviour", "left", "right"), VERDICTS)
 def test_both_verdicts_stand_at_the_top_and_apart(weights, behaviour, left, right):
-    used = samples.behaviour(samples.PROMPTS[:2], verdict=behaviour) if behaviour else None
+    used = samples.behaviour(samples.PROMPTS[:2], verdict=behaviour)
     source = parity_page(samples.parity(verdict=weights, behaviour=used))
     cards = re.findall('<article class="card (\\w+)">(.*?)</article>', source, re.S)
     said = [Page(body).text.strip() for _, body in cards]
@@ -479,9 +484,9 @@ def test_what_parity_does_not_compare_is_said_with_the_command_that_does():
     command = "sam3lite verify 'a folder' --checkpoint 's 0.pt'"
     beside = {"checkpoint": "s 0.pt", "converted": "a folder", "not_compared": 1093}
     text = Page(parity_page(samples.parity(**beside))).text
-    assert f"The folder's other 1,093 tensors were not compared. To compare them: {command}" in text
-    assert "were not compared" not in Page(parity_page(samples.parity(**beside | {"not_compared": 0}))).text
-    assert "To compare them" not in Page(parity_page(samples.parity(**beside | {"converted": None}))).text
+    assert f"Not compared: behaviour (--as-used), the folder's other 1,093 tensors ({command})." in text
+    for without in ({"not_compared": 0}, {"converted": None}):
+        assert "other" not in Page(parity_page(samples.parity(**beside | without))).text
 
 
 SECTION = r"<section>\s*<h2>(.*?)</h2>"
@@ -499,9 +504,9 @@ def test_the_sections_stand_in_order(differs):
 
 def test_what_a_document_lacks_is_left_out():
     source = parity_page(samples.parity())
-    assert re.findall(SECTION, source) == ["Layer by layer", "Behaviour", "Versions", "Command"]
+    assert re.findall(SECTION, source) == ["Layer by layer", "Versions", "Command"]
     assert "First divergence" not in source
-    assert re.findall(SECTION, parity_page(samples.parity(page=None))) == ["Layer by layer", "Behaviour"]
+    assert re.findall(SECTION, parity_page(samples.parity(page=None))) == ["Layer by layer"]
 
 
 def test_a_first_divergence_is_named_without_a_diagnosis():
@@ -586,7 +591,30 @@ def test_equal_errors_do_not_hide_each_other():
     disc = re.search('cy="([\\d.]+)"', chart)[1]
     square = re.search('class="m-isolated" x="[^"]+" y="([\\d.]+)"', chart)[1]
     stroke = re.search('class="m-noise"[^>]* y1="([\\d.]+)"', chart)[1]
-    assert float(disc) + 4.2 < float(square) and float(square) + 7 < float(stroke)
+    assert float(disc) + 4.2 < float(square)
+    # The floor is behind both, and reaches further up and down.
+    assert float(stroke) < float(disc) - 4.2 and chart.index("m-noise") < chart.index("m-propagated")
+
+
+PLACE = {"component": "vision_encoder", "stack": "blocks", "layer": 0, "tensors": 12, "off": 0, "filled": 0}
+PLACE |= {"relative_l2": None, "max_abs_diff": None}
+
+
+def test_faults_are_drawn_in_their_layers():
+    off = {"layer": 3, "off": 2, "relative_l2": 1e-3, "max_abs_diff": 0.5}
+    elsewhere = {"component": "mask_decoder", "stack": "", "layer": None, "filled": 4}
+    source = verify_page(samples.verification(places=[PLACE, PLACE | off, PLACE | elsewhere]))
+    assert "vision encoder, right: 22" in source and "vision encoder, wrong: 2" in source
+    assert "mask decoder, filled: 4" in source and "mask decoder, right: 8" in source
+    assert "vision blocks 3: 2 of 12 tensors" in source and "vision blocks 0: 0 of 12 tensors" in source
+    assert "vision blocks.3, propagated: 1.00e-03" in source and "2 of 12 tensors</text>" in source
+
+
+def test_without_faults_there_is_no_map_of_them():
+    source = verify_page(samples.verification(places=[PLACE]))
+    assert "Tensors by component" in source and "Where the faults are" not in source
+    assert "How far values are off" not in source
+    assert "Tensors by component" not in verify_page(samples.verification())
 
 
 def cells(drawn: str) -> dict[tuple[int, int], str]:
