@@ -27,7 +27,7 @@ else:
     import tomli as tomllib
 
 REPO = "someone/models"
-DEVELOPERS = {"test", "browser", "fuzz", "lint", "all"}
+DEVELOPERS = {"test", "browser", "fuzz", "lint", "release", "all"}
 
 
 def found(done, group: str, name: str) -> dict:
