@@ -135,8 +135,8 @@ def test_a_token_is_never_told(kind, place, small_hub, monkeypatch, tmp_path):
     assert_not_told(token, values, *(text for run in runs for text in (run.out, run.err)))
 
 
-def test_a_token_that_the_server_sends_back_is_not_told(small_hub):
-    small_hub.users[TOKEN] = TOKEN
+def test_a_token_that_the_server_sends_back_is_not_told(small_hub, monkeypatch):
+    monkeypatch.setitem(small_hub.users, TOKEN, TOKEN)
     small_hub.fail("status", match=REPO, times=None, status=403, message=f"no: {TOKEN}")
     for more in (["--json"], []):
         done = sam3lite("doctor", "--repo-id", REPO, *more)
