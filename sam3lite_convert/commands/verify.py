@@ -14,7 +14,7 @@ from sam3lite_convert.commands.folders import FolderLocation, origin, with_bytes
 from sam3lite_convert.commands.sources import Location, Source
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.figures import human_bytes
+from sam3lite_convert.figures import human_bytes, plural
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Mappings
@@ -271,9 +271,10 @@ def _summary(outcome: Verification) -> str:
     counted += f", up to {outcome.up_to}" if outcome.up_to else " bit for bit"
     if filled := len(outcome.plan.filled_levels):
         counted += f"; {filled} are filled, not converted"
-    beside = len(outcome.plan.not_read)
-    if beside:
-        counted += f"; {beside:,} more of the source's text encoder were dropped, for which no model here has a place"
+    if beside := len(outcome.plan.not_read):
+        # By their names alone: one that the user drops may be of any part of the model.
+        were = f"{plural(beside, 'more tensor')} of the source {'was' if beside == 1 else 'were'} dropped"
+        counted += f"; {were} that the original's text encoder may read"
     return counted
 
 
