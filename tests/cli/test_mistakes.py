@@ -221,3 +221,9 @@ def test_a_misspelt_checkpoint_is_compared_with_what_is_there(tmp_path: Path, mo
         said = sam3lite("inspect", typed, "--json").json["error"]["message"]
         assert f" Did you mean {meant}?" in said, typed
     assert "Did you mean" not in sam3lite("inspect", "nothing-like-it", "--json").json["error"]["message"]
+
+
+def test_verify_proposes_the_checkpoint_that_the_receipt_names_if_it_is_there(tmp_path: Path) -> None:
+    for name, meant in {"s0.pt": "s0.pt", "moved.pt": "s0", "/etc/passwd": "s0"}.items():
+        (tmp_path / "DIR" / "conversion.json").write_text(json.dumps({"source": {"name": name}}))
+        assert last_line(sam3lite("verify", "DIR").err) == ["sam3lite", "verify", "DIR", meant]
