@@ -75,12 +75,9 @@ def read_file(path: Path, copy: FetchedRanges | None = None, selection: Selectio
 
 def _not_a_checkpoint(head: bytes, size: int) -> str:
     if size == 0:
-        return "the file is empty. Download it again, or give the checkpoint that it should be"
+        return "the file is empty; its download may have been interrupted"
     if not any(head):
-        return "the file starts with zeros; the download was probably interrupted. Download it again"
+        return "the file starts with zeros; the download was probably interrupted"
     if all(32 <= b < 127 or b in b"\t\r\n" or b >= 0xC2 for b in head):
-        return "this is a text file, not a checkpoint. Give the file of weights"
-    return (
-        "unknown format: neither a torch checkpoint (zip archive or older stream) nor safetensors. Give a file that "
-        "torch.save or safetensors wrote"
-    )
+        return "this is a text file, not a checkpoint"
+    return "unknown format: neither a torch checkpoint (zip archive or older stream) nor safetensors"

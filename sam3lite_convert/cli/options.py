@@ -397,8 +397,9 @@ OutputOption = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder to write. Default: converted/<name of the checkpoint>-<layout>. With --all: parent of the folders "
-        "that are written. Default: converted.",
+        help="Folder to write. Default: converted/<name of the checkpoint>-<layout>, with -<component> and -<dtype> "
+        "behind it where they are not the default. With --all: parent of the folders that are written. Default: "
+        "converted.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -859,7 +860,8 @@ RecordTo = Annotated[
         "--output",
         metavar="FILE",
         help="File to write: .safetensors or .npz, or .json with --compact; of a detector .safetensors. Default: "
-        "<name of the checkpoint>-reference with the first or the last of these.",
+        "<name of the checkpoint>-reference.safetensors, -reference.json with --compact, -fingerprint.json with "
+        "--fingerprint, -detector.safetensors with --component detector.",
         rich_help_panel=OUTPUT,
     ),
 ]

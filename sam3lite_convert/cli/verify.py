@@ -66,7 +66,7 @@ def verify(
     """
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.commands.folders import locate_folder
-    from sam3lite_convert.commands.verify import check_extent, read_with_weights
+    from sam3lite_convert.commands.verify import check_extent, checkpoint_of, read_with_weights
     from sam3lite_convert.plan.tables import load_mappings
     from sam3lite_convert.report.terminal import as_json
     from sam3lite_convert.report.verify import verified, verified_markdown
@@ -77,10 +77,11 @@ def verify(
     use_one_thread()
     name = one_checkpoint(source, checkpoint)
     if name is None:
+        there = checkpoint_of(Path(folder))
         raise Mistake(
             "verify needs the checkpoint that DIR was converted from: sam3lite verify DIR CHECKPOINT",
-            lambda line: line.with_argument(1, "s0"),
-            example=True,
+            lambda line: line.with_argument(1, there or "s0"),
+            example=there is None,
         )
     if html is not None:
         check_report_place(html)

@@ -17,6 +17,7 @@ from sam3lite_convert.convert import side_files
 from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.card import loads_with
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX, TEXT_MODEL
+from sam3lite_convert.convert.processor_files import TOKENIZER
 from sam3lite_convert.convert.strict import Strict
 from sam3lite_convert.convert.whole_folder import check_destination
 from sam3lite_convert.errors import Sam3LiteError
@@ -269,12 +270,13 @@ def finished(
         absent = [name for name in side_files.missing(folder, receipt, True) if name not in gone]
     if absent:
         command = request.command or f"sam3lite convert --checkpoint {location.option} --layout {receipt.layout}"
-        because = f": {why.rstrip('.')}" if why else ""
+        lacks = "the folder has no tokenizer"
+        if not set(TOKENIZER) <= set(absent):
+            lacks = f"the tokenizer is incomplete, {', '.join(absent)} missing"
         late = [
             *late,
-            f"the tokenizer is incomplete, {', '.join(absent)} missing{because}. To add it, run this with access to "
-            f"the Hub, or with a folder that holds CLIP's tokenizer: {_without_tokenizer(command)} --tokenizer "
-            "DIR_OR_REPO",
+            f"{lacks}{_because(why)}. To add it, with access to the Hub or to a folder that holds CLIP's tokenizer: "
+            f"{_without_tokenizer(command)} --tokenizer DIR_OR_REPO",
         ]
     loading, *parts = loads_with(receipt, str(folder))
     written = WrittenConversion(
@@ -293,6 +295,15 @@ def finished(
         graph_parity=receipt.graph_parity,
     )
     return replace(document, notes=(*document.notes, *late), written=written)
+
+
+def _because(why: str | None) -> str:
+    """Behind what is missing, the reason. What its message proposes is left out: the note has advice of its own."""
+    if not why:
+        return ""
+    from sam3lite_convert.hub.requests import NO_NETWORK  # loads the client of the Hub
+
+    return f": {why.removesuffix(NO_NETWORK).rstrip(' .')}"
 
 
 def _without_tokenizer(command: str) -> str:

@@ -563,6 +563,9 @@ def _where(own: list[_Compared]) -> str:
     if some:
         name = longest.rpartition(".")[2]
         numbers = number_ranges(n for n in some if n is not None)
-        said.append(f"all {len(every)} {name}" if some == every else f"{name} {numbers} of {len(every)}")
+        part = f"{name} {numbers} of {len(every)}"
+        if len(some) == 1:  # "blocks 31 of 32" would be 31 blocks
+            part = f"{name.removesuffix('s')} {numbers}, of {len(every)}"
+        said.append(f"all {len(every)} {name}" if some == every else part)
     said += modules[:_NAMED]
     return ", ".join(said) + (f" and {len(modules) - _NAMED} more" if len(modules) > _NAMED else "")

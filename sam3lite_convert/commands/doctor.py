@@ -59,6 +59,9 @@ EXTRAS = {
     "openvino": "--candidate openvino",
     "tour": "the notebook docs/tour.ipynb",
 }
+_VISION = "torchvision"
+_FOR_VISION = "the code with the processor of transformers in the card of the layout transformers"
+_FIT_VISION = "install the torchvision that was released with this torch"
 # Variables that change what the tool or its libraries do. Tokens are no part of it.
 _VARIABLES = (
     "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "HF_HUB_ETAG_TIMEOUT",
@@ -290,6 +293,15 @@ def _extras() -> Checks:
             found=f"installed: {have}" if not wrong else f"{'missing' if absent else have}; for {purpose}",
             advice=shell_line(["pip", "install", f"{_DISTRIBUTION}[{extra}]"]) if wrong else None,
         )
+    # No extra brings it: which release fits depends on the torch that is here.
+    fitted = _installed(_VISION)
+    yield Check(
+        name=_VISION,
+        group="extras",
+        status="ok" if fitted else "note",
+        found=f"installed: {fitted}" if fitted else f"missing; for {_FOR_VISION}",
+        advice=None if fitted else _FIT_VISION,
+    )
 
 
 # ---- importing them --------------------------------------------------------------------------------------
@@ -317,7 +329,7 @@ for module in modules:
 
 
 def _imports() -> Checks:
-    names = {_module(name): name for name in dict.fromkeys(_names()) if _installed(name)}
+    names = {_module(name): name for name in dict.fromkeys([*_names(), _VISION]) if _installed(name)}
     left = list(names)
     while left:
         results, ended = _import(left)
@@ -332,6 +344,9 @@ def _imports() -> Checks:
 
 
 def _imported(name: str, found: str, broken: bool) -> Check:
+    if broken and name == _VISION:
+        how = f"{_FIT_VISION}, or uninstall it: transformers imports it where it is installed"
+        return Check(name=name, group="imports", status="warning", found=found, advice=how)
     how = shell_line(["pip", "install", "--force-reinstall", name])
     advice = f"{how}, or {_ANEW}" if broken else None
     return Check(name=name, group="imports", status="problem" if broken else "ok", found=found, advice=advice)
@@ -514,7 +529,9 @@ def _hub(repo_id: str, offline: bool) -> Checks:
         else:
             yield check("token", "note", f"from {origin}; whose it is could not be asked")
     if not answered:
-        yield check("Hub", "problem", f"{where}: {_why(info)}", "check the network, HF_ENDPOINT and your proxy")
+        why = _why(info)
+        advice = "check the network, HF_ENDPOINT and your proxy; --offline leaves the Hub out"
+        yield check("Hub", "problem", why if where in why else f"{where}: {why}", advice)
         return
     yield check("Hub", "ok", f"{where} answers in {1000 * min(a.seconds for a in answered):.0f} ms")
     if info.value is not None:

@@ -61,7 +61,7 @@ def explain_key(source: Source, key: str, mappings: Mappings, options: Options, 
             meaning = one
             break
     if found is None:
-        raise _unknown(plan, key, mappings)
+        raise _unknown(source, plan, key, mappings)
     notes = []
     if meaning is not None:
         if meaning.name != key:
@@ -120,12 +120,13 @@ def _written(canonical: str, there: Iterable[Place], shown: Place) -> Iterator[s
         yield f"not dropped with {', nor with '.join(found)}"
 
 
-def _unknown(plan: Plan, key: str, mappings: Mappings) -> CannotRun:
+def _unknown(source: Source, plan: Plan, key: str, mappings: Mappings) -> CannotRun:
     """The error for a name that is neither a tensor's of the checkpoint nor its target's."""
     families = sorted(FAMILIES.values(), key=lambda family: family is not plan.layout.family)
     every = [place for family in families for place in places(mappings, family)]
     near = difflib.get_close_matches(key, [*plan.checkpoint.tensors, *plan.names.sources, *plan.mapped], 4, 0.6)
     hint = "\nNearest names:\n  " + "\n  ".join(near) if near else ""
+    hint = hint or _part_of_a_name(source, plan, key)
     lacks = ""
     for one in meanings(key, mappings, every):
         if one.place is not None:
@@ -139,6 +140,17 @@ def _unknown(plan: Plan, key: str, mappings: Mappings) -> CannotRun:
     return CannotRun(
         f"{key} is not a tensor of the checkpoint, nor of its conversion.{lacks}{hint}", "unknown_key", {"near": near}
     )
+
+
+def _part_of_a_name(source: Source, plan: Plan, key: str) -> str:
+    """What to type for a word that names hold or nearly hold, or for the code of a finding; else nothing."""
+    if key.upper().startswith("V-"):
+        codes = difflib.get_close_matches(key.upper(), CODES, 1, 0.5)
+        return f"\nFor the code of a finding: sam3lite explain {codes[0]}" if codes else ""
+    held = [name for name in plan.checkpoint.tensors if key in name]
+    parts = {part for name in plan.checkpoint.tensors for part in name.split(".")}
+    word = key if held else next(iter(difflib.get_close_matches(key, parts, 1, 0.75)), "")
+    return f"\nFor all names with {word}: sam3lite explain {source.option} '*{word}*'" if word.isidentifier() else ""
 
 
 def _explained(source: Source, plan: Plan, key: str, found: str, notes: tuple[str, ...]) -> ExplainDocument:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam3lite_convert.commands.sources import REPOSITORY, HubLocation
+from sam3lite_convert.commands.sources import REPOSITORY, HubLocation, on_the_hub
 from sam3lite_convert.convert.folder import Folder, files_of, read_place
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.errors import CannotRun, Untrusted
@@ -48,7 +48,7 @@ class FolderLocation:
         try:
             folder = HubFolder(self.where.repository(), self.name)
         except CannotRun as fault:
-            message = f"{self.name}: no such local folder. On the Hub: {fault.message}"
+            message = f"{self.name}: no such local folder. {on_the_hub(fault)}"
             raise CannotRun(message, fault.code, fault.details) from fault
         with folder:
             try:

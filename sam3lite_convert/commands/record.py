@@ -259,6 +259,7 @@ def record_reference(
         for tap, value in recorded.items()
     )
     asked = inputs.record(len(prompts))
+    mine = "mine.npz" if form == "npz" else "mine.safetensors"
     what: Json = {tap.name: tap.what for tap in taps}
     about: Json = {
         "version": 1,
@@ -285,5 +286,5 @@ def record_reference(
         output=str(path),
         format=form,
         size=size,
-        next=f'sam3lite judge mine.safetensors --checkpoint {source.option} --name "my port"',
+        next=f'sam3lite judge {mine} --checkpoint {source.option} --name "my port"',
     )

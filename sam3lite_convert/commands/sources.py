@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 
 _LISTED = 5
+_FILES = 10_000  # of a folder, among which one is sought that was misspelt
 # OWNER/NAME[@REVISION].
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
 
@@ -363,7 +367,8 @@ def locate(name: str, where: HubLocation, selection: Selection | None = None) ->
         return Location(name, members(path)[0], selection=selection, where=where, folder=folder)
     if not name or name.startswith((".", "/", "~")) or "\\" in name:
         raise CannotRun(
-            f"{name}: no such file. Names on the Hub are aliases ({', '.join(ALIASES)}) or paths in {where.repo}.",
+            f"{name}: no such file.{_meant(name)} Names on the Hub are aliases ({', '.join(ALIASES)}) or paths in "
+            f"{where.repo}.",
             "no_such_file",
         )
     from sam3lite_convert.hub.addresses import address_of
@@ -404,8 +409,32 @@ def _named(name: str, where: HubLocation) -> tuple[Repository, HubFile, str | No
                 if there.code != "no_such_repository":
                     there.message = f"{name}: {there.message}"
                     raise there from None
-        fault.message = f"{name}: no such local file. On the Hub: {fault.message}"
+        fault.message = f"{name}: no such local file.{_meant(name)} {on_the_hub(fault)}"
         raise
+
+
+def on_the_hub(fault: Sam3LiteError) -> str:
+    """What the Hub said to a name, as a sentence of its own."""
+    said = fault.message
+    return f"T{said[1:]}" if said.startswith("the Hub ") else f"On the Hub: {said}"
+
+
+def _meant(name: str) -> str:
+    """A question that names the checkpoints beside a missing file, and the aliases, that are spelt much like it."""
+    folder, found = Path(name).parent, []
+    with suppress(OSError, ValueError), os.scandir(folder) as entries:
+        found = [entry.name for entry in islice(entries, _FILES) if entry.name.endswith((*WEIGHTS, ".index.json"))]
+    near = _nearest(Path(name).name, found, 0.75)
+    said = [str(folder / one) for one in near] or _nearest(name, ALIASES, 0.5)
+    return f" Did you mean {' or '.join(said)}?" if said else ""
+
+
+def _nearest(name: str, there: Iterable[str], like: float) -> list[str]:
+    """Up to three of these names, the most alike first; only those that differ in case alone, if there are such."""
+    lower = {one.lower(): one for one in sorted(there)}
+    if name.lower() in lower:
+        return [lower[name.lower()]]
+    return [lower[one] for one in difflib.get_close_matches(name.lower(), lower, 3, like)]
 
 
 def _there(name: str, repo: str, revision: str | None, where: HubLocation) -> HubLocation:

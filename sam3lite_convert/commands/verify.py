@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sam3lite_convert.checkpoint.hashing import FilesHash
+from sam3lite_convert.checkpoint.place import LocalPlace, read_json
 from sam3lite_convert.commands.fingerprint import fault_of
 from sam3lite_convert.commands.folders import FolderLocation, origin, with_bytes
 from sam3lite_convert.commands.sources import Location, Source
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
-from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.figures import human_bytes
+from sam3lite_convert.convert.receipt import RECEIPT_NAME
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.figures import human_bytes, plural
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.quoting import visible
 from sam3lite_convert.records.receipt import Losses
 from sam3lite_convert.records.shared import Fetched, PageFacts
 from sam3lite_convert.records.verify import Mismatch, VerifyDocument
@@ -81,6 +86,16 @@ def verify_folder(
         outcome.notes += _recorded(found, hashes)
     page = provenance(plan, found, report_of) if report_of is not None else None
     return replace(_document(outcome, folder, source, page), proven=hashes)
+
+
+def checkpoint_of(folder: Path) -> str | None:
+    """The file that the receipt of a folder on this machine names as its source, if it lies here or beside the
+    folder."""
+    with suppress(Sam3LiteError, OSError):
+        match read_json(LocalPlace(folder), RECEIPT_NAME):
+            case {"source": {"name": str(name)}} if name == visible(Path(name).name) and not name.startswith("-"):
+                return next((str(p) for p in (Path(name), folder.parent / name) if os.path.isfile(p)), None)
+    return None
 
 
 def read_with_weights(folder: Path) -> Folder:
@@ -271,9 +286,10 @@ def _summary(outcome: Verification) -> str:
     counted += f", up to {outcome.up_to}" if outcome.up_to else " bit for bit"
     if filled := len(outcome.plan.filled_levels):
         counted += f"; {filled} are filled, not converted"
-    beside = len(outcome.plan.not_read)
-    if beside:
-        counted += f"; {beside:,} more of the source's text encoder were dropped, for which no model here has a place"
+    if beside := len(outcome.plan.not_read):
+        # By their names alone: one that the user drops may be of any part of the model.
+        were = f"{plural(beside, 'more tensor')} of the source {'was' if beside == 1 else 'were'} dropped"
+        counted += f"; {were} that the original's text encoder may read"
     return counted
 
 

@@ -46,7 +46,7 @@ from sam3lite_convert.quoting import visible
 TRIES = 4
 LONGEST_TOKEN = 1 << 16  # bytes of its file
 _LONGEST_LINE = 300  # characters of what a server or a library says
-_NO_NETWORK = "Cached files work offline. 'sam3lite demo' runs all commands without a network."
+NO_NETWORK = "Cached files work offline. 'sam3lite demo' runs all commands without a network."
 # Variables that name certificates: the client's, and those of others that it does not read.
 _READ, _UNREAD = ("SSL_CERT_FILE", "SSL_CERT_DIR"), ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 INVALID_NAME = "{} is not a valid repository name: OWNER/NAME, of letters, digits, '-', '_' and '.'"
@@ -176,9 +176,9 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> Sam3LiteError:
     if isinstance(fault, HfHubHTTPError):
         return _status_in_words(fault, repo, where, f"{login} {right}")
     if isinstance(fault, OfflineModeIsEnabled):
-        return CannotRun(f"HF_HUB_OFFLINE is set, so {where} is not used. {_NO_NETWORK}", "no_network")
+        return CannotRun(f"HF_HUB_OFFLINE is set, so {where} is not used. {NO_NETWORK}", "no_network")
     if isinstance(fault, LocalEntryNotFoundError):
-        return CannotRun(f"{where} cannot be reached, and the file is not in the cache. {_NO_NETWORK}", "no_network")
+        return CannotRun(f"{where} cannot be reached, and the file is not in the cache. {NO_NETWORK}", "no_network")
     if isinstance(fault, EntryNotFoundError):
         return CannotRun(f"{repo} has no such file", "no_such_file")
     if isinstance(fault, HFValidationError):
@@ -194,7 +194,7 @@ def _in_words(fault: BaseException, repo: str, doing: str) -> Sam3LiteError:
     if _is_transport(fault):
         what = first_line(fault) or type(fault).__name__
         why = f" {_certificates()}" if "CERTIFICATE_VERIFY_FAILED" in what else ""
-        return CannotRun(f"{where} cannot be reached ({what}).{why} {_NO_NETWORK}", "no_network")
+        return CannotRun(f"{where} cannot be reached ({what}).{why} {NO_NETWORK}", "no_network")
     if isinstance(fault, LocalTokenNotFoundError):
         return CannotRun(f"no token is set. {login} {right}.", "no_token")
     if isinstance(fault, OSError) and "onsistency" in str(fault):

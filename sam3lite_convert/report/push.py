@@ -18,6 +18,7 @@ from sam3lite_convert.report import verbosity
 from sam3lite_convert.report.terminal import conclude, fault, say, say_command
 
 _LISTED = 5  # paths
+_COMPUTED = ("packed", "transformers")  # layouts whose text encoder parity can run
 
 
 def converted_end(r: ConvertDocument) -> None:
@@ -30,6 +31,8 @@ def converted_end(r: ConvertDocument) -> None:
     elif done.verification and not done.graph_parity and any(name.endswith(".onnx") for name in done.files):
         where = f"--converted {shell_path(r.output)} --candidate onnx"
         say_command("Next: ", f"sam3lite parity --checkpoint {r.option} {where}{tables}")
+    elif done.verification and not done.parity and r.layout in _COMPUTED and r.component != "video":
+        say_command("Next: ", f"sam3lite parity --checkpoint {r.option} --converted {shell_path(r.output)}{tables}")
     report.loads_with(done)
 
 

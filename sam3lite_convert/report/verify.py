@@ -12,6 +12,7 @@ from sam3lite_convert.report import verbosity
 from sam3lite_convert.report.terminal import conclude, say
 
 _LISTED = 20  # causes
+_CODES = 3  # that are named to read more of
 _LONGEST = 400  # characters of a name or a cause in Markdown
 PATTERNS = 6  # patterns of keys that are shown of one finding
 
@@ -46,7 +47,8 @@ def verified(r: VerifyDocument) -> None:
     count = plural(len(r.findings), "finding")
     count += f" of {plural(len(causes), 'cause')}" if len(causes) < len(r.findings) else ""
     conclude(f"mismatch: {count}; {r.compared:,} of {r.targets:,} tensors were compared", "bold red")
-    say(f"To read more: sam3lite explain {r.findings[0].code}")
+    codes = list(dict.fromkeys(finding.code for finding in r.findings))[:_CODES]
+    say(f"To read more: {', '.join(f'sam3lite explain {code}' for code in codes)}")
 
 
 def verified_markdown(r: VerifyDocument) -> None:

@@ -572,6 +572,8 @@ def test_convert_shows_components_reasons_and_what_to_type_next(tiny, tmp_path):
     for word in ("text_encoder", "vision_encoder", "sam2_convs", "points", "freqs_cis", "tracker", "353.72 M"):
         assert word in out
     assert out.rstrip().splitlines()[-2].startswith("Next: sam3lite verify")
+    out = sam3lite("convert", "--checkpoint", tiny, "--output", tmp_path / "out", "--verify").out
+    assert out.rstrip().splitlines()[-2].startswith("Next: sam3lite parity") and "Next: sam3lite verify" not in out
 
 
 def test_a_mapping_folder_takes_the_place_of_a_table(tiny, tmp_path, edited_tables):

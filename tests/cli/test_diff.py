@@ -184,7 +184,9 @@ def test_a_merged_lora_shows_as_rows_of_q_and_v(base: Path, tuned: Callable[...,
     assert "only rows of q and v" in out and "trunk.blocks.{2..5} (4)" in out
     # A fused tensor that changed in all of its rows names none.
     key = TRUNK + "blocks.0.attn.qkv.weight"
-    assert diff(base, tuned({key: noisy(key)}))["tensors"][0]["parts"] is None
+    one = diff(base, tuned({key: noisy(key)}))
+    assert one["tensors"][0]["parts"] is None
+    assert one["touched"].startswith("changed: vision encoder (block 0, of 8); equal: ")
 
 
 def test_every_component_with_a_split_rule_tells_its_thirds(base: Path, tuned: Callable[..., Path]) -> None:

@@ -87,6 +87,8 @@ def test_a_hub_that_does_not_answer(what, small_hub, monkeypatch):
     done = sam3lite("doctor", "--repo-id", REPO, "--json")
     assert time.monotonic() - begun < 1.5
     assert (done.code, problems(done), done.json["verdict"]) == (1, {"Hub"}, "problem"), done.out
+    said = found(done, "hub", "Hub")
+    assert said["found"].count(constants.ENDPOINT) == 1 and "--offline" in said["advice"]
 
 
 def test_a_repository_that_is_not_there_is_no_fault_of_the_hub(small_hub):
@@ -262,6 +264,20 @@ def test_packages_that_cannot_be_imported_are_named(monkeypatch, tmp_path):
     assert "RuntimeError: torn apart" in found(done, "imports", "transformers")["found"]
     assert "ended with the code 3" in found(done, "imports", "ftfy")["found"]
     assert found(done, "imports", "jinja2")["found"].startswith("imported in ")
+
+
+def test_torchvision_that_does_not_fit_torch_is_a_warning_and_without_it_a_note(monkeypatch, tmp_path):
+    with_versions(monkeypatch, torchvision=None)
+    done = sam3lite("doctor", "--offline", "--json")
+    missing = found(done, "extras", "torchvision")
+    assert missing["status"] == "note" and missing["found"].startswith("missing; for ")
+    with_versions(monkeypatch, torchvision="0.1")
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "_names", lambda: [])
+    done = sam3lite("doctor", "--offline", "--imports", "--json")
+    broken = found(done, "imports", "torchvision")
+    assert (done.code, broken["status"]) == (0, "warning") and "torchvision::nms" in broken["found"]
 
 
 def test_it_runs_where_no_package_can_be_imported():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 import typer
@@ -210,3 +211,19 @@ def test_trying_a_correction_runs_nothing(monkeypatch, tmp_path, capsys):
     assert found is not None and found.words == ["--install-completion"]
     assert corrected(ROOT, ["convrt", "--help"]).words == ["convert", "--help"]
     assert capsys.readouterr() == ("", "") and not (tmp_path / "home").exists()
+
+
+def test_a_misspelt_checkpoint_is_compared_with_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tuned.pt").touch()
+    for typed, meant in {"tuned.p": "tuned.pt", "Tuned.PT": "tuned.pt", "./tuned.tp": "tuned.pt", "S0": "s0"}.items():
+        said = sam3lite("inspect", typed, "--json").json["error"]["message"]
+        assert f" Did you mean {meant}?" in said, typed
+    assert "Did you mean" not in sam3lite("inspect", "nothing-like-it", "--json").json["error"]["message"]
+
+
+def test_verify_proposes_the_checkpoint_that_the_receipt_names_if_it_is_there(tmp_path: Path) -> None:
+    for name, meant in {"s0.pt": "s0.pt", "moved.pt": "s0", "/etc/passwd": "s0"}.items():
+        (tmp_path / "DIR" / "conversion.json").write_text(json.dumps({"source": {"name": name}}))
+        assert last_line(sam3lite("verify", "DIR").err) == ["sam3lite", "verify", "DIR", meant]

@@ -89,7 +89,7 @@ def test_the_text_says_what_each_tap_is_and_what_comes_next(s0, tmp_path):
     assert all(len(row.split()) > 5 for row in rows) and "1x16x128  what layer 3 returns" in done.out
     assert "  510 320 511 0 x13\n" in done.out
     assert done.out.splitlines()[-1] == (
-        f'Next: sam3lite judge mine.safetensors --checkpoint {shlex.quote(str(s0))} --name "my port"'
+        f'Next: sam3lite judge mine.npz --checkpoint {shlex.quote(str(s0))} --name "my port"'
     )
 
 

@@ -184,6 +184,7 @@ def test_a_refusal_says_what_it_is_and_what_to_do_on_one_screen(name, state, tmp
     assert re.search(what, done.err), done.err
     assert re.search(do, done.err), done.err
     assert not OURS.search(done.err), done.err
+    assert done.err.count("Give ") <= 1, done.err
     assert not (tmp_path / "out").exists()
 
 

@@ -109,8 +109,8 @@ def test_another_repository(hub, tiny):
 def test_where_it_cannot_be_had_the_conversion_completes_and_says_so(hub, tiny, clip):
     done = sam3lite("convert", "--checkpoint", tiny, "--output", "out", *TF, "--json")
     assert done.code == 0 and set(done.json["missing_files"]) == set(FILES)
-    (note,) = [n for n in done.json["notes"] if n.startswith("the tokenizer is incomplete, ")]
-    assert all(name in note for name in FILES)
+    (note,) = [n for n in done.json["notes"] if n.startswith("the folder has no tokenizer: ")]
+    assert "sam3lite demo" not in note
     assert sam3lite("verify", "out", "--checkpoint", tiny).code == 0
     before = (Path("out") / "model.safetensors").stat().st_mtime_ns
     # The command that it names, with a folder in place of the placeholder, adds them.
@@ -142,9 +142,9 @@ def test_another_file_of_the_tokenizers_repository_in_the_cache(hub, tiny):
     hf_hub_download(TOKENIZER, "config.json", revision=PINNED)
     hub.fail("status", match="/api/models/", status=429, retry_after=3600, times=None)
     done = sam3lite("convert", "--checkpoint", tiny, "--output", "out", *TF)
-    assert done.code == 0 and "note: the tokenizer is incomplete, " in done.out
+    assert done.code == 0 and "note: the folder has no tokenizer: " in done.out
     done = sam3lite("convert", "--checkpoint", tiny, "--output", "out", *TF, "--tokenizer", "nobody/none", "--json")
-    (note,) = [n for n in done.json["notes"] if n.startswith("the tokenizer is incomplete, ")]
+    (note,) = [n for n in done.json["notes"] if n.startswith("the folder has no tokenizer: ")]
     assert note.endswith("--tokenizer DIR_OR_REPO") and note.count("--tokenizer") == 1
 
 

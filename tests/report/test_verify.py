@@ -8,7 +8,7 @@ import pytest
 from support import html_samples as samples
 from support.markdown import shape, words
 
-from sam3lite_convert.report.verify import in_markdown
+from sam3lite_convert.report.verify import in_markdown, verified
 
 HOSTILE = (
     samples.SCRIPT, samples.KEY, samples.OVERRIDE, "a|b\n\n| c | d |", "`` ` ``", "[x](https://e.example)", "![x](y)",
@@ -35,6 +35,14 @@ def test_names_of_others_stay_text(name):
     text = in_markdown(document(name))
     assert shape(text) == shape(in_markdown(document("plain")))
     assert max(map(len, text.splitlines())) < 2000  # of longer lines the middle is not printed
+
+
+def test_each_code_that_was_found_can_be_read_about(capsys: pytest.CaptureFixture[str]):
+    first = samples.mismatch().findings[0]
+    findings = tuple(replace(first, code=f"V-{name}") for name in "AABCD")
+    verified(replace(samples.mismatch(), findings=findings))
+    last = "To read more: sam3lite explain V-A, sam3lite explain V-B, sam3lite explain V-C"
+    assert capsys.readouterr().out.splitlines()[-1] == last
 
 
 def test_it_is_short():
