@@ -28,5 +28,13 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "SSL_CERT_DIR": HOME,  # no certificates: the client would read all that there are for each test
 }
-for _name in ("SSL_CERT_FILE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "COLUMNS", "LINES"):
+for _name in (
+    "SSL_CERT_FILE",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_HUB_OFFLINE",
+    "HF_HUB_CACHE",
+    "COLUMNS",
+    "LINES",
+):
     os.environ.pop(_name, None)
