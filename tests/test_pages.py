@@ -14,7 +14,8 @@ from support.hub_server import HubServer
 SHOWN = [page for page in pages.PAGES if pages.shown(page)]
 SLOW = ["docs/detector.md"]
 # tests/test_onnx_page.py runs the commands of this page that are not in console blocks, with files of its own.
-ELSEWHERE = ["docs/onnx.md"]
+# What docs/install.md shows after its pip commands, .ci/run does.
+ELSEWHERE = ["docs/onnx.md", "docs/install.md"]
 
 
 @pytest.fixture(scope="module")
