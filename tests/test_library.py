@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.folders import ROOT, python
+from support.folders import ROOT, python, tiny_state, write
 
 import sam3lite_convert as s3
 
@@ -73,3 +73,14 @@ def test_the_demo_checkpoint_is_written_from_python(tmp_path):
 
 def test_it_says_that_it_is_typed():
     assert (ROOT / "sam3lite_convert" / "py.typed").exists()
+
+
+def test_what_the_model_and_the_plan_cannot_take_is_told_in_words(tmp_path):
+    from sam3lite_convert.packed_detector.picture import pixels_of
+
+    for picture in ("street.jpg", None):
+        with pytest.raises(s3.CannotRun, match=r"this is a \w+\. PIL\.Image\.open"):
+            pixels_of(picture)
+    path = write(tmp_path, tiny_state())
+    with pytest.raises(s3.CannotRun, match="dtype is 'half'; it may be float32, float16, bfloat16"):
+        s3.make_plan(path, dtype="half")

@@ -123,6 +123,7 @@ def open_checkpoint(
 
 
 Checkpointlike = OpenCheckpoint | str | Path
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def _opened(checkpoint: Checkpointlike) -> OpenCheckpoint:
@@ -205,6 +206,10 @@ def make_plan(
     """
     opened = _opened(checkpoint)
     with opened.source.trusted():
+        if dtype not in (None, *_DTYPES):
+            raise CannotRun(
+                f"dtype is {dtype!r}; it may be {', '.join(_DTYPES)}, or None to keep each tensor's", "usage"
+            )
         options = Options(layout, component, dtype, opened.context if context is None else context, causal)
         return ConversionPlan(opened, planning.make_plan(opened.index, opened.mappings, options))
 

@@ -145,8 +145,11 @@ class PackedModel(nn.Module):
         boxes: (K, 4), cx, cy, w, h, relative to the picture.
         box_labels: (K), 1 for a box around what is wanted, 0 for one around what is not; by default 1.
 
-        Raises CannotRun if the picture has another form, or for a text without the extra ``prompts``.
+        Raises CannotRun if the picture or the prompt has another form, or for a text without the extra ``prompts``.
         """
+        if not isinstance(prompt, (str, Tensor)):
+            said: str = f"a prompt is one text, or its ids as a tensor; this is a {type(prompt).__name__}"  # type: ignore[unreachable]
+            raise CannotRun(f"{said}. Call segment once for each prompt", "bad_prompt")
         pixels = pixels_of(picture)
         weight = self.text_projection.weight
         ids = tokenize([prompt], self.config.text.max_position_embeddings) if isinstance(prompt, str) else prompt[None]

@@ -56,6 +56,12 @@ def pixels_of(picture: Tensor | NDArray[np.uint8] | PillowImage) -> Tensor:
     elif isinstance(picture, np.ndarray):
         pixels = torch.from_numpy(np.ascontiguousarray(picture))
         pixels = pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels
+    elif not hasattr(picture, "convert"):
+        raise CannotRun(
+            "a picture is an RGB array (height, width, 3), a tensor (3, height, width), both uint8, or Pillow's; this "
+            f"is a {type(picture).__name__}. PIL.Image.open(FILE) opens a file",
+            "bad_picture",
+        )
     else:
         picture = picture.convert("RGB")
         width, height = picture.size

@@ -5,6 +5,7 @@ Nothing in a file is ever executed: arrays of Python objects and torch's own fil
 
 from __future__ import annotations
 
+import difflib
 import io
 import lzma
 import math
@@ -45,6 +46,7 @@ _FULL, _SUMMARY = "_debug_tree_FULL_TENSORS.json", "_debug_tree_SUMMARY.json"
 _KINDS = "a .safetensors file, a .npz, a folder of .npy files, or a dump of transformers' model debugger"
 _FULL_DUMP = "model_addition_debugger_context(model, debug_path=DIR, do_prune_layers=False, use_repr=False)"
 _LISTED = 8
+_MOST_LAYERS = 24  # of the taps that a misspelt name is compared with; SAM3's own text encoder has as many
 # What activations have, and far more; a file of a few kB may promise any number of bytes.
 _MOST_IN_ARRAY = 2 << 30  # bytes
 _MOST_IN_ALL = 8 << 30  # bytes, of the arrays that are read
@@ -234,8 +236,19 @@ def _port(path: Path | str, kind: str, found: Mapping[str, Tensor], names: list[
         taps = ", ".join(point.name.replace("{i}", "0") for point in TAPS)
         what = "hold none at a tap" if kind == "memory" else "is not a file of activations"
         raise CannotRun(f"{path} {what}: {held}; taps are named {taps}", "no_activations")
-    notes = (f"not taps, and so not read: {some(others)}",) if others else ()
+    known = [
+        point.name.replace("{i}", str(n)) for point in TAPS for n in range(_MOST_LAYERS if "{i}" in point.name else 1)
+    ]
+    notes = (f"not taps, and so not read: {some([meant(name, known) for name in others])}",) if others else ()
     return PortFile(kind, sides["candidate"], sides["isolated"], ids, notes, tuple(sides["reference"]))
+
+
+def meant(name: str, known: Sequence[str]) -> str:
+    """A name that is no tap, with the tap that it is spelt much like, if there is one."""
+    near = difflib.get_close_matches(name, known, 1, 0.8) or [
+        tap for tap in known if name.endswith((f".{tap}", f"/{tap}"))
+    ]
+    return f"{name} (did you mean {near[0]}?)" if near else name
 
 
 def some(names: list[str]) -> str:

@@ -604,6 +604,13 @@ def test_names_that_are_no_taps_are_told_and_double_ones_refused(s0, tmp_path):
     record = judge(saved(tmp_path, good() | {"attention.0": torch.zeros(3), "logits": torch.zeros(2)}), s0)
     assert record["verdict"] == "exact"
     assert record["notes"] == ["not taps, and so not read: attention.0, logits"]
+    misspelt = {
+        "layer.0": good()["layers.0"],
+        "text_encoder.layers.3": good()["layers.3"],
+        "projected": good()["projected"],
+    }
+    (note,) = [n for n in judge(saved(tmp_path, misspelt), s0)["notes"] if n.startswith("not taps")]
+    assert "layer.0 (did you mean layers.0?)" in note and "text_encoder.layers.3 (did you mean layers.3?)" in note
     assert "layers.9; the taps of this encoder are embeddings" in refused(
         2, saved(tmp_path, good() | {"layers.9": good()["layers.1"]}), s0
     )
