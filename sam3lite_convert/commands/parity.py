@@ -17,6 +17,7 @@ from sam3lite_convert.opened import read_stream, text_of
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.parity import (
     CheckoutRecord,
     ComparedSides,
@@ -142,6 +143,11 @@ def run_parity(
                 verdict = outcome.judgement.verdict
                 used = behaviour(setup, stock, options.prompts, outcome.floors, advance=advance, weights=verdict)
         said = notes(setup, outcome) + list(used.notes if used else ())
+        if converted is None and checkpoint.turned_back:
+            command = f"sam3lite parity CHECKPOINT --converted {shell_path(source.name)}"
+            said.append(
+                f"both sides are made of {source.name}; to compare it with what it was converted from: {command}"
+            )
         if hashing is not None:
             hashing.check(replace(checkpoint, records=()))
             hashing.result()

@@ -160,6 +160,7 @@ def test_what_was_trained_is_a_checkpoint(trained, tmp_path):
 def test_parity_says_what_the_reference_runs_on(trained):
     place, _ = trained
     assert "names of transformers (layout transformers)" in notes("parity", place)
+    assert f"both sides are made of {place}" in notes("parity", place)
 
 
 @pytest.mark.stress
