@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import shutil
-import subprocess
+import subprocess  # nosec B404  imports packages in a process of its own, which they may end
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -358,7 +358,7 @@ def _import(modules: list[str]) -> tuple[list[tuple[str, str | None, str, float]
 
     arguments = [sys.executable, "-c", _IMPORTER, str(len(sys.path)), *sys.path, *modules]
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # nosec B603  of this Python, with names of modules from pyproject's extras
             arguments, stdin=subprocess.DEVNULL, capture_output=True, timeout=_IMPORT_SECONDS, check=False
         )
         output, ended = done.stdout, f"the process ended with the code {done.returncode}"

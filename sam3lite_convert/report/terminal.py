@@ -101,7 +101,8 @@ def say_command(start: str, command: str) -> None:
 
 def _line_width(console: Console) -> int | None:
     """Where lines are broken, in columns; None into a pipe or a file, unless the user states it with COLUMNS."""
-    return console.width if console.is_terminal or "COLUMNS" in os.environ else None
+    # FORCE_COLOR, which notebooks set, makes a pipe a terminal for rich.
+    return console.width if console.file.isatty() or "COLUMNS" in os.environ else None
 
 
 def _lines(text: str, console: Console) -> str:

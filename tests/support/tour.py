@@ -24,7 +24,7 @@ LIMIT = 120  # seconds
 ADVICE = "If that is right: python tests/support/tour.py --write, with the extra tour"
 SAME_PIXELS = 0.99  # the edge of a mask is where a number changes its sign, which other processors round differently
 # The tensors are tiny: where other programs run, a pool of threads only waits for itself.
-SURROUNDINGS = {"HF_HUB_OFFLINE": "1", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+SURROUNDINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 Json = dict[str, Any]
 
@@ -95,6 +95,7 @@ def _shown(outputs: list[Json]) -> Shown:
 def run_plainly(page: Json, folder: Path) -> list[Shown]:
     """Run all cells in one process of plain Python. Raises AssertionError if one of them fails."""
     environment = os.environ | SURROUNDINGS | {"PYTHONPATH": str(ROOT)}
+    environment.pop("COLUMNS", None)  # where a user states them, lines are broken in a pipe too
     cells = json.dumps([source(cell) for cell in code_cells(page)])
     command = [sys.executable, "-c", _PLAIN]
     done = subprocess.run(command, input=cells, capture_output=True, text=True, cwd=folder, env=environment)
@@ -151,6 +152,7 @@ def execute(page: Json) -> Json:
 def main(arguments: list[str]) -> None:
     """Execute the notebook; compare, or with ``--write`` store."""
     os.environ.update(SURROUNDINGS)
+    os.environ.pop("COLUMNS", None)
     page, began = notebook(), time.monotonic()
     executed = execute(page)
     seconds = time.monotonic() - began
