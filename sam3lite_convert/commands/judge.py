@@ -152,7 +152,7 @@ def judge_port(
         judgement=judgement.record(ran_in, "both sides" if set(judged.dtypes) == {ran_in} else "the original"),
         values=first_values(judged.recorded, judged.given),
         diagnosis=judged.diagnosis,
-        notes=(*told(checkpoint), *notes, *judged.notes),
+        notes=(*told(checkpoint), *notes, *_other_padding(inputs), *judged.notes),
         verdicts=Verdicts(weights=judgement.verdict, behaviour=None),
         judged=str(file) if file else None,
         source=source.provenance(),
@@ -169,6 +169,17 @@ def judge_port(
             checkpoint_sha256=digest,
         ),
     )
+
+
+def _other_padding(inputs: Inputs) -> list[str]:
+    """A note if prompts are padded with another id than the original's, as CLIP's tokenizer pads."""
+    pads = set(inputs.ids[inputs.padded].tolist())
+    if len(pads) != 1 or pads == {0}:
+        return []
+    return [
+        f"the prompts are padded with id {pads.pop()}; the original pads with 0 and attends to it, so that with these "
+        "ids it gives other features too: this verdict is on the weights and layers, not on how prompts become ids"
+    ]
 
 
 def _inputs(

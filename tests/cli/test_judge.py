@@ -600,6 +600,15 @@ def test_what_holds_no_activations_says_what_it_holds(s0, tmp_path):
     assert "text.safetensors" in refused(4, tmp_path / "text.safetensors", s0)
 
 
+def test_padding_with_another_id_than_the_originals_is_told(s0, tmp_path):
+    ids = torch.tensor([[510, 320, 511] + [511] * 13])
+    record = judge(saved(tmp_path, port(ids), ids), s0)
+    assert record["verdict"] == "exact" and any(
+        "padded with id 511; the original pads with 0" in n for n in record["notes"]
+    )
+    assert not any("padded" in n for n in judge(saved(tmp_path, good()), s0)["notes"])
+
+
 def test_names_that_are_no_taps_are_told_and_double_ones_refused(s0, tmp_path):
     record = judge(saved(tmp_path, good() | {"attention.0": torch.zeros(3), "logits": torch.zeros(2)}), s0)
     assert record["verdict"] == "exact"
