@@ -75,9 +75,9 @@ def read_file(path: Path, copy: FetchedRanges | None = None, selection: Selectio
 
 def _not_a_checkpoint(head: bytes, size: int) -> str:
     if size == 0:
-        return "the file is empty; its download may have been interrupted"
+        return "the file is empty; if it was downloaded, that has to be done again"
     if not any(head):
-        return "the file starts with zeros; the download was probably interrupted"
+        return "the file starts with zeros: the download was probably interrupted, and has to be done again"
     if all(32 <= b < 127 or b in b"\t\r\n" or b >= 0xC2 for b in head):
         return "this is a text file, not a checkpoint"
     return "unknown format: neither a torch checkpoint (zip archive or older stream) nor safetensors"

@@ -694,7 +694,7 @@ def test_the_words_of_the_document_are_those_of_the_terminal(tiny, tmp_path):
     assert "text encoder: 1 missing; " in record["summary"] and "other: 1 unexpected" in record["summary"]
     said = sam3lite("verify", folder, "--checkpoint", tiny).out.splitlines()
     assert said[0] == record["summary"]
-    assert said[-2].startswith("mismatch: 2 findings; ") and said[-1].endswith("sam3lite explain V-MISSING")
+    assert said[-2].startswith("mismatch: 2 findings; ") and "sam3lite explain V-MISSING" in said[-1]
 
 
 def record_counts(folder):
