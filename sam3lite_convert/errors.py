@@ -44,6 +44,9 @@ class Sam3LiteError(Exception):
         self.code = code
         self.details: JsonValue = json_value(details)
 
+    def __str__(self) -> str:
+        return self.message  # which is made more exact where the fault is caught
+
 
 def in_short(fault: BaseException) -> str:
     """The message of a library's error in one line of at most 200 characters; some quote the whole file."""

@@ -81,6 +81,8 @@ def test_what_the_model_and_the_plan_cannot_take_is_told_in_words(tmp_path):
     for picture in ("street.jpg", None):
         with pytest.raises(s3.CannotRun, match=r"this is a \w+\. PIL\.Image\.open"):
             pixels_of(picture)
+    with pytest.raises(s3.CannotRun, match=r"nope\.pt"):
+        s3.open_checkpoint(tmp_path / "nope.pt")
     path = write(tmp_path, tiny_state())
     with pytest.raises(s3.CannotRun, match="dtype is 'half'; it may be float32, float16, bfloat16"):
         s3.make_plan(path, dtype="half")
