@@ -175,7 +175,7 @@ BYTES = {
     "pickle 2": (pickle.dumps({"a": 1}, protocol=2), 4, "pickle that torch.save did not write"),
     "pickle 5": (pickle.dumps({"a": 1}, protocol=5), 4, "pickle that torch.save did not write"),
     "pickle 0": (pickle.dumps({"a": 1}, protocol=0), 4, "pickle that torch.save did not write"),
-    "empty": (b"", 4, "is empty.*Download"),
+    "empty": (b"", 4, "is empty.*done again"),
     "zeros": (bytes(900), 4, "zeros.*done again"),
 }
 OPTIMIZER = {"state": {0: {"step": torch.ones(()), "exp_avg": torch.ones(3)}}, "param_groups": []}
