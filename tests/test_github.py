@@ -16,7 +16,6 @@ import yaml
 from support.folders import ROOT, convert, edit, environment, tensors, tiny_state, write
 
 GITHUB = ROOT / ".github"
-pytestmark = pytest.mark.skipif(not GITHUB.exists(), reason="an sdist has none")
 PAGE = ROOT / "docs" / "github-action.md"
 FORMS = ("bug", "refused", "verdict", "feature")
 
