@@ -56,6 +56,8 @@ class Command(_Help, TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer does, but an option is not taken for the value of the one before it."""
         if not ctx.resilient_parsing:
+            if any("\0" in word for word in args):  # not from a shell; some versions of click raise ValueError
+                ctx.fail("an argument holds a null byte")
             self._check_values(ctx, args)
         return super().parse_args(ctx, args)
 
