@@ -99,6 +99,8 @@ def locate(
     """Find CHECKPOINT, on this machine or on the Hub. Raises CannotRun if it does not exist."""
     from sam3lite_convert.commands.sources import locate
 
+    if name == "help" and not Path(name).exists():
+        raise Mistake("help is not a checkpoint", lambda line: [*line.head, "--help"])
     return locate(name, where(repo_id, revision, cache_dir, quiet), selection)
 
 
