@@ -158,10 +158,10 @@ class Line:
         new = _Token("option", (name, value))
         return self.with_tokens(given[-1], new).words if given else [*self.words, *new.words]
 
-    def as_option(self, argument: str, name: str) -> list[str]:
-        """The words with an argument as the value of an option."""
+    def as_option(self, argument: str, name: str, value: str | None = None) -> list[str]:
+        """The words with an argument as the value of an option. ``value``: how it is spelled there."""
         at = next(i for i in self.arguments if self.tokens[i].words[0] == argument)
-        return self.with_tokens(at, _Token("option", (name, argument))).words
+        return self.with_tokens(at, _Token("option", (name, value or argument))).words
 
     def swapped(self, one: str, other: str) -> list[str]:
         """The words with these two, arguments or values of options, in each other's place."""
@@ -472,6 +472,9 @@ def _extra_arguments(line: Line) -> Iterator[list[list[str]]]:
     def as_value(name: str) -> list[list[str]]:
         return [line.with_tokens(last, _Token("option", (name, word))).words] if name not in given else []
 
+    if "--converted" in options and len(arguments) == 2 and os.path.isdir(line.tokens[arguments[0]].words[0]):
+        at = arguments[0]  # parity DIR s0.pt
+        yield [line.with_tokens(at, _Token("option", ("--converted", line.tokens[at].words[0]))).words]
     if _OF_FLAGS.get(flag) in options and flag in options and not takes_value(options[flag]):
         yield as_value(_OF_FLAGS[flag])
     elif "--converted" in options and os.path.isdir(word):
