@@ -30,6 +30,8 @@ from sam3lite_convert.cli.help import (
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
+from sam3lite_convert.report import verbosity
+from sam3lite_convert.report.verbosity import Verbosity
 
 _NAME = "sam3lite"
 _ALIKE = 0.75  # of 1: names with one or two letters that are wrong, missing or swapped
@@ -204,7 +206,7 @@ def _tokens(command: Any, words: Sequence[str]) -> Iterator[_Token]:
 
 def parse_fault(root: Any, words: Sequence[str]) -> _Fault | None:
     """Why the command line does not parse; None if it does. Runs no command, and prints nothing."""
-    line = Line.of(root, words)
+    line, chosen = Line.of(root, words), verbosity.chosen()
     if hasattr(line.command, "commands"):
         rest = line.words[len(line.head) :]
         if not rest:
@@ -217,6 +219,7 @@ def parse_fault(root: Any, words: Sequence[str]) -> _Fault | None:
         kind = "NoSuchOption" if wrong.startswith("-") else "command"
         return _Fault(kind, f"No such {'option:' if kind == 'NoSuchOption' else 'command'} {wrong}")
     try:
+        verbosity.choose(Verbosity.normal)
         with contextlib.redirect_stdout(io.StringIO()):  # of --help
             context, command = None, root
             for name, following in zip((_NAME, *line.head), (*line.head, None), strict=True):
@@ -229,6 +232,8 @@ def parse_fault(root: Any, words: Sequence[str]) -> _Fault | None:
         if not hasattr(fault, "format_message"):
             raise
         return _Fault(type(fault).__name__, str(getattr(fault, "message", "")), getattr(fault, "param", None))
+    finally:
+        verbosity.choose(chosen)  # --quiet and --verbose act when they are parsed
     return None
 
 

@@ -15,6 +15,7 @@ from support.schemas import check_document
 
 from sam3lite_convert.cli import app
 from sam3lite_convert.cli.mistakes import corrected, parse_fault
+from sam3lite_convert.report import verbosity
 
 ROOT = typer.main.get_command(app.app)
 
@@ -224,6 +225,13 @@ def test_an_empty_name_as_of_an_unset_variable_is_not_the_working_directory(word
     done = sam3lite(*words)
     assert done.code == 2 and " is empty" in done.err
     assert sorted(path.name for path in Path().iterdir()) == ["DIR", "mine.npz", "s0.pt"]
+
+
+def test_trying_a_line_leaves_how_much_is_printed():
+    """--verbose of one line is not in the way of --quiet of the next."""
+    for option in ("--verbose", "--quiet", "--verbose"):
+        assert parse_fault(ROOT, ["inspect", "s0.pt", option]) is None
+    assert not verbosity.quiet() and not verbosity.verbose()
 
 
 def test_other_values_may_be_empty():
