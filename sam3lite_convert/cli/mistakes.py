@@ -52,6 +52,8 @@ _OF_FLAGS = {
     "--push-to-hub": "--hub-model-id", "--all": "--pattern", "--overwrite": "--output", "--compact": "--output",
     "--fingerprint": "--output",
 }  # fmt: skip
+# Other tools take the token so; here nothing that was typed holds it.
+_TOKENS = ("--token", "--hub-token", "--hf-token", "--api-token", "--auth-token", "--use-auth-token", "--api-key")
 _YES, _NO = ("", "1", "true", "yes", "on"), ("0", "false", "no", "off")
 _OTHER_VALUES = {
     "fp16": "float16", "half": "float16", "f16": "float16", "bf16": "bfloat16", "fp32": "float32", "f32": "float32",
@@ -382,6 +384,11 @@ def _options(root: Any, line: Line) -> Iterator[list[list[str]]]:
     at = next((i for i, token in enumerate(line.tokens) if token.kind == "unknown"), -1)
     if at < 0:
         return
+    if _plain(line.tokens[at].name) in _TOKENS:
+        value = next((token.words[0] for token in line.tokens[at + 1 :][:1] if token.kind == "argument"), None)
+        follows = "=" not in line.tokens[at].words[0] and value is not None and not _is_source(value)
+        yield [line.with_tokens(at, instead_of=2 if follows else 1).words]
+        return
     names = option_names(line.command)
     known = [*names, "--help"]
     word, equals, value = line.tokens[at].words[0].partition("=")
@@ -429,6 +436,8 @@ def _better_said(root: Any, words: Sequence[str], fault: _Fault) -> str:
     if not line.head:
         behind = any(word in root.commands for word in words)
         return f"{name} belongs behind the command" if behind else f"{_NAME} has no option {name}"
+    if _plain(name) in _TOKENS:
+        return f"{' '.join(line.head)} has no option {name}; the token is that of HF_TOKEN, or of hf auth login"
     having = list(_elsewhere(root, _plain(name))) if _plain(name) not in option_names(line.command) else []
     others = f"; it is an option of {' and '.join(having) if len(having) < 3 else 'other commands'}" if having else ""
     return f"{' '.join(line.head)} has no option {name}{others}"

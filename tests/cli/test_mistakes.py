@@ -238,6 +238,19 @@ def test_other_values_may_be_empty():
     assert parse_fault(ROOT, ["parity", "s0.pt", "--prompt", "", "--prompt="]) is None
 
 
+@pytest.mark.parametrize("typed", ["--token {}", "--token={}", "--hf-token {}", "{}", "--hub-tokn {}", "--layout {}"])
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
+def test_a_token_that_was_typed_is_not_shown(typed, more, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "not of the usual form")
+    for token in ("hf_" + "AbCdEfGh12" * 3 + "xyz1", "not of the usual form"):
+        words = [word.format(token) for word in typed.split()]
+        done = sam3lite("convert", "s0.pt", *words, *more)
+        assert done.code == 2 and token not in done.out + done.err
+        if "--token" in typed:
+            assert "the token is that of HF_TOKEN" in done.out + done.err
+            assert "Did you mean:" in done.out + done.err and "tokenizer" not in done.out + done.err
+
+
 def test_an_option_as_a_value_is_given_with_an_equals_sign():
     fault = parse_fault(ROOT, ["parity", "s0.pt", "--prompt", "--json"])
     assert fault is not None and fault.message.endswith("If it is the value: --prompt=--json")
