@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def write_demo_checkpoint(path: str | Path) -> None:
     """
     from sam3lite_convert.plan.synthetic import write_checkpoint
 
-    target = Path(path)
+    target = Path(_path(path, "the checkpoint"))
     if target.exists():
         raise CannotRun(f"{target} exists; give another path.", "output_exists")
     if not target.parent.is_dir():
@@ -113,17 +114,38 @@ def open_checkpoint(
     out -> the reason why they may go.
     Raises CannotRun if there is no such file, Untrusted if it is damaged or hostile.
     """
+    name = _path(name, "a checkpoint")
+    _check_whole(context=context)
     prefixes = (strip_prefix,) if isinstance(strip_prefix, str) else strip_prefix
     chosen = selection(state_dict_key, prefixes, list(drop or {}), list((drop or {}).values()))
-    location = locate(str(name), HubLocation(repo_id, revision, cache_dir), chosen)
+    location = locate(name, HubLocation(repo_id, revision, cache_dir), chosen)
     source, mappings = location.index(), load_mappings(mapping)
     with source.trusted():
         index = source.read(mappings)
-    return OpenCheckpoint(str(name), location, source, index, mappings, context)
+    return OpenCheckpoint(name, location, source, index, mappings, context)
 
 
 Checkpointlike = OpenCheckpoint | str | Path
 _DTYPES = ("float32", "float16", "bfloat16")
+
+
+def _path(value: str | Path, what: str) -> str:
+    """A name of a file or folder as text. Raises CannotRun for an object of another type, and for an empty name, which
+    would be the working directory."""
+    if isinstance(value, ConversionPlan):
+        raise CannotRun(f"{what} is expected, not a plan; the plan's is plan.checkpoint", "usage")
+    if not isinstance(value, (str, os.PathLike)):
+        raise CannotRun(f"{what} is given by its name or path, not as {type(value).__name__}", "usage")
+    if not os.fspath(value):
+        raise CannotRun(f"the name of {what} is empty", "usage")
+    return os.fspath(value)
+
+
+def _check_whole(**given: int | None) -> None:
+    """Raises CannotRun unless each of the arguments is a whole number or None."""
+    for name, value in given.items():
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
+            raise CannotRun(f"{name} is {value!r}; it has to be a whole number", "usage")
 
 
 def _opened(checkpoint: Checkpointlike) -> OpenCheckpoint:
@@ -205,6 +227,7 @@ def make_plan(
     checkpoint or the layout does not allow.
     """
     opened = _opened(checkpoint)
+    _check_whole(context=context)
     with opened.source.trusted():
         if dtype not in (None, *_DTYPES):
             raise CannotRun(
@@ -233,10 +256,12 @@ def convert_checkpoint(
 
     Raises CannotRun if the place cannot be written or holds something else, Untrusted if the source is damaged.
     """
+    if not isinstance(plan, ConversionPlan):
+        raise CannotRun("convert_checkpoint takes a plan: convert_checkpoint(make_plan(checkpoint), output)", "usage")
     opened = plan.checkpoint
     request = Request(
         plan.plan.options,
-        Path(output) if output is not None else None,
+        Path(_path(output, "the output folder")) if output is not None else None,
         overwrite,
         max_shard_size,
         verify,
@@ -270,7 +295,7 @@ def verify_folder(
     from sam3lite_convert.commands import verify
 
     opened = _opened(checkpoint)
-    place = locate_folder(str(folder), cache_dir)
+    place = locate_folder(_path(folder, "a converted folder"), cache_dir)
     verify.check_extent(place, partial, whole)
     if place.where is not None and not whole:
         return verify.verify_repository(place, opened.location, opened.mappings, causal, partial)
@@ -316,12 +341,13 @@ def restore_folder(
     """
     from sam3lite_convert.commands import restore
 
-    place = locate_folder(str(folder), cache_dir)
+    place = locate_folder(_path(folder, "a converted folder"), cache_dir)
+    target = Path(_path(output, "the output file"))
     opened = None if checkpoint is None else _opened(checkpoint)
     path, repository = place.whole()
     source = None if opened is None else opened.location.whole()
     mappings = load_mappings(None) if opened is None else opened.mappings
-    document = restore.restore_checkpoint(path, Path(output), mappings, source, overwrite, causal)
+    document = restore.restore_checkpoint(path, target, mappings, source, overwrite, causal)
     return replace(document, folder=place.name, repository=repository)
 
 
@@ -351,9 +377,11 @@ def run_parity(
     from sam3lite_convert.parity.setup import ParityOptions
 
     opened = _opened(checkpoint)
-    given = (candidate, attention, dtype, tolerance, seed, batch, length, tuple(prompts), causal)
+    _check_whole(seed=seed, batch=batch, length=length)
+    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    given = (candidate, attention, dtype, tolerance, seed, batch, length, texts, causal)
     options = ParityOptions(*given, context=opened.context)
-    called = str(converted) if converted is not None else None
+    called = _path(converted, "a converted folder") if converted is not None else None
     folder = locate_folder(called).whole()[0] if called is not None else None
     looks = parity.Looks(as_used=as_used)
     return parity.run_parity(opened.location.whole(), opened.mappings, options, folder, None, looks, called)
@@ -388,7 +416,7 @@ def run_detector_parity(
     opened = _opened(checkpoint)
     options = ParityOptions(candidate, attention, tolerance=tolerance, context=opened.context)
     inputs = DetectorOptions(size, None if image is None else Path(image), prompt, seed, tuple(boxes))
-    called = str(converted) if converted is not None else None
+    called = _path(converted, "a converted folder") if converted is not None else None
     folder = locate_folder(called).whole()[0] if called is not None else None
     looks = detector.DetectorLooks(as_used=as_used)
     return detector.run_detector_parity(
