@@ -296,7 +296,7 @@ def _commands(root: Any, line: Line) -> Iterator[list[list[str]]]:
         yield [[rest[behind[0]], *rest[: behind[0]], *rest[behind[0] + 1 :]]]
     if not word or word.startswith("-"):
         return
-    if _is_source(word):
+    if is_source(word):
         converted = os.path.isfile(os.path.join(word, "conversion.json"))
         for name in ("inspect", "verify", "restore") if converted else ("convert", "parity", "inspect"):
             yield [[name, *rest]]
@@ -358,7 +358,7 @@ def _better_said(root: Any, words: Sequence[str], fault: _Fault) -> str:
     """What is wrong, where it can be said better than the parser does."""
     line = Line.of(root, words)
     name = next((token.name for token in line.tokens if token.kind == "unknown"), "")
-    if fault.kind == "command" and line.tokens and not line.head and _is_source(line.tokens[0].words[0]):
+    if fault.kind == "command" and line.tokens and not line.head and is_source(line.tokens[0].words[0]):
         return f"a command is missing before {line.tokens[0].words[0]}"
     if fault.kind == "BadOptionUsage" and (at := _waits(line)) is not None:
         option = line.tokens[at].name
@@ -412,9 +412,11 @@ def _extra_arguments(line: Line) -> Iterator[list[list[str]]]:
 
     if "--converted" in options and os.path.isdir(word):
         yield as_value("--converted")
+    elif "--output" in options and os.path.isdir(word) and line.tokens[arguments[0]].words[0] != word:
+        yield as_value("--output")
     elif "--layout" in options and word in _LAYOUTS:
         yield as_value("--layout")
-    elif "--output" in options and (value_name(options["--output"]) == "FILE" or not _is_source(word)):
+    elif "--output" in options and (value_name(options["--output"]) == "FILE" or not is_source(word)):
         yield as_value("--output")
 
 
@@ -493,8 +495,9 @@ def example_of(argument: str) -> str:
     return {"A": "s0", "B": "my.pt"}.get(argument, "s0" if argument.startswith("CHECKPOINT") else argument)
 
 
-def _is_source(word: str) -> bool:
-    return word in ALIASES or word.endswith(_CHECKPOINTS) or os.path.exists(word)
+def is_source(word: str) -> bool:
+    """Whether the word is, or looks like, a checkpoint."""
+    return word in ALIASES or word.endswith(_CHECKPOINTS) or "://" in word or os.path.exists(word)
 
 
 def alike(word: str, names: Sequence[str]) -> list[str]:

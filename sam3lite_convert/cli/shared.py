@@ -37,6 +37,18 @@ def one_checkpoint(argument: str | None, option: str | None) -> str | None:
     return argument if argument is not None else option
 
 
+def many_checkpoints(arguments: Sequence[str] | None, option: str | None) -> list[str]:
+    """The checkpoints of a command that takes several, each once; empty if none is given.
+
+    Raises CannotRun if ``--checkpoint`` is given too and differs.
+    """
+    names = list(dict.fromkeys(arguments or ()))
+    if len(names) > 1 and option is not None:
+        raise CannotRun(f"give --checkpoint {option} as an argument, like the others", "usage")
+    name = one_checkpoint(names[0] if names else None, option)
+    return names or ([name] if name is not None else [])
+
+
 def needed_checkpoint(name: str | None, command: str, instead: str = "") -> str:
     """CHECKPOINT, which is the first argument of ``command``. ``instead``: what else could be given.
 
@@ -100,6 +112,18 @@ def locate(
     from sam3lite_convert.commands.sources import locate
 
     return locate(name, where(repo_id, revision, cache_dir, quiet), selection)
+
+
+def found_or_fault(
+    name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool, selection: Selection
+) -> Location | Sam3LiteError:
+    """As ``locate``, for one of several, whose fault does not stop the others: it is returned."""
+    from sam3lite_convert.unforeseen import expected
+
+    try:
+        return locate(name, repo_id, revision, cache_dir, quiet, selection)
+    except Exception as fault:
+        return expected(fault)
 
 
 def text_source(location: Location, partial: bool, mappings: Mappings, causal: bool, json: bool) -> Source:

@@ -66,6 +66,8 @@ MEANT = {
     # values
     "convert s0.pt out": "convert s0.pt --output out",
     "convert s0.pt packed": "convert s0.pt --layout packed",
+    "convert s0.pt DIR": "convert s0.pt --output DIR",
+    "convert s0.pt b.pt out": "convert s0.pt b.pt --output out",
     "record s0.pt taps.npz": "record s0.pt --output taps.npz",
     "parity s0.pt DIR": "parity s0.pt --converted DIR",
     "parity s0.pt DIR --converted": "parity s0.pt --converted DIR",
@@ -109,8 +111,8 @@ EXAMPLE = {
 }
 # What may have been meant in two ways, or in none.
 UNCLEAR = [
-    "frobnicate", "convert x --no-such-option", "convert a.pt b.pt", "parity --batch many", "convert s0.pt --sha 3",
-    "diff s0.pt s0.pt --state-dict-key-c x", "--json", "convert s0.pt --hub x",
+    "frobnicate", "convert x --no-such-option", "convert s0.pt b --output c", "parity --batch many",
+    "convert s0.pt --sha 3", "diff s0.pt s0.pt --state-dict-key-c x", "--json", "convert s0.pt --hub x",
 ]  # fmt: skip
 
 
