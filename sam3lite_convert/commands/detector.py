@@ -290,7 +290,7 @@ def judge_detector(
         place = stack.enter_context(activations_place())
         setup = set_up_original(checkpoint, mappings, make, place, context, tolerance, looks.progress)
         plan, run, call = setup.plan, setup.run, setup.run.call
-        outcome, said = run.judge(port.propagated, port.isolated)
+        outcome, said = run.judge(port.propagated, port.isolated, port.names)
         outcome = replace(outcome, judgement=replace(outcome.judgement, not_read=plan.not_read))
         if set(dtypes) != {"float32"}:
             said.append(
@@ -337,6 +337,7 @@ def judge_detector(
             isolated=sum(t.isolated is not None for t in judgement.taps),
             ids=f"the inputs of {inputs_file}" if inputs_file else "the inputs of the file",
             checkpoint_sha256=digest,
+            names=port.names,
         ),
     )
 
