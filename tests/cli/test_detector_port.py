@@ -142,7 +142,7 @@ def test_the_text_says_what_each_tap_is_and_what_comes_next(tiny, tmp_path):
     assert done.code == 0
     for words in ("seen as 140 x 140", "box        centre", "trunk.blocks.3", "what block 3 returns", "reference.TAP"):
         assert words in done.out
-    assert f'sam3lite judge mine.safetensors --checkpoint {shlex.quote(str(tiny))} --name "my port"' in done.out
+    assert f'sam3lite judge mine.safetensors {shlex.quote(str(tiny))} --name "my port"' in done.out
 
 
 @pytest.mark.parametrize(

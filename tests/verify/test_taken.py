@@ -516,4 +516,4 @@ def test_a_file_and_a_folder_that_changed_places_are_told_so(good, tiny):
     folder = next(iter(good.values() if isinstance(good, dict) else [good]))
     done = sam3lite("verify", tiny, "--checkpoint", folder)
     assert done.code == 2
-    assert f"swap them\nDid you mean:\n  sam3lite verify {folder} --checkpoint {tiny}\n" in done.err
+    assert f"swap them\nDid you mean:\n  sam3lite verify {folder} {tiny}\n" in done.err
