@@ -100,7 +100,7 @@ def judge(
         return
     if found is None:
         if ids is not None:
-            raise CannotRun("--ids needs the checkpoint: sam3lite judge FILE --checkpoint CHECKPOINT", "usage")
+            raise CannotRun("--ids needs the checkpoint: sam3lite judge FILE CHECKPOINT", "usage")
         from sam3lite_convert.commands.judge import judge_saved
 
         document = judge_saved(file, tolerance, name)

@@ -65,7 +65,8 @@ class Mistake(CannotRun):
 
     def error(self, root: Any, words: Sequence[str]) -> CannotRun:
         """The error with the right command line. ``root``: the command line as typer has it; ``words``: as typed."""
-        return Correction(self._meant(Line.of(root, words)), example=self._example).error(self.message, self.code)
+        meant = _in_one_shape(root, self._meant(Line.of(root, words)))
+        return Correction(meant, example=self._example).error(self.message, self.code)
 
 
 @dataclass(frozen=True)
@@ -234,15 +235,31 @@ def corrected(root: Any, words: Sequence[str]) -> Correction | None:
         return None
     found = _meant(root, list(words), first, 3)
     if found:
-        once = [line for i, line in enumerate(found) if line not in found[:i]]
+        shaped = [_in_one_shape(root, line) for line in found]
+        once = [line for i, line in enumerate(shaped) if line not in shaped[:i]]
         return Correction(once[0], _better_said(root, words, first)) if len(once) == 1 else None
     filled = _filled(Line.of(root, words), first)
     while filled is not None:
         fault = parse_fault(root, filled)
         if fault is None:
-            return Correction(filled, _better_said(root, words, first), example=True)
+            return Correction(_in_one_shape(root, filled), _better_said(root, words, first), example=True)
         filled = _filled(Line.of(root, filled), fault)
     return None
+
+
+def _in_one_shape(root: Any, words: list[str]) -> list[str]:
+    """The line with the checkpoint of ``--checkpoint`` as the argument, if those before it are given."""
+    line = Line.of(root, words)
+    places = [p.name for p in getattr(line.command, "params", []) if p.param_type_name == "argument"]
+    given = [i for i, token in enumerate(line.tokens) if token.kind == "option" and token.name == "--checkpoint"]
+    if len(given) != 1 or "source" not in places or places.index("source") != len(line.arguments):
+        return words
+    token = line.tokens[given[0]]
+    value = token.words[1] if len(token.words) > 1 else token.words[0].partition("=")[2]
+    if not value or value.startswith("-"):
+        return words
+    shaped = line.with_tokens(given[0], instead_of=1).with_argument(places.index("source"), value)
+    return shaped if parse_fault(root, shaped) is None else words
 
 
 def _meant(root: Any, words: list[str], fault: _Fault, steps: int) -> list[list[str]]:

@@ -114,6 +114,7 @@ def run_detector_parity(
         sides=ComparedSides(
             checkpoint=source.name,
             converted=(called or str(converted)) if converted else None,
+            option=source.option,
             reference="original detector" + ("; the file holds more" if plan.not_read else ""),
             candidate=options.runtime.name if options.runtime else plan.layout.name,
             candidate_encoder=run.name,

@@ -27,12 +27,12 @@ def converted_end(r: ConvertDocument) -> None:
     if done.push:
         pushed(done.push)
     elif r.state == "converted" and not done.verification:
-        say_command("Next: ", f"sam3lite verify {shell_path(r.output)} --checkpoint {r.option}{tables}")
+        say_command("Next: ", f"sam3lite verify {shell_path(r.output)} {r.option}{tables}")
     elif done.verification and not done.graph_parity and any(name.endswith(".onnx") for name in done.files):
         where = f"--converted {shell_path(r.output)} --candidate onnx"
-        say_command("Next: ", f"sam3lite parity --checkpoint {r.option} {where}{tables}")
+        say_command("Next: ", f"sam3lite parity {r.option} {where}{tables}")
     elif done.verification and not done.parity and r.layout in _COMPUTED and r.component != "video":
-        say_command("Next: ", f"sam3lite parity --checkpoint {r.option} --converted {shell_path(r.output)}{tables}")
+        say_command("Next: ", f"sam3lite parity {r.option} --converted {shell_path(r.output)}{tables}")
     report.loads_with(done)
 
 

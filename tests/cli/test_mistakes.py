@@ -42,6 +42,8 @@ MEANT = {
     "--output out convert s0.pt": "convert s0.pt --output out",
     "convert --version": "--version",
     "explain --checkpoint s0.pt KEY": "explain s0.pt KEY",
+    "convert --chekpoint s0.pt": "convert s0.pt",
+    "convert --checkpoint=s0.pt --dry_run": "convert s0.pt --dry-run",
     "explain s0.pt --key KEY": "explain s0.pt KEY",
     "verify --converted DIR s0.pt": "verify DIR s0.pt",
     # commands
@@ -76,7 +78,7 @@ MEANT = {
     "convert s0.pt --dtype=bfloat61": "convert s0.pt --dtype=bfloat16",
     # what a command sees itself
     "verify s0.pt DIR": "verify DIR s0.pt",
-    "verify s0.pt --checkpoint=DIR --json": "verify DIR --checkpoint=s0.pt --json",
+    "verify s0.pt --checkpoint=DIR --json": "verify DIR s0.pt --json",
     "verify s0 DIR": "verify DIR s0",
     "export onnx s0.pt DIR --taps": "export onnx DIR s0.pt --taps",
     "restore s0.pt DIR --output new.pt": "restore DIR s0.pt --output new.pt",
@@ -100,7 +102,7 @@ EXAMPLE = {
     "record --seed 3": "record s0 --seed 3",
     "verify": "verify my-sam3 my.pt",
     "verify DIR": "verify DIR s0",
-    "verify --checkpoint s0.pt": "verify DIR --checkpoint s0.pt",
+    "verify --checkpoint s0.pt": "verify DIR s0.pt",
     "restore DIR": "restore DIR --output restored.pt",
     "diff s0.pt": "diff s0.pt my.pt",
     "explain --layout packed": "explain s0 --layout packed",
