@@ -73,7 +73,8 @@ def say_text(text: str, start: str = "", indent: int | None = None) -> None:
     """
     first, *rest = text.split("\n")
     indent = len(start) if indent is None else indent
-    lines = _broken(start + printable(first), width(), indent)
+    line, columns = start + printable(first), _line_width(_out())
+    lines = [line] if columns is None else _broken(line, columns, indent)
     for line in [*lines, *(" " * indent + line for line in rest)]:
         say(line)
 
@@ -121,11 +122,12 @@ def _broken(line: str, columns: int, indent: int) -> list[str]:
 
 
 def show(table: Table) -> None:
-    """Print a table of results. If no column may wrap, it keeps its full width, so that no number is cut."""
+    """Print a table of results. If no column may wrap, it keeps its full width, so that no number is cut; into a pipe
+    or a file, every row is one line."""
     if verbosity.quiet():
         return
     console = _out()
-    if all(column.no_wrap for column in table.columns):
+    if _line_width(console) is None or all(column.no_wrap for column in table.columns):
         console.width = max(console.width, console.measure(table, options=_unbounded(console)).maximum)
     console.print(table)
 
@@ -140,7 +142,7 @@ def stdout_is_terminal() -> bool:
 
 
 def width() -> int:
-    """The width of stdout in columns."""
+    """The width of stdout in columns; 80 into a pipe, where it only says which columns a table has."""
     return _out().width
 
 
