@@ -215,7 +215,7 @@ class _Bars:
     def _advance(self, what: str) -> Advance:
         if self._bars is None:
             labels = {"write": "writing", "hash": "hashing the source", "verify": "verifying"}
-            from sam3lite_convert.report.terminal import byte_progress
+            from sam3lite_convert.report.bars import byte_progress
 
             self._bars = self._shown.enter_context(byte_progress(self._totals, labels, self._quiet))
         advance = self._bars(what)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.selection import Selection
     from sam3lite_convert.commands.sources import HubLocation, Location, Source
     from sam3lite_convert.plan.tables import Mappings
-    from sam3lite_convert.workers import Advance
 
 # Casts are done in small pieces beside the thread that hashes; more threads only get in its way.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -128,20 +126,13 @@ def found_or_fault(
 
 def text_source(location: Location, partial: bool, mappings: Mappings, causal: bool, json: bool) -> Source:
     """The checkpoint: whole, or with the bytes of the text tensors alone."""
-    from sam3lite_convert.report import terminal
+    from sam3lite_convert.report.bars import byte_progress
 
     if not partial:
         return location.whole()
     totals = {"fetch": None}
-    with terminal.byte_progress(totals, {"fetch": "fetching the text tensors"}, json) as progress:
+    with byte_progress(totals, {"fetch": "fetching the text tensors"}, json) as progress:
         return location.text(mappings, causal, progress("fetch"))
-
-
-def hash_progress(source: Source, json: bool) -> AbstractContextManager[Callable[[str], Advance]]:
-    """A bar for the hash of the checkpoint, where that is all that takes long."""
-    from sam3lite_convert.report import terminal
-
-    return terminal.byte_progress({"hash": source.size}, {"hash": "hashing the source"}, json)
 
 
 def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> HubLocation:
@@ -168,7 +159,8 @@ def typed() -> str:
 def quiet_hub(quiet: bool) -> None:
     """Send messages of huggingface_hub to stderr, or nowhere if ``quiet``; progress bars only on a terminal."""
     from sam3lite_convert.hub import log
-    from sam3lite_convert.report.terminal import note, shows_bars
+    from sam3lite_convert.report.bars import shows_bars
+    from sam3lite_convert.report.terminal import note
 
     log.send_to(None if quiet else note)
     if client := sys.modules.get("sam3lite_convert.hub.requests"):
