@@ -91,6 +91,20 @@ def _complete_checkpoint(incomplete: str) -> list[str]:
     return aliases + sorted(name for name in glob.glob(glob.escape(incomplete) + "*") if name.endswith(_WEIGHTS))
 
 
+def _complete_explained(incomplete: str) -> list[str]:
+    """As a checkpoint; and the codes of findings, all of which begin with V-."""
+    if not incomplete.startswith("V"):
+        return _complete_checkpoint(incomplete)
+    from sam3lite_convert.verify.codes import CODES
+
+    return [code for code in CODES if code.startswith(incomplete)]
+
+
+def _complete_candidate(incomplete: str) -> list[str]:
+    """The layouts that are shipped, and what runs graphs."""
+    return [name for name in (*_complete_layout(""), "onnx", "openvino") if name.startswith(incomplete)]
+
+
 def _complete_layout(incomplete: str) -> list[str]:
     """The layouts that are shipped."""
     from sam3lite_convert.plan.tables import load_mappings
@@ -597,7 +611,7 @@ ExplainedArgument = Annotated[
     typer.Argument(
         metavar="CHECKPOINT|CODE",
         help=f"{_CHECKPOINT} Without KEY: the code of a finding of verify, such as V-TRANSPOSED.",
-        autocompletion=_complete_checkpoint,
+        autocompletion=_complete_explained,
         rich_help_panel=SOURCE,
     ),
 ]
@@ -676,6 +690,7 @@ CandidateOption = Annotated[
         help="Layout whose encoder is compared with the original, or what runs the graph in --converted (without it, "
         "the one that would be written): onnx, that is onnxruntime, or openvino. Default: the layout of --converted; "
         "without it packed, or transformers with --as-used and for SAM3 itself, of which there is no packed layout.",
+        autocompletion=_complete_candidate,
         rich_help_panel=PROOF,
     ),
 ]
@@ -732,6 +747,17 @@ Size = Annotated[
         parser=_whole_number,
         help=_SIZE,
         show_default="336, for speed, or the size of the graphs in --converted",
+        rich_help_panel=INPUT,
+    ),
+]
+RecordSize = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        metavar="N",
+        parser=_whole_number,
+        help=_SIZE,
+        show_default="336, for speed",
         rich_help_panel=INPUT,
     ),
 ]

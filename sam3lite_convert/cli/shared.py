@@ -68,8 +68,9 @@ def check_choice(option: str, value: str | None, names: Sequence[str], fault: Ca
     For options whose names are known only when the tables are read.
     """
     if value is not None and value not in names:
-        if len(meant := alike(value.lower(), names)) == 1:
-            raise Mistake(fault.message, lambda line: line.with_option(option, meant[0]), code=fault.code)
+        lower = {name.lower(): name for name in names}
+        if len(meant := alike(value.lower(), list(lower))) == 1:
+            raise Mistake(fault.message, lambda line: line.with_option(option, lower[meant[0]]), code=fault.code)
         raise fault
 
 
@@ -80,6 +81,17 @@ def check_layout(layout: str | None, mappings: Mappings) -> None:
             mappings.check_name(layout)
     except CannotRun as fault:
         check_choice("--layout", layout, mappings.names, fault)
+
+
+def check_family(family: str | None) -> None:
+    """Raises CannotRun, before anything is looked up, if ``--family`` names no family."""
+    from sam3lite_convert.plan.families import FAMILIES, family_named
+
+    try:
+        if family is not None:
+            family_named(family)
+    except CannotRun as fault:
+        check_choice("--family", family, list(FAMILIES), fault)
 
 
 def check_of_detector(given: Mapping[str, object]) -> None:
@@ -109,6 +121,8 @@ def locate(
     """Find CHECKPOINT, on this machine or on the Hub. Raises CannotRun if it does not exist."""
     from sam3lite_convert.commands.sources import locate
 
+    if name == "help" and not Path(name).exists():
+        raise Mistake("help is not a checkpoint", lambda line: [*line.head, "--help"])
     return locate(name, where(repo_id, revision, cache_dir, quiet), selection)
 
 
