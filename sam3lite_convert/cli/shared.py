@@ -14,6 +14,7 @@ from sam3lite_convert.cli.mistakes import Mistake, alike
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
+from sam3lite_convert.unforeseen import expected
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.selection import Selection
@@ -190,9 +191,10 @@ def write_report(path: Path, page: Callable[[], str]) -> str | None:
 
     try:
         report_place.write_report(path, page())
-    except Sam3LiteError as fault:
-        terminal.fault(fault.message)
-        return fault.message
+    except (Sam3LiteError, OSError) as fault:
+        message = expected(fault).message
+        terminal.fault(message)
+        return message
     terminal.note(f"Report: {path}")
     return None
 
