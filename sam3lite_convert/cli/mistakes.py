@@ -77,7 +77,8 @@ class Mistake(CannotRun):
 
     def error(self, root: Any, words: Sequence[str]) -> CannotRun:
         """The error with the right command line. ``root``: the command line as typer has it; ``words``: as typed."""
-        return Correction(self._meant(Line.of(root, words)), example=self._example).error(self.message, self.code)
+        meant = _in_one_shape(root, self._meant(Line.of(root, words)))
+        return Correction(meant, example=self._example).error(self.message, self.code)
 
 
 @dataclass(frozen=True)
@@ -249,15 +250,32 @@ def corrected(root: Any, words: Sequence[str]) -> Correction | None:
         return None
     found = _meant(root, list(words), first, 3)
     if found:
-        once = [line for i, line in enumerate(found) if line not in found[:i]]
+        shaped = [_in_one_shape(root, line) for line in found]
+        once = [line for i, line in enumerate(shaped) if line not in shaped[:i]]
         return Correction(once[0], _better_said(root, words, first)) if len(once) == 1 else None
     filled = _filled(Line.of(root, words), first)
     while filled is not None:
         fault = parse_fault(root, filled)
         if fault is None:
-            return Correction(filled, _better_said(root, words, first), example=True)
+            return Correction(_in_one_shape(root, filled), _better_said(root, words, first), example=True)
         filled = _filled(Line.of(root, filled), fault)
     return None
+
+
+def _in_one_shape(root: Any, words: list[str]) -> list[str]:
+    """The line with the checkpoint of ``--checkpoint`` as the argument, if those before it are given."""
+    line = Line.of(root, words)
+    places = [p.name for p in getattr(line.command, "params", []) if p.param_type_name == "argument"]
+    given = [i for i, token in enumerate(line.tokens) if token.kind == "option" and token.name == "--checkpoint"]
+    place = next((i for i, name in enumerate(places) if name in ("source", "sources")), None)
+    if len(given) != 1 or place is None or place != len(line.arguments):
+        return words
+    token = line.tokens[given[0]]
+    value = token.words[1] if len(token.words) > 1 else token.words[0].partition("=")[2]
+    if not value or value.startswith("-"):
+        return words
+    shaped = line.with_tokens(given[0], instead_of=1).with_argument(place, value)
+    return shaped if parse_fault(root, shaped) is None else words
 
 
 def _meant(root: Any, words: list[str], fault: _Fault, steps: int) -> list[list[str]]:
@@ -312,7 +330,7 @@ def _commands(root: Any, line: Line) -> Iterator[list[list[str]]]:
         yield [[rest[behind[0]], *rest[: behind[0]], *rest[behind[0] + 1 :]]]
     if not word or word.startswith("-"):
         return
-    if _is_source(word):
+    if is_source(word):
         for name in _commands_for(root, rest):
             yield [[*name.split(), *rest]]
         return
@@ -326,7 +344,7 @@ def _commands(root: Any, line: Line) -> Iterator[list[list[str]]]:
 def _commands_for(root: Any, words: list[str]) -> list[str]:
     """The commands that may be meant by a line that begins with a file, the likeliest first: those that have all of its
     options. Of the others only if there are none."""
-    first, has_two = words[0], len(words) > 1 and _is_source(words[1])
+    first, has_two = words[0], len(words) > 1 and is_source(words[1])
     if first.endswith(_ACTIVATIONS):
         likely, others = ["judge"], []
     elif os.path.isfile(os.path.join(first, "conversion.json")):
@@ -374,7 +392,7 @@ def _options(root: Any, line: Line) -> Iterator[list[list[str]]]:
             behind = [*before, *rest[at + 1 :]] if moved.arguments else [*rest[at + 1 :], *before]
             yield [[*line.head, rest[at], *behind]]
             return
-        source = next((i for i, word in enumerate(rest) if _is_source(word)), 0)
+        source = next((i for i, word in enumerate(rest) if is_source(word)), 0)
         if source and not line.head:
             yield [[*rest[source:], *rest[:source]]]
             return
@@ -386,7 +404,7 @@ def _options(root: Any, line: Line) -> Iterator[list[list[str]]]:
         return
     if _plain(line.tokens[at].name) in _TOKENS:
         value = next((token.words[0] for token in line.tokens[at + 1 :][:1] if token.kind == "argument"), None)
-        follows = "=" not in line.tokens[at].words[0] and value is not None and not _is_source(value)
+        follows = "=" not in line.tokens[at].words[0] and value is not None and not is_source(value)
         yield [line.with_tokens(at, instead_of=2 if follows else 1).words]
         return
     names = option_names(line.command)
@@ -426,7 +444,7 @@ def _better_said(root: Any, words: Sequence[str], fault: _Fault) -> str:
     """What is wrong, where it can be said better than the parser does."""
     line = Line.of(root, words)
     name = next((token.name for token in line.tokens if token.kind == "unknown"), "")
-    if fault.kind == "command" and line.tokens and not line.head and _is_source(line.tokens[0].words[0]):
+    if fault.kind == "command" and line.tokens and not line.head and is_source(line.tokens[0].words[0]):
         return f"a command is missing before {line.tokens[0].words[0]}"
     if fault.kind == "BadOptionUsage" and (at := _waits(line)) is not None:
         option = line.tokens[at].name
@@ -493,9 +511,11 @@ def _extra_arguments(line: Line) -> Iterator[list[list[str]]]:
         yield as_value(_OF_FLAGS[flag])
     elif "--converted" in options and os.path.isdir(word):
         yield as_value("--converted")
+    elif "--output" in options and os.path.isdir(word) and line.tokens[arguments[0]].words[0] != word:
+        yield as_value("--output")
     elif "--layout" in options and word in _LAYOUTS:
         yield as_value("--layout")
-    elif "--output" in options and (value_name(options["--output"]) == "FILE" or not _is_source(word)):
+    elif "--output" in options and (value_name(options["--output"]) == "FILE" or not is_source(word)):
         yield as_value("--output")
 
 
@@ -576,8 +596,9 @@ def example_of(argument: str) -> str:
     return {"A": "s0", "B": "my.pt"}.get(argument, "s0" if argument.startswith("CHECKPOINT") else argument)
 
 
-def _is_source(word: str) -> bool:
-    return word in ALIASES or word.endswith(_CHECKPOINTS) or os.path.exists(word)
+def is_source(word: str) -> bool:
+    """Whether the word is, or looks like, a checkpoint."""
+    return word in ALIASES or word.endswith(_CHECKPOINTS) or "://" in word or os.path.exists(word)
 
 
 def alike(word: str, names: Sequence[str]) -> list[str]:

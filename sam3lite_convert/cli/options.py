@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sam3lite_convert.cli.help import GENERAL, HUB, INPUT, OUTPUT, PROOF, SOURCE
+from sam3lite_convert.cli.mistakes import is_source
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.report import verbosity
@@ -316,6 +318,28 @@ SourceArgument = Annotated[
         rich_help_panel=SOURCE,
     ),
 ]
+
+
+def _only_checkpoints(context: typer.Context, parameter: Any, values: list[str] | None) -> list[str] | None:
+    """What is no checkpoint among several was meant as the value of an option: an error like any word too many."""
+    for value in (values or ())[1:]:
+        mixed = os.path.isdir(value) and not all(map(os.path.isdir, values or ()))
+        if not context.resilient_parsing and (mixed or not is_source(value)):
+            context.fail(f"Got unexpected extra argument ({value})")
+    return values
+
+
+SourcesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CHECKPOINT...",
+        help=_CHECKPOINT,
+        autocompletion=_complete_checkpoint,
+        callback=_only_checkpoints,
+        show_default=False,
+        rich_help_panel=SOURCE,
+    ),
+]
 ExportSource = Annotated[
     str | None,
     typer.Argument(
@@ -412,8 +436,8 @@ OutputOption = Annotated[
     typer.Option(
         metavar="DIR",
         help="Folder to write. Default: converted/<name of the checkpoint>-<layout>, with -<component> and -<dtype> "
-        "behind it where they are not the default. With --all: parent of the folders that are written. Default: "
-        "converted.",
+        "behind it where they are not the default. With --all or several checkpoints: parent of the folders that are "
+        "written. Default: converted.",
         rich_help_panel=OUTPUT,
     ),
 ]

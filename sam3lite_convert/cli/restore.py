@@ -101,7 +101,7 @@ def _restore(
     json: bool,
 ) -> RestoreDocument:
     from sam3lite_convert.commands.restore import restore_checkpoint
-    from sam3lite_convert.report.terminal import byte_progress
+    from sam3lite_convert.report.bars import byte_progress
 
     held = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     totals = {"write": held if original is None else original.size}

@@ -43,6 +43,8 @@ MEANT = {
     "--output out convert s0.pt": "convert s0.pt --output out",
     "convert --version": "--version",
     "explain --checkpoint s0.pt KEY": "explain s0.pt KEY",
+    "convert --chekpoint s0.pt": "convert s0.pt",
+    "convert --checkpoint=s0.pt --dry_run": "convert s0.pt --dry-run",
     "explain s0.pt --key KEY": "explain s0.pt KEY",
     "verify --converted DIR s0.pt": "verify DIR s0.pt",
     # commands
@@ -81,6 +83,8 @@ MEANT = {
     # values
     "convert s0.pt out": "convert s0.pt --output out",
     "convert s0.pt packed": "convert s0.pt --layout packed",
+    "convert s0.pt DIR": "convert s0.pt --output DIR",
+    "convert s0.pt b.pt out": "convert s0.pt b.pt --output out",
     "record s0.pt taps.npz": "record s0.pt --output taps.npz",
     "parity s0.pt DIR": "parity s0.pt --converted DIR",
     "parity s0.pt DIR --converted": "parity s0.pt --converted DIR",
@@ -98,7 +102,7 @@ MEANT = {
     "inspect s0.pt --verbose=0": "inspect s0.pt",
     # what a command sees itself
     "verify s0.pt DIR": "verify DIR s0.pt",
-    "verify s0.pt --checkpoint=DIR --json": "verify DIR --checkpoint=s0.pt --json",
+    "verify s0.pt --checkpoint=DIR --json": "verify DIR s0.pt --json",
     "verify s0 DIR": "verify DIR s0",
     "export onnx s0.pt DIR --taps": "export onnx DIR s0.pt --taps",
     "restore s0.pt DIR --output new.pt": "restore DIR s0.pt --output new.pt",
@@ -127,7 +131,7 @@ EXAMPLE = {
     "record --seed 3": "record s0 --seed 3",
     "verify": "verify my-sam3 my.pt",
     "verify DIR": "verify DIR s0",
-    "verify --checkpoint s0.pt": "verify DIR --checkpoint s0.pt",
+    "verify --checkpoint s0.pt": "verify DIR s0.pt",
     "restore DIR": "restore DIR --output restored.pt",
     "diff s0.pt": "diff s0.pt my.pt",
     "diff my.pt": "diff my.pt s0",
@@ -146,8 +150,8 @@ EXAMPLE = {
 }
 # What may have been meant in two ways, or in none.
 UNCLEAR = [
-    "frobnicate", "convert x --no-such-option", "convert a.pt b.pt", "parity --batch many", "convert s0.pt --sha 3",
-    "diff s0.pt s0.pt --state-dict-key-c x", "--json", "convert s0.pt --hub x",
+    "frobnicate", "convert x --no-such-option", "convert s0.pt b --output c", "parity --batch many",
+    "convert s0.pt --sha 3", "diff s0.pt s0.pt --state-dict-key-c x", "--json", "convert s0.pt --hub x",
 ]  # fmt: skip
 
 
