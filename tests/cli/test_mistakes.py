@@ -223,7 +223,8 @@ def test_an_option_of_other_commands_is_said_to_be_theirs():
 
 @pytest.mark.parametrize("words", [
     ["convert", ""], ["convert", "--checkpoint="], ["convert", "s0.pt", "--output", ""], ["verify", "", "s0.pt"],
-    ["verify", "--", "", "s0.pt"], ["convert", "s0", "--cache-dir", ""], ["diff", "s0.pt", ""],
+    ["verify", "--", "", "s0.pt"], ["convert", "s0.pt", ""], ["convert", "s0", "--cache-dir", ""],
+    ["diff", "s0.pt", ""],
 ])  # fmt: skip
 def test_an_empty_name_as_of_an_unset_variable_is_not_the_working_directory(words):
     done = sam3lite(*words)
