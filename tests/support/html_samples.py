@@ -589,7 +589,7 @@ def places() -> list[Json]:
                 off = tensors if n % 7 == 0 else 0 if n % 5 == 0 else tensors // 3
                 known = off == 0 or n % 11 == 0  # a cause gives the values to the bit
                 rows.append({"component": component, "stack": stack, "layer": layer, "tensors": tensors, "off": off,
-                             "filled": 0, "relative_l2": None if known or n == 30 else 10.0 ** -(n % 6),
+                             "filled": 0, "relative_l2": None if known or n == 31 else 10.0 ** -(n % 6),
                              "max_abs_diff": None if known else 0.1 * n})  # fmt: skip
     return rows
 

@@ -21,7 +21,7 @@ from sam3lite_convert.records.detector import DetectorDocument
 from sam3lite_convert.records.record import Record, field_types
 from sam3lite_convert.records.shared import Accounting, ComponentRecord
 from sam3lite_convert.report.html import GENERATOR, charts
-from sam3lite_convert.report.html.filters import number, output, runs, sentence, visible
+from sam3lite_convert.report.html.filters import breaking, number, output, prose, runs, sentence, visible
 from sam3lite_convert.report.html.page import detector_page, parity_page, verify_page
 
 PAGES = {name: (parity_page, make) for name, make in samples.PARITY.items()}
@@ -623,6 +623,56 @@ def test_without_faults_there_is_no_map_of_them():
     assert "Tensors by component" in source and "Where the faults are" not in source
     assert "How far values are off" not in source
     assert "Tensors by component" not in verify_page(samples.verification())
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"),
+    [(1, "0 1"), (7, "0 2 4 6 8"), (592, "0 200 400 600"), (1000, "0 200 400 600 800 1,000"), (0, "0 1")],
+)
+def test_a_scale_of_tensors_has_round_ticks(most, ticks):
+    chart = charts.share_chart([charts.Share("a", (("right", "equal", most),))], "t", "unit")
+    assert re.findall('class="quiet"[^>]*>([\\d,]+)<', chart) == ticks.split()
+
+
+def test_of_many_layers_the_largest_errors_are_drawn_and_all_stand_in_a_table():
+    whole = samples.faults()
+    off = [p for p in whole.places if p.max_abs_diff is not None]
+    chart = re.findall('<svg class="chart layers" .*?</svg>', verify_page(whole), re.S)[-1]
+    assert len(places(chart, "propagated")) == 40 < len(off)
+    text = Page(verify_page(whole)).text
+    assert f"left out, and {len(off) - 40} with smaller differences." in text
+    drawn = [float(n) for n in re.findall(", relative L2: ([\\d.e+-]+)<", chart)]  # but for one that is not finite
+    left = sorted((p.relative_l2 or math.inf for p in off), reverse=True)[40:]  # null is not finite
+    assert min(drawn) >= max(left) and "vision blocks.30, relative L2: infinite or NaN" in chart
+    table = verify_page(whole).split("Wrong tensors of each layer", 1)[1].split("</table>")[0]
+    assert table.count('<th scope="row">') == sum(p.off > 0 for p in whole.places)
+
+
+def test_every_finding_and_pattern_stands_on_the_page_and_most_of_them_fold():
+    whole = samples.faults()
+    source = verify_page(whole)
+    section = source[source.index("<h2>Findings") : source.index("<h2>Tensors by component")]
+    assert section.count("<h3>") == len(whole.findings) == 32
+    assert section.count("<li><code>") == sum(len(f.patterns) for f in whole.findings)
+    assert "<summary>24 more findings</summary>" in section and "<summary>29 more patterns of keys</summary>" in section
+    assert "<details>" not in verify_page(samples.verification(findings=[samples.finding(1, "k", "c")])).split(
+        "<h2>Findings", 1)[1].split("</section>")[0]  # fmt: skip
+
+
+def test_the_numbers_of_the_bars_stand_in_a_table():
+    off = {"layer": 3, "off": 2}
+    source = verify_page(samples.verification(places=[PLACE | {"component": "mask_decoder"}, PLACE | off]))
+    table = source.split("Tensors of each component", 1)[1].split("</table>")[0]
+    assert re.findall('scope="col"[^>]*>(.*?)<', table) == ["component", "equal", "wrong", "filled", "dropped"]
+    row = table.split("vision encoder", 1)[1].split("</tr>")[0]
+    assert re.findall('class="n">(\\d+)<', row) == ["10", "2", "0", "54"]
+
+
+def test_names_break_at_their_dots_and_options_nowhere():
+    assert prose("of a.b_c.d, v1.2") == "of a.<wbr>b_<wbr>c.<wbr>d, v1.2"
+    assert prose("<a.b.c>") == "&lt;a.<wbr>b.<wbr>c&gt;"
+    assert breaking("verify a-b --as-used") == 'verify a-b <span class="v">--as-used</span>'
+    assert "<span" not in breaking("--" + "unbroken" * 9)
 
 
 def cells(drawn: str) -> dict[tuple[int, int], str]:
