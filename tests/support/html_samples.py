@@ -101,6 +101,7 @@ def parity(**fields: JsonValue) -> ParityDocument:
         "unseen": [],
         "also_diverging": [],
         "not_given": [],
+        "misshapen": [],
         "layers": [tap(name) for name in names(6)],
         "values": {},
         "diagnosis": None,
@@ -379,6 +380,7 @@ def detector(taps: dict[str, list[Json]] | None = None, **fields: JsonValue) -> 
         "unseen": [],
         "also_diverging": [],
         "not_given": [],
+        "misshapen": [],
         "layers": [t for own in by_stage.values() for t in own],
         "stages": [stage(name, own, 0.2 + n, 0.3 * n) for n, (name, own) in enumerate(by_stage.items())],
         "outputs": [{"name": name, "max_abs_diff": 0.0, "relative_l2": 0.0} for name in OUTPUTS],
@@ -633,6 +635,7 @@ def structure() -> VerifyDocument:
 PORT: Json = {
     "file": f"{SCRIPT}-activations.npz", "format": "npz", "dtypes": {"float16": 9}, "reference_dtype": "float32",
     "isolated": 4, "ids": "the ids of the file", "checkpoint_sha256": "87bba749" * 8,
+    "names": {"layers.1": KEY},
 }  # fmt: skip
 
 
@@ -657,6 +660,7 @@ def port_differs() -> ParityDocument:
         place="between layers.0 and layers.3",
         unseen=["layers.1", "layers.2"],
         not_given=["layers.1", "layers.2"],
+        misshapen=[{"name": "layers.1", "called": KEY, "shape": [4, 512, 16], "reference_shape": [4, 16, 512]}],
         layers=layers,
         diagnosis={"tap": "layers.3", "cause": "no known fault explains it", "fits": [],
                    "tensors": [{"target": "a", "source": KEY, "rule": "r", "table": "t", "operation": "keep",
