@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,9 @@ from sam3lite_convert.hub.aliases import DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.hashing import SourceHash
+    from sam3lite_convert.checkpoint.selection import Selection
     from sam3lite_convert.commands.convert import Progress, Request
+    from sam3lite_convert.commands.convert_all import Callbacks
     from sam3lite_convert.commands.push import PushTarget
     from sam3lite_convert.commands.sources import HubLocation, Location
     from sam3lite_convert.plan.tables import Mappings
@@ -35,13 +38,15 @@ if TYPE_CHECKING:
     from sam3lite_convert.workers import Advance
 
 
-def check_together(asked: set[str], checkpoint: str | None, component: str, verify: bool | None) -> None:
+def check_together(
+    asked: set[str], checkpoint: str | None, component: str, verify: bool | None, several: bool = False
+) -> None:
     """Raises CannotRun if options contradict each other, or if one needs another that is not given.
 
-    ``asked``: names of the options that differ from their defaults.
+    ``asked``: names of the options that differ from their defaults. ``several``: whether checkpoints are.
     """
     if "--all" not in asked:
-        needed_checkpoint(checkpoint, "convert", "; or --all")
+        needed_checkpoint(checkpoint, "convert", ", or several; or --all")
     for one, other in (
         ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
         ("--all", "--state-dict-key"), ("--all", "--strip-prefix"), ("--all", "--drop"),
@@ -52,12 +57,17 @@ def check_together(asked: set[str], checkpoint: str | None, component: str, veri
         if {one, other} <= asked | ({"--checkpoint"} if checkpoint is not None else set()):
             other = "a checkpoint" if other == "--checkpoint" else other
             raise CannotRun(f"{one} cannot be combined with {other}", "usage")
+    if several:
+        for one in ("--dry-run", "--partial", "--hub-model-id"):
+            if one in asked:
+                namespace = "; --hub-namespace names the owner of all" if one == "--hub-model-id" else ""
+                raise CannotRun(f"{one} takes one checkpoint, and several are given{namespace}", "usage")
     for one, needed in (
         ("--pattern", "--all"), ("--hub-namespace", "--all"), ("--hub-model-id", "--push-to-hub"),
         ("--hub-namespace", "--push-to-hub"), ("--private", "--push-to-hub"), ("--create-pr", "--push-to-hub"),
         ("--commit-message", "--push-to-hub"), ("--hub-overwrite", "--push-to-hub"),
     ):  # fmt: skip
-        if one in asked and needed not in asked:
+        if one in asked and needed not in asked and not (several and one == "--hub-namespace" and needed == "--all"):
             raise CannotRun(f"{one} needs {needed}", "usage")
     if "--push-to-hub" in asked and verify is False:
         raise CannotRun("--push-to-hub cannot be combined with --no-verify: only verified folders are pushed", "usage")
@@ -142,18 +152,38 @@ def convert_all(
 ) -> ConvertAllDocument:
     """Convert every checkpoint that matches, with progress on the terminal unless ``json``; returns one document."""
     from sam3lite_convert.commands import convert_all
-    from sam3lite_convert.commands.convert_all import Callbacks
 
-    target = None
-    if to.asked:
-        to.check()  # a missing token is reported before the first download
-        target = to.target
+    with _each(to, json) as (target, callbacks):
+        return convert_all.convert_all(where, pattern, mappings, request, target, callbacks)
+
+
+def convert_several(
+    names: list[str],
+    where: HubLocation,
+    chosen: Selection,
+    mappings: Mappings,
+    request: Request,
+    to: Destination,
+    json: bool,
+) -> ConvertAllDocument:
+    """Convert each of these, as ``convert_all`` does."""
+    from sam3lite_convert.commands import convert_all
+
+    with _each(to, json) as (target, callbacks):
+        return convert_all.convert_several(names, where, mappings, request, chosen, target, callbacks)
+
+
+@contextmanager
+def _each(to: Destination, json: bool) -> Iterator[tuple[Callable[[Location], PushTarget] | None, Callbacks]]:
+    """Where each of several conversions is pushed to, None if they are not, and what is told of it meanwhile."""
+    from sam3lite_convert.commands.convert_all import Callbacks
     from sam3lite_convert.report import push
 
+    if to.asked:
+        to.check()  # a missing token is reported before the first download
     bars = _Bars(json)
-    if json:
-        callbacks = Callbacks()
-    else:
+    callbacks = Callbacks()
+    if not json:
         callbacks = Callbacks(
             planned=bars.remember,
             pushes=push.push_planned,
@@ -162,7 +192,7 @@ def convert_all(
             progress=bars.progress,
         )
     try:
-        return convert_all.convert_all(where, pattern, mappings, request, target, callbacks)
+        yield to.target if to.asked else None, callbacks
     finally:
         bars.close()
 
@@ -230,7 +260,7 @@ class _Bars:
 
 
 def convert(
-    source: o.SourceArgument = None,
+    sources: o.SourcesArgument = None,
     checkpoint: o.CheckpointOption = None,
     all_: o.All = False,
     pattern: o.Pattern = DEFAULT_PATTERN,
@@ -281,13 +311,18 @@ def convert(
     sam3lite convert s0
     # A fine-tune, for transformers, verified before it is in place:
     sam3lite convert my.pt --layout transformers --output my-sam3 --verify
+    # Several files, to a folder each in out/; one that fails does not stop the others:
+    sam3lite convert a.pt b.pt --output out
     """
     from sam3lite_convert.checkpoint.hashing import SourceHash
 
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
-    name = one_checkpoint(source, checkpoint)
+    several = list(dict.fromkeys(sources or ()))
+    if len(several) > 1 and checkpoint is not None:
+        raise CannotRun("--checkpoint names one checkpoint; leave it out and list all of them", "usage")
+    name = one_checkpoint(several[0] if several else None, checkpoint)
     # Hashing takes longest: it begins before the rest is even imported.
-    local = name is not None and not all_ and not dry_run and os.path.exists(name)
+    local = name is not None and not all_ and len(several) < 2 and not dry_run and os.path.exists(name)
     hashing = SourceHash(Path(str(name))) if local else None
     from sam3lite_convert.commands.convert import Request, plan_conversion
     from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
@@ -307,7 +342,8 @@ def convert(
         "--verify": verify, "--fail-on-nonfinite": fail_on_nonfinite, "--allow-overflow": allow_overflow,
         "--state-dict-key": state_dict_key is not None, "--strip-prefix": strip_prefix, "--drop": drop,
     }  # fmt: skip
-    check_together({name for name, value in asked.items() if value}, name, component.value, verify)
+    given = {name for name, value in asked.items() if value}
+    check_together(given, name, component.value, verify, len(several) > 1)
     if push_to_hub or onnx:
         verify = True
     request = Request(
@@ -331,8 +367,12 @@ def convert(
     mappings = load_mappings(mapping)
     check_layout(layout, mappings)
     to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)
-    if all_:
-        every = convert_all(where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json)
+    if all_ or len(several) > 1:
+        found = where(repo_id, revision, cache_dir, json)
+        if all_:
+            every = convert_all(found, pattern, mappings, request, to, json)
+        else:
+            every = convert_several(several, found, chosen, mappings, request, to, json)
         (as_json if json else converted_all)(every)
         if every.verdict == "failed":
             raise typer.Exit(1)

@@ -252,13 +252,14 @@ def _in_one_shape(root: Any, words: list[str]) -> list[str]:
     line = Line.of(root, words)
     places = [p.name for p in getattr(line.command, "params", []) if p.param_type_name == "argument"]
     given = [i for i, token in enumerate(line.tokens) if token.kind == "option" and token.name == "--checkpoint"]
-    if len(given) != 1 or "source" not in places or places.index("source") != len(line.arguments):
+    place = next((i for i, name in enumerate(places) if name in ("source", "sources")), None)
+    if len(given) != 1 or place != len(line.arguments):
         return words
     token = line.tokens[given[0]]
     value = token.words[1] if len(token.words) > 1 else token.words[0].partition("=")[2]
     if not value or value.startswith("-"):
         return words
-    shaped = line.with_tokens(given[0], instead_of=1).with_argument(places.index("source"), value)
+    shaped = line.with_tokens(given[0], instead_of=1).with_argument(place, value)
     return shaped if parse_fault(root, shaped) is None else words
 
 
@@ -313,7 +314,7 @@ def _commands(root: Any, line: Line) -> Iterator[list[list[str]]]:
         yield [[rest[behind[0]], *rest[: behind[0]], *rest[behind[0] + 1 :]]]
     if not word or word.startswith("-"):
         return
-    if _is_source(word):
+    if is_source(word):
         converted = os.path.isfile(os.path.join(word, "conversion.json"))
         for name in ("inspect", "verify", "restore") if converted else ("convert", "parity", "inspect"):
             yield [[name, *rest]]
@@ -375,7 +376,7 @@ def _better_said(root: Any, words: Sequence[str], fault: _Fault) -> str:
     """What is wrong, where it can be said better than the parser does."""
     line = Line.of(root, words)
     name = next((token.name for token in line.tokens if token.kind == "unknown"), "")
-    if fault.kind == "command" and line.tokens and not line.head and _is_source(line.tokens[0].words[0]):
+    if fault.kind == "command" and line.tokens and not line.head and is_source(line.tokens[0].words[0]):
         return f"a command is missing before {line.tokens[0].words[0]}"
     if fault.kind == "BadOptionUsage" and (at := _waits(line)) is not None:
         option = line.tokens[at].name
@@ -400,7 +401,7 @@ def _as_argument(line: Line, at: int, plain: str) -> list[list[str]]:
     asked = {"--folder": "dir", "--converted": "dir", "--source": "checkpoint", "--input": "checkpoint"}
     asked_name = asked.get(plain, plain[2:])
     arguments = [p for p in line.command.params if p.param_type_name == "argument"]
-    places = [i for i, p in enumerate(arguments) if asked_name in argument_name(p).lower().split("|")]
+    places = [i for i, p in enumerate(arguments) if asked_name in argument_name(p).lower().rstrip(".").split("|")]
     equals, value = line.tokens[at].words[0].partition("=")[1:]
     if len(places) != 1:
         return []
@@ -431,7 +432,7 @@ def _extra_arguments(line: Line) -> Iterator[list[list[str]]]:
         yield as_value("--converted")
     elif "--layout" in options and word in _LAYOUTS:
         yield as_value("--layout")
-    elif "--output" in options and (value_name(options["--output"]) == "FILE" or not _is_source(word)):
+    elif "--output" in options and (value_name(options["--output"]) == "FILE" or not is_source(word)):
         yield as_value("--output")
 
 
@@ -510,7 +511,8 @@ def example_of(argument: str) -> str:
     return {"A": "s0", "B": "my.pt"}.get(argument, "s0" if argument.startswith("CHECKPOINT") else argument)
 
 
-def _is_source(word: str) -> bool:
+def is_source(word: str) -> bool:
+    """Whether a word may be meant as a checkpoint: an alias, a name of a file of weights, or anything that exists."""
     return word in ALIASES or word.endswith(_CHECKPOINTS) or os.path.exists(word)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from sam3lite_convert.cli.help import GENERAL, HUB, INPUT, OUTPUT, PROOF, SOURCE
+from sam3lite_convert.cli.mistakes import is_source
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.report import verbosity
@@ -298,6 +299,27 @@ SourceArgument = Annotated[
         metavar="CHECKPOINT",
         help=_CHECKPOINT,
         autocompletion=_complete_checkpoint,
+        show_default=False,
+        rich_help_panel=SOURCE,
+    ),
+]
+
+
+def _all_checkpoints(context: typer.Context, words: list[str] | None) -> list[str] | None:
+    """Of several words each has to look like a checkpoint; another one is the value of a forgotten option."""
+    other = next((word for word in (words or [])[1:] if not is_source(word)), None)
+    if other is not None and not context.resilient_parsing:
+        context.fail(f"Got unexpected extra argument ({other})")
+    return words
+
+
+SourcesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CHECKPOINT...",
+        help=f"{_CHECKPOINT} Several are converted one after the other, as with --all.",
+        autocompletion=_complete_checkpoint,
+        callback=_all_checkpoints,
         show_default=False,
         rich_help_panel=SOURCE,
     ),

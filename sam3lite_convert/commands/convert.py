@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import SourceHash
+from sam3lite_convert.checkpoint.place import LocalPlace, read_json
 from sam3lite_convert.commands.fingerprint import add_fingerprint, start_fingerprint
 from sam3lite_convert.commands.graphs import need_onnx, with_text_graph
 from sam3lite_convert.commands.sources import Location, Source
@@ -18,9 +19,10 @@ from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.card import loads_with
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX, TEXT_MODEL
 from sam3lite_convert.convert.processor_files import TOKENIZER
+from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.strict import Strict
 from sam3lite_convert.convert.whole_folder import check_destination
-from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.files import check_space, resolved, same_disk
 from sam3lite_convert.plan.counts import accounting, text_parameters
 from sam3lite_convert.plan.families import SAM3_LITETEXT
@@ -84,8 +86,37 @@ class Request:
         return self.tokenizer_named or self.onnx
 
     def folder(self, location: Location) -> Path:
-        """The folder to write."""
-        return self.output or conversion.default_output(location.stem, self.options)
+        """The folder to write. Raises CannotRun as ``folder_in`` does."""
+        return self.output or self.folder_in(Path("converted"), location)
+
+    def folder_in(self, root: Path, location: Location) -> Path:
+        """The folder to write below ``root``, named after the checkpoint; of a converted folder, after its own.
+
+        Raises CannotRun if it would be the converted folder that is read.
+        """
+        folder = root / conversion.default_output(_stem(location), self.options).name
+        if location.folder and location.repository is None and resolved(folder) == resolved(location.path.parent):
+            raise CannotRun(
+                f"{location.name} is a converted folder, of the layout {self.options.layout}, already. For another "
+                "one: --layout. To write it again, to another place: --output DIR.",
+                "already_converted",
+            )
+        return folder
+
+
+def _stem(location: Location) -> str:
+    """The stem of a checkpoint; of a folder that was converted, without what its conversion put behind it."""
+    if location.folder is None or location.repository is not None:
+        return location.stem
+    try:
+        stated = read_json(LocalPlace(location.path.parent), RECEIPT_NAME)
+        receipt = Receipt.from_json(stated) if stated else None
+    except (Sam3LiteError, ValueError, KeyError, TypeError):
+        return location.stem
+    if receipt is None:
+        return location.stem
+    behind = conversion.default_output("", Options(receipt.layout, receipt.component, receipt.dtype)).name
+    return location.stem.removesuffix(behind) or location.stem
 
 
 def plan_conversion(location: Location, mappings: Mappings, request: Request) -> ConvertDocument:

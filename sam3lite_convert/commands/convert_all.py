@@ -1,9 +1,9 @@
-"""Conversions with an optional push: one checkpoint, or all of a repository."""
+"""Conversions with an optional push: one checkpoint, several, or all of a repository."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,10 +13,11 @@ from sam3lite_convert.checkpoint.file_set import stem_of
 from sam3lite_convert.checkpoint.hashing import SourceHash
 from sam3lite_convert.commands.convert import Progress, Request, convert_checkpoint, fetch
 from sam3lite_convert.commands.reuse import complete, find_current, has_all
-from sam3lite_convert.commands.sources import HubLocation, Location, Source
+from sam3lite_convert.commands.sources import HubLocation, Location, Source, locate
 from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.up_to_date import EarlierConversion
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
+from sam3lite_convert.files import resolved
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.convert import (
     ConvertAllDocument,
@@ -31,6 +32,7 @@ from sam3lite_convert.unforeseen import expected
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
+    from sam3lite_convert.checkpoint.selection import Selection
     from sam3lite_convert.commands.push import PushTarget
     from sam3lite_convert.convert.folder import Folder
 
@@ -42,8 +44,8 @@ class Callbacks:
     ``planned``: with a plan's document, before the first byte is written.
     ``written``: with the document of a finished folder.
     ``pushes``: with a push plan's record, before anything is sent.
-    ``begins``: with number, total, location and what is done, before each file of ``convert_all``.
-    ``ends``: with the result of each file of ``convert_all``.
+    ``begins``: with number, total, location and what is done, before each of several files.
+    ``ends``: with the result of each of several files.
     ``progress``: returns the progress callback for a location, or None.
     """
 
@@ -116,15 +118,79 @@ def convert_all(
     One that fails does not stop the rest: its result holds the fault. Raises CannotRun where nothing
     fits, and where two files would go into one folder.
     """
-    callbacks = callbacks or Callbacks()
     repository = where.repository()
-    found_there = repository.matching(pattern)
-    locations = [Location(f.path, Path(f.path), repository, f, where=where) for f in found_there.files]
+    there = repository.matching(pattern)
+    locations = [Location(f.path, Path(f.path), repository, f, where=where) for f in there.files]
+    advice = "choose a --pattern that matches only one of them"
+    document = _convert_each(locations, there.failed, mappings, request, target, callbacks or Callbacks(), advice)
+    return replace(
+        document,
+        repo=where.repo,
+        commit=there.commit,
+        pattern=pattern,
+        left_out=there.left_out,
+        odd_entries=there.odd or None,
+    )
+
+
+def convert_several(
+    names: Sequence[str],
+    where: HubLocation,
+    mappings: Mappings,
+    request: Request,
+    selection: Selection | None = None,
+    target: Callable[[Location], PushTarget] | None = None,
+    callbacks: Callbacks | None = None,
+) -> ConvertAllDocument:
+    """As ``convert_all``, for checkpoints that were named one by one. ``selection``: what is stated about each.
+
+    One that is named twice, or by several of its shards, is converted once.
+    """
+    locations: dict[tuple[str, Path], Location] = {}
+    failed: dict[str, Sam3LiteError] = {}
+    for name in dict.fromkeys(names):
+        try:
+            location = locate(name, where, selection)
+        except Exception as fault:
+            failed[name] = expected(fault)
+        else:
+            on_hub = location.repository.repo if location.repository else ""
+            locations.setdefault((on_hub, location.path if on_hub else resolved(location.path)), location)
+    advice = "convert one of them alone, with an --output of its own"
+    return _convert_each(list(locations.values()), failed, mappings, request, target, callbacks or Callbacks(), advice)
+
+
+def _convert_each(
+    found_there: list[Location],
+    failed: Mapping[str, Sam3LiteError],
+    mappings: Mappings,
+    request: Request,
+    target: Callable[[Location], PushTarget] | None,
+    callbacks: Callbacks,
+    advice: str,
+) -> ConvertAllDocument:
+    """Each of these into a folder of its own under ``request.output``.
+
+    ``failed``: why checkpoints could not be found, by name. ``advice``: what to do if two would go into one folder.
+    """
     root = request.output or Path("converted")
-    requests = [
-        replace(request, output=root / conversion.default_output(x.stem, request.options).name) for x in locations
-    ]
-    _check_distinct(locations, requests)
+    results: list[ConvertDocument | FailedConversion] = []
+
+    def fails(name: str, stem: str, fault: Sam3LiteError) -> None:
+        results.append(_failed(name, root / conversion.default_output(stem, request.options).name, fault))
+        callbacks.ends(results[-1])
+
+    for path, why in sorted(failed.items()):
+        fails(path, stem_of(PurePosixPath(path).name), why)
+    locations: list[Location] = []
+    requests: list[Request] = []
+    for location in found_there:
+        try:
+            requests.append(replace(request, output=request.folder_in(root, location)))
+            locations.append(location)
+        except Sam3LiteError as fault:
+            fails(location.name, location.stem, fault)
+    _check_distinct(locations, requests, advice)
     found: list[EarlierConversion | Sam3LiteError | None] = []
     targets: list[PushTarget | None] = []
     for location, own in zip(locations, requests, strict=True):
@@ -136,11 +202,6 @@ def convert_all(
             found.append(expected(fault))
     waiting = [i for i, state in enumerate(found) if state is None]
     ahead: dict[int, Worker[Source]] = {}
-    results: list[ConvertDocument | FailedConversion] = []
-    for path, why in sorted(found_there.failed.items()):
-        stem = stem_of(PurePosixPath(path).name)
-        results.append(_failed(path, root / conversion.default_output(stem, request.options).name, why))
-        callbacks.ends(results[-1])
     for i, (location, own) in enumerate(zip(locations, requests, strict=True)):
         to_do = "convert" if found[i] is None else "look at"
         callbacks.begins(i + 1, len(locations), location, to_do)
@@ -166,12 +227,7 @@ def convert_all(
         results.append(result)
     counts = Counter(result.state for result in results)
     return ConvertAllDocument(
-        repo=where.repo,
-        commit=found_there.commit,
-        pattern=pattern,
         output=str(root),
-        left_out=found_there.left_out,
-        odd_entries=found_there.odd or None,
         results=tuple(results),
         counts={state: counts[state] for state in ("converted", "current", "failed")},
         verdict="failed" if any(isinstance(r, FailedConversion) or r.done.differs for r in results) else "done",
@@ -183,13 +239,12 @@ def _failed(checkpoint: str, output: Path | None, fault: Sam3LiteError) -> Faile
     return FailedConversion(checkpoint=checkpoint, output=str(output), state="failed", error=error)
 
 
-def _check_distinct(locations: list[Location], requests: list[Request]) -> None:
+def _check_distinct(locations: list[Location], requests: list[Request], advice: str) -> None:
     taken: dict[Path | None, Location] = {}
     for location, request in zip(locations, requests, strict=True):
         other = taken.setdefault(request.output, location)
         if other is not location:
             raise CannotRun(
-                f"{other.name} and {location.name} would both be written to {request.output}; choose a --pattern that "
-                "matches only one of them",
+                f"{other.name} and {location.name} would both be written to {request.output}; {advice}",
                 "same_output",
             )

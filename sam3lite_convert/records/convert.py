@@ -198,16 +198,18 @@ class FailedConversion(Record):
 class ConvertAllDocument(Document):
     """Several conversions.
 
+    repo, commit, pattern: of --all; null for checkpoints that were named one by one.
+    output: the folder that holds those of the conversions.
     left_out: paths that fit the pattern and are not of checkpoints.
     odd_entries: entries of the Hub's listing without a usable path, in words; left out if there are none.
     counts: conversions by state.
     """
 
-    repo: str
-    commit: str
-    pattern: str
+    repo: str | None = None
+    commit: str | None = None
+    pattern: str | None = None
     output: str
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
     results: tuple[ConvertDocument | FailedConversion, ...]
     counts: dict[str, int]
     verdict: Literal["done", "failed"]

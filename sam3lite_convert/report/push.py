@@ -81,7 +81,8 @@ def batch_begins(number: int, total: int, name: str, size: int | None) -> None:
 def batch_ends(r: ConvertDocument | FailedConversion) -> None:
     """The verdict on one of several conversions, in a line. Notes come at the end, each once."""
     if isinstance(r, FailedConversion):
-        fault(f"{r.checkpoint}: {r.error.message}")
+        named = r.error.message.startswith(r.checkpoint)
+        fault(r.error.message if named else f"{r.checkpoint}: {r.error.message}")
         return
     done = r.done
     words: list[str] = ["complete and current" if r.state == "current" else r.state]
@@ -113,6 +114,7 @@ def converted_all(r: ConvertAllDocument) -> None:
         conclude(f"FAILED  {failed.checkpoint}", "red")
     say(f"Folders are in {r.output}.")
     counts = ", ".join(f"{n} {state}" for state, n in r.counts.items() if n)
-    conclude(f"{counts}, of {r.repo} at commit {r.commit[:12]}", "bold red" if r.verdict == "failed" else "bold green")
+    of = f"{r.repo} at commit {r.commit[:12]}" if r.repo and r.commit else f"{len(r.results)} checkpoints"
+    conclude(f"{counts}, of {of}", "bold red" if r.verdict == "failed" else "bold green")
     if loading := {result.done.loads_with.partition("(")[0] for result in made}:
         say(f"Each loads with: {' or '.join(sorted(loading))}(FOLDER)")

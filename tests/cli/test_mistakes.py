@@ -111,7 +111,7 @@ EXAMPLE = {
 }
 # What may have been meant in two ways, or in none.
 UNCLEAR = [
-    "frobnicate", "convert x --no-such-option", "convert a.pt b.pt", "parity --batch many", "convert s0.pt --sha 3",
+    "frobnicate", "convert x --no-such-option", "inspect a.pt b.pt", "parity --batch many", "convert s0.pt --sha 3",
     "diff s0.pt s0.pt --state-dict-key-c x", "--json", "convert s0.pt --hub x",
 ]  # fmt: skip
 
