@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -46,6 +47,7 @@ class Callbacks:
     ``pushes``: with a push plan's record, before anything is sent.
     ``begins``: with number, total, location and what is done, before each of several files.
     ``ends``: with the result of each of several files.
+    ``hashes``: with the hash of a local file and its path, where that file is read before there is a plan.
     ``progress``: returns the progress callback for a location, or None.
     """
 
@@ -54,6 +56,7 @@ class Callbacks:
     pushes: Callable[[PushPlanRecord], None] = lambda plan: None
     begins: Callable[[int, int, Location, str], None] = lambda number, total, location, what: None
     ends: Callable[[ConvertDocument | FailedConversion], None] = lambda result: None
+    hashes: Callable[[SourceHash, Path], None] = lambda hashing, path: None
     progress: Callable[[Location], Progress | None] = lambda location: None
 
 
@@ -112,115 +115,85 @@ def convert_all(
     target: Callable[[Location], PushTarget] | None = None,
     callbacks: Callbacks | None = None,
 ) -> ConvertAllDocument:
-    """Every checkpoint of the repository that fits ``pattern``, each into a folder of its own under
-    ``request.output``. While one is converted the next one is downloaded, and no more than that.
+    """Every checkpoint of the repository that fits ``pattern``, as ``convert_several`` does.
 
-    One that fails does not stop the rest: its result holds the fault. Raises CannotRun where nothing
-    fits, and where two files would go into one folder.
+    Raises CannotRun where nothing fits, and where two files would go into one folder.
     """
     repository = where.repository()
-    there = repository.matching(pattern)
-    locations = [Location(f.path, Path(f.path), repository, f, where=where) for f in there.files]
+    found_there = repository.matching(pattern)
+    found: dict[str, Location | Sam3LiteError] = dict(sorted(found_there.failed.items()))
+    found |= {f.path: Location(f.path, Path(f.path), repository, f, where=where) for f in found_there.files}
     advice = "choose a --pattern that matches only one of them"
-    document = _convert_each(locations, there.failed, mappings, request, target, callbacks or Callbacks(), advice)
     return replace(
-        document,
+        convert_several(found, mappings, request, target, callbacks, advice),
         repo=where.repo,
-        commit=there.commit,
+        commit=found_there.commit,
         pattern=pattern,
-        left_out=there.left_out,
-        odd_entries=there.odd or None,
+        left_out=found_there.left_out,
+        odd_entries=found_there.odd or None,
     )
 
 
 def convert_several(
-    names: Sequence[str],
-    where: HubLocation,
+    found: Mapping[str, Location | Sam3LiteError],
     mappings: Mappings,
     request: Request,
-    selection: Selection | None = None,
     target: Callable[[Location], PushTarget] | None = None,
     callbacks: Callbacks | None = None,
+    advice: str = "convert each with an --output of its own",
 ) -> ConvertAllDocument:
-    """As ``convert_all``, for checkpoints that were named one by one. ``selection``: what is stated about each.
+    """Checkpoints by their names, each into a folder of its own under ``request.output``. While one is converted the
+    next one is downloaded, and no more than that.
 
-    One that is named twice, or by several of its shards, is converted once.
+    One that fails, or that was not found, does not stop the rest: its result holds the fault. Raises CannotRun where
+    two would go into one folder; ``advice`` says how to go on.
     """
-    locations: dict[tuple[str, Path], Location] = {}
-    failed: dict[str, Sam3LiteError] = {}
-    for name in dict.fromkeys(names):
-        try:
-            location = locate(name, where, selection)
-        except Exception as fault:
-            failed[name] = expected(fault)
-        else:
-            on_hub = location.repository.repo if location.repository else ""
-            locations.setdefault((on_hub, location.path if on_hub else resolved(location.path)), location)
-    advice = "convert one of them alone, with an --output of its own"
-    return _convert_each(list(locations.values()), failed, mappings, request, target, callbacks or Callbacks(), advice)
-
-
-def _convert_each(
-    found_there: list[Location],
-    failed: Mapping[str, Sam3LiteError],
-    mappings: Mappings,
-    request: Request,
-    target: Callable[[Location], PushTarget] | None,
-    callbacks: Callbacks,
-    advice: str,
-) -> ConvertAllDocument:
-    """Each of these into a folder of its own under ``request.output``.
-
-    ``failed``: why checkpoints could not be found, by name. ``advice``: what to do if two would go into one folder.
-    """
+    callbacks = callbacks or Callbacks()
     root = request.output or Path("converted")
-    results: list[ConvertDocument | FailedConversion] = []
 
-    def fails(name: str, stem: str, fault: Sam3LiteError) -> None:
-        results.append(_failed(name, root / conversion.default_output(stem, request.options).name, fault))
-        callbacks.ends(results[-1])
+    def output(stem: str) -> Path:
+        return root / conversion.default_output(stem, request.options).name
 
-    for path, why in sorted(failed.items()):
-        fails(path, stem_of(PurePosixPath(path).name), why)
-    locations: list[Location] = []
-    requests: list[Request] = []
-    for location in found_there:
-        try:
-            requests.append(replace(request, output=request.folder_in(root, location)))
-            locations.append(location)
-        except Sam3LiteError as fault:
-            fails(location.name, location.stem, fault)
+    locations = [location for location in found.values() if isinstance(location, Location)]
+    requests = [replace(request, output=output(location.stem)) for location in locations]
     _check_distinct(locations, requests, advice)
-    found: list[EarlierConversion | Sam3LiteError | None] = []
+    states: list[EarlierConversion | Sam3LiteError | None] = []
     targets: list[PushTarget | None] = []
     for location, own in zip(locations, requests, strict=True):
         try:
             targets.append(None)
             targets[-1] = target(location) if target else None
-            found.append(find_current(location, mappings, own))
+            states.append(find_current(location, mappings, own) if location.file is not None else None)
         except Exception as fault:
-            found.append(expected(fault))
-    waiting = [i for i, state in enumerate(found) if state is None]
+            states.append(expected(fault))
+    waiting = [i for i, state in enumerate(states) if state is None and locations[i].file is not None]
     ahead: dict[int, Worker[Source]] = {}
+    results: list[ConvertDocument | FailedConversion] = []
+    for name, why in found.items():
+        if isinstance(why, Sam3LiteError):
+            results.append(_failed(name, output(stem_of(PurePosixPath(name).name)), why))
+            callbacks.ends(results[-1])
     for i, (location, own) in enumerate(zip(locations, requests, strict=True)):
-        to_do = "convert" if found[i] is None else "look at"
-        callbacks.begins(i + 1, len(locations), location, to_do)
+        state = states[i]
+        callbacks.begins(i + 1, len(locations), location, "convert" if state is None else "look at")
         result: ConvertDocument | FailedConversion
         try:
-            state = found[i]
             if isinstance(state, Sam3LiteError):
                 raise state
-            if state is None:
-                source = ahead.pop(i).result() if i in ahead else fetch(location, mappings, own)
-                location = replace(location, file=replace(source.hub, cached=source.path) if source.hub else None)
-                later = [n for n in waiting if n > i]
-                # What matches patterns of others is done in this thread, where the time that they take is bounded.
-                if later and not (own.partial and mappings.own):
-                    # The output of this checkpoint is not written yet when the next download starts.
-                    room = location.file.size if location.file else 0
-                    job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
-                    ahead[later[0]] = Worker(job)
-            result = publish(location, mappings, own, state, targets[i], callbacks)
+            if location.file is None:
+                result = convert_one(location, mappings, own, targets[i], callbacks)
+            else:
+                if state is None:
+                    source = ahead.pop(i).result() if i in ahead else fetch(location, mappings, own)
+                    location = replace(location, file=replace(source.hub, cached=source.path) if source.hub else None)
+                    later = [n for n in waiting if n > i]
+                    # What matches patterns of others is done in this thread, where the time that they take is bounded.
+                    if later and not (own.partial and mappings.own):
+                        # The output of this checkpoint is not written yet when the next download starts.
+                        room = location.file.size if location.file else 0
+                        job = partial(fetch, locations[later[0]], mappings, requests[later[0]], room)
+                        ahead[later[0]] = Worker(job)
+                result = publish(location, mappings, own, state, targets[i], callbacks)
         except Exception as fault:
             result = _failed(location.name, own.output, expected(fault))
         callbacks.ends(result)
@@ -228,10 +201,32 @@ def _convert_each(
     counts = Counter(result.state for result in results)
     return ConvertAllDocument(
         output=str(root),
+        left_out=(),
         results=tuple(results),
         counts={state: counts[state] for state in ("converted", "current", "failed")},
         verdict="failed" if any(isinstance(r, FailedConversion) or r.done.differs for r in results) else "done",
     )
+
+
+def convert_one(
+    location: Location,
+    mappings: Mappings,
+    request: Request,
+    target: PushTarget | None,
+    callbacks: Callbacks,
+    hashing: SourceHash | None = None,
+) -> ConvertDocument:
+    """Convert, and push where there is a ``target``, one checkpoint; what lies there already is held against its hash.
+
+    ``hashing``: the hash of its file, if it was begun before. Raises as ``publish`` does.
+    """
+    if hashing is None and location.file is None:
+        hashing = SourceHash(location.path)
+    with hashing or nullcontext():
+        if hashing is not None and request.folder(location).exists():
+            callbacks.hashes(hashing, location.path)
+        found = find_current(location, mappings, request, hashing)
+        return publish(location, mappings, request, found, target, callbacks, hashing)
 
 
 def _failed(checkpoint: str, output: Path | None, fault: Sam3LiteError) -> FailedConversion:

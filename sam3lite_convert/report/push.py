@@ -81,8 +81,7 @@ def batch_begins(number: int, total: int, name: str, size: int | None) -> None:
 def batch_ends(r: ConvertDocument | FailedConversion) -> None:
     """The verdict on one of several conversions, in a line. Notes come at the end, each once."""
     if isinstance(r, FailedConversion):
-        named = r.error.message.startswith(r.checkpoint)
-        fault(r.error.message if named else f"{r.checkpoint}: {r.error.message}")
+        fault(f"{r.checkpoint}: {r.error.message.removeprefix(f'{r.checkpoint}: ')}")
         return
     done = r.done
     words: list[str] = ["complete and current" if r.state == "current" else r.state]
@@ -114,7 +113,7 @@ def converted_all(r: ConvertAllDocument) -> None:
         conclude(f"FAILED  {failed.checkpoint}", "red")
     say(f"Folders are in {r.output}.")
     counts = ", ".join(f"{n} {state}" for state, n in r.counts.items() if n)
-    of = f"{r.repo} at commit {r.commit[:12]}" if r.repo and r.commit else f"{len(r.results)} checkpoints"
-    conclude(f"{counts}, of {of}", "bold red" if r.verdict == "failed" else "bold green")
+    of = f", of {r.repo} at commit {r.commit[:12]}" if r.commit is not None else ""
+    conclude(f"{counts}{of}", "bold red" if r.verdict == "failed" else "bold green")
     if loading := {result.done.loads_with.partition("(")[0] for result in made}:
         say(f"Each loads with: {' or '.join(sorted(loading))}(FOLDER)")

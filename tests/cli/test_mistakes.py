@@ -61,6 +61,20 @@ MEANT = {
     "help convert": "convert --help",
     "version": "--version",
     "--verson": "--version",
+    "s0.pt --family SAM3": "tables s0.pt --family SAM3",
+    "s0.pt --as-used --seed 3": "parity s0.pt --as-used --seed 3",
+    "s0.pt s0.pt --exit-code": "diff s0.pt s0.pt --exit-code",
+    "--family SAM3 s0.pt": "tables s0.pt --family SAM3",
+    "DIR --taps": "export onnx DIR --taps",
+    "mine.npz s0.pt --name port": "judge mine.npz s0.pt --name port",
+    "--json mine.npz --fingerprint DIR": "judge mine.npz --fingerprint DIR --json",
+    "--json s0.pt explain KEY": "explain --json s0.pt KEY",
+    "export DIR onnx": "export onnx DIR",
+    "export help": "export onnx --help",
+    "inspect --hlep": "inspect --help",
+    "inspect s0.pt -?": "inspect s0.pt --help",
+    "inspect s0.pt help": "inspect --help",
+    "inspect help": "inspect --help",
     "export DIR": "export onnx DIR",
     "export --taps DIR": "export onnx --taps DIR",
     "export onxx DIR": "export onnx DIR",
@@ -68,12 +82,23 @@ MEANT = {
     # values
     "convert s0.pt out": "convert s0.pt --output out",
     "convert s0.pt packed": "convert s0.pt --layout packed",
+    "convert s0.pt DIR": "convert s0.pt --output DIR",
+    "convert s0.pt b.pt out": "convert s0.pt b.pt --output out",
     "record s0.pt taps.npz": "record s0.pt --output taps.npz",
     "parity s0.pt DIR": "parity s0.pt --converted DIR",
     "parity s0.pt DIR --converted": "parity s0.pt --converted DIR",
     "parity s0.pt DIR --converted --json": "parity s0.pt --converted DIR --json",
     "convert s0.pt --dtype fp16": "convert s0.pt --dtype float16",
     "convert s0.pt --dtype=bfloat61": "convert s0.pt --dtype=bfloat16",
+    "convert s0.pt output out": "convert s0.pt --output out",
+    "convert s0.pt layout packed": "convert s0.pt --layout packed",
+    "convert s0.pt output=out": "convert s0.pt --output=out",
+    "restore DIR output new.pt": "restore DIR --output new.pt",
+    "convert s0.pt --push-to-hub me/x": "convert s0.pt --push-to-hub --hub-model-id me/x",
+    "convert s0.pt --push-to-hub=me/x": "convert s0.pt --push-to-hub --hub-model-id me/x",
+    "convert s0.pt --overwrite out": "convert s0.pt --overwrite --output out",
+    "convert s0.pt --verify=false": "convert s0.pt --no-verify",
+    "inspect s0.pt --verbose=0": "inspect s0.pt",
     # what a command sees itself
     "verify s0.pt DIR": "verify DIR s0.pt",
     "verify s0.pt --checkpoint=DIR --json": "verify DIR s0.pt --json",
@@ -88,6 +113,11 @@ MEANT = {
     "parity s0.pt --size 56": "parity s0.pt --size 56 --component detector",
     "record s0.pt --component text --box 1,2,3,4": "record s0.pt --component detector --box 1,2,3,4",
     "convert s0 --partial": "convert s0 --partial --component text",
+    "parity DIR s0.pt": "parity --converted DIR s0.pt",
+    "tables *qkv* s0.pt": "tables s0.pt '*qkv*'",
+    "tables Packed": "tables --layout packed",
+    "tables SAM3 --json": "tables --family SAM3 --json",
+    "tables --family sam3-litetxt": "tables --family SAM3-LiteText",
     "explain KEY s0.pt": "explain s0.pt KEY",
     "judge s0.pt mine.npz --name x": "judge mine.npz s0.pt --name x",
     "judge s0 mine.npz": "judge mine.npz s0",
@@ -103,6 +133,14 @@ EXAMPLE = {
     "verify --checkpoint s0.pt": "verify DIR s0.pt",
     "restore DIR": "restore DIR --output restored.pt",
     "diff s0.pt": "diff s0.pt my.pt",
+    "diff my.pt": "diff my.pt s0",
+    "restore s0.pt": "restore my-sam3 s0.pt --output restored.pt",
+    "restore s0 --output x.pt": "restore my-sam3 s0 --output x.pt",
+    "judge s0.pt": "judge mine.npz s0.pt",
+    "explain s0.pt --layout packed": "explain s0.pt '*qkv_proj*' --layout packed",
+    "explain detector.x.weight": "explain s0 detector.x.weight",
+    "explain *qkv*": "explain s0 '*qkv*'",
+    "tables *qkv*": "tables s0 '*qkv*'",
     "explain --layout packed": "explain s0 --layout packed",
     "parity s0.pt --converted": "parity s0.pt --converted DIR",
     "parity s0.pt --converted --json": "parity s0.pt --converted DIR --json",
@@ -111,8 +149,8 @@ EXAMPLE = {
 }
 # What may have been meant in two ways, or in none.
 UNCLEAR = [
-    "frobnicate", "convert x --no-such-option", "inspect a.pt b.pt", "parity --batch many", "convert s0.pt --sha 3",
-    "diff s0.pt s0.pt --state-dict-key-c x", "--json", "convert s0.pt --hub x",
+    "frobnicate", "convert x --no-such-option", "convert s0.pt b --output c", "parity --batch many",
+    "convert s0.pt --sha 3", "diff s0.pt s0.pt --state-dict-key-c x", "--json", "convert s0.pt --hub x",
 ]  # fmt: skip
 
 
@@ -180,6 +218,20 @@ def test_an_option_of_other_commands_is_said_to_be_theirs():
         "inspect has no option --report; it is an option of other commands\n"
         in sam3lite("inspect", "x", "--report", 1).err
     )
+
+
+@pytest.mark.parametrize("words", [
+    ["convert", ""], ["convert", "--checkpoint="], ["convert", "s0.pt", "--output", ""], ["verify", "", "s0.pt"],
+    ["verify", "--", "", "s0.pt"], ["convert", "s0", "--cache-dir", ""], ["diff", "s0.pt", ""],
+])  # fmt: skip
+def test_an_empty_name_as_of_an_unset_variable_is_not_the_working_directory(words):
+    done = sam3lite(*words)
+    assert done.code == 2 and " is empty" in done.err
+    assert sorted(path.name for path in Path().iterdir()) == ["DIR", "mine.npz", "s0.pt"]
+
+
+def test_other_values_may_be_empty():
+    assert parse_fault(ROOT, ["parity", "s0.pt", "--prompt", "", "--prompt="]) is None
 
 
 def test_an_option_as_a_value_is_given_with_an_equals_sign():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from sam3lite_convert.parity import taps as text_taps
 from sam3lite_convert.parity.detector.inputs import DetectorCall
 from sam3lite_convert.parity.detector.taps import OUTPUTS, ROWS
 from sam3lite_convert.parity.inputs import given_ids
-from sam3lite_convert.parity.port_files import SIDES, names_in, read_arrays, some, tap_of
+from sam3lite_convert.parity.port_files import SIDES, names_in, own_names, read_arrays, some, tap_of
 from sam3lite_convert.plan.architecture import Architecture
 
 _UNREAD = "neck.3"  # a level that modules may compute and nothing reads
@@ -54,6 +54,7 @@ class DetectorPortFile:
     ``isolated``: those computed from the original's recorded inputs, by tap.
     ``inputs``: the detector's arguments that are in it, by name, and ``picture``.
     ``notes``: what was left out.
+    ``names``: by tap, what the file calls it, where that is spelled otherwise.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class DetectorPortFile:
     isolated: dict[str, Tensor]
     inputs: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def spelled(name: str) -> str | None:
@@ -122,7 +124,7 @@ def read_detector_port(path: Path) -> DetectorPortFile:
         )
     others = [name for name in names if name not in found]
     notes = (f"not taps, and so not read: {some(others)}",) if others else ()
-    return DetectorPortFile(kind, sides["candidate"], sides["isolated"], _inputs(path, found), notes)
+    return DetectorPortFile(kind, sides["candidate"], sides["isolated"], _inputs(path, found), notes, own_names(owner))
 
 
 def read_detector_inputs(path: Path) -> dict[str, Tensor]:
