@@ -31,9 +31,7 @@ from sam3lite_convert.hub.aliases import DEFAULT_PATTERN, DEFAULT_REPO, DEFAULT_
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.hashing import SourceHash
-    from sam3lite_convert.checkpoint.selection import Selection
     from sam3lite_convert.commands.convert import Progress, Request
-    from sam3lite_convert.commands.convert_all import Callbacks
     from sam3lite_convert.commands.push import PushTarget
     from sam3lite_convert.commands.sources import Location
     from sam3lite_convert.plan.tables import Mappings
@@ -62,17 +60,12 @@ def check_together(asked: set[str], names: Sequence[str], component: str, verify
         if {one, other} <= asked | ({"--checkpoint"} if names else set()) | ({_SEVERAL} if len(names) > 1 else set()):
             other = "a checkpoint" if other == "--checkpoint" else other
             raise CannotRun(f"{one} cannot be combined with {other}", "usage")
-    if several:
-        for one in ("--dry-run", "--partial", "--hub-model-id"):
-            if one in asked:
-                namespace = "; --hub-namespace names the owner of all" if one == "--hub-model-id" else ""
-                raise CannotRun(f"{one} takes one checkpoint, and several are given{namespace}", "usage")
     for one, needed in (
         ("--pattern", "--all"), ("--hub-namespace", "--all"), ("--hub-model-id", "--push-to-hub"),
         ("--hub-namespace", "--push-to-hub"), ("--private", "--push-to-hub"), ("--create-pr", "--push-to-hub"),
         ("--commit-message", "--push-to-hub"), ("--hub-overwrite", "--push-to-hub"),
     ):  # fmt: skip
-        if one in asked and needed not in asked and not (several and one == "--hub-namespace" and needed == "--all"):
+        if one in asked and needed not in asked:
             raise CannotRun(f"{one} needs {needed}", "usage")
     if "--push-to-hub" in asked and verify is False:
         raise CannotRun("--push-to-hub cannot be combined with --no-verify: only verified folders are pushed", "usage")
@@ -290,8 +283,6 @@ def convert(
     sam3lite convert s0
     # A fine-tune, for transformers, verified before it is in place:
     sam3lite convert my.pt --layout transformers --output my-sam3 --verify
-    # Several files, to a folder each in out/; one that fails does not stop the others:
-    sam3lite convert a.pt b.pt --output out
     """
     from sam3lite_convert.checkpoint.hashing import SourceHash
 

@@ -14,11 +14,10 @@ from sam3lite_convert.checkpoint.file_set import stem_of
 from sam3lite_convert.checkpoint.hashing import SourceHash
 from sam3lite_convert.commands.convert import Progress, Request, convert_checkpoint, fetch
 from sam3lite_convert.commands.reuse import complete, find_current, has_all
-from sam3lite_convert.commands.sources import HubLocation, Location, Source, locate
+from sam3lite_convert.commands.sources import HubLocation, Location, Source
 from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.up_to_date import EarlierConversion
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
-from sam3lite_convert.files import resolved
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.convert import (
     ConvertAllDocument,
@@ -33,7 +32,6 @@ from sam3lite_convert.unforeseen import expected
 from sam3lite_convert.workers import Worker
 
 if TYPE_CHECKING:
-    from sam3lite_convert.checkpoint.selection import Selection
     from sam3lite_convert.commands.push import PushTarget
     from sam3lite_convert.convert.folder import Folder
 
@@ -154,8 +152,15 @@ def convert_several(
     def output(stem: str) -> Path:
         return root / conversion.default_output(stem, request.options).name
 
-    locations = [location for location in found.values() if isinstance(location, Location)]
-    requests = [replace(request, output=output(location.stem)) for location in locations]
+    locations, requests, lost = [], [], {}
+    for name, location in found.items():
+        try:
+            if isinstance(location, Sam3LiteError):
+                raise location
+            requests.append(replace(request, output=request.folder_in(root, location)))
+            locations.append(location)
+        except Sam3LiteError as fault:
+            lost[name] = fault
     _check_distinct(locations, requests, advice)
     states: list[EarlierConversion | Sam3LiteError | None] = []
     targets: list[PushTarget | None] = []
@@ -169,10 +174,9 @@ def convert_several(
     waiting = [i for i, state in enumerate(states) if state is None and locations[i].file is not None]
     ahead: dict[int, Worker[Source]] = {}
     results: list[ConvertDocument | FailedConversion] = []
-    for name, why in found.items():
-        if isinstance(why, Sam3LiteError):
-            results.append(_failed(name, output(stem_of(PurePosixPath(name).name)), why))
-            callbacks.ends(results[-1])
+    for name, why in lost.items():
+        results.append(_failed(name, output(stem_of(PurePosixPath(name).name)), why))
+        callbacks.ends(results[-1])
     for i, (location, own) in enumerate(zip(locations, requests, strict=True)):
         state = states[i]
         callbacks.begins(i + 1, len(locations), location, "convert" if state is None else "look at")

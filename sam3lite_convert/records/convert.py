@@ -208,7 +208,7 @@ class ConvertAllDocument(Document):
     commit: str | None = field(default=None, metadata=optional())
     pattern: str | None = field(default=None, metadata=optional())
     output: str
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...]
     results: tuple[ConvertDocument | FailedConversion, ...]
     counts: dict[str, int]
     verdict: Literal["done", "failed"]
