@@ -86,22 +86,23 @@ class Request:
         return self.tokenizer_named or self.onnx
 
     def folder(self, location: Location) -> Path:
-        """The folder to write. Raises CannotRun as ``folder_in`` does."""
+        """The folder to write."""
         return self.output or self.folder_in(Path("converted"), location)
 
     def folder_in(self, root: Path, location: Location) -> Path:
-        """The folder to write below ``root``, named after the checkpoint; of a converted folder, after its own.
+        """The folder to write below ``root``, named after the checkpoint; of a converted folder, after its own."""
+        return root / conversion.default_output(_stem(location), self.options).name
 
-        Raises CannotRun if it would be the converted folder that is read.
-        """
-        folder = root / conversion.default_output(_stem(location), self.options).name
-        if location.folder and location.repository is None and resolved(folder) == resolved(location.path.parent):
+    def check_folder(self, location: Location) -> None:
+        """Raises CannotRun if the folder to write is the converted folder that is read."""
+        folder = self.folder(location)
+        own = folder == self.folder_in(folder.parent, location) and location.folder and location.repository is None
+        if own and resolved(folder) == resolved(location.path.parent):
             raise CannotRun(
                 f"{location.name} is a converted folder, of the layout {self.options.layout}, already. For another "
                 "one: --layout. To write it again, to another place: --output DIR.",
                 "already_converted",
             )
-        return folder
 
 
 def _stem(location: Location) -> str:
@@ -121,6 +122,7 @@ def _stem(location: Location) -> str:
 
 def plan_conversion(location: Location, mappings: Mappings, request: Request) -> ConvertDocument:
     """The document of a dry run: nothing is written, and of a file on the Hub only the index is read."""
+    request.check_folder(location)
     source = location.index()
     with source.trusted():
         plan = make_plan(source.read(mappings), mappings, request.options)

@@ -152,15 +152,8 @@ def convert_several(
     def output(stem: str) -> Path:
         return root / conversion.default_output(stem, request.options).name
 
-    locations, requests, lost = [], [], {}
-    for name, location in found.items():
-        try:
-            if isinstance(location, Sam3LiteError):
-                raise location
-            requests.append(replace(request, output=request.folder_in(root, location)))
-            locations.append(location)
-        except Sam3LiteError as fault:
-            lost[name] = fault
+    locations = [location for location in found.values() if isinstance(location, Location)]
+    requests = [replace(request, output=request.folder_in(root, location)) for location in locations]
     _check_distinct(locations, requests, advice)
     states: list[EarlierConversion | Sam3LiteError | None] = []
     targets: list[PushTarget | None] = []
@@ -174,9 +167,10 @@ def convert_several(
     waiting = [i for i, state in enumerate(states) if state is None and locations[i].file is not None]
     ahead: dict[int, Worker[Source]] = {}
     results: list[ConvertDocument | FailedConversion] = []
-    for name, why in lost.items():
-        results.append(_failed(name, output(stem_of(PurePosixPath(name).name)), why))
-        callbacks.ends(results[-1])
+    for name, why in found.items():
+        if isinstance(why, Sam3LiteError):
+            results.append(_failed(name, output(stem_of(PurePosixPath(name).name)), why))
+            callbacks.ends(results[-1])
     for i, (location, own) in enumerate(zip(locations, requests, strict=True)):
         state = states[i]
         callbacks.begins(i + 1, len(locations), location, "convert" if state is None else "look at")
