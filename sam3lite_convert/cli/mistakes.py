@@ -471,7 +471,7 @@ def _as_argument(line: Line, at: int, plain: str) -> list[list[str]]:
     asked = {"--folder": "dir", "--converted": "dir", "--source": "checkpoint", "--input": "checkpoint"}
     asked_name = asked.get(plain, plain[2:])
     arguments = [p for p in line.command.params if p.param_type_name == "argument"]
-    places = [i for i, p in enumerate(arguments) if asked_name in argument_name(p).lower().split("|")]
+    places = [i for i, p in enumerate(arguments) if asked_name in argument_name(p).lower().rstrip(".").split("|")]
     equals, value = line.tokens[at].words[0].partition("=")[1:]
     if len(places) != 1:
         return []

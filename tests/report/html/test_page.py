@@ -536,8 +536,9 @@ def test_the_accounting_adds_up(differs):
 def test_a_long_list_is_cut():
     source = verify_page(samples.mismatch())
     page = Page(source)
-    assert "... and 51 more; --json lists all of them" in page.text
-    assert "... and 101 more; --json lists all of them" in page.text
+    assert "... and 51 more; with --json the command at the end of this page lists all of them" in page.text
+    assert "... and 101 more; with --json the command at the end of this page lists all of them" in page.text
+    assert page.text.rpartition("Command")[2].strip().startswith("sam3lite verify ")
     assert "layers.199.attention.in_proj_weight" in page.text
     assert "layers.200.attention.in_proj_weight" not in page.text
     assert "Text encoder: 250 of 555 differ; the other 1,204 are equal to the bit." in page.text
