@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.table import Table
 
 from sam3lite_convert.figures import ids_shown, in_sentence, number, plural
@@ -14,7 +16,7 @@ from sam3lite_convert.report.terminal import conclude, say, show
 _TAPS = 10  # rows of the table of taps
 _PROMPTS = 1  # rows of ids
 _NAMED = 4  # taps in a sentence
-_OUTPUTS = ("projected",)  # what the detector receives of the text encoder
+_OUTPUTS = ("projected", "outputs.")  # what the detector receives of the text encoder, and what it returns
 
 
 def judged(d: ParityDocument) -> None:
@@ -38,9 +40,11 @@ def judged(d: ParityDocument) -> None:
     say(f"Next: {next_step(d)}")
 
 
-def judged_verdict(j: JudgementRecord, port: PortRecord | None, diagnosis: DiagnosisRecord | None) -> None:
-    """The verdict on what a port computed, and the likely cause."""
-    parity.verdict(j, "verdict", port.names if port else {}, verbosity.verbose())
+def judged_verdict(
+    j: JudgementRecord, port: PortRecord | None, diagnosis: DiagnosisRecord | None, explain: bool = True
+) -> None:
+    """The verdict on what a port computed, and the likely cause. ``explain``: a table of taps stands above."""
+    parity.verdict(j, "verdict", port.names if port else {}, verbosity.verbose(), explain)
     parity.not_read(j.not_read, True)  # judge has no option that accepts them
     if diagnosis:
         port_diagnosis(diagnosis)
@@ -66,10 +70,10 @@ def next_step(d: ParityDocument | DetectorDocument) -> str:
             more = f" and {len(j.unseen) - _NAMED} more" if len(j.unseen) > _NAMED else ""
             names = in_sentence(j.unseen[:_NAMED]) if not more else ", ".join(j.unseen[:_NAMED]) + more
             return f"save {names} too, {again}"
-        return f"compare the code of your port at {j.first_divergence} with the original's, {again}"
+        return f"compare the code of your port at {j.first_divergence} with the original's"
     if j.verdict == "incomplete":
         return "find out in the original's code what reads these tensors"
-    if missing := [t for t in j.not_given if t in _OUTPUTS]:
+    if missing := [t for t in j.not_given if t.startswith(_OUTPUTS)]:
         return f"save {in_sentence(missing[:_NAMED])} too, {again}"
     return "put the same command into the tests of your port; it exits with 1 once they differ"
 
@@ -106,14 +110,16 @@ def judged_by_fingerprint(d: FingerprintDocument) -> None:
 
 def port_diagnosis(d: DiagnosisRecord) -> None:
     """The likely cause; the checkpoint's tensors behind it if no cause is known, or all is to be printed."""
-    parity.cause(d)
-    if not d.tensors or (d.fits and not verbosity.verbose()):
-        return
     sources = list(dict.fromkeys(t.source for t in d.tensors))
-    start = parity.common_start(sources)
-    if verbosity.verbose():
+    if not verbosity.verbose():
+        if sources and not d.fits:
+            count = plural(len(sources), "tensor")
+            cause = f"{d.cause.partition(';')[0]}; --verbose lists the {count} that {d.tap} is computed from"
+            d = replace(d, cause=cause)
+        sources = []
+    parity.cause(d)
+    if sources:
+        start = parity.common_start(sources)
         say(f"the checkpoint's tensors that {d.tap} is computed from, {start}*:")
         for name in sources:
             say(f"  {name.removeprefix(start)}")
-    else:
-        say(f"{d.tap} is computed from {plural(len(sources), 'tensor')} of the checkpoint; --verbose lists them")
