@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sam3lite_convert.parity.compare import absolute_difference
 from sam3lite_convert.parity.faults.ends import embeddings_faults, final_norm_faults, pooled_faults, projected_faults
-from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis
+from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, few_threads
 from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
 from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.original import wrap_reference
@@ -87,6 +87,13 @@ def explain(
     """
     if candidate.shape != evidence.recorded[tap].shape:
         return []
+    with few_threads(evidence.ids.numel(), candidate.shape[-1]):
+        return _explain(evidence, tap, candidate, tolerance, mean_tolerance, propagated)
+
+
+def _explain(
+    evidence: Evidence, tap: str, candidate: Tensor, tolerance: float, mean_tolerance: float, propagated: bool
+) -> list[Fit]:
     off = distance(evidence.recorded[tap], candidate)[0]
     near = _NEAR * off if math.isfinite(off) else 0.0
     exact = None
