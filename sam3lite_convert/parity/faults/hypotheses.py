@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from sam3lite_convert.parity.compare import absolute_difference
 from sam3lite_convert.parity.faults.ends import embeddings_faults, final_norm_faults, pooled_faults, projected_faults
 from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, few_threads
+from sam3lite_convert.parity.faults.fitted import fitted_faults
 from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
 from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.original import wrap_reference
@@ -97,7 +99,8 @@ def _explain(
     off = distance(evidence.recorded[tap], candidate)[0]
     near = _NEAR * off if math.isfinite(off) else 0.0
     exact = None
-    for group in (hypotheses, other_layers):
+    groups: tuple[Group, ...] = (hypotheses, partial(fitted_faults, candidate=candidate), other_layers)
+    for group in groups:
         fits, close = [], list[tuple[int, Fit, float]]()
         for n, hypothesis in enumerate(group(evidence, tap)):
             with torch.inference_mode():
