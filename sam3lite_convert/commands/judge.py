@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.parity import ComparedSides, ParityDocument, PortRecord, Verdicts
-from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +88,6 @@ def judge_port(
     context: int | None = None,
     causal: bool = False,
     report_of: str | None = None,
-    progress: Callable[[str], Advance] | None = None,
 ) -> ParityDocument:
     """The verdict on what a port computed, against the reference on the same ids.
 
@@ -100,7 +98,6 @@ def judge_port(
     ``name``: of the port. None: the name of the file.
     ``context``: what the model is called with, in tokens. None: what the checkpoint states.
     ``report_of``: the command as it was typed, if a page is wanted.
-    ``progress``: called with "hash".
 
     Raises CannotRun for ids that the encoder does not take or that are not known, an unknown tap, or if no tap has the
     reference's shape; UnsoundPlan and Untrusted as a conversion does.
@@ -118,8 +115,8 @@ def judge_port(
         stack.enter_context(source.trusted())
         # In a thread of its own, while the original runs.
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
-        if hashing is not None and progress is not None:
-            hashing.follow(progress("hash"))
+        if hashing is not None:
+            stack.enter_context(hashing.shown())
         checkpoint = source.read(mappings)
         plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         inputs, notes = _inputs(plan, port, ids, ids_from, called)

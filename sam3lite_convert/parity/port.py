@@ -14,7 +14,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.compare import max_abs
 from sam3lite_convert.parity.encoders import Activations
 from sam3lite_convert.parity.faults.evidence import Evidence, few_threads
-from sam3lite_convert.parity.faults.hypotheses import Fit, distance, explain, hypotheses, in_words, ranked
+from sam3lite_convert.parity.faults.hypotheses import Fit, distance, explain, hypotheses, in_words, ranked, tried
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import JudgedTap, Judgement, isolated_belongs, judge, require_finite
 from sam3lite_convert.parity.noise_floor import noise_floor
@@ -253,9 +253,7 @@ def _fits_between(evidence: Evidence, first: JudgedTap, places: Sequence[str], c
     limit, mean_limit = first.own_tolerances
     fits = []
     for n, place in enumerate(places):
-        for hypothesis in hypotheses(evidence, place):
-            with torch.inference_mode():
-                made = hypothesis.output()
+        for hypothesis, made in tried(lambda at=place: hypotheses(evidence, at), place):  # type: ignore[misc]
             if place != first.name:
                 if made.shape != evidence.recorded[place].shape or bool(made.isnan().any()):
                     continue

@@ -224,7 +224,9 @@ def _port(path: Path | str, kind: str, found: Mapping[str, Tensor], names: list[
                 raise Untrusted(f"{path}: {owner[place]} and {name} are both {place[1]}", "corrupt_file")
             owner[place] = name
             sides[place[0]][place[1]] = tensor
-    others = [name for name in names if name not in IDS and not tap_of(name)]
+    # The script of record writes a text tap of a whole detector twice, as text.layers.0 and layers.0.
+    twins = {name for name in names if tap_of(name.removeprefix("text.")) in owner}
+    others = [name for name in names if name not in IDS and not tap_of(name) and name not in twins]
     if not sides["candidate"]:
         if sides["reference"]:
             raise CannotRun(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sam3lite_convert.quoting import shell_line
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.fingerprint import ReleasedCheck
 from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts, refuses
@@ -391,6 +391,7 @@ class ComparedSides(Record):
     """What was compared.
 
     converted: the folder, null for one that was converted in memory.
+    option: the checkpoint in a command, with the options that it needs; of runs on one alone.
     """
 
     checkpoint: str
@@ -400,13 +401,14 @@ class ComparedSides(Record):
     candidate_encoder: str
     attention: str
     dtype: str
+    option: str | None = field(default=None, metadata=optional())
 
     @property
     def verify_command(self) -> str | None:
         """The command that compares the folder's other tensors; None without a folder."""
         if self.converted is None:
             return None
-        return shell_line(["sam3lite", "verify", self.converted, "--checkpoint", self.checkpoint])
+        return f"sam3lite verify {shell_path(self.converted)} {self.option or shell_path(self.checkpoint)}"
 
 
 @dataclass(frozen=True, kw_only=True)

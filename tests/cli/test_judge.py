@@ -105,9 +105,9 @@ def test_without_a_checkpoint_it_says_how_to_give_one(s0, tmp_path):
     file = saved(tmp_path, good())
     for words in (["judge", file], ["parity", "--judge", file]):
         done = sam3lite(*words)
-        assert done.code == 2 and f"sam3lite judge {file} --checkpoint" in done.err
+        assert done.code == 2 and f"sam3lite judge {file} CHECKPOINT" in done.err
     (tmp_path / "folder").mkdir()
-    assert "--checkpoint CHECKPOINT" in refused(2, tmp_path / "folder")
+    assert "CHECKPOINT" in refused(2, tmp_path / "folder")
 
 
 def test_a_fault_is_named_and_what_follows_is_unknown(s0, tmp_path):

@@ -27,7 +27,12 @@ _INPUTS = {
     "input_ids": "input_ids", "ids": "input_ids", "image": "image", "pixel_values": "image", "picture": "picture",
     "boxes": "boxes", "box_labels": "box_labels", "box_mask": "box_mask",
 }  # fmt: skip
-_WHERE = "give those of the file that sam3lite record --component detector wrote, beside the taps or with --ids FILE"
+_PICTURES = ("image", "picture")
+_TEXT = "text."  # the stage of the text encoder, in the names of taps
+_WHERE = (
+    "give those of the file that sam3lite record CHECKPOINT --component detector wrote, beside the taps or with --ids "
+    "FILE; or judge the text encoder alone with --component text"
+)
 
 
 def _words(name: str) -> str:
@@ -83,8 +88,16 @@ def _plain(name: str) -> bool:
 
 
 def is_detector(path: Path) -> bool:
-    """Whether a file or folder holds taps of a whole detector, by the names in it."""
-    return any(tap_of(name, spelled, (*SIDES, "sampled")) for name in names_in(path))
+    """Whether a file or folder holds taps of a whole detector, by the names in it.
+
+    The script of record writes a text tap of a whole detector twice, as ``text.layers.0`` and ``layers.0``. A file of
+    such pairs alone, without a picture, is of a run of the text encoder.
+    """
+    names = names_in(path)
+    taps = {place[1] for name in names if (place := tap_of(name, spelled, (*SIDES, "sampled")))}
+    if any(not tap.startswith(_TEXT) for tap in taps) or any(_INPUTS.get(name) in _PICTURES for name in names):
+        return bool(taps)
+    return bool(taps) and not any(map(tap_of, names))
 
 
 def read_detector_port(path: Path) -> DetectorPortFile:
@@ -141,7 +154,7 @@ def call_of(inputs: Mapping[str, Tensor], architecture: Architecture, called: st
     Raises CannotRun if ids or picture are missing, or if one of them is not what this detector takes.
     """
     missing = [] if "input_ids" in inputs else ["input_ids"]
-    if not inputs.keys() & {"image", "picture"}:
+    if inputs.keys().isdisjoint(_PICTURES):
         missing.append("image")
     if missing:
         raise CannotRun(f"{called} holds no {' and no '.join(missing)}; {_WHERE}", "no_inputs")

@@ -9,7 +9,7 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -29,19 +29,11 @@ from sam3lite_convert.parity.detector.store import TapStore
 from sam3lite_convert.parity.detector.taps import OUTPUTS, STAGES, Stage, Tap, row_name, taps_of
 from sam3lite_convert.parity.judgement import FLOORS, Floor, JudgedTap, Judgement, isolated_belongs
 from sam3lite_convert.parity.noise_floor import in_float64, rounded_to
-
-# (what is run, number of taps) -> a bar; it is called with the stage of every tap.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
-
+from sam3lite_convert.progress import bar
 
 _FEW = 128  # values
 _DRAWS = 8  # of rounding, where one does not tell enough
 _CLOSE = 4.0  # tolerances: no further off, a tap may be off by chance
-
-
-def no_progress(label: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
-    """Shows nothing."""
-    return nullcontext(lambda stage: None)
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,6 @@ class DetectorRun:
     place: Path
     device: torch.device
     tolerance: float | None = None
-    progress: Progress = no_progress
     name: str = ""
     taps: dict[str, Tap] = field(default_factory=dict)
     carried: dict[str, Tensor] = field(default_factory=dict)
@@ -420,12 +411,12 @@ class DetectorRun:
     ) -> tuple[dict[str, Tensor], Mapping[Stage, float]]:
         """One pass, ``forward``: its results, and the time of each stage."""
         clock = Clock(self.taps)
-        with self.progress(label, len(self.taps)) as advance:
+        with bar(label, len(self.taps)) as advance:
 
             def at(tap: str, value: Tensor) -> Tensor | None:
                 clock.at(tap)
                 other = read(tap, value)
-                advance(STAGES[self.taps[tap].stage])
+                advance(stage=STAGES[self.taps[tap].stage])
                 clock.resume()
                 return other
 

@@ -65,12 +65,12 @@ class Family:
 
 
 def factor_in_words(factor: float, widths: Sequence[int]) -> str:
-    """1.41421 (sqrt(2)). ``widths``: sizes whose roots a factor may be."""
+    """1.414 (sqrt(2)). ``widths``: sizes whose roots a factor may be."""
     known = {"2": 2.0, "1/2": 0.5, "sqrt(2)": 2**0.5, "1/sqrt(2)": 0.5**0.5}
     for width in widths:
         known |= {f"sqrt({width})": width**0.5, f"1/sqrt({width})": width**-0.5, f"{width}": float(width)}
     name = next((name for name, value in known.items() if abs(factor / value - 1) < _SAME), None)
-    return f"{factor:.6g}" + (f" ({name})" if name else "")
+    return f"{factor:.4g}" + (f" ({name})" if name else "")
 
 
 def fitted_faults(evidence: Evidence, tap: str, candidate: Tensor) -> Iterator[Hypothesis]:

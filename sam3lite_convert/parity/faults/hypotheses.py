@@ -11,7 +11,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
 from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.original import wrap_reference
 from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, TapPoint, enclosing, point_of
+from sam3lite_convert.progress import bar
 from sam3lite_convert.records.parity import FitRecord
 
 Group = Callable[[Evidence, str], Iterator[Hypothesis]]
@@ -99,12 +99,17 @@ def _explain(
     off = distance(evidence.recorded[tap], candidate)[0]
     near = _NEAR * off if math.isfinite(off) else 0.0
     exact = None
-    groups: tuple[Group, ...] = (hypotheses, partial(fitted_faults, candidate=candidate), other_layers)
+    found: dict[int, list[Hypothesis]] = {}
+
+    def fitted(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
+        if id(evidence) not in found:  # a search, which is not made twice
+            found[id(evidence)] = list(fitted_faults(evidence, tap, candidate))
+        return iter(found[id(evidence)])
+
+    groups: tuple[Group, ...] = (hypotheses, fitted, other_layers)
     for group in groups:
         fits, close = [], list[tuple[int, Fit, float]]()
-        for n, hypothesis in enumerate(group(evidence, tap)):
-            with torch.inference_mode():
-                made = hypothesis.output()
+        for n, (hypothesis, made) in enumerate(tried(lambda g=group: g(evidence, tap), tap)):  # type: ignore[misc]
             if made.shape != candidate.shape:
                 continue
             error, mean = distance(made, candidate)
@@ -122,6 +127,16 @@ def _explain(
         if fits:
             return ranked(fits, tolerance)
     return []
+
+
+def tried(made: Callable[[], Iterator[Hypothesis]], place: str) -> Iterator[tuple[Hypothesis, Tensor]]:
+    """Hypotheses with what each gives, under a bar. ``made``: makes them, one at a time, since each holds tensors."""
+    with bar(f"trying known faults of {place}", sum(1 for _ in made())) as advance:
+        for hypothesis in made():
+            with torch.inference_mode():
+                output = hypothesis.output()
+            yield hypothesis, output
+            advance()
 
 
 def ranked(fits: Sequence[Fit], tolerance: float) -> list[Fit]:
