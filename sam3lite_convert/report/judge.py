@@ -6,15 +6,18 @@ from dataclasses import replace
 
 from rich.table import Table
 
+from sam3lite_convert import __version__
 from sam3lite_convert.figures import ids_shown, in_sentence, number, plural
 from sam3lite_convert.records.detector import DetectorDocument
 from sam3lite_convert.records.fingerprint import FingerprintDocument
 from sam3lite_convert.records.parity import DiagnosisRecord, JudgementRecord, ParityDocument, PortRecord
 from sam3lite_convert.report import parity, verbosity
+from sam3lite_convert.report.markdown import as_code, as_text, headed, listed, print_markdown
 from sam3lite_convert.report.terminal import conclude, say, show
 
 _TAPS = 10  # rows of the table of taps
 _PROMPTS = 1  # rows of ids
+_NOTES = 20  # in Markdown
 _NAMED = 4  # taps in a sentence
 _OUTPUTS = ("projected", "outputs.")  # what the detector receives of the text encoder, and what it returns
 
@@ -35,8 +38,8 @@ def judged(d: ParityDocument) -> None:
     parity.tap_table(d.judgement.layers, _TAPS)
     say()
     judged_verdict(d.judgement, port, d.diagnosis)
-    for text in d.notes:
-        say(f"note: {text}")
+    for note in d.notes:
+        say(f"note: {note}")
     say(f"Next: {next_step(d)}")
 
 
@@ -97,8 +100,8 @@ def judged_by_fingerprint(d: FingerprintDocument) -> None:
     show(table)
     say()
     conclude(f"verdict: {d.verdict}: {d.summary}", "bold green" if d.verdict == "agrees" else "bold red")
-    for text in d.notes:
-        say(f"note: {text}")
+    for note in d.notes:
+        say(f"note: {note}")
     again = "and run the same command again"
     if d.verdict != "agrees":
         say("Next: the checkpoint tells the cause: sam3lite judge FILE CHECKPOINT")
@@ -106,6 +109,40 @@ def judged_by_fingerprint(d: FingerprintDocument) -> None:
         say(f"Next: save {in_sentence(d.not_given[:_NAMED])} too, {again}")
     else:
         say("Next: put the same command into the tests of your port; it exits with 1 once they differ")
+
+
+def judged_markdown(d: ParityDocument | DetectorDocument) -> None:
+    """The verdict in short, as Markdown."""
+    j, sides, verdict = d.judgement, d.sides, d.judgement.verdict.replace("_", " ")
+    given = len(j.layers)
+    facts = {
+        "port": as_code(sides.candidate_encoder, cell=True),
+        "checkpoint": as_code(sides.checkpoint, cell=True),
+        "reference": as_text(sides.reference),
+        "taps compared": f"{given} of {given + len(j.not_given)}",
+        "max abs diff": number(j.max_abs_diff),
+    }
+    if j.place:
+        facts["first divergence"] = as_code(j.place, cell=True)
+    said = [f"likely cause: {d.diagnosis.cause}"] if d.diagnosis else []
+    said += [f"note: {note}" for note in d.notes[:_NOTES]]
+    _print_markdown(f"judge: {verdict}", j.summary, facts, [*said, f"Next: {next_step(d)}"])
+
+
+def fingerprint_markdown(d: FingerprintDocument) -> None:
+    """The verdict by a fingerprint in short, as Markdown."""
+    facts = {
+        "port": as_code(d.candidate, cell=True),
+        "fingerprint": as_code(d.fingerprint, cell=True),
+        "of": as_code(d.source.name, cell=True),
+        "taps compared": f"{len(d.taps)} of {len(d.taps) + len(d.not_given)}",
+    }
+    _print_markdown(f"judge: {d.verdict}", d.summary, facts, [f"note: {note}" for note in d.notes[:_NOTES]])
+
+
+def _print_markdown(title: str, summary: str, facts: dict[str, str], said: list[str]) -> None:
+    facts["tool"] = f"sam3lite-convert {__version__}"
+    print_markdown("\n".join([*headed(title, summary, facts), *listed(said)]))
 
 
 def port_diagnosis(d: DiagnosisRecord) -> None:
