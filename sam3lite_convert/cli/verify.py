@@ -14,13 +14,13 @@ from sam3lite_convert.cli.shared import (
     leave,
     locate,
     one_checkpoint,
+    one_format,
     quiet_hub,
     typed,
     use_one_thread,
     write_report,
     wrong_order,
 )
-from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def verify(
     from sam3lite_convert.report.terminal import as_json
     from sam3lite_convert.report.verify import verified, verified_markdown
 
-    if json and markdown:
-        raise CannotRun("--json and --markdown exclude each other", "usage")
+    one_format(json, markdown)
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     use_one_thread()
     name = one_checkpoint(source, checkpoint)
