@@ -25,7 +25,7 @@ def tree_of(name: str) -> ast.Module:
 
 GROUND = {
     "errors", "unforeseen", "figures", "quoting", "records", "workers", "opened", "json_text", "bounded", "files",
-    "seen", "renames", "working_places", "swap",
+    "seen", "renames", "working_places", "swap", "progress",
 }  # fmt: skip
 # Room -> the rooms that it may import from, besides itself and the ground.
 BELOW: dict[str, set[str]] = {

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from sam3lite_convert.checkpoint.file_set import members
 from sam3lite_convert.checkpoint.index import check_unchanged, files_of, stamp_of
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.opened import is_regular, open_regular
+from sam3lite_convert.progress import bar
 from sam3lite_convert.seen import same_content
 from sam3lite_convert.workers import Worker
 
@@ -30,8 +32,8 @@ _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
 def sha256_of(path: Path) -> str:
     """The hex digest of a file."""
-    with open_regular(path) as file:
-        return _digest(file)
+    with open_regular(path) as file, bar(f"hashing {path.name}", os.fstat(file.fileno()).st_size, "byte") as advance:
+        return _digest(file, advance)
 
 
 def _digest(
@@ -54,8 +56,10 @@ class FilesHash:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._stop = False
-        files = tuple(paths)
-        self._digests = Worker(lambda: {path.name: self._hash(path) for path in files})
+        self._files = tuple(paths)
+        self._done = 0
+        self._advance: Callable[[int], None] = lambda n: None
+        self._digests = Worker(lambda: {path.name: self._hash(path) for path in self._files})
 
     def __enter__(self) -> FilesHash:
         return self
@@ -66,12 +70,19 @@ class FilesHash:
 
     def _hash(self, path: Path) -> str:
         with open_regular(path) as file:
-            return _digest(file, stop=lambda: self._stop)
+            return _digest(file, self._hashed, lambda: self._stop)
+
+    def _hashed(self, count: int) -> None:
+        self._done += count
+        self._advance(count)
 
     def result(self) -> dict[str, str]:
         """The hex digests by name; waits for them. Raises CannotRun if a file cannot be read."""
         try:
-            return self._digests.result()
+            with bar("hashing the folder", sum(path.stat().st_size for path in self._files), "byte") as advance:
+                advance(self._done)
+                self._advance = advance
+                return self._digests.result()
         except OSError as fault:
             raise CannotRun(f"{fault.filename}: {fault.strerror or fault}", "cannot_open") from fault
 
@@ -164,6 +175,20 @@ class SourceHash:
         """Call ``advance`` with the number of bytes hashed, now for those so far and then for each piece."""
         advance(self._done)
         self._advance = advance
+
+    @contextmanager
+    def shown(self, label: str = "hashing the source") -> Iterator[None]:
+        """Inside it, a bar shows how far the hash is; none for a partial copy."""
+        if self._path is None:
+            yield
+            return
+        size: int | None = None
+        with suppress(Sam3LiteError, OSError):  # the reader reports what is wrong
+            size = sum(path.stat().st_size for path in members(self._path))
+        with bar(label, size, "byte") as advance:
+            self.follow(advance)
+            yield
+            self._advance = lambda n: None
 
     def __enter__(self) -> SourceHash:
         return self

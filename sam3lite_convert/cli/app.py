@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from sam3lite_convert import progress
 from sam3lite_convert.cli import interrupts
 from sam3lite_convert.cli.convert import convert
 from sam3lite_convert.cli.demo import demo
@@ -33,7 +34,7 @@ from sam3lite_convert.cli.shared import typed_arguments
 from sam3lite_convert.cli.tables import tables
 from sam3lite_convert.cli.verify import verify
 from sam3lite_convert.errors import CannotRun, Internal, Sam3LiteError
-from sam3lite_convert.report import verbosity
+from sam3lite_convert.report import bars, verbosity
 from sam3lite_convert.report.verbosity import Verbosity
 from sam3lite_convert.unforeseen import expected
 
@@ -99,7 +100,8 @@ def run(arguments: list[str] | None = None) -> int:
     interrupts.catch()
     _open_streams()
     try:
-        code = app(args=arguments, standalone_mode=False, prog_name=_NAME)
+        with progress.shown_by(bars.opener(as_json, interrupts.check)):
+            code = app(args=arguments, standalone_mode=False, prog_name=_NAME)
         sys.stdout.flush()
         if code and arguments[:1] and arguments[0] in _COMPLETION:
             return _fail(_unknown_shell(), as_json)

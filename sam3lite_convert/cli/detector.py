@@ -60,15 +60,8 @@ def compare(
 ) -> None:
     """Run the comparison and show it. Exits with code 1 if the sides differ; ``strict``: or the behaviour."""
     from sam3lite_convert.commands.detector import DetectorLooks, run_detector_parity
-    from sam3lite_convert.report import terminal
 
-    looks = DetectorLooks(
-        as_used,
-        html is not None,
-        typed(),
-        allow_not_read,
-        lambda label, total: terminal.stage_progress(label, total, json),
-    )
+    looks = DetectorLooks(as_used, html is not None, typed(), allow_not_read)
     document = run_detector_parity(source, mappings, options, inputs, folder, looks, converted, device)
     show(document, html, debug, json, strict)
 
@@ -104,7 +97,6 @@ def self_test(source: Source, mappings: Mappings, options: ParityOptions, inputs
         options,
         inputs,
         (lambda trial: None) if json else parity_report.tried,
-        lambda label, total: terminal.stage_progress(label, total, json),
     )
     if json:
         terminal.as_json(document)
@@ -134,7 +126,6 @@ def record(
         output,
         compact=compact,
         context=context,
-        progress=lambda label, total: terminal.stage_progress(label, total, json),
     )
     (terminal.as_json if json else detector_recorded)(document)
 
@@ -158,7 +149,6 @@ def judge(
     """
     from sam3lite_convert.commands.detector import DetectorLooks, judge_detector
     from sam3lite_convert.parity.detector.port_files import read_detector_inputs, read_detector_port
-    from sam3lite_convert.report import terminal
 
     refuse(
         {"--partial": partial, "--causal": causal},
@@ -166,10 +156,6 @@ def judge(
     )
     port = read_detector_port(file)  # first: a file that cannot be read needs no download
     inputs = read_detector_inputs(ids) if ids is not None else None
-    looks = DetectorLooks(
-        report=html is not None,
-        command=typed(),
-        progress=lambda label, total: terminal.stage_progress(label, total, json),
-    )
+    looks = DetectorLooks(report=html is not None, command=typed())
     document = judge_detector(location.whole(), mappings, port, file, inputs, ids, name, tolerance, context, looks)
     show(document, html, False, json)

@@ -64,7 +64,7 @@ def diff(
 
 def _diff(a: Source, b: Source, mappings: Mappings, json: bool) -> DiffDocument:
     from sam3lite_convert.commands.diff import diff_checkpoints
-    from sam3lite_convert.report.terminal import byte_progress
+    from sam3lite_convert.report.bars import byte_progress
 
     totals = {"compare": a.size, "hash": a.size + b.size}
     with byte_progress(totals, {"compare": "comparing", "hash": "checking both files"}, json) as progress:

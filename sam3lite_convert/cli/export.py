@@ -64,8 +64,9 @@ def onnx(
     from sam3lite_convert.commands.export import export_onnx
     from sam3lite_convert.commands.quantized_graphs import Quantization
     from sam3lite_convert.plan.tables import load_mappings
+    from sam3lite_convert.report.bars import byte_progress
     from sam3lite_convert.report.export import exported
-    from sam3lite_convert.report.terminal import as_json, byte_progress
+    from sam3lite_convert.report.terminal import as_json
 
     if component is o.Compared.text:
         check_of_detector({"--size": size is not None})

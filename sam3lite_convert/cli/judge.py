@@ -10,7 +10,7 @@ from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.mistakes import Mistake
 from sam3lite_convert.cli.shared import (
-    hash_progress,
+    is_checkpoint,
     leave,
     locate,
     one_checkpoint,
@@ -99,8 +99,14 @@ def judge(
         whole.judge(place, tables, file, name, ids, tolerance, partial, context, causal, html, json)
         return
     if found is None:
+        if is_checkpoint(str(file)) and file.suffix not in (".safetensors", ".npz"):
+            raise Mistake(
+                f"{file} is a checkpoint; what a port computed comes before it",
+                lambda line: line.with_argument(0, "mine.npz"),
+                example=True,
+            )
         if ids is not None:
-            raise CannotRun("--ids needs the checkpoint: sam3lite judge FILE --checkpoint CHECKPOINT", "usage")
+            raise CannotRun("--ids needs the checkpoint: sam3lite judge FILE CHECKPOINT", "usage")
         from sam3lite_convert.commands.judge import judge_saved
 
         document = judge_saved(file, tolerance, name)
@@ -149,21 +155,19 @@ def judge_port(
     if given is not None and given.dim() == 1:
         given = given.unsqueeze(0)
     read = text_source(location, partial, mappings, causal, json)
-    with hash_progress(read, json) as progress:
-        return judge_commands.judge_port(
-            read,
-            mappings,
-            port,
-            file,
-            ids=given,
-            ids_from=f"the ids of {ids}",
-            name=name,
-            tolerance=tolerance,
-            context=context,
-            causal=causal,
-            report_of=typed() if html is not None else None,
-            progress=progress,
-        )
+    return judge_commands.judge_port(
+        read,
+        mappings,
+        port,
+        file,
+        ids=given,
+        ids_from=f"the ids of {ids}",
+        name=name,
+        tolerance=tolerance,
+        context=context,
+        causal=causal,
+        report_of=typed() if html is not None else None,
+    )
 
 
 def show_judged(document: ParityDocument, html: Path | None, json: bool) -> None:

@@ -188,10 +188,7 @@ def parity(
                 html, debug_intermediates, json, used, strict_behaviour,
             )  # fmt: skip
             return
-        looks = parity_commands.Looks(
-            as_used or strict_behaviour, html is not None, typed(), allow_not_read,
-            lambda label, total: terminal.count_progress(label, total, json),
-        )  # fmt: skip
+        looks = parity_commands.Looks(as_used or strict_behaviour, html is not None, typed(), allow_not_read)
         if self_test and (save_activations or looks.as_used or html):
             raise CannotRun("--self-test cannot be combined with --save-activations, --as-used or --report", "usage")
         folder = locate_folder(converted, cache_dir).whole()[0] if converted is not None else None

@@ -6,7 +6,6 @@ from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.shared import (
     check_of_detector,
-    hash_progress,
     locate,
     needed_checkpoint,
     one_checkpoint,
@@ -24,7 +23,7 @@ def record(
     fingerprint: o.AsFingerprint = False,
     script: o.Script = None,
     component: o.PartOption = o.Compared.text,
-    size: o.Size = None,
+    size: o.RecordSize = None,
     image: o.Image = None,
     box: o.Boxes = None,
     seed: o.Seed = None,
@@ -106,18 +105,16 @@ def record(
         written = record_fingerprint(read, mappings, output, context, causal)
         (as_json if json else fingerprinted)(written)
         return
-    with hash_progress(read, json) as progress:
-        document = record_reference(
-            read,
-            mappings,
-            output,
-            compact=compact,
-            seed=seed,
-            batch=batch,
-            length=length,
-            prompts=prompts,
-            context=context,
-            causal=causal,
-            progress=progress,
-        )
+    document = record_reference(
+        read,
+        mappings,
+        output,
+        compact=compact,
+        seed=seed,
+        batch=batch,
+        length=length,
+        prompts=prompts,
+        context=context,
+        causal=causal,
+    )
     (as_json if json else recorded)(document)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,12 @@ from sam3lite_convert.cli.mistakes import Mistake, alike
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
+from sam3lite_convert.unforeseen import expected
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.selection import Selection
     from sam3lite_convert.commands.sources import HubLocation, Location, Source
     from sam3lite_convert.plan.tables import Mappings
-    from sam3lite_convert.workers import Advance
 
 # Casts are done in small pieces beside the thread that hashes; more threads only get in its way.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -35,6 +34,18 @@ def one_checkpoint(argument: str | None, option: str | None) -> str | None:
     if argument is not None and option is not None and argument != option:
         raise CannotRun(f"two checkpoints: {argument} and --checkpoint {option}; give one of them", "usage")
     return argument if argument is not None else option
+
+
+def many_checkpoints(arguments: Sequence[str] | None, option: str | None) -> list[str]:
+    """The checkpoints of a command that takes several, each once; empty if none is given.
+
+    Raises CannotRun if ``--checkpoint`` is given too and differs.
+    """
+    names = list(dict.fromkeys(arguments or ()))
+    if len(names) > 1 and option is not None:
+        raise CannotRun(f"give --checkpoint {option} as an argument, like the others", "usage")
+    name = one_checkpoint(names[0] if names else None, option)
+    return names or ([name] if name is not None else [])
 
 
 def needed_checkpoint(name: str | None, command: str, instead: str = "") -> str:
@@ -58,8 +69,9 @@ def check_choice(option: str, value: str | None, names: Sequence[str], fault: Ca
     For options whose names are known only when the tables are read.
     """
     if value is not None and value not in names:
-        if len(meant := alike(value.lower(), names)) == 1:
-            raise Mistake(fault.message, lambda line: line.with_option(option, meant[0]), code=fault.code)
+        lower = {name.lower(): name for name in names}
+        if len(meant := alike(value.lower(), list(lower))) == 1:
+            raise Mistake(fault.message, lambda line: line.with_option(option, lower[meant[0]]), code=fault.code)
         raise fault
 
 
@@ -70,6 +82,17 @@ def check_layout(layout: str | None, mappings: Mappings) -> None:
             mappings.check_name(layout)
     except CannotRun as fault:
         check_choice("--layout", layout, mappings.names, fault)
+
+
+def check_family(family: str | None) -> None:
+    """Raises CannotRun, before anything is looked up, if ``--family`` names no family."""
+    from sam3lite_convert.plan.families import FAMILIES, family_named
+
+    try:
+        if family is not None:
+            family_named(family)
+    except CannotRun as fault:
+        check_choice("--family", family, list(FAMILIES), fault)
 
 
 def check_of_detector(given: Mapping[str, object]) -> None:
@@ -99,25 +122,32 @@ def locate(
     """Find CHECKPOINT, on this machine or on the Hub. Raises CannotRun if it does not exist."""
     from sam3lite_convert.commands.sources import locate
 
+    if name == "help" and not Path(name).exists():
+        raise Mistake("help is not a checkpoint", lambda line: [*line.head, "--help"])
     return locate(name, where(repo_id, revision, cache_dir, quiet), selection)
+
+
+def found_or_fault(
+    name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool, selection: Selection
+) -> Location | Sam3LiteError:
+    """As ``locate``, for one of several, whose fault does not stop the others: it is returned."""
+    from sam3lite_convert.unforeseen import expected
+
+    try:
+        return locate(name, repo_id, revision, cache_dir, quiet, selection)
+    except Exception as fault:
+        return expected(fault)
 
 
 def text_source(location: Location, partial: bool, mappings: Mappings, causal: bool, json: bool) -> Source:
     """The checkpoint: whole, or with the bytes of the text tensors alone."""
-    from sam3lite_convert.report import terminal
+    from sam3lite_convert.report.bars import byte_progress
 
     if not partial:
         return location.whole()
     totals = {"fetch": None}
-    with terminal.byte_progress(totals, {"fetch": "fetching the text tensors"}, json) as progress:
+    with byte_progress(totals, {"fetch": "fetching the text tensors"}, json) as progress:
         return location.text(mappings, causal, progress("fetch"))
-
-
-def hash_progress(source: Source, json: bool) -> AbstractContextManager[Callable[[str], Advance]]:
-    """A bar for the hash of the checkpoint, where that is all that takes long."""
-    from sam3lite_convert.report import terminal
-
-    return terminal.byte_progress({"hash": source.size}, {"hash": "hashing the source"}, json)
 
 
 def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> HubLocation:
@@ -144,7 +174,8 @@ def typed() -> str:
 def quiet_hub(quiet: bool) -> None:
     """Send messages of huggingface_hub to stderr, or nowhere if ``quiet``; progress bars only on a terminal."""
     from sam3lite_convert.hub import log
-    from sam3lite_convert.report.terminal import note, shows_bars
+    from sam3lite_convert.report.bars import shows_bars
+    from sam3lite_convert.report.terminal import note
 
     log.send_to(None if quiet else note)
     if client := sys.modules.get("sam3lite_convert.hub.requests"):
@@ -160,9 +191,10 @@ def write_report(path: Path, page: Callable[[], str]) -> str | None:
 
     try:
         report_place.write_report(path, page())
-    except Sam3LiteError as fault:
-        terminal.fault(fault.message)
-        return fault.message
+    except (Sam3LiteError, OSError) as fault:
+        message = expected(fault).message
+        terminal.fault(message)
+        return message
     terminal.note(f"Report: {path}")
     return None
 

@@ -113,7 +113,7 @@ def _verify(
     folder: Path, source: Source, mappings: Mappings, causal: bool, json: bool, report_of: str | None, record: bool
 ) -> VerifyDocument:
     from sam3lite_convert.commands.verify import verify_folder
-    from sam3lite_convert.report.terminal import byte_progress
+    from sam3lite_convert.report.bars import byte_progress
 
     written = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     totals = {"write": written, "hash": source.size}
@@ -131,7 +131,7 @@ def _verify_repository(
     report_of: str | None,
 ) -> VerifyDocument:
     from sam3lite_convert.commands.verify import verify_repository
-    from sam3lite_convert.report.terminal import byte_progress
+    from sam3lite_convert.report.bars import byte_progress
 
     totals = dict.fromkeys(("fetch", "write", "hash"))
     labels = {"fetch": "fetching values", "write": "comparing", "hash": "hashing the source"}

@@ -18,6 +18,7 @@ from sam3lite_convert.convert.folder import Folder
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.progress import bar
 from sam3lite_convert.records.detector import DetectorBehaviour, DetectorDocument, OutputRecord, Picture, StageRecord
 from sam3lite_convert.records.parity import (
     ComparedSides,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from sam3lite_convert.parity.detector.compared_graphs import ComparedGraphs
     from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
     from sam3lite_convert.parity.detector.port_files import DetectorPortFile
-    from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun, Progress
+    from sam3lite_convert.parity.detector.run import DetectorOutcome, DetectorRun
     from sam3lite_convert.parity.detector.setup import DetectorSetup
     from sam3lite_convert.parity.setup import ParityOptions
     from sam3lite_convert.plan.architecture import Architecture
@@ -51,15 +52,13 @@ class DetectorLooks:
     """What is shown beside the comparison.
 
     ``as_used``: the behaviour too; ``report``: also what a page shows; ``command``: as it was typed;
-    ``not_read_allowed``: text tensors that no module of the reference reads do not fail the run; ``progress``: a bar
-    over the taps of a pass.
+    ``not_read_allowed``: text tensors that no module of the reference reads do not fail the run.
     """
 
     as_used: bool = False
     report: bool = False
     command: str = ""
     not_read_allowed: bool = False
-    progress: Progress | None = None
 
 
 def run_detector_parity(
@@ -91,11 +90,13 @@ def run_detector_parity(
         stack.enter_context(source.trusted())
         checkpoint = source.read(mappings)
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
+        if hashing is not None:
+            stack.enter_context(hashing.shown())
         place = stack.enter_context(activations_place())
         at, graphs = converted, None
         if options.runtime is not None:
             at, inputs, graphs = _graphs(stack, source, checkpoint, mappings, options, inputs, converted)
-        setup = set_up_detector(checkpoint, mappings, options, inputs, place, at, device, looks.progress, graphs)
+        setup = set_up_detector(checkpoint, mappings, options, inputs, place, at, device, graphs)
         plan, folder, run, call = setup.plan, setup.folder, setup.run, setup.run.call
         outcome = run.compare()
         if folder is not None:
@@ -114,6 +115,7 @@ def run_detector_parity(
         sides=ComparedSides(
             checkpoint=source.name,
             converted=(called or str(converted)) if converted else None,
+            option=source.option,
             reference="original detector" + ("; the file holds more" if plan.not_read else ""),
             candidate=options.runtime.name if options.runtime else plan.layout.name,
             candidate_encoder=run.name,
@@ -187,17 +189,16 @@ def _behaviour(
     from original_ref import Detector
     from sam3lite_convert.parity.as_used.detector import detector_behaviour
     from sam3lite_convert.parity.as_used.stock_model import stock_tokenizer
-    from sam3lite_convert.parity.detector.run import no_progress
 
     def original() -> Detector:
         model = setup.run.reference().model
         assert isinstance(model, Detector)
         return model
 
-    with (looks.progress or no_progress)("as used", _STEPS) as advance:
+    with bar("as used", _STEPS) as advance:
         return detector_behaviour(
             setup.plan, setup.config, original, setup.weights, stock_tokenizer(setup.folder), setup.run.call.picture,
-            texts, setup.run.call.size, setup.context, setup.folder, weights, advance,
+            texts, setup.run.call.size, setup.context, setup.folder, weights, lambda stage: advance(stage=stage),
         )  # fmt: skip
 
 
@@ -207,7 +208,6 @@ def self_test_detector(
     options: ParityOptions,
     inputs: DetectorOptions,
     tried: Callable[[TrialRecord], None] = lambda trial: None,
-    progress: Progress | None = None,
 ) -> SelfTestDocument:
     """Make every known fault of a detector in the original, and see whether each is found and named. ``tried``: called
     after every fault.
@@ -221,7 +221,7 @@ def self_test_detector(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         place = stack.enter_context(activations_place())
-        setup = set_up_detector(source.read(mappings), mappings, options, inputs, place, progress=progress)
+        setup = set_up_detector(source.read(mappings), mappings, options, inputs, place)
         run, store = setup.run, TapStore(place)
         side = run.reference()
         run.record(side, store)
@@ -286,11 +286,13 @@ def judge_detector(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
+        if hashing is not None:
+            stack.enter_context(hashing.shown())
         checkpoint = source.read(mappings)
         place = stack.enter_context(activations_place())
-        setup = set_up_original(checkpoint, mappings, make, place, context, tolerance, looks.progress)
+        setup = set_up_original(checkpoint, mappings, make, place, context, tolerance)
         plan, run, call = setup.plan, setup.run, setup.run.call
-        outcome, said = run.judge(port.propagated, port.isolated)
+        outcome, said = run.judge(port.propagated, port.isolated, port.names)
         outcome = replace(outcome, judgement=replace(outcome.judgement, not_read=plan.not_read))
         if set(dtypes) != {"float32"}:
             said.append(
@@ -337,6 +339,7 @@ def judge_detector(
             isolated=sum(t.isolated is not None for t in judgement.taps),
             ids=f"the inputs of {inputs_file}" if inputs_file else "the inputs of the file",
             checkpoint_sha256=digest,
+            names=port.names,
         ),
     )
 

@@ -24,6 +24,7 @@ from sam3lite_convert.figures import human_bytes, plural
 from sam3lite_convert.files import existing
 from sam3lite_convert.hub.log import masked_url, without
 from sam3lite_convert.opened import read_small_text
+from sam3lite_convert.progress import bar
 from sam3lite_convert.quoting import shell_line
 from sam3lite_convert.records.doctor import Check, DoctorDocument, Status
 from sam3lite_convert.unforeseen import expected
@@ -358,9 +359,10 @@ def _import(modules: list[str]) -> tuple[list[tuple[str, str | None, str, float]
 
     arguments = [sys.executable, "-c", _IMPORTER, str(len(sys.path)), *sys.path, *modules]
     try:
-        done = subprocess.run(  # nosec B603  of this Python, with names of modules from pyproject's extras
-            arguments, stdin=subprocess.DEVNULL, capture_output=True, timeout=_IMPORT_SECONDS, check=False
-        )
+        with bar(f"importing {len(modules)} packages" if len(modules) > 1 else f"importing {modules[0]}", None):
+            done = subprocess.run(  # nosec B603  of this Python, with names of modules from pyproject's extras
+                arguments, stdin=subprocess.DEVNULL, capture_output=True, timeout=_IMPORT_SECONDS, check=False
+            )
         output, ended = done.stdout, f"the process ended with the code {done.returncode}"
     except subprocess.TimeoutExpired as late:
         output, ended = late.stdout or b"", f"it took more than {_IMPORT_SECONDS:.0f} seconds"
@@ -519,7 +521,8 @@ def _hub(repo_id: str, offline: bool) -> Checks:
             yield check("token", "note", f"from {origin}; it was not tried")
         yield check("Hub", "note", f"{where} was not asked: {why}")
         return
-    info, user = reach.ask(repo_id, origin is not None, HUB_SECONDS)
+    with bar(f"asking the Hub, for {HUB_SECONDS:g} seconds at most", None):
+        info, user = reach.ask(repo_id, origin is not None, HUB_SECONDS)
     answered = [a for a in (info, user) if a and a.answered]
     if user is not None:
         if user.value is not None:

@@ -15,6 +15,7 @@ from sam3lite_convert.convert.side_files import with_graphs
 from sam3lite_convert.errors import CannotRun, in_short
 from sam3lite_convert.files import whole_file
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.progress import bar
 from sam3lite_convert.records.export import GraphFile, GraphValue
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.unforeseen import lacks_memory
@@ -74,7 +75,8 @@ def add_graphs(
     from sam3lite_convert.graph.read import read_graph
 
     layout = layout_of(receipt.to_json(), mappings)
-    graphs = graphs_of(folder, layout, component, graph_metadata(receipt, weights), taps, size)
+    with bar("building graphs", None):
+        graphs = graphs_of(folder, layout, component, graph_metadata(receipt, weights), taps, size)
     check_replaced(folder.path, receipt, graphs)
     if outside := [name for name in folder.taken if not is_inside(folder.path, name)]:
         raise CannotRun(
@@ -82,13 +84,18 @@ def add_graphs(
             "the folder with its files (cp -rL), and export there.",
             "linked_weights",
         )
-    made = {name: (data := serialized(model), _graph_file(name, model, data)) for name, model in graphs.items()}
     with ExitStack() as stack:
+        advance = stack.enter_context(bar("writing and checking graphs", 2 * len(graphs)))
+        made = {}
+        for name, model in graphs.items():
+            made[name] = (data := serialized(model), _graph_file(name, model, data))
+            advance(stage=name)
         for name, (data, _) in made.items():
             out = stack.enter_context(whole_file(folder.path / name))
             out.write(data)
             out.flush()
             _check(read_graph(Path(out.name), folder.path), name)
+            advance(stage=name)
         folder.check_unchanged()
     return made
 

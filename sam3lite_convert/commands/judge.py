@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.records.parity import ComparedSides, ParityDocument, PortRecord, Verdicts
-from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +88,6 @@ def judge_port(
     context: int | None = None,
     causal: bool = False,
     report_of: str | None = None,
-    progress: Callable[[str], Advance] | None = None,
 ) -> ParityDocument:
     """The verdict on what a port computed, against the reference on the same ids.
 
@@ -100,16 +98,16 @@ def judge_port(
     ``name``: of the port. None: the name of the file.
     ``context``: what the model is called with, in tokens. None: what the checkpoint states.
     ``report_of``: the command as it was typed, if a page is wanted.
-    ``progress``: called with "hash".
 
-    Raises CannotRun for ids that the encoder does not take or that are not known, an unknown tap or a shape that is not
-    the reference's; UnsoundPlan and Untrusted as a conversion does.
+    Raises CannotRun for ids that the encoder does not take or that are not known, an unknown tap, or if no tap has the
+    reference's shape; UnsoundPlan and Untrusted as a conversion does.
     """
     from sam3lite_convert.commands.provenance import provenance
     from sam3lite_convert.parity.heat_map import heat_map
     from sam3lite_convert.parity.judgement import check_tolerance
     from sam3lite_convert.parity.port import judge_port_file
     from sam3lite_convert.parity.setup import told
+    from sam3lite_convert.parity.taps import point_of
 
     check_tolerance(tolerance)
     called = name or (file.name if file else UNNAMED)
@@ -117,13 +115,16 @@ def judge_port(
         stack.enter_context(source.trusted())
         # In a thread of its own, while the original runs.
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
-        if hashing is not None and progress is not None:
-            hashing.follow(progress("hash"))
+        if hashing is not None:
+            stack.enter_context(hashing.shown())
         checkpoint = source.read(mappings)
         plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         inputs, notes = _inputs(plan, port, ids, ids_from, called)
         try:
             judged = judge_port_file(plan, port, inputs, tolerance)
+            odd = judged.judgement.misshapen
+            if notes and odd and not any(point_of(tap).has_positions for tap in judged.given):
+                raise CannotRun(odd[0].words, "other_shape")
         except CannotRun as fault:
             if not notes or fault.code != "other_shape":
                 raise
@@ -167,6 +168,7 @@ def judge_port(
             isolated=len(judged.isolated),
             ids=inputs.what,
             checkpoint_sha256=digest,
+            names=port.names,
         ),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -17,6 +17,7 @@ from sam3lite_convert.opened import read_stream, text_of
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings
+from sam3lite_convert.progress import bar
 from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.parity import (
     CheckoutRecord,
@@ -46,15 +47,12 @@ _LARGEST_FILE = 4 << 20  # bytes of prompts
 class Looks:
     """What is compared beside the weights. ``as_used``: the behaviour too; ``report``: also what a page shows;
     ``command``: as it was typed; ``not_read_allowed``: text tensors that no module of the reference reads do not fail
-    the run; ``progress(label, total)``: a bar over prompts."""
+    the run."""
 
     as_used: bool = False
     report: bool = False
     command: str = ""
     not_read_allowed: bool = False
-    progress: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = lambda label, total: nullcontext(
-        lambda n: None
-    )
 
 
 def read_prompts(prompts: list[str], file: Path | None = None) -> tuple[str, ...]:
@@ -110,6 +108,8 @@ def run_parity(
         checkpoint = source.read(mappings)
         # The hash of a file from the Hub is compared with the one that the Hub states; a local file has none.
         hashing = stack.enter_context(source.hashing()) if checkpoint.hub and not checkpoint.partial else None
+        if hashing is not None:
+            stack.enter_context(hashing.shown())
         folder = converted
         if options.runtime is not None and folder is None:
             layout = chosen_layout(checkpoint, mappings, options.candidate)
@@ -129,7 +129,7 @@ def run_parity(
             )
         swept = None
         if len(setup.every.ids) > len(setup.inputs.ids):
-            with looks.progress("comparing weights", len(setup.every.ids)) as advance:
+            with bar("comparing weights", len(setup.every.ids)) as advance:
                 swept = sweep(setup, candidate, advance)
             setup = focus(setup, swept)
         # The last bits follow from how many rows run at once: what differed among all may be equal among these.
@@ -139,7 +139,7 @@ def run_parity(
         cause = diagnosis(setup, outcome)
         used = None
         if looks.as_used:
-            with looks.progress("comparing behaviour", len(options.prompts)) as advance:
+            with bar("comparing behaviour", len(options.prompts)) as advance:
                 verdict = outcome.judgement.verdict
                 used = behaviour(setup, stock, options.prompts, outcome.floors, advance=advance, weights=verdict)
         said = notes(setup, outcome) + list(used.notes if used else ())
@@ -155,6 +155,7 @@ def run_parity(
     sides = ComparedSides(
         checkpoint=source.name,
         converted=(called or str(converted)) if converted else None,
+        option=source.option,
         reference=_reference_name(setup),
         candidate=setup.layout,
         candidate_encoder=outcome.candidate.name,
@@ -314,11 +315,11 @@ def self_test_parity(
             "differs_already",
         )
     trials = []
-    with looks.progress("making faults", count_faults(setup)) as advance:
+    with bar("making faults", count_faults(setup)) as advance:
         for trial in run_self_test(setup):
             trials.append(trial.record())
             tried(trials[-1])
-            advance(1)
+            advance()
     counts = Counter(trial.outcome for trial in trials)
     return SelfTestDocument(
         checkpoint=source.name,

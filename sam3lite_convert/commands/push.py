@@ -301,8 +301,11 @@ class _Sent:
         size = path.stat().st_size
         data = read_small(path, _SMALL) if size <= _SMALL else None
         operation = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path if data is None else data)
-        # The client computes it only when it needs it, which is after the file was found unchanged.
-        digest = operation.upload_info.sha256.hex()
+        # The client computes it only when it needs it, which is after the file was found unchanged; and shows no bar.
+        info = operation.upload_info
+        if data is None and not getattr(info, "is_hashed", True):
+            info.sha256 = bytes.fromhex(sha256_of(path))
+        digest = info.sha256.hex()
         return cls(operation, size if data is None else len(data), digest, git_blob_id(data) if data else None)
 
     def arrived_as(self, there: Entry | None) -> bool:

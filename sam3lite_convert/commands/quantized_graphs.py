@@ -12,6 +12,7 @@ from pathlib import Path
 from sam3lite_convert.convert.graph_files import Method, quantized_name
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import write_whole
+from sam3lite_convert.progress import bar
 from sam3lite_convert.records.export import QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.seen import NOTHING
@@ -67,9 +68,11 @@ def add_quantized(folder: Path, graphs: Mapping[str, bytes], asked: Quantization
     plain = {of: onnx.ModelProto.FromString(data) for of, data in graphs.items()}
     inputs = loss_inputs(plain, asked.prompts)
     made = {}
-    for of, model in plain.items():
-        with _working_folder(folder / quantized_name(of, asked.method)) as work:
-            made[of] = quantized(model, folder, asked.method, work)
+    with bar("quantising", len(plain)) as advance:
+        for of, model in plain.items():
+            with _working_folder(folder / quantized_name(of, asked.method)) as work:
+                made[of] = quantized(model, folder, asked.method, work)
+            advance(stage=of)
     budget = BUDGET if asked.budget is None else asked.budget
     written = {}
     for of, loss in graph_losses(plain, made, folder, inputs, budget).items():

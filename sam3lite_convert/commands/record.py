@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from keyword import iskeyword
@@ -21,11 +21,9 @@ from sam3lite_convert.records.fingerprint import FingerprintWritten
 from sam3lite_convert.records.parity import RecordDocument, RecordedTap, ScriptTable, ScriptWritten
 from sam3lite_convert.records.record import Json
 from sam3lite_convert.seen import look
-from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
     from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions
-    from sam3lite_convert.parity.detector.run import Progress
     from sam3lite_convert.plan.architecture import Architecture
 
 _DTYPE = "float32"
@@ -61,6 +59,8 @@ def record_fingerprint(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
+        if hashing is not None:
+            stack.enter_context(hashing.shown())
         checkpoint = source.read(mappings)
         plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         made = fingerprint_of(plan)
@@ -88,14 +88,12 @@ def record_detector(
     *,
     compact: bool = False,
     context: int | None = None,
-    progress: Progress | None = None,
 ) -> DetectorRecordDocument:
     """Run the original's detector and write its activations to a file.
 
     ``output``: .safetensors. None: ``<stem of the checkpoint>-detector.safetensors``, here.
     ``compact``: write figures and some values of each tap, not whole activations.
     ``context``: tokens that the text encoder is called with. None: what the checkpoint states.
-    ``progress``: a bar over the taps.
 
     Raises CannotRun for options that do not go together, no room, or a file that cannot be written, UnsoundPlan and
     Untrusted as a conversion does.
@@ -115,9 +113,11 @@ def record_detector(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
+        if hashing is not None:
+            stack.enter_context(hashing.shown())
         checkpoint = source.read(mappings)
         place = stack.enter_context(activations_place())
-        setup = set_up_original(checkpoint, mappings, make, place, context, progress=progress)
+        setup = set_up_original(checkpoint, mappings, make, place, context)
         plan, run, call, store = setup.plan, setup.run, setup.run.call, TapStore(place)
         run.record(run.reference(), store)
         digest = None
@@ -158,7 +158,7 @@ def record_detector(
         output=str(path),
         compact=compact,
         size=size,
-        next=f'sam3lite judge mine.safetensors --checkpoint {source.option} --name "my port"',
+        next=f'sam3lite judge mine.safetensors {source.option} --name "my port"',
         notes=setup.notes,
     )
 
@@ -193,7 +193,7 @@ def record_script(output: Path) -> ScriptWritten:
             ScriptTable(name=table.name, component=table.component, taps=tuple(row.tap for row in table.rows))
             for table in tables
         ),
-        next='sam3lite judge mine.safetensors --checkpoint CHECKPOINT --name "my port"',
+        next='sam3lite judge mine.safetensors CHECKPOINT --name "my port"',
     )
 
 
@@ -209,7 +209,6 @@ def record_reference(
     prompts: Sequence[str] = (),
     context: int | None = None,
     causal: bool = False,
-    progress: Callable[[str], Advance] | None = None,
 ) -> RecordDocument:
     """Run the original on ids and write its activations to a file.
 
@@ -217,7 +216,6 @@ def record_reference(
     ``compact``: write a few numbers of each tap, not whole activations.
     ``seed``, ``batch``, ``length``, ``prompts``: the ids, as of ``parity``.
     ``context``: what the model is called with, in tokens. None: what the checkpoint states.
-    ``progress``: called with "hash".
 
     Raises CannotRun for options that do not go together or a file that cannot be written, UnsoundPlan and Untrusted as
     a conversion does.
@@ -236,8 +234,8 @@ def record_reference(
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
-        if hashing is not None and progress is not None:
-            hashing.follow(progress("hash"))
+        if hashing is not None:
+            stack.enter_context(hashing.shown())
         checkpoint = source.read(mappings)
         plan = make_plan(checkpoint, mappings, Options(component="text", context=context, causal=causal))
         sizes = plan.architecture.sizes
@@ -286,5 +284,5 @@ def record_reference(
         output=str(path),
         format=form,
         size=size,
-        next=f'sam3lite judge {mine} --checkpoint {source.option} --name "my port"',
+        next=f'sam3lite judge {mine} {source.option} --name "my port"',
     )

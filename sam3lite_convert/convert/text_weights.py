@@ -6,7 +6,7 @@ encoder alone stores them without their prefix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import torch
@@ -21,9 +21,10 @@ from sam3lite_convert.convert.tensor_bytes import target_chunks
 from sam3lite_convert.errors import UnsoundPlan, Untrusted
 from sam3lite_convert.plan.architecture import COUNTER, TEXT, WORD_TABLES
 from sam3lite_convert.plan.key_patterns import listed
-from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.plan.plan import Mapped, Plan
 from sam3lite_convert.plan.tables import Layout
 from sam3lite_convert.plan.targets import target_of_text
+from sam3lite_convert.progress import bar
 
 _POSITION_IDS = "position_ids"
 _LISTED = 10  # shapes that a message names
@@ -52,6 +53,10 @@ class SourceText:
             return read_stored(self._file, source)
         return _rows(self._file, source, self._words)
 
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor in the file, all of its rows."""
+        return self._sources[name].nbytes
+
     def outline(self, name: str) -> Tensor:
         """A tensor of the same shape and dtype without values, on the meta device."""
         source = self._sources[name]
@@ -62,20 +67,14 @@ def source_weights(plan: Plan) -> dict[str, Tensor]:
     """The original's state dict (``encoder.*``, ``projector.*``), as stored and uncut."""
     with open_source(plan.checkpoint) as file:
         text = SourceText(file, plan)
-        return {name: text.read(name) for name in text}
+        return dict(_read("reading the original", {name: text.nbytes(name) for name in text}, text.read))
 
 
 def planned_weights(plan: Plan) -> dict[str, Tensor]:
     """The candidate's state dict, made in memory with the code that writes folders; keys as in the detector alone."""
-    out = {}
-    with open_source(plan.checkpoint) as file:
-        for piece in plan.mapped.values():
-            if piece.canonical.startswith(TEXT):
-                chunks = target_chunks(file, piece)
-                out[piece.target.removeprefix(plan.layout.inside)] = _tensor(
-                    chunks, piece.out_nbytes, piece.dtype, piece.shape
-                )
-    return out
+    inside = plan.layout.inside
+    pieces = {m.target.removeprefix(inside): m for m in plan.mapped.values() if m.canonical.startswith(TEXT)}
+    return _planned(plan, pieces)
 
 
 def folder_weights(folder: Folder, layout: Layout) -> dict[str, Tensor]:
@@ -88,10 +87,22 @@ def folder_weights(folder: Folder, layout: Layout) -> dict[str, Tensor]:
 
 def folder_tensors(folder: Folder, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """These tensors of a folder, by key, in the dtype of the file."""
-    for key in keys:
+
+    def read(key: str) -> Tensor:
         path, stored = folder.tensors[key]
         with open_file(path) as file:
-            yield key, read_stored(file, stored)
+            return read_stored(file, stored)
+
+    yield from _read("reading the folder", {key: folder.tensors[key][1].nbytes for key in keys}, read)
+
+
+def _read(label: str, sizes: Mapping[str, int], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by name, under a bar. ``sizes``: bytes of each of them."""
+    with bar(label, sum(sizes.values()), "byte") as advance:
+        for name, size in sizes.items():
+            value = read(name)
+            advance(size)
+            yield name, value
 
 
 def read_stored(file: BinaryIO, stored: StoredTensor) -> Tensor:
@@ -174,8 +185,14 @@ def stored_tensor(checkpoint: Checkpoint, key: str) -> Tensor:
 
 def planned_tensors(plan: Plan) -> dict[str, Tensor]:
     """Every target of a plan, by its key in the written file, made with the code that writes folders."""
+    return _planned(plan, plan.mapped)
+
+
+def _planned(plan: Plan, pieces: Mapping[str, Mapped]) -> dict[str, Tensor]:
     with open_source(plan.checkpoint) as file:
-        return {
-            key: _tensor(target_chunks(file, piece), piece.out_nbytes, piece.dtype, piece.shape)
-            for key, piece in plan.mapped.items()
-        }
+
+        def make(name: str) -> Tensor:
+            piece = pieces[name]
+            return _tensor(target_chunks(file, piece), piece.out_nbytes, piece.dtype, piece.shape)
+
+        return dict(_read("making the conversion", {name: piece.out_nbytes for name, piece in pieces.items()}, make))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sam3lite_convert.parity.taps import FINAL_NORM, LAYER, OUTPUTS, point_of, points
+from sam3lite_convert.progress import bar
 
 Activations = dict[str, Tensor]
 
@@ -79,12 +80,13 @@ class Encoder:
         seen: Activations = {}
 
         def read(tap: str, value: Tensor) -> Tensor:
+            advance(stage=tap)
             seen[tap] = value.clone() if self.in_place and isinstance(value, Tensor) else value
             return value if fed is None else fed[tap].to(value.dtype)
 
         handles = [hook_tap(tap, module, read) for tap, module in self.modules.items()]
         try:
-            with torch.inference_mode():
+            with bar(f"running {self.name}", len(self.taps)) as advance, torch.inference_mode():
                 seen |= zip((point.name for point in OUTPUTS), self.run(input_ids), strict=True)
         finally:
             for handle in handles:

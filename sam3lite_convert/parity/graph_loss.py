@@ -26,6 +26,7 @@ from sam3lite_convert.parity.inputs import Inputs, make_inputs
 from sam3lite_convert.parity.noun_phrases import phrase_inputs
 from sam3lite_convert.parity.onnx_session import OnnxRuntime, OnnxSession
 from sam3lite_convert.parity.picture_files import synthetic_picture
+from sam3lite_convert.progress import bar
 from sam3lite_convert.records.export import Agreement, ChangedNeighbour, DetectionLoss, GraphLoss, TapLoss
 
 if TYPE_CHECKING:
@@ -64,22 +65,26 @@ def graph_losses(
     losses, values, after = {}, dict[str, Tensor](), dict[str, Tensor]()
     size = None
     inputs = inputs or loss_inputs(plain)
-    for name, model in plain.items():
-        if _reads(model, IDS):
-            losses[name] = text_loss(model, made[name], folder, inputs, budget)
-            values[IDS] = after[IDS] = inputs.ids[:1]
-        else:
-            if _reads(model, IMAGE):
-                size = next(v for v in model.graph.input if v.name == IMAGE).type.tensor_type.shape.dim[-1].dim_value
-                values[IMAGE] = after[IMAGE] = prepare(synthetic_picture(max(size, 224)).permute(2, 0, 1), size)
-            what = f"the {_PICTURE}, {size} pixels"
-            what += "" if _reads(model, IMAGE) else ", and a box, by the unquantised graphs before it"
-            # With a box, since some taps hold nothing without one.
-            losses[name] = picture_loss(model, made[name], folder, values | _boxes(1), what, budget)
-            values |= _boxes(0)
-            after |= _boxes(0)
-        for given, graph in ((values, model), (after, made[name])):
-            given |= OnnxSession(graph, folder).run(given)
+    with bar("measuring what quantising loses", len(plain)) as advance:
+        for name, model in plain.items():
+            if _reads(model, IDS):
+                losses[name] = text_loss(model, made[name], folder, inputs, budget)
+                values[IDS] = after[IDS] = inputs.ids[:1]
+            else:
+                if _reads(model, IMAGE):
+                    size = (
+                        next(v for v in model.graph.input if v.name == IMAGE).type.tensor_type.shape.dim[-1].dim_value
+                    )
+                    values[IMAGE] = after[IMAGE] = prepare(synthetic_picture(max(size, 224)).permute(2, 0, 1), size)
+                what = f"the {_PICTURE}, {size} pixels"
+                what += "" if _reads(model, IMAGE) else ", and a box, by the unquantised graphs before it"
+                # With a box, since some taps hold nothing without one.
+                losses[name] = picture_loss(model, made[name], folder, values | _boxes(1), what, budget)
+                values |= _boxes(0)
+                after |= _boxes(0)
+            for given, graph in ((values, model), (after, made[name])):
+                given |= OnnxSession(graph, folder).run(given)
+            advance(stage=name)
     if size is not None:
         losses[name] = replace(losses[name], detection=detection_loss(values, after, size, _said(inputs)[0]))
     return losses

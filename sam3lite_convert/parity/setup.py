@@ -38,6 +38,7 @@ from sam3lite_convert.plan.operations import positions, with_positions
 from sam3lite_convert.plan.plan import Mapped, Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Layout, Mappings
 from sam3lite_convert.plan.twins import check_twins
+from sam3lite_convert.progress import bar
 from sam3lite_convert.records.record import Json
 
 # Fields of config.json that do not reach the candidate here.
@@ -392,7 +393,8 @@ def check_source(source: Checkpoint, plan: Plan, pieces: list[Mapped]) -> None:
     with open_source(source) as file:
         check_twins(file, tuple(t for t in plan.twins if t.of(m.source for m in pieces)))
     records = [r for r in source.records if any(r.offset <= at < r.offset + r.nbytes for at in begins)]
-    damaged = damaged_records(source, records)
+    with bar("checking the checksums", sum(r.nbytes for r in records), "byte") as advance:
+        damaged = damaged_records(source, records, look=lambda record, data: advance(len(data)))
     # If none matches, the file was written without checksums.
     if damaged and len(damaged) < len(records):
         raise Untrusted(

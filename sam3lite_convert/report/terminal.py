@@ -1,4 +1,4 @@
-"""The one place that prints: results on stdout, progress and faults on stderr."""
+"""The one place that prints: results on stdout, notes and faults on stderr. Bars are in ``bars``."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
-from rich.text import Text
 
 from sam3lite_convert.quoting import visible
 from sam3lite_convert.records.record import Document
 from sam3lite_convert.report import verbosity
-from sam3lite_convert.workers import Advance
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
 
 T = TypeVar("T")
 _LISTED = 20
@@ -44,7 +38,8 @@ def _out() -> Console:
     return _Console(highlight=False, markup=False)
 
 
-def _err() -> Console:
+def error_console() -> Console:
+    """The console on stderr. It is made for each call too."""
     return _Console(stderr=True, highlight=False, markup=False)
 
 
@@ -78,7 +73,8 @@ def say_text(text: str, start: str = "", indent: int | None = None) -> None:
     """
     first, *rest = text.split("\n")
     indent = len(start) if indent is None else indent
-    lines = _broken(start + printable(first), width(), indent)
+    line, columns = start + printable(first), _line_width(_out())
+    lines = [line] if columns is None else _broken(line, columns, indent)
     for line in [*lines, *(" " * indent + line for line in rest)]:
         say(line)
 
@@ -126,11 +122,12 @@ def _broken(line: str, columns: int, indent: int) -> list[str]:
 
 
 def show(table: Table) -> None:
-    """Print a table of results. If no column may wrap, it keeps its full width, so that no number is cut."""
+    """Print a table of results. If no column may wrap, it keeps its full width, so that no number is cut; into a pipe
+    or a file, every row is one line."""
     if verbosity.quiet():
         return
     console = _out()
-    if all(column.no_wrap for column in table.columns):
+    if _line_width(console) is None or all(column.no_wrap for column in table.columns):
         console.width = max(console.width, console.measure(table, options=_unbounded(console)).maximum)
     console.print(table)
 
@@ -139,20 +136,20 @@ def _unbounded(console: Console) -> ConsoleOptions:
     return console.options.update(width=10_000)
 
 
-def shows_bars(quiet: bool) -> bool:
-    """Whether progress is shown: on a terminal, and if not only the verdict is wanted."""
-    return _err().is_terminal and not quiet and not verbosity.quiet()
+def stdout_is_terminal() -> bool:
+    """Whether results are read on a terminal."""
+    return _out().is_terminal
 
 
 def width() -> int:
-    """The width of stdout in columns."""
+    """The width of stdout in columns; 80 into a pipe, where it only says which columns a table has."""
     return _out().width
 
 
 def note(text: str) -> None:
     """Print a note on stderr; nothing if only the verdict is wanted."""
     if not verbosity.quiet():
-        _err().print(_lines(text, _err()), soft_wrap=True)
+        error_console().print(_lines(text, error_console()), soft_wrap=True)
 
 
 def as_json(document: Document) -> None:
@@ -166,7 +163,7 @@ def as_json(document: Document) -> None:
 
 def fault(message: str) -> None:
     """Print an error message on stderr."""
-    _err().print(_lines(f"error: {message}", _err()), style="red", soft_wrap=True)
+    error_console().print(_lines(f"error: {message}", error_console()), style="red", soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -180,69 +177,3 @@ def printable(text: str) -> str:
         else f"{line[: _LONGEST_LINE // 2]} [... {len(line):,} characters] {line[-200:]}"
         for line in shown.split("\n")
     )
-
-
-@contextmanager
-def _bars(unit: Sequence[ProgressColumn]) -> Iterator[Progress]:
-    """Bars on stderr, which are gone when the work is done. unit: how much of it is done, and the rate."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), *unit, TimeRemainingColumn())
-    # What is printed meanwhile goes above the bars, unless it goes elsewhere than to the terminal.
-    with Progress(*columns, console=_err(), transient=True, redirect_stdout=_out().is_terminal) as bars:
-        yield bars
-
-
-def _steps(one: str) -> Sequence[ProgressColumn]:
-    """Columns for work that is counted in steps. one: a step, in words."""
-    from rich.progress import MofNCompleteColumn, Task, TextColumn
-
-    class Rate(TextColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if not speed else f"{speed:.1f} {one}/s" if speed >= 1 else f"{1 / speed:.1f} s/{one}")
-
-    return MofNCompleteColumn(), Rate("")
-
-
-@contextmanager
-def byte_progress(
-    totals: Mapping[str, int | None], labels: dict[str, str], quiet: bool
-) -> Iterator[Callable[[str], Advance]]:
-    """Progress bars in bytes, with rate and time left; shown only on a terminal. One appears when its work begins."""
-    if not shows_bars(quiet):
-        yield lambda what: lambda n: None
-        return
-    from rich.progress import DownloadColumn, TransferSpeedColumn
-
-    with _bars((DownloadColumn(), TransferSpeedColumn())) as bars:
-        tasks = {what: bars.add_task(labels[what], start=False, visible=False, total=totals[what]) for what in totals}
-
-        def begin(what: str) -> Advance:
-            bars.start_task(tasks[what])
-            bars.update(tasks[what], visible=True)
-            return lambda n: bars.advance(tasks[what], n)
-
-        yield begin
-
-
-@contextmanager
-def stage_progress(label: str, total: int, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A progress bar over ``total`` steps, which names the stage of each; with rate, time left; only on a terminal."""
-    if not shows_bars(quiet):
-        yield lambda stage: None
-        return
-    with _bars(_steps("step")) as bars:
-        task = bars.add_task(label, total=total)
-        yield lambda stage: bars.update(task, advance=1, description=f"{label}: {stage}")
-
-
-@contextmanager
-def count_progress(label: str, total: int, quiet: bool) -> Iterator[Advance]:
-    """A progress bar over ``total`` steps, with rate and time left; shown only on a terminal."""
-    if not shows_bars(quiet):
-        yield lambda n: None
-        return
-    with _bars(_steps("step")) as bars:
-        task = bars.add_task(label, total=total)
-        yield lambda n: bars.advance(task, n)

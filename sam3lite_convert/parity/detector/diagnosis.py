@@ -21,6 +21,7 @@ from sam3lite_convert.parity.faults.evidence import Evidence
 from sam3lite_convert.parity.faults.hypotheses import Fit, ranked
 from sam3lite_convert.parity.faults.hypotheses import explain as explain_text
 from sam3lite_convert.parity.judgement import JudgedTap
+from sam3lite_convert.progress import bar
 
 _TEXT = "text."
 _NEAR = 1e-3  # of the divergence: a fault that leaves no more than this of it explains it
@@ -69,10 +70,13 @@ def fits_at(
     def made() -> Iterator[tuple[DetectorFault, Tensor | None]]:
         assert isinstance(side.model, Detector)
         layer = run.taps[tap].layer
-        for fault in faults_for(row_name(tap), side.model, layer):
-            with fault.change(side.model, layer):
-                value = value_at(run, store, side, tap)
-            yield fault, value
+        faults = list(faults_for(row_name(tap), side.model, layer))
+        with bar(f"trying known faults of {tap}", len(faults)) as advance:
+            for fault in faults:
+                with fault.change(side.model, layer):
+                    value = value_at(run, store, side, tap)
+                yield fault, value
+                advance()
 
     return fits_among(made(), run, store, tap, theirs, greatest, mean)
 

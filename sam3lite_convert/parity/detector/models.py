@@ -21,6 +21,7 @@ from sam3lite_convert.parity.detector.taps import OUTPUTS, Tap
 from sam3lite_convert.plan.architecture import VISION
 from sam3lite_convert.plan.families import Family
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.progress import bar
 from sam3lite_convert.records.record import Json
 
 _POINTS = "geometry_encoder.points_"
@@ -142,8 +143,12 @@ def _weights(plan: Plan) -> dict[str, Tensor]:
     """The original's state dict: every tensor that the plan maps, and those that it drops and the original holds."""
     sources = {m.canonical: m.source for m in plan.mapped.values()}
     sources |= {d.canonical: d.source for d in plan.dropped.values() if d.canonical.startswith(_POINTS) and not d.copy}
-    with open_source(plan.checkpoint) as file:
-        state = {name: read_stored(file, source) for name, source in sources.items()}
+    state = {}
+    size = sum(source.nbytes for source in sources.values())
+    with open_source(plan.checkpoint) as file, bar("reading the original", size, "byte") as advance:
+        for name, source in sources.items():
+            state[name] = read_stored(file, source)
+            advance(source.nbytes)
     width = state["geometry_encoder.cls_embed.weight"].shape[1]
     for name, columns in (("direct", 2), ("pool", width), ("pos_enc", width)):  # nothing reads them without points
         state.setdefault(f"{_POINTS}{name}_project.weight", torch.zeros(width, columns))

@@ -17,6 +17,7 @@ from sam3lite_convert.parity.detector.run import DetectorRun
 from sam3lite_convert.parity.detector.store import TapStore
 from sam3lite_convert.parity.detector.taps import row_name
 from sam3lite_convert.parity.judgement import FLOORS, Floor
+from sam3lite_convert.progress import bar
 from sam3lite_convert.records.parity import TrialOutcome, TrialRecord
 
 
@@ -47,22 +48,36 @@ def try_faults(
     tap by no more than that for these inputs.
     """
     assert isinstance(side.model, Detector)
-    tried: set[str] = set()
-    for tap in reversed(list(run.taps)):
-        if row_name(tap) in tried or tap not in store:
+    last = {row_name(tap): tap for tap in run.taps if tap in store}
+    faults = {
+        tap: list(faults_for(row, side.model, run.taps[tap].layer))
+        for row, tap in sorted(last.items(), key=lambda each: list(run.taps).index(each[1]), reverse=True)
+    }
+    with bar("making faults", sum(map(len, faults.values()))) as advance:
+        for tap, of_tap in faults.items():
+            made: dict[DetectorFault, Tensor | None] = {}
+            for fault in of_tap:
+                with fault.change(side.model, run.taps[tap].layer):
+                    made[fault] = value_at(run, store, side, tap)
+                advance(stage=tap)
+            given = floors.get(tap, Floor(0.0, 0.0, 0.0, 0.0))
+            yield from _trials(run, store, tap, made, (FLOORS * given.isolated, FLOORS * given.mean_isolated))
+
+
+def _trials(
+    run: DetectorRun,
+    store: TapStore,
+    tap: str,
+    made: Mapping[DetectorFault, Tensor | None],
+    limits: tuple[float, float],
+) -> Iterator[DetectorTrial]:
+    """What the comparison says of faults of one tap. ``made``: what each gives there. ``limits``: the largest max abs
+    diff, and mean abs diff of a row, that pass."""
+    for fault, theirs in made.items():
+        pair = run.comparable(tap, store.read(tap), theirs) if theirs is not None else None
+        if theirs is None or pair is None or greatest_and_row_mean_large(*pair)[0] <= limits[0]:
+            yield DetectorTrial(fault, tap, "not revealed")
             continue
-        tried.add(row_name(tap))
-        layer, given = run.taps[tap].layer, floors.get(tap, Floor(0.0, 0.0, 0.0, 0.0))
-        limits = FLOORS * given.isolated, FLOORS * given.mean_isolated
-        made: dict[DetectorFault, Tensor | None] = {}
-        for fault in faults_for(row_name(tap), side.model, layer):
-            with fault.change(side.model, layer):
-                made[fault] = value_at(run, store, side, tap)
-        for fault, theirs in made.items():
-            pair = run.comparable(tap, store.read(tap), theirs) if theirs is not None else None
-            if theirs is None or pair is None or greatest_and_row_mean_large(*pair)[0] <= limits[0]:
-                yield DetectorTrial(fault, tap, "not revealed")
-                continue
-            fits = fits_among(made.items(), run, store, tap, theirs, *limits)
-            named = any(fit.key == fault.key and fit.likely for fit in fits)
-            yield DetectorTrial(fault, tap, "found" if named else "missed", fits[0].words if fits else None)
+        fits = fits_among(made.items(), run, store, tap, theirs, *limits)
+        named = any(fit.key == fault.key and fit.likely for fit in fits)
+        yield DetectorTrial(fault, tap, "found" if named else "missed", fits[0].words if fits else None)

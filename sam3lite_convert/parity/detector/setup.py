@@ -19,7 +19,7 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.candidates import check_candidate
 from sam3lite_convert.parity.detector.inputs import DetectorCall, DetectorOptions, make_call
 from sam3lite_convert.parity.detector.models import DETECTORS, Candidate, reference_detector, the_device
-from sam3lite_convert.parity.detector.run import DetectorRun, Progress, no_progress
+from sam3lite_convert.parity.detector.run import DetectorRun
 from sam3lite_convert.parity.detector.stock import stands_in_for_torchvision
 from sam3lite_convert.parity.setup import (
     ParityOptions,
@@ -87,7 +87,6 @@ def set_up_original(
     place: Path,
     context: int | None = None,
     tolerance: float | None = None,
-    progress: Progress | None = None,
 ) -> OriginalSetup:
     """Set up a run of the original alone, on the CPU.
 
@@ -99,7 +98,7 @@ def set_up_original(
     conversion does.
     """
     plan = make_plan(source, mappings, Options(context=context))
-    setup, stated = _original(source, plan, context, make, place, the_device(None), tolerance, progress)
+    setup, stated = _original(source, plan, context, make, place, the_device(None), tolerance)
     note = stated.note(plan.layout.family.contexts)
     said = [*told(source), *([note] if note else [])]
     return replace(setup, notes=(*said, *_notes(plan, setup.run.call, "the original")))
@@ -113,7 +112,6 @@ def set_up_detector(
     place: Path,
     converted: Path | None = None,
     device: str | None = None,
-    progress: Progress | None = None,
     instead: MakeCandidate | None = None,
 ) -> DetectorSetup:
     """Set up a comparison.
@@ -149,7 +147,7 @@ def set_up_detector(
         # transformers computes the class token only if there is a box.
         return call.with_padded_box() if library else call
 
-    setup, stated = _original(source, plan, options.context, make, place, where, options.tolerance, progress)
+    setup, stated = _original(source, plan, options.context, make, place, where, options.tolerance)
     notes += context_notes(stated, plan, _rows(plan, folder))
     if library and stands_in_for_torchvision():
         notes.append(
@@ -186,7 +184,6 @@ def _original(
     place: Path,
     where: torch.device,
     tolerance: float | None,
-    progress: Progress | None,
 ) -> tuple[OriginalSetup, CalledContext]:
     """The original's side of a plan, without notes, and what is known of its context. ``given``: the user's context.
 
@@ -204,7 +201,6 @@ def _original(
         place,
         where,
         tolerance,
-        progress or no_progress,
     )
     return OriginalSetup(plan, context, (), run), stated
 

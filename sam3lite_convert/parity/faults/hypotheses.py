@@ -22,6 +22,7 @@ from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
 from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.original import wrap_reference
 from sam3lite_convert.parity.taps import EMBEDDINGS, FINAL_NORM, LAYER, POOLED, PROJECTED, TapPoint, enclosing, point_of
+from sam3lite_convert.progress import bar
 from sam3lite_convert.records.parity import FitRecord
 
 Group = Callable[[Evidence, str], Iterator[Hypothesis]]
@@ -92,9 +93,7 @@ def explain(
     exact = None
     for group in (hypotheses, other_layers):
         fits, close = [], list[tuple[int, Fit, float]]()
-        for n, hypothesis in enumerate(group(evidence, tap)):
-            with torch.inference_mode():
-                made = hypothesis.output()
+        for n, (hypothesis, made) in enumerate(tried(lambda g=group: g(evidence, tap), tap)):  # type: ignore[misc]
             if made.shape != candidate.shape:
                 continue
             error, mean = distance(made, candidate)
@@ -112,6 +111,16 @@ def explain(
         if fits:
             return ranked(fits, tolerance)
     return []
+
+
+def tried(made: Callable[[], Iterator[Hypothesis]], place: str) -> Iterator[tuple[Hypothesis, Tensor]]:
+    """Hypotheses with what each gives, under a bar. ``made``: makes them, one at a time, since each holds tensors."""
+    with bar(f"trying known faults of {place}", sum(1 for _ in made())) as advance:
+        for hypothesis in made():
+            with torch.inference_mode():
+                output = hypothesis.output()
+            yield hypothesis, output
+            advance()
 
 
 def ranked(fits: Sequence[Fit], tolerance: float) -> list[Fit]:
