@@ -229,6 +229,18 @@ EVERY: dict[str, int | None] = {
     "test_the_cause_is_named_with_and_without_isolated_activations": 2,
     "test_other_lengths_resize_the_table_on_both_sides": 3,
     "test_the_worst_prompt_is_named_wherever_it_stands": 2,
+    # Two cases of one kind: the suite runs the one, the stress tests the other.
+    "test_small_chunks_make_the_same_folder": 2,
+    "test_shards_are_converted_to_the_bytes_of_the_plain_file": 2,
+    "test_explain_parity_and_record_read_the_shards": 2,
+    "test_a_cast_folder_loads_in_its_dtype": 2,
+    "test_a_card_has_the_structure_of_a_harmless_one": 2,
+    "test_wrong_bytes_are_noticed_by_every_command": 2,
+    "test_a_graph_reads_the_folders_own_bytes_and_computes_what_the_packed_encoder_does": 2,
+    "test_a_parity_page_holds_what_the_run_found": 2,
+    "test_a_report_that_cannot_be_written_loses_nothing_of_the_run": 2,
+    "test_half_precision_is_held_against_the_original_in_half_precision": 2,
+    "test_a_neck_level_too_few_is_named": 2,
     # processes of their own
     "test_jinja2_is_loaded_for_a_report_only": None,
     "test_a_process_of_its_own_gives_the_same_bytes_too": None,
