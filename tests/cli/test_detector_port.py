@@ -434,7 +434,7 @@ def test_the_text_and_the_page(tiny, held, wrong, tmp_path):
         "the checkpoint's tensors that trunk",
     ):
         assert words in done.out
-    assert "[bold" not in done.out and "candidate s" not in done.out
+    assert "[bold" not in done.out and "cand. s" not in done.out
     page = (tmp_path / "page.html").read_text()
     assert "my port, which ran elsewhere" in page and "data:image/png;base64," in page and "trunk.blocks.2" in page
 

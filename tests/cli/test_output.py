@@ -91,6 +91,8 @@ COMMANDS = {
     "parity CK --converted FOLDER --debug-intermediates": "verdict 1, weights: exact",
     "judge MINE CK": "verdict: differs",
     "diff CK CK": f"{TENSORS} tensors equal, 0 changed",
+    "diff CK WRONG": None,
+    "parity CK --component detector --size 56": None,
     "explain CK detector.dot_prod_scoring.hs_proj.bias": "target  dot_product_scoring.query_proj.bias",
     "explain V-TRANSPOSED": "V-TRANSPOSED: stored transposed",
     "tables CK": "layout packed of SAM3-LiteText",
@@ -103,10 +105,11 @@ COMMANDS = {
 }
 
 
+_SLOW = ("verify WRONG CK --verbose", "parity CK --component detector --size 56")
+
+
 @pytest.mark.parametrize("columns", [80, pytest.param(60, marks=pytest.mark.stress)])
-@pytest.mark.parametrize(
-    "command", [pytest.param(c, marks=pytest.mark.stress if c == "verify WRONG CK --verbose" else ()) for c in COMMANDS]
-)
+@pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.stress if c in _SLOW else ()) for c in COMMANDS])
 def test_80_columns_break_no_word_and_quiet_prints_the_verdict(command, columns, made, monkeypatch):
     words = [str(made.get(word, word)) for word in command.split()]
     monkeypatch.setenv("COLUMNS", "300")
@@ -115,9 +118,9 @@ def test_80_columns_break_no_word_and_quiet_prints_the_verdict(command, columns,
     narrow = sam3lite(*words)
     for of_narrow, of_wide in ((narrow.out, wide.out), (narrow.err, wide.err)):
         assert set(of_narrow.split()) - {"\\"} <= set(of_wide.split())
-    # Only a line that cannot be broken is longer: a word that is too long, with little before it.
+    # Only a line that cannot be broken is longer: a word that is too long, such as a hash, with little before it.
     long = [line for line in (narrow.out + narrow.err).splitlines() if len(line) > columns]
-    assert [line for line in long if len(line) - max(map(len, line.split())) > 12] == []
+    assert [line for line in long if len(line) - max(map(len, line.split())) > 13] == []
     if columns != 80:
         return
     if COMMANDS[command] is None:
@@ -125,6 +128,20 @@ def test_80_columns_break_no_word_and_quiet_prints_the_verdict(command, columns,
     quiet = sam3lite(*words, "--quiet")
     assert quiet.code == narrow.code and len(quiet.out.splitlines()) <= 3
     assert quiet.out.startswith(COMMANDS[command]) and bool(quiet.out) != bool(quiet.err)
+
+
+def test_lines_into_a_pipe_are_whole(made, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for command in ("explain V-TRANSPOSED", "diff CK WRONG", "record CK --output whole.safetensors"):
+        words = [str(made.get(word, word)) for word in command.split()]
+        piped = sam3lite(*words).out
+        with monkeypatch.context() as wide:
+            wide.setenv("COLUMNS", "5000")
+            Path("whole.safetensors").unlink(missing_ok=True)
+            assert [line.split() for line in piped.splitlines()] == [
+                line.split() for line in sam3lite(*words).out.splitlines()
+            ]
+        assert max(map(len, piped.splitlines())) > 80
 
 
 def test_one_cause_in_several_components_is_said_once(made):
