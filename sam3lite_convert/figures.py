@@ -53,6 +53,19 @@ def component_words(component: str) -> str:
     return component.replace("_", " ").replace("detr", "DETR")
 
 
+def in_sentence(words: Sequence[str], last: str = "and") -> str:
+    """a, b and c."""
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def only_compared(names: Sequence[str], every: int) -> str:
+    """Which taps were compared, where not all were: a verdict on few of them must not read as one on the whole."""
+    if len(names) > 4:
+        return f"only {len(names)} of {every} taps were compared"
+    verb = "was" if len(names) == 1 else "were"
+    return f"only {in_sentence(names)} {verb} compared ({len(names)} of {every} taps)"
+
+
 def plural(n: int, noun: str) -> str:
     """1 head, 2 heads."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

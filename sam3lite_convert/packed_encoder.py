@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from sam3lite_convert.convert.packed_config import PackedTextConfig
 from sam3lite_convert.errors import CannotRun, UnsoundPlan
+from sam3lite_convert.unforeseen import in_our_errors
 
 if TYPE_CHECKING:
     from sam3lite_convert.convert.folder import Folder
@@ -223,6 +224,7 @@ class PackedTextModel(nn.Module):
         return PackedTextOutput(tokens, self.text_projection(tokens), pooled)
 
     @classmethod
+    @in_our_errors
     def from_pretrained(cls, folder: str | Path, attention: str = "eager") -> PackedTextModel:
         """Load the text encoder of a folder in the packed layout; only its text tensors are read.
 

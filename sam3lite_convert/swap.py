@@ -84,16 +84,20 @@ def put_in_place(work: WorkingPlace, earlier: Seen) -> None:
     lock = hold(final)
     try:
         taken = _take_out(work, earlier)
+        unsynced = None
         try:
             sync_folder(final.parent)
         except OSError as fault:
-            raise CannotRun(
-                f"{final} is written and in its place, but the system reports that it may not be on disk yet: "
-                f"{fault.strerror or fault}. Check the disk, then run sam3lite verify on it",
-                "cannot_write",
-            ) from fault
+            unsynced = fault
         if taken is not None:
             discard(taken, earlier, final)
+        if unsynced is not None:
+            then = "run sam3lite verify on it" if final.is_dir() else "write it once more"
+            raise CannotRun(
+                f"{final} is written and in its place, but the system reports that it may not be on disk yet: "
+                f"{unsynced.strerror or unsynced}. Check the disk, then {then}",
+                "cannot_write",
+            ) from unsynced
     finally:
         if lock is not None:
             os.close(lock)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from sam3lite_convert.errors import CannotRun, Internal, Sam3LiteError, in_short
@@ -15,6 +18,26 @@ _NO_MEMORY = (
     "bad allocation", "can't start new thread", "failed to map segment", "could not allocate", "unable to allocate",
     "returned null without setting",
 )  # fmt: skip
+
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+def in_our_errors(call: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """A function of the Python API, which raises what a command would end with: what the system refuses, no memory, or
+    a name that cannot be one, as a Sam3LiteError. A fault of this tool, or of the caller's own code, stays as it is."""
+
+    @wraps(call)
+    def called(*given: _Given.args, **named: _Given.kwargs) -> _Result:
+        try:
+            return call(*given, **named)
+        except Exception as fault:
+            if isinstance(told := expected(fault), Internal) or told is fault:
+                raise
+            raise told from fault
+
+    return called
 
 
 def expected(fault: BaseException) -> Sam3LiteError:
@@ -42,6 +65,8 @@ def expected(fault: BaseException) -> Sam3LiteError:
         return CannotRun(
             f"a name or a value holds what is no character ({_around(fault)}); give it another", "not_text"
         )
+    if isinstance(fault, ValueError) and str(fault).startswith("embedded null"):
+        return CannotRun("a name of a file holds a null byte; give it another", "not_text")
     if isinstance(fault, ValueError) and (why := _bad_environment()):
         return CannotRun(why, "bad_environment")
     return Internal(

@@ -86,3 +86,52 @@ def test_what_the_model_and_the_plan_cannot_take_is_told_in_words(tmp_path):
     path = write(tmp_path, tiny_state())
     with pytest.raises(s3.CannotRun, match="dtype is 'half'; it may be float32, float16, bfloat16"):
         s3.make_plan(path, dtype="half")
+
+
+ODD_NAMES = ["a\0b", "a\ud800b", "x" * 300, "x/" * 3000, "a/b@\0", "hf://a/b@\0/x"]
+NAMED = {
+    "open_checkpoint": lambda name, path, plan: s3.open_checkpoint(name),
+    "its tables": lambda name, path, plan: s3.open_checkpoint(path, mapping=name),
+    "make_plan": lambda name, path, plan: s3.make_plan(name),
+    "read": lambda name, path, plan: plan.checkpoint.read(name),
+    "explain": lambda name, path, plan: plan.explain(name),
+    "verify_folder": lambda name, path, plan: s3.verify_folder(name, plan.checkpoint),
+    "diff_checkpoints": lambda name, path, plan: s3.diff_checkpoints(plan.checkpoint, name),
+    "restore_folder": lambda name, path, plan: s3.restore_folder(name, path.with_name("back.pt")),
+    "run_parity": lambda name, path, plan: s3.run_parity(plan.checkpoint, name),
+    "its dtype": lambda name, path, plan: s3.run_parity(plan.checkpoint, dtype=name),
+    "judge_activations": lambda name, path, plan: s3.judge_activations(name, plan.checkpoint),
+    "push_folder": lambda name, path, plan: s3.push_folder(name, "me/it"),
+    "write_demo_checkpoint": lambda name, path, plan: s3.write_demo_checkpoint(name),
+    "PackedTextModel": lambda name, path, plan: s3.PackedTextModel.from_pretrained(name),
+    "PackedModel": lambda name, path, plan: s3.PackedModel.from_pretrained(name),
+}
+
+
+def test_a_name_that_can_be_none_is_an_expected_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = write(tmp_path, tiny_state())
+    plan = s3.make_plan(path)
+    for name in ODD_NAMES:
+        for what, call in NAMED.items():
+            with pytest.raises(s3.Sam3LiteError) as refused:
+                call(name, path, plan)
+            assert refused.value.exit_code in (2, 3, 4) and refused.value.message, what
+        with pytest.raises(s3.CannotRun):
+            s3.convert_checkpoint(plan, f"{'x' * 300}{name}")
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.pt"]
+
+
+def test_a_fault_of_the_tool_itself_keeps_its_type(tmp_path, monkeypatch):
+    def broken(*_):
+        raise KeyError("ours")
+
+    monkeypatch.setattr("sam3lite_convert.commands.library.locate", broken)
+    with pytest.raises(KeyError, match="ours"):
+        s3.open_checkpoint(tmp_path)
+
+
+def test_the_demo_checkpoint_may_have_any_name(tmp_path):
+    s3.write_demo_checkpoint(tmp_path / "a\\b.pt")
+    assert [p.name for p in tmp_path.iterdir()] == ["a\\b.pt"]

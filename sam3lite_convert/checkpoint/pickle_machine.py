@@ -330,8 +330,8 @@ class Machine:
 
     def _tuple(self, items: tuple[object, ...]) -> tuple[object, ...]:
         self._spend(56 + 8 * len(items))
-        inner = [item for item in items if type(item) is tuple]
-        if inner:
+        if tuple in map(type, items):
+            inner = [item for item in items if type(item) is tuple]
             told = [self._nested.get(id(item)) or _Nested(1, len(item), item) for item in inner]
             depth = 1 + max(each.depth for each in told)
             if depth > _DEEPEST_TUPLE:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial as partly
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +18,10 @@ from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.mistakes import Mistake
 from sam3lite_convert.cli.shared import (
     check_layout,
+    found_or_fault,
     locate,
+    many_checkpoints,
     needed_checkpoint,
-    one_checkpoint,
     typed,
     use_one_thread,
     where,
@@ -29,27 +33,31 @@ if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.hashing import SourceHash
     from sam3lite_convert.commands.convert import Progress, Request
     from sam3lite_convert.commands.push import PushTarget
-    from sam3lite_convert.commands.sources import HubLocation, Location
+    from sam3lite_convert.commands.sources import Location
     from sam3lite_convert.plan.tables import Mappings
     from sam3lite_convert.records.convert import ConvertAllDocument, ConvertDocument
     from sam3lite_convert.workers import Advance
 
 
-def check_together(asked: set[str], checkpoint: str | None, component: str, verify: bool | None) -> None:
+_SEVERAL = "several checkpoints"
+
+
+def check_together(asked: set[str], names: Sequence[str], component: str, verify: bool | None) -> None:
     """Raises CannotRun if options contradict each other, or if one needs another that is not given.
 
-    ``asked``: names of the options that differ from their defaults.
+    ``asked``: names of the options that differ from their defaults. ``names``: the checkpoints.
     """
     if "--all" not in asked:
-        needed_checkpoint(checkpoint, "convert", "; or --all")
+        needed_checkpoint(names[0] if names else None, "convert", "; or --all")
     for one, other in (
         ("--all", "--checkpoint"), ("--all", "--dry-run"), ("--all", "--hub-model-id"), ("--all", "--partial"),
         ("--all", "--state-dict-key"), ("--all", "--strip-prefix"), ("--all", "--drop"),
+        ("--dry-run", _SEVERAL), ("--hub-model-id", _SEVERAL), ("--partial", _SEVERAL),
         ("--partial", "--push-to-hub"), ("--dry-run", "--push-to-hub"), ("--dry-run", "--parity"),
         ("--dry-run", "--verify"), ("--dry-run", "--fail-on-nonfinite"), ("--trust", "--push-to-hub"),
         ("--trust", "--verify"), ("--trust", "--overwrite"), ("--trust", "--onnx"), ("--dry-run", "--onnx"),
     ):  # fmt: skip
-        if {one, other} <= asked | ({"--checkpoint"} if checkpoint is not None else set()):
+        if {one, other} <= asked | ({"--checkpoint"} if names else set()) | ({_SEVERAL} if len(names) > 1 else set()):
             other = "a checkpoint" if other == "--checkpoint" else other
             raise CannotRun(f"{one} cannot be combined with {other}", "usage")
     for one, needed in (
@@ -113,56 +121,46 @@ def convert_one(
     json: bool,
 ) -> ConvertDocument:
     """Convert one checkpoint, with progress on the terminal unless ``json``; returns its document."""
-    from sam3lite_convert.commands.convert_all import Callbacks, publish
-    from sam3lite_convert.commands.reuse import find_current
+    from sam3lite_convert.commands import convert_all
+    from sam3lite_convert.commands.convert_all import Callbacks
     from sam3lite_convert.report import push
 
     if to.asked:
         to.check()
     target = to.target(location) if to.asked else None
     bars = _Bars(json)
-    if json:
-        callbacks = Callbacks(progress=bars.progress)
-    else:
-        callbacks = Callbacks(
-            planned=bars.planned, written=bars.written, pushes=push.push_planned, progress=bars.progress
-        )
+    callbacks = Callbacks(progress=bars.progress, hashes=bars.follow)
+    if not json:
+        callbacks = replace(callbacks, planned=bars.planned, written=bars.written, pushes=push.push_planned)
     try:
-        with hashing or nullcontext():
-            if hashing is not None and request.folder(location).exists():
-                bars.follow(hashing, location.path)
-            found = find_current(location, mappings, request, hashing)
-            return publish(location, mappings, request, found, target, callbacks, hashing)
+        return convert_all.convert_one(location, mappings, request, target, callbacks, hashing)
     finally:
         bars.close()
 
 
-def convert_all(
-    where: HubLocation, pattern: str, mappings: Mappings, request: Request, to: Destination, json: bool
-) -> ConvertAllDocument:
-    """Convert every checkpoint that matches, with progress on the terminal unless ``json``; returns one document."""
-    from sam3lite_convert.commands import convert_all
-    from sam3lite_convert.commands.convert_all import Callbacks
+def convert_many(run: Callable[..., ConvertAllDocument], to: Destination, json: bool) -> ConvertAllDocument:
+    """Several conversions, with progress on the terminal unless ``json``; returns one document.
 
-    target = None
-    if to.asked:
-        to.check()  # a missing token is reported before the first download
-        target = to.target
+    ``run``: does them, with the keyword arguments ``target`` and ``callbacks``.
+    """
+    from sam3lite_convert.commands.convert_all import Callbacks
     from sam3lite_convert.report import push
 
+    if to.asked:
+        to.check()  # a missing token is reported before the first download
     bars = _Bars(json)
-    if json:
-        callbacks = Callbacks()
-    else:
+    callbacks = Callbacks()
+    if not json:
         callbacks = Callbacks(
             planned=bars.remember,
             pushes=push.push_planned,
             begins=_begins,
             ends=push.batch_ends,
+            hashes=bars.follow,
             progress=bars.progress,
         )
     try:
-        return convert_all.convert_all(where, pattern, mappings, request, target, callbacks)
+        return run(target=to.target if to.asked else None, callbacks=callbacks)
     finally:
         bars.close()
 
@@ -170,7 +168,11 @@ def convert_all(
 def _begins(number: int, total: int, location: Location, what: str) -> None:
     from sam3lite_convert.report.push import batch_begins
 
-    size = location.file.size if location.file is not None and what == "convert" else None
+    size = None
+    if location.file is not None:
+        size = location.file.size if what == "convert" else None
+    elif location.path.is_file():
+        size = location.path.stat().st_size
     batch_begins(number, total, location.name, size)
 
 
@@ -230,7 +232,7 @@ class _Bars:
 
 
 def convert(
-    source: o.SourceArgument = None,
+    sources: o.SourcesArgument = None,
     checkpoint: o.CheckpointOption = None,
     all_: o.All = False,
     pattern: o.Pattern = DEFAULT_PATTERN,
@@ -271,9 +273,9 @@ def convert(
     verbose: o.Verbose = False,
     json: o.Json = False,
 ) -> None:
-    """Convert a checkpoint to a safetensors folder.
+    """Convert a checkpoint to a safetensors folder, or several to a folder each.
 
-    The folder also holds config.json, a receipt (conversion.json) and a model card. It is written as a whole or not
+    A folder also holds config.json, a receipt (conversion.json) and a model card. It is written as a whole or not
     at all. --partial needs --component text.
 
     Examples:
@@ -285,11 +287,12 @@ def convert(
     from sam3lite_convert.checkpoint.hashing import SourceHash
 
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
-    name = one_checkpoint(source, checkpoint)
+    names = many_checkpoints(sources, checkpoint)
     # Hashing takes longest: it begins before the rest is even imported.
-    local = name is not None and not all_ and not dry_run and os.path.exists(name)
-    hashing = SourceHash(Path(str(name))) if local else None
+    local = len(names) == 1 and not all_ and not dry_run and os.path.exists(names[0])
+    hashing = SourceHash(Path(names[0])) if local else None
     from sam3lite_convert.commands.convert import Request, plan_conversion
+    from sam3lite_convert.commands.convert_all import convert_all, convert_several
     from sam3lite_convert.convert.processor_files import DEFAULT_TOKENIZER
     from sam3lite_convert.convert.strict import Strict
     from sam3lite_convert.plan.plan import Options
@@ -307,7 +310,7 @@ def convert(
         "--verify": verify, "--fail-on-nonfinite": fail_on_nonfinite, "--allow-overflow": allow_overflow,
         "--state-dict-key": state_dict_key is not None, "--strip-prefix": strip_prefix, "--drop": drop,
     }  # fmt: skip
-    check_together({name for name, value in asked.items() if value}, name, component.value, verify)
+    check_together({name for name, value in asked.items() if value}, names, component.value, verify)
     if push_to_hub or onnx:
         verify = True
     request = Request(
@@ -331,13 +334,17 @@ def convert(
     mappings = load_mappings(mapping)
     check_layout(layout, mappings)
     to = Destination(push_to_hub, hub_model_id, hub_namespace, private, create_pr, commit_message, hub_overwrite)
-    if all_:
-        every = convert_all(where(repo_id, revision, cache_dir, json), pattern, mappings, request, to, json)
+    if all_ or len(names) > 1:
+        run = partly(convert_all, where(repo_id, revision, cache_dir, json), pattern, mappings, request)
+        if not all_:
+            found = {name: found_or_fault(name, repo_id, revision, cache_dir, json, chosen) for name in names}
+            run = partly(convert_several, found, mappings, request)
+        every = convert_many(run, to, json)
         (as_json if json else converted_all)(every)
         if every.verdict == "failed":
             raise typer.Exit(1)
         return
-    location = locate(str(name), repo_id, revision, cache_dir, json, chosen)
+    location = locate(names[0], repo_id, revision, cache_dir, json, chosen)
     if dry_run:
         document = plan_conversion(location, mappings, request)
         if not json:

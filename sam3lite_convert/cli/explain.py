@@ -55,6 +55,18 @@ def explain(
     from sam3lite_convert.report.explain import code_explained, explained
     from sam3lite_convert.report.terminal import as_json
 
+    if key is None and is_checkpoint(checkpoint):
+        raise Mistake(
+            f"{checkpoint} is a checkpoint; explain also needs the name of a tensor, or a pattern",
+            lambda line: line.with_argument(1, "*qkv_proj*"),
+            example=True,
+        )
+    if key is None and ("." in checkpoint or is_glob(checkpoint)):
+        raise Mistake(
+            f"{checkpoint} may be names of tensors; give a checkpoint before it",
+            lambda line: line.with_argument(0, "s0"),
+            example=True,
+        )
     if key is None:
         code = explain_code(checkpoint)
         (as_json(code) if json else code_explained(code))

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 HEADINGS = SOURCE, INPUT, OUTPUT, PROOF, HUB, GENERAL = "Source", "Input", "Output", "Proof", "Hub", "General"
 _EXAMPLES = "Examples:"
 _WIDTH = 80
+_PLACES = re.compile("DIR|FILE|JSON|CHECKPOINT|OWNER/NAME")
 _COLUMN = 26  # where texts begin
 
 
@@ -62,22 +63,36 @@ class Command(_Help, TyperCommand):
         return super().parse_args(ctx, args)
 
     def _check_values(self, ctx: Any, words: list[str]) -> None:
-        options = option_names(self)
-        waits = ""
+        options, arguments = option_names(self), iter(_arguments(self))
+        waits, ended = "", False
         for word in words:
+            name, equals, value = word.partition("=")
             if waits:
                 if word in options:
                     needs = f"{waits} needs a value: {value_name(options[waits])}"
                     ctx.fail(f"{needs}; {word} is an option. If it is the value: {waits}={word}")
+                _check_place(ctx, options[waits], waits, word)
                 waits = ""
-            elif word == "--":
-                return
+            elif not ended and word == "--":
+                ended = True
+            elif ended or not word.startswith("-") or word == "-":
+                argument = next(arguments, None)
+                if argument is not None and not word:
+                    ctx.fail(f"{argument_name(argument)} is empty")
             elif word in options and takes_value(options[word]):
                 waits = word
+            elif equals and name in options:
+                _check_place(ctx, options[name], name, value)
 
 
 class Group(_Help, TyperGroup):
     """A command that has commands, with its help in this form."""
+
+
+def _check_place(ctx: Any, option: Any, name: str, value: str) -> None:
+    """An empty name of a file or folder, as a script has from an unset variable, would be the working directory."""
+    if not value and _PLACES.search(value_name(option)):
+        ctx.fail(f"{name} is empty; it needs a value: {value_name(option)}")
 
 
 def every_command(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.mistakes import Mistake
 from sam3lite_convert.cli.shared import (
+    is_checkpoint,
     leave,
     locate,
     one_checkpoint,
@@ -98,8 +99,14 @@ def judge(
         whole.judge(place, tables, file, name, ids, tolerance, partial, context, causal, html, json)
         return
     if found is None:
+        if is_checkpoint(str(file)) and file.suffix not in (".safetensors", ".npz"):
+            raise Mistake(
+                f"{file} is a checkpoint; what a port computed comes before it",
+                lambda line: line.with_argument(0, "mine.npz"),
+                example=True,
+            )
         if ids is not None:
-            raise CannotRun("--ids needs the checkpoint: sam3lite judge FILE --checkpoint CHECKPOINT", "usage")
+            raise CannotRun("--ids needs the checkpoint: sam3lite judge FILE CHECKPOINT", "usage")
         from sam3lite_convert.commands.judge import judge_saved
 
         document = judge_saved(file, tolerance, name)

@@ -35,6 +35,7 @@ _NAME = "sam3lite"
 _ALIKE = 0.75  # of 1: names with one or two letters that are wrong, missing or swapped
 _CLEARLY = 0.05  # by how much the best one has to be more alike than the next
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json")
+_ACTIVATIONS = (".npz", ".npy")
 _LAYOUTS = ("packed", "transformers", "original")
 _DASHES = "^[-\u2013\u2014]+"
 # What other tools call it. Only one that the command has counts.
@@ -42,7 +43,14 @@ _OTHER_NAMES = {
     "-o": "--output", "--out": "--output", "--output-dir": "--output", "--force": "--overwrite", "-f": "--overwrite",
     "-n": "--dry-run", "-q": "--quiet", "-v": "--verbose", "-V": "--version", "--repo": "--repo-id",
     "--format": "--layout", "--html": "--report", "--fp16": "--dtype=float16", "--bf16": "--dtype=bfloat16",
+    "-?": "--help",
 }  # fmt: skip
+# What a value behind a flag is: convert s0.pt --push-to-hub me/repo.
+_OF_FLAGS = {
+    "--push-to-hub": "--hub-model-id", "--all": "--pattern", "--overwrite": "--output", "--compact": "--output",
+    "--fingerprint": "--output",
+}  # fmt: skip
+_YES, _NO = ("", "1", "true", "yes", "on"), ("0", "false", "no", "off")
 _OTHER_VALUES = {
     "fp16": "float16", "half": "float16", "f16": "float16", "bf16": "bfloat16", "fp32": "float32", "f32": "float32",
     "float": "float32", "gpu": "cuda",
@@ -65,7 +73,8 @@ class Mistake(CannotRun):
 
     def error(self, root: Any, words: Sequence[str]) -> CannotRun:
         """The error with the right command line. ``root``: the command line as typer has it; ``words``: as typed."""
-        return Correction(self._meant(Line.of(root, words)), example=self._example).error(self.message, self.code)
+        meant = _in_one_shape(root, self._meant(Line.of(root, words)))
+        return Correction(meant, example=self._example).error(self.message, self.code)
 
 
 @dataclass(frozen=True)
@@ -150,10 +159,10 @@ class Line:
         new = _Token("option", (name, value))
         return self.with_tokens(given[-1], new).words if given else [*self.words, *new.words]
 
-    def as_option(self, argument: str, name: str) -> list[str]:
-        """The words with an argument as the value of an option."""
+    def as_option(self, argument: str, name: str, value: str | None = None) -> list[str]:
+        """The words with an argument as the value of an option. ``value``: how it is spelled there."""
         at = next(i for i in self.arguments if self.tokens[i].words[0] == argument)
-        return self.with_tokens(at, _Token("option", (name, argument))).words
+        return self.with_tokens(at, _Token("option", (name, value or argument))).words
 
     def swapped(self, one: str, other: str) -> list[str]:
         """The words with these two, arguments or values of options, in each other's place."""
@@ -234,15 +243,31 @@ def corrected(root: Any, words: Sequence[str]) -> Correction | None:
         return None
     found = _meant(root, list(words), first, 3)
     if found:
-        once = [line for i, line in enumerate(found) if line not in found[:i]]
+        shaped = [_in_one_shape(root, line) for line in found]
+        once = [line for i, line in enumerate(shaped) if line not in shaped[:i]]
         return Correction(once[0], _better_said(root, words, first)) if len(once) == 1 else None
     filled = _filled(Line.of(root, words), first)
     while filled is not None:
         fault = parse_fault(root, filled)
         if fault is None:
-            return Correction(filled, _better_said(root, words, first), example=True)
+            return Correction(_in_one_shape(root, filled), _better_said(root, words, first), example=True)
         filled = _filled(Line.of(root, filled), fault)
     return None
+
+
+def _in_one_shape(root: Any, words: list[str]) -> list[str]:
+    """The line with the checkpoint of ``--checkpoint`` as the argument, if those before it are given."""
+    line = Line.of(root, words)
+    places = [p.name for p in getattr(line.command, "params", []) if p.param_type_name == "argument"]
+    given = [i for i, token in enumerate(line.tokens) if token.kind == "option" and token.name == "--checkpoint"]
+    if len(given) != 1 or "source" not in places or places.index("source") != len(line.arguments):
+        return words
+    token = line.tokens[given[0]]
+    value = token.words[1] if len(token.words) > 1 else token.words[0].partition("=")[2]
+    if not value or value.startswith("-"):
+        return words
+    shaped = line.with_tokens(given[0], instead_of=1).with_argument(places.index("source"), value)
+    return shaped if parse_fault(root, shaped) is None else words
 
 
 def _meant(root: Any, words: list[str], fault: _Fault, steps: int) -> list[list[str]]:
@@ -271,8 +296,7 @@ def _changes(root: Any, line: Line, fault: _Fault) -> Iterator[list[list[str]]]:
     elif fault.kind == "BadParameter":
         yield _values(line, fault.parameter)
     elif fault.message.endswith("does not take a value."):
-        flags = [i for i, token in enumerate(line.tokens) if "=" in token.words[0] and token.kind == "option"]
-        yield [line.with_tokens(i, _Token("option", (line.tokens[i].name,))).words for i in flags]
+        yield _flags_with_values(line)
     elif _waits(line) is not None:
         yield _folders(line)
 
@@ -282,13 +306,15 @@ def _commands(root: Any, line: Line) -> Iterator[list[list[str]]]:
     head, rest = list(line.head), line.words[len(line.head) :]
     commands = line.command.commands
     word = rest[0] if rest else ""
+    behind = [i for i, other in enumerate(rest) if other in commands]
+    plain = word.lower().replace("_", "-")
     if head and len(commands) == 1:  # export: it writes onnx
         (only,) = commands
+        yield [[*head, only, "--help"]] if plain == "help" else []
+        yield [[*head, only, *rest[: behind[0]], *rest[behind[0] + 1 :]]] if behind else []
         yield [[*head, only, *rest[1:]]] if alike(word, [only]) else []
         yield [[*head, only, *rest]]
         return
-    behind = [i for i, other in enumerate(rest) if other in commands]
-    plain = word.lower().replace("_", "-")
     if plain in _OTHER_COMMANDS:
         meant = _OTHER_COMMANDS[plain]
         yield [[*rest[1:], meant] if meant.startswith("--") else [meant, *rest[1:]]]
@@ -296,10 +322,9 @@ def _commands(root: Any, line: Line) -> Iterator[list[list[str]]]:
         yield [[rest[behind[0]], *rest[: behind[0]], *rest[behind[0] + 1 :]]]
     if not word or word.startswith("-"):
         return
-    if _is_source(word):
-        converted = os.path.isfile(os.path.join(word, "conversion.json"))
-        for name in ("inspect", "verify", "restore") if converted else ("convert", "parity", "inspect"):
-            yield [[name, *rest]]
+    if is_source(word):
+        for name in _commands_for(root, rest):
+            yield [[*name.split(), *rest]]
         return
     inside = [[group, name] for group, c in commands.items() for name in getattr(c, "commands", {})]
     if plain in commands:
@@ -308,13 +333,60 @@ def _commands(root: Any, line: Line) -> Iterator[list[list[str]]]:
     yield [[name, *rest[1:]] for name in alike(plain, list(commands))]
 
 
+def _commands_for(root: Any, words: list[str]) -> list[str]:
+    """The commands that may be meant by a line that begins with a file, the likeliest first: those that have all of its
+    options. Of the others only if there are none."""
+    first, has_two = words[0], len(words) > 1 and is_source(words[1])
+    if first.endswith(_ACTIVATIONS):
+        likely, others = ["judge"], []
+    elif os.path.isfile(os.path.join(first, "conversion.json")):
+        likely, others = ["inspect", "verify", "restore"], ["export onnx", "parity", "diff"]
+    else:
+        likely, others = ["convert", "parity", "inspect", *(["diff"] if has_two else [])], ["record", "diff", "tables"]
+    fitting = [name for name in likely if not _of_others(root, [*name.split(), *words])]
+    return fitting or [name for name in others if not _of_others(root, [*name.split(), *words])]
+
+
+def _of_others(root: Any, words: list[str]) -> list[str]:
+    """The options of a line that its command does not have, but others have."""
+    tokens = Line.of(root, words).tokens
+    names = [_plain(token.name) for token in tokens if token.kind == "unknown" and token.name not in _OTHER_NAMES]
+    own = option_names(Line.of(root, words).command)
+    return [name for name in names if name not in own and _elsewhere(root, name)]
+
+
+def _flags_with_values(line: Line) -> list[list[str]]:
+    """--json=yes, --verify=false, --push-to-hub=me/repo."""
+    found, options = [], option_names(line.command)
+    for at, token in enumerate(line.tokens):
+        name, equals, value = token.words[0].partition("=")
+        if token.kind != "option" or not equals or takes_value(options[name]):
+            continue
+        new = [_Token("option", (name,))]
+        if value.lower() in _NO:
+            # Of a flag without an opposite, leaving it out says no.
+            new = [_Token("option", (opposite,)) for opposite in options[name].secondary_opts[:1]]
+        elif value.lower() not in _YES and _OF_FLAGS.get(name) in options:
+            new.append(_Token("option", (_OF_FLAGS[name], value)))
+        found.append(line.with_tokens(at, *new).words)
+    return found
+
+
 def _options(root: Any, line: Line) -> Iterator[list[list[str]]]:
     """An unknown option."""
     if hasattr(line.command, "commands"):
         rest = line.words[len(line.head) :]
         at = next((i for i, word in enumerate(rest) if word in line.command.commands), None)
         if at is not None:
-            yield [[*line.head, *rest[at:], *rest[:at]]]
+            before = [word for word in rest[:at] if word != "--"]
+            moved = Line.of(root, [*line.head, rest[at], *before])
+            # Arguments keep their order; options alone stand at the end.
+            behind = [*before, *rest[at + 1 :]] if moved.arguments else [*rest[at + 1 :], *before]
+            yield [[*line.head, rest[at], *behind]]
+            return
+        source = next((i for i, word in enumerate(rest) if is_source(word)), 0)
+        if source and not line.head:
+            yield [[*rest[source:], *rest[:source]]]
             return
         if line.head and len(line.command.commands) == 1:
             yield [[*line.head, next(iter(line.command.commands)), *rest]]
@@ -323,27 +395,28 @@ def _options(root: Any, line: Line) -> Iterator[list[list[str]]]:
     if at < 0:
         return
     names = option_names(line.command)
+    known = [*names, "--help"]
     word, equals, value = line.tokens[at].words[0].partition("=")
     plain = _plain(word)
 
     def named(*new: str) -> list[list[str]]:
         return [line.with_tokens(at, _Token("unknown", (f"{name}{equals}{value}",))).words for name in new]
 
-    if plain in names:
+    if plain in known:
         yield named(plain)
     for other in (word, plain):
-        if _OTHER_NAMES.get(other, "").partition("=")[0] in names:
+        if _OTHER_NAMES.get(other, "").partition("=")[0] in known:
             yield named(_OTHER_NAMES[other])
     if word in ("-V", "--version") and not hasattr(line.command, "commands"):
         yield [["--version"]]
     elsewhere = _elsewhere(root, plain) if plain not in names else {}
     if not elsewhere:
-        long = [name for name in names if name.startswith("--")]
+        long = [name for name in known if name.startswith("--")]
         if len(begin := [name for name in long if name.startswith(plain)]) == 1 and len(plain) > 4:
             yield named(*begin)
         yield named(*alike(plain, long))
     yield _as_argument(line, at, plain)
-    if elsewhere:
+    if elsewhere and line.head:
         follows = at + 1 < len(line.tokens) and line.tokens[at + 1].kind == "argument"
         with_value = not equals and follows and all(map(takes_value, elsewhere.values()))
         yield [line.with_tokens(at, instead_of=2 if with_value else 1).words]
@@ -358,7 +431,7 @@ def _better_said(root: Any, words: Sequence[str], fault: _Fault) -> str:
     """What is wrong, where it can be said better than the parser does."""
     line = Line.of(root, words)
     name = next((token.name for token in line.tokens if token.kind == "unknown"), "")
-    if fault.kind == "command" and line.tokens and not line.head and _is_source(line.tokens[0].words[0]):
+    if fault.kind == "command" and line.tokens and not line.head and is_source(line.tokens[0].words[0]):
         return f"a command is missing before {line.tokens[0].words[0]}"
     if fault.kind == "BadOptionUsage" and (at := _waits(line)) is not None:
         option = line.tokens[at].name
@@ -400,21 +473,34 @@ def _extra_arguments(line: Line) -> Iterator[list[list[str]]]:
     arguments = line.arguments
     for at in reversed(arguments):
         word = line.tokens[at].words[0]
-        spelled = "--" + re.sub(_DASHES, "", word.partition("=")[0])
+        name, equals, _ = word.partition("=")
+        spelled = "--" + re.sub(_DASHES, "", name)
         dashes = word.startswith(("\u2013", "\u2014"))  # as word processors write two hyphens
-        if spelled in options and (dashes or not takes_value(options[spelled])):
-            yield [line.with_tokens(at, _Token("option", (word.replace(word.partition("=")[0], spelled, 1),))).words]
+        if word == "help":
+            yield [[*line.head, "--help"]]
+        # A name with its value: output out, output=out.
+        named = equals or at + 1 in arguments
+        if spelled in options and (dashes or named or not takes_value(options[spelled])):
+            yield [line.with_tokens(at, _Token("option", (word.replace(name, spelled, 1),))).words]
     last = arguments[-1]
     word = line.tokens[last].words[0]
+    flag = line.tokens[last - 1].name if last else ""
 
     def as_value(name: str) -> list[list[str]]:
         return [line.with_tokens(last, _Token("option", (name, word))).words] if name not in given else []
 
-    if "--converted" in options and os.path.isdir(word):
+    if "--converted" in options and len(arguments) == 2 and os.path.isdir(line.tokens[arguments[0]].words[0]):
+        at = arguments[0]  # parity DIR s0.pt
+        yield [line.with_tokens(at, _Token("option", ("--converted", line.tokens[at].words[0]))).words]
+    if _OF_FLAGS.get(flag) in options and flag in options and not takes_value(options[flag]):
+        yield as_value(_OF_FLAGS[flag])
+    elif "--converted" in options and os.path.isdir(word):
         yield as_value("--converted")
+    elif "--output" in options and os.path.isdir(word) and line.tokens[arguments[0]].words[0] != word:
+        yield as_value("--output")
     elif "--layout" in options and word in _LAYOUTS:
         yield as_value("--layout")
-    elif "--output" in options and (value_name(options["--output"]) == "FILE" or not _is_source(word)):
+    elif "--output" in options and (value_name(options["--output"]) == "FILE" or not is_source(word)):
         yield as_value("--output")
 
 
@@ -478,7 +564,9 @@ def _filled(line: Line, fault: _Fault) -> list[str] | None:
             return _first_example(line.command)
         arguments = [p for p in line.command.params if p.param_type_name == "argument"]
         place = [p.name for p in arguments].index(fault.parameter.name)
-        return line.with_argument(place, example_of(argument_name(fault.parameter)))
+        example = example_of(argument_name(fault.parameter))
+        given = [line.tokens[at].words[0] for at in line.arguments]
+        return line.with_argument(place, "s0" if example in given else example)  # diff my.pt: not with itself
     if fault.kind == "command" and not line.tokens and line.head:
         return _first_example(next(every_command(line.command))[1])
     return None
@@ -493,8 +581,9 @@ def example_of(argument: str) -> str:
     return {"A": "s0", "B": "my.pt"}.get(argument, "s0" if argument.startswith("CHECKPOINT") else argument)
 
 
-def _is_source(word: str) -> bool:
-    return word in ALIASES or word.endswith(_CHECKPOINTS) or os.path.exists(word)
+def is_source(word: str) -> bool:
+    """Whether the word is, or looks like, a checkpoint."""
+    return word in ALIASES or word.endswith(_CHECKPOINTS) or "://" in word or os.path.exists(word)
 
 
 def alike(word: str, names: Sequence[str]) -> list[str]:

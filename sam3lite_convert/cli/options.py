@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sam3lite_convert.cli.help import GENERAL, HUB, INPUT, OUTPUT, PROOF, SOURCE
+from sam3lite_convert.cli.mistakes import is_source
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.report import verbosity
@@ -87,6 +89,20 @@ def _complete_checkpoint(incomplete: str) -> list[str]:
     if not aliases:
         return []
     return aliases + sorted(name for name in glob.glob(glob.escape(incomplete) + "*") if name.endswith(_WEIGHTS))
+
+
+def _complete_explained(incomplete: str) -> list[str]:
+    """As a checkpoint; and the codes of findings, all of which begin with V-."""
+    if not incomplete.startswith("V"):
+        return _complete_checkpoint(incomplete)
+    from sam3lite_convert.verify.codes import CODES
+
+    return [code for code in CODES if code.startswith(incomplete)]
+
+
+def _complete_candidate(incomplete: str) -> list[str]:
+    """The layouts that are shipped, and what runs graphs."""
+    return [name for name in (*_complete_layout(""), "onnx", "openvino") if name.startswith(incomplete)]
 
 
 def _complete_layout(incomplete: str) -> list[str]:
@@ -302,6 +318,28 @@ SourceArgument = Annotated[
         rich_help_panel=SOURCE,
     ),
 ]
+
+
+def _only_checkpoints(context: typer.Context, parameter: Any, values: list[str] | None) -> list[str] | None:
+    """What is no checkpoint among several was meant as the value of an option: an error like any word too many."""
+    for value in (values or ())[1:]:
+        mixed = os.path.isdir(value) and not all(map(os.path.isdir, values or ()))
+        if not context.resilient_parsing and (mixed or not is_source(value)):
+            context.fail(f"Got unexpected extra argument ({value})")
+    return values
+
+
+SourcesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CHECKPOINT...",
+        help=_CHECKPOINT,
+        autocompletion=_complete_checkpoint,
+        callback=_only_checkpoints,
+        show_default=False,
+        rich_help_panel=SOURCE,
+    ),
+]
 ExportSource = Annotated[
     str | None,
     typer.Argument(
@@ -398,8 +436,8 @@ OutputOption = Annotated[
     typer.Option(
         metavar="DIR",
         help="Folder to write. Default: converted/<name of the checkpoint>-<layout>, with -<component> and -<dtype> "
-        "behind it where they are not the default. With --all: parent of the folders that are written. Default: "
-        "converted.",
+        "behind it where they are not the default. With --all or several checkpoints: parent of the folders that are "
+        "written. Default: converted.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -573,7 +611,7 @@ ExplainedArgument = Annotated[
     typer.Argument(
         metavar="CHECKPOINT|CODE",
         help=f"{_CHECKPOINT} Without KEY: the code of a finding of verify, such as V-TRANSPOSED.",
-        autocompletion=_complete_checkpoint,
+        autocompletion=_complete_explained,
         rich_help_panel=SOURCE,
     ),
 ]
@@ -652,6 +690,7 @@ CandidateOption = Annotated[
         help="Layout whose encoder is compared with the original, or what runs the graph in --converted (without it, "
         "the one that would be written): onnx, that is onnxruntime, or openvino. Default: the layout of --converted; "
         "without it packed, or transformers with --as-used and for SAM3 itself, of which there is no packed layout.",
+        autocompletion=_complete_candidate,
         rich_help_panel=PROOF,
     ),
 ]
@@ -708,6 +747,17 @@ Size = Annotated[
         parser=_whole_number,
         help=_SIZE,
         show_default="336, for speed, or the size of the graphs in --converted",
+        rich_help_panel=INPUT,
+    ),
+]
+RecordSize = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        metavar="N",
+        parser=_whole_number,
+        help=_SIZE,
+        show_default="336, for speed",
         rich_help_panel=INPUT,
     ),
 ]

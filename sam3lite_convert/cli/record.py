@@ -23,7 +23,7 @@ def record(
     fingerprint: o.AsFingerprint = False,
     script: o.Script = None,
     component: o.PartOption = o.Compared.text,
-    size: o.Size = None,
+    size: o.RecordSize = None,
     image: o.Image = None,
     box: o.Boxes = None,
     seed: o.Seed = None,

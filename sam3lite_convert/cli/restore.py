@@ -67,6 +67,13 @@ def restore(
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     use_one_thread()
     name = one_checkpoint(source, checkpoint)
+    if name is None and is_checkpoint(folder) and not folder.endswith(".safetensors"):
+        to_write = ["--output", "restored.pt"] if output is None else []
+        raise Mistake(
+            f"{folder} is a checkpoint; restore takes the folder that was made of one before it",
+            lambda line: [*line.with_argument(0, "my-sam3"), *to_write],
+            example=True,
+        )
     if output is None:
         message = "restore needs a file to write: sam3lite restore DIR --output FILE.pt"
         if source is not None and not Path(source).exists() and Path(source).suffix in (".pt", ".pth", ".safetensors"):

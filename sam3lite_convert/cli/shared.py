@@ -14,6 +14,7 @@ from sam3lite_convert.cli.mistakes import Mistake, alike
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
+from sam3lite_convert.unforeseen import expected
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.selection import Selection
@@ -33,6 +34,18 @@ def one_checkpoint(argument: str | None, option: str | None) -> str | None:
     if argument is not None and option is not None and argument != option:
         raise CannotRun(f"two checkpoints: {argument} and --checkpoint {option}; give one of them", "usage")
     return argument if argument is not None else option
+
+
+def many_checkpoints(arguments: Sequence[str] | None, option: str | None) -> list[str]:
+    """The checkpoints of a command that takes several, each once; empty if none is given.
+
+    Raises CannotRun if ``--checkpoint`` is given too and differs.
+    """
+    names = list(dict.fromkeys(arguments or ()))
+    if len(names) > 1 and option is not None:
+        raise CannotRun(f"give --checkpoint {option} as an argument, like the others", "usage")
+    name = one_checkpoint(names[0] if names else None, option)
+    return names or ([name] if name is not None else [])
 
 
 def needed_checkpoint(name: str | None, command: str, instead: str = "") -> str:
@@ -56,8 +69,9 @@ def check_choice(option: str, value: str | None, names: Sequence[str], fault: Ca
     For options whose names are known only when the tables are read.
     """
     if value is not None and value not in names:
-        if len(meant := alike(value.lower(), names)) == 1:
-            raise Mistake(fault.message, lambda line: line.with_option(option, meant[0]), code=fault.code)
+        lower = {name.lower(): name for name in names}
+        if len(meant := alike(value.lower(), list(lower))) == 1:
+            raise Mistake(fault.message, lambda line: line.with_option(option, lower[meant[0]]), code=fault.code)
         raise fault
 
 
@@ -68,6 +82,17 @@ def check_layout(layout: str | None, mappings: Mappings) -> None:
             mappings.check_name(layout)
     except CannotRun as fault:
         check_choice("--layout", layout, mappings.names, fault)
+
+
+def check_family(family: str | None) -> None:
+    """Raises CannotRun, before anything is looked up, if ``--family`` names no family."""
+    from sam3lite_convert.plan.families import FAMILIES, family_named
+
+    try:
+        if family is not None:
+            family_named(family)
+    except CannotRun as fault:
+        check_choice("--family", family, list(FAMILIES), fault)
 
 
 def check_of_detector(given: Mapping[str, object]) -> None:
@@ -97,7 +122,21 @@ def locate(
     """Find CHECKPOINT, on this machine or on the Hub. Raises CannotRun if it does not exist."""
     from sam3lite_convert.commands.sources import locate
 
+    if name == "help" and not Path(name).exists():
+        raise Mistake("help is not a checkpoint", lambda line: [*line.head, "--help"])
     return locate(name, where(repo_id, revision, cache_dir, quiet), selection)
+
+
+def found_or_fault(
+    name: str, repo_id: str, revision: str, cache_dir: Path | None, quiet: bool, selection: Selection
+) -> Location | Sam3LiteError:
+    """As ``locate``, for one of several, whose fault does not stop the others: it is returned."""
+    from sam3lite_convert.unforeseen import expected
+
+    try:
+        return locate(name, repo_id, revision, cache_dir, quiet, selection)
+    except Exception as fault:
+        return expected(fault)
 
 
 def text_source(location: Location, partial: bool, mappings: Mappings, causal: bool, json: bool) -> Source:
@@ -159,9 +198,10 @@ def write_report(path: Path, page: Callable[[], str]) -> str | None:
 
     try:
         report_place.write_report(path, page())
-    except Sam3LiteError as fault:
-        terminal.fault(fault.message)
-        return fault.message
+    except (Sam3LiteError, OSError) as fault:
+        message = expected(fault).message
+        terminal.fault(message)
+        return message
     terminal.note(f"Report: {path}")
     return None
 

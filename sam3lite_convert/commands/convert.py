@@ -269,7 +269,7 @@ def finished(
         gone = side_files.missing_licences(folder, receipt)
         absent = [name for name in side_files.missing(folder, receipt, True) if name not in gone]
     if absent:
-        command = request.command or f"sam3lite convert --checkpoint {location.option} --layout {receipt.layout}"
+        command = request.command or f"sam3lite convert {location.option} --layout {receipt.layout}"
         lacks = "the folder has no tokenizer"
         if not set(TOKENIZER) <= set(absent):
             lacks = f"the tokenizer is incomplete, {', '.join(absent)} missing"

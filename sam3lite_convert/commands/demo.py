@@ -83,13 +83,13 @@ def _run(step: Step) -> DemoDocument:
     compared: dict[str, ParityDocument] = {}
     for layout in (x.name for x in layouts):
         converted[layout] = convert_checkpoint(location, mappings, Request(Options(layout)))
-        step(f"convert --checkpoint demo.pt --layout {layout}", converted[layout])
+        step(f"convert demo.pt --layout {layout}", converted[layout])
         folder = Path(converted[layout].output)
         verified[layout] = verify_folder(folder, source, mappings)
-        step(f"verify {folder} --checkpoint demo.pt", verified[layout])
+        step(f"verify {folder} demo.pt", verified[layout])
     for layout, loader in ((x.name, x.loader) for x in layouts):
         folder = Path(converted[layout].output)
-        command = f"parity --checkpoint demo.pt --converted {folder}"
+        command = f"parity demo.pt --converted {folder}"
         if loader.library and importlib.util.find_spec(loader.library) is None:
             step(command, None)
             continue

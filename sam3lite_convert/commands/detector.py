@@ -115,6 +115,7 @@ def run_detector_parity(
         sides=ComparedSides(
             checkpoint=source.name,
             converted=(called or str(converted)) if converted else None,
+            option=source.option,
             reference="original detector" + ("; the file holds more" if plan.not_read else ""),
             candidate=options.runtime.name if options.runtime else plan.layout.name,
             candidate_encoder=run.name,
@@ -291,7 +292,7 @@ def judge_detector(
         place = stack.enter_context(activations_place())
         setup = set_up_original(checkpoint, mappings, make, place, context, tolerance)
         plan, run, call = setup.plan, setup.run, setup.run.call
-        outcome, said = run.judge(port.propagated, port.isolated)
+        outcome, said = run.judge(port.propagated, port.isolated, port.names)
         outcome = replace(outcome, judgement=replace(outcome.judgement, not_read=plan.not_read))
         if set(dtypes) != {"float32"}:
             said.append(
@@ -338,6 +339,7 @@ def judge_detector(
             isolated=sum(t.isolated is not None for t in judgement.taps),
             ids=f"the inputs of {inputs_file}" if inputs_file else "the inputs of the file",
             checkpoint_sha256=digest,
+            names=port.names,
         ),
     )
 

@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3lite_convert.checkpoint.one_file import read_file
 from sam3lite_convert.convert.side_files import FINGERPRINT_NAME, add_file
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted, in_short
+from sam3lite_convert.figures import only_compared
 from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.opened import read_small
 from sam3lite_convert.plan.plan import Plan
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.fingerprint import Fingerprint, FingerprintDocument, FingerprintSource
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.record import SCHEMA_VERSION
@@ -110,9 +113,13 @@ def read_fingerprint(path: Path) -> Fingerprint:
         found = Fingerprint.from_json(parse_json(read_small(path, _LIMIT), nan=True))
     except CannotRun as fault:
         if fault.code == "too_large":
-            raise Untrusted(f"{path}: is too large for a fingerprint", "corrupt_file") from None
+            raise _not_a_fingerprint(path) or Untrusted(
+                f"{path}: is too large for a fingerprint", "corrupt_file"
+            ) from None
         raise
     except ValueError as fault:
+        if other := _not_a_fingerprint(path):
+            raise other from None
         raise Untrusted(f"{path}: is not a fingerprint ({in_short(fault)})", "corrupt_file") from fault
     if found.schema_version != SCHEMA_VERSION:
         said = f"is of version {found.schema_version}; this version of the tool reads {SCHEMA_VERSION}"
@@ -134,6 +141,24 @@ def read_fingerprint(path: Path) -> Fingerprint:
         if limits[0] > _GREATEST_LIMIT * tap.max_abs or limits[1] > _GREATEST_LIMIT * tap.l2:
             raise Untrusted(f"{path}: its floor at {tap.name} would pass wrong values", "corrupt_file")
     return found
+
+
+def _not_a_fingerprint(path: Path) -> CannotRun | None:
+    """The error for a checkpoint in the place of a fingerprint; None if it is no checkpoint either."""
+    from sam3lite_convert.parity.port_files import tap_of
+
+    try:
+        names = list(read_file(path).tensors)
+    except Sam3LiteError:
+        return None
+    if any(map(tap_of, names)):
+        return CannotRun(f"{path} holds activations, not a fingerprint; give it as FILE, in front", "usage")
+    return CannotRun(
+        f"{path} is a checkpoint, not a fingerprint. To judge by it: sam3lite judge FILE --checkpoint "
+        f"{shell_path(path)}. A fingerprint is made by sam3lite record {shell_path(path)} --fingerprint, and lies in "
+        f"every converted folder as {FINGERPRINT_NAME}.",
+        "usage",
+    )
 
 
 def fault_of(folder: Path, plan: Plan, made: Worker[Fingerprint] | None = None) -> str | None:
@@ -217,7 +242,8 @@ def judge_by_fingerprint(path: Path, port: PortFile, name: str) -> FingerprintDo
         norms = "the norm of 1 tap" if len(checks) == 1 else f"the norms of {len(checks)} taps"
         summary = f"{looked_at:,} values and {norms} are the original's"
     if missing:
-        summary += f"; not given, and so not compared: {', '.join(missing)}"
+        few = only_compared([check.name for check in checks], len(fingerprint.taps))
+        summary = f"{few}: {summary}; not compared: {', '.join(missing)}"
     return FingerprintDocument(
         candidate=name,
         fingerprint=str(path),

@@ -99,14 +99,15 @@ def judge_port(
     ``context``: what the model is called with, in tokens. None: what the checkpoint states.
     ``report_of``: the command as it was typed, if a page is wanted.
 
-    Raises CannotRun for ids that the encoder does not take or that are not known, an unknown tap or a shape that is not
-    the reference's; UnsoundPlan and Untrusted as a conversion does.
+    Raises CannotRun for ids that the encoder does not take or that are not known, an unknown tap, or if no tap has the
+    reference's shape; UnsoundPlan and Untrusted as a conversion does.
     """
     from sam3lite_convert.commands.provenance import provenance
     from sam3lite_convert.parity.heat_map import heat_map
     from sam3lite_convert.parity.judgement import check_tolerance
     from sam3lite_convert.parity.port import judge_port_file
     from sam3lite_convert.parity.setup import told
+    from sam3lite_convert.parity.taps import point_of
 
     check_tolerance(tolerance)
     called = name or (file.name if file else UNNAMED)
@@ -121,6 +122,9 @@ def judge_port(
         inputs, notes = _inputs(plan, port, ids, ids_from, called)
         try:
             judged = judge_port_file(plan, port, inputs, tolerance)
+            odd = judged.judgement.misshapen
+            if notes and odd and not any(point_of(tap).has_positions for tap in judged.given):
+                raise CannotRun(odd[0].words, "other_shape")
         except CannotRun as fault:
             if not notes or fault.code != "other_shape":
                 raise
@@ -164,6 +168,7 @@ def judge_port(
             isolated=len(judged.isolated),
             ids=inputs.what,
             checkpoint_sha256=digest,
+            names=port.names,
         ),
     )
 

@@ -25,6 +25,7 @@ from sam3lite_convert.plan.plan import Dropped, Mapped, Options, Plan
 from sam3lite_convert.plan.tables import Mappings, load_mappings
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.shared import Counts
+from sam3lite_convert.unforeseen import in_our_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +64,7 @@ class OpenCheckpoint:
         context = "" if self.context is None else f", context={self.context}"
         return f"OpenCheckpoint({self.name!r}{context}: {len(self.tensors):,} tensors)"
 
+    @in_our_errors
     def read(self, key: str) -> Tensor:
         """The values of one tensor; of a file on the Hub only its bytes are fetched.
 
@@ -76,6 +78,7 @@ class OpenCheckpoint:
             return stored_tensor(self.source.with_bytes_of(self.mappings, self.index, [self.tensors[key]]), key)
 
 
+@in_our_errors
 def write_demo_checkpoint(path: str | Path) -> None:
     """Write the checkpoint of ``sam3lite demo``: the keys of a released file, small shapes, random values; 33 MB.
 
@@ -91,13 +94,14 @@ def write_demo_checkpoint(path: str | Path) -> None:
     write_checkpoint(target)
 
 
+@in_our_errors
 def open_checkpoint(
     name: str | Path,
     *,
     repo_id: str = DEFAULT_REPO,
     revision: str = DEFAULT_REVISION,
-    cache_dir: Path | None = None,
-    mapping: Path | None = None,
+    cache_dir: str | Path | None = None,
+    mapping: str | Path | None = None,
     context: int | None = None,
     state_dict_key: str | None = None,
     strip_prefix: Sequence[str] = (),
@@ -115,8 +119,8 @@ def open_checkpoint(
     """
     prefixes = (strip_prefix,) if isinstance(strip_prefix, str) else strip_prefix
     chosen = selection(state_dict_key, prefixes, list(drop or {}), list((drop or {}).values()))
-    location = locate(str(name), HubLocation(repo_id, revision, cache_dir), chosen)
-    source, mappings = location.index(), load_mappings(mapping)
+    location = locate(str(name), HubLocation(repo_id, revision, _path(cache_dir)), chosen)
+    source, mappings = location.index(), load_mappings(_path(mapping))
     with source.trusted():
         index = source.read(mappings)
     return OpenCheckpoint(str(name), location, source, index, mappings, context)
@@ -124,6 +128,15 @@ def open_checkpoint(
 
 Checkpointlike = OpenCheckpoint | str | Path
 _DTYPES = ("float32", "float16", "bfloat16")
+
+
+def _path(name: str | Path | None) -> Path | None:
+    return None if name is None else Path(name)
+
+
+def _check_dtype(dtype: str | None, without: str) -> None:
+    if dtype not in (None, *_DTYPES):
+        raise CannotRun(f"dtype is {dtype!r}; it may be {', '.join(_DTYPES)}, or None {without}", "usage")
 
 
 def _opened(checkpoint: Checkpointlike) -> OpenCheckpoint:
@@ -162,6 +175,7 @@ class ConversionPlan:
         """Source tensors, mapped, dropped, and target tensors."""
         return self.plan.counts
 
+    @in_our_errors
     def explain(self, key: str) -> ExplainDocument:
         """What happens to one tensor, by its name in the checkpoint or in any layout; shown is the layout of the plan.
 
@@ -169,6 +183,7 @@ class ConversionPlan:
         """
         return explain_key(self.checkpoint.source, key, self.checkpoint.mappings, self.plan.options)
 
+    @in_our_errors
     def state_dict(self) -> dict[str, Tensor]:
         """The converted tensors in memory, by key of the written file, made by the code that writes the folder.
 
@@ -184,6 +199,7 @@ class ConversionPlan:
             return planned_tensors(plan)
 
 
+@in_our_errors
 def make_plan(
     checkpoint: Checkpointlike,
     layout: str = "packed",
@@ -206,14 +222,12 @@ def make_plan(
     """
     opened = _opened(checkpoint)
     with opened.source.trusted():
-        if dtype not in (None, *_DTYPES):
-            raise CannotRun(
-                f"dtype is {dtype!r}; it may be {', '.join(_DTYPES)}, or None to keep each tensor's", "usage"
-            )
+        _check_dtype(dtype, "to keep each tensor's")
         options = Options(layout, component, dtype, opened.context if context is None else context, causal)
         return ConversionPlan(opened, planning.make_plan(opened.index, opened.mappings, options))
 
 
+@in_our_errors
 def convert_checkpoint(
     plan: ConversionPlan,
     output: str | Path | None = None,
@@ -248,6 +262,7 @@ def convert_checkpoint(
     return publish(opened.location, opened.mappings, request, found, None, Callbacks())
 
 
+@in_our_errors
 def verify_folder(
     folder: str | Path,
     checkpoint: Checkpointlike,
@@ -255,7 +270,7 @@ def verify_folder(
     causal: bool = False,
     partial: bool = False,
     whole: bool = False,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
 ) -> VerifyDocument:
     """Prove that a converted folder, also one that another tool wrote, is its checkpoint.
 
@@ -270,7 +285,7 @@ def verify_folder(
     from sam3lite_convert.commands import verify
 
     opened = _opened(checkpoint)
-    place = locate_folder(str(folder), cache_dir)
+    place = locate_folder(str(folder), _path(cache_dir))
     verify.check_extent(place, partial, whole)
     if place.where is not None and not whole:
         return verify.verify_repository(place, opened.location, opened.mappings, causal, partial)
@@ -279,6 +294,7 @@ def verify_folder(
     return replace(document, folder=place.name, repository=repository)
 
 
+@in_our_errors
 def diff_checkpoints(a: Checkpointlike, b: Checkpointlike) -> DiffDocument:
     """Compare two checkpoints tensor by tensor under canonical names: what is equal, what changed and by how much, what
     is only in one.
@@ -293,6 +309,7 @@ def diff_checkpoints(a: Checkpointlike, b: Checkpointlike) -> DiffDocument:
     return diff.diff_checkpoints(first.location.whole(), second.location.whole(), first.mappings)
 
 
+@in_our_errors
 def restore_folder(
     folder: str | Path,
     output: str | Path,
@@ -300,7 +317,7 @@ def restore_folder(
     *,
     overwrite: bool = False,
     causal: bool = False,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
 ) -> RestoreDocument:
     """Write the checkpoint that a folder was converted from, whole or not at all: the inverse of
     ``convert_checkpoint``, also of a folder that was trained further.
@@ -316,7 +333,7 @@ def restore_folder(
     """
     from sam3lite_convert.commands import restore
 
-    place = locate_folder(str(folder), cache_dir)
+    place = locate_folder(str(folder), _path(cache_dir))
     opened = None if checkpoint is None else _opened(checkpoint)
     path, repository = place.whole()
     source = None if opened is None else opened.location.whole()
@@ -325,6 +342,7 @@ def restore_folder(
     return replace(document, folder=place.name, repository=repository)
 
 
+@in_our_errors
 def run_parity(
     checkpoint: Checkpointlike,
     converted: str | Path | None = None,
@@ -350,6 +368,7 @@ def run_parity(
     from sam3lite_convert.commands import parity
     from sam3lite_convert.parity.setup import ParityOptions
 
+    _check_dtype(dtype, "for that of the folder, or float32")
     opened = _opened(checkpoint)
     given = (candidate, attention, dtype, tolerance, seed, batch, length, tuple(prompts), causal)
     options = ParityOptions(*given, context=opened.context)
@@ -359,6 +378,7 @@ def run_parity(
     return parity.run_parity(opened.location.whole(), opened.mappings, options, folder, None, looks, called)
 
 
+@in_our_errors
 def run_detector_parity(
     checkpoint: Checkpointlike,
     converted: str | Path | None = None,
@@ -387,7 +407,7 @@ def run_detector_parity(
 
     opened = _opened(checkpoint)
     options = ParityOptions(candidate, attention, tolerance=tolerance, context=opened.context)
-    inputs = DetectorOptions(size, None if image is None else Path(image), prompt, seed, tuple(boxes))
+    inputs = DetectorOptions(size, _path(image), prompt, seed, tuple(boxes))
     called = str(converted) if converted is not None else None
     folder = locate_folder(called).whole()[0] if called is not None else None
     looks = detector.DetectorLooks(as_used=as_used)
@@ -396,6 +416,7 @@ def run_detector_parity(
     )
 
 
+@in_our_errors
 def judge_activations(
     activations: Mapping[str, Tensor | np.ndarray] | str | Path,
     checkpoint: Checkpointlike,
@@ -437,6 +458,7 @@ def judge_activations(
     )
 
 
+@in_our_errors
 def push_folder(
     folder: str | Path,
     repo_id: str,

@@ -155,6 +155,7 @@ def run_parity(
     sides = ComparedSides(
         checkpoint=source.name,
         converted=(called or str(converted)) if converted else None,
+        option=source.option,
         reference=_reference_name(setup),
         candidate=setup.layout,
         candidate_encoder=outcome.candidate.name,

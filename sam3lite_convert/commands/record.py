@@ -158,7 +158,7 @@ def record_detector(
         output=str(path),
         compact=compact,
         size=size,
-        next=f'sam3lite judge mine.safetensors --checkpoint {source.option} --name "my port"',
+        next=f'sam3lite judge mine.safetensors {source.option} --name "my port"',
         notes=setup.notes,
     )
 
@@ -193,7 +193,7 @@ def record_script(output: Path) -> ScriptWritten:
             ScriptTable(name=table.name, component=table.component, taps=tuple(row.tap for row in table.rows))
             for table in tables
         ),
-        next='sam3lite judge mine.safetensors --checkpoint CHECKPOINT --name "my port"',
+        next='sam3lite judge mine.safetensors CHECKPOINT --name "my port"',
     )
 
 
@@ -284,5 +284,5 @@ def record_reference(
         output=str(path),
         format=form,
         size=size,
-        next=f'sam3lite judge {mine} --checkpoint {source.option} --name "my port"',
+        next=f'sam3lite judge {mine} {source.option} --name "my port"',
     )

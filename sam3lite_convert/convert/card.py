@@ -23,6 +23,7 @@ from sam3lite_convert.quoting import (
     markdown_text,
     python_text,
     shell_line,
+    shell_path,
     shell_word,
     yaml_text,
 )
@@ -592,12 +593,12 @@ def _place(receipt: Receipt) -> str:
 
 
 def named_checkpoint(receipt: Receipt) -> str:
-    """The options that name the checkpoint of a folder, in a command to be typed."""
+    """The checkpoint of a folder in a command to be typed, with the options that it needs."""
     source = receipt.source
     if source.repo:
-        words = ("--checkpoint", source.file, "--repo-id", source.repo, "--revision", source.commit)
-        options = shell_line(map(str, words))
+        words = shell_line(map(str, ("--repo-id", source.repo, "--revision", source.commit)))
+        named = f"{shell_path(str(source.file))} {words}"
     else:
-        options = f"--checkpoint {shell_word(f'PATH/TO/{source.name}')}"
-    options += stated(receipt.to_json()).options
-    return options + (" --mapping PATH/TO/MAPPINGS" if receipt.own_tables else "")
+        named = shell_word(f"PATH/TO/{source.name}")
+    named += stated(receipt.to_json()).options
+    return named + (" --mapping PATH/TO/MAPPINGS" if receipt.own_tables else "")

@@ -20,6 +20,7 @@ from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
 from sam3lite_convert.plan.families import FAMILIES, LibraryNames
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.record import Json
 from sam3lite_convert.seen import same_content
 
@@ -109,10 +110,19 @@ def read_folder(path: Path) -> Folder:
     """Index a converted folder. Raises CannotRun if there is none, Untrusted if a file is damaged."""
     if not path.is_dir():
         if path.is_file():
-            message = f"{path} is a file; name the converted folder that holds it: {path.parent}"
-            raise CannotRun(message, "not_a_folder")
+            raise CannotRun(f"{path} is a file; {_folder_of(path)}", "not_a_folder")
         raise CannotRun(f"{path}: no such folder", "no_such_folder")
     return read_place(LocalPlace(path))
+
+
+def _folder_of(path: Path) -> str:
+    """What to name in place of a file."""
+    if any((path.parent / name).is_file() for name in (RECEIPT_NAME, "config.json")):
+        return f"name the converted folder that holds it: {path.parent}"
+    return (
+        "a converted folder is expected here. If it is a checkpoint, convert it and name the folder that this writes: "
+        f"sam3lite convert {shell_path(path)}"
+    )
 
 
 def read_place(place: Place) -> Folder:

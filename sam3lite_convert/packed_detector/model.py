@@ -23,6 +23,7 @@ from sam3lite_convert.packed_detector.outputs import PackedOutput
 from sam3lite_convert.packed_detector.picture import Objects, PillowImage, find_objects, pixels_of, prepare_image
 from sam3lite_convert.packed_detector.vision import EncodedImages, VisionEncoder
 from sam3lite_convert.packed_encoder import ATTENTION, PackedTextEncoder, packed_folder
+from sam3lite_convert.unforeseen import in_our_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,6 +163,7 @@ class PackedModel(nn.Module):
         return find_objects(output, pixels.size(1), pixels.size(2), threshold)
 
     @classmethod
+    @in_our_errors
     def from_pretrained(
         cls, folder: str | Path, attention: str = "eager", image_size: int | None = None
     ) -> PackedModel:

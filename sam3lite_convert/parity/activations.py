@@ -151,7 +151,7 @@ def load_activations(path: Path) -> SavedActivations:
 def _needs_checkpoint(path: Path) -> CannotRun:
     return CannotRun(
         f"{path} is not a file of parity --save-activations (plain save_file writes no metadata): judge it with the "
-        f"checkpoint, sam3lite judge {shell_path(path)} --checkpoint CHECKPOINT",
+        f"checkpoint, sam3lite judge {shell_path(path)} CHECKPOINT",
         "no_checkpoint",
     )
 

@@ -13,7 +13,7 @@ or around a run of yours:
 
 Then, where sam3lite-convert is installed:
 
-    sam3lite judge mine.safetensors --checkpoint CHECKPOINT --name "my port"
+    sam3lite judge mine.safetensors CHECKPOINT --name "my port"
 
 ``model`` may be the whole model, its text encoder, or anything that holds it. The modules are found by the tables
 below, under any prefix. A model with names of its own needs a table of its own:
@@ -176,7 +176,7 @@ class recording:
         if self.tensors:
             _save(self.path, self.tensors, self._about(lines))
             lines.insert(0, f"wrote {self.path}: {_short(list(self.tensors))}")
-            lines.append(f'next: sam3lite judge {shlex.quote(self.path)} --checkpoint CHECKPOINT --name "my port"')
+            lines.append(f'next: sam3lite judge {shlex.quote(self.path)} CHECKPOINT --name "my port"')
         if fault is not None:
             lines.insert(0, f"the run ended with {type(fault).__name__}; this is what it recorded before")
         for line in lines:

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.figures import number
+from sam3lite_convert.figures import in_sentence, number, only_compared
 from sam3lite_convert.parity.compare import Difference, absolute_difference, compare, greatest_and_row_mean
 from sam3lite_convert.parity.taps import PROJECTED, point_of, read_at
-from sam3lite_convert.records.parity import FloorRecord, JudgementRecord, TapRecord, TapStatus, Verdict
+from sam3lite_convert.records.parity import FloorRecord, JudgementRecord, MisshapenTap, TapRecord, TapStatus, Verdict
 
 # Two correct computations are each one floor away from the exact result, and the greatest of a few thousand errors
 # varies: differences up to 2 floors were seen with sdpa or in half precision.
 FLOORS = 4.0
+_NAMED = 4  # taps in a sentence
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ class Judgement:
     ``not_read``: source keys of text tensors that no module of the reference reads.
     ``receives``: the taps without which nothing is exact: what the detector receives of the text encoder, or what it
     returns itself.
+    ``misshapen``: taps that were given in a shape that cannot be read as the original's. They are among ``not_given``.
     """
 
     taps: tuple[JudgedTap, ...]
@@ -227,6 +229,7 @@ class Judgement:
     not_given: tuple[str, ...] = ()
     not_read: tuple[str, ...] = ()
     receives: tuple[str, ...] = (PROJECTED.name,)
+    misshapen: tuple[MisshapenTap, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -235,7 +238,7 @@ class Judgement:
         Where only some taps were given, it needs those that ``receives`` names. ``incomplete``: nothing differs,
         but the reference does not read all text tensors of the file either.
         """
-        if not all(t.within for t in self.taps):
+        if self.misshapen or not all(t.within for t in self.taps):
             return "differs"
         return "incomplete" if self.not_read else self._of_what_was_read
 
@@ -297,38 +300,56 @@ class Judgement:
         """The verdict in one sentence. ``dtype``: what the reference ran in; ``who``: who else did."""
         run = "" if dtype == "float32" else f", {who} in {dtype}"
         limit = f"tolerance {number(self.tolerance)}, {self.tolerance_is}"
+        if self.misshapen:
+            others = replace(self, misshapen=())
+            odd = "; ".join(t.words for t in self.misshapen)
+            return f"{odd}; the other taps: {others.verdict.replace('_', ' ')}, {others.summary(dtype, who)}"
         if self.verdict == "incomplete":
             many = len(self.not_read)
             tensors = f"{many:,} tensor{'s' * (many > 1)} of the text encoder in this file"
-            rest = replace(self, not_read=())
+            others = replace(self, not_read=())
             return (
                 f"{tensors} fit no module of the architecture that is known here, so neither side reads them and the "
-                f"original may compute something else; the others: {rest.verdict.replace('_', ' ')}, "
-                f"{rest.summary(dtype, who)}"
+                f"original may compute something else; the others: {others.verdict.replace('_', ' ')}, "
+                f"{others.summary(dtype, who)}"
             )
+        extent, rest = self._extent, self._left_out
         if self.verdict == "exact":
             beside = ""
             for t in self.taps:
                 if t.difference.max_abs:  # true only for taps that the detector does not read
                     floors = f", {t.floors:.2g} noise floors" if t.floors else ""
                     beside += f"; {t.name}, which it does not read: {number(t.difference.max_abs)}{floors}"
-            return f"0.0 at {self._extent or 'every tap that the detector reads'}{run}{beside}"
-        at = f" at {self._extent}" if self._extent else ""
+            at = f"{extent}: 0.0" if extent else "0.0 at every tap that the detector reads"
+            return f"{at}{run}{beside}{rest}"
+        most = f"{extent}: max abs diff" if extent else "max abs diff"
         if self.verdict == "within_tolerance":
-            return f"max abs diff {number(self.max_abs)}{at}{run} ({limit})"
+            return f"{most} {number(self.max_abs)}{run} ({limit}){rest}"
         carried = (
             ""
             if self.first_divergence
             else ("; no layer diverges by itself: small errors add up to more than the tolerance")
         )
-        return f"max abs diff {number(self.max_abs)}{at}{run} ({limit}){carried}"
+        return f"{most} {number(self.max_abs)}{run} ({limit}){carried}"
 
     @property
     def _extent(self) -> str:
-        """How many taps were compared, if not all."""
-        given = len(self.taps)
-        verb = "was" if given == 1 else "were"
-        return f"the {given} of {given + len(self.not_given)} taps that {verb} given" if self.not_given else ""
+        """Which taps were compared, if not all."""
+        names = [t.name for t in self.taps]
+        return only_compared(names, len(names) + len(self.not_given)) if self.not_given else ""
+
+    @property
+    def _left_out(self) -> str:
+        """Which taps were not compared, those that matter most first."""
+        if not self.not_given:
+            return ""
+        missing = [name for name in self.receives if name in self.not_given]
+        if not missing:
+            few = len(self.not_given) <= _NAMED
+            return f"; not compared: {in_sentence(self.not_given) if few else f'the other {len(self.not_given)} taps'}"
+        shown, more = missing[:_NAMED], len(self.not_given) - len(missing[:_NAMED])
+        what = "which the detector receives" if PROJECTED.name in missing else "which it returns"
+        return f"; not compared: {in_sentence(shown)}, {what}{f', and {more} more' if more else ''}"
 
     def record(self, dtype: str = "float32", who: str = "both sides") -> JudgementRecord:
         """The verdict and its taps for the JSON. ``dtype``: what the reference ran in; ``who``: who else did."""
@@ -346,6 +367,7 @@ class Judgement:
             layers=tuple(t.record() for t in self.taps),
             summary=self.summary(dtype, who),
             not_read=self.not_read,
+            misshapen=self.misshapen,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from sam3lite_convert.parity.port_files import PortFile
 from sam3lite_convert.parity.taps import LAYER, POOLED, PROJECTED, layer_of, point_of, tensors_behind
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.plan import Plan
-from sam3lite_convert.records.parity import DiagnosisRecord, SuspectTensor
+from sam3lite_convert.records.parity import DiagnosisRecord, MisshapenTap, SuspectTensor
 
 # Modules of a gap that are searched: all of an S0, in seconds. Each hypothesis in one is a run of those behind it.
 _SEARCHED = 9
@@ -61,16 +61,19 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
 
     ``plan``: of the checkpoint's text encoder, in any layout.
 
-    Raises CannotRun for a tap that this encoder does not have, a shape that is not the reference's, or numbers that are
-    not floating-point; UnsoundPlan if the reference does not get its weights.
+    Raises CannotRun for a tap that this encoder does not have, if no tap has the reference's shape, or for numbers that
+    are not floating-point; UnsoundPlan if the reference does not get its weights.
     """
     ran_in, dtypes = dtypes_of(port.propagated)
     weights = source_weights(plan)
     reference = reference_encoder(plan.architecture, weights, ran_in)
     recorded = reference.record(inputs.ids)
     require_finite(recorded)
-    given, notes = _arranged(port.propagated, recorded)
-    alone, more = _arranged(port.isolated, recorded) if port.isolated else ({}, [])
+    given, notes, misshapen = _arranged(port.propagated, recorded, port.names)
+    if not given:
+        raise CannotRun("; ".join(tap.words for tap in misshapen), "other_shape")
+    alone, more, odd = _arranged(port.isolated, recorded, {})
+    more += [f"{tap.words}: left out" for tap in odd]
     alone = {tap: value for tap, value in alone.items() if tap in given}
     notes += [f"isolated, {note}" for note in more if note not in notes]
     ours = {tap: recorded[tap] for tap in given}
@@ -82,8 +85,7 @@ def judge_port_file(plan: Plan, port: PortFile, inputs: Inputs, tolerance: float
     floors = noise_floor(model, recorded, inputs.ids)
     every = list(recorded)
     judgement = judge(ours, given, alone, {tap: floors[tap] for tap in given}, inputs.padded, tolerance, every)
-    if judgement.not_given:
-        notes.append(f"not given, and so not compared: {', '.join(judgement.not_given)}")
+    judgement = replace(judgement, misshapen=tuple(misshapen))
     name = str(ran_in).removeprefix("torch.")
     if set(dtypes) != {name}:
         finer = f", and every tap is held to the rounding of {name}" if ran_in in _HALVES else ""
@@ -118,10 +120,15 @@ def dtypes_of(given: Mapping[str, Tensor]) -> tuple[torch.dtype, dict[str, int]]
     return next((half for half in _HALVES if half in kinds), torch.float32), count
 
 
-def _arranged(given: Mapping[str, Tensor], recorded: Activations) -> tuple[Activations, list[str]]:
-    """The activations in the order of the taps and in the reference's shapes, and how other shapes were read.
+def _arranged(
+    given: Mapping[str, Tensor], recorded: Activations, names: Mapping[str, str]
+) -> tuple[Activations, list[str], list[MisshapenTap]]:
+    """The activations in the order of the taps and in the reference's shapes, how other shapes were read, and the taps
+    of a shape that cannot be read so.
 
-    Raises CannotRun for an unknown tap or a shape that is not the reference's.
+    ``names``: by tap, what the port calls it, where that is spelled otherwise.
+
+    Raises CannotRun for an unknown tap.
     """
     if unknown := [tap for tap in given if tap not in recorded]:
         raise CannotRun(
@@ -129,21 +136,22 @@ def _arranged(given: Mapping[str, Tensor], recorded: Activations) -> tuple[Activ
         )
     out: Activations = {}
     read: dict[str, list[str]] = {}
+    misshapen = []
     for tap, ours in recorded.items():
         if tap not in given:
             continue
         value, how = fitted(given[tap], ours.shape, point_of(tap).has_positions)
         if value is None:
-            wanted = "(batch, sequence, width)" if point_of(tap).has_positions else "(batch, width)"
-            raise CannotRun(
-                f"{tap} is {tuple(given[tap].shape)}; the original's is {tuple(ours.shape)}, {wanted}, for these ids",
-                "other_shape",
+            shapes = tuple(given[tap].shape), tuple(ours.shape)
+            misshapen.append(
+                MisshapenTap(name=tap, called=names.get(tap, tap), shape=shapes[0], reference_shape=shapes[1])
             )
+            continue
         out[tap] = value
         if how:
             read.setdefault(how, []).append(tap)
     notes = [f"{'every tap' if len(taps) == len(out) else ', '.join(taps)}: {how}" for how, taps in read.items()]
-    return out, notes
+    return out, notes, misshapen
 
 
 def fitted(value: Tensor, wanted: torch.Size, has_positions: bool) -> tuple[Tensor | None, str]:

@@ -14,7 +14,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,7 @@ class PortFile:
     ``ids``: the ids of the file; None if it holds none.
     ``notes``: what was left out.
     ``of_reference``: the file's own activations of a reference, by tap. They are never taken for the port's.
+    ``names``: by tap, what the file calls it, where that is spelled otherwise.
     """
 
     kind: str
@@ -82,6 +83,7 @@ class PortFile:
     ids: Tensor | None = None
     notes: tuple[str, ...] = ()
     of_reference: tuple[str, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def read_port_file(path: Path) -> PortFile:
@@ -222,7 +224,9 @@ def _port(path: Path | str, kind: str, found: Mapping[str, Tensor], names: list[
                 raise Untrusted(f"{path}: {owner[place]} and {name} are both {place[1]}", "corrupt_file")
             owner[place] = name
             sides[place[0]][place[1]] = tensor
-    others = [name for name in names if name not in IDS and not tap_of(name)]
+    # The script of record writes a text tap of a whole detector twice, as text.layers.0 and layers.0.
+    twins = {name for name in names if tap_of(name.removeprefix("text.")) in owner}
+    others = [name for name in names if name not in IDS and not tap_of(name) and name not in twins]
     if not sides["candidate"]:
         if sides["reference"]:
             raise CannotRun(
@@ -240,7 +244,18 @@ def _port(path: Path | str, kind: str, found: Mapping[str, Tensor], names: list[
         point.name.replace("{i}", str(n)) for point in TAPS for n in range(_MOST_LAYERS if "{i}" in point.name else 1)
     ]
     notes = (f"not taps, and so not read: {some([meant(name, known) for name in others])}",) if others else ()
-    return PortFile(kind, sides["candidate"], sides["isolated"], ids, notes, tuple(sides["reference"]))
+    return PortFile(
+        kind, sides["candidate"], sides["isolated"], ids, notes, tuple(sides["reference"]), own_names(owner)
+    )
+
+
+def own_names(owner: Mapping[tuple[str, str], str]) -> dict[str, str]:
+    """By tap, the candidate's name in a file, where it is spelled otherwise. ``owner``: side and tap -> name."""
+    return {
+        tap: name
+        for (side, tap), name in owner.items()
+        if side == "candidate" and name not in (tap, f"candidate.{tap}")
+    }
 
 
 def meant(name: str, known: Sequence[str]) -> str:
@@ -411,8 +426,10 @@ def _dump(path: Path) -> PortFile:
         raise CannotRun(f"{path} is not a dump of transformers' model debugger", "no_activations")
     root = str(tree["module_path"])
     calls = dict(_calls(tree))
-    found = {name: _value(path, value) for name, value in _places(calls, root).items()}
+    places, modules = _places(calls, root)
+    found = {name: _value(path, value) for name, value in places.items()}
     made = _port(path, f"a dump of transformers' model debugger, of {root}", found, list(found))
+    made = replace(made, names={tap: module for tap, module in modules.items() if tap in found})
     layers = [layer_of(name) for name in found if name not in IDS and point_of(name) is LAYER]
     if len(layers) <= max(layers, default=0):
         note = f"the debugger left out layers, as it does by default; to record all: {_FULL_DUMP}"
@@ -434,8 +451,9 @@ def _calls(node: dict[str, JsonValue]) -> Iterator[tuple[str, dict[str, JsonValu
             stack += reversed(children) if isinstance(children, list) else []
 
 
-def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, JsonValue]:
-    """Tap or ids -> the recorded value that it is, in the calls of the library's text encoder.
+def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> tuple[dict[str, JsonValue], dict[str, str]]:
+    """Tap or ids -> the recorded value that it is, in the calls of the library's text encoder; tap -> the module that
+    made it.
 
     The debugger keeps outputs of modules without parts alone, so that a layer's is the input of what follows it.
     """
@@ -464,7 +482,9 @@ def _places(calls: Mapping[str, dict[str, JsonValue]], root: str) -> dict[str, J
     projection = next((path for path in calls if path.endswith(".text_projection")), None)
     if projection:
         out[PROJECTED.name] = _first(calls[projection], "outputs")
-    return {name: value for name, value in out.items() if value is not None}
+    modules = {LAYER.at(layer): path for layer, path in layers.items()}
+    modules |= {FINAL_NORM.name: final, POOLED.name: pooled, PROJECTED.name: projection or ""}
+    return {name: value for name, value in out.items() if value is not None}, modules
 
 
 def _text_path(path: str) -> bool:

@@ -81,6 +81,7 @@ def infer_architecture(shapes: Shapes, causal: bool = False, stated: StatedVisio
 def _text(
     vote: Votes, sizes: dict[str, int | None], blocks: dict[str, tuple[int, ...]], assumed: dict[str, str]
 ) -> str:
+    names, vote = vote.names, vote.within(TEXT)
     enc = re.escape(TEXT) + r"encoder\."
     layer = enc + r"transformer\.\d+\."
     hidden = vote(
@@ -91,7 +92,7 @@ def _text(
     )
     layers = vote.indices(enc + r"transformer\.(\d+)\.")
     if hidden is None or not layers:
-        first = ", ".join(list(vote.names)[:3])
+        first = ", ".join(list(names)[:3])
         raise UnsoundPlan(
             f"this is no SAM3-LiteText checkpoint: no MobileCLIP text encoder found. The first keys are {first}. If "
             "only a prefix hides the names, take it off: --strip-prefix PREFIX. Otherwise give another file: sam3lite "
@@ -154,34 +155,36 @@ def _detector(
     neck = re.escape(VISION) + r"convs\."
     geometry, encoder, decoder = r"geometry_encoder\.", r"transformer\.encoder\.", r"transformer\.decoder\."
     block = trunk + r"blocks\.\d+\."
-    sizes["vit_hidden"] = vote((block + r"norm[12]\." + wb, 0, 1), (trunk + r"ln_pre\." + wb, 0, 1))
-    sizes["vit_ffn"] = vote((block + r"mlp\.fc1\." + wb, 0, 2))
-    sizes["channels"] = vote((trunk + r"patch_embed\.proj\.weight", 1, 4))
-    sizes["patch"] = vote((trunk + r"patch_embed\.proj\.weight", 2, 4))
-    rows = vote((trunk + "pos_embed", 1, 3))
+    seen = vote.within(VISION)
+    sizes["vit_hidden"] = seen((block + r"norm[12]\." + wb, 0, 1), (trunk + r"ln_pre\." + wb, 0, 1))
+    sizes["vit_ffn"] = seen((block + r"mlp\.fc1\." + wb, 0, 2))
+    sizes["channels"] = seen((trunk + r"patch_embed\.proj\.weight", 1, 4))
+    sizes["patch"] = seen((trunk + r"patch_embed\.proj\.weight", 2, 4))
+    rows = seen((trunk + "pos_embed", 1, 3))
     sizes["vit_positions"] = None if rows is None else rows - has_class_row(rows)
-    sizes["fpn_hidden"] = vote((neck + r"\d+\.conv_3x3\." + wb, 0, 4))
+    sizes["fpn_hidden"] = seen((neck + r"\d+\.conv_3x3\." + wb, 0, 4))
+    detr = vote.within("geometry_encoder.", "transformer.")
     norms = r"(?:norm\d?|encode_norm|img_pre_norm|catext_norm|presence_token_out_norm)\." + wb
-    sizes["hidden"] = vote(
+    sizes["hidden"] = detr(
         (geometry + r"(?:encode\.\d+\.)?" + norms, 0, 1),
         (encoder + r"layers\.\d+\." + norms, 0, 1),
         (decoder + r"(?:layers\.\d+\.)?" + norms, 0, 1),
     )
-    sizes["roi"] = vote((geometry + r"boxes_pool_project\.weight", 2, 4))
-    sizes["geometry_ffn"] = vote((geometry + r"encode\.\d+\.linear1\." + wb, 0, 2))
-    sizes["detr_encoder_ffn"] = vote((encoder + r"layers\.\d+\.linear1\." + wb, 0, 2))
-    sizes["detr_decoder_ffn"] = vote((decoder + r"layers\.\d+\.linear1\." + wb, 0, 2))
-    sizes["queries"] = vote((decoder + r"(?:query_embed|reference_points)\.weight", 0, 2))
-    sizes["detr_heads"] = vote((decoder + r"boxRPB_embed_[xy]\.layers\.1\." + wb, 0, 2))
-    blocks["vit_blocks"] = vote.indices(trunk + r"blocks\.(\d+)\.")
-    blocks["geometry_layers"] = vote.indices(geometry + r"encode\.(\d+)\.")
-    blocks["detr_encoder_layers"] = vote.indices(encoder + r"layers\.(\d+)\.")
-    blocks["detr_decoder_layers"] = vote.indices(decoder + r"layers\.(\d+)\.")
+    sizes["roi"] = detr((geometry + r"boxes_pool_project\.weight", 2, 4))
+    sizes["geometry_ffn"] = detr((geometry + r"encode\.\d+\.linear1\." + wb, 0, 2))
+    sizes["detr_encoder_ffn"] = detr((encoder + r"layers\.\d+\.linear1\." + wb, 0, 2))
+    sizes["detr_decoder_ffn"] = detr((decoder + r"layers\.\d+\.linear1\." + wb, 0, 2))
+    sizes["queries"] = detr((decoder + r"(?:query_embed|reference_points)\.weight", 0, 2))
+    sizes["detr_heads"] = detr((decoder + r"boxRPB_embed_[xy]\.layers\.1\." + wb, 0, 2))
+    blocks["vit_blocks"] = seen.indices(trunk + r"blocks\.(\d+)\.")
+    blocks["geometry_layers"] = detr.indices(geometry + r"encode\.(\d+)\.")
+    blocks["detr_encoder_layers"] = detr.indices(encoder + r"layers\.(\d+)\.")
+    blocks["detr_decoder_layers"] = detr.indices(decoder + r"layers\.(\d+)\.")
     blocks["upsampling_stages"] = vote.indices(r"segmentation_head\.pixel_decoder\.conv_layers\.(\d+)\.")
     # The SAM 2 neck, which is dropped, has the same levels. A level that exists only there is missing here.
     either = re.escape(VISION) + r"(?:sam2_)?convs\."
-    levels = vote.indices(either + r"(\d+)\.")
-    by_four, by_two = vote.showing(either + r"(\d+)\.dconv_2x2_[01]\."), vote.showing(either + r"(\d+)\.dconv_2x2\.")
+    levels = seen.indices(either + r"(\d+)\.")
+    by_four, by_two = seen.showing(either + r"(\d+)\.dconv_2x2_[01]\."), seen.showing(either + r"(\d+)\.dconv_2x2\.")
     blocks["fpn_levels"] = levels
     blocks["fpn_4x"] = tuple(i for i in levels if i in by_four)
     blocks["fpn_2x"] = tuple(i for i in levels if i in by_two)

@@ -22,6 +22,7 @@ def tracker(vote: Votes, sizes: dict[str, int | None], blocks: dict[str, tuple[i
         rf"tracker\.{module}\."
         for module in (r"transformer\.encoder", "maskmem_backbone", "sam_prompt_encoder", "sam_mask_decoder")
     )
+    vote = vote.within("tracker.")
     layer, two_way = attention + r"layers\.\d+\.", decoder + r"transformer\."
     sizes["tracker_hidden"] = vote(
         (layer + r"norm[123]\." + _WB, 0, 1),

@@ -12,7 +12,7 @@ from sam3lite_convert.checkpoint.index import Checkpoint
 from sam3lite_convert.checkpoint.selection import Selection
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.plan.architecture import TEXT, VISION
-from sam3lite_convert.plan.tables import Rule
+from sam3lite_convert.plan.tables import Rule, Spellings, remember
 
 OTHER_COPY = "other copy"  # the kind of dropped tensors that belong to another copy of the model
 
@@ -156,6 +156,16 @@ _LONGEST_NAME = 10_000  # characters; a key has at most 1,000
 
 def spelled_key(key: str, rules: tuple[Rule, ...]) -> Spelled:
     """Apply the spelling rules, in order, to one key."""
+    if not isinstance(rules, Spellings):
+        return _spelled(key, rules)
+    found = rules.known.get(key)
+    if not isinstance(found, Spelled):
+        found = _spelled(key, rules)
+        remember(rules.known, key, found)
+    return found
+
+
+def _spelled(key: str, rules: tuple[Rule, ...]) -> Spelled:
     name, front, copy, base = key, 0, "", False
     spellings: dict[str, None] = {}
     applied: dict[str, None] = {}

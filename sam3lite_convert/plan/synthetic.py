@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sam3lite_convert.files import whole_file
 from sam3lite_convert.plan.architecture import TEXT, VISION, Architecture
 from sam3lite_convert.plan.names import released_key
 from sam3lite_convert.plan.operations import joined_rows
@@ -126,5 +127,9 @@ def state_dict(
 
 
 def write_checkpoint(path: Path, seed: int = 0) -> None:
-    """Write the small checkpoint as a released one is written: ``{"model": state dict}``."""
-    torch.save({"model": state_dict(seed=seed)}, path)
+    """Write the small checkpoint as a released one is written: ``{"model": state dict}``.
+
+    Raises CannotRun as ``whole_file`` does.
+    """
+    with whole_file(path) as file:
+        torch.save({"model": state_dict(seed=seed)}, file)

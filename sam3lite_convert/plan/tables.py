@@ -158,10 +158,23 @@ class Rule:
 _Found = TypeVar("_Found")
 
 
-def _remember(names: dict[str, _Found], name: str, found: _Found) -> None:
+def remember(names: dict[str, _Found], name: str, found: _Found) -> None:
+    """Keep what was found for a name; all are forgotten before there are too many."""
     if len(names) >= _MOST_REMEMBERED:
         names.clear()  # files of others may hold any number of keys
     names[name] = found
+
+
+class Spellings(tuple[Rule, ...]):
+    """Rules for other spellings, in order, with what they made of names so far (``known``, for plan/names.py): a run of
+    verify spells each key of a checkpoint three times."""
+
+    known: dict[str, object]
+
+    def __new__(cls, rules: Iterable[Rule] = ()) -> Spellings:
+        made = super().__new__(cls, rules)
+        made.known = {}
+        return made
 
 
 @dataclass(frozen=True)
@@ -201,7 +214,7 @@ class Layout:
         """
         if (found := self._taken.get(key)) is None:
             found = tuple((r, made) for r in self.rules if (made := r.apply(key)) is not None)
-            _remember(self._taken, key, found)
+            remember(self._taken, key, found)
         return found
 
     def leading_to(self, target: str) -> tuple[tuple[Rule, tuple[str, ...]], ...]:
@@ -209,7 +222,7 @@ class Layout:
         if (found := self._led.get(target)) is None:
             rules = (rule for rule, starts in self._beginnings if target.startswith(starts))
             found = tuple((r, sources) for r in rules if (sources := r.sources(target)))
-            _remember(self._led, target, found)
+            remember(self._led, target, found)
         return found
 
     @cached_property
@@ -427,8 +440,8 @@ def _read(place: Path, directory: Path | None) -> Mappings:
     return Mappings(spellings, layouts, sha256, directory is not None and sha256 != _hash(shipped))
 
 
-def _spellings(name: str, tables: dict[str, configparser.RawConfigParser]) -> tuple[Rule, ...]:
-    return tuple(_rule(section, "keep", name) for section in _sections(tables[name]))
+def _spellings(name: str, tables: dict[str, configparser.RawConfigParser]) -> Spellings:
+    return Spellings(_rule(section, "keep", name) for section in _sections(tables[name]))
 
 
 def _hash(files: dict[str, Path]) -> str:
@@ -504,7 +517,7 @@ def _layout(
         layout = Layout(
             label, head.get("about", ""), family, tuple(rules), tuple(shapes), loader, strips, causal,
             component, variant, levels, inside,
-            tuple(rule for f in head.get("spellings", "").split() for rule in _spellings(f, tables)),
+            Spellings(rule for f in head.get("spellings", "").split() for rule in _spellings(f, tables)),
         )  # fmt: skip
         layout.check()
     except KeyError as fault:

@@ -17,14 +17,26 @@ class Votes:
 
     def __init__(self, shapes: Shapes) -> None:
         self._shapes = shapes
+        self._ranked: dict[int, Shapes] = {}
+
+    def within(self, *prefixes: str) -> Votes:
+        """The tensors of some modules: a pattern is tried on every key, and a detector has 1,500."""
+        return Votes({key: shape for key, shape in self._shapes.items() if key.startswith(prefixes)})
+
+    def _of(self, rank: int) -> Shapes:
+        """The tensors that vote where ``rank`` is asked for, in the file's order."""
+        if rank not in self._ranked:
+            some = {k: s for k, s in self._shapes.items() if len(s) == (1 if k.endswith("bias") else rank)}
+            self._ranked[rank] = some
+        return self._ranked[rank]
 
     def __call__(self, *witnesses: tuple[str, int, int]) -> int | None:
         """``witnesses``: pattern of the keys, axis that shows the size, rank (a bias always has one axis)."""
         count: Counter[int] = Counter()
         for pattern, axis, rank in witnesses:
-            compiled = re.compile(pattern)
-            for key, shape in self._shapes.items():
-                if len(shape) == (1 if key.endswith("bias") else rank) and compiled.fullmatch(key):
+            matches = re.compile(pattern).fullmatch
+            for key, shape in self._of(rank).items():
+                if matches(key):
                     count[shape[axis]] += 1
         return count.most_common(1)[0][0] if count else None
 

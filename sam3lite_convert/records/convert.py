@@ -196,16 +196,17 @@ class FailedConversion(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertAllDocument(Document):
-    """Several conversions.
+    """Several conversions: of a repository, or of checkpoints that were named.
 
+    repo, commit, pattern: what --all was asked for; left out where the checkpoints were named.
     left_out: paths that fit the pattern and are not of checkpoints.
     odd_entries: entries of the Hub's listing without a usable path, in words; left out if there are none.
     counts: conversions by state.
     """
 
-    repo: str
-    commit: str
-    pattern: str
+    repo: str | None = field(default=None, metadata=optional())
+    commit: str | None = field(default=None, metadata=optional())
+    pattern: str | None = field(default=None, metadata=optional())
     output: str
     left_out: tuple[str, ...]
     results: tuple[ConvertDocument | FailedConversion, ...]

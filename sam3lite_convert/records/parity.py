@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sam3lite_convert.quoting import shell_line
+from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.fingerprint import ReleasedCheck
 from sam3lite_convert.records.record import Document, Record, flat, optional
 from sam3lite_convert.records.shared import Fetched, HubOrigin, PageFacts, refuses
@@ -69,6 +69,27 @@ class TapRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MisshapenTap(Record):
+    """A tap that was given in a shape that cannot be read as the original's, and so was not compared.
+
+    called: its name in the port's file.
+    shape: as it was given.
+    reference_shape: of the original's, for the same input.
+    """
+
+    name: str
+    called: str
+    shape: tuple[int, ...]
+    reference_shape: tuple[int, ...]
+
+    @property
+    def words(self) -> str:
+        """Both shapes, in words."""
+        called = f" ({self.called} of the port)" if self.called != self.name else ""
+        return f"{self.name}{called} is {self.shape}; the original's is {self.reference_shape}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgementRecord(Record):
     """The verdict on the weights, and the taps that it follows from, in order of execution.
 
@@ -82,6 +103,7 @@ class JudgementRecord(Record):
     summary: what stands behind the verdict's name, in words.
     not_read: source keys of text tensors that no module of the reference reads. With any, the verdict is incomplete or
         differs: the original may compute something with them.
+    misshapen: taps of another shape than the original's. With any, the verdict is differs.
     """
 
     verdict: Verdict
@@ -97,6 +119,7 @@ class JudgementRecord(Record):
     layers: tuple[TapRecord, ...]
     summary: str
     not_read: tuple[str, ...]
+    misshapen: tuple[MisshapenTap, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,6 +391,7 @@ class ComparedSides(Record):
     """What was compared.
 
     converted: the folder, null for one that was converted in memory.
+    option: the checkpoint in a command, with the options that it needs; of runs on one alone.
     """
 
     checkpoint: str
@@ -377,13 +401,14 @@ class ComparedSides(Record):
     candidate_encoder: str
     attention: str
     dtype: str
+    option: str | None = field(default=None, metadata=optional())
 
     @property
     def verify_command(self) -> str | None:
         """The command that compares the folder's other tensors; None without a folder."""
         if self.converted is None:
             return None
-        return shell_line(["sam3lite", "verify", self.converted, "--checkpoint", self.checkpoint])
+        return f"sam3lite verify {shell_path(self.converted)} {self.option or shell_path(self.checkpoint)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,6 +422,7 @@ class PortRecord(Record):
     isolated: number of taps with an isolated activation.
     ids: where the ids come from.
     checkpoint_sha256: of the original's file; null if only a part of it was downloaded, or if no checkpoint was read.
+    names: by tap, its name in the file, where that is spelled otherwise.
     """
 
     file: str | None
@@ -406,6 +432,7 @@ class PortRecord(Record):
     isolated: int
     ids: str
     checkpoint_sha256: str | None
+    names: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

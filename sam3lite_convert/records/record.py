@@ -7,7 +7,8 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, fields
-from typing import Literal, TypeVar, Union
+from functools import cache
+from typing import Literal, NamedTuple, TypeVar, Union
 
 SCHEMA_VERSION = 1
 
@@ -49,11 +50,11 @@ class Record:
     def to_json(self) -> Json:
         """The record as JSON values. NaN and infinity become null: JSON has neither."""
         out: Json = {}
-        for item in fields(self):  # type: ignore[arg-type]
+        for item in _items(type(self)):
             value = getattr(self, item.name)
-            if value is None and (is_optional(item) or is_flat(item)):
+            if value is None and (item.optional or item.flat):
                 continue
-            if is_flat(item):
+            if item.flat:
                 out |= value.to_json()
             else:
                 out[item.name] = json_value(value)
@@ -77,6 +78,8 @@ class Document(Record):
 
 def json_value(value: object) -> JsonValue:
     """Anything that a record holds as JSON values; NaN and infinity become null."""
+    if type(value) in _PLAIN:
+        return value  # type: ignore[return-value]  # most values, and the tests below take their time
     if isinstance(value, Record):
         return value.to_json()
     if isinstance(value, Mapping):
@@ -121,25 +124,53 @@ def field_types(cls: type, names: Mapping[str, object] | None = None) -> dict[st
     return typing.get_type_hints(cls, localns={"JsonValue": AnyJson, **(names or {})})
 
 
-# ---- reading back
+# ---- what is looked up once for each record: a receipt holds 1,300 of one kind
 
-_TYPES: dict[type, dict[str, object]] = {}  # by record: looked up once, as a receipt holds 1,300 of one kind
+_PLAIN = frozenset({str, bool, int, type(None)})
+
+
+class _Item(NamedTuple):
+    name: str
+    flat: bool
+    optional: bool
+
+
+_ITEMS: dict[type, tuple[_Item, ...]] = {}
+_TYPES: dict[type, dict[str, object]] = {}
+
+
+def _items(cls: type) -> tuple[_Item, ...]:
+    if cls not in _ITEMS:
+        _ITEMS[cls] = tuple(_Item(item.name, is_flat(item), is_optional(item)) for item in fields(cls))
+    return _ITEMS[cls]
+
+
+def _types(cls: type) -> dict[str, object]:
+    if cls not in _TYPES:
+        _TYPES[cls] = field_types(cls)
+    return _TYPES[cls]
+
+
+@cache
+def _parts(hint: object) -> tuple[object, tuple[object, ...]]:
+    """A generic type and its arguments."""
+    return typing.get_origin(hint), typing.get_args(hint)
+
+
+# ---- reading back
 
 
 def _read_record(cls: type[R], data: JsonValue, where: str) -> R:
     if not isinstance(data, dict):
         raise ValueError(f"{where or cls.__name__} is not an object")
-    if cls not in _TYPES:
-        _TYPES[cls] = field_types(cls)
-    hints, values = _TYPES[cls], {}
-    for item in fields(cls):  # type: ignore[arg-type]
-        name = item.name
+    hints, values = _types(cls), {}
+    for name, flat, optional in _items(cls):
         place = f"{where}.{name}" if where else name
-        if is_flat(item):
+        if flat:
             values[name] = _read_flat(hints[name], data, where)
         elif name in data:
             values[name] = _read(hints[name], data[name], place)
-        elif is_optional(item):
+        elif optional:
             values[name] = None
         else:
             raise ValueError(f"{place} is missing")
@@ -147,7 +178,7 @@ def _read_record(cls: type[R], data: JsonValue, where: str) -> R:
 
 
 def _read_flat(hint: object, data: JsonValue, where: str) -> object:
-    if type(None) not in typing.get_args(hint):
+    if type(None) not in _parts(hint)[1]:
         return _read(hint, data, where)
     try:
         return _read(hint, data, where)
@@ -156,9 +187,9 @@ def _read_flat(hint: object, data: JsonValue, where: str) -> object:
 
 
 def _read(hint: object, value: JsonValue, where: str) -> object:
-    if hint is AnyJson:
+    if hint is AnyJson or (type(value) is hint and hint in _PLAIN):
         return value
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments = _parts(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -183,8 +214,6 @@ def _read(hint: object, value: JsonValue, where: str) -> object:
         return float(value)
     if hint is float and value is None:
         return math.inf
-    if hint in (str, bool, int) and type(value) is hint:
-        return value
     if isinstance(hint, type) and issubclass(hint, Record):
         return _read_record(hint, value, where)
     raise ValueError(f"{where} has a value of another type")

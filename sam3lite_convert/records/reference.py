@@ -21,7 +21,7 @@ by `python -m sam3lite_convert.records`.
 _WHEN = {
     "inspect": "`sam3lite inspect CHECKPOINT --json`",
     "convert": "`sam3lite convert CHECKPOINT --json`, also with `--dry-run`",
-    "convert-all": "`sam3lite convert --all --json`",
+    "convert-all": "`sam3lite convert --all --json`, and `sam3lite convert` of several checkpoints",
     "explain": "`sam3lite explain CHECKPOINT KEY --json`",
     "explain-code": "`sam3lite explain CODE --json`",
     "tables": "`sam3lite tables --json`, also with CHECKPOINT",

@@ -38,11 +38,11 @@ def inspected(d: InspectDocument) -> None:
     tables = f" --mapping {shell_path(d.mapping)}" if d.mapping else ""
     layout = f" --layout {d.converts_to}" if d.converts_to != _DEFAULT_LAYOUT else ""
     if d.convert["all"] == "yes":
-        say_command("Next: ", f"sam3lite convert --checkpoint {d.file.option}{layout}{tables}")
+        say_command("Next: ", f"sam3lite convert {d.file.option}{layout}{tables}")
     else:
         conclude("convert refuses the whole file: " + d.convert["all"])
         if d.convert["text"] == "yes":
-            command = f"sam3lite convert --checkpoint {d.file.option}{layout} --component text{tables}"
+            command = f"sam3lite convert {d.file.option}{layout} --component text{tables}"
             say_command("Next: ", command)
 
 

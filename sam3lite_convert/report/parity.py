@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from rich.table import Table
 
@@ -20,7 +22,7 @@ from sam3lite_convert.records.parity import (
     TapStatus,
     TrialRecord,
 )
-from sam3lite_convert.report import as_used
+from sam3lite_convert.report import as_used, verbosity
 from sam3lite_convert.report.terminal import conclude, listed, say, say_words, show, width
 
 _LISTED = 20
@@ -113,11 +115,13 @@ def candidate(d: ParityDocument) -> str:
         return f"{sides.candidate_encoder}, from {where}, SHA-256 {d.graph.sha256[:12]}"
     if port is None:
         return f"{sides.candidate_encoder}, from {sides.converted or 'the plan, converted in memory'}"
-    origin = f", from {port.file} ({port.format})" if port.file else ""
     given = len(d.judgement.layers)
     taps = f"{given} of {given + len(d.judgement.not_given)} taps"
     alone = f", {port.isolated} of them also isolated" if port.isolated else ""
-    return f"{sides.candidate_encoder}{origin}: {taps}{alone}, {sides.dtype}"
+    what = f"{sides.candidate_encoder}, from {port.file}" if port.file else sides.candidate_encoder
+    what = port.file if port.file == sides.candidate_encoder else what
+    form = f" ({port.format})" if port.file else ""
+    return f"{what}{form}: {taps}{alone}, {sides.dtype}"
 
 
 def computed_from(d: ParityDocument) -> str:
@@ -126,18 +130,28 @@ def computed_from(d: ParityDocument) -> str:
     return f"{d.inputs.what}; {dtype}, compared in float64"
 
 
-def verdict(j: JudgementRecord, kind: str = "verdict 1, weights") -> None:
-    """The verdict, and where the candidate diverges first."""
+def verdict(
+    j: JudgementRecord,
+    kind: str = "verdict 1, weights",
+    names: Mapping[str, str] = MappingProxyType({}),
+    full: bool = True,
+) -> None:
+    """The verdict, and where the candidate diverges first.
+
+    ``names``: by tap, what a port calls it. ``full``: also the smallest tolerance that would have passed.
+    """
     conclude(f"{kind}: {j.verdict.replace('_', ' ')}: {j.summary}", VERDICTS[j.verdict])
-    if j.max_abs_diff != 0 and math.isfinite(j.smallest_passing_tolerance):
+    if full and j.max_abs_diff != 0 and math.isfinite(j.smallest_passing_tolerance):
         say(f"smallest tolerance that would have passed: {number(j.smallest_passing_tolerance)}")
     if j.first_divergence:
         also = f" (independently also: {', '.join(j.also_diverging)})" if j.also_diverging else ""
-        say(f"first divergence: {j.place}{also}", "bold red")
+        own = names.get(j.first_divergence)
+        called = f", which the port calls {own}" if own and j.place == j.first_divergence else ""
+        say(f"first divergence: {j.place}{called}{also}", "bold red")
         tap = next(t for t in j.layers if t.name == j.first_divergence)
         _because_of_the_mean(tap)
     if any(t.status == "unknown" for t in j.layers):
-        say("  unknown: carried on from there, or made at the tap; its isolated activation would tell")
+        say("  unknown: carried on from there, or made at the tap; isolated.TAP would tell")
 
 
 def _because_of_the_mean(t: TapRecord) -> None:
@@ -183,8 +197,11 @@ def common_start(names: list[str]) -> str:
     return start[: start.rfind(".") + 1]
 
 
-def tap_table(taps: tuple[TapRecord, ...]) -> None:
-    """One row for each tap; narrow terminals get fewer columns."""
+def tap_table(taps: tuple[TapRecord, ...], most: int | None = None) -> None:
+    """One row for each tap; narrow terminals get fewer columns.
+
+    ``most``: rows without ``--verbose``; the others become one row where they are left out. None: all.
+    """
     wide, narrow = width() >= 120, width() < 66
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tap", no_wrap=True)
@@ -195,7 +212,20 @@ def tap_table(taps: tuple[TapRecord, ...]) -> None:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for t in taps:
+    left_out: list[TapRecord] = []
+
+    def gap() -> None:
+        if left_out:
+            words = dict.fromkeys(_STATUS[t.status][0] for t in left_out)
+            table.add_row(f"... {len(left_out)} more", *[""] * (len(table.columns) - 2), ", ".join(words))
+            left_out.clear()
+
+    shown = _shown_taps(taps, most)
+    for n, t in enumerate(taps):
+        if n not in shown:
+            left_out.append(t)
+            continue
+        gap()
         over = "-" if t.floor is None or t.floors == 0 else f"{t.floors:.2g}"
         alone = "-" if t.judged_by == "propagated" else number(t.isolated_max_abs_diff)
         cells = [number(t.max_abs_diff), alone, over]
@@ -209,7 +239,17 @@ def tap_table(taps: tuple[TapRecord, ...]) -> None:
             cells = cells[:1]
         word, style = _STATUS[t.status]
         table.add_row(t.name, *cells, word, style=style)
+    gap()
     show(table)
+
+
+def _shown_taps(taps: Sequence[TapRecord], most: int | None) -> set[int]:
+    """Which taps get a row: the last, those around the first that is off, and those from the first on."""
+    if most is None or verbosity.verbose() or len(taps) <= most:
+        return set(range(len(taps)))
+    off = next((n for n, t in enumerate(taps) if t.status not in ("equal", "within")), 0)
+    order = [len(taps) - 1, off, max(off - 1, 0), len(taps) - 2, min(off + 1, len(taps) - 1), *range(len(taps))]
+    return set(list(dict.fromkeys(order))[: most - 2])  # two rows for what is left out
 
 
 # The word at the end of a row, and the colour of the row.

@@ -27,12 +27,12 @@ def converted_end(r: ConvertDocument) -> None:
     if done.push:
         pushed(done.push)
     elif r.state == "converted" and not done.verification:
-        say_command("Next: ", f"sam3lite verify {shell_path(r.output)} --checkpoint {r.option}{tables}")
+        say_command("Next: ", f"sam3lite verify {shell_path(r.output)} {r.option}{tables}")
     elif done.verification and not done.graph_parity and any(name.endswith(".onnx") for name in done.files):
         where = f"--converted {shell_path(r.output)} --candidate onnx"
-        say_command("Next: ", f"sam3lite parity --checkpoint {r.option} {where}{tables}")
+        say_command("Next: ", f"sam3lite parity {r.option} {where}{tables}")
     elif done.verification and not done.parity and r.layout in _COMPUTED and r.component != "video":
-        say_command("Next: ", f"sam3lite parity --checkpoint {r.option} --converted {shell_path(r.output)}{tables}")
+        say_command("Next: ", f"sam3lite parity {r.option} --converted {shell_path(r.output)}{tables}")
     report.loads_with(done)
 
 
@@ -81,7 +81,7 @@ def batch_begins(number: int, total: int, name: str, size: int | None) -> None:
 def batch_ends(r: ConvertDocument | FailedConversion) -> None:
     """The verdict on one of several conversions, in a line. Notes come at the end, each once."""
     if isinstance(r, FailedConversion):
-        fault(f"{r.checkpoint}: {r.error.message}")
+        fault(f"{r.checkpoint}: {r.error.message.removeprefix(f'{r.checkpoint}: ')}")
         return
     done = r.done
     words: list[str] = ["complete and current" if r.state == "current" else r.state]
@@ -113,6 +113,7 @@ def converted_all(r: ConvertAllDocument) -> None:
         conclude(f"FAILED  {failed.checkpoint}", "red")
     say(f"Folders are in {r.output}.")
     counts = ", ".join(f"{n} {state}" for state, n in r.counts.items() if n)
-    conclude(f"{counts}, of {r.repo} at commit {r.commit[:12]}", "bold red" if r.verdict == "failed" else "bold green")
+    of = f", of {r.repo} at commit {r.commit[:12]}" if r.commit is not None else ""
+    conclude(f"{counts}{of}", "bold red" if r.verdict == "failed" else "bold green")
     if loading := {result.done.loads_with.partition("(")[0] for result in made}:
         say(f"Each loads with: {' or '.join(sorted(loading))}(FOLDER)")

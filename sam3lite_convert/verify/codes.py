@@ -359,7 +359,7 @@ _ALL = (
         "The numbers in fingerprint.json are not what the original computes with this checkpoint's weights.",
         "It is made again from the checkpoint and compared: ids, positions, and every value within its floor.",
         "Ports that are judged by it are judged wrongly: right ones fail, or wrong ones pass.",
-        "Make it again: sam3lite record --checkpoint CHECKPOINT --fingerprint --output fingerprint.json.",
+        "Make it again: sam3lite record CHECKPOINT --fingerprint --output fingerprint.json.",
     ),
     Code(
         "V-GRAPH-FILE",

@@ -420,7 +420,7 @@ def test_inspect_shows_the_text_encoder_beside_sam3s(tiny):
     out = sam3lite("inspect", tiny).out
     assert "353.72 M" in out
     assert "6 layers, 128 wide" in out
-    assert "sam3lite convert --checkpoint" in out
+    assert f"Next: sam3lite convert {tiny}" in out
 
 
 def test_inspect_describes_a_relative_and_says_which_way_is_open(tiny, tmp_path):

@@ -51,7 +51,7 @@ def test_what_was_chosen_is_kept_and_verified(both: Path, tmp_path: Path) -> Non
     assert receipt["dropped"]["my.counter"] == "a counter"
     assert (receipt["source"]["wrapper"], receipt["source"]["left"]) == ("model_ema", {"model": kept})
     card = (folder / "README.md").read_text()
-    assert f"--checkpoint PATH/TO/both.pt {shlex.join(OPTIONS)}" in card
+    assert f"PATH/TO/both.pt {shlex.join(OPTIONS)}" in card
     assert f"the weights are those of the entry model_ema; not read: model ({kept:,} tensors)" in card
     # verify and parity need no option: the receipt has them.
     proof = sam3lite("verify", folder, both, "--json")

@@ -292,3 +292,32 @@ def test_video_folders_of_all_that_have_a_tracker_and_one_repository_of_a_video_
     assert {"model.safetensors", "config.json", "conversion.json", "processor_config.json"} <= there.keys()
     assert b'Sam3VideoModel.from_pretrained("porter/video")' in there["README.md"]
     assert sam3lite("verify", "porter/video", "--checkpoint", "s0", "--whole", "--json").json["verdict"] == "proven"
+
+
+def test_several_that_are_named(three, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(three["s0"], "mine.pt")
+    Path("broken.pt").write_bytes(b"no checkpoint\n")
+    names = ["mine.pt", "broken.pt", "s1", "gone.pt"]
+    done = sam3lite("convert", *names, "--output", "there", "--verify", "--json")
+    assert done.code == 1
+    assert states(done.json) == {"mine.pt": "converted", "broken.pt": "failed", "s1": "converted", "gone.pt": "failed"}
+    assert done.json["counts"] == {"converted": 2, "current": 0, "failed": 2} and "repo" not in done.json
+    assert {p.name for p in Path("there").iterdir()} == {"mine-packed", folder("s1").name}
+    before, _ = snapshot(Path("there")), hub.clear_log()
+    again = sam3lite("convert", "mine.pt", "s1", "mine.pt", "--output", "there")
+    assert again.code == 0 and "2 current" in again.out and again.out.count("mine.pt") == 1
+    assert snapshot(Path("there")) == before and downloads(hub) == 0
+
+
+def test_two_names_for_one_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one/x.pt", "two/x.pt"):
+        Path(name).parent.mkdir()
+        Path(name).write_bytes(b"not read")
+    assert "one/x.pt and two/x.pt would both" in one_line(sam3lite("convert", "one/x.pt", "two/x.pt"), 2)
+
+
+@pytest.mark.parametrize("options", ["--dry-run", "--hub-model-id me/x --push-to-hub", "--checkpoint c.pt"])
+def test_what_several_cannot_be_combined_with(options):
+    assert options.split()[0] in one_line(sam3lite("convert", "a.pt", "b.pt", *options.split()), 2)

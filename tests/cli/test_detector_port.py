@@ -142,7 +142,7 @@ def test_the_text_says_what_each_tap_is_and_what_comes_next(tiny, tmp_path):
     assert done.code == 0
     for words in ("seen as 140 x 140", "box        centre", "trunk.blocks.3", "what block 3 returns", "reference.TAP"):
         assert words in done.out
-    assert f'sam3lite judge mine.safetensors --checkpoint {shlex.quote(str(tiny))} --name "my port"' in done.out
+    assert f'sam3lite judge mine.safetensors {shlex.quote(str(tiny))} --name "my port"' in done.out
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_right_port_is_within_its_noise_whatever_it_gives(tiny, right, held, t
     results = {tap: value for tap, value in right.items() if tap.startswith("outputs.")}
     alone = judge(saved(tmp_path, results, held), tiny)
     assert alone["verdict"] in ("exact", "within_tolerance") and len(alone["not_given"]) == len(right) - len(results)
-    assert any("not given, and so not compared: trunk.patch_embed" in n for n in alone["notes"])
+    assert "trunk.patch_embed" in alone["not_given"] and "; not compared: " in alone["summary"]
     # The rounding of all that lies before a result is in its floor, though none of it was given.
     model = load_detector(tiny_weights(), {"geometry": 4, "encoder": 4, "mask": 4}, None, 140).double()
     wide = {k: held[k].double() if held[k].is_floating_point() else held[k] for k in INPUTS}
@@ -451,6 +451,24 @@ def test_what_the_script_records_is_judged(tiny, packed, held, tmp_path):
     # The same file is a text encoder's too.
     document = judge(tmp_path / "mine.safetensors", tiny, "--component", "text")
     assert document["verdict"] == "exact" and {"layers.0", "projected"} <= {t["name"] for t in document["layers"]}
+
+
+def test_what_the_script_records_of_a_run_of_the_text_encoder_is_judged_as_that(tiny, packed, held, tmp_path, capfd):
+    assert sam3lite("record", "--script", tmp_path / "script_of_text.py").code == 0
+    spec = importlib.util.spec_from_file_location("script_of_text", tmp_path / "script_of_text.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    path, ids = tmp_path / "mine.safetensors", held["input_ids"]
+    script.record(packed, lambda: packed.text_projection(packed.text_encoder(ids)[0]), path)
+    proposed = shlex.split(capfd.readouterr().err.rpartition("next: sam3lite ")[2])
+    document = sam3lite(*(tiny if word == "CHECKPOINT" else word for word in proposed), "--json").json
+    assert document["verdict"] == "exact" and document["reference"] == "original TextStudentEncoder"
+    assert not any("not taps" in note for note in document["notes"])
+    message = refused(path, tiny, "--component", "detector")[1]
+    assert "holds no image" in message and "--component text" in message
+    # Without their plain names they are those of a whole detector, whose picture is missing.
+    taps = {"text.layers.0": load_file(path)["text.layers.0"]}
+    assert refused(saved(tmp_path, taps, {"input_ids": ids}), tiny)[0] == "no_inputs"
 
 
 def test_two_names_of_one_tap_are_refused(tiny, held, right, tmp_path):

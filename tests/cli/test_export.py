@@ -171,7 +171,7 @@ def test_a_folder_that_was_never_verified_is_refused_with_the_commands_that_help
     error = refused(folder)
     assert error["code"] == "not_proven"
     for command in ("sam3lite verify", "sam3lite export onnx"):
-        assert f"{command} {folder} --checkpoint PATH/TO/tiny.pt" in error["message"]
+        assert f"{command} {folder} PATH/TO/tiny.pt" in error["message"]
 
 
 def test_other_bytes_than_were_proven_are_refused(ready):
@@ -288,7 +288,7 @@ def test_convert_writes_the_same_graph_in_one_go_or_nothing(folder, tiny, tmp_pa
         raise CannotRun("onnx does not take it", "bad_graph")
 
     said = sam3lite("convert", tiny, "--output", at_once, *TEXT, "--onnx").out
-    assert f"Next: sam3lite parity --checkpoint {tiny} --converted '{at_once}' --candidate onnx" in said
+    assert f"Next: sam3lite parity {tiny} --converted '{at_once}' --candidate onnx" in said
     monkeypatch.setattr(graphs, "_check", fails)
     done = sam3lite("convert", tiny, "--output", tmp_path / "none", *TEXT, "--onnx")
     assert done.code == 2 and not (tmp_path / "none").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import pytest
@@ -18,6 +19,7 @@ from sam3lite_convert.cli.help import (
     option_names,
     takes_value,
     value_name,
+    without_examples,
 )
 from sam3lite_convert.cli.mistakes import parse_fault
 
@@ -49,6 +51,15 @@ def test_an_option_is_the_same_in_every_command():
     differing = {name: {what for what, values in said.items() if len(values) > 1} for name, said in seen.items()}
     expected = {name: set(what.split()) for name, (what, _) in DIFFERENT.items()}
     assert {name: what for name, what in differing.items() if what} == expected
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_speaks_of_no_option_that_the_command_does_not_have(name):
+    command = COMMANDS[name]
+    texts = [without_examples(command), *(f"{help_of(command, p)} {p.show_default}" for p in command.params)]
+    for before, option in re.findall(r"(?:(\w+)\s)?(--[a-z][\w-]*)", " ".join(texts)):
+        of = COMMANDS.get(before, command)  # such as: convert --verify
+        assert option in (*option_names(of), "--help"), (name, option)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

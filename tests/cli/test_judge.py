@@ -105,9 +105,9 @@ def test_without_a_checkpoint_it_says_how_to_give_one(s0, tmp_path):
     file = saved(tmp_path, good())
     for words in (["judge", file], ["parity", "--judge", file]):
         done = sam3lite(*words)
-        assert done.code == 2 and f"sam3lite judge {file} --checkpoint" in done.err
+        assert done.code == 2 and f"sam3lite judge {file} CHECKPOINT" in done.err
     (tmp_path / "folder").mkdir()
-    assert "--checkpoint CHECKPOINT" in refused(2, tmp_path / "folder")
+    assert "CHECKPOINT" in refused(2, tmp_path / "folder")
 
 
 def test_a_fault_is_named_and_what_follows_is_unknown(s0, tmp_path):
@@ -135,8 +135,14 @@ def test_the_text_names_the_port_and_shows_no_number_that_is_not_known(s0, tmp_p
     }
     assert {tap: row[2] for tap, row in rows.items()} == dict.fromkeys(TAPS, "-")
     assert rows["layers.3"][-1] == "DIVERGES" and rows["layers.4"][-1] == "unknown"
-    for part in ("first divergence: layers.3\n", "likely cause: q and k are swapped\n", "qkv_proj.weight\n"):
+    for part in (
+        "first divergence: layers.3\n",
+        "likely cause: q and k are swapped\n",
+        "Next: correct this in your port",
+    ):
         assert part in done.out
+    assert "qkv_proj" not in done.out and len(done.out.splitlines()) <= 24
+    assert "  pre_norm_mha.1.qkv_proj.weight\n" in sam3lite("judge", saved(tmp_path, bad()), s0, "--verbose").out
     assert "pack" not in done.out  # the rules of our layouts made nothing of this port
 
 
@@ -184,9 +190,11 @@ def only(side: Side, *taps: str) -> Side:
 def test_exact_is_said_only_where_what_the_detector_receives_was_given(taps, verdict, s0, tmp_path):
     record = judge(saved(tmp_path, only(good(), *taps)), s0)
     assert (record["verdict"], record["max_abs_diff"]) == (verdict, 0.0)
-    assert f"the {len(taps)} of 10 taps that {'was' if len(taps) == 1 else 'were'} given" in record["summary"]
+    said = {1: f"only {taps[0]} was compared (1 of 10 taps)", 3: "only layers.1, projected and pooled were compared"}
+    assert record["summary"].startswith(said.get(len(taps), "only 8 of 10 taps were compared"))
+    missing = "the other" if "projected" in taps else "projected, which the detector receives, and "
+    assert f"; not compared: {missing}" in record["summary"]
     assert record["not_given"] == [tap for tap in TAPS if tap not in taps]
-    assert any("not given, and so not compared" in note for note in record["notes"])
 
 
 def test_between_two_taps_no_layer_is_blamed_but_the_one_whose_fault_it_is(s0, tmp_path):
@@ -392,6 +400,31 @@ def test_a_batch_of_one_may_be_left_out(s0, tmp_path):
 def test_another_shape_is_refused_and_both_are_told(shape, s0, tmp_path):
     message = refused(2, saved(tmp_path, {"layers.2": torch.zeros(shape)}), s0)
     assert f"layers.2 is {shape}" in message and "(3, 16, 128)" in message
+
+
+def test_a_tap_of_another_shape_fails_and_the_others_are_compared(s0, tmp_path):
+    odd = {"layers_2" if tap == "layers.2" else tap: value for tap, value in good().items()}
+    odd["layers_2"] = odd["layers_2"][:, :8]
+    record = judge(saved(tmp_path, odd), s0, code=1)
+    tap = {"name": "layers.2", "called": "layers_2", "shape": [3, 8, 128], "reference_shape": [3, 16, 128]}
+    assert (record["verdict"], record["misshapen"], record["not_given"]) == ("differs", [tap], ["layers.2"])
+    assert set(column(record, "status").values()) == {"equal"} and record["first_divergence"] is None
+    said = "layers.2 (layers_2 of the port) is (3, 8, 128); the original's is (3, 16, 128); the other taps: exact, "
+    assert record["summary"].startswith(said + "only 9 of 10 taps were compared: 0.0")
+    # A fault behind it is found all the same.
+    faulty = bad() | {"layers.1": bad()["layers.1"][:, :8]}
+    record = judge(saved(tmp_path, faulty), s0, code=1)
+    assert (record["place"], record["diagnosis"]["cause"]) == ("layers.3", "q and k are swapped")
+    # Without ids a tap without positions fits any input: that is no evidence that the default input was the port's.
+    some = {"pooled": port(DUMMY)["pooled"], "layers.2": good()["layers.2"]}
+    assert sam3lite("judge", saved(tmp_path, some, None), s0, "--json").json["error"]["code"] == "no_ids"
+
+
+def test_the_name_that_the_port_has_for_a_tap_stands_beside_ours(s0, tmp_path):
+    own = {tap.replace(".", "_"): value for tap, value in bad().items()}
+    file = saved(tmp_path, own)
+    assert judge(file, s0, code=1)["port"]["names"] == {f"layers.{i}": f"layers_{i}" for i in range(6)}
+    assert "first divergence: layers.3, which the port calls layers_3\n" in sam3lite("judge", file, s0).out
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -180,7 +180,7 @@ def test_what_the_card_offers_runs(component, shards, checkpoint, mine, tmp_path
 @pytest.mark.stress
 def test_every_next_line_runs_as_it_is_printed(checkpoint, mine, tmp_path):
     start = f"sam3lite inspect {checkpoint} --mapping {shlex.quote(str(mine))}"
-    commands = [start, f"sam3lite convert --checkpoint {checkpoint} --layout mine --mapping {shlex.quote(str(mine))}"]
+    commands = [start, f"sam3lite convert {checkpoint} --layout mine --mapping {shlex.quote(str(mine))}"]
     seen = []
     while commands:
         done = run(commands.pop(0), tmp_path)

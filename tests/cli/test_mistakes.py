@@ -42,6 +42,8 @@ MEANT = {
     "--output out convert s0.pt": "convert s0.pt --output out",
     "convert --version": "--version",
     "explain --checkpoint s0.pt KEY": "explain s0.pt KEY",
+    "convert --chekpoint s0.pt": "convert s0.pt",
+    "convert --checkpoint=s0.pt --dry_run": "convert s0.pt --dry-run",
     "explain s0.pt --key KEY": "explain s0.pt KEY",
     "verify --converted DIR s0.pt": "verify DIR s0.pt",
     # commands
@@ -59,6 +61,20 @@ MEANT = {
     "help convert": "convert --help",
     "version": "--version",
     "--verson": "--version",
+    "s0.pt --family SAM3": "tables s0.pt --family SAM3",
+    "s0.pt --as-used --seed 3": "parity s0.pt --as-used --seed 3",
+    "s0.pt s0.pt --exit-code": "diff s0.pt s0.pt --exit-code",
+    "--family SAM3 s0.pt": "tables s0.pt --family SAM3",
+    "DIR --taps": "export onnx DIR --taps",
+    "mine.npz s0.pt --name port": "judge mine.npz s0.pt --name port",
+    "--json mine.npz --fingerprint DIR": "judge mine.npz --fingerprint DIR --json",
+    "--json s0.pt explain KEY": "explain --json s0.pt KEY",
+    "export DIR onnx": "export onnx DIR",
+    "export help": "export onnx --help",
+    "inspect --hlep": "inspect --help",
+    "inspect s0.pt -?": "inspect s0.pt --help",
+    "inspect s0.pt help": "inspect --help",
+    "inspect help": "inspect --help",
     "export DIR": "export onnx DIR",
     "export --taps DIR": "export onnx --taps DIR",
     "export onxx DIR": "export onnx DIR",
@@ -66,15 +82,26 @@ MEANT = {
     # values
     "convert s0.pt out": "convert s0.pt --output out",
     "convert s0.pt packed": "convert s0.pt --layout packed",
+    "convert s0.pt DIR": "convert s0.pt --output DIR",
+    "convert s0.pt b.pt out": "convert s0.pt b.pt --output out",
     "record s0.pt taps.npz": "record s0.pt --output taps.npz",
     "parity s0.pt DIR": "parity s0.pt --converted DIR",
     "parity s0.pt DIR --converted": "parity s0.pt --converted DIR",
     "parity s0.pt DIR --converted --json": "parity s0.pt --converted DIR --json",
     "convert s0.pt --dtype fp16": "convert s0.pt --dtype float16",
     "convert s0.pt --dtype=bfloat61": "convert s0.pt --dtype=bfloat16",
+    "convert s0.pt output out": "convert s0.pt --output out",
+    "convert s0.pt layout packed": "convert s0.pt --layout packed",
+    "convert s0.pt output=out": "convert s0.pt --output=out",
+    "restore DIR output new.pt": "restore DIR --output new.pt",
+    "convert s0.pt --push-to-hub me/x": "convert s0.pt --push-to-hub --hub-model-id me/x",
+    "convert s0.pt --push-to-hub=me/x": "convert s0.pt --push-to-hub --hub-model-id me/x",
+    "convert s0.pt --overwrite out": "convert s0.pt --overwrite --output out",
+    "convert s0.pt --verify=false": "convert s0.pt --no-verify",
+    "inspect s0.pt --verbose=0": "inspect s0.pt",
     # what a command sees itself
     "verify s0.pt DIR": "verify DIR s0.pt",
-    "verify s0.pt --checkpoint=DIR --json": "verify DIR --checkpoint=s0.pt --json",
+    "verify s0.pt --checkpoint=DIR --json": "verify DIR s0.pt --json",
     "verify s0 DIR": "verify DIR s0",
     "export onnx s0.pt DIR --taps": "export onnx DIR s0.pt --taps",
     "restore s0.pt DIR --output new.pt": "restore DIR s0.pt --output new.pt",
@@ -86,6 +113,11 @@ MEANT = {
     "parity s0.pt --size 56": "parity s0.pt --size 56 --component detector",
     "record s0.pt --component text --box 1,2,3,4": "record s0.pt --component detector --box 1,2,3,4",
     "convert s0 --partial": "convert s0 --partial --component text",
+    "parity DIR s0.pt": "parity --converted DIR s0.pt",
+    "tables *qkv* s0.pt": "tables s0.pt '*qkv*'",
+    "tables Packed": "tables --layout packed",
+    "tables SAM3 --json": "tables --family SAM3 --json",
+    "tables --family sam3-litetxt": "tables --family SAM3-LiteText",
     "explain KEY s0.pt": "explain s0.pt KEY",
     "judge s0.pt mine.npz --name x": "judge mine.npz s0.pt --name x",
     "judge s0 mine.npz": "judge mine.npz s0",
@@ -98,9 +130,17 @@ EXAMPLE = {
     "record --seed 3": "record s0 --seed 3",
     "verify": "verify my-sam3 my.pt",
     "verify DIR": "verify DIR s0",
-    "verify --checkpoint s0.pt": "verify DIR --checkpoint s0.pt",
+    "verify --checkpoint s0.pt": "verify DIR s0.pt",
     "restore DIR": "restore DIR --output restored.pt",
     "diff s0.pt": "diff s0.pt my.pt",
+    "diff my.pt": "diff my.pt s0",
+    "restore s0.pt": "restore my-sam3 s0.pt --output restored.pt",
+    "restore s0 --output x.pt": "restore my-sam3 s0 --output x.pt",
+    "judge s0.pt": "judge mine.npz s0.pt",
+    "explain s0.pt --layout packed": "explain s0.pt '*qkv_proj*' --layout packed",
+    "explain detector.x.weight": "explain s0 detector.x.weight",
+    "explain *qkv*": "explain s0 '*qkv*'",
+    "tables *qkv*": "tables s0 '*qkv*'",
     "explain --layout packed": "explain s0 --layout packed",
     "parity s0.pt --converted": "parity s0.pt --converted DIR",
     "parity s0.pt --converted --json": "parity s0.pt --converted DIR --json",
@@ -109,8 +149,8 @@ EXAMPLE = {
 }
 # What may have been meant in two ways, or in none.
 UNCLEAR = [
-    "frobnicate", "convert x --no-such-option", "convert a.pt b.pt", "parity --batch many", "convert s0.pt --sha 3",
-    "diff s0.pt s0.pt --state-dict-key-c x", "--json", "convert s0.pt --hub x",
+    "frobnicate", "convert x --no-such-option", "convert s0.pt b --output c", "parity --batch many",
+    "convert s0.pt --sha 3", "diff s0.pt s0.pt --state-dict-key-c x", "--json", "convert s0.pt --hub x",
 ]  # fmt: skip
 
 
@@ -178,6 +218,20 @@ def test_an_option_of_other_commands_is_said_to_be_theirs():
         "inspect has no option --report; it is an option of other commands\n"
         in sam3lite("inspect", "x", "--report", 1).err
     )
+
+
+@pytest.mark.parametrize("words", [
+    ["convert", ""], ["convert", "--checkpoint="], ["convert", "s0.pt", "--output", ""], ["verify", "", "s0.pt"],
+    ["verify", "--", "", "s0.pt"], ["convert", "s0", "--cache-dir", ""], ["diff", "s0.pt", ""],
+])  # fmt: skip
+def test_an_empty_name_as_of_an_unset_variable_is_not_the_working_directory(words):
+    done = sam3lite(*words)
+    assert done.code == 2 and " is empty" in done.err
+    assert sorted(path.name for path in Path().iterdir()) == ["DIR", "mine.npz", "s0.pt"]
+
+
+def test_other_values_may_be_empty():
+    assert parse_fault(ROOT, ["parity", "s0.pt", "--prompt", "", "--prompt="]) is None
 
 
 def test_an_option_as_a_value_is_given_with_an_equals_sign():

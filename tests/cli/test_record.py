@@ -88,9 +88,7 @@ def test_the_text_says_what_each_tap_is_and_what_comes_next(s0, tmp_path):
     assert [row.split()[0] for row in rows] == TAPS
     assert all(len(row.split()) > 5 for row in rows) and "1x16x128  what layer 3 returns" in done.out
     assert "  510 320 511 0 x13\n" in done.out
-    assert done.out.splitlines()[-1] == (
-        f'Next: sam3lite judge mine.npz --checkpoint {shlex.quote(str(s0))} --name "my port"'
-    )
+    assert done.out.splitlines()[-1] == (f'Next: sam3lite judge mine.npz {shlex.quote(str(s0))} --name "my port"')
 
 
 def test_a_port_that_fills_in_what_is_listed_is_judged_by_the_next_command(s0, tmp_path):
@@ -164,7 +162,7 @@ def test_a_script_is_written_without_a_checkpoint(tmp_path, monkeypatch):
     done = sam3lite("record", "--script", "my_hooks.py")
     assert (done.code, done.err) == (0, "")
     assert "\n  from my_hooks import record\n" in done.out and "original, packed, transformers" in done.out
-    assert done.out.splitlines()[-1].startswith("Next: sam3lite judge mine.safetensors --checkpoint CHECKPOINT")
+    assert done.out.splitlines()[-1].startswith("Next: sam3lite judge mine.safetensors CHECKPOINT")
     text = (tmp_path / "my_hooks.py").read_text()
     assert "    from my_hooks import record\n" in text and "sam3lite_hooks import" not in text
     document = sam3lite("record", "--script", "my_hooks.py", "--json").json  # over one of its own

@@ -214,6 +214,8 @@ def test_bash_completes_commands_options_and_values(tmp_path):
     assert of("sam3lite convert --dtype f") == ["float32", "float16"]
     assert {"packed", "transformers"} <= set(of("sam3lite explain s0 key --layout "))
     assert of("sam3lite explain s0 key --layout tr") == ["transformers"]
+    assert of("sam3lite explain V-SH") == ["V-SHAPE"]
+    assert of("sam3lite parity --candidate o") == ["original", "onnx", "openvino"]
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_provenance_and_accounting(s0, hub):
         assert said in card
     for name, count in receipt["counts"].items():
         assert re.search(rf"\| {count} \|", card), name
-    assert f"sam3lite verify . --checkpoint {S0} --repo-id {REPO} --revision {hub.head(REPO)}" in card
+    assert f"sam3lite verify . {S0} --repo-id {REPO} --revision {hub.head(REPO)}" in card
 
 
 def test_the_check_that_it_names_succeeds(s0, monkeypatch):

@@ -150,7 +150,7 @@ def test_another_repository_and_revision(s0, hub):
     done = sam3lite("inspect", "own.pt", "--repo-id", "someone/else")
     assert "someone/else has no file or alias own.pt at revision main" in one_line(done, 2)
     done = sam3lite("inspect", "own.pt", "--repo-id", "someone/else", "--revision", old)
-    assert done.code == 0 and f"--checkpoint own.pt --repo-id someone/else --revision {old}" in done.out
+    assert done.code == 0 and f"convert own.pt --repo-id someone/else --revision {old}" in done.out
 
 
 @pytest.mark.parametrize("name", ["s3", "sam3_litetext/efficient_sam3_image_encoder_mobileclip_s0.pt", "s0-32"])

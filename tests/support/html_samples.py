@@ -123,7 +123,7 @@ def parity(**fields: JsonValue) -> ParityDocument:
 
 def page(**fields: JsonValue) -> Json:
     """What stands on a page beside its command's result; these fields in place of its own."""
-    command = "sam3lite parity --checkpoint s0.pt --converted converted/s0-packed --report parity.html"
+    command = "sam3lite parity s0.pt --converted converted/s0-packed --report parity.html"
     facts: Json = {"accounting": None, "counts": None, "receipt": None, "versions": VERSIONS,
                    "command": command, "made": "2026-11-21"}  # fmt: skip
     return facts | fields
@@ -337,7 +337,7 @@ def differs() -> ParityDocument:
                        "against_original_ref": {"verdict": "exact", "max_abs_diff": 0.0, "first_divergence": None}},
         page=page(accounting=accounting(), counts=COUNTS, receipt=receipt(),
                   versions=VERSIONS | {"transformers": "5.23.0"},
-                  command=f"sam3lite parity --checkpoint '{SCRIPT}.pt' --prompts-file prompts.txt --report p.html"),
+                  command=f"sam3lite parity '{SCRIPT}.pt' --prompts-file prompts.txt --report p.html"),
     )  # fmt: skip
 
 
@@ -529,7 +529,7 @@ def verification(**fields: JsonValue) -> VerifyDocument:
         ],
         "notes": [],
         "page": page(accounting=accounting(), counts=COUNTS, receipt=receipt(),
-                     command="sam3lite verify converted/s0-packed --checkpoint s0.pt --report verify.html"),
+                     command="sam3lite verify converted/s0-packed s0.pt --report verify.html"),
     }  # fmt: skip
     return VerifyDocument.from_json(document | fields)
 

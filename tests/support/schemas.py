@@ -25,7 +25,7 @@ def document_of(arguments: Sequence[str], document: object) -> str:
     if isinstance(document, dict) and "error" in document:
         return "error"
     command = next(a for a in arguments if not a.startswith("-"))
-    if command == "convert" and "--all" in arguments:
+    if command == "convert" and isinstance(document, dict) and "results" in document:
         return "convert-all"
     if command == "explain" and isinstance(document, dict) and "code" in document:
         return "explain-code"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from support.folders import (
 )
 
 from sam3lite_convert.convert import folder as folders
-from sam3lite_convert.errors import UnsoundPlan
+from sam3lite_convert.errors import CannotRun, UnsoundPlan
 from sam3lite_convert.packed_encoder import PackedTextModel
 from sam3lite_convert.plan.families import SAM3_LITETEXT
 from sam3lite_convert.verify import recognise
@@ -510,10 +511,12 @@ def test_a_file_in_the_place_of_a_folder_is_told_so(good, tiny):
     file = next(iter(good.values() if isinstance(good, dict) else [good])) / "model.safetensors"
     done = sam3lite("verify", file, "--checkpoint", tiny)
     assert done.code == 2 and "is a file; name the converted folder that holds it" in done.err.replace("\n", " ")
+    with pytest.raises(CannotRun, match=f"sam3lite convert {re.escape(str(tiny))}$"):
+        PackedTextModel.from_pretrained(tiny)
 
 
 def test_a_file_and_a_folder_that_changed_places_are_told_so(good, tiny):
     folder = next(iter(good.values() if isinstance(good, dict) else [good]))
     done = sam3lite("verify", tiny, "--checkpoint", folder)
     assert done.code == 2
-    assert f"swap them\nDid you mean:\n  sam3lite verify {folder} --checkpoint {tiny}\n" in done.err
+    assert f"swap them\nDid you mean:\n  sam3lite verify {folder} {tiny}\n" in done.err

@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.records.parity import MisshapenTap
 
 
-def arranged(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], list[str]]:
-    """Activations in the order of the taps and in the original's shapes, and how other shapes were read.
+def arranged(
+    given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str]
+) -> tuple[dict[str, Tensor], list[str], list[MisshapenTap]]:
+    """Activations in the order of the taps and in the original's shapes, how other shapes were read, and the taps of a
+    shape that cannot be read so.
 
     Those of half precision are made float32.
 
     ``shapes``: of the original's, of all taps in the order of execution.
+    ``names``: by tap, what the port calls it, where that is spelled otherwise.
 
-    Raises CannotRun for an unknown tap or a shape that is not the original's.
+    Raises CannotRun for an unknown tap.
     """
     if unknown := [tap for tap in given if tap not in shapes]:
         raise CannotRun(
@@ -27,18 +32,21 @@ def arranged(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]])
         )
     out: dict[str, Tensor] = {}
     read: dict[str, list[str]] = {}
+    misshapen = []
     for tap, wanted in shapes.items():
         if tap not in given:
             continue
         value, how = fitted(given[tap], tuple(wanted))
         if value is None:
-            raise CannotRun(
-                f"{tap} is {tuple(given[tap].shape)}; the original's is {tuple(wanted)} for this input", "other_shape"
+            own = tuple(given[tap].shape)
+            misshapen.append(
+                MisshapenTap(name=tap, called=names.get(tap, tap), shape=own, reference_shape=tuple(wanted))
             )
+            continue
         out[tap] = value if value.dtype is torch.float64 else value.float()
         if how:
             read.setdefault(how, []).append(tap)
-    return out, [f"{', '.join(taps)}: {how}" for how, taps in read.items()]
+    return out, [f"{', '.join(taps)}: {how}" for how, taps in read.items()], misshapen
 
 
 def fitted(value: Tensor, wanted: tuple[int, ...]) -> tuple[Tensor | None, str]:

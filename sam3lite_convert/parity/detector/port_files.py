@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from sam3lite_convert.parity import taps as text_taps
 from sam3lite_convert.parity.detector.inputs import DetectorCall
 from sam3lite_convert.parity.detector.taps import OUTPUTS, ROWS
 from sam3lite_convert.parity.inputs import given_ids
-from sam3lite_convert.parity.port_files import SIDES, names_in, read_arrays, some, tap_of
+from sam3lite_convert.parity.port_files import SIDES, names_in, own_names, read_arrays, some, tap_of
 from sam3lite_convert.plan.architecture import Architecture
 
 _UNREAD = "neck.3"  # a level that modules may compute and nothing reads
@@ -27,7 +27,12 @@ _INPUTS = {
     "input_ids": "input_ids", "ids": "input_ids", "image": "image", "pixel_values": "image", "picture": "picture",
     "boxes": "boxes", "box_labels": "box_labels", "box_mask": "box_mask",
 }  # fmt: skip
-_WHERE = "give those of the file that sam3lite record --component detector wrote, beside the taps or with --ids FILE"
+_PICTURES = ("image", "picture")
+_TEXT = "text."  # the stage of the text encoder, in the names of taps
+_WHERE = (
+    "give those of the file that sam3lite record CHECKPOINT --component detector wrote, beside the taps or with --ids "
+    "FILE; or judge the text encoder alone with --component text"
+)
 
 
 def _words(name: str) -> str:
@@ -49,6 +54,7 @@ class DetectorPortFile:
     ``isolated``: those computed from the original's recorded inputs, by tap.
     ``inputs``: the detector's arguments that are in it, by name, and ``picture``.
     ``notes``: what was left out.
+    ``names``: by tap, what the file calls it, where that is spelled otherwise.
     """
 
     kind: str
@@ -56,6 +62,7 @@ class DetectorPortFile:
     isolated: dict[str, Tensor]
     inputs: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def spelled(name: str) -> str | None:
@@ -81,8 +88,16 @@ def _plain(name: str) -> bool:
 
 
 def is_detector(path: Path) -> bool:
-    """Whether a file or folder holds taps of a whole detector, by the names in it."""
-    return any(tap_of(name, spelled, (*SIDES, "sampled")) for name in names_in(path))
+    """Whether a file or folder holds taps of a whole detector, by the names in it.
+
+    The script of record writes a text tap of a whole detector twice, as ``text.layers.0`` and ``layers.0``. A file of
+    such pairs alone, without a picture, is of a run of the text encoder.
+    """
+    names = names_in(path)
+    taps = {place[1] for name in names if (place := tap_of(name, spelled, (*SIDES, "sampled")))}
+    if any(not tap.startswith(_TEXT) for tap in taps) or any(_INPUTS.get(name) in _PICTURES for name in names):
+        return bool(taps)
+    return bool(taps) and not any(map(tap_of, names))
 
 
 def read_detector_port(path: Path) -> DetectorPortFile:
@@ -109,7 +124,7 @@ def read_detector_port(path: Path) -> DetectorPortFile:
         )
     others = [name for name in names if name not in found]
     notes = (f"not taps, and so not read: {some(others)}",) if others else ()
-    return DetectorPortFile(kind, sides["candidate"], sides["isolated"], _inputs(path, found), notes)
+    return DetectorPortFile(kind, sides["candidate"], sides["isolated"], _inputs(path, found), notes, own_names(owner))
 
 
 def read_detector_inputs(path: Path) -> dict[str, Tensor]:
@@ -139,7 +154,7 @@ def call_of(inputs: Mapping[str, Tensor], architecture: Architecture, called: st
     Raises CannotRun if ids or picture are missing, or if one of them is not what this detector takes.
     """
     missing = [] if "input_ids" in inputs else ["input_ids"]
-    if not inputs.keys() & {"image", "picture"}:
+    if inputs.keys().isdisjoint(_PICTURES):
         missing.append("image")
     if missing:
         raise CannotRun(f"{called} holds no {' and no '.join(missing)}; {_WHERE}", "no_inputs")

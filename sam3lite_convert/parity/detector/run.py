@@ -10,7 +10,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -108,26 +108,34 @@ class DetectorRun:
         compared = {name: self.taps[name] for name in differences}
         return DetectorOutcome(compared, judgement, outputs, (took, taken), store, apart)
 
-    def judge(self, given: Mapping[str, Tensor], isolated: Mapping[str, Tensor]) -> tuple[DetectorOutcome, list[str]]:
+    def judge(
+        self, given: Mapping[str, Tensor], isolated: Mapping[str, Tensor], names: Mapping[str, str]
+    ) -> tuple[DetectorOutcome, list[str]]:
         """Run the original and judge a candidate of which only activations are known; also says how they were read.
 
         ``given``: its activations at any taps.
         ``isolated``: those that its modules compute from the original's recorded inputs, at any of these taps.
+        ``names``: by tap, what the candidate calls it, where that is spelled otherwise.
 
-        Raises CannotRun if the original itself gives NaN or infinity, for a tap that there is not, or for a shape that
-        is not the original's; UnsoundPlan if the original cannot be built.
+        Raises CannotRun if the original itself gives NaN or infinity, for a tap that there is not, or if no tap has the
+        original's shape; UnsoundPlan if the original cannot be built.
         """
         store, apart = self._stores()
         side = self.reference()
         ours, took = self.record(side, store)
         shapes = {tap: store.read(tap).shape for tap in self.taps if tap in store and self.holds(tap)}
         empty = [tap for tap in self.taps if tap in given and tap not in shapes]
-        theirs, notes = arranged({tap: value for tap, value in given.items() if tap not in empty}, shapes)
+        held = {tap: value for tap, value in given.items() if tap not in empty}
+        theirs, notes, misshapen = arranged(held, shapes, names)
+        if misshapen and not theirs:
+            besides = f"; and {len(misshapen) - 1} more taps" if len(misshapen) > 1 else ""
+            raise CannotRun(f"{misshapen[0].words}, for this input{besides}", "other_shape")
         if empty:
             notes.append(f"nothing to compare for this input, which has no box: {', '.join(empty)}")
         if not theirs:
             raise CannotRun("none of the given taps holds anything for this input", "no_activations")
-        alone, more = arranged({tap: value for tap, value in isolated.items() if tap in theirs}, shapes)
+        alone, more, odd = arranged({tap: value for tap, value in isolated.items() if tap in theirs}, shapes, {})
+        more += [f"{tap.words}: left out" for tap in odd]
         notes += [f"isolated, {note}" for note in more if note not in notes]
         if alone and not isolated_belongs(
             {tap: store.read(tap) for tap in theirs},
@@ -147,8 +155,7 @@ class DetectorRun:
             judgement = self._judged_by_floors(differences, errors, side, store)
         else:
             judgement = self._judge(differences, errors, None)
-        if judgement.not_given:
-            notes.append(f"not given, and so not compared: {', '.join(judgement.not_given)}")
+        judgement = replace(judgement, misshapen=tuple(misshapen))
         # At the first tap that is off by itself, the inputs agree: what was carried to it is the evidence too.
         for tap, value in (theirs | alone).items():
             if tap in errors or tap == judgement.first_divergence:

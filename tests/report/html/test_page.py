@@ -481,7 +481,7 @@ def test_what_the_terminal_says_too_comes_from_the_document():
 
 
 def test_what_parity_does_not_compare_is_said_with_the_command_that_does():
-    command = "sam3lite verify 'a folder' --checkpoint 's 0.pt'"
+    command = "sam3lite verify 'a folder' 's 0.pt'"
     beside = {"checkpoint": "s 0.pt", "converted": "a folder", "not_compared": 1093}
     text = Page(parity_page(samples.parity(**beside))).text
     assert f"Not compared: behaviour (--as-used), the folder's other 1,093 tensors ({command})." in text
