@@ -27,13 +27,18 @@ if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.index import Checkpoint, StoredTensor, ZipEntry
     from sam3lite_convert.checkpoint.nonfinite import Watch
 
+_LONG = 32 << 20  # bytes; what is smaller needs no bar
 _CHUNK = 256 << 10  # stays in the processor's cache between reading and hashing
 
 
 def sha256_of(path: Path) -> str:
     """The hex digest of a file."""
-    with open_regular(path) as file, bar(f"hashing {path.name}", os.fstat(file.fileno()).st_size, "byte") as advance:
-        return _digest(file, advance)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < _LONG:
+            return _digest(file)
+        with bar(f"hashing {path.name}", size, "byte") as advance:
+            return _digest(file, advance)
 
 
 def _digest(

@@ -10,7 +10,14 @@ import typer
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
 from sam3lite_convert.cli.help import OUTPUT, SOURCE, Command, Group
-from sam3lite_convert.cli.shared import check_of_detector, locate, one_checkpoint, use_one_thread, wrong_order
+from sam3lite_convert.cli.shared import (
+    check_of_detector,
+    locate,
+    one_checkpoint,
+    tensor_bytes,
+    use_one_thread,
+    wrong_order,
+)
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 from sam3lite_convert.quoting import shell_path
@@ -86,7 +93,7 @@ def onnx(
     found: Source | None = None
     if name is not None:
         found = locate(name, repo_id, revision, cache_dir, json, chosen).whole()
-    totals = {"write": None, "hash": found.size if found else None}
+    totals = {"write": tensor_bytes(folder), "hash": found.size if found else None}
     with byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
         document = export_onnx(folder, mappings, component.value, taps, size, found, causal, progress, quantization)
     (as_json if json else exported)(document)

@@ -14,6 +14,7 @@ from sam3lite_convert.cli.shared import (
     locate,
     one_checkpoint,
     quiet_hub,
+    tensor_bytes,
     use_one_thread,
     wrong_order,
 )
@@ -103,7 +104,7 @@ def _restore(
     from sam3lite_convert.commands.restore import restore_checkpoint
     from sam3lite_convert.report.bars import byte_progress
 
-    held = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    held = tensor_bytes(folder)
     totals = {"write": held if original is None else original.size}
     labels = {"compare": "comparing", "hash": "hashing the checkpoint", "write": "writing"}
     if original is not None:

@@ -150,6 +150,13 @@ def text_source(location: Location, partial: bool, mappings: Mappings, causal: b
         return location.text(mappings, causal, progress("fetch"))
 
 
+def tensor_bytes(folder: Path) -> int | None:
+    """Bytes of a folder's files of tensors; None if it is no folder."""
+    if not folder.is_dir():
+        return None
+    return sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+
+
 def where(repo_id: str, revision: str, cache_dir: Path | None, quiet: bool) -> HubLocation:
     """The Hub repository in which names are looked up."""
     from sam3lite_convert.commands.sources import HubLocation

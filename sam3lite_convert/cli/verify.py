@@ -16,6 +16,7 @@ from sam3lite_convert.cli.shared import (
     one_checkpoint,
     one_format,
     quiet_hub,
+    tensor_bytes,
     typed,
     use_one_thread,
     write_report,
@@ -114,8 +115,7 @@ def _verify(
     from sam3lite_convert.commands.verify import verify_folder
     from sam3lite_convert.report.bars import byte_progress
 
-    written = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
-    totals = {"write": written, "hash": source.size}
+    totals = {"write": tensor_bytes(folder), "hash": source.size}
     with byte_progress(totals, {"write": "comparing", "hash": "hashing the source"}, json) as progress:
         return verify_folder(folder, source, mappings, causal, progress, report_of, record=record)
 

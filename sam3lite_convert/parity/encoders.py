@@ -86,7 +86,7 @@ class Encoder:
 
         handles = [hook_tap(tap, module, read) for tap, module in self.modules.items()]
         try:
-            with bar(f"running {self.name}", len(self.taps)) as advance, torch.inference_mode():
+            with bar(f"running {self.name}", len(self.modules)) as advance, torch.inference_mode():
                 seen |= zip((point.name for point in OUTPUTS), self.run(input_ids), strict=True)
         finally:
             for handle in handles:

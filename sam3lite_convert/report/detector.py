@@ -69,8 +69,8 @@ def _stages(stages: tuple[StageRecord, ...]) -> None:
     """One row for each stage; narrow terminals get fewer columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True)
-    names = ["taps", "max abs", "rel. L2", "x floor", "original s"]
-    names += ["candidate s"] if any(s.seconds_candidate is not None for s in stages) else []
+    names = ["taps", "max abs", "rel. L2", "x floor", "orig. s"]
+    names += ["cand. s"] if any(s.seconds_candidate is not None for s in stages) else []
     for name in names if width() >= 80 else names[:2]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)

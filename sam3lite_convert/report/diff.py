@@ -10,7 +10,7 @@ from sam3lite_convert.figures import component_words, number
 from sam3lite_convert.records.diff import ComponentDiff, DiffCounts, DiffDocument, TensorDiff
 from sam3lite_convert.report import verbosity
 from sam3lite_convert.report.inspect import headline
-from sam3lite_convert.report.terminal import conclude, say, show
+from sam3lite_convert.report.terminal import conclude, say, show, width
 
 _LISTED = 20  # tensors
 _WIDTH = 75  # of what is said of one, in characters, without the space before it
@@ -52,7 +52,7 @@ def compared(d: DiffDocument, every: bool = False) -> None:
 
 def _component_table(d: DiffDocument) -> None:
     columns = [(head, count) for head, count, always in _COLUMNS if always or count(d.counts)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=width() < 66)
     table.add_column("component", no_wrap=True)
     for head, _ in columns:
         table.add_column(head, justify="right", no_wrap=True)
@@ -69,17 +69,16 @@ def _component(name: str, component: ComponentDiff) -> None:
     say(f"{component_words(name)}: relative L2 {number(component.relative_l2)}", "bold")
     if component.largest is not None:
         say(f"  largest: {number(component.largest_relative_l2)}  {component.largest}")
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(overflow="fold")
-    for run in component.runs:
-        if run.changed:
-            table.add_row(f"  {run.name}", f"{run.changed:,}/{run.tensors:,}", number(run.relative_l2), run.what)
-        else:
-            table.add_row(f"  {run.name}", f"{run.tensors:,}", "", "equal")
-    show(table)
+    # Lines and no table: what does not fit goes on below, and no pattern of names is broken.
+    rows = [
+        (run.name, f"{run.changed:,}/{run.tensors:,}", number(run.relative_l2), run.what)
+        if run.changed
+        else (run.name, f"{run.tensors:,}", "", "equal")
+        for run in component.runs
+    ]
+    names, counts, sizes = (max((len(row[n]) for row in rows), default=0) for n in range(3))
+    for pattern, count, size, what in rows:
+        say(f"  {pattern:<{names}}  {count:>{counts}}  {size:>{sizes}}  {what}".rstrip())
 
 
 def _alone(d: DiffDocument) -> None:

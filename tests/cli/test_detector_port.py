@@ -438,7 +438,7 @@ def test_the_text_and_the_page(tiny, held, wrong, tmp_path):
     assert len(done.out.splitlines()) <= 24 and "trunk.blocks.1" not in done.out
     every = sam3lite("judge", file, tiny, "--verbose").out
     assert "trunk.blocks.1 " in every and "the checkpoint's tensors that trunk.blocks.2 is computed from" in every
-    assert "[bold" not in done.out and "candidate s" not in done.out
+    assert "[bold" not in done.out and "cand. s" not in done.out
     page = (tmp_path / "page.html").read_text()
     assert "my port, which ran elsewhere" in page and "data:image/png;base64," in page and "trunk.blocks.2" in page
 

@@ -477,7 +477,10 @@ def test_the_exit_code_tells_a_difference_only_if_asked(base: Path, tuned: Calla
     assert sam3lite("diff", base, "nowhere.pt").code == 2
 
 
-def test_the_first_twenty_are_listed_and_all_if_asked(base: Path, tuned: Callable[..., Path]) -> None:
+def test_the_first_twenty_are_listed_and_all_if_asked(
+    base: Path, tuned: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # into a pipe, lines are whole
     keys = [k for k in part() if k.startswith(DECODER + "layers.")][:30]
     path = tuned({k: noisy(k) for k in keys})
     out = shown(base, path)
