@@ -87,9 +87,17 @@ def export_onnx(
         quantized=tuple(made.values()),
         within_budget=all(file.loss.first_over_budget is None for file in made.values()) if made else None,
         notes=tuple(filter(None, (note, without_tokenizer(folder)))),
-        next=f"sam3lite parity CHECKPOINT --converted {shell_path(folder)} --candidate onnx"
+        next=f"sam3lite parity {_checkpoint(source, receipt)} --converted {shell_path(folder)} --candidate onnx"
         + _options(component, size),
     )
+
+
+def _checkpoint(source: Source | None, receipt: Receipt) -> str:
+    """How the checkpoint is named in a command: as it was given, or as the file that is still where it was."""
+    if source is not None:
+        return source.option
+    name = receipt.source.name
+    return shell_path(name) if Path(name).is_file() else named_checkpoint(receipt)
 
 
 # ---- what is proven
