@@ -29,7 +29,8 @@ class Sam3LiteError(Exception):
     """An expected error.
 
     ``message``: what is wrong and what to do. ``code`` is a short stable name for scripts. ``details``: anything that
-    JSON can hold, records included; it is kept as JSON values.
+    JSON can hold, records included; it is kept as JSON values. Its ``options``, a name and a value, are to be added to
+    the command line that was typed: the message of the command ends with that line.
     """
 
     exit_code = 2

@@ -27,11 +27,12 @@ from sam3lite_convert.cli.help import (
     takes_value,
     value_name,
 )
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
 
 _NAME = "sam3lite"
+SHOWN = ("--json", "--quiet", "--verbose")  # how a result is shown, which is not repeated
 _ALIKE = 0.75  # of 1: names with one or two letters that are wrong, missing or swapped
 _CLEARLY = 0.05  # by how much the best one has to be more alike than the next
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json")
@@ -253,6 +254,25 @@ def corrected(root: Any, words: Sequence[str]) -> Correction | None:
             return Correction(_in_one_shape(root, filled), _better_said(root, words, first), example=True)
         filled = _filled(Line.of(root, filled), fault)
     return None
+
+
+def with_options(root: Any, words: Sequence[str], fault: Sam3LiteError) -> Sam3LiteError:
+    """The error, and behind its message the whole command line with the options that it asks for, if it does.
+
+    Nothing is added for a command without such an option, or one whose two checkpoints have options of their own.
+    """
+    details = fault.details if isinstance(fault.details, dict) else {}
+    asked = details.get("options")
+    if not isinstance(asked, list) or not asked:
+        return fault
+    line = Line.of(root, [word for word in words if word not in SHOWN])
+    name, value = map(str, asked)
+    changed = line.with_option(name, value)
+    if f"{name}-a" not in option_names(line.command) and parse_fault(root, changed) is None:
+        command = shell_line([_NAME, *changed])
+        fault.message += f"\n  {command}"
+        fault.details = {**details, "command": command}
+    return fault
 
 
 def _in_one_shape(root: Any, words: list[str]) -> list[str]:

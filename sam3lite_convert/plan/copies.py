@@ -58,7 +58,7 @@ def unknown_prefix(checkpoint: Checkpoint, spellings: tuple[Rule, ...], layout: 
     raise UnsoundPlan(
         f"{checkpoint.path.name}: {which} start with {prefix}, which no table knows. Take it off: {option}",
         "unknown_prefix",
-        {"prefix": prefix, "keys": len(some), "option": option},
+        {"prefix": prefix, "keys": len(some), "option": option, "options": ["--strip-prefix", prefix]},
     )
 
 
