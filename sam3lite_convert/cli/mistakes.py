@@ -267,8 +267,10 @@ def with_options(root: Any, words: Sequence[str], fault: Sam3LiteError) -> Sam3L
         return fault
     line = Line.of(root, [word for word in words if word not in SHOWN])
     name, value = map(str, asked)
-    changed = line.with_option(name, value)
-    if f"{name}-a" not in option_names(line.command) and parse_fault(root, changed) is None:
+    options = option_names(line.command)
+    several = name in options and options[name].multiple
+    changed = [*line.words, name, value] if several else line.with_option(name, value)
+    if f"{name}-a" not in options and parse_fault(root, changed) is None:
         command = shell_line([_NAME, *changed])
         fault.message += f"\n  {command}"
         fault.details = {**details, "command": command}
