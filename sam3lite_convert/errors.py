@@ -29,8 +29,9 @@ class Sam3LiteError(Exception):
     """An expected error.
 
     ``message``: what is wrong and what to do. ``code`` is a short stable name for scripts. ``details``: anything that
-    JSON can hold, records included; it is kept as JSON values. Its ``options``, a name and a value, are to be added to
-    the command line that was typed: the message of the command ends with that line.
+    JSON can hold, records included; it is kept as JSON values. Of these the command line makes whole commands, which
+    it shows behind the message: ``options``, a name and a value to add to what was typed; ``instead``, a path that was
+    typed, and a list of those that may be meant.
     """
 
     exit_code = 2

@@ -77,8 +77,7 @@ def test_the_printed_command_has_all_that_was_typed(state, plain, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     changes = [("token_mixer", "mixing"), ("^", "net.my.")]
     file = write_safetensors(tmp_path, renamed(state, changes))
-    found = sam3lite("convert", file.name)
-    command = pasted_command(found)
+    command = pasted_command(sam3lite("convert", file.name, "--strip-prefix", "net."))
     assert command == ["convert", file.name, "--strip-prefix", "net.my."]
     given = [*command, "--output", "an out", "--dtype=float32", "--overwrite", "--json"]
     assert sam3lite(*given).json["error"]["details"]["command"].endswith("--overwrite --mapping tables")
