@@ -190,6 +190,7 @@ def _explained(source: Source, plan: Plan, key: str, found: str, notes: tuple[st
         ),
         joined=tuple(joined) or None,
         operation=None if dropped else pieces[0].operation.name,
+        operation_about=None if dropped else pieces[0].operation.about,
         reason=dropped.reason if dropped else None,
         rule=_rule(rule) if rule else None,
         targets=tuple(TensorFacts(key=p.key, dtype=p.dtype, shape=p.shape, part=p.part) for p in pieces),
