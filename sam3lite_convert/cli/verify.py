@@ -96,7 +96,7 @@ def verify(
         found = locate(name, repo_id, revision, cache_dir, json, chosen).whole()
         # A repository's copy belongs to the cache, and is not written to.
         document = _verify(path, found, mappings, causal, json, report_of, place.where is None)
-        document = replace(document, folder=folder, repository=repository)
+        document = replace(document, folder=place.name, repository=repository)
     else:
         location = locate(name, repo_id, revision, cache_dir, json, chosen)
         document = _verify_repository(place, location, mappings, causal, partial, json, report_of)

@@ -425,7 +425,9 @@ def _meant(name: str) -> str:
     with suppress(OSError, ValueError), os.scandir(folder) as entries:
         found = [entry.name for entry in islice(entries, _FILES) if entry.name.endswith((*WEIGHTS, ".index.json"))]
     near = _nearest(Path(name).name, found, 0.75)
-    said = [str(folder / one) for one in near] or _nearest(name, ALIASES, 0.5)
+    said = [str(folder / one) for one in near]
+    if not said and name not in ALIASES:
+        said = _nearest(name, ALIASES, 0.5)
     return f" Did you mean {' or '.join(said)}?" if said else ""
 
 

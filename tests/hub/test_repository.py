@@ -216,7 +216,9 @@ def test_the_cache_may_be_elsewhere(s0, hub, tmp_path):
 def test_verify_and_parity_by_name(s0, hub):
     sam3lite("convert", "--checkpoint", s0, "--output", "out")
     assert sam3lite("verify", "out", "--checkpoint", "s0", "--json").json["verdict"] == "proven"
-    record = sam3lite("parity", "--converted", "out", "--json").json  # s0 is what it takes
+    bare = sam3lite("parity", "--converted", "out")  # s0 is what it takes
+    assert bare.err.startswith(f"no checkpoint was given, so s0 is taken, from {REPO} on the Hub")
+    record = sam3lite("parity", "--converted", "out", "--json").json
     assert record["verdict"] == "exact"
     assert record["source"]["file"] == S0
 
