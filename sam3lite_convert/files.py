@@ -51,7 +51,7 @@ def whole_file(path: Path, earlier: Seen | None = None) -> Iterator[BinaryIO]:
         clear_leftovers(path)
         earlier = earlier or place_of_file(path)
         work = working_place(path, False, earlier)
-        with open(work.path, "wb") as out:
+        with work.opened() as out:
             yield out
             out.flush()
             sync_file(out.fileno())

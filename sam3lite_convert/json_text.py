@@ -9,6 +9,7 @@ from typing import Any
 
 MOST_NESTED = 200  # levels; a dump of a model's calls has some 40
 _MOST_DIGITS = 300  # of an integer, so that it is a finite float too
+_ONE_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)
 
 
 def parse_json(
@@ -29,13 +30,18 @@ def parse_json(
             text,
             parse_constant=float if nan else _constant,
             parse_float=_float,
-            parse_int=_integer,
+            # Called for each of the 49,408 of a vocabulary, it would take longer than all the rest.
+            parse_int=_integer if _has_long_number(text) else None,
             object_pairs_hook=pairs,
         )
     except RecursionError:
         raise _too_deep() from None
     _check_depth(found)
     return found
+
+
+def _has_long_number(text: str) -> bool:
+    return b"0" * _MOST_DIGITS in text.encode("utf-8", "surrogatepass").translate(_ONE_DIGIT)
 
 
 def _check_depth(found: Any) -> None:

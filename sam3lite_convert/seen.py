@@ -104,6 +104,13 @@ class Seen:
         parts = [f"{_listed(names)} {'was' if len(names) == 1 else 'were'} {k}" for k, names in groups.items() if names]
         return "; ".join(parts) or None
 
+    def is_other(self, now: Seen) -> bool:
+        """Whether ``now`` is something else than this, or a file whose content changed; of a folder the entries may
+        have changed."""
+        if self.itself is not None and now.itself is not None and self.is_folder and now.is_folder:
+            return self.itself.stamp[:2] != now.itself.stamp[:2]
+        return self.difference(now) is not None
+
     def _appeared(self) -> str:
         names = f" with {_listed(self.entries)}" if self.entries else ""
         return f"{self.kind}{names} was put there"

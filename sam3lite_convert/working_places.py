@@ -9,6 +9,7 @@ meanwhile. What has such a name by chance, or was named so by hand, is left alon
 from __future__ import annotations
 
 import base64
+import errno
 import glob
 import hashlib
 import os
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sam3lite_convert.opened import NO_WAIT
 from sam3lite_convert.renames import move_to_free
@@ -26,6 +28,7 @@ from sam3lite_convert.seen import NOTHING, Seen, identity, look
 
 _PART = 8  # characters
 _NAME = re.compile(r"^\.(.+)\.(partial|old)-(\w+)$", re.DOTALL)
+_NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC if os.name == "posix" else getattr(os, "O_BINARY", 0)
 _LONGEST = 160  # bytes of the name that a working name repeats; file systems take 255
 
 
@@ -46,11 +49,33 @@ class WorkingPlace:
         assert found is not None
         return self.path.with_name(f".{found[1]}.old-{found[3]}")
 
+    def opened(self) -> BinaryIO:
+        """The new file, open for writing. Raises OSError if something else lies there by now."""
+
+        def still_empty(path: str, _: int) -> int:
+            handle = os.open(path, os.O_WRONLY | _NO_LINK)
+            if os.fstat(handle).st_size:
+                os.close(handle)
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            return handle
+
+        return open(self.path, "wb", opener=still_empty)
+
     def remove(self) -> None:
         """Remove the new folder or file if it still lies there; what else does is not touched. Never fails."""
         with suppress(OSError):
-            if identity(self.path) == self.number:
-                _remove(self.path)
+            place = self._now()
+            if identity(place) == self.number:
+                _remove(place)
+
+    def _now(self) -> Path:
+        """Where it lies if it has not become ``final``: a folder above may have been renamed meanwhile."""
+        if self.lock is not None and not os.path.lexists(self.path):
+            with suppress(OSError):
+                found = Path(os.readlink(f"/proc/self/fd/{self.lock}"))
+                if found.name == self.path.name:
+                    return found
+        return self.path
 
     def close(self) -> None:
         """Give up its lock."""
@@ -180,14 +205,17 @@ def clear_leftovers(final: Path) -> None:
 
 def discard(taken: Path, seen: Seen, final: Path) -> None:
     """Remove a folder or file that was taken out and looked at, under a name that tells a later run to go on with it
-    if this one is killed. What appeared in it since it was ``seen`` is kept under a name that is not hidden. Never
-    fails."""
+    if this one is killed. What appeared in it, or in its place, since it was ``seen`` is kept under a name that is not
+    hidden. Never fails."""
     with suppress(OSError):
         number = identity(taken)
         if number is None:
             return
         doomed = _beside(final, "partial", _inode_part(number[1]), NOTHING)
         move_to_free(taken, doomed)
+        if seen.is_other(look(doomed)):
+            move_to_free(doomed, visible(final))
+            return
         if not seen.is_folder:
             os.unlink(doomed)
             return

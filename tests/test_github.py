@@ -126,7 +126,8 @@ class Ran:
         }
         (place / "bin").mkdir()
         tool = place / "bin" / "sam3lite"
-        tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sam3lite_convert "$@"\n')
+        # As pip writes it: Python's -m would import from the working directory first.
+        tool.write_text(f"#!{sys.executable}\nfrom sam3lite_convert.cli.app import main\n\nmain()\n")
         tool.chmod(0o755)
         (place / "step.sh").write_text(step["run"])
         self.summary, output = place / "summary.md", place / "output"
@@ -168,6 +169,18 @@ def test_what_cannot_be_verified_fails_and_no_input_is_run(folder_name, checkpoi
 def test_an_unknown_extent_is_refused(tmp_path):
     ran = Ran(tmp_path, folder="x", checkpoint="y", values="all; touch ran")
     assert ran.code == 2 and '"values" is none, partial or whole' in ran.err and not (tmp_path / "ran").exists()
+
+
+def test_no_module_of_the_working_directory_is_run(tmp_path):
+    """It is that of the job: a checkout, which may be that of a pull request."""
+    for name in ("secrets", "typer", "sam3lite_convert", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')\n")
+    ran = Ran(tmp_path, folder="nowhere", checkpoint="nothing.pt")
+    assert ran.code == 2 and not (tmp_path / "ran").exists()
+    assert re.search(r"^::stop-commands::[0-9a-f]{32}$", ran.out, re.M)
+    scripts = "".join(step.get("run", "") for step in steps(FILES["action.yml"]))
+    called = re.findall(r'(?:"\$PYTHON"|\bpython3?"?) (-\S+)', scripts)
+    assert len(called) == 4 and set(called) == {"-I"}
 
 
 def test_the_scripts_are_bash():

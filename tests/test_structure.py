@@ -218,6 +218,7 @@ OPENED_ELSEWHERE = {
     ("parity.setup", "options.runtime.open"): "no file",
     ("swap", "open"): "a new file, for writing",
     ("swap", "os.open"): "a folder, without waiting",
+    ("working_places", "open"): "a new file that is still empty, for writing",
     ("working_places", "os.open"): "a lock, without waiting, or a new file",
     ("report.terminal", "os.open"): "the null device, for writing",
 }

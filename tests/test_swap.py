@@ -25,7 +25,7 @@ from support.meddling import (
     take_one_out,
 )
 
-from sam3lite_convert import swap
+from sam3lite_convert import files, swap
 from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.whole_folder import check_destination, whole_folder
 from sam3lite_convert.errors import CannotRun
@@ -154,6 +154,89 @@ def test_a_file_that_somebody_else_put_there_meanwhile_is_not_lost(there, what, 
     assert "mine" in [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert (place.is_symlink(), place.is_dir()) == (what == "a link", what == "a folder")
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def left_in(place: Path) -> list[str]:
+    """What a run left somewhere below a folder under a hidden name."""
+    return [path.name for path in place.rglob(".*")]
+
+
+@pytest.mark.parametrize("instead", [None, "a folder", "a link"])
+def test_what_was_being_written_goes_with_the_folder_that_was_renamed(instead, tmp_path):
+    place, moved, other = tmp_path / "here", tmp_path / "moved", tmp_path / "other"
+    place.mkdir()
+    with pytest.raises(CannotRun, match="nothing was written there"), whole_file(place / "page.html") as out:
+        out.write(b"new")
+        place.rename(moved)
+        other.mkdir()
+        (other / "page.html").write_text("mine")
+        if instead == "a folder":
+            other.rename(place)
+        elif instead == "a link":
+            place.symlink_to(other)
+    assert left_in(tmp_path) == [] and list(moved.iterdir()) == []
+    assert [path.read_text() for path in tmp_path.rglob("page.html") if not path.parent.is_symlink()] == ["mine"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_in_the_place_of_the_one_to_be_written_is_not_written_to(link, tmp_path, monkeypatch):
+    made = files.working_place
+
+    def planted(*arguments):
+        work = made(*arguments)
+        work.path.unlink()
+        mine = tmp_path / "mine" if link else work.path
+        mine.write_text("mine")
+        if link:
+            work.path.symlink_to(mine)
+        return work
+
+    monkeypatch.setattr(files, "working_place", planted)
+    with pytest.raises(CannotRun, match="nothing was written there"), whole_file(tmp_path / "page.html"):
+        raise AssertionError("it was opened")
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_was_put_in_the_place_of_the_earlier_one_that_is_to_go_is_kept(kind, tmp_path, monkeypatch):
+    place, discarded = tmp_path / "out", swap.discard
+
+    def planted(taken, seen, final):
+        if kind == "file":
+            taken.unlink()
+            taken.write_text("mine")
+        else:
+            shutil.rmtree(taken)
+            taken.mkdir()
+            (taken / "config.json").write_text("mine")
+        discarded(taken, seen, final)
+
+    def run(text):
+        if kind == "file":
+            with whole_file(place) as out:
+                out.write(text)
+        else:
+            with whole_folder(place, look(place)) as work:
+                (work / "config.json").write_bytes(text)
+
+    run(b"earlier")
+    monkeypatch.setattr(swap, "discard", planted)
+    run(b"new")
+    held = {path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert held == {"new", "mine"} and left_in(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_synced_leaves_nothing_hidden(tmp_path, monkeypatch):
+    place = tmp_path / "page.html"
+    place.write_text("earlier")
+
+    def fails(folder):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(swap, "sync_folder", fails)
+    with pytest.raises(CannotRun, match=r"in its place.* then write it once more"), whole_file(place) as out:
+        out.write(b"new")
+    assert place.read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_the_file_that_was_there_is_replaced_and_nothing_is_left(way, tmp_path):

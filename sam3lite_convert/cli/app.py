@@ -187,15 +187,21 @@ def _interrupted(as_json: bool) -> int:
 
 
 def _fail(fault: Sam3LiteError, as_json: bool) -> int:
+    """Show the error, without tokens that were typed, and return its exit code."""
+    from sam3lite_convert.hub.log import without_tokens
     from sam3lite_convert.records.shared import ErrorDetails, ErrorDocument
     from sam3lite_convert.report import terminal
 
+    message = without_tokens(fault.message)
     if as_json:
-        error = ErrorDetails(code=fault.code, message=fault.message, details=fault.details)
+        details = fault.details
+        if isinstance(details, dict):
+            details = {name: without_tokens(v) if isinstance(v, str) else v for name, v in details.items()}
+        error = ErrorDetails(code=fault.code, message=message, details=details)
         try:
             terminal.as_json(ErrorDocument(error=error))
             return fault.exit_code
         except OSError:
             _drop_output()  # stdout cannot be written to; the message goes to stderr
-    terminal.fault(fault.message)
+    terminal.fault(message)
     return fault.exit_code

@@ -66,10 +66,18 @@ def compare(
     show(document, html, debug, json, strict)
 
 
-def show(document: DetectorDocument, html: Path | None, debug: bool, json: bool, strict: bool = False) -> None:
+def show(
+    document: DetectorDocument,
+    html: Path | None,
+    debug: bool,
+    json: bool,
+    strict: bool = False,
+    markdown: bool = False,
+) -> None:
     """Show a comparison, write its page if one is asked for, and exit with its code; ``strict``: or the behaviour's."""
     from sam3lite_convert.report import detector as detector_report
     from sam3lite_convert.report import terminal
+    from sam3lite_convert.report.judge import judged_markdown
 
     if html is not None:
         from sam3lite_convert.report.html.page import detector_page
@@ -78,6 +86,8 @@ def show(document: DetectorDocument, html: Path | None, debug: bool, json: bool,
         document = replace(document, pictures=None)  # they are in the page
     if json:
         terminal.as_json(document)
+    elif markdown:
+        judged_markdown(document)
     else:
         detector_report.compared(document, debug)
     used = document.behaviour
@@ -142,6 +152,7 @@ def judge(
     causal: bool,
     html: Path | None,
     json: bool,
+    markdown: bool = False,
 ) -> None:
     """Judge what a port of the whole detector computed. Exits with code 1 if it differs.
 
@@ -158,4 +169,4 @@ def judge(
     inputs = read_detector_inputs(ids) if ids is not None else None
     looks = DetectorLooks(report=html is not None, command=typed())
     document = judge_detector(location.whole(), mappings, port, file, inputs, ids, name, tolerance, context, looks)
-    show(document, html, False, json)
+    show(document, html, False, json, markdown=markdown)

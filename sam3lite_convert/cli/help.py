@@ -64,7 +64,7 @@ class Command(_Help, TyperCommand):
 
     def _check_values(self, ctx: Any, words: list[str]) -> None:
         options, arguments = option_names(self), iter(_arguments(self))
-        waits, ended = "", False
+        waits, ended, last = "", False, None
         for word in words:
             name, equals, value = word.partition("=")
             if waits:
@@ -76,7 +76,8 @@ class Command(_Help, TyperCommand):
             elif not ended and word == "--":
                 ended = True
             elif ended or not word.startswith("-") or word == "-":
-                argument = next(arguments, None)
+                argument = next(arguments, last)
+                last = argument if argument is not None and argument.nargs == -1 else None
                 if argument is not None and not word:
                     ctx.fail(f"{argument_name(argument)} is empty")
             elif word in options and takes_value(options[word]):

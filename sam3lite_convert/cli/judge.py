@@ -14,6 +14,7 @@ from sam3lite_convert.cli.shared import (
     leave,
     locate,
     one_checkpoint,
+    one_format,
     text_source,
     typed,
     write_report,
@@ -37,6 +38,7 @@ def judge(
     fingerprint: o.FingerprintFile = None,
     tolerance: o.Tolerance = None,
     html: o.HtmlReport = None,
+    markdown: o.Markdown = False,
     partial: o.Partial = False,
     context: o.ContextOption = None,
     causal: o.Causal = False,
@@ -66,6 +68,7 @@ def judge(
     from sam3lite_convert.cli.report_place import check_report_place
     from sam3lite_convert.plan.tables import load_mappings
 
+    one_format(json, markdown)
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     found = one_checkpoint(source, checkpoint)
     if found is not None and _is_swapped(str(file), found):
@@ -85,8 +88,10 @@ def judge(
             chosen.options or None,
         ]
         if any(value is not None for value in others):
-            raise CannotRun("--fingerprint takes the place of a checkpoint, and goes with --name and --json", "usage")
-        _by_fingerprint(file, fingerprint, name, json)
+            raise CannotRun(
+                "--fingerprint takes the place of a checkpoint, and goes with --name, --json and --markdown", "usage"
+            )
+        _by_fingerprint(file, fingerprint, name, json, markdown)
         return
     if html is not None:
         check_report_place(html)
@@ -96,7 +101,7 @@ def judge(
         if found is None:
             raise CannotRun("FILE holds taps of a whole detector; give the checkpoint too", "usage")
         place, tables = locate(found, repo_id, revision, cache_dir, json, chosen), load_mappings(mapping)
-        whole.judge(place, tables, file, name, ids, tolerance, partial, context, causal, html, json)
+        whole.judge(place, tables, file, name, ids, tolerance, partial, context, causal, html, json, markdown)
         return
     if found is None:
         if is_checkpoint(str(file)) and file.suffix not in (".safetensors", ".npz"):
@@ -113,7 +118,7 @@ def judge(
     else:
         location, mappings = locate(found, repo_id, revision, cache_dir, json, chosen), load_mappings(mapping)
         document = judge_port(file, location, mappings, name, ids, tolerance, partial, context, causal, html, json)
-    show_judged(document, html, json)
+    show_judged(document, html, json, markdown)
 
 
 def _is_swapped(file: str, checkpoint: str) -> bool:
@@ -122,14 +127,14 @@ def _is_swapped(file: str, checkpoint: str) -> bool:
     return Path(checkpoint).suffix in (".npz", ".npy") or (alias and Path(checkpoint).exists())
 
 
-def _by_fingerprint(file: Path, fingerprint: Path, name: str | None, json: bool) -> None:
+def _by_fingerprint(file: Path, fingerprint: Path, name: str | None, json: bool, markdown: bool) -> None:
     from sam3lite_convert.commands.fingerprint import judge_by_fingerprint
     from sam3lite_convert.parity.port_files import read_port_file
-    from sam3lite_convert.report.judge import judged_by_fingerprint
+    from sam3lite_convert.report.judge import fingerprint_markdown, judged_by_fingerprint
     from sam3lite_convert.report.terminal import as_json
 
     document = judge_by_fingerprint(fingerprint, read_port_file(file), name or file.name)
-    (as_json if json else judged_by_fingerprint)(document)
+    (as_json if json else fingerprint_markdown if markdown else judged_by_fingerprint)(document)
     leave(document.verdict != "agrees", True)
 
 
@@ -170,14 +175,14 @@ def judge_port(
     )
 
 
-def show_judged(document: ParityDocument, html: Path | None, json: bool) -> None:
+def show_judged(document: ParityDocument, html: Path | None, json: bool, markdown: bool = False) -> None:
     """Show a port's verdict, write its page if one is asked for, and exit with its code."""
     from sam3lite_convert.report import terminal
-    from sam3lite_convert.report.judge import judged
+    from sam3lite_convert.report.judge import judged, judged_markdown
 
     if html is not None:
         from sam3lite_convert.report.html.page import parity_page
 
         document = replace(document, report_error=write_report(html, lambda: parity_page(document)))
-    (terminal.as_json if json else judged)(document)
+    (terminal.as_json if json else judged_markdown if markdown else judged)(document)
     leave(document.failed, document.report_error is None)

@@ -30,6 +30,8 @@ from sam3lite_convert.cli.help import (
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
+from sam3lite_convert.report import verbosity
+from sam3lite_convert.report.verbosity import Verbosity
 
 _NAME = "sam3lite"
 _ALIKE = 0.75  # of 1: names with one or two letters that are wrong, missing or swapped
@@ -50,6 +52,8 @@ _OF_FLAGS = {
     "--push-to-hub": "--hub-model-id", "--all": "--pattern", "--overwrite": "--output", "--compact": "--output",
     "--fingerprint": "--output",
 }  # fmt: skip
+# Other tools take the token so; here nothing that was typed holds it.
+_TOKENS = ("--token", "--hub-token", "--hf-token", "--api-token", "--auth-token", "--use-auth-token", "--api-key")
 _YES, _NO = ("", "1", "true", "yes", "on"), ("0", "false", "no", "off")
 _OTHER_VALUES = {
     "fp16": "float16", "half": "float16", "f16": "float16", "bf16": "bfloat16", "fp32": "float32", "f32": "float32",
@@ -205,7 +209,7 @@ def _tokens(command: Any, words: Sequence[str]) -> Iterator[_Token]:
 
 def parse_fault(root: Any, words: Sequence[str]) -> _Fault | None:
     """Why the command line does not parse; None if it does. Runs no command, and prints nothing."""
-    line = Line.of(root, words)
+    line, chosen = Line.of(root, words), verbosity.chosen()
     if hasattr(line.command, "commands"):
         rest = line.words[len(line.head) :]
         if not rest:
@@ -218,6 +222,7 @@ def parse_fault(root: Any, words: Sequence[str]) -> _Fault | None:
         kind = "NoSuchOption" if wrong.startswith("-") else "command"
         return _Fault(kind, f"No such {'option:' if kind == 'NoSuchOption' else 'command'} {wrong}")
     try:
+        verbosity.choose(Verbosity.normal)
         with contextlib.redirect_stdout(io.StringIO()):  # of --help
             context, command = None, root
             for name, following in zip((_NAME, *line.head), (*line.head, None), strict=True):
@@ -230,6 +235,8 @@ def parse_fault(root: Any, words: Sequence[str]) -> _Fault | None:
         if not hasattr(fault, "format_message"):
             raise
         return _Fault(type(fault).__name__, str(getattr(fault, "message", "")), getattr(fault, "param", None))
+    finally:
+        verbosity.choose(chosen)  # --quiet and --verbose act when they are parsed
     return None
 
 
@@ -260,13 +267,14 @@ def _in_one_shape(root: Any, words: list[str]) -> list[str]:
     line = Line.of(root, words)
     places = [p.name for p in getattr(line.command, "params", []) if p.param_type_name == "argument"]
     given = [i for i, token in enumerate(line.tokens) if token.kind == "option" and token.name == "--checkpoint"]
-    if len(given) != 1 or "source" not in places or places.index("source") != len(line.arguments):
+    place = next((i for i, name in enumerate(places) if name in ("source", "sources")), None)
+    if len(given) != 1 or place is None or place != len(line.arguments):
         return words
     token = line.tokens[given[0]]
     value = token.words[1] if len(token.words) > 1 else token.words[0].partition("=")[2]
     if not value or value.startswith("-"):
         return words
-    shaped = line.with_tokens(given[0], instead_of=1).with_argument(places.index("source"), value)
+    shaped = line.with_tokens(given[0], instead_of=1).with_argument(place, value)
     return shaped if parse_fault(root, shaped) is None else words
 
 
@@ -394,6 +402,11 @@ def _options(root: Any, line: Line) -> Iterator[list[list[str]]]:
     at = next((i for i, token in enumerate(line.tokens) if token.kind == "unknown"), -1)
     if at < 0:
         return
+    if _plain(line.tokens[at].name) in _TOKENS:
+        value = next((token.words[0] for token in line.tokens[at + 1 :][:1] if token.kind == "argument"), None)
+        follows = "=" not in line.tokens[at].words[0] and value is not None and not is_source(value)
+        yield [line.with_tokens(at, instead_of=2 if follows else 1).words]
+        return
     names = option_names(line.command)
     known = [*names, "--help"]
     word, equals, value = line.tokens[at].words[0].partition("=")
@@ -441,6 +454,8 @@ def _better_said(root: Any, words: Sequence[str], fault: _Fault) -> str:
     if not line.head:
         behind = any(word in root.commands for word in words)
         return f"{name} belongs behind the command" if behind else f"{_NAME} has no option {name}"
+    if _plain(name) in _TOKENS:
+        return f"{' '.join(line.head)} has no option {name}; the token is that of HF_TOKEN, or of hf auth login"
     having = list(_elsewhere(root, _plain(name))) if _plain(name) not in option_names(line.command) else []
     others = f"; it is an option of {' and '.join(having) if len(having) < 3 else 'other commands'}" if having else ""
     return f"{' '.join(line.head)} has no option {name}{others}"
@@ -456,7 +471,7 @@ def _as_argument(line: Line, at: int, plain: str) -> list[list[str]]:
     asked = {"--folder": "dir", "--converted": "dir", "--source": "checkpoint", "--input": "checkpoint"}
     asked_name = asked.get(plain, plain[2:])
     arguments = [p for p in line.command.params if p.param_type_name == "argument"]
-    places = [i for i, p in enumerate(arguments) if asked_name in argument_name(p).lower().split("|")]
+    places = [i for i, p in enumerate(arguments) if asked_name in argument_name(p).lower().rstrip(".").split("|")]
     equals, value = line.tokens[at].words[0].partition("=")[1:]
     if len(places) != 1:
         return []

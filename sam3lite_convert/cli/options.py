@@ -88,7 +88,12 @@ def _complete_checkpoint(incomplete: str) -> list[str]:
     aliases = [alias for alias in ALIASES if alias.startswith(incomplete)]
     if not aliases:
         return []
-    return aliases + sorted(name for name in glob.glob(glob.escape(incomplete) + "*") if name.endswith(_WEIGHTS))
+    return aliases + weights_like(incomplete)
+
+
+def weights_like(start: str) -> list[str]:
+    """The files of weights whose paths begin so."""
+    return sorted(name for name in glob.glob(glob.escape(start) + "*") if name.endswith(_WEIGHTS))
 
 
 def _complete_explained(incomplete: str) -> list[str]:

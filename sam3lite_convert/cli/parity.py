@@ -22,15 +22,19 @@ from sam3lite_convert.cli.shared import (
 )
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.quoting import shell_line
 
 if TYPE_CHECKING:
+    from sam3lite_convert.checkpoint.selection import Selection
     from sam3lite_convert.commands.parity import Looks
-    from sam3lite_convert.commands.sources import Source
+    from sam3lite_convert.commands.sources import Location, Source
     from sam3lite_convert.parity.checkout.original_repo import OriginalRepo
     from sam3lite_convert.parity.runtime import RuntimeChoice
     from sam3lite_convert.parity.setup import ParityOptions
     from sam3lite_convert.plan.tables import Mappings
     from sam3lite_convert.records.parity import TrialRecord
+
+_RELEASED = "s0"  # what is compared where no checkpoint is given
 
 
 def parity(
@@ -153,7 +157,10 @@ def parity(
             )
         elif candidate is not None:
             _check_candidate(candidate, mappings)
-        location = locate(found or "s0", repo_id, revision, cache_dir, json, chosen)
+        if found is None:
+            location = _released(repo_id, revision, cache_dir, json, chosen)
+        else:
+            location = locate(found, repo_id, revision, cache_dir, json, chosen)
         from sam3lite_convert.parity.setup import ParityOptions  # imports torch: after the name was found
 
         original = _open_original(original_repo)
@@ -247,6 +254,25 @@ def _refuse_with_a_graph(given: dict[str, bool], name: str) -> None:
     for option, is_given in given.items():
         if is_given:
             raise CannotRun(f"{option} {_NOT_OF_A_GRAPH[option]}: leave it or --candidate {name} out", "usage")
+
+
+def _released(repo_id: str, revision: str, cache_dir: Path | None, json: bool, chosen: Selection) -> Location:
+    """The checkpoint that is taken where none is given. Raises CannotRun, with what is there, if it cannot be had."""
+    from sam3lite_convert.report.terminal import note
+
+    try:
+        location = locate(_RELEASED, repo_id, revision, cache_dir, json, chosen)
+    except CannotRun as fault:
+        if fault.code == "no_network":
+            here = o.weights_like("")
+            line = shell_line(["sam3lite", "parity", here[0] if here else "FILE.pt"])
+            what = "that is here" if here else "of yours"
+            fault.message = f"no checkpoint was given, and {fault.message} Of a file {what}: {line}"
+        raise
+    if not json:
+        place = f"from {location.repository.repo} on the Hub" if location.repository else "which is here"
+        note(f"no checkpoint was given, so {_RELEASED} is taken, {place}")
+    return location
 
 
 def _open_original(path: Path | None) -> OriginalRepo | None:

@@ -11,10 +11,15 @@ from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.files import resolved, write_whole
 from sam3lite_convert.opened import open_regular
 from sam3lite_convert.report.html import GENERATOR
+from sam3lite_convert.seen import Seen, look
 
 
-def check_report_place(path: Path) -> None:
-    """Raises CannotRun if no report can be written to ``path``. To be called before the work, so that none is lost."""
+def check_report_place(path: Path) -> Seen:
+    """What stands at ``path``, with links followed, which may be replaced.
+
+    Raises CannotRun if no report can be written there. To be called before the work, so that none is lost.
+    """
+    earlier = look(resolved(path))
     if path.is_dir():
         raise CannotRun(
             f"--report {path} is a folder; give the name of a file, for example {path / 'report.html'}", "usage"
@@ -35,6 +40,7 @@ def check_report_place(path: Path) -> None:
         raise CannotRun(
             f"--report {path}: the file exists and is not a report of this tool; choose another name", "output_exists"
         )
+    return earlier
 
 
 def _is_report(path: Path) -> bool:
@@ -46,6 +52,6 @@ def _is_report(path: Path) -> bool:
 
 def write_report(path: Path, page: str) -> None:
     """Write the file as a whole or not at all. Raises CannotRun as ``check_report_place`` does."""
-    check_report_place(path)
+    earlier = check_report_place(path)
     # A link is kept, and the file that it points to is replaced.
-    write_whole(resolved(path), page.encode("utf-8", "backslashreplace"))
+    write_whole(resolved(path), page.encode("utf-8", "backslashreplace"), earlier)

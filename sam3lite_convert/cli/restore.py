@@ -89,7 +89,7 @@ def restore(
     read_folder(path)  # first: a folder that cannot be read needs no download of the checkpoint
     original = None if name is None else locate(name, repo_id, revision, cache_dir, json, chosen).whole()
     document = _restore(path, output, mappings, original, overwrite, causal, json)
-    (as_json if json else restored)(replace(document, folder=folder, repository=repository))
+    (as_json if json else restored)(replace(document, folder=place.name, repository=repository))
 
 
 def _restore(

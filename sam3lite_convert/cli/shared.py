@@ -210,3 +210,9 @@ def leave(failed: bool, written: bool) -> None:
     """Exit with code 1 if a check failed, or 2 if the report was not written; return otherwise."""
     if failed or not written:
         raise typer.Exit(1 if failed else 2)
+
+
+def one_format(json: bool, markdown: bool) -> None:
+    """Raises CannotRun if the result is asked for in two formats."""
+    if json and markdown:
+        raise CannotRun("--json and --markdown exclude each other", "usage")

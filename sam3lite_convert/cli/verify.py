@@ -14,6 +14,7 @@ from sam3lite_convert.cli.shared import (
     leave,
     locate,
     one_checkpoint,
+    one_format,
     quiet_hub,
     tensor_bytes,
     typed,
@@ -21,7 +22,6 @@ from sam3lite_convert.cli.shared import (
     write_report,
     wrong_order,
 )
-from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def verify(
     from sam3lite_convert.report.terminal import as_json
     from sam3lite_convert.report.verify import verified, verified_markdown
 
-    if json and markdown:
-        raise CannotRun("--json and --markdown exclude each other", "usage")
+    one_format(json, markdown)
     chosen = selection(state_dict_key, strip_prefix, drop, reason)
     use_one_thread()
     name = one_checkpoint(source, checkpoint)
@@ -98,7 +97,7 @@ def verify(
         found = locate(name, repo_id, revision, cache_dir, json, chosen).whole()
         # A repository's copy belongs to the cache, and is not written to.
         document = _verify(path, found, mappings, causal, json, report_of, place.where is None)
-        document = replace(document, folder=folder, repository=repository)
+        document = replace(document, folder=place.name, repository=repository)
     else:
         location = locate(name, repo_id, revision, cache_dir, json, chosen)
         document = _verify_repository(place, location, mappings, causal, partial, json, report_of)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import SourceHash
+from sam3lite_convert.checkpoint.place import LocalPlace, read_json
 from sam3lite_convert.commands.fingerprint import add_fingerprint, start_fingerprint
 from sam3lite_convert.commands.graphs import need_onnx, with_text_graph
 from sam3lite_convert.commands.sources import Location, Source
@@ -18,9 +19,10 @@ from sam3lite_convert.convert import write as conversion
 from sam3lite_convert.convert.card import loads_with
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX, TEXT_MODEL
 from sam3lite_convert.convert.processor_files import TOKENIZER
+from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.strict import Strict
 from sam3lite_convert.convert.whole_folder import check_destination
-from sam3lite_convert.errors import Sam3LiteError
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.files import check_space, resolved, same_disk
 from sam3lite_convert.plan.counts import accounting, text_parameters
 from sam3lite_convert.plan.families import SAM3_LITETEXT
@@ -85,11 +87,42 @@ class Request:
 
     def folder(self, location: Location) -> Path:
         """The folder to write."""
-        return self.output or conversion.default_output(location.stem, self.options)
+        return self.output or self.folder_in(Path("converted"), location)
+
+    def folder_in(self, root: Path, location: Location) -> Path:
+        """The folder to write below ``root``, named after the checkpoint; of a converted folder, after its own."""
+        return root / conversion.default_output(_stem(location), self.options).name
+
+    def check_folder(self, location: Location) -> None:
+        """Raises CannotRun if the folder to write is the converted folder that is read."""
+        folder = self.folder(location)
+        own = folder == self.folder_in(folder.parent, location) and location.folder and location.repository is None
+        if own and resolved(folder) == resolved(location.path.parent):
+            raise CannotRun(
+                f"{location.name} is a converted folder, of the layout {self.options.layout}, already. For another "
+                "one: --layout. To write it again, to another place: --output DIR.",
+                "already_converted",
+            )
+
+
+def _stem(location: Location) -> str:
+    """The stem of a checkpoint; of a folder that was converted, without what its conversion put behind it."""
+    if location.folder is None or location.repository is not None:
+        return location.stem
+    try:
+        stated = read_json(LocalPlace(location.path.parent), RECEIPT_NAME)
+        receipt = Receipt.from_json(stated) if stated else None
+    except (Sam3LiteError, ValueError, KeyError, TypeError):
+        return location.stem
+    if receipt is None:
+        return location.stem
+    behind = conversion.default_output("", Options(receipt.layout, receipt.component, receipt.dtype)).name
+    return location.stem.removesuffix(behind) or location.stem
 
 
 def plan_conversion(location: Location, mappings: Mappings, request: Request) -> ConvertDocument:
     """The document of a dry run: nothing is written, and of a file on the Hub only the index is read."""
+    request.check_folder(location)
     source = location.index()
     with source.trusted():
         plan = make_plan(source.read(mappings), mappings, request.options)

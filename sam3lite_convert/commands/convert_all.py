@@ -153,7 +153,7 @@ def convert_several(
         return root / conversion.default_output(stem, request.options).name
 
     locations = [location for location in found.values() if isinstance(location, Location)]
-    requests = [replace(request, output=output(location.stem)) for location in locations]
+    requests = [replace(request, output=request.folder_in(root, location)) for location in locations]
     _check_distinct(locations, requests, advice)
     states: list[EarlierConversion | Sam3LiteError | None] = []
     targets: list[PushTarget | None] = []

@@ -13,6 +13,7 @@ from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.counts import mapped_names
 from sam3lite_convert.plan.families import FAMILIES
 from sam3lite_convert.plan.lookup import Meaning, Place, meanings
+from sam3lite_convert.plan.names import released_key
 from sam3lite_convert.plan.plan import Options, Plan, make_plan
 from sam3lite_convert.plan.tables import Mappings, Rule
 from sam3lite_convert.quoting import shell_word
@@ -129,7 +130,8 @@ def _unknown(source: Source, plan: Plan, key: str, mappings: Mappings) -> Cannot
     hint = hint or _part_of_a_name(source, plan, key)
     lacks = ""
     for one in meanings(key, mappings, every):
-        if one.place is not None:
+        # The layout of the original's own names takes any name of a component, also a misspelt one.
+        if one.place is not None and one.name not in (*one.sources, *map(released_key, one.sources)):
             layout = one.place[0]
             of = f" of {layout.family.name}" if layout.family is not plan.layout.family else ""
             lacks = (

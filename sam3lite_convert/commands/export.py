@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.hashing import FilesHash
 from sam3lite_convert.commands.convert import NotProven
-from sam3lite_convert.commands.graphs import add_graphs, check_replaced, need_onnx
+from sam3lite_convert.commands.graphs import add_graphs, need_onnx, replaceable_graphs
 from sam3lite_convert.commands.quantized_graphs import Quantization, add_quantized, check_quantizable
 from sam3lite_convert.commands.sources import HubLocation, Source, locate
 from sam3lite_convert.commands.verify import read_with_weights, verify_folder
@@ -22,6 +22,7 @@ from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.export import ExportDocument, QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
 from sam3lite_convert.records.verify import VerifyDocument
+from sam3lite_convert.seen import Seen
 from sam3lite_convert.workers import Advance
 
 if TYPE_CHECKING:
@@ -63,15 +64,16 @@ def export_onnx(
             raise NotProven(message, "not_proven", verification)
     found = read_with_weights(folder)
     receipt, weights = _proven(found, mappings, verification)
+    earlier: dict[str, Seen] = {}
     if quantization is not None:
         check_quantizable(receipt, quantization)
         parts = (TEXT_MODEL,) if component == "text" else DETECTOR_MODELS
-        check_replaced(folder, receipt, [quantized_name(name, quantization.method) for name in parts])
+        earlier = replaceable_graphs(folder, receipt, [quantized_name(name, quantization.method) for name in parts])
     graphs = add_graphs(found, receipt, weights, mappings, component, taps, size)
     receipt, note = write_receipt(folder, with_graphs(receipt, {name: data for name, (data, _) in graphs.items()}))
     made: dict[str, QuantizedFile] = {}
     if quantization is not None:
-        made = add_quantized(folder, {name: data for name, (data, _) in graphs.items()}, quantization)
+        made = add_quantized(folder, {name: data for name, (data, _) in graphs.items()}, quantization, earlier)
         receipt, note = write_receipt(folder, with_quantized(receipt, tuple(made.values())))
     return ExportDocument(
         folder=str(folder),
@@ -85,9 +87,17 @@ def export_onnx(
         quantized=tuple(made.values()),
         within_budget=all(file.loss.first_over_budget is None for file in made.values()) if made else None,
         notes=tuple(filter(None, (note, without_tokenizer(folder)))),
-        next=f"sam3lite parity CHECKPOINT --converted {shell_path(folder)} --candidate onnx"
+        next=f"sam3lite parity {_checkpoint(source, receipt)} --converted {shell_path(folder)} --candidate onnx"
         + _options(component, size),
     )
+
+
+def _checkpoint(source: Source | None, receipt: Receipt) -> str:
+    """How the checkpoint is named in a command: as it was given, or as the file that is still where it was."""
+    if source is not None:
+        return source.option
+    name = receipt.source.name
+    return shell_path(name) if Path(name).is_file() else named_checkpoint(receipt)
 
 
 # ---- what is proven

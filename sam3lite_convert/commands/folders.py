@@ -28,7 +28,7 @@ _SMALL = 16 << 20  # bytes
 class FolderLocation:
     """A converted folder that was found and not read yet.
 
-    name: as the user typed it.
+    name: as the user typed it; of a page, OWNER/NAME[@REVISION].
     where: the repository; None for a folder on this machine.
     """
 
@@ -79,14 +79,30 @@ def origin(hub: HubFolder) -> RepositoryRecord:
 
 
 def locate_folder(name: str, cache: Path | None = None) -> FolderLocation:
-    """Find DIR: a local path first, then OWNER/NAME[@revision] on the Hub. Nothing is read.
+    """Find DIR: a local path first, then OWNER/NAME[@revision] on the Hub, or its page. Nothing is read.
 
     ``cache``: folder for downloads; None for the cache of huggingface_hub.
+    Raises CannotRun for the address of something else than a repository.
     """
+    if Path(name).exists():
+        return FolderLocation(name)
+    if "://" in name:
+        name = _repository_at(name)
     match = REPOSITORY.fullmatch(name)
-    if Path(name).exists() or match is None or name.startswith("."):
+    if match is None or name.startswith("."):
         return FolderLocation(name)
     return FolderLocation(name, HubLocation(match["repo"], match["revision"] or DEFAULT_REVISION, cache))
+
+
+def _repository_at(address: str) -> str:
+    """OWNER/NAME[@revision] of the page of a repository."""
+    from sam3lite_convert.hub.addresses import address_of
+
+    found = address_of(address)
+    if found is None or found.path:
+        shown = found.shown if found else "this address"
+        raise CannotRun(f"{shown} is not the page of a repository; give DIR as OWNER/NAME[@REVISION]", "usage")
+    return found.repo + (f"@{found.revision}" if found.revision else "")
 
 
 def with_bytes(hub: HubFolder, folder: Folder, keys: Iterable[str], advance: Advance = lambda n: None) -> Folder:

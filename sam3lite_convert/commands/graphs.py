@@ -13,11 +13,12 @@ from sam3lite_convert.convert.folder import Folder, read_folder
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.side_files import with_graphs
 from sam3lite_convert.errors import CannotRun, in_short
-from sam3lite_convert.files import whole_file
+from sam3lite_convert.files import place_of_file, whole_file
 from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.progress import bar
 from sam3lite_convert.records.export import GraphFile, GraphValue
 from sam3lite_convert.records.receipt import Receipt
+from sam3lite_convert.seen import Seen
 from sam3lite_convert.unforeseen import lacks_memory
 
 if TYPE_CHECKING:
@@ -36,13 +37,16 @@ def need_onnx(what: str = "export onnx") -> None:
         raise CannotRun(f"{what} needs onnx: pip install 'sam3lite-convert[onnx]'", "no_onnx") from None
 
 
-def check_replaced(folder: Path, receipt: Receipt, names: Iterable[str]) -> None:
-    """Raises CannotRun if a file of one of these names in a folder is somebody else's graph, or may be: it says that
-    another program wrote it, or cannot be read and is not one that the receipt lists."""
+def replaceable_graphs(folder: Path, receipt: Receipt, names: Iterable[str]) -> dict[str, Seen]:
+    """What stands under these names in a folder, which may be replaced.
+
+    Raises CannotRun if one is somebody else's graph, or may be: it says that another program wrote it, or cannot be
+    read and is not one that the receipt lists."""
     from sam3lite_convert.graph.builder import PRODUCER
     from sam3lite_convert.graph.read import producer_of
 
-    for name in names:
+    earlier = {name: place_of_file(folder / name) for name in names}
+    for name in earlier:
         path = folder / name
         if not path.exists() or (producer := producer_of(path)) == PRODUCER:
             continue
@@ -52,6 +56,7 @@ def check_replaced(folder: Path, receipt: Receipt, names: Iterable[str]) -> None
                 "again.",
                 "output_not_ours",
             )
+    return earlier
 
 
 def add_graphs(
@@ -77,7 +82,7 @@ def add_graphs(
     layout = layout_of(receipt.to_json(), mappings)
     with bar("building graphs", None):
         graphs = graphs_of(folder, layout, component, graph_metadata(receipt, weights), taps, size)
-    check_replaced(folder.path, receipt, graphs)
+    earlier = replaceable_graphs(folder.path, receipt, graphs)
     if outside := [name for name in folder.taken if not is_inside(folder.path, name)]:
         raise CannotRun(
             f"{folder.path / outside[0]} is a link to a file outside of the folder, which runtimes do not follow. Copy "
@@ -91,7 +96,7 @@ def add_graphs(
             made[name] = (data := serialized(model), _graph_file(name, model, data))
             advance(stage=name)
         for name, (data, _) in made.items():
-            out = stack.enter_context(whole_file(folder.path / name))
+            out = stack.enter_context(whole_file(folder.path / name, earlier[name]))
             out.write(data)
             out.flush()
             _check(read_graph(Path(out.name), folder.path), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def write_demo_checkpoint(path: str | Path) -> None:
     """
     from sam3lite_convert.plan.synthetic import write_checkpoint
 
-    target = Path(path)
+    target = Path(_named(path, "the checkpoint"))
     if target.exists():
         raise CannotRun(f"{target} exists; give another path.", "output_exists")
     if not target.parent.is_dir():
@@ -117,17 +118,38 @@ def open_checkpoint(
     out -> the reason why they may go.
     Raises CannotRun if there is no such file, Untrusted if it is damaged or hostile.
     """
+    name = _named(name, "a checkpoint")
+    _check_whole(context=context)
     prefixes = (strip_prefix,) if isinstance(strip_prefix, str) else strip_prefix
     chosen = selection(state_dict_key, prefixes, list(drop or {}), list((drop or {}).values()))
-    location = locate(str(name), HubLocation(repo_id, revision, _path(cache_dir)), chosen)
+    location = locate(name, HubLocation(repo_id, revision, _path(cache_dir)), chosen)
     source, mappings = location.index(), load_mappings(_path(mapping))
     with source.trusted():
         index = source.read(mappings)
-    return OpenCheckpoint(str(name), location, source, index, mappings, context)
+    return OpenCheckpoint(name, location, source, index, mappings, context)
 
 
 Checkpointlike = OpenCheckpoint | str | Path
 _DTYPES = ("float32", "float16", "bfloat16")
+
+
+def _named(value: str | Path, what: str) -> str:
+    """A name of a file or folder as text. Raises CannotRun for an object of another type, and for an empty name, which
+    would be the working directory."""
+    if isinstance(value, ConversionPlan):
+        raise CannotRun(f"{what} is expected, not a plan; the plan's is plan.checkpoint", "usage")
+    if not isinstance(value, (str, os.PathLike)):
+        raise CannotRun(f"{what} is given by its name or path, not as {type(value).__name__}", "usage")
+    if not os.fspath(value):
+        raise CannotRun(f"the name of {what} is empty", "usage")
+    return os.fspath(value)
+
+
+def _check_whole(**given: int | None) -> None:
+    """Raises CannotRun unless each of the arguments is a whole number or None."""
+    for name, value in given.items():
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
+            raise CannotRun(f"{name} is {value!r}; it has to be a whole number", "usage")
 
 
 def _path(name: str | Path | None) -> Path | None:
@@ -221,6 +243,7 @@ def make_plan(
     checkpoint or the layout does not allow.
     """
     opened = _opened(checkpoint)
+    _check_whole(context=context)
     with opened.source.trusted():
         _check_dtype(dtype, "to keep each tensor's")
         options = Options(layout, component, dtype, opened.context if context is None else context, causal)
@@ -247,10 +270,12 @@ def convert_checkpoint(
 
     Raises CannotRun if the place cannot be written or holds something else, Untrusted if the source is damaged.
     """
+    if not isinstance(plan, ConversionPlan):
+        raise CannotRun("convert_checkpoint takes a plan: convert_checkpoint(make_plan(checkpoint), output)", "usage")
     opened = plan.checkpoint
     request = Request(
         plan.plan.options,
-        Path(output) if output is not None else None,
+        Path(_named(output, "the output folder")) if output is not None else None,
         overwrite,
         max_shard_size,
         verify,
@@ -285,7 +310,7 @@ def verify_folder(
     from sam3lite_convert.commands import verify
 
     opened = _opened(checkpoint)
-    place = locate_folder(str(folder), _path(cache_dir))
+    place = locate_folder(_named(folder, "a converted folder"), _path(cache_dir))
     verify.check_extent(place, partial, whole)
     if place.where is not None and not whole:
         return verify.verify_repository(place, opened.location, opened.mappings, causal, partial)
@@ -333,12 +358,13 @@ def restore_folder(
     """
     from sam3lite_convert.commands import restore
 
-    place = locate_folder(str(folder), _path(cache_dir))
+    place = locate_folder(_named(folder, "a converted folder"), _path(cache_dir))
+    target = Path(_named(output, "the output file"))
     opened = None if checkpoint is None else _opened(checkpoint)
     path, repository = place.whole()
     source = None if opened is None else opened.location.whole()
     mappings = load_mappings(None) if opened is None else opened.mappings
-    document = restore.restore_checkpoint(path, Path(output), mappings, source, overwrite, causal)
+    document = restore.restore_checkpoint(path, target, mappings, source, overwrite, causal)
     return replace(document, folder=place.name, repository=repository)
 
 
@@ -370,9 +396,11 @@ def run_parity(
 
     _check_dtype(dtype, "for that of the folder, or float32")
     opened = _opened(checkpoint)
-    given = (candidate, attention, dtype, tolerance, seed, batch, length, tuple(prompts), causal)
+    _check_whole(seed=seed, batch=batch, length=length)
+    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    given = (candidate, attention, dtype, tolerance, seed, batch, length, texts, causal)
     options = ParityOptions(*given, context=opened.context)
-    called = str(converted) if converted is not None else None
+    called = _named(converted, "a converted folder") if converted is not None else None
     folder = locate_folder(called).whole()[0] if called is not None else None
     looks = parity.Looks(as_used=as_used)
     return parity.run_parity(opened.location.whole(), opened.mappings, options, folder, None, looks, called)
@@ -408,7 +436,7 @@ def run_detector_parity(
     opened = _opened(checkpoint)
     options = ParityOptions(candidate, attention, tolerance=tolerance, context=opened.context)
     inputs = DetectorOptions(size, _path(image), prompt, seed, tuple(boxes))
-    called = str(converted) if converted is not None else None
+    called = _named(converted, "a converted folder") if converted is not None else None
     folder = locate_folder(called).whole()[0] if called is not None else None
     looks = detector.DetectorLooks(as_used=as_used)
     return detector.run_detector_parity(

@@ -92,14 +92,13 @@ def run_parity(
     weights, Untrusted if the checkpoint or the folder contradicts itself.
     """
     from sam3lite_convert.commands.provenance import provenance
-    from sam3lite_convert.parity.activations import SavedActivations, check_place, save_activations
+    from sam3lite_convert.parity.activations import SavedActivations, replaceable, save_activations
     from sam3lite_convert.parity.heat_map import heat_map
     from sam3lite_convert.parity.run import compare_encoders, diagnosis, measured_floors, notes
     from sam3lite_convert.parity.setup import chosen_layout, set_up
     from sam3lite_convert.parity.sweep import focus, over_all, ranking_tap, sweep, worst_prompts
 
-    if save is not None:
-        check_place(save)
+    earlier = replaceable(save) if save is not None else None
     if looks.as_used:
         options = as_used_options(options, converted, mappings)
     source = source if converted is None else source.as_stated(read_with_weights(converted).receipt)
@@ -163,13 +162,12 @@ def run_parity(
         dtype=str(setup.dtype).removeprefix("torch."),
     )
     prompts_total = len(options.prompts)
-    if save is not None:
+    if save is not None and earlier is not None:
         # The floors go with the file even where nothing differs: another candidate may be put into it.
         floors = outcome.floors or measured_floors(setup)
         columns = (outcome.recorded, outcome.propagated, outcome.isolated)
-        save_activations(
-            save, SavedActivations(sides, inputs, prompts_total, *columns, floors, not_read=setup.plan.not_read)
-        )
+        made = SavedActivations(sides, inputs, prompts_total, *columns, floors, not_read=setup.plan.not_read)
+        save_activations(save, earlier, made)
     rows = (swept.worst() if swept is not None else None) or range(len(inputs.prompts))
     tap = ranking_tap({t.name: t.difference.max_abs for t in judgement.taps})
     if swept is not None:

@@ -15,7 +15,7 @@ from sam3lite_convert.files import write_whole
 from sam3lite_convert.progress import bar
 from sam3lite_convert.records.export import QuantizedFile
 from sam3lite_convert.records.receipt import Receipt
-from sam3lite_convert.seen import NOTHING
+from sam3lite_convert.seen import NOTHING, Seen
 from sam3lite_convert.working_places import clear_leftovers, working_place
 
 
@@ -51,11 +51,14 @@ def check_quantizable(receipt: Receipt, asked: Quantization) -> None:
         text_inputs(receipt.context.called, receipt.architecture.vocab_size, asked.prompts)
 
 
-def add_quantized(folder: Path, graphs: Mapping[str, bytes], asked: Quantization) -> dict[str, QuantizedFile]:
+def add_quantized(
+    folder: Path, graphs: Mapping[str, bytes], asked: Quantization, earlier: Mapping[str, Seen]
+) -> dict[str, QuantizedFile]:
     """Quantise the graphs of a folder, measure what that loses, and write them, each as a whole or not at all; returns
     by name what is said of them.
 
     graphs: the bytes of their files by name.
+    earlier: what stood under the names of the new ones when the run began.
 
     Raises CannotRun if onnxruntime fails, or if the prompts cannot be measured on.
     """
@@ -78,7 +81,7 @@ def add_quantized(folder: Path, graphs: Mapping[str, bytes], asked: Quantization
     for of, loss in graph_losses(plain, made, folder, inputs, budget).items():
         loss = replace(loss, own_prompts=bool(asked.prompts))
         name, data = quantized_name(of, asked.method), serialized(with_loss(made[of], loss))
-        write_whole(folder / name, data)
+        write_whole(folder / name, data, earlier[name])
         digest = hashlib.sha256(data).hexdigest()
         written[name] = QuantizedFile(name=name, of=of, method=asked.method, size=len(data), sha256=digest, loss=loss)
     return written

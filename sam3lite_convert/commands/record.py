@@ -100,12 +100,12 @@ def record_detector(
     """
     from sam3lite_convert.commands.detector import activations_place
     from sam3lite_convert.parity.detector.inputs import make_call
-    from sam3lite_convert.parity.detector.reference_file import check_output, figures, save_detector_reference
+    from sam3lite_convert.parity.detector.reference_file import figures, replaceable_output, save_detector_reference
     from sam3lite_convert.parity.detector.setup import set_up_original
     from sam3lite_convert.parity.detector.store import TapStore
 
     path = output or Path(f"{source.stem}-detector.safetensors")
-    check_output(path)
+    earlier = replaceable_output(path)
 
     def make(architecture: Architecture, called: int) -> DetectorCall:
         return make_call(inputs, architecture, called)
@@ -144,7 +144,7 @@ def record_detector(
             "taps": about_taps,
         }
         names = [tap.name for tap in taps]
-        size = save_detector_reference(path, about, call, store, names, variant, compact)
+        size = save_detector_reference(path, earlier, about, call, store, names, variant, compact)
     return DetectorRecordDocument(
         checkpoint=source.name,
         checkpoint_sha256=digest,
@@ -177,6 +177,7 @@ def record_script(output: Path) -> ScriptWritten:
             f"--script {output}: the name must end in .py and be one that Python imports, such as sam3lite_hooks.py",
             "usage",
         )
+    earlier = look(resolved(output))
     if output.exists() and not is_hooks_script(output):
         raise CannotRun(
             f"{output} exists and is not a script of sam3lite record, so it was not overwritten; choose another name",
@@ -184,7 +185,7 @@ def record_script(output: Path) -> ScriptWritten:
         )
     tables = (*text_tables(), *detector_tables())
     data = hooks_script(tables, output.stem).encode()
-    write_whole(resolved(output), data)
+    write_whole(resolved(output), data, earlier)
     return ScriptWritten(
         output=str(output),
         module=output.stem,
@@ -226,11 +227,12 @@ def record_reference(
     from sam3lite_convert.parity.inputs import make_inputs
     from sam3lite_convert.parity.judgement import require_finite
     from sam3lite_convert.parity.original import reference_encoder
-    from sam3lite_convert.parity.reference_file import format_of, save_reference
+    from sam3lite_convert.parity.reference_file import format_of, replaceable, save_reference
     from sam3lite_convert.parity.taps import layer_of, point_of
 
     path = output or Path(f"{source.stem}-reference.{'json' if compact else 'safetensors'}")
     form = format_of(path, compact)
+    earlier = replaceable(path)
     with ExitStack() as stack:
         stack.enter_context(source.trusted())
         hashing = stack.enter_context(source.hashing()) if source.path.is_file() else None
@@ -271,7 +273,7 @@ def record_reference(
         "inputs": {"what": asked.what, "prompts": list(asked.prompts)},
         "taps": what,
     }
-    size = save_reference(path, form, about, inputs.ids, recorded, plan.architecture.variant)
+    size = save_reference(path, earlier, form, about, inputs.ids, recorded, plan.architecture.variant)
     return RecordDocument(
         checkpoint=source.name,
         checkpoint_sha256=digest,

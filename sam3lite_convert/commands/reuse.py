@@ -45,8 +45,9 @@ def find_current(
     A file on the Hub is not read: its etag is compared. ``hashing``: the hash of a local file, being computed. Tensors
     that were touched since are compared with the checkpoint, which is downloaded for that, unless ``request.trust`` is
     set or ``request.verify`` compares them anyway.
-    Raises CannotRun if the folder holds anything else and ``overwrite`` is not set.
+    Raises CannotRun if the folder holds anything else and ``overwrite`` is not set, or if it is the one that is read.
     """
+    request.check_folder(location)
     folder = request.folder(location)
     clear_leftovers(resolved(folder))
     if request.overwrite or not up_to_date.present(folder):

@@ -420,12 +420,19 @@ def on_the_hub(fault: Sam3LiteError) -> str:
 
 
 def _meant(name: str) -> str:
-    """A question that names the checkpoints beside a missing file, and the aliases, that are spelt much like it."""
+    """What helps: a question that names the checkpoints beside a missing file, and the aliases, that are spelt much
+    like it; of a pattern, who reads patterns."""
+    if name in ALIASES:
+        return ""
+    if any(c in name for c in "*?["):
+        return " Without quotes a shell puts the names of the files in its place."
     folder, found = Path(name).parent, []
     with suppress(OSError, ValueError), os.scandir(folder) as entries:
         found = [entry.name for entry in islice(entries, _FILES) if entry.name.endswith((*WEIGHTS, ".index.json"))]
     near = _nearest(Path(name).name, found, 0.75)
-    said = [str(folder / one) for one in near] or _nearest(name, ALIASES, 0.5)
+    said = [str(folder / one) for one in near]
+    if not said and name not in ALIASES:
+        said = _nearest(name, ALIASES, 0.5)
     return f" Did you mean {' or '.join(said)}?" if said else ""
 
 

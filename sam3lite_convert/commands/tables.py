@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from sam3lite_convert.figures import plural
 from sam3lite_convert.plan.architecture import TEXT_ENCODER, component_of
 from sam3lite_convert.plan.families import SAM3_LITETEXT, Family, Variant, family_named, family_of
 from sam3lite_convert.plan.key_patterns import key_patterns
-from sam3lite_convert.plan.lookup import Place
+from sam3lite_convert.plan.lookup import Place, forms
 from sam3lite_convert.plan.names import Names, canonical_names
 from sam3lite_convert.plan.plan import takes
 from sam3lite_convert.plan.tables import Layout, Mappings, Rule
@@ -95,8 +96,10 @@ def list_keys(source: Source, pattern: str, mappings: Mappings, choice: Choice, 
     every = {place_words(place): held.taken(*place) for place in there}
     shown, notes = asked, list[str]()
     again = f"sam3lite {command} {source.option} {shell_word(pattern)}"
-    for attention in (False, True):
-        found = _matching(every, glob(pattern, attention))
+    for form, attention in itertools.product(forms(pattern, mappings), (False, True)):
+        found = _matching(every, glob(form, attention))
+        if found and form != pattern:
+            notes.append(f"read as {form}")
         if found and attention:
             notes.append("read with other names of attention: qkv, in_proj, q_proj")
         if found:

@@ -81,6 +81,8 @@ def fetch_tokenizer(source: str, cache: Path | None = None) -> TokenizerFiles:
         found = TokenizerFiles(folder.resolve().name, None, _read(folder))
     elif folder.exists():
         raise CannotRun(f"--tokenizer {source} is a file; name a folder or a repository", "usage")
+    elif source.startswith((".", "/", "~")) or "\\" in source:
+        raise CannotRun(f"--tokenizer {source}: no such folder", "no_such_file")
     else:
         found = _download(source, cache)
     if not _complete(found.files):

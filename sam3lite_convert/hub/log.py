@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 
 _LONGEST = 500  # characters of a note; a server can have the client say anything
+_SHORTEST_TOKEN = 8  # characters; shorter values of the variables are no tokens, and may stand anywhere
 LOG = logging.getLogger("sam3lite_convert")
 taken_over = False  # whether the command line asked for the channel and for a client of our own
 
@@ -47,6 +49,14 @@ def without(text: str, secrets: Iterable[str]) -> str:
     text = re.sub(r"(\w://)[^\s/@'\"]*@", r"\1***@", text)
     text = re.sub(r"(?i)(bearer)\s+[^\s'\"]+", r"\1 ...", text)
     return re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_...", text)
+
+
+def without_tokens(text: str) -> str:
+    """The text without tokens of the Hub, by their form and as the environment has them. Imports nothing."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        token = os.environ.get(name, "").strip()
+        text = text.replace(token, "...") if len(token) >= _SHORTEST_TOKEN else text
+    return re.sub(r"hf_[A-Za-z0-9]{30,}", "hf_...", text)
 
 
 def masked_url(text: str) -> str:

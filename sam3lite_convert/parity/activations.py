@@ -28,6 +28,7 @@ from sam3lite_convert.parity.taps import are_complete, point_of
 from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.parity import ComparedSides
 from sam3lite_convert.records.record import Json, JsonValue
+from sam3lite_convert.seen import Seen, look
 
 _METADATA = "sam3lite_parity"
 _SIDES = ("reference", "candidate", "isolated")
@@ -59,15 +60,13 @@ class SavedActivations:
     not_read: tuple[str, ...] = ()
 
 
-def save_activations(path: Path, saved: SavedActivations) -> None:
-    """Write one file atomically.
+def save_activations(path: Path, earlier: Seen, saved: SavedActivations) -> None:
+    """Write one file atomically. ``earlier``: what stood there when the run began, as ``replaceable`` gave it.
 
-    Raises CannotRun if the file cannot be written, or if the path exists and is not a file of activations: only an
-    earlier file of activations is replaced.
+    Raises CannotRun if the file cannot be written, or if something else stands there by now.
     """
     from safetensors.torch import save
 
-    check_place(path)
     tensors = {"input_ids": saved.inputs.ids}
     for side in _SIDES:
         found: Mapping[str, Tensor] = getattr(saved, side)
@@ -85,16 +84,18 @@ def save_activations(path: Path, saved: SavedActivations) -> None:
         "not_read": list(saved.not_read),
         "about": saved.sides.to_json() | {"inputs": inputs},
     }
-    write_whole(path, save(tensors, {"format": "pt", _METADATA: json.dumps(metadata)}))
+    write_whole(path, save(tensors, {"format": "pt", _METADATA: json.dumps(metadata)}), earlier)
 
 
-def check_place(path: Path) -> None:
-    """Raises CannotRun if the path exists and is not a file of activations."""
+def replaceable(path: Path) -> Seen:
+    """What stands there, which may be replaced. Raises CannotRun if it is not a file of activations."""
+    earlier = look(path)
     if path.exists() and not _holds_activations(path):
         raise CannotRun(
             f"{path} exists and is not a file of activations, so it was not overwritten; choose another name",
             "output_exists",
         )
+    return earlier
 
 
 def _holds_activations(path: Path) -> bool:

@@ -13,7 +13,7 @@ from sam3lite_convert.convert.text_weights import source_weights
 from sam3lite_convert.errors import CannotRun
 from sam3lite_convert.parity.compare import max_abs
 from sam3lite_convert.parity.encoders import Activations
-from sam3lite_convert.parity.faults.evidence import Evidence
+from sam3lite_convert.parity.faults.evidence import Evidence, few_threads
 from sam3lite_convert.parity.faults.hypotheses import Fit, distance, explain, hypotheses, in_words, ranked, tried
 from sam3lite_convert.parity.inputs import Inputs
 from sam3lite_convert.parity.judgement import JudgedTap, Judgement, isolated_belongs, judge, require_finite
@@ -201,7 +201,8 @@ def likely_cause(plan: Plan, evidence: Evidence, judgement: Judgement, values: A
     suspects: tuple[SuspectTensor, ...] = ()
     if judgement.unseen:
         places = (*judgement.unseen, first.name)
-        fits = list(_fits_between(evidence, first, places, values[first.name]))
+        with few_threads(evidence.ids.numel(), evidence.recorded[places[0]].shape[-1]):
+            fits = list(_fits_between(evidence, first, places, values[first.name]))
         listed = f"{', '.join(places[:-1])} or {places[-1]}"
         cause = f"the fault was made in {listed}; give those taps too, and its place and cause can be told"
         likely = [fit for fit in fits if fit.likely]

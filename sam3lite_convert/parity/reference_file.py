@@ -24,6 +24,7 @@ from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.opened import open_regular, read_small
 from sam3lite_convert.parity.compact import POSITIONS, compact
 from sam3lite_convert.records.record import Json
+from sam3lite_convert.seen import Seen, look
 
 ABOUT = "sam3lite_reference"  # key of what stands beside the tensors
 _MOST_JSON = 32 << 20  # bytes; the compact form has some kB
@@ -34,30 +35,38 @@ _SUFFIXES: dict[str, ReferenceFormat] = {".safetensors": "safetensors", ".npz": 
 def format_of(path: Path, small: bool) -> ReferenceFormat:
     """The format that a file is written in, by its name. ``small``: whether the compact form is asked for.
 
-    Raises CannotRun if the name does not say it, if it says another, or if another file is there.
+    Raises CannotRun if the name does not say it, or says another.
     """
     found = _SUFFIXES.get(path.suffix.lower())
     if found is None or (found == "compact") != small:
         wanted = ".json with --compact" if small else ".safetensors or .npz, or .json with --compact"
         raise CannotRun(f"--output {path}: the name must end in {wanted}", "usage")
-    check_replaceable(path)
     return found
 
 
-def check_replaceable(path: Path) -> None:
-    """Raises CannotRun if a file is there that was not written here."""
+def replaceable(path: Path) -> Seen:
+    """What stands there, which may be replaced. Raises CannotRun if it is a file that was not written here."""
+    earlier = look(resolved(path))
     if path.exists() and not _is_ours(path):
         raise CannotRun(
             f"{path} exists and is not a file of sam3lite record, so it was not overwritten; choose another name",
             "output_exists",
         )
+    return earlier
 
 
 def save_reference(
-    path: Path, form: ReferenceFormat, about: Json, ids: Tensor, recorded: Mapping[str, Tensor], seed_name: str
+    path: Path,
+    earlier: Seen,
+    form: ReferenceFormat,
+    about: Json,
+    ids: Tensor,
+    recorded: Mapping[str, Tensor],
+    seed_name: str,
 ) -> int:
     """Write the file as a whole; returns its size in bytes.
 
+    ``earlier``: what stood there when the run began.
     ``about``: what the activations are of.
     ``seed_name``: the model's name, which fixes the positions of the compact form.
 
@@ -77,7 +86,7 @@ def save_reference(
 
         tensors = {f"reference.{tap}": value.contiguous().clone() for tap, value in recorded.items()}
         data = save({"input_ids": ids} | tensors, {"format": "pt", ABOUT: json.dumps(about)})
-    write_whole(resolved(path), data)
+    write_whole(resolved(path), data, earlier)
     return len(data)
 
 

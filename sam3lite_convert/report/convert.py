@@ -69,10 +69,12 @@ def late_notes(texts: Sequence[str]) -> None:
         say(f"note: {text}")
 
 
-def loads_with(done: WrittenConversion) -> None:
+def loads_with(r: ConvertDocument) -> None:
     """The lines of Python that load the folder."""
-    for line in (done.loads_with, *done.loads_also):
+    for line in (r.done.loads_with, *r.done.loads_also):
         say(f"Loads with: {line}")
+    if r.done.loads_with.startswith("transformers.") and r.component != "text":
+        say("Its README.md has the call that does what the original does; the stock call does not.")
 
 
 def planned_alone(r: ConvertDocument) -> None:

@@ -37,7 +37,8 @@ def demo_step(command: str, document: StepDocument | None) -> None:
     elif isinstance(document, InspectDocument):
         inspected(document)
     elif isinstance(document, ConvertDocument):
-        planned(document)
+        if verbosity.verbose():
+            planned(document)  # what inspect showed already
         converted(document)
         converted_end(document)
     elif isinstance(document, VerifyDocument):

@@ -6,8 +6,9 @@ from rich.table import Table
 
 from sam3lite_convert.figures import ids_shown, number
 from sam3lite_convert.records.detector import DetectorDocument, DetectorInputs, StageRecord
+from sam3lite_convert.report import verbosity
 from sam3lite_convert.report.as_used import detections
-from sam3lite_convert.report.judge import port_diagnosis
+from sam3lite_convert.report.judge import judged_verdict, next_step
 from sam3lite_convert.report.parity import diagnosis, not_read, tap_table, verdict
 from sam3lite_convert.report.terminal import say, show, width
 
@@ -16,34 +17,42 @@ def compared(d: DetectorDocument, debug: bool) -> None:
     """The comparison of two detectors; with ``debug`` also a row for each tap."""
     sides = d.sides
     say(f"reference  {sides.reference}, from {sides.checkpoint}")
-    if d.port and d.port.checkpoint_sha256:
+    full = d.port is None or verbosity.verbose()
+    if d.port and d.port.checkpoint_sha256 and full:
         say(f"           SHA-256 {d.port.checkpoint_sha256}")
+    same = d.port is not None and d.port.file == sides.candidate_encoder
     where = f"{d.port.file} ({d.port.format})" if d.port else sides.converted or "the plan, converted in memory"
     if d.graphs and sides.converted is None:
         where = "the plan, written for this run"
-    say(f"candidate  {sides.candidate_encoder}, from {where}")
+    say(f"candidate  {where if same else f'{sides.candidate_encoder}, from {where}'}")
     for g in d.graphs or ():
         say(f"           {g.part}, SHA-256 {g.graph.sha256[:12]}: {g.seconds:.2f} s")
     shown = f"original float32, candidate {sides.dtype}" if d.graphs and sides.dtype != "float32" else "float32"
     detector_inputs(d.inputs, f"; {shown}, compared in float64")
     say()
-    if debug or d.port:
+    if debug or (d.port and full):
         tap_table(d.judgement.layers)
         say()
     _stages(d.stages)
     say()
-    for output in d.outputs:
+    for output in d.outputs if full else ():
         say(f"{output.name:<20} max abs diff {number(output.max_abs_diff)}, rel. L2 {number(output.relative_l2)}")
-    say()
-    verdict(d.judgement, "verdict")
-    not_read(d.judgement.not_read, d.not_read_allowed)
-    if d.diagnosis:
-        (port_diagnosis if d.port else diagnosis)(d.diagnosis)
+    if d.outputs and full:
+        say()
+    if d.port:
+        judged_verdict(d.judgement, d.port, d.diagnosis, full)
+    else:
+        verdict(d.judgement, "verdict")
+        not_read(d.judgement.not_read, d.not_read_allowed)
+        if d.diagnosis:
+            diagnosis(d.diagnosis)
     if d.behaviour:
         detections(d.behaviour)
     for text in d.notes:
         say(f"note: {text}")
-    if d.judgement.verdict == "differs" and not debug and not d.port:
+    if d.port:
+        say(f"Next: {next_step(d)}")
+    elif d.judgement.verdict == "differs" and not debug:
         say("Next: the same command with --debug-intermediates shows every tap")
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.table import Table
 
+from sam3lite_convert import __version__
 from sam3lite_convert.figures import ids_shown, in_sentence, number, plural
 from sam3lite_convert.records.detector import DetectorDocument
 from sam3lite_convert.records.fingerprint import FingerprintDocument
 from sam3lite_convert.records.parity import DiagnosisRecord, JudgementRecord, ParityDocument, PortRecord
 from sam3lite_convert.report import parity, verbosity
+from sam3lite_convert.report.markdown import as_code, as_text, headed, listed, print_markdown
 from sam3lite_convert.report.terminal import conclude, say, show
 
 _TAPS = 10  # rows of the table of taps
 _PROMPTS = 1  # rows of ids
+_NOTES = 20  # in Markdown
 _NAMED = 4  # taps in a sentence
-_OUTPUTS = ("projected",)  # what the detector receives of the text encoder
+_OUTPUTS = ("projected", "outputs.")  # what the detector receives of the text encoder, and what it returns
 
 
 def judged(d: ParityDocument) -> None:
@@ -33,14 +38,16 @@ def judged(d: ParityDocument) -> None:
     parity.tap_table(d.judgement.layers, _TAPS)
     say()
     judged_verdict(d.judgement, port, d.diagnosis)
-    for text in d.notes:
-        say(f"note: {text}")
+    for note in d.notes:
+        say(f"note: {note}")
     say(f"Next: {next_step(d)}")
 
 
-def judged_verdict(j: JudgementRecord, port: PortRecord | None, diagnosis: DiagnosisRecord | None) -> None:
-    """The verdict on what a port computed, and the likely cause."""
-    parity.verdict(j, "verdict", port.names if port else {}, verbosity.verbose())
+def judged_verdict(
+    j: JudgementRecord, port: PortRecord | None, diagnosis: DiagnosisRecord | None, explain: bool = True
+) -> None:
+    """The verdict on what a port computed, and the likely cause. ``explain``: a table of taps stands above."""
+    parity.verdict(j, "verdict", port.names if port else {}, verbosity.verbose(), explain)
     parity.not_read(j.not_read, True)  # judge has no option that accepts them
     if diagnosis:
         port_diagnosis(diagnosis)
@@ -66,10 +73,10 @@ def next_step(d: ParityDocument | DetectorDocument) -> str:
             more = f" and {len(j.unseen) - _NAMED} more" if len(j.unseen) > _NAMED else ""
             names = in_sentence(j.unseen[:_NAMED]) if not more else ", ".join(j.unseen[:_NAMED]) + more
             return f"save {names} too, {again}"
-        return f"compare the code of your port at {j.first_divergence} with the original's, {again}"
+        return f"compare the code of your port at {j.first_divergence} with the original's"
     if j.verdict == "incomplete":
         return "find out in the original's code what reads these tensors"
-    if missing := [t for t in j.not_given if t in _OUTPUTS]:
+    if missing := [t for t in j.not_given if t.startswith(_OUTPUTS)]:
         return f"save {in_sentence(missing[:_NAMED])} too, {again}"
     return "put the same command into the tests of your port; it exits with 1 once they differ"
 
@@ -93,8 +100,8 @@ def judged_by_fingerprint(d: FingerprintDocument) -> None:
     show(table)
     say()
     conclude(f"verdict: {d.verdict}: {d.summary}", "bold green" if d.verdict == "agrees" else "bold red")
-    for text in d.notes:
-        say(f"note: {text}")
+    for note in d.notes:
+        say(f"note: {note}")
     again = "and run the same command again"
     if d.verdict != "agrees":
         say("Next: the checkpoint tells the cause: sam3lite judge FILE CHECKPOINT")
@@ -104,16 +111,52 @@ def judged_by_fingerprint(d: FingerprintDocument) -> None:
         say("Next: put the same command into the tests of your port; it exits with 1 once they differ")
 
 
+def judged_markdown(d: ParityDocument | DetectorDocument) -> None:
+    """The verdict in short, as Markdown."""
+    j, sides, verdict = d.judgement, d.sides, d.judgement.verdict.replace("_", " ")
+    given = len(j.layers)
+    facts = {
+        "port": as_code(sides.candidate_encoder, cell=True),
+        "checkpoint": as_code(sides.checkpoint, cell=True),
+        "reference": as_text(sides.reference),
+        "taps compared": f"{given} of {given + len(j.not_given)}",
+        "max abs diff": number(j.max_abs_diff),
+    }
+    if j.place:
+        facts["first divergence"] = as_code(j.place, cell=True)
+    said = [f"likely cause: {d.diagnosis.cause}"] if d.diagnosis else []
+    said += [f"note: {note}" for note in d.notes[:_NOTES]]
+    _print_markdown(f"judge: {verdict}", j.summary, facts, [*said, f"Next: {next_step(d)}"])
+
+
+def fingerprint_markdown(d: FingerprintDocument) -> None:
+    """The verdict by a fingerprint in short, as Markdown."""
+    facts = {
+        "port": as_code(d.candidate, cell=True),
+        "fingerprint": as_code(d.fingerprint, cell=True),
+        "of": as_code(d.source.name, cell=True),
+        "taps compared": f"{len(d.taps)} of {len(d.taps) + len(d.not_given)}",
+    }
+    _print_markdown(f"judge: {d.verdict}", d.summary, facts, [f"note: {note}" for note in d.notes[:_NOTES]])
+
+
+def _print_markdown(title: str, summary: str, facts: dict[str, str], said: list[str]) -> None:
+    facts["tool"] = f"sam3lite-convert {__version__}"
+    print_markdown("\n".join([*headed(title, summary, facts), *listed(said)]))
+
+
 def port_diagnosis(d: DiagnosisRecord) -> None:
     """The likely cause; the checkpoint's tensors behind it if no cause is known, or all is to be printed."""
-    parity.cause(d)
-    if not d.tensors or (d.fits and not verbosity.verbose()):
-        return
     sources = list(dict.fromkeys(t.source for t in d.tensors))
-    start = parity.common_start(sources)
-    if verbosity.verbose():
+    if not verbosity.verbose():
+        if sources and not d.fits:
+            count = plural(len(sources), "tensor")
+            cause = f"{d.cause.partition(';')[0]}; --verbose lists the {count} that {d.tap} is computed from"
+            d = replace(d, cause=cause)
+        sources = []
+    parity.cause(d)
+    if sources:
+        start = parity.common_start(sources)
         say(f"the checkpoint's tensors that {d.tap} is computed from, {start}*:")
         for name in sources:
             say(f"  {name.removeprefix(start)}")
-    else:
-        say(f"{d.tap} is computed from {plural(len(sources), 'tensor')} of the checkpoint; --verbose lists them")

@@ -26,6 +26,7 @@ from sam3lite_convert.report import as_used, verbosity
 from sam3lite_convert.report.terminal import conclude, listed, say, say_words, show, width
 
 _LISTED = 20
+_NAMED = 2  # taps in a sentence
 
 
 def paritied(d: ParityDocument, debug: bool) -> None:
@@ -135,22 +136,28 @@ def verdict(
     kind: str = "verdict 1, weights",
     names: Mapping[str, str] = MappingProxyType({}),
     full: bool = True,
+    explain: bool = True,
 ) -> None:
     """The verdict, and where the candidate diverges first.
 
-    ``names``: by tap, what a port calls it. ``full``: also the smallest tolerance that would have passed.
+    ``names``: by tap, what a port calls it.
+    ``full``: also the smallest tolerance that would have passed.
+    ``explain``: also what the words of the table of taps mean.
     """
     conclude(f"{kind}: {j.verdict.replace('_', ' ')}: {j.summary}", VERDICTS[j.verdict])
     if full and j.max_abs_diff != 0 and math.isfinite(j.smallest_passing_tolerance):
         say(f"smallest tolerance that would have passed: {number(j.smallest_passing_tolerance)}")
     if j.first_divergence:
-        also = f" (independently also: {', '.join(j.also_diverging)})" if j.also_diverging else ""
+        others = j.also_diverging
+        many = not full and len(others) > _NAMED
+        listed_taps = f"{len(others)} later taps" if many else ", ".join(others)
+        also = f" (independently also: {listed_taps})" if others else ""
         own = names.get(j.first_divergence)
         called = f", which the port calls {own}" if own and j.place == j.first_divergence else ""
         say(f"first divergence: {j.place}{called}{also}", "bold red")
         tap = next(t for t in j.layers if t.name == j.first_divergence)
         _because_of_the_mean(tap)
-    if any(t.status == "unknown" for t in j.layers):
+    if explain and any(t.status == "unknown" for t in j.layers):
         say("  unknown: carried on from there, or made at the tap; isolated.TAP would tell")
 
 

@@ -33,7 +33,7 @@ def converted_end(r: ConvertDocument) -> None:
         say_command("Next: ", f"sam3lite parity {r.option} {where}{tables}")
     elif done.verification and not done.parity and r.layout in _COMPUTED and r.component != "video":
         say_command("Next: ", f"sam3lite parity {r.option} --converted {shell_path(r.output)}{tables}")
-    report.loads_with(done)
+    report.loads_with(r)
 
 
 def push_planned(p: PushPlanRecord) -> None:

@@ -26,7 +26,8 @@ def fingerprinted(d: FingerprintWritten) -> None:
 
 def scripted(d: ScriptWritten) -> None:
     """A script that was written, and how to use it."""
-    conclude(f"Wrote {d.output} ({human_bytes(d.size)}), which needs torch and safetensors alone. Beside your model:")
+    conclude(f"Wrote {d.output} ({human_bytes(d.size)}), which needs torch and safetensors alone.")
+    say("Beside your model:")
     say()
     say(f"  from {d.module} import record")
     say('  record(model, lambda: model(ids), "mine.safetensors")')

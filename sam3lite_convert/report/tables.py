@@ -9,6 +9,7 @@ from sam3lite_convert.figures import plural
 from sam3lite_convert.records.tables import KeyLine, KeysDocument, TableRule, TablesDocument, TakenKeys
 from sam3lite_convert.report.inspect import fetched
 from sam3lite_convert.report.terminal import conclude, say, say_text, say_words
+from sam3lite_convert.report.verbosity import quiet
 
 _PATTERNS = 20  # of keys that no rule takes
 
@@ -17,7 +18,7 @@ def tables(d: TablesDocument) -> None:
     """The spellings and the rules of a layout; with a checkpoint those that took keys, and then the sums."""
     variant = f", {d.variant}" if d.variant else ""
     component = f", component {d.component}" if d.component != "all" else ""
-    conclude(f"layout {d.layout} of {d.family}{variant}{component}", "bold")
+    (say if d.taken else conclude)(f"layout {d.layout} of {d.family}{variant}{component}", "bold")
     say_text(d.about)
     say_text(", ".join(f"{name} ({', '.join(parts)})" for name, parts in d.layouts.items()), "layouts: ")
     if d.taken:
@@ -92,7 +93,7 @@ def _sums(d: TakenKeys, rules: Sequence[TableRule]) -> None:
         if len(d.unmatched_patterns) > _PATTERNS:
             say(f"  and {len(d.unmatched_patterns) - _PATTERNS:,} more patterns: --json")
     n = d.counts
-    say_text(
+    (conclude if quiet() else say_text)(
         f"{n.tensors:,} tensors = {n.mapped:,} mapped + {n.dropped:,} dropped by rules + {n.left:,} left out + "
         f"{n.unmatched:,} that no rule takes"
     )

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from sam3lite_convert import __version__
 from sam3lite_convert.figures import component_words, human_bytes, plural
-from sam3lite_convert.quoting import markdown_code, markdown_text, visible
 from sam3lite_convert.records.verify import Finding, VerifyDocument
 from sam3lite_convert.report import verbosity
+from sam3lite_convert.report.markdown import as_code, as_text, headed, listed, print_markdown
 from sam3lite_convert.report.terminal import conclude, say
 
 _LISTED = 20  # causes
 _CODES = 3  # that are named to read more of
-_LONGEST = 400  # characters of a name or a cause in Markdown
 PATTERNS = 6  # patterns of keys that are shown of one finding
 
 
@@ -32,9 +31,9 @@ def verified(r: VerifyDocument) -> None:
     if counters:
         what = "BatchNorm counters (num_batches_tracked) are absent, have no source or differ; nothing reads them"
         say(f"note: {len(counters)} {what}")
-    for text in r.notes:
-        if text not in counters:
-            say(f"note: {text}")
+    for note in r.notes:
+        if note not in counters:
+            say(f"note: {note}")
     for text in r.lost_words:
         say(f"not in the folder: {text}")
     if r.fetched:
@@ -53,52 +52,37 @@ def verified(r: VerifyDocument) -> None:
 
 def verified_markdown(r: VerifyDocument) -> None:
     """The verdict in short, as Markdown: for the summary of a job, or an issue."""
-    for line in in_markdown(r).splitlines():
-        conclude(line)
+    print_markdown(in_markdown(r))
 
 
 def in_markdown(r: VerifyDocument) -> str:
     """The verdict in short: facts in a table, then each cause with some of its keys. Names from files stay text."""
-    facts = {"folder": _code(r.folder, cell=True)}
+    facts = {"folder": as_code(r.folder, cell=True)}
     if r.repository:
-        facts["commit of the folder"] = _code(r.repository.commit, cell=True)
-    facts["checkpoint"] = _code(r.checkpoint, cell=True)
+        facts["commit of the folder"] = as_code(r.repository.commit, cell=True)
+    facts["checkpoint"] = as_code(r.checkpoint, cell=True)
     if r.source:
-        facts["from"] = _text(f"{r.source.repo}: {r.source.file} at commit {r.source.commit}")
-    facts["layout"] = _text(f"{r.layout}, component {r.component}, {r.dtype}")
+        facts["from"] = as_text(f"{r.source.repo}: {r.source.file} at commit {r.source.commit}")
+    facts["layout"] = as_text(f"{r.layout}, component {r.component}, {r.dtype}")
     facts["values compared"] = f"{r.compared:,} of {r.targets:,} tensors"
     if r.fetched:
         facts["read"] = f"{human_bytes(r.fetched.bytes)} of {human_bytes(r.fetched.of)}"
     facts["tool"] = f"sam3lite-convert {__version__}"
-    lines = [f"### verify: {r.verdict.replace('_', ' ')}", "", _text(r.summary), "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {text} |" for name, text in facts.items()]
+    lines = headed(f"verify: {r.verdict.replace('_', ' ')}", r.summary, facts)
     causes = _by_cause(r.findings)
     if causes:
         lines += ["", f"**{plural(len(r.findings), 'finding')}**", ""]
     for findings in causes[:_LISTED]:
         components = ", ".join(f"{component_words(f.component)} ({len(f.keys):,})" for f in findings)
-        lines.append(f"- {_code(findings[0].code)} {_text(components)}: {_text('; '.join(_cause_words(findings)))}")
-        lines += [f"  - {_code(pattern)}" for pattern in [p for f in findings for p in f.patterns][:PATTERNS]]
+        lines.append(
+            f"- {as_code(findings[0].code)} {as_text(components)}: {as_text('; '.join(_cause_words(findings)))}"
+        )
+        lines += [f"  - {as_code(pattern)}" for pattern in [p for f in findings for p in f.patterns][:PATTERNS]]
     if len(causes) > _LISTED:
         lines.append(f"- and {len(causes) - _LISTED:,} more causes")
     said = [f"note: {note}" for note in r.notes[:_LISTED]] + [f"not in the folder: {text}" for text in r.lost_words]
-    if said:
-        lines += ["", *(f"- {_text(text)}" for text in said)]
+    lines += listed(said)
     return "\n".join(lines) + "\n"
-
-
-# Cut before they are escaped: a cut behind that could take the end of a span of code with it.
-def _text(text: str) -> str:
-    return markdown_text(_cut(text))
-
-
-def _code(text: str, cell: bool = False) -> str:
-    return markdown_code(_cut(text), cell)
-
-
-def _cut(text: str) -> str:
-    text = visible(text)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:

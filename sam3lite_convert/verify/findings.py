@@ -240,10 +240,13 @@ _SPREAD = 4  # components that differ alike, from which they are told together
 _MISSING, _UNEXPECTED = "V-MISSING", "V-UNEXPECTED"
 
 
-def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: int, up_to: str | None) -> str:
+def summary_of(
+    findings: Sequence[Finding], totals: Mapping[str, int], counters: Mapping[str, int], equal: int, up_to: str | None
+) -> str:
     """One sentence: what differs by component, and what does not.
 
     totals: number of tensors by component, in the plan's order.
+    counters: how many of them are counters of batches, which stay equal where all weights differ.
     equal: number of tensors that equal their source.
     """
     said = []
@@ -254,9 +257,9 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
     alike = {f.code for f in of_tensors}
     if len(of_tensors) > 1 and len(alike) == 1 and alike.isdisjoint((_MISSING, _UNEXPECTED)):
         keys = {k for f in of_tensors for k in f.keys}
-        total = sum(totals.values())
-        if len(keys) == total or len({f.component for f in of_tensors}) >= _SPREAD:
-            count = f"all {total:,}" if len(keys) == total else f"{len(keys):,} of {total:,}"
+        total, weights = sum(totals.values()), sum(totals.values()) - sum(counters.values())
+        if len(keys) in (total, weights) or len({f.component for f in of_tensors}) >= _SPREAD:
+            count = f"all {len(keys):,}" if len(keys) in (total, weights) else f"{len(keys):,} of {total:,}"
             said.append(f"{count} tensors differ, {CODES[alike.pop()].title}")
             totals, of_tensors = {}, []
     for component in dict.fromkeys([*totals, *(f.component for f in of_tensors)]):
@@ -265,7 +268,8 @@ def summary_of(findings: Sequence[Finding], totals: Mapping[str, int], equal: in
             keys = {k for f in differing for k in f.keys}
             titles = list(dict.fromkeys(CODES[f.code].title for f in differing))
             total = totals.get(component, len(keys))
-            count = f"all {total:,}" if len(keys) == total > 1 else f"{len(keys):,} of {total:,}"
+            whole = len(keys) in (total, total - counters.get(component, 0)) and len(keys) > 1
+            count = f"all {len(keys):,}" if whole else f"{len(keys):,} of {total:,}"
             verb = "differs" if len(keys) == 1 else "differ"
             what = titles[0] if len(titles) == 1 else f"by {len(differing)} causes"
             said.append(f"{component_words(component)}: {count} {verb}, {what}")

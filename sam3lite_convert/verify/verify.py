@@ -104,10 +104,12 @@ class Verification:
     @property
     def summary(self) -> str:
         """What differs by component, and what does not."""
-        totals: Counter[str] = Counter()
+        tensors: Counter[str] = Counter()
+        counters: Counter[str] = Counter()
         for piece in self.plan.mapped.values():
-            totals[component_of(piece.canonical)] += not piece.canonical.endswith(COUNTER)
-        return summary_of(self.findings, totals, self.equal, self.up_to)
+            tensors[component_of(piece.canonical)] += 1
+            counters[component_of(piece.canonical)] += piece.canonical.endswith(COUNTER)
+        return summary_of(self.findings, tensors, counters, self.equal, self.up_to)
 
 
 def verify(

@@ -600,6 +600,7 @@ def test_the_demo_proves_both_layouts_and_leaves_nothing(tmp_path, monkeypatch):
     assert re.search("parity: packed exact, transformers (exact|within tolerance)", done.out)  # as it rounds here
     for command in ("inspect", "convert", "verify", "parity"):
         assert f"$ sam3lite {command}" in done.out
+    assert done.out.count("kind: ") == 1  # what the file is stands there once
 
 
 @pytest.mark.stress

@@ -340,7 +340,8 @@ def test_exact_is_said_only_where_all_results_were_given(taps, verdict, tiny, he
     own = {k.removeprefix("reference."): t for k, t in held.items() if k.startswith("reference.")}
     some = {tap: value for tap, value in own.items() if taps(tap)}
     document = judge(saved(tmp_path, some, held), tiny)
-    assert document["verdict"] == verdict and f"the {len(some)} of {len(own)} taps that w" in document["summary"]
+    assert document["verdict"] == verdict
+    assert f"{len(some)} of {len(own)} taps" in document["summary"] and "; not compared: " in document["summary"]
 
 
 def test_names_shapes_and_formats_of_other_frameworks(tiny, held, tmp_path):
@@ -431,9 +432,12 @@ def test_the_text_and_the_page(tiny, held, wrong, tmp_path):
         "vision trunk",
         "DIVERGES",
         "first divergence: trunk.blocks.2",
-        "the checkpoint's tensors that trunk",
+        "Next: ",
     ):
         assert words in done.out
+    assert len(done.out.splitlines()) <= 24 and "trunk.blocks.1" not in done.out
+    every = sam3lite("judge", file, tiny, "--verbose").out
+    assert "trunk.blocks.1 " in every and "the checkpoint's tensors that trunk.blocks.2 is computed from" in every
     assert "[bold" not in done.out and "cand. s" not in done.out
     page = (tmp_path / "page.html").read_text()
     assert "my port, which ran elsewhere" in page and "data:image/png;base64," in page and "trunk.blocks.2" in page

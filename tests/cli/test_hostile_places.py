@@ -4,10 +4,11 @@ import os
 
 import pytest
 import torch
-from support.folders import convert, sam3lite, tiny_state, write
+from support.folders import convert, sam3lite, tiny_architecture, tiny_state, write
 
-from sam3lite_convert import swap
+from sam3lite_convert import files, swap
 from sam3lite_convert.convert import write as conversion
+from sam3lite_convert.plan import synthetic
 
 
 @pytest.fixture
@@ -65,3 +66,39 @@ def test_names_from_a_file_do_not_steer_the_terminal(tmp_path):
 def test_a_key_that_no_encoding_can_write_does_not_break_the_receipt(tmp_path):
     path = write(tmp_path, tiny_state() | {"tracker.\udc80x": torch.ones(1)})
     assert sam3lite("convert", "--checkpoint", path, "--output", tmp_path / "out", "--json").json["counts"]["dropped"]
+
+
+WRITTEN = {
+    "r.npz": "record text.pt --output r.npz",
+    "r.safetensors": "record text.pt --output r.safetensors",
+    "r.json": "record text.pt --output r.json --compact",
+    "f.json": "record text.pt --output f.json --fingerprint",
+    "hooks.py": "record --script hooks.py",
+    "a.safetensors": "parity text.pt --save-activations a.safetensors",
+    "r.html": "parity text.pt --report r.html",
+    "out/model.onnx": "export onnx out",
+    "b.pt": "restore out --output b.pt --overwrite",
+}
+
+
+@pytest.mark.parametrize("names", [["hooks.py"], pytest.param(WRITTEN, marks=pytest.mark.stress)], ids=["one", "all"])
+def test_a_file_that_appears_while_another_of_its_name_is_made_is_kept(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if names is WRITTEN:
+        pytest.importorskip("onnx")
+        write(tmp_path, synthetic.state_dict(tiny_architecture(), text_only=True), "text.pt")
+        convert(tmp_path / "text.pt", tmp_path / "out", "--component", "text", "--verify")
+    real = files.clear_leftovers
+
+    def meanwhile(path):  # before the working file is made, when all that is to be written is computed
+        if path.name == (tmp_path / name).name:
+            path.write_text("mine")
+        real(path)
+
+    monkeypatch.setattr(files, "clear_leftovers", meanwhile)
+    for name in names:
+        done = sam3lite(*WRITTEN[name].split(), "--json")
+        told = done.json["report_error"] if name == "r.html" else done.json["error"]["message"]
+        assert done.code == 2 and "changed during the run" in told, done
+        assert (tmp_path / name).read_text() == "mine", name
+    assert not list(tmp_path.rglob(".*"))

@@ -720,3 +720,20 @@ def test_the_page_of_a_port_says_what_it_is(s0, tmp_path):
     body = text.partition("</style>")[2]
     for part in ("Sam3LiteText", "converted", "m-isolated", "Behaviour"):
         assert part not in body, part
+
+
+def test_the_verdict_in_markdown_is_short_and_names_stay_text(s0, tmp_path):
+    file = saved(tmp_path, bad())
+    done = sam3lite("judge", file, s0, "--name", "my <b>|port", "--markdown")
+    assert done.code == 1 and done.out.startswith("### judge: differs\n\nmax abs diff ")
+    assert "| port | `my <b>\\|port` |" in done.out and "| first divergence | `layers.3` |" in done.out
+    assert "- likely cause: q and k are swapped\n" in done.out and "- Next: correct this" in done.out
+    both = sam3lite("judge", file, s0, "--markdown", "--json")
+    assert (both.code, both.json["error"]["message"]) == (2, "--json and --markdown exclude each other")
+
+
+def test_a_checkpoint_in_the_place_of_a_fingerprint_is_called_one(s0, tmp_path):
+    file = saved(tmp_path, good())
+    said = refused(2, file, "--fingerprint", s0)
+    assert f"{s0} is a checkpoint, not a fingerprint" in said and f"sam3lite judge FILE --checkpoint {s0}" in said
+    assert "holds activations, not a fingerprint" in refused(2, file, "--fingerprint", file)

@@ -15,6 +15,7 @@ from support.schemas import check_document
 
 from sam3lite_convert.cli import app
 from sam3lite_convert.cli.mistakes import corrected, parse_fault
+from sam3lite_convert.report import verbosity
 
 ROOT = typer.main.get_command(app.app)
 
@@ -222,7 +223,8 @@ def test_an_option_of_other_commands_is_said_to_be_theirs():
 
 @pytest.mark.parametrize("words", [
     ["convert", ""], ["convert", "--checkpoint="], ["convert", "s0.pt", "--output", ""], ["verify", "", "s0.pt"],
-    ["verify", "--", "", "s0.pt"], ["convert", "s0", "--cache-dir", ""], ["diff", "s0.pt", ""],
+    ["verify", "--", "", "s0.pt"], ["convert", "s0.pt", ""], ["convert", "s0", "--cache-dir", ""],
+    ["diff", "s0.pt", ""],
 ])  # fmt: skip
 def test_an_empty_name_as_of_an_unset_variable_is_not_the_working_directory(words):
     done = sam3lite(*words)
@@ -230,8 +232,28 @@ def test_an_empty_name_as_of_an_unset_variable_is_not_the_working_directory(word
     assert sorted(path.name for path in Path().iterdir()) == ["DIR", "mine.npz", "s0.pt"]
 
 
+def test_trying_a_line_leaves_how_much_is_printed():
+    """--verbose of one line is not in the way of --quiet of the next."""
+    for option in ("--verbose", "--quiet", "--verbose"):
+        assert parse_fault(ROOT, ["inspect", "s0.pt", option]) is None
+    assert not verbosity.quiet() and not verbosity.verbose()
+
+
 def test_other_values_may_be_empty():
     assert parse_fault(ROOT, ["parity", "s0.pt", "--prompt", "", "--prompt="]) is None
+
+
+@pytest.mark.parametrize("typed", ["--token {}", "--token={}", "--hf-token {}", "{}", "--hub-tokn {}", "--layout {}"])
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
+def test_a_token_that_was_typed_is_not_shown(typed, more, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "not of the usual form")
+    for token in ("hf_" + "AbCdEfGh12" * 3 + "xyz1", "not of the usual form"):
+        words = [word.format(token) for word in typed.split()]
+        done = sam3lite("convert", "s0.pt", *words, *more)
+        assert done.code == 2 and token not in done.out + done.err
+        if "--token" in typed:
+            assert "the token is that of HF_TOKEN" in done.out + done.err
+            assert "Did you mean:" in done.out + done.err and "tokenizer" not in done.out + done.err
 
 
 def test_an_option_as_a_value_is_given_with_an_equals_sign():

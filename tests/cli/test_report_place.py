@@ -162,8 +162,9 @@ def test_what_cannot_hold_a_report_is_refused_before_the_work(s0, tmp_path):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_report_that_cannot_be_written_loses_nothing_of_the_run(s0, tmp_path, as_json, monkeypatch):
-    def full(path, data):
-        raise CannotRun(f"{path}: No space left on device; nothing was written there", "cannot_write")
+    def full(path, data, earlier):
+        why = "No space left on device"
+        raise OSError(28, why, str(path)) if as_json else CannotRun(f"{path}: {why}; nothing was written there")
 
     monkeypatch.setattr("sam3lite_convert.cli.report_place.write_whole", full)
     options = ["--report", tmp_path / "r.html", *(["--json"] if as_json else [])]

@@ -218,6 +218,12 @@ def test_a_note_counts_what_has_such_names_in_another_layout_alone():
     assert found.notes[0].endswith("--layout transformers --component video")
 
 
+def test_a_pattern_may_begin_with_a_prefix_that_the_checkpoint_lacks():
+    found = list_keys(families.held("s0"), "module.*hs_proj*", shipped_tables(), Choice(), "explain")
+    plain = list_keys(families.held("s0"), "*hs_proj*", shipped_tables(), Choice(), "explain")
+    assert found.tensors == plain.tensors and found.notes == ("read as *hs_proj*",)
+
+
 def test_a_pattern_may_call_attention_otherwise():
     found = list_keys(families.held("s0"), "text_encoder.layers.3.*qkv*", shipped_tables(), Choice("packed"), "tables")
     assert {line.target for line in found.tensors} == {

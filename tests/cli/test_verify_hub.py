@@ -255,6 +255,17 @@ def test_the_library_takes_the_same_names(good, tiny, hub):
         s3.verify_folder(good, tiny, whole=True)
 
 
+def test_the_page_of_a_repository_names_it_without_what_stands_in_the_address(good, tiny, hub):
+    upload(hub, good)
+    page = f"{constants.ENDPOINT}/{MINE}".replace("://", "://me:password@")
+    for name, shown in ((page, MINE), (f"{page}/tree/main?token=x", f"{MINE}@main"), (f"hf://{MINE}", MINE)):
+        done = sam3lite("verify", name, tiny, "--whole", "--json")
+        assert (done.json["verdict"], done.json["folder"]) == ("proven", shown) and "password" not in done.out
+    for name in (f"{page}/blob/main/config.json", "https://elsewhere.invalid/a/b"):
+        done = sam3lite("verify", name, tiny)
+        assert done.code == 2 and "password" not in done.err and "no such folder" not in done.err
+
+
 # ---- names and faults -----------------------------------------------------------------------------------
 
 

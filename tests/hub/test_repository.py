@@ -216,7 +216,9 @@ def test_the_cache_may_be_elsewhere(s0, hub, tmp_path):
 def test_verify_and_parity_by_name(s0, hub):
     sam3lite("convert", "--checkpoint", s0, "--output", "out")
     assert sam3lite("verify", "out", "--checkpoint", "s0", "--json").json["verdict"] == "proven"
-    record = sam3lite("parity", "--converted", "out", "--json").json  # s0 is what it takes
+    bare = sam3lite("parity", "--converted", "out")  # s0 is what it takes
+    assert bare.err.startswith(f"no checkpoint was given, so s0 is taken, from {REPO} on the Hub")
+    record = sam3lite("parity", "--converted", "out", "--json").json
     assert record["verdict"] == "exact"
     assert record["source"]["file"] == S0
 
@@ -455,11 +457,11 @@ def test_a_server_in_trouble_is_no_reason_not_to_use_the_cache(s0, hub):
     assert done.code == 0, done
 
 
-def test_all_needs_the_listing(s0, hub):
+@pytest.mark.parametrize("run", [offline, unplugged])
+def test_all_needs_the_listing(run: Callable[..., Outcome], s0):
     # The cache does not know what else there is, so "done" would be untrue.
     sam3lite("convert", "--checkpoint", "s0")
-    for run in (offline, unplugged):
-        assert "sam3lite demo" in one_line(run("convert", "--all"), 2)
+    assert "sam3lite demo" in one_line(run("convert", "--all"), 2)
 
 
 # ---- answers that no hub gives ----------------------------------------------------------------------
@@ -508,12 +510,12 @@ def test_a_server_that_says_nothing_is_not_waited_for_long(s0, hub, monkeypatch)
     close_session()
 
 
-def test_a_reference_that_leads_out_of_the_cache(s0, tmp_path):
-    sam3lite("convert", "--checkpoint", "s0")
+@pytest.mark.parametrize("revision", ["../../../../../etc/passwd", "SECRET", ".."])
+def test_a_reference_that_leads_out_of_the_cache(revision, s0, tmp_path):
+    sam3lite("inspect", "s0")
     (tmp_path / "secret").write_text("0" * 40)
-    for revision in ("../../../../../etc/passwd", str(tmp_path / "secret"), ".."):
-        done = offline("inspect", "s0", "--revision", revision)
-        assert done.code == 2 and "Traceback" not in done.err
+    done = offline("inspect", "s0", "--revision", revision.replace("SECRET", str(tmp_path / "secret")))
+    assert done.code == 2 and "Traceback" not in done.err
     assert "empty" in one_line(sam3lite("inspect", "s0", "--revision", ""), 2)
 
 
@@ -568,14 +570,14 @@ def test_a_certificate_that_is_not_trusted_names_the_variable(variable, says, mo
     assert fault.value.code == "no_network"
 
 
-def test_odd_tokens_are_not_shown(s0, tmp_path, monkeypatch):
+@pytest.mark.parametrize("content", [b"hf_ab\0cd_secret", "hf_secret".encode("utf-16"), b"\xff\xfe\xff"])
+def test_odd_tokens_are_not_shown(content, s0, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "\u201chf_secret\u201d")
     assert "secret" not in one_line(sam3lite("inspect", "s0"), 2)
     monkeypatch.delenv("HF_TOKEN")
-    for content in (b"hf_ab\0cd_secret", "hf_secret".encode("utf-16"), b"\xff\xfe\xff"):
-        (tmp_path / "token").write_bytes(content)
-        done = apart("inspect", "s0", HF_TOKEN_PATH=str(tmp_path / "token"))
-        assert "secret" not in one_line(done, 2) and "token" in done.err
+    (tmp_path / "token").write_bytes(content)
+    done = apart("inspect", "s0", HF_TOKEN_PATH=str(tmp_path / "token"))
+    assert "secret" not in one_line(done, 2) and "token" in done.err
 
 
 def test_what_a_killed_download_left_goes_once_the_file_is_there(s0, hub):

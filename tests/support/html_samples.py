@@ -92,6 +92,7 @@ def parity(**fields: JsonValue) -> ParityDocument:
         "verdict": "exact",
         "summary": "0.0 at every tap that the detector reads",
         "not_read": [],
+        "misshapen": [],
         "tolerance": 0.0,
         "tolerance_is": "measured: 4 noise floors at each tap",
         "smallest_passing_tolerance": 0.0,
@@ -370,6 +371,7 @@ def detector(taps: dict[str, list[Json]] | None = None, **fields: JsonValue) -> 
         "verdict": "exact",
         "summary": "0.0 at every tap",
         "not_read": [],
+        "misshapen": [],
         "tolerance": 0.0,
         "tolerance_is": "measured: 4 noise floors at each tap",
         "smallest_passing_tolerance": 0.0,
@@ -565,10 +567,136 @@ def mismatch() -> VerifyDocument:
     )
 
 
-PARITY = {"exact": exact, "within tolerance": within_tolerance, "differs": differs}
+STACKS = {
+    "vision_encoder": [("blocks", 32, 16), ("convs", 4, 6)],
+    "text_encoder": [("transformer", 12, 16)],
+    "geometry_encoder": [("encode", 3, 28)],
+    "detr_encoder": [("layers", 6, 26)],
+    "detr_decoder": [("layers", 6, 34)],
+    "dot_product_scoring": [("layers", 2, 4)],
+    "mask_decoder": [("conv_layers_of_the_pixel_decoder", 3, 2), ("norms", 3, 2)],
+    "tracker": [("layers", 4, 77), ("encoder", 13, 2)],
+}
+
+
+def places() -> list[Json]:
+    """1,500 tensors by layer as a large checkpoint has them: about 500 are wrong, all of some layers."""
+    rows: list[Json] = []
+    for component, stacks in STACKS.items():
+        rows.append({"component": component, "stack": "", "layer": None, "tensors": 7, "off": 1, "filled": 2,
+                     "relative_l2": 2e-5, "max_abs_diff": 1e-4})  # fmt: skip
+        for stack, layers, tensors in stacks:
+            for layer in range(layers):
+                n = len(rows)
+                off = tensors if n % 7 == 0 else 0 if n % 5 == 0 else tensors // 3
+                known = off == 0 or n % 11 == 0  # a cause gives the values to the bit
+                rows.append({"component": component, "stack": stack, "layer": layer, "tensors": tensors, "off": off,
+                             "filled": 0, "relative_l2": None if known or n == 31 else 10.0 ** -(n % 6),
+                             "max_abs_diff": None if known else 0.1 * n})  # fmt: skip
+    return rows
+
+
+def faults() -> VerifyDocument:
+    """A large folder with faults in every component, and more findings and patterns than stand on a page at once."""
+    cause = "values differ a little: relative L2 0.525 over all, largest 10.7 ({}.backbone.layers.23.attention.bias)"
+    findings = [
+        finding(n, f"{name}.backbone.layers.{{0,8,13,18,22,27,31}}.attention.v_proj.bias (7)", cause.format(name))
+        | {"component": name}
+        for n, name in enumerate([*STACKS] * 4)
+    ]
+    for n, found in enumerate(findings):
+        found["patterns"] = [f"{found['patterns'][0]}{i}" for i in range(n)] + [KEY]
+    return verification(
+        verdict="mismatch",
+        up_to=None,
+        summary="; ".join(f"{name}: {n} of 538 differ, by {n} causes" for n, name in enumerate(STACKS)),
+        findings=findings,
+        places=places(),
+    )
+
+
+def structure() -> VerifyDocument:
+    """A folder of which no values were compared: no faults, and nothing that is lost."""
+    places = [{"component": name, "stack": "", "layer": None, "tensors": 40, "off": 0, "filled": 0,
+               "relative_l2": None, "max_abs_diff": None} for name in STACKS]  # fmt: skip
+    return verification(
+        verdict="structure_only",
+        up_to=None,
+        summary="names, shapes and dtypes of 1,204 tensors fit; no values were compared",
+        component="video",
+        compared=0,
+        not_compared=1204,
+        places=places,
+        lost_words=[],
+        page=page(accounting=accounting(), counts=COUNTS, command="sam3lite verify a/b c/d --report verify.html"),
+    )
+
+
+PORT: Json = {
+    "file": f"{SCRIPT}-activations.npz", "format": "npz", "dtypes": {"float16": 9}, "reference_dtype": "float32",
+    "isolated": 4, "ids": "the ids of the file", "checkpoint_sha256": "87bba749" * 8,
+    "names": {"layers.1": KEY},
+}  # fmt: skip
+
+
+def port_passes() -> ParityDocument:
+    """A port that ran elsewhere and gave every tap."""
+    return parity(port=PORT, candidate_encoder="mine in MLX", converted=None)
+
+
+def port_differs() -> ParityDocument:
+    """A port that gave some taps, and differs between two of them."""
+    layers = [tap(name, 0.0, 0.0, 1e-7) for name in names(6)]
+    layers[4] = tap("layers.3", 0.357, 0.0, 1e-7, diverges=True) | {"judged_by": "propagated"}
+    return parity(
+        port=PORT,
+        candidate_encoder="a port whose name says a lot, " + "unbroken" * 12,
+        converted=None,
+        verdict="differs",
+        summary="max abs diff 3.57e-01 at the 9 of 10 taps that were given",
+        max_abs_diff=0.357,
+        smallest_passing_tolerance=0.357,
+        first_divergence="layers.3",
+        place="between layers.0 and layers.3",
+        unseen=["layers.1", "layers.2"],
+        not_given=["layers.1", "layers.2"],
+        misshapen=[{"name": "layers.1", "called": KEY, "shape": [4, 512, 16], "reference_shape": [4, 16, 512]}],
+        layers=layers,
+        diagnosis={"tap": "layers.3", "cause": "no known fault explains it", "fits": [],
+                   "tensors": [{"target": "a", "source": KEY, "rule": "r", "table": "t", "operation": "keep",
+                                "fault": None}]},
+    )  # fmt: skip
+
+
+def graph() -> ParityDocument:
+    """A graph of other weights as the candidate."""
+    other = {"name": "MatMul_12", "taps": ["layers.2"], "what": f"MatMul_12 has other weights: {KEY}", "tensors": [KEY]}
+    layers = [tap(name, 1e-8, 1e-8, 1e-8) for name in names(6)]
+    layers[3] = tap("layers.2", 0.02, 0.02, 1e-8, diverges=True)
+    return parity(
+        candidate="onnx",
+        candidate_encoder="ONNX graph in onnxruntime 1.32.0 (CPUExecutionProvider)",
+        graph={"runtime": "onnxruntime 1.32.0", "provider": "CPUExecutionProvider", "optimised": True,
+               "file": "model.int8.onnx", "sha256": "ded684aa" * 8, "differences": [other]},
+        verdict="differs",
+        summary="max abs diff 2.00e-02 (tolerance 1.99e-06, measured: 4 noise floors at each tap)",
+        smallest_passing_tolerance=0.02,
+        max_abs_diff=0.02,
+        first_divergence="layers.2",
+        place="layers.2",
+        layers=layers,
+        diagnosis={"tap": "layers.2", "cause": "the graph's own weights", "fits": [], "tensors": [], "graph": [other]},
+        not_compared=1093,
+    )  # fmt: skip
+
+
+PARITY = {
+    "exact": exact, "within tolerance": within_tolerance, "differs": differs, "port passes": port_passes,
+    "port differs": port_differs, "graph": graph,
+}  # fmt: skip
 DETECTOR = {
     "detector exact": detector_exact,
     "detector within tolerance": detector_within,
     "detector differs": detector_differs,
 }
-VERIFY = {"proven": proven, "mismatch": mismatch}
+VERIFY = {"proven": proven, "mismatch": mismatch, "faults": faults, "structure": structure}

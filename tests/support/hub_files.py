@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,12 +39,27 @@ SAM31 = {
 
 def checkpoint(folder: Path, name: str, **more: torch.Tensor) -> Path:
     """A checkpoint of 7 MB that differs from those of other names in one tensor."""
+    path = folder / f"{name}.pt"
+    if more:
+        _save(path, more)
+    else:
+        path.write_bytes(_saved(name))
+    return path
+
+
+def _save(path: Path, more: Mapping[str, torch.Tensor]) -> None:
     state = tiny_state() | {f"tracker.{key}": value for key, value in more.items()}
     key = "detector.backbone.language_backbone.projector.bias"
-    state[key] = state[key] + float(int(hashlib.sha256(name.encode()).hexdigest()[:4], 16))
-    path = folder / f"{name}.pt"
+    state[key] = state[key] + float(int(hashlib.sha256(path.stem.encode()).hexdigest()[:4], 16))
     torch.save({"model": state}, path)
-    return path
+
+
+@functools.lru_cache(maxsize=3)  # two hundred tests publish those of three names
+def _saved(name: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.pt"
+        _save(path, {})
+        return path.read_bytes()
 
 
 def publish(hub: HubServer, folder: Path, names: Mapping[str, str], **files: Any) -> dict[str, Path]:

@@ -401,7 +401,7 @@ def test_an_unknown_code_exits_with_2_and_names_the_nearest():
     assert done.code == 2
     assert "V-TRANSPOSED" in done.json["error"]["details"]["near"]
     assert "V-TRANSPOSED" in sam3lite("explain", "transposed").err
-    assert "CHECKPOINT KEY" in sam3lite("explain", "no.such.thing").err
+    assert "sam3lite explain s0 no.such.thing" in sam3lite("explain", "no.such.thing").err
 
 
 # ---- patterns ----------------------------------------------------------------------------------------

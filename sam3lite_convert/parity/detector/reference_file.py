@@ -22,8 +22,9 @@ from sam3lite_convert.files import check_space, resolved, write_pieces
 from sam3lite_convert.parity.compact import positions
 from sam3lite_convert.parity.detector.inputs import DetectorCall
 from sam3lite_convert.parity.detector.store import TapStore
-from sam3lite_convert.parity.reference_file import ABOUT, check_replaceable
+from sam3lite_convert.parity.reference_file import ABOUT, replaceable
 from sam3lite_convert.records.record import Json
+from sam3lite_convert.seen import Seen
 
 SAMPLED = 4096  # values of a tap in the compact form
 _POSITIONS = (
@@ -32,11 +33,12 @@ _POSITIONS = (
 )
 
 
-def check_output(path: Path) -> None:
-    """Raises CannotRun if the name is not that of a safetensors file, or if another file is there."""
+def replaceable_output(path: Path) -> Seen:
+    """What stands there, which may be replaced. Raises CannotRun if the name is not that of a safetensors file, or if
+    another file is there."""
     if path.suffix.lower() != ".safetensors":
         raise CannotRun(f"--output {path}: the name must end in .safetensors for --component detector", "usage")
-    check_replaceable(path)
+    return replaceable(path)
 
 
 def inputs_of(call: DetectorCall) -> dict[str, Tensor]:
@@ -49,10 +51,18 @@ def inputs_of(call: DetectorCall) -> dict[str, Tensor]:
 
 
 def save_detector_reference(
-    path: Path, about: Json, call: DetectorCall, store: TapStore, taps: Sequence[str], seed_name: str, compact: bool
+    path: Path,
+    earlier: Seen,
+    about: Json,
+    call: DetectorCall,
+    store: TapStore,
+    taps: Sequence[str],
+    seed_name: str,
+    compact: bool,
 ) -> int:
     """Write the file as a whole; returns its size in bytes. In memory at any time: the activation of one tap.
 
+    ``earlier``: what stood there when the run began.
     ``about``: what the activations are of.
     ``taps``: those that are written, of the store.
     ``seed_name``: the model's name, which fixes the positions of the compact form.
@@ -81,7 +91,7 @@ def save_detector_reference(
             value = held[name] if name in held else store.read(name.removeprefix("reference."))
             yield value.contiguous().numpy().tobytes()
 
-    write_pieces(resolved(path), pieces())
+    write_pieces(resolved(path), pieces(), earlier)
     return size
 
 

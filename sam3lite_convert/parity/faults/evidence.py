@@ -19,6 +19,8 @@ from sam3lite_convert.parity.taps import LAYER, layer_of, point_of, read_at
 
 M = TypeVar("M", bound=nn.Module)
 
+_WORK_OF_A_THREAD = 1 << 26  # multiplications of a square matrix with the rows: some milliseconds
+
 _EPS = {1e-6: "1e-06", 1e-4: "0.0001", 1e-3: "0.001", 1e-12: "1e-08 or less"}
 _ACTIVATIONS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "gelu_tanh": ("GELU is the tanh approximation; the original's is exact (erf)", lambda: nn.GELU("tanh")),
@@ -184,6 +186,21 @@ class Run:
             for name, child in parent.named_children()
             if isinstance(child, kind)
         ]
+
+
+@contextmanager
+def few_threads(rows: int, width: int) -> Iterator[None]:
+    """As many threads of torch as are fast for layers of this width on so many rows.
+
+    Threads cost more than they save where a product takes less than a millisecond: on a machine that does other work
+    too, hundreds of runs of small layers took ten times as long with all threads as with one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, rows * width * width // _WORK_OF_A_THREAD)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

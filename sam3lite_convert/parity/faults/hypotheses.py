@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sam3lite_convert.parity.compare import absolute_difference
 from sam3lite_convert.parity.faults.ends import embeddings_faults, final_norm_faults, pooled_faults, projected_faults
-from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis
+from sam3lite_convert.parity.faults.evidence import Evidence, Hypothesis, few_threads
+from sam3lite_convert.parity.faults.fitted import fitted_faults
 from sam3lite_convert.parity.faults.layers import layer_faults, other_layers
 from sam3lite_convert.parity.judgement import FLOORS
 from sam3lite_convert.parity.original import wrap_reference
@@ -88,10 +89,25 @@ def explain(
     """
     if candidate.shape != evidence.recorded[tap].shape:
         return []
+    with few_threads(evidence.ids.numel(), candidate.shape[-1]):
+        return _explain(evidence, tap, candidate, tolerance, mean_tolerance, propagated)
+
+
+def _explain(
+    evidence: Evidence, tap: str, candidate: Tensor, tolerance: float, mean_tolerance: float, propagated: bool
+) -> list[Fit]:
     off = distance(evidence.recorded[tap], candidate)[0]
     near = _NEAR * off if math.isfinite(off) else 0.0
     exact = None
-    for group in (hypotheses, other_layers):
+    found: dict[int, list[Hypothesis]] = {}
+
+    def fitted(evidence: Evidence, tap: str) -> Iterator[Hypothesis]:
+        if id(evidence) not in found:  # a search, which is not made twice
+            found[id(evidence)] = list(fitted_faults(evidence, tap, candidate))
+        return iter(found[id(evidence)])
+
+    groups: tuple[Group, ...] = (hypotheses, fitted, other_layers)
+    for group in groups:
         fits, close = [], list[tuple[int, Fit, float]]()
         for n, (hypothesis, made) in enumerate(tried(lambda g=group: g(evidence, tap), tap)):  # type: ignore[misc]
             if made.shape != candidate.shape:

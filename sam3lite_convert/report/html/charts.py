@@ -18,7 +18,8 @@ _ROW = 30
 _TOP = 24
 _BAND = 12.0  # percent of the width for what is not on a log scale
 _GAP = 6.0  # between that and the scale, or their labels touch on a phone
-_NAME = 19  # characters that fit next to the plot; the table has the whole name
+_NAME = 19  # characters that fit next to the plot on a phone; the table has the whole name
+_LONG_NAME = 26  # on a wide screen
 _LABELS = 4
 
 
@@ -40,6 +41,11 @@ class _Axis:
     low: int  # decades
     high: int
     infinite: bool
+    zero: bool
+
+    @property
+    def start(self) -> float:
+        return _BAND + _GAP if self.zero else 0.0
 
     @property
     def end(self) -> float:
@@ -56,23 +62,34 @@ class _Axis:
     def at_decade(self, decade: float) -> float:
         """Percent of the width of a power of ten."""
         share = (decade - self.low) / (self.high - self.low)
-        start = _BAND + _GAP
-        return start + share * (self.end - start)
+        return self.start + share * (self.end - self.start)
 
 
-def _axis(rows: Sequence[LayerRow]) -> _Axis:
+def _axis(rows: Sequence[LayerRow], zero: bool) -> _Axis:
+    """The scale of these errors. ``zero``: whether 0 has its band although no error is 0."""
     values = [v for row in rows for v in (row.propagated, row.isolated, row.noise) if v is not None]
     logs = [math.log10(v) for v in values if v > 0 and math.isfinite(v)]
     low, high = (math.floor(min(logs)), math.ceil(max(logs))) if logs else (-8, 0)
-    return _Axis(low, max(high, low + 2), any(math.isinf(v) for v in values))
+    return _Axis(low, max(high, low + 2), any(math.isinf(v) for v in values), zero or 0 in values)
 
 
 def _words(value: float) -> str:
     return "infinite or NaN" if math.isinf(value) else "0.0" if value == 0 else f"{value:.2e}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME else name[: _NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _name(name: str, y: float) -> str:
+    """The name of a row, left of the plot: as much of it as fits, on a phone and on a wide screen."""
+    if len(name) <= _NAME:
+        return _label("-10", y, name, "name", "end")
+    brief, whole = (
+        _label("-10", y, _short(name, most), css, "end")
+        for most, css in ((_NAME, "name brief"), (_LONG_NAME, "name whole"))
+    )
+    return f"<g><title>{html.escape(name)}</title>{brief}{whole}</g>"
 
 
 def _label(x: str, y: float, words: str, css: str = "quiet", anchor: str = "middle") -> str:
@@ -99,28 +116,33 @@ _LANES = {"noise": 15.0, "propagated": 9.0, "isolated": 21.0}
 _FLOOR_REACH = 11.0
 
 
-def layer_chart(rows: Sequence[LayerRow], title: str, unit: str) -> str:
+def layer_chart(rows: Sequence[LayerRow], title: str, unit: str, *, single: bool = False) -> str:
     """A row for each tap from top to bottom, errors on a log scale from left to right. Zero has its own band on the
-    left; infinity has one on the right if an error is infinite. ``unit``: what the scale shows."""
-    axis = _axis(rows)
+    left; infinity has one on the right if an error is infinite. ``unit``: what the scale shows. ``single``: the rows
+    have one error each (``propagated``), which nothing carries to the next row: marks stand on a stem."""
+    axis = _axis(rows, zero=not single)
     bottom = _TOP + _ROW * len(rows)
     out = [
         f'<svg class="chart layers" role="img" height="{bottom + 40}"><title>{html.escape(title)}</title>',
-        f'<rect class="band" x="0" y="{_TOP}" width="{_BAND:g}%" height="{bottom - _TOP}"/>',
     ]
+    if axis.zero:
+        out.append(f'<rect class="band" x="0" y="{_TOP}" width="{_BAND:g}%" height="{bottom - _TOP}"/>')
     if axis.infinite:
         out.append(f'<rect class="band" x="{100 - _BAND:g}%" y="{_TOP}" width="{_BAND:g}%" height="{bottom - _TOP}"/>')
     out += _names(rows)
     out += _scale(axis, bottom)
     out.append(_label("50%", bottom + 34, f"{unit}, logarithmic"))
-    out.append(_connection(rows, "propagated", axis))
+    if not single:
+        out.append(_connection(rows, "propagated", axis))
     for i, row in enumerate(rows):
         for kind, lane in _LANES.items():
             value = getattr(row, kind)
             if value is not None:
-                said = html.escape(f"{row.name}, {'noise floor' if kind == 'noise' else kind}: {_words(value)}")
-                mark = marker(kind, f"{axis.at(value):.2f}%", _TOP + _ROW * i + lane, _FLOOR_REACH)
-                out.append(f"<g><title>{said}</title>{mark}</g>")
+                what = unit if single else "noise floor" if kind == "noise" else kind
+                said = html.escape(f"{row.name}, {what}: {_words(value)}")
+                x, y = f"{axis.at(value):.2f}%", _TOP + _ROW * i + (_ROW / 2 if single else lane)
+                stem = f'<line class="l-{kind}" x1="0" x2="{x}" y1="{y:g}" y2="{y:g}"/>' if single else ""
+                out.append(f"<g><title>{said}</title>{stem}{marker(kind, x, y, _FLOOR_REACH)}</g>")
     return "".join(out) + "</svg>"
 
 
@@ -131,7 +153,7 @@ def _names(rows: Sequence[LayerRow]) -> list[str]:
         if row.made_here:
             out.append(f'<rect class="hit" x="0" y="{y}" width="100%" height="{_ROW}"/>')
         out.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
-        out.append(_label("-10", y + (14 if row.remark else 19), _short(row.name), "name", "end"))
+        out.append(_name(row.name, y + (14 if row.remark else 19)))
         if row.remark:
             out.append(_label("-10", y + 26, row.remark, "alarm" if row.made_here else "carried", "end"))
     return out
@@ -148,7 +170,7 @@ def _scale(axis: _Axis, bottom: int) -> list[str]:
             out.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{bottom}"/>')
         if labelled:
             out += [_label(x, y, _power(decade)) for y in (_TOP - 8, bottom + 16)]
-    ends = [("0", _BAND / 2)] + [("inf", 100 - _BAND / 2)] * axis.infinite
+    ends = [("0", _BAND / 2)] * axis.zero + [("inf", 100 - _BAND / 2)] * axis.infinite
     out += [_label(f"{x:g}%", y, words, "name") for words, x in ends for y in (_TOP - 8, bottom + 16)]
     out.append(f'<line class="edge" x1="0" x2="100%" y1="{bottom}" y2="{bottom}"/>')
     return out
@@ -259,34 +281,47 @@ def bar(share: float, title: str, css: str = "") -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """A component, and its tensors by kind: (class of the colour, number)."""
+    """A component, and its tensors by kind: (class of the colour, the kind in words, number)."""
 
     name: str
-    parts: tuple[tuple[str, int], ...]
+    parts: tuple[tuple[str, str, int], ...]
 
 
 def share_chart(rows: Sequence[Share], title: str, unit: str) -> str:
     """A bar for each component, in pieces by kind, on one linear scale from 0. ``unit``: what the scale counts."""
-    most = max((sum(n for _, n in row.parts) for row in rows), default=0) or 1
+    most = max((sum(n for *_, n in row.parts) for row in rows), default=0) or 1
+    step = _step(most)
+    end = math.ceil(most / step) * step
     bottom = _TOP + _ROW * len(rows)
     out = [f'<svg class="chart layers" role="img" height="{bottom + 20}"><title>{html.escape(title)}</title>']
-    for share in (0, 25, 50, 75, 100):
-        anchor = "start" if share == 0 else "end" if share == 100 else "middle"
-        out.append(f'<line class="grid" x1="{share}%" x2="{share}%" y1="{_TOP}" y2="{bottom}"/>')
-        out.append(_label(f"{share}%", _TOP - 8, f"{round(most * share / 100):,}", anchor=anchor))
+    for tick in range(0, end + 1, step):
+        x_tick = f"{100 * tick / end:.4g}%"
+        anchor = "start" if tick == 0 else "end" if tick == end else "middle"
+        out.append(f'<line class="grid" x1="{x_tick}" x2="{x_tick}" y1="{_TOP}" y2="{bottom}"/>')
+        out.append(_label(x_tick, _TOP - 8, f"{tick:,}", anchor=anchor))
     for i, row in enumerate(rows):
         y, x = _TOP + _ROW * i, 0.0
-        out.append(_label("-10", y + 19, _short(row.name), "name", "end"))
-        for css, count in row.parts:
+        out.append(_name(row.name, y + 19))
+        for css, words, count in row.parts:
             # What is one of a thousand has to be seen as well.
-            width = max(100 * count / most, 0.6) if count else 0
+            width = max(100 * count / end, 0.6) if count else 0
             if width:
-                said = html.escape(f"{row.name}, {css}: {count:,}")
+                said = html.escape(f"{row.name}, {words}: {count:,}")
                 box = f'<rect class="s-{css}" x="{x:.2f}%" y="{y + 7}" width="{width:.2f}%" height="16"/>'
                 out.append(f"<g><title>{said}</title>{box}</g>")
             x += width
     out.append(_label("50%", bottom + 16, unit))
     return "".join(out) + "</svg>"
+
+
+def _step(most: int) -> int:
+    """The distance of the ticks on a scale that reaches this number: 1, 2 or 5 of a power of ten, in five at most."""
+    power = 1
+    while True:
+        for digit in (1, 2, 5):
+            if digit * power * 5 >= most:
+                return digit * power
+        power *= 10
 
 
 @dataclass(frozen=True)
@@ -298,17 +333,21 @@ class Cell:
     off: int
 
 
+_SPACIOUS = 10  # columns whose cells have room for a number on a phone
+
+
 def fault_map(rows: Sequence[tuple[str, Sequence[Cell]]], title: str, unit: str) -> str:
     """A row for each stack of layers, a cell for each layer, and in it how many of its tensors are off. ``unit``: what
     the columns are."""
     columns = max((cell.column for _, cells in rows for cell in cells), default=0) + 1
     width, bottom = 100 / columns, _TOP + _ROW * len(rows)
-    out = [f'<svg class="chart layers" role="img" height="{bottom + 20}"><title>{html.escape(title)}</title>']
+    css = "chart layers dense" if columns > _SPACIOUS else "chart layers"
+    out = [f'<svg class="{css}" role="img" height="{bottom + 20}"><title>{html.escape(title)}</title>']
     apart = max(1, math.ceil(columns / 8))
     out += [_label(f"{width * (n + 0.5):.2f}%", _TOP - 8, str(n)) for n in range(0, columns, apart)]
     for i, (name, cells) in enumerate(rows):
         y = _TOP + _ROW * i
-        out.append(_label("-10", y + 19, _short(name), "name", "end"))
+        out.append(_name(name, y + 19))
         for cell in cells:
             css = "t-all" if cell.off == cell.tensors else "t-some" if cell.off else "t-none"
             said = html.escape(f"{name} {cell.column}: {cell.off} of {cell.tensors} tensors")

@@ -13,6 +13,8 @@ from sam3lite_convert import figures, quoting
 from sam3lite_convert.report.terminal import printable
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]{1,28}(?![\w-])")
+_NAME = re.compile(r"\w+(?:\.\w+){2,}")
 _FIGURE = re.compile(r"\d(?:\.\d+)?e[-+]\d+")
 
 
@@ -43,8 +45,19 @@ def lines(text: str) -> Markup:
 
 
 def breaking(name: str) -> Markup:
-    """A name whose line breaks after a dot or an underscore before it breaks anywhere else."""
-    return Markup(str(escape(visible(name))).replace(".", ".<wbr>").replace("_", "_<wbr>"))  # escaped before  # nosec B704
+    """A name or a command whose line breaks after a dot or an underscore before it breaks anywhere else, and within no
+    option."""
+    said = str(escape(visible(name))).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    return Markup(_OPTION.sub(lambda found: f'<span class="v">{found[0]}</span>', said))  # escaped before  # nosec B704
+
+
+def prose(text: str) -> Markup:
+    """A record's words, in which names of tensors break where ``breaking`` breaks them."""
+    return Markup(_broken(str(escape(visible(text)))))  # escaped before  # nosec B704
+
+
+def _broken(escaped: str) -> str:
+    return _NAME.sub(lambda found: found[0].replace(".", ".<wbr>").replace("_", "_<wbr>"), escaped)
 
 
 def code(name: str) -> Markup:
@@ -58,10 +71,12 @@ def quoted(prompt: str) -> Markup:
 
 
 def sentence(text: str) -> Markup:
-    """A record's words as a sentence: a capital at the start, a full stop at the end, and no line break in a number."""
+    """``prose`` as a sentence: a capital at the start, a full stop at the end, and no line break in a number."""
     said = visible(text)
     said = said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) else ".")
-    return Markup(_FIGURE.sub(lambda found: f'<span class="v">{found[0]}</span>', str(escape(said))))  # escaped before  # nosec B704
+    return Markup(
+        _FIGURE.sub(lambda found: f'<span class="v">{found[0]}</span>', _broken(str(escape(said))))
+    )  # escaped before  # nosec B704
 
 
 def figure(value: float) -> Markup:

@@ -18,10 +18,13 @@ from sam3lite_convert.records.record import Json, JsonValue
 from sam3lite_convert.records.verify import PlaceRecord, VerifyDocument
 from sam3lite_convert.report.html import GENERATOR, charts, filters
 
+_SHOWN = 3  # patterns of keys of a finding, and
+_FINDINGS = 8  # findings, that stand on the page without a click
+_DRAWN = 40  # layers of the chart of errors
 _LISTED = 200  # entries of a list; longer ones are slow on a phone, and --json has all of them
 _FILTERS = (
     filters.breaking, filters.code, filters.coordinates, filters.cosine, filters.figure, filters.lines, filters.number,
-    filters.png, filters.quoted, filters.runs, filters.sentence, filters.times, component_words, plural,
+    filters.png, filters.prose, filters.quoted, filters.runs, filters.sentence, filters.times, component_words, plural,
     human_count,
 )  # fmt: skip
 
@@ -58,14 +61,18 @@ def _environment() -> Environment:
         "generator": GENERATOR,
         "style_sheet": Markup(loader.get_source(environment, "report.css")[0]),  # nosec B704
         "listed": _LISTED,
+        "shown": _SHOWN,
+        "shown_findings": _FINDINGS,
         "legend_mark": lambda series: Markup(charts.legend_mark(series)),  # nosec B704
         "layer_chart": _layer_chart,
         "stage_chart": _stage_chart,
         "taps_of": _taps_of,
         "heat_facts": _heat_facts,
-        "share_chart": _share_chart,
+        "shares": _shares,
+        "share_chart": lambda rows, title: Markup(charts.share_chart(rows, title, "number of tensors")),  # nosec B704
         "fault_map": _fault_map,
         "error_chart": _error_chart,
+        "place_name": _place_name,
         "greatest_error": _greatest_error,
         "bar": _bar,
         "receipt_rows": _receipt_rows,
@@ -173,7 +180,7 @@ def _heat_facts(heat: HeatMap) -> _HeatFacts | None:
     )
 
 
-def _share_chart(document: VerifyDocument, title: str) -> Markup:
+def _shares(document: VerifyDocument) -> list[charts.Share]:
     """What became of the tensors of each component, and how many are wrong."""
     dropped = {}
     if document.page and document.page.accounting:
@@ -184,9 +191,11 @@ def _share_chart(document: VerifyDocument, title: str) -> Markup:
         own = [place for place in document.places or () if place.component == name]
         off, filled = sum(place.off for place in own), sum(place.filled for place in own)
         right = max(sum(place.tensors for place in own) - off - filled, 0)
-        parts = (("right", right), ("wrong", off), ("filled", filled), ("dropped", dropped.get(name, 0)))
+        said = "no fault found" if document.not_compared else "equal"
+        kinds = (("right", said, right), ("wrong", "wrong", off), ("filled", "filled", filled))
+        parts = (*kinds, ("dropped", "dropped", dropped.get(name, 0)))
         rows.append(charts.Share(filters.visible(component_words(name)), parts))
-    return Markup(charts.share_chart(rows, title, "number of tensors"))  # nosec B704
+    return rows
 
 
 def _layer_name(place: PlaceRecord) -> str:
@@ -194,6 +203,10 @@ def _layer_name(place: PlaceRecord) -> str:
     return filters.visible(
         component_words(place.component).replace(" encoder", "").replace(" decoder", " dec.") + where
     )
+
+
+def _place_name(place: PlaceRecord) -> str:
+    return _layer_name(place) + ("" if place.layer is None else f".{place.layer}")
 
 
 def _fault_map(document: VerifyDocument, title: str) -> Markup:
@@ -207,20 +220,23 @@ def _fault_map(document: VerifyDocument, title: str) -> Markup:
     return Markup(charts.fault_map(rows, title, "layer") if rows else "")  # nosec B704
 
 
-def _error_chart(document: VerifyDocument, title: str) -> Markup:
-    """Relative L2 of each layer whose values are off by no known cause; nothing if there are none."""
+def _error_chart(document: VerifyDocument, title: str) -> tuple[Markup, int]:
+    """Relative L2 of the layers whose values are off by no known cause, and how many of them are left out; nothing if
+    there are none. Of many the largest are drawn."""
+    off = [place for place in document.places or () if place.max_abs_diff is not None]
+    drawn = sorted(range(len(off)), key=lambda i: -_drawn(off[i].relative_l2))[:_DRAWN]
     rows = [
         charts.LayerRow(
-            _layer_name(place) + ("" if place.layer is None else f".{place.layer}"),
+            _place_name(place),
             _drawn(place.relative_l2),
             None,
             None,
             f"{place.off} of {plural(place.tensors, 'tensor')}",
         )
-        for place in document.places or ()
-        if place.max_abs_diff is not None
+        for place in (off[i] for i in sorted(drawn))
     ]
-    return Markup(charts.layer_chart(rows, title, "relative L2") if rows else "")  # nosec B704
+    chart = charts.layer_chart(rows, title, "relative L2", single=True) if rows else ""
+    return Markup(chart), len(off) - len(rows)  # nosec B704
 
 
 def _greatest_error(behaviour: BehaviourRecord) -> float:

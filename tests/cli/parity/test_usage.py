@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from support.folders import (
     LAYOUTS,
@@ -9,6 +11,9 @@ from support.folders import (
     sam3lite,
 )
 from support.parity_runs import errors, strict
+
+from sam3lite_convert.cli import parity as cli
+from sam3lite_convert.errors import CannotRun
 
 USAGE = {
     "tolerance below 0": ["--tolerance", "-1e-9"],
@@ -68,6 +73,21 @@ def test_without_a_checkpoint_it_is_s0_from_the_hub(good):
     for options in ([], ["--converted", good["packed"]]):
         assert "s0" in errors(sam3lite("parity", *options), 2)
     assert "nowhere.pt" in errors(sam3lite("parity", "--checkpoint", "nowhere.pt"), 2)
+
+
+@pytest.mark.parametrize("there", ["my own.pt", None])
+def test_without_a_checkpoint_and_without_a_network_a_local_way_is_named(there, tmp_path, monkeypatch):
+    def unplugged(name, *rest):
+        raise CannotRun(f"{name}: the Hub cannot be reached.", "no_network")
+
+    monkeypatch.setattr(cli, "locate", unplugged)
+    monkeypatch.chdir(tmp_path)
+    if there:
+        Path(there).touch()
+    command = "sam3lite parity 'my own.pt'" if there else "sam3lite parity FILE.pt"
+    message = errors(sam3lite("parity", "--debug-intermediates"), 2)
+    assert "no checkpoint was given" in message and message.strip().endswith(command)
+    assert "sam3lite parity" not in errors(sam3lite("parity", "s0"), 2)  # which was asked for
 
 
 def test_help_does_not_import_torch():

@@ -816,6 +816,34 @@ def test_noise_is_explained_by_nothing(tap, setups):
     assert explain(setup.evidence, tap, noise[..., :-1], 1e9) == []
 
 
+FITTED: dict[str, tuple[Callable[[Encoder], object], str, str, str]] = {
+    "an eps that nobody has": (
+        lambda e: setattr(e.layers[3].layer_norm1, "eps", 3.7e-4),
+        "layers.3", "layernorm_eps:pre_norm_mha.0", "pre_norm_mha.0 runs at eps 0.00037; the original's is 1e-05",
+    ),
+    "scores times the root of two": (
+        lambda e: scale_query(e, (2 / 64) ** 0.5),
+        "layers.3", "scaled_scores", "attention's scores are those of the original times 1.414 (sqrt(2))",
+    ),
+    "a scaled layer": (
+        lambda e: e.layers[3].register_forward_hook(lambda m, x, y: y * 0.9),
+        "layers.3", "scaled_output", "what it returns is that of the original times 0.9",
+    ),
+    "a scaled norm": (
+        lambda e: e.final_layer_norm.register_forward_hook(lambda m, x, y: y * 2**0.5),
+        "final_layer_norm", "scaled_output", "what it returns is that of the original times 1.414 (sqrt(2))",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_number_that_is_wrong_is_fitted(name, setups):
+    spoil, tap, cause, words = FITTED[name]
+    setup = setups(candidate=TRANSFORMERS)
+    found = diagnosed(setup, spoilt(spoil)(setup))
+    assert (found.tap, found.words, [f.key for f in found.fits if f.likely]) == (tap, words, [cause])
+
+
 def test_a_fault_without_a_name_shows_the_tensors_behind_the_layer(sources, setups, tmp_path):
     setup = setups()
     found = diagnosed(setup, weights({L3 + "fc1.weight": lambda t: t + 0.1})(setup))
