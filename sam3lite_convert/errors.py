@@ -29,7 +29,9 @@ class Sam3LiteError(Exception):
     """An expected error.
 
     ``message``: what is wrong and what to do. ``code`` is a short stable name for scripts. ``details``: anything that
-    JSON can hold, records included; it is kept as JSON values.
+    JSON can hold, records included; it is kept as JSON values. Of these the command line makes whole commands, which
+    it shows behind the message: ``options``, a name and a value to add to what was typed; ``instead``, a path that was
+    typed, and a list of those that may be meant.
     """
 
     exit_code = 2

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+MOST_ENTRIES = 10_000  # of a folder, among which one is sought that was misspelt
 _LISTED = 4  # names in a message
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISREG, "a file"), (stat.S_ISLNK, "a link"))
+
+
+def nearest(name: str, there: Iterable[str], like: float) -> list[str]:
+    """Up to three of these names, the most alike first; only those that differ in case alone, if there are such."""
+    lower = {one.lower(): one for one in sorted(there)}
+    if name.lower() in lower:
+        return [lower[name.lower()]]
+    return [lower[one] for one in difflib.get_close_matches(name.lower(), lower, 3, like)]
 
 
 def stamp(found: os.stat_result) -> tuple[int, ...]:

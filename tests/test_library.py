@@ -79,7 +79,7 @@ def test_what_the_model_and_the_plan_cannot_take_is_told_in_words(tmp_path):
     from sam3lite_convert.packed_detector.picture import pixels_of
 
     for picture in ("street.jpg", None):
-        with pytest.raises(s3.CannotRun, match=r"this is a \w+\. PIL\.Image\.open"):
+        with pytest.raises(s3.CannotRun, match=r"this is of type \w+\. PIL\.Image\.open"):
             pixels_of(picture)
     with pytest.raises(s3.CannotRun, match=r"nope\.pt"):
         s3.open_checkpoint(tmp_path / "nope.pt")

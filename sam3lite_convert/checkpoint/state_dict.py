@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, NamedTuple
@@ -18,6 +19,7 @@ WRAPPERS = ("model", "state_dict")  # entries that hold weights, also ones whose
 FILE_ITSELF = "."  # the path of a state dict that is not wrapped
 _DEEPEST = 8  # entries within entries
 _LISTED = 20
+_ALIKE = 0.6  # how much alike a path is that may be meant, from 0 to 1
 _SCATTERED = 5  # dicts of tensors, none with names of several parts, from which the names are taken to be split
 _OPTIMIZER = "state"  # the entry of an optimizer that holds a dict for each parameter
 _GIVE = "Give the file that holds the model's weights, or save model.state_dict() where it was written."
@@ -249,7 +251,8 @@ def _only(dicts: list[_Dict]) -> _Dict:
         lines = [f"the file holds {len(likely)} dicts of tensors, which are not merged:"]
         lines += [_listed(d) for d in likely[:_LISTED]]
         lines += [f"  ... and {len(likely) - _LISTED} more"] if len(likely) > _LISTED else []
-        lines.append(f"Choose one: --state-dict-key {shell_word(likely[0].name)}")
+        few = [f"--state-dict-key {shell_word(d.name)}" for d in likely[:_LISTED]]
+        lines.append(f"Choose one: {' or '.join(few)}")
         raise UnsoundPlan("\n".join(lines), "several_state_dicts", {"entries": _counts(likely)})
     return likely[0]
 
@@ -260,13 +263,19 @@ def _named_dict(dicts: list[_Dict], wanted: str) -> _Dict:
         return found[0]
     why = "has two meanings in this file" if found else "is no dict of tensors in this file"
     lines = [f"{wanted!r} {why} (--state-dict-key). It holds:", *(_listed(d) for d in dicts[:_LISTED])]
-    raise CannotRun("\n".join(lines), "unknown_entry", {"entries": _counts(dicts)})
+    details: dict[str, JsonValue] = {"entries": _counts(dicts)}
+    near = [] if found else difflib.get_close_matches(wanted, [d.name for d in dicts], 1, _ALIKE)
+    if near:
+        lines.append(f"Did you mean --state-dict-key {shell_word(near[0])}?")
+        details["options"] = ["--state-dict-key", near[0]]
+    raise CannotRun("\n".join(lines), "unknown_entry", details)
 
 
 def _listed(entry: _Dict) -> str:
     check_names(entry.path)
     numel = sum(math.prod(t.shape) for t in entry.tensors.values())
-    return f"  {entry.name}: {len(entry.tensors):,} tensors, {numel:,} parameters"
+    many = "1 tensor" if len(entry.tensors) == 1 else f"{len(entry.tensors):,} tensors"
+    return f"  {entry.name}: {many}, {numel:,} parameters"
 
 
 def _counts(dicts: list[_Dict]) -> dict[str, JsonValue]:

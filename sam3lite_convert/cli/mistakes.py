@@ -27,13 +27,14 @@ from sam3lite_convert.cli.help import (
     takes_value,
     value_name,
 )
-from sam3lite_convert.errors import CannotRun
+from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
 from sam3lite_convert.report import verbosity
 from sam3lite_convert.report.verbosity import Verbosity
 
 _NAME = "sam3lite"
+SHOWN = ("--json", "--quiet", "--verbose")  # how a result is shown, which is not repeated
 _ALIKE = 0.75  # of 1: names with one or two letters that are wrong, missing or swapped
 _CLEARLY = 0.05  # by how much the best one has to be more alike than the next
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json")
@@ -260,6 +261,49 @@ def corrected(root: Any, words: Sequence[str]) -> Correction | None:
             return Correction(_in_one_shape(root, filled), _better_said(root, words, first), example=True)
         filled = _filled(Line.of(root, filled), fault)
     return None
+
+
+def _value_of(token: _Token) -> str:
+    return token.words[1] if len(token.words) > 1 else token.words[0].partition("=")[2]
+
+
+def with_commands(root: Any, words: Sequence[str], fault: Sam3LiteError) -> Sam3LiteError:
+    """The error, and behind its message the whole command lines that its details ask for.
+
+    ``options``: a name and a value that are to be added; nothing is for a command whose two checkpoints have options of
+    their own. ``instead``: a path that was typed, and those that may be meant, of which each gets its line.
+    """
+    details = fault.details if isinstance(fault.details, dict) else {}
+    line = Line.of(root, [word for word in words if word not in SHOWN])
+    lines = []
+    if isinstance(asked := details.get("options"), list):
+        name, value = map(str, asked)
+        if f"{name}-a" not in option_names(line.command):
+            lines.append(_with_one_more(line, name, value))
+    if isinstance(asked := details.get("instead"), dict):
+        meant = [(path, str(name)) for path, names in asked.items() if isinstance(names, list) for name in names]
+        lines += [_in_place_of(line, path, name) for path, name in meant]
+    commands = [shell_line([_NAME, *one]) for one in lines if one != line.words and parse_fault(root, one) is None]
+    if commands:
+        fault.message = "\n  ".join([fault.message, *commands])
+        fault.details = {**details, "command": commands[0]}
+    return fault
+
+
+def _with_one_more(line: Line, name: str, value: str) -> list[str]:
+    options = option_names(line.command)
+    if name not in options or not options[name].multiple:
+        return line.with_option(name, value)
+    # Of prefixes, the longer one takes the place of its beginning.
+    kept = tuple(t for t in line.tokens if t.name != name or not value.startswith(_value_of(t)))
+    return [*replace(line, tokens=kept).words, name, value]
+
+
+def _in_place_of(line: Line, path: str, meant: str) -> list[str]:
+    """The words with another path in the place of this one, however that one was typed."""
+    typed = {word for token in line.tokens for word in (token.words[-1], _value_of(token))}
+    change = {word: meant for word in typed if word and os.path.normpath(word) == os.path.normpath(path)}
+    return [*line.head, *(_exchanged(word, change) for token in line.tokens for word in token.words)]
 
 
 def _in_one_shape(root: Any, words: list[str]) -> list[str]:

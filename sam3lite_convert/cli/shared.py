@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sam3lite_convert.cli.mistakes import Mistake, alike
+from sam3lite_convert.cli.mistakes import SHOWN, Mistake, alike
 from sam3lite_convert.errors import CannotRun, Sam3LiteError
 from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.quoting import shell_line
@@ -174,7 +174,7 @@ def use_one_thread() -> None:
 def typed() -> str:
     """The command line as typed, for messages that suggest to run it again: without ``--overwrite``, and without what
     only says how the result is shown."""
-    kept = [a for a in typed_arguments if a not in ("--json", "--quiet", "--verbose", "--overwrite")]
+    kept = [a for a in typed_arguments if a not in (*SHOWN, "--overwrite")]
     return shell_line(["sam3lite", *kept])
 
 

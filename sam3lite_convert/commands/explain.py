@@ -125,8 +125,10 @@ def _unknown(source: Source, plan: Plan, key: str, mappings: Mappings) -> Cannot
     """The error for a name that is neither a tensor's of the checkpoint nor its target's."""
     families = sorted(FAMILIES.values(), key=lambda family: family is not plan.layout.family)
     every = [place for family in families for place in places(mappings, family)]
-    near = difflib.get_close_matches(key, [*plan.checkpoint.tensors, *plan.names.sources, *plan.mapped], 4, 0.6)
-    hint = "\nNearest names:\n  " + "\n  ".join(near) if near else ""
+    sources, targets = _nearest(key, plan.checkpoint.tensors), _nearest(key, plan.mapped)
+    near = [*sources, *targets]
+    hint = "\nNearest names of the checkpoint:\n  " + "\n  ".join(sources) if sources else ""
+    hint += "\nNearest names of the conversion:\n  " + "\n  ".join(targets) if targets else ""
     hint = hint or _part_of_a_name(source, plan, key)
     lacks = ""
     for one in meanings(key, mappings, every):
@@ -142,6 +144,17 @@ def _unknown(source: Source, plan: Plan, key: str, mappings: Mappings) -> Cannot
     return CannotRun(
         f"{key} is not a tensor of the checkpoint, nor of its conversion.{lacks}{hint}", "unknown_key", {"near": near}
     )
+
+
+def _nearest(key: str, names: Iterable[str]) -> list[str]:
+    """Up to two of these names that are like the key, or whose last parts are, the most alike first."""
+    depth = key.count(".") + 1
+    ends: dict[str, list[str]] = {}
+    for name in names:
+        for form in {name, ".".join(name.split(".")[-depth:]) if depth > 1 else name}:
+            ends.setdefault(form, []).append(name)
+    found = (name for form in difflib.get_close_matches(key, ends, 2, 0.6) for name in ends[form])
+    return list(dict.fromkeys(found))[:2]
 
 
 def _part_of_a_name(source: Source, plan: Plan, key: str) -> str:
@@ -179,6 +192,7 @@ def _explained(source: Source, plan: Plan, key: str, found: str, notes: tuple[st
         ),
         joined=tuple(joined) or None,
         operation=None if dropped else pieces[0].operation.name,
+        operation_about=None if dropped else pieces[0].operation.about,
         reason=dropped.reason if dropped else None,
         rule=_rule(rule) if rule else None,
         targets=tuple(TensorFacts(key=p.key, dtype=p.dtype, shape=p.shape, part=p.part) for p in pieces),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3lite_convert.commands.sources import REPOSITORY, HubLocation, on_the_hub
-from sam3lite_convert.convert.folder import Folder, files_of, read_place
+from sam3lite_convert.convert.folder import Folder, files_of, misspelt, read_place
 from sam3lite_convert.convert.graph_files import GRAPH_SUFFIX
 from sam3lite_convert.errors import CannotRun, Untrusted
 from sam3lite_convert.hub.aliases import DEFAULT_REVISION
@@ -48,8 +48,11 @@ class FolderLocation:
         try:
             folder = HubFolder(self.where.repository(), self.name)
         except CannotRun as fault:
-            message = f"{self.name}: no such local folder. {on_the_hub(fault)}"
-            raise CannotRun(message, fault.code, fault.details) from fault
+            near = misspelt(Path(self.name))
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            details = {**(fault.details if isinstance(fault.details, dict) else {}), "instead": {self.name: near}}
+            message = f"{self.name}: no such local folder. {on_the_hub(fault)}{hint}"
+            raise CannotRun(message, fault.code, details if near else fault.details) from fault
         with folder:
             try:
                 yield folder

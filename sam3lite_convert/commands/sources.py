@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +31,7 @@ from sam3lite_convert.plan.tables import Mappings
 from sam3lite_convert.quoting import shell_path, shell_word
 from sam3lite_convert.records.record import Json
 from sam3lite_convert.records.shared import Fetched, FileFacts, HubOrigin
+from sam3lite_convert.seen import MOST_ENTRIES, nearest
 
 if TYPE_CHECKING:
     from sam3lite_convert.checkpoint.origin import HubFile
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 
 _LISTED = 5
-_FILES = 10_000  # of a folder, among which one is sought that was misspelt
 # OWNER/NAME[@REVISION].
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
 
@@ -422,26 +421,18 @@ def on_the_hub(fault: Sam3LiteError) -> str:
 def _meant(name: str) -> str:
     """What helps: a question that names the checkpoints beside a missing file, and the aliases, that are spelt much
     like it; of a pattern, who reads patterns."""
-    if name in ALIASES:
-        return ""
     if any(c in name for c in "*?["):
         return " Without quotes a shell puts the names of the files in its place."
     folder, found = Path(name).parent, []
     with suppress(OSError, ValueError), os.scandir(folder) as entries:
-        found = [entry.name for entry in islice(entries, _FILES) if entry.name.endswith((*WEIGHTS, ".index.json"))]
-    near = _nearest(Path(name).name, found, 0.75)
+        found = [
+            entry.name for entry in islice(entries, MOST_ENTRIES) if entry.name.endswith((*WEIGHTS, ".index.json"))
+        ]
+    near = nearest(Path(name).name, found, 0.75)
     said = [str(folder / one) for one in near]
     if not said and name not in ALIASES:
-        said = _nearest(name, ALIASES, 0.5)
+        said = nearest(name, ALIASES, 0.5)
     return f" Did you mean {' or '.join(said)}?" if said else ""
-
-
-def _nearest(name: str, there: Iterable[str], like: float) -> list[str]:
-    """Up to three of these names, the most alike first; only those that differ in case alone, if there are such."""
-    lower = {one.lower(): one for one in sorted(there)}
-    if name.lower() in lower:
-        return [lower[name.lower()]]
-    return [lower[one] for one in difflib.get_close_matches(name.lower(), lower, 3, like)]
 
 
 def _there(name: str, repo: str, revision: str | None, where: HubLocation) -> HubLocation:

@@ -6,9 +6,12 @@ there, however right its tensors are.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from sam3lite_convert.checkpoint.file_set import disagreements, leads_out, weight_map
@@ -22,9 +25,10 @@ from sam3lite_convert.plan.families import FAMILIES, LibraryNames
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.record import Json
-from sam3lite_convert.seen import same_content
+from sam3lite_convert.seen import MOST_ENTRIES, nearest, same_content
 
 SAFETENSORS = ".safetensors"
+_FOLDERS = 4  # converted folders that are named where one of them was meant
 _SINGLE, _PROJECTION = MODEL + SAFETENSORS, TEXT_PROJECTION + SAFETENSORS
 _BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 # The order in which transformers looks, and our own reader with it: the first that is there is taken.
@@ -111,8 +115,32 @@ def read_folder(path: Path) -> Folder:
     if not path.is_dir():
         if path.is_file():
             raise CannotRun(f"{path} is a file; {_folder_of(path)}", "not_a_folder")
-        raise CannotRun(f"{path}: no such folder", "no_such_folder")
-    return read_place(LocalPlace(path))
+        near = misspelt(path)
+        hint = f". Did you mean {' or '.join(near)}?" if near else ""
+        details = {"instead": {str(path): near}} if near else None
+        raise CannotRun(f"{path}: no such folder{hint}", "no_such_folder", details)
+    try:
+        return read_place(LocalPlace(path))
+    except CannotRun as fault:
+        inside = [str(path / name) for name in _folders_in(path) if (path / name / RECEIPT_NAME).is_file()]
+        if fault.code == "nothing_to_verify" and inside:
+            few = inside[:_FOLDERS]
+            named = ", ".join(few) + (f" and {len(inside) - len(few)} more" if len(inside) > len(few) else "")
+            said = f"{path} is not a converted folder; in it are {named}"
+            raise CannotRun(said, "nothing_to_verify", {"instead": {str(path): few}}) from fault
+        raise
+
+
+def misspelt(path: Path) -> list[str]:
+    """The folders beside a missing one that are spelt much like it, the most alike first."""
+    return [str(path.parent / name) for name in nearest(path.name, _folders_in(path.parent), 0.75)]
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """The folders in a folder, sorted; none if it cannot be listed."""
+    with suppress(OSError, ValueError), os.scandir(folder) as entries:
+        return sorted(entry.name for entry in islice(entries, MOST_ENTRIES) if entry.is_dir())
+    return []
 
 
 def _folder_of(path: Path) -> str:

@@ -149,7 +149,7 @@ class PackedModel(nn.Module):
         Raises CannotRun if the picture or the prompt has another form, or for a text without the extra ``prompts``.
         """
         if not isinstance(prompt, (str, Tensor)):
-            said: str = f"a prompt is one text, or its ids as a tensor; this is a {type(prompt).__name__}"  # type: ignore[unreachable]
+            said: str = f"a prompt is one text, or its ids as a tensor; this is of type {type(prompt).__name__}"  # type: ignore[unreachable]
             raise CannotRun(f"{said}. Call segment once for each prompt", "bad_prompt")
         pixels = pixels_of(picture)
         weight = self.text_projection.weight

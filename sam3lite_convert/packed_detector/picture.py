@@ -35,7 +35,7 @@ class Objects(NamedTuple):
     """What was found in a picture.
 
     scores: (k), from 0 to 1.
-    boxes: (k, 4), x0, y0, x1, y1 in pixels; they may stick out of the picture.
+    boxes: (k, 4), x0, y0, x1, y1 in pixels; not clipped to the picture, as the original's are not.
     masks: (k, height, width), bool.
     """
 
@@ -59,7 +59,7 @@ def pixels_of(picture: Tensor | NDArray[np.uint8] | PillowImage) -> Tensor:
     elif not hasattr(picture, "convert"):
         raise CannotRun(
             "a picture is an RGB array (height, width, 3), a tensor (3, height, width), both uint8, or Pillow's; this "
-            f"is a {type(picture).__name__}. PIL.Image.open(FILE) opens a file",
+            f"is of type {type(picture).__name__}. PIL.Image.open(FILE) opens a file",
             "bad_picture",
         )
     else:

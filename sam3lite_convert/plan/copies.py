@@ -58,7 +58,7 @@ def unknown_prefix(checkpoint: Checkpoint, spellings: tuple[Rule, ...], layout: 
     raise UnsoundPlan(
         f"{checkpoint.path.name}: {which} start with {prefix}, which no table knows. Take it off: {option}",
         "unknown_prefix",
-        {"prefix": prefix, "keys": len(some), "option": option},
+        {"prefix": prefix, "keys": len(some), "option": option, "options": ["--strip-prefix", prefix]},
     )
 
 
@@ -85,7 +85,7 @@ def _several(checkpoint: Checkpoint, copies: dict[str, tuple[str, ...]]) -> Unso
         counts[prefix] = {"tensors": len(keys), "parameters": numel}
         lines.append(f"  {prefix or '(no prefix)'}: {len(keys):,} tensors, {numel:,} parameters")
     named = [prefix for prefix in copies if prefix]
-    lines.append(f"Choose one: --strip-prefix {shell_word(named[0])}")
+    lines.append("Choose one: " + " or ".join(f"--strip-prefix {shell_word(prefix)}" for prefix in named))
     if "" in copies:
         others = shell_word("(" + "|".join(map(re.escape, named)) + ").+")
         lines[-1] += f"; or, for those without a prefix, --drop {others} --reason TEXT"

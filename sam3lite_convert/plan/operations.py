@@ -59,6 +59,7 @@ class Operation(ABC):
     """One operation on one source tensor, or on several that are read as one.
 
     name: its name in the tables and in records.
+    about: what is written, and why it differs from the source, in words.
     joins: whether it makes one target of several sources, whose bytes then follow each other in the order of the rule's
         patterns; the planner joins them, and the operation sees one source.
     labels: one entry per target, in the order in which a rule lists them: the name of the part, or None.
@@ -69,6 +70,7 @@ class Operation(ABC):
     """
 
     name: ClassVar[str]
+    about: ClassVar[str]
     labels: ClassVar[tuple[str | None, ...]] = (None,)
     needs_reason: ClassVar[bool] = False
     verbatim: ClassVar[bool] = True
@@ -119,6 +121,7 @@ class Keep(Operation):
     """Keeps the bytes; of a text position table only the first ``positions`` rows, unless that is None."""
 
     name = "keep"
+    about = "the values as they are; of a text position table that --context cuts, the first rows"
     positions: int | None = None
 
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
@@ -145,6 +148,7 @@ class Zeros(Operation):
     what reads the layout throws away. No table names it: the planner does."""
 
     name = "zeros"
+    about = "zeros, since no tensor of the checkpoint fills the target and nothing that the model returns needs it"
 
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
         return (Slice(0, shape, shape),)
@@ -158,6 +162,9 @@ class Split(Operation):
     """Splits fused attention rows: the first third is q, the second k, the last v."""
 
     name = "split"
+    about = (
+        "q, k and v, one after another in the rows of the source, as three tensors, which is how the layout has them"
+    )
     labels = ("q", "k", "v")
 
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
@@ -181,6 +188,7 @@ class Join(Operation):
     """Puts the rows of several sources (dimension 0) one after another into one target, in the order of the rule."""
 
     name = "join"
+    about = "the rows of several tensors one after another, since the layout has them in one"
     joins = True
 
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
@@ -222,6 +230,7 @@ class Duplicate(Operation):
     """Writes the source to two targets, which are not tied in the model that loads them."""
 
     name = "duplicate"
+    about = "the values twice, since the layout has two parameters that are not tied to each other"
     labels = (None, None)
     copies = True
 
@@ -237,6 +246,7 @@ class Transpose(Operation):
     """Transposes a matrix."""
 
     name = "transpose"
+    about = "rows and columns swapped, since the layout multiplies by this matrix from the other side"
     verbatim = False
 
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
@@ -265,6 +275,7 @@ class DropClassRow(Operation):
     """Removes the class row, the first, from a ViT position table (1, rows, width); a table without one is kept."""
 
     name = "drop_class_row"
+    about = "without the first row where the table has one for a class token, which the model does not use"
 
     def slices(self, shape: Shape) -> tuple[Slice, ...]:
         if len(shape) != 3:
@@ -298,6 +309,7 @@ class Drop(Operation):
     """Drops the tensor: it has no target. The rule's reason is shown and kept in the receipt."""
 
     name = "drop"
+    about = "not written"
     labels = ()
     needs_reason = True
 

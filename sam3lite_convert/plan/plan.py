@@ -258,7 +258,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
         _refuse_kind(checkpoint, checkpoint.tensors, but=NO_TEXT)
         if fault.code != "unsupported_checkpoint":
             unknown_prefix(checkpoint, mappings.spellings, layout, names)
-            if renamed := _refusal(checkpoint, names, None, mappings.spellings, layout, options):
+            if renamed := _refusal(checkpoint, names, None, mappings, layout, options):
                 raise renamed from None
         _refuse_kind(checkpoint, checkpoint.tensors)
         fault.message = f"{checkpoint.path.name}: {fault.message}"
@@ -282,7 +282,7 @@ def make_plan(checkpoint: Checkpoint, mappings: Mappings, options: Options) -> P
     if faults:
         _refuse_kind(checkpoint, {k: t for k, t in checkpoint.tensors.items() if k not in dropped})
         unknown_prefix(checkpoint, mappings.spellings, layout, names)
-        if refused := _refusal(checkpoint, names, faults, mappings.spellings, layout, options):
+        if refused := _refusal(checkpoint, names, faults, mappings, layout, options):
             raise refused
     for key, (label, reason) in names.left.items():
         dropped[key] = Dropped(checkpoint.tensors[key], key, label, reason)
@@ -395,7 +395,7 @@ def _refusal(
     checkpoint: Checkpoint,
     names: Names,
     faults: Sequence[PlanFault] | None,
-    spellings: tuple[Rule, ...],
+    mappings: Mappings,
     layout: Layout,
     options: Options,
 ) -> UnsoundPlan | None:
@@ -416,7 +416,7 @@ def _refusal(
         except Sam3LiteError:
             return trial(names, None)
 
-    return refusal(checkpoint.path.name, trial(names, faults), spellings, layout, options.component, attempt)
+    return refusal(checkpoint.path.name, trial(names, faults), mappings, layout, options.component, attempt)
 
 
 def _refuse_kind(checkpoint: Checkpoint, tensors: dict[str, StoredTensor], but: Kind | None = None) -> None:

@@ -6,13 +6,14 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sam3lite_convert.errors import UnsoundPlan
 from sam3lite_convert.plan.apart import Apart, taken_apart
 from sam3lite_convert.plan.architecture import TEXT
 from sam3lite_convert.plan.key_patterns import grouped, key_patterns
 from sam3lite_convert.plan.renamed import KnownKey, Renaming, Trial, folded, homeless, known_keys, renamings
-from sam3lite_convert.plan.tables import SPELLINGS, Layout, Rule, builtin_directory
+from sam3lite_convert.plan.tables import SPELLINGS, Layout, Mappings, Rule, builtin_directory
 from sam3lite_convert.plan.unsound import ROWS, Cause, PlanFault, fault_groups, on_a_screen, rows, shown, title
 from sam3lite_convert.quoting import shell_path, shell_word
 from sam3lite_convert.records.record import Json, json_value
@@ -20,6 +21,7 @@ from sam3lite_convert.records.record import Json, json_value
 _GUESSED = 20  # groups of keys for which names like theirs are looked up
 _LIKE = 0.5  # how much alike names are that are called near, from 0 to 1
 _STYLES = 3  # ways of packing that are shown
+_COMMAND = 1  # rows that are left for the command line behind the rules; a long one takes more
 _GROUPED = 2000  # keys that a pattern for --drop is made of
 _STATISTICS = ("running_mean", "running_var")
 _BY_HAND = (
@@ -30,7 +32,7 @@ _BY_HAND = (
 def refusal(
     file: str,
     trial: Trial,
-    spellings: tuple[Rule, ...],
+    mappings: Mappings,
     layout: Layout,
     component: str,
     attempt: Callable[[tuple[Rule, ...]], Trial],
@@ -46,7 +48,7 @@ def refusal(
     apart = taken_apart(trial.names, known, lost)
     aside = set(apart.keys) if apart else set()
     asides = [name for name, keys in trial.names.sources.items() if keys[0] in aside]
-    found, then = renamings(trial, spellings, layout, known, attempt, asides) if lost else ([], trial)
+    found, then = renamings(trial, mappings.spellings, layout, known, attempt, asides) if lost else ([], trial)
     if then.faults is None:
         return None
     faults = trial.faults
@@ -69,10 +71,15 @@ def refusal(
     }
     causes = [*_apart(apart), *map(_renamed, found), *_others(rest, near)]
     way = _way(then, rest, near.canonical, layout, component, drop)
+    folder = mappings.directory or Path("tables")
+    if found:
+        details["options"] = ["--mapping", str(folder)]
     first = f"{file}: the plan is not sound, so nothing was written."
     for most in range(len(found), -1, -1):
-        message = on_a_screen(first, causes, [*_rules(found, most, sound=not then.faults), *way])
-        if rows(message) <= ROWS:
+        use = _rules(found, most, not then.faults, folder, there=mappings.directory is not None)
+        room = ROWS - _COMMAND if found else ROWS
+        message = on_a_screen(first, causes, [*way, *use], room)
+        if rows(message) <= room:
             break
     return UnsoundPlan(message, "unsound_plan", details)
 
@@ -221,19 +228,28 @@ def _numbers(name: str) -> list[str]:
 # ---- what to do
 
 
-def _rules(found: Sequence[Renaming], most: int, sound: bool) -> list[str]:
-    """The rules, so many at most, and how to use them."""
+def _rules(found: Sequence[Renaming], most: int, sound: bool, folder: Path, there: bool) -> list[str]:
+    """The rules, so many at most, as lines of a shell that put them into a table of ``folder``. The command to run then
+    stands behind them, where there is a command line. there: whether the folder is one that the user gave."""
     if not found:
         return []
     this = "this rule" if len(found) == 1 else f"these {len(found)} rules"
     mends = "the plan is sound" if sound else "more of it has its place"
-    lines = [f"With {this} at the end of a copy of {SPELLINGS}, {mends}:"]
-    for one in found[:most]:
-        lines += one.text.split("\n")
+    table = folder / SPELLINGS
+    copy = [] if there else [f"mkdir {shell_path(folder)}"]
+    if not (there and table.exists()):
+        copy.append(f"cp {shell_path(builtin_directory() / SPELLINGS)} {shell_path(folder)}")
+    texts = [line for one in found[:most] for line in one.text.split("\n")]
     if most < len(found):
-        lines.append(f"and {len(found) - most} more: --json, under error.details.rules")
-    table = shell_path(builtin_directory() / SPELLINGS)
-    return [*lines, f"To use it: mkdir tables; cp {table} tables; then paste, and --mapping tables"]
+        return [
+            f"With {this} at the end of a copy of {SPELLINGS}, {mends}:",
+            *texts,
+            f"and {len(found) - most} more: --json, under error.details.rules",
+            f"To use them: {' && '.join([*copy, f'paste them at the end of {shell_path(table)}'])}, and then run",
+        ]
+    paste = " && ".join([*copy, f"cat >> {shell_path(table)} <<'END'"])
+    apart = [""] if there else []  # the last line of a table of the user may have no end
+    return [f"With {this} in {SPELLINGS}, {mends}. Paste these lines into a shell:", paste, *apart, *texts, "END"]
 
 
 def _drop(faults: Sequence[PlanFault], canonical: Mapping[str, str]) -> str | None:

@@ -331,12 +331,14 @@ class Mappings:
     layouts: label of its table -> layout. Several have one name.
     sha256: hash over all tables, for the receipt.
     own: whether a folder of the user changed any table.
+    directory: the folder of the user, if one was given.
     """
 
     spellings: tuple[Rule, ...]
     layouts: dict[str, Layout]
     sha256: str
     own: bool = False
+    directory: Path | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -437,7 +439,7 @@ def _read(place: Path, directory: Path | None) -> Mappings:
             label = name[len("layout-") : -len(".ini")]
             layouts[label] = _layout(label, table, tables, rules)
     sha256 = _hash(files)
-    return Mappings(spellings, layouts, sha256, directory is not None and sha256 != _hash(shipped))
+    return Mappings(spellings, layouts, sha256, directory is not None and sha256 != _hash(shipped), directory)
 
 
 def _spellings(name: str, tables: dict[str, configparser.RawConfigParser]) -> Spellings:

@@ -120,13 +120,13 @@ def shown(text: str) -> str:
     return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST // 2]} [...] {plain[-_LONGEST // 3 :]}"
 
 
-def on_a_screen(first: str, causes: Sequence[Cause], last: Sequence[str]) -> str:
-    """A message of at most a screen: the first line, the causes, and the last lines, which say what to do.
+def on_a_screen(first: str, causes: Sequence[Cause], last: Sequence[str], most: int = ROWS) -> str:
+    """A message of at most ``most`` rows: the first line, the causes, and the last lines, which say what to do.
 
     Where there is no room, groups are left out, and then whole causes; both are counted.
     """
     least = [rows(c.title) + sum(map(rows, c.way)) + sum(map(rows, c.groups[:1])) + 1 for c in causes]
-    room = ROWS - rows(first) - sum(map(rows, last)) - 1
+    room = most - rows(first) - sum(map(rows, last)) - 1
     if sum(least) > room:
         room -= _UNTOLD
     kept: list[Cause] = []

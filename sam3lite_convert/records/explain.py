@@ -41,6 +41,7 @@ class ExplainDocument(Document):
     outcome: "filled" if no tensor of the checkpoint fills the target, which holds zeros; then ``source`` is the one
         that other checkpoints have.
     joined: the keys of all sources that are joined into the target, in the order of their rows.
+    operation_about: what the operation writes and why, in words; null if it is dropped.
     reason: why it is dropped.
     rule: null for a second spelling of a tensor.
     notes: how ``key`` was read, and the options of the layout that it is a name of.
@@ -54,6 +55,7 @@ class ExplainDocument(Document):
     source: TensorFacts
     joined: tuple[str, ...] | None = field(default=None, metadata=optional())
     operation: str | None
+    operation_about: str | None
     reason: str | None
     rule: RuleFacts | None
     targets: tuple[TensorFacts, ...]

@@ -53,6 +53,10 @@ def demo_end(d: DemoDocument, output: Path | None) -> None:
     verdicts = {layout: document.judgement.verdict for layout, document in d.compared.items()}
     parity = ", ".join(f"{layout} {verdict.replace('_', ' ')}" for layout, verdict in verdicts.items())
     say()
+    made = d.converted["transformers"]
+    if output and "tokenizer.json" not in made.done.files:
+        command = "sam3lite convert demo.pt --layout transformers --overwrite --tokenizer DIR_OR_REPO"
+        say(f"{output / made.output} has no tokenizer. To add it, in {output}: {command}")
     conclude(f"Demo done: both layouts {d.verdict}; parity: {parity}. {kept}", "bold")
     if output:
         folder = shell_path(output / d.converted["packed"].output)

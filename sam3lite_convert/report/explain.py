@@ -27,7 +27,7 @@ def explained(d: ExplainDocument) -> None:
     elif d.outcome == "dropped":
         conclude(f"dropped {d.reason}")
     else:
-        say(f"op      {d.operation}")
+        say_text(f"{d.operation}: {d.operation_about}", "op      ")
     for target in d.targets:
         conclude(f"target  {target.key}  {_tensor(target)}" + (f"  ({target.part})" if target.part else ""))
     if d.rule:

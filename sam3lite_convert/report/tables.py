@@ -32,10 +32,14 @@ def tables(d: TablesDocument) -> None:
 
 
 def keys(d: KeysDocument, most: int | None = None) -> None:
-    """One line a tensor, ``most`` of them, and the number of those that are left."""
-    for line in d.tensors[:most]:
-        say_words(_words(line), 4)
-    count = len(d.tensors)
+    """One line a tensor, ``most`` of them, and the number of those that are left. A reason that all of them have
+    is said once, behind them."""
+    rows, count = [_words(line) for line in d.tensors], len(d.tensors)
+    alike = count > 1 and d.tensors[0].target is None and all(row[1:] == rows[0][1:] for row in rows)
+    for row in rows[:most]:
+        say_words(row[:1] if alike else row, 4)
+    if alike:
+        say_text(" ".join(["all", *rows[0][1:]]))
     say()
     where = f"layout {d.layout}" + (f", component {d.component}" if d.component != "all" else "")
     conclude(f"{count:,} of {plural(d.of, 'tensor')} have names like {d.pattern} ({where})")

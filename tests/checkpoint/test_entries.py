@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.checkpoints import assert_index_is, either_format, refused, saved, tensors
+from support.folders import sam3lite
 
 from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.checkpoint.selection import Selection, selection
@@ -42,7 +44,8 @@ def test_several_are_listed_and_each_can_be_chosen(tmp_path: Path, legacy: bool)
     numel = sum(value.numel() for value in tensors().values())
     for name in ("model", "ema.module"):
         assert f"  {name}: {len(tensors())} tensors, {numel} parameters" in fault.message
-    assert "--state-dict-key model" in fault.message and set(fault.details["entries"]) == {"model", "ema.module"}
+    assert fault.message.endswith("Choose one: --state-dict-key model or --state-dict-key ema.module")
+    assert set(fault.details["entries"]) == {"model", "ema.module"}
     chosen = read_checkpoint(file, selection=selection("ema.module"))
     assert (chosen.wrapper, chosen.left) == ("ema.module", {"model": len(tensors()), "optimizer": 2})
     first = next(iter(tensors()))
@@ -68,6 +71,17 @@ def test_an_entry_that_is_not_there_cannot_run_and_a_receipt_s_is_passed_over(tm
         read_checkpoint(file, selection=selection("nothing"))
     assert fault.value.exit_code == 2
     assert read_checkpoint(file, selection=Selection("nothing", passed_over=True)).wrapper == "model"
+
+
+def test_a_misspelt_one_gets_the_command_that_was_meant(tmp_path: Path) -> None:
+    file = saved(tmp_path, {"model": tensors(), "ema": {"module": tensors()}, "n": {"a.b": torch.ones(2)}})
+    done = sam3lite("inspect", file, "--state-dict-key=ema.modul", "--json")
+    error = done.json["error"]
+    command = ["sam3lite", "inspect", str(file), "--state-dict-key", "ema.module"]
+    assert "Did you mean --state-dict-key ema.module?\n" in error["message"] and "  n: 1 tensor, 2 " in error["message"]
+    assert shlex.split(error["details"]["command"]) == command
+    assert shlex.split(error["message"].splitlines()[-1]) == command
+    assert "Did you mean" not in sam3lite("inspect", file, "--state-dict-key", "optimizer").err
 
 
 def test_a_safetensors_file_has_no_entries(tmp_path: Path) -> None:

@@ -609,6 +609,7 @@ def test_the_demo_can_keep_its_files(tmp_path):
     assert (done.code, done.json["verdict"]) == (0, "proven")
     assert (tmp_path / "kept" / "demo.pt").exists()
     said = sam3lite("demo", "--output", tmp_path / "shown").out
+    assert said.count("has no tokenizer. To add it, ") == 1 and "packed has no tokenizer" not in said
     (export,) = re.findall("^For ONNX, with the extra onnx: sam3lite (.*)$", said, re.M)
     assert sam3lite(*shlex.split(export)).code == 0
     (tmp_path / "kept" / "mine.txt").write_text("x")

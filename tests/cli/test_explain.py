@@ -50,6 +50,11 @@ def test_a_tensor_is_explained_from_both_ends(checkpoint, mapped, source):
         assert asked != source or said["source"]["key"] == source
 
 
+def test_an_operation_is_said_in_words(checkpoint):
+    said = sam3lite("explain", checkpoint, "detector.backbone.vision_backbone.trunk.pos_embed").out
+    assert "op      drop_class_row: without the first row where the table has one for a class token" in said
+
+
 def test_what_no_model_takes_is_dropped_with_its_reason(checkpoint, mapped):
     dropped = next(key for key, targets in mapped.items() if not targets and "points_" in key)
     said = sam3lite("explain", checkpoint, dropped, *VIDEO).json
@@ -147,6 +152,11 @@ def test_what_is_dropped_points_to_where_it_is_written(checkpoint, mapped, key, 
         ("nonsense", "not a tensor of the checkpoint, nor of its conversion.\n"),
         ("tracker", " '*tracker*'\n"),
         ("pos_embedd", " '*pos_embed*'\n"),
+        (
+            "projector.bais",
+            "\nNearest names of the checkpoint:\n  detector.backbone.language_backbone.projector.bias",
+        ),
+        ("text_projection.bais", "\nNearest names of the conversion:\n  text_projection.bias"),
         ("v-swaped", ": sam3lite explain V-SWAPPED\n"),
         ("*.layers.77.*", ".layers.77. in the names of 0 tensors"),
         ("[", "no tensor has a name like"),
@@ -182,6 +192,15 @@ def test_sam3s_own_checkpoint_needs_no_layout():
 
 
 # ---- patterns
+
+
+def test_a_reason_that_all_tensors_of_a_pattern_have_is_said_once(checkpoint):
+    keys = [key for key in key_list("s0_ctx16") if "freqs_cis" in key]
+    lines = sam3lite("explain", checkpoint, "*freqs_cis*").out.partition("\n\n")[0].splitlines()
+    assert lines[: len(keys)] == keys and len(keys) > 1
+    assert lines[len(keys)].startswith("all dropped [") and "dropped" not in " ".join(lines[len(keys) + 1 :])
+    mixed = sam3lite("explain", checkpoint, "*trunk.blocks.0.attn.*").out
+    assert mixed.count("dropped [") == 1 and mixed.count("->") > 1 and "all dropped" not in mixed
 
 
 def test_a_pattern_is_one_line_a_tensor_up_to_a_limit(checkpoint):

@@ -56,8 +56,43 @@ def renamed(state: State, changes: list[tuple[str, str]]) -> State:
 
 
 def rows(done: Outcome) -> int:
-    """What a message takes of a terminal with 80 columns."""
-    return sum(max(1, -(-len(line) // 80)) for line in done.err.removesuffix("\n").split("\n"))
+    """What a message takes of a terminal with 80 columns. The command line behind it counts as one: here it is longer
+    by the long names of the folders of tests."""
+    lines = done.err.removesuffix("\n").split("\n")
+    command = 1 if lines[-1].startswith("  sam3lite ") else 0
+    return sum(max(1, -(-len(line) // 80)) for line in (lines[:-1] if command else lines)) + command
+
+
+def pasted(refused: Outcome) -> list[str]:
+    """Runs the lines that a refusal prints for a shell, in this folder; the words of the command behind them."""
+    shell, _, command = refused.err.partition("into a shell:\n")[2].removesuffix("\n").rpartition("\n")
+    subprocess.run(shell, shell=True, check=True)
+    name, *words = shlex.split(command)
+    assert name == "sam3lite"
+    return words
+
+
+def test_the_printed_command_has_all_that_was_typed(state, plain, tmp_path, monkeypatch):
+    """Keys with a prefix of the user's own and a part renamed; then another part, with the tables of the first time."""
+    monkeypatch.chdir(tmp_path)
+    changes = [("token_mixer", "mixing"), ("^", "net.my.")]
+    file = write_safetensors(tmp_path, renamed(state, changes))
+    command = pasted_command(sam3lite("convert", file.name, "--strip-prefix", "net."))
+    assert command == ["convert", file.name, "--strip-prefix", "net.my."]
+    given = [*command, "--output", "an out", "--dtype=float32", "--overwrite", "--json"]
+    assert sam3lite(*given).json["error"]["details"]["command"].endswith("--overwrite --mapping tables")
+    command = pasted(sam3lite(*given[:-1]))
+    assert command == [*given[:-1], "--mapping", "tables"]
+    assert sam3lite(*command).code == 0
+    assert_equal_states(tensors(tmp_path / "an out"), plain)
+    write_safetensors(tmp_path, renamed(state, [*changes, (r"trunk\.blocks", "trunk.layer")]))
+    refused = sam3lite(*command)
+    assert "mkdir" not in refused.err and "cp " not in refused.err
+    assert pasted(refused) == command and sam3lite(*command).code == 0
+
+
+def pasted_command(done: Outcome) -> list[str]:
+    return shlex.split(done.err.splitlines()[-1])[1:]
 
 
 @pytest.mark.parametrize("name", RENAMED)
@@ -66,19 +101,15 @@ def test_a_printed_rule_gives_the_bytes_of_the_plain_file(name, state, plain, tm
     file = write_safetensors(tmp_path, renamed(state, changes))
     refused = sam3lite("convert", file, "--output", tmp_path / "out")
     assert refused.code == 3 and rows(refused) <= 25, refused.err
-    head, _, printed = refused.err.partition("at the end of a copy of spellings.ini, the plan is sound:\n")
-    assert ("With this rule " if count == 1 else f"With these {count} rules ") in head, refused.err
-    rules, _, use = printed.partition("To use it: ")
-    # As a person would do it: the command that is printed, and the rules pasted behind what is there.
+    assert ("With this rule " if count == 1 else f"With these {count} rules ") in refused.err, refused.err
+    # As a person would do it: the lines that are printed are pasted into a shell, the last one is the command.
     monkeypatch.chdir(tmp_path)
-    command, _, option = use.splitlines()[0].partition("; then paste, and ")
-    subprocess.run(command, shell=True, check=True)
-    with open("tables/spellings.ini", "a") as table:
-        table.write("\n" + rules)
-    done = sam3lite("convert", file, "--output", tmp_path / "out", *shlex.split(option))
+    command = pasted(refused)
+    assert command == ["convert", str(file), "--output", str(tmp_path / "out"), "--mapping", "tables"]
+    done = sam3lite(*command)
     assert done.code == 0, done.err
     assert_equal_states(tensors(tmp_path / "out"), plain)
-    assert sam3lite("verify", tmp_path / "out", file, *shlex.split(option)).code == 0
+    assert sam3lite("verify", tmp_path / "out", file, "--mapping", "tables").code == 0
 
 
 @pytest.mark.parametrize("name", ["a part of the text encoder", "the layers of the text encoder"])
@@ -171,7 +202,7 @@ def test_what_rules_do_not_mend_is_told_behind_them(state, tmp_path):
     part = {k: t for k, t in renamed(state, [("token_mixer", "mixing")]).items() if k != key}
     refused = sam3lite("convert", write_safetensors(tmp_path, part), "--output", tmp_path / "out")
     assert refused.code == 3 and rows(refused) <= 25
-    assert "With this rule at the end of a copy of spellings.ini, more of it has its place:\n" in refused.err
+    assert "With this rule in spellings.ini, more of it has its place. Paste" in refused.err
     assert f"1 target without a source; missing in the file:\n  {key}\n" in refused.err
     record = sam3lite("convert", tmp_path / "tiny.safetensors", "--output", tmp_path / "out", "--json").json["error"]
     assert not record["details"]["sound_with_rules"] and len(record["details"]["rules"]) == 1

@@ -12,9 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from original_ref.detector.processor import found
 from sam3lite_convert.packed_detector.boxes import corners, logit, roi_align
 from sam3lite_convert.packed_detector.detr import DetrDecoder
 from sam3lite_convert.packed_detector.layers import Attention
+from sam3lite_convert.packed_detector.outputs import PackedOutput
+from sam3lite_convert.packed_detector.picture import find_objects
 from sam3lite_convert.packed_detector.positions import PositionEncoding, rotary_table, rotate
 from sam3lite_convert.packed_detector.vision import _from_windows, _windows
 
@@ -191,3 +194,10 @@ def test_every_attention_has_the_heads_that_the_config_gives_its_part(model):
     assert len(set(found.values())) == len(parts) - 1  # the text encoder's are the ViT's
     decoder = [name for name in found if name.startswith("detr_decoder.layers.0")]
     assert len(decoder) == 3
+
+
+def test_boxes_are_not_clipped_to_the_picture_as_the_original_s_are_not():
+    boxes = torch.tensor([[[-0.5, -0.25, 0.5, 1.5]]])
+    output = PackedOutput(torch.ones(1, 1, 1), boxes, boxes, torch.zeros(1, 1, 2, 2), torch.ones(1, 1), torch.zeros(1))
+    assert find_objects(output, 8, 4, 0).boxes.tolist() == [[-2.0, -2.0, 2.0, 12.0]]
+    assert found(output._asdict(), 8, 4, 0).boxes.tolist() == [[-2.0, -2.0, 2.0, 12.0]]

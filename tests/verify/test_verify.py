@@ -817,6 +817,23 @@ def test_there_is_nothing_to_verify(tiny, tmp_path):
     assert verify(tmp_path / "empty", tiny).code == 4
 
 
+def test_a_missing_folder_and_one_around_converted_folders_get_the_whole_commands(tiny, tmp_path):
+    for name in ("my-packed", "my-transformers", "else"):
+        (tmp_path / "converted" / name).mkdir(parents=True)
+        if name != "else":
+            (tmp_path / "converted" / name / "conversion.json").write_text("{}")
+    asked = f"{tmp_path}/converted/"
+    done = sam3lite("verify", f"{asked}my-paked", tiny)
+    assert done.code == 2 and f"my-paked: no such folder. Did you mean {asked}my-packed?\n" in done.err
+    assert done.err.splitlines()[-1] == f"  sam3lite verify {asked}my-packed {tiny}"
+    for words in (["verify", asked, str(tiny)], ["parity", str(tiny), f"--converted={asked}", "--seed", "1"]):
+        done = sam3lite(*words)
+        assert done.code == 2 and f"{asked}my-packed, {asked}my-transformers\n" in done.err
+        commands = [" ".join(words).replace(asked, asked + name) for name in ("my-packed", "my-transformers")]
+        assert done.err.splitlines()[-2:] == [f"  sam3lite {command}" for command in commands]
+    assert "Did you mean" not in sam3lite("verify", f"{asked}other", tiny).err
+
+
 def test_a_folder_of_another_model_is_said_to_be_of_no_layout(tiny, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("{}")
