@@ -250,7 +250,6 @@ def test_bars_are_in_one_display_with_rate_and_time_left(monkeypatch):
         ("verify FOLDER CK", ["comparing", "hashing the source"]),
         ("diff CK CK", ["comparing", "checking both files"]),
         ("restore FOLDER CK --output back.pt", ["comparing", "writing"]),
-        ("record CK --output ref.safetensors", ["hashing the source"]),
         ("parity CK --self-test", ["making faults"]),
     ],
 )
