@@ -282,8 +282,9 @@ def with_commands(root: Any, words: Sequence[str], fault: Sam3LiteError) -> Sam3
             lines.append(_with_one_more(line, name, value))
     if isinstance(asked := details.get("instead"), dict):
         meant = [(path, str(name)) for path, names in asked.items() if isinstance(names, list) for name in names]
-        lines += [_in_place_of(line, path, name) for path, name in meant]
-    commands = [shell_line([_NAME, *one]) for one in lines if one != line.words and parse_fault(root, one) is None]
+        changed = [_in_place_of(line, path, name) for path, name in meant]
+        lines += [one for one in changed if one != line.words]
+    commands = [shell_line([_NAME, *one]) for one in lines if parse_fault(root, one) is None]
     if commands:
         fault.message = "\n  ".join([fault.message, *commands])
         fault.details = {**details, "command": commands[0]}
