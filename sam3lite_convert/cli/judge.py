@@ -104,7 +104,7 @@ def judge(
         whole.judge(place, tables, file, name, ids, tolerance, partial, context, causal, html, json, markdown)
         return
     if found is None:
-        if is_checkpoint(str(file)) and file.suffix not in (".safetensors", ".npz"):
+        if is_checkpoint(str(file)) and file.suffix not in (".safetensors", ".st", ".npz"):
             raise Mistake(
                 f"{file} is a checkpoint; what a port computed comes before it",
                 lambda line: line.with_argument(0, "mine.npz"),
