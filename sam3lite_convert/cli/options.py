@@ -300,7 +300,7 @@ SecondArgument = Annotated[
 _EVERY = "List every tensor."
 EveryTensor = Annotated[
     bool,
-    typer.Option("--all", help=_EVERY, show_default="the 20 with the largest relative L2", rich_help_panel=OUTPUT),
+    typer.Option("--all", help=_EVERY, show_default="the one with the largest relative L2", rich_help_panel=OUTPUT),
 ]
 EveryMatch = Annotated[
     bool, typer.Option("--all", help=_EVERY, show_default="the first 40 that match GLOB", rich_help_panel=OUTPUT)

@@ -12,7 +12,11 @@ from sam3lite_convert.report import verbosity
 from sam3lite_convert.report.inspect import headline
 from sam3lite_convert.report.terminal import conclude, say, show, width
 
-_LISTED = 20  # tensors
+# Without --verbose, so that the summary fits a terminal:
+_LISTED = 1  # tensors
+_ROWS = 4  # of the tables of components, which are shown if all of them are no longer than that
+_CELL = 40  # characters in a line of these tables, about
+_TOUCHED = 240  # characters of what changed where
 _WIDTH = 75  # of what is said of one, in characters, without the space before it
 _STYLES = {"equal": "bold green", "equal_up_to_cast": "bold green", "shared_equal": "bold green"}
 
@@ -33,19 +37,25 @@ def compared(d: DiffDocument, every: bool = False) -> None:
     """What is equal, what changed, and by how much. ``every``: list all tensors that differ, not the first of them."""
     for label, file, kind in (("A", d.a, d.kind_a), ("B", d.b, d.kind_b)):
         headline(file, f"{label}  ")
-        say(f"kind: {kind}")
+        if d.kind_a != d.kind_b or label == "B":
+            say(f"kind: {kind}" if d.kind_a != d.kind_b else f"both: {kind}")
     for text in d.notes:
         say(f"note: {text}")
     say()
     conclude(d.summary, _STYLES.get(d.verdict, "bold"))
-    if d.touched:
+    full = every or verbosity.verbose()
+    if d.touched and (full or len(d.touched) <= _TOUCHED):
         say(d.touched)
     say()
     _component_table(d)
-    for name, component in d.components.items():
-        if component.runs:
+    changed = {name: component for name, component in d.components.items() if component.runs}
+    rows = sum(1 + len(run.what) // _CELL for component in changed.values() for run in component.runs)
+    if full or rows <= _ROWS:
+        for name, component in changed.items():
             say()
             _component(name, component)
+    else:
+        say("--verbose shows which layers changed, and by how much")
     _alone(d)
     _tensors(d, every)
 
