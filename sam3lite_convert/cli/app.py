@@ -26,7 +26,7 @@ from sam3lite_convert.cli.export import export
 from sam3lite_convert.cli.help import GENERAL, Command, Group
 from sam3lite_convert.cli.inspect import inspect
 from sam3lite_convert.cli.judge import judge
-from sam3lite_convert.cli.mistakes import Mistake, corrected, with_commands
+from sam3lite_convert.cli.mistakes import ASKING, Mistake, corrected, with_commands
 from sam3lite_convert.cli.parity import parity
 from sam3lite_convert.cli.record import record
 from sam3lite_convert.cli.restore import restore
@@ -110,7 +110,8 @@ def run(arguments: list[str] | None = None) -> int:
     except Mistake as mistake:
         return _fail(mistake.error(typer.main.get_command(app), arguments), as_json)
     except Sam3LiteError as fault:
-        return _fail(with_commands(typer.main.get_command(app), arguments, fault), as_json)
+        asks = isinstance(fault.details, dict) and not ASKING.isdisjoint(fault.details)
+        return _fail(with_commands(typer.main.get_command(app), arguments, fault) if asks else fault, as_json)
     except KeyboardInterrupt:
         return _interrupted(as_json)
     except BrokenPipeError:

@@ -267,6 +267,9 @@ def _value_of(token: _Token) -> str:
     return token.words[1] if len(token.words) > 1 else token.words[0].partition("=")[2]
 
 
+ASKING = frozenset(("options", "instead"))  # details of an error that asks for command lines
+
+
 def with_commands(root: Any, words: Sequence[str], fault: Sam3LiteError) -> Sam3LiteError:
     """The error, and behind its message the whole command lines that its details ask for.
 

@@ -339,12 +339,16 @@ class Judgement:
         return only_compared(names, len(names) + len(self.not_given)) if self.not_given else ""
 
     @property
+    def needed(self) -> tuple[str, ...]:
+        """Those taps that were not given and without which nothing is exact."""
+        return tuple(name for name in self.receives if name in self.not_given)
+
+    @property
     def _left_out(self) -> str:
         """Which taps were not compared, those that matter most first."""
         if not self.not_given:
             return ""
-        missing = [name for name in self.receives if name in self.not_given]
-        if not missing:
+        if not (missing := self.needed):
             few = len(self.not_given) <= _NAMED
             return f"; not compared: {in_sentence(self.not_given) if few else f'the other {len(self.not_given)} taps'}"
         shown, more = missing[:_NAMED], len(self.not_given) - len(missing[:_NAMED])
@@ -368,6 +372,7 @@ class Judgement:
             summary=self.summary(dtype, who),
             not_read=self.not_read,
             misshapen=self.misshapen,
+            needed=self.needed,
         )
 
 

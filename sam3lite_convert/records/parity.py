@@ -104,6 +104,7 @@ class JudgementRecord(Record):
     not_read: source keys of text tensors that no module of the reference reads. With any, the verdict is incomplete or
         differs: the original may compute something with them.
     misshapen: taps of another shape than the original's. With any, the verdict is differs.
+    needed: those of not_given without which nothing is exact: what the detector receives, or what it returns.
     """
 
     verdict: Verdict
@@ -120,6 +121,7 @@ class JudgementRecord(Record):
     summary: str
     not_read: tuple[str, ...]
     misshapen: tuple[MisshapenTap, ...] = ()
+    needed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

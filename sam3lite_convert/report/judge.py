@@ -19,7 +19,6 @@ _TAPS = 10  # rows of the table of taps
 _PROMPTS = 1  # rows of ids
 _NOTES = 20  # in Markdown
 _NAMED = 4  # taps in a sentence
-_OUTPUTS = ("projected", "outputs.")  # what the detector receives of the text encoder, and what it returns
 
 
 def judged(d: ParityDocument) -> None:
@@ -76,8 +75,8 @@ def next_step(d: ParityDocument | DetectorDocument) -> str:
         return f"compare the code of your port at {j.first_divergence} with the original's"
     if j.verdict == "incomplete":
         return "find out in the original's code what reads these tensors"
-    if missing := [t for t in j.not_given if t.startswith(_OUTPUTS)]:
-        return f"save {in_sentence(missing[:_NAMED])} too, {again}"
+    if j.needed:
+        return f"save {in_sentence(j.needed[:_NAMED])} too, {again}"
     return "put the same command into the tests of your port; it exits with 1 once they differ"
 
 

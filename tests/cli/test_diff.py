@@ -480,7 +480,6 @@ def test_the_exit_code_tells_a_difference_only_if_asked(base: Path, tuned: Calla
 def test_the_summary_is_short_and_all_is_listed_if_asked(
     base: Path, tuned: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")  # into a pipe, lines are whole
     keys = [k for k in part() if k.startswith(DECODER + "layers.")][:30]
     path = tuned({k: noisy(k) for k in keys})
     out = shown(base, path)
@@ -488,6 +487,7 @@ def test_the_summary_is_short_and_all_is_listed_if_asked(
     assert "... and 29 more; --all lists them" in out and len(out.splitlines()) <= 24, out
     every = shown(base, path, "--all")
     assert all(f"\n{canonical(k)}\n" in every for k in keys) and "more; --all" not in every
+    monkeypatch.setenv("COLUMNS", "80")  # into a pipe, lines are whole
     tables = shown(base, path, "--all").partition("\n\n")[2].splitlines()[2:]
     assert len(tables) > 50 and all(len(line) <= 80 for line in tables), every
 

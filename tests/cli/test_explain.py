@@ -172,7 +172,7 @@ def test_a_misspelt_name_is_not_said_to_be_one_of_the_originals(checkpoint):
     """The layout of the original's names takes whatever a component holds."""
     said = sam3lite("explain", checkpoint, "detector.dot_prod_scoring.hs_proj.bia").err
     assert "It is a name of" not in said
-    assert said.splitlines()[1:3] == ["Nearest names:", "  detector.dot_prod_scoring.hs_proj.bias"]
+    assert said.splitlines()[1:3] == ["Nearest names of the checkpoint:", "  detector.dot_prod_scoring.hs_proj.bias"]
 
 
 def test_a_key_of_a_converted_folder_is_found_in_it(tmp_path):

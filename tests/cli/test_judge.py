@@ -123,8 +123,7 @@ def test_a_fault_is_named_and_what_follows_is_unknown(s0, tmp_path):
     assert record["candidate_encoder"] == "mine.safetensors"
 
 
-def test_the_text_names_the_port_and_shows_no_number_that_is_not_known(s0, tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")  # of the table; lines that are longer are broken
+def test_the_text_names_the_port_and_shows_no_number_that_is_not_known(s0, tmp_path):
     done = sam3lite("judge", saved(tmp_path, bad()), s0, "--name", "my port")
     assert done.code == 1
     said = " ".join(done.out.split())

@@ -96,7 +96,8 @@ def test_the_command_of_a_card_is_one_command(receipt: Receipt) -> None:
         assert command.count("\n") == 1
         if name.isprintable():
             words = shlex.split(command)
-            assert words == ["sam3lite", "verify", "DIR", "--checkpoint", name, "--repo-id", name, "--revision", name]
+            file = f"./{name}" if name.startswith("-") else name
+            assert words == ["sam3lite", "verify", "DIR", file, "--repo-id", name, "--revision", name]
 
 
 @pytest.mark.parametrize("name", ["a;touch pwned.pt", "# h\n<script>.pt", "$(touch pwned).pt", "a|b`c`.pt", "-x.pt"])

@@ -539,7 +539,7 @@ def test_some_taps_alone_are_exact_only_with_what_the_detector_receives():
         found = alone(side(), *some)
         assert found.verdict == "within_tolerance"
         assert (
-            f"0.0 at the {len(some)} of 6 taps that {'was' if len(some) == 1 else 'were'} given"
+            f"{'was' if len(some) == 1 else 'were'} compared ({len(some)} of 6 taps): max abs diff 0.0"
             in found.record().summary
         )
 
