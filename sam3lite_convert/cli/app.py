@@ -26,7 +26,7 @@ from sam3lite_convert.cli.export import export
 from sam3lite_convert.cli.help import GENERAL, Command, Group
 from sam3lite_convert.cli.inspect import inspect
 from sam3lite_convert.cli.judge import judge
-from sam3lite_convert.cli.mistakes import ASKING, Mistake, corrected, with_commands
+from sam3lite_convert.cli.mistakes import ASKING, Mistake, corrected, said_better, with_commands
 from sam3lite_convert.cli.parity import parity
 from sam3lite_convert.cli.record import record
 from sam3lite_convert.cli.restore import restore
@@ -139,11 +139,13 @@ def run(arguments: list[str] | None = None) -> int:
 def _with_correction(message: str, context: typer.Context | None, words: list[str]) -> CannotRun:
     """A usage error with the command line that was meant, or else with the usage of the command."""
     usage = f"\n{context.get_usage()}" if context is not None else ""
-    found = corrected(typer.main.get_command(app), words)
-    if found is None:
-        return CannotRun(f"{message}{usage}", "usage")
+    root = typer.main.get_command(app)
+    found = corrected(root, words)
     # What the parser proposes itself is a word, not the whole line.
-    said = found.message or re.split(r" Did you mean | \(Possible options", message)[0]
+    better = found.message if found is not None else said_better(root, words)
+    said = better or re.split(r" Did you mean | \(Possible options", message)[0]
+    if found is None:
+        return CannotRun(f"{said}{usage}", "usage")
     return found.error(f"{said}{usage if found.example else ''}")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sam3lite_convert.checkpoint.selection import selection
 from sam3lite_convert.cli import options as o
-from sam3lite_convert.cli.shared import leave, locate, use_one_thread
+from sam3lite_convert.cli.shared import leave, locate, one_format, use_one_thread
 from sam3lite_convert.hub.aliases import DEFAULT_REPO, DEFAULT_REVISION
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def diff(
     b: o.SecondArgument,
     every: o.EveryTensor = False,
     exit_code: o.ExitCode = False,
+    markdown: o.Markdown = False,
     state_dict_key: o.StateDictKey = None,
     state_dict_key_a: o.StateDictKeyA = None,
     state_dict_key_b: o.StateDictKeyB = None,
@@ -46,9 +47,10 @@ def diff(
     sam3lite diff my.pt my.pt --state-dict-key-a model --state-dict-key-b ema
     """
     from sam3lite_convert.plan.tables import load_mappings
-    from sam3lite_convert.report.diff import compared
+    from sam3lite_convert.report.diff import compared, compared_markdown
     from sam3lite_convert.report.terminal import as_json
 
+    one_format(json, markdown)
     chosen_a = selection(state_dict_key_a or state_dict_key, strip_prefix_a or strip_prefix)
     chosen_b = selection(state_dict_key_b or state_dict_key, strip_prefix_b or strip_prefix)
     use_one_thread()
@@ -57,6 +59,8 @@ def diff(
     document = _diff(first.whole(), second.whole(), load_mappings(mapping), json)
     if json:
         as_json(document)
+    elif markdown:
+        compared_markdown(document)
     else:
         compared(document, every)
     leave(exit_code and document.verdict != "equal", True)

@@ -488,6 +488,12 @@ def _elsewhere(root: Any, name: str) -> dict[str, Any]:
     return {path: names[name] for path, command in every_command(root) if name in (names := option_names(command))}
 
 
+def said_better(root: Any, words: Sequence[str]) -> str:
+    """What is wrong with a command line that does not parse, where it can be said better than the parser does."""
+    fault = parse_fault(root, words)
+    return _better_said(root, words, fault) if fault is not None else ""
+
+
 def _better_said(root: Any, words: Sequence[str], fault: _Fault) -> str:
     """What is wrong, where it can be said better than the parser does."""
     line = Line.of(root, words)

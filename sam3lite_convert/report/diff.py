@@ -6,16 +6,19 @@ from collections.abc import Callable
 
 from rich.table import Table
 
+from sam3lite_convert import __version__
 from sam3lite_convert.figures import component_words, number
-from sam3lite_convert.records.diff import ComponentDiff, DiffCounts, DiffDocument, TensorDiff
+from sam3lite_convert.records.diff import ComponentDiff, DiffCounts, DiffDocument, OnlyIn, TensorDiff
 from sam3lite_convert.report import verbosity
 from sam3lite_convert.report.inspect import headline
+from sam3lite_convert.report.markdown import as_code, as_text, headed, listed, print_markdown
 from sam3lite_convert.report.terminal import conclude, say, show, width
 
 # Without --verbose, so that the summary fits a terminal:
 _LISTED = 1  # tensors
 _ROWS = 4  # of the tables of components, which are shown if all of them are no longer than that
 _CELL = 40  # characters in a line of these tables, about
+_NOTES = 20  # in Markdown
 _TOUCHED = 240  # characters of what changed where
 _WIDTH = 75  # of what is said of one, in characters, without the space before it
 _STYLES = {"equal": "bold green", "equal_up_to_cast": "bold green", "shared_equal": "bold green"}
@@ -60,8 +63,38 @@ def compared(d: DiffDocument, every: bool = False) -> None:
     _tensors(d, every)
 
 
+def compared_markdown(d: DiffDocument) -> None:
+    """What changed in short, as Markdown: a row for each component."""
+    facts = {
+        "A": as_code(d.a.checkpoint, cell=True),
+        "B": as_code(d.b.checkpoint, cell=True),
+        "kind": as_text(d.kind_a if d.kind_a == d.kind_b else f"{d.kind_a}; {d.kind_b}"),
+        "tool": f"sam3lite-convert {__version__}",
+    }
+    columns = _shown_columns(d)
+    lines = headed(f"diff: {d.verdict.replace('_', ' ')}", d.summary, facts)
+    lines += ["", f"| component | {' | '.join(head for head, _ in columns)} | relative L2 |"]
+    lines += [f"|---|{'---:|' * (len(columns) + 1)}"]
+    for name, part in d.components.items():
+        cells = [f"{count(part.counts):,}" for _, count in columns]
+        size = number(part.relative_l2) if part.layers else ""
+        lines.append(f"| {as_text(component_words(name))} | {' | '.join(cells)} | {size} |")
+    said = [d.touched] if d.touched else []
+    said += [f"only in {kind.side.upper()}: {kind.tensors:,} {_kind_words(kind)}" for kind in d.only_in[:_NOTES]]
+    said += [f"note: {note}" for note in d.notes[:_NOTES]]
+    print_markdown("\n".join([*lines, *listed(said)]))
+
+
+def _kind_words(kind: OnlyIn) -> str:
+    return f"{component_words(kind.component)}: {kind.kind}"
+
+
+def _shown_columns(d: DiffDocument) -> list[tuple[str, Callable[[DiffCounts], int]]]:
+    return [(head, count) for head, count, always in _COLUMNS if always or count(d.counts)]
+
+
 def _component_table(d: DiffDocument) -> None:
-    columns = [(head, count) for head, count, always in _COLUMNS if always or count(d.counts)]
+    columns = _shown_columns(d)
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=width() < 66)
     table.add_column("component", no_wrap=True)
     for head, _ in columns:
@@ -98,7 +131,7 @@ def _alone(d: DiffDocument) -> None:
             say()
             say(f"only in {side.upper()}:", "bold")
         for kind in kinds:
-            say(f"  {kind.tensors:>4,}  {component_words(kind.component)}: {kind.kind}")
+            say(f"  {kind.tensors:>4,}  {_kind_words(kind)}")
 
 
 def _tensors(d: DiffDocument, every: bool) -> None:

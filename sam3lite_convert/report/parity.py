@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from rich.table import Table
 
-from sam3lite_convert.figures import VERDICTS, ids_shown, number
+from sam3lite_convert.figures import VERDICTS, ids_shown, number, plural
 from sam3lite_convert.quoting import shell_path
 from sam3lite_convert.records.parity import (
     CheckoutRecord,
@@ -195,7 +195,13 @@ def diagnosis(d: DiagnosisRecord) -> None:
         if t.fault:
             say(f"      {t.fault}", "red")
 
-    listed(tensors, tensor)
+    wrong = [t for t in tensors if t.fault]
+    if wrong and not verbosity.verbose():
+        listed(wrong, tensor)
+        if others := len(tensors) - len(wrong):
+            say(f"  --verbose lists the {plural(others, 'other')}, in which nothing was found")
+    else:
+        listed(tensors, tensor)
 
 
 def common_start(names: list[str]) -> str:

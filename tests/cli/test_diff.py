@@ -519,3 +519,17 @@ def test_the_library_compares_the_same(two: Path) -> None:
 def test_counts_add_up() -> None:
     with pytest.raises(ValueError, match="3 tensors of A are not 1 that both hold \\+ 1"):
         DiffCounts(a=3, b=1, equal=1, only_in_a=1)
+
+
+def test_in_markdown_it_is_short_and_names_stay_text(base: Path, tuned: Callable[..., Path]) -> None:
+    path = tuned({QKV: noisy(QKV)})
+    odd = path.replace(path.with_name("a<b>|c.pt"))
+    done = sam3lite("diff", base, odd, "--markdown")
+    assert done.code == 0 and done.out.startswith("### diff: changed\n")
+    assert "<b>" not in done.out.replace("`", "\0").split("\0")[0] and r"a<b>\|c.pt" in done.out
+    rows = [line for line in done.out.splitlines() if line.startswith("|")]
+    assert sum(" | 1 | " in row for row in rows) == 1
+    heads = next(row for row in rows if row.startswith("| component"))
+    assert all(row.count("|") == heads.count("|") for row in rows[rows.index(heads) :])
+    both = sam3lite("diff", base, odd, "--markdown", "--json")
+    assert (both.code, both.json["error"]["message"]) == (2, "--json and --markdown exclude each other")

@@ -93,7 +93,7 @@ WRONG = {
     ("parity", "--attention", "flash"): "'--attention': 'flash' is not one of 'eager', 'sdpa'.",
     ("diff", "x"): "Missing argument 'B'.",
     ("frobnicate",): "No such command 'frobnicate'.",
-    ("convert", "x", "--no-such-option"): "No such option",
+    ("convert", "x", "--no-such-option"): "convert has no option --no-such-option",
 }
 
 
