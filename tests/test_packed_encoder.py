@@ -274,6 +274,8 @@ def test_a_folder_without_config_or_that_is_not_there_is_refused(bad, tmp_path):
     (bad / "config.json").unlink()
     with pytest.raises(CannotRun, match="not a folder of the packed layout"):
         PackedTextModel.from_pretrained(bad)
+    with pytest.raises(CannotRun, match=r"^s0: no such folder.*sam3lite convert s0$"):
+        PackedTextModel.from_pretrained("s0")
     with pytest.raises(CannotRun, match="no such folder"):
         PackedTextModel.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

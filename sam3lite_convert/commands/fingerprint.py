@@ -154,7 +154,7 @@ def _not_a_fingerprint(path: Path) -> CannotRun | None:
     if any(map(tap_of, names)):
         return CannotRun(f"{path} holds activations, not a fingerprint; give it as FILE, in front", "usage")
     return CannotRun(
-        f"{path} is a checkpoint, not a fingerprint. To judge by it: sam3lite judge FILE --checkpoint "
+        f"{path} is a checkpoint, not a fingerprint. To judge by it: sam3lite judge FILE "
         f"{shell_path(path)}. A fingerprint is made by sam3lite record {shell_path(path)} --fingerprint, and lies in "
         f"every converted folder as {FINGERPRINT_NAME}.",
         "usage",

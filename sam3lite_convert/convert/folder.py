@@ -21,6 +21,7 @@ from sam3lite_convert.convert.config import PACKED_MODEL_TYPE
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.convert.safetensors_writer import INDEX_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
+from sam3lite_convert.hub.aliases import ALIASES
 from sam3lite_convert.plan.families import FAMILIES, LibraryNames
 from sam3lite_convert.plan.targets import MODEL, TEXT_PROJECTION
 from sam3lite_convert.quoting import shell_path
@@ -117,6 +118,8 @@ def read_folder(path: Path) -> Folder:
             raise CannotRun(f"{path} is a file; {_folder_of(path)}", "not_a_folder")
         near = misspelt(path)
         hint = f". Did you mean {' or '.join(near)}?" if near else ""
+        if not near and str(path) in ALIASES:
+            hint = f"; {path} names a checkpoint on the Hub. Convert it first: sam3lite convert {path}"
         details = {"instead": {str(path): near}} if near else None
         raise CannotRun(f"{path}: no such folder{hint}", "no_such_folder", details)
     try:

@@ -734,5 +734,5 @@ def test_the_verdict_in_markdown_is_short_and_names_stay_text(s0, tmp_path):
 def test_a_checkpoint_in_the_place_of_a_fingerprint_is_called_one(s0, tmp_path):
     file = saved(tmp_path, good())
     said = refused(2, file, "--fingerprint", s0)
-    assert f"{s0} is a checkpoint, not a fingerprint" in said and f"sam3lite judge FILE --checkpoint {s0}" in said
+    assert f"{s0} is a checkpoint, not a fingerprint" in said and f"sam3lite judge FILE {s0}" in said
     assert "holds activations, not a fingerprint" in refused(2, file, "--fingerprint", file)
