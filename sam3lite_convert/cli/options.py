@@ -325,13 +325,13 @@ SourceArgument = Annotated[
 ]
 
 
-def _only_checkpoints(context: typer.Context, parameter: Any, values: list[str] | None) -> list[str] | None:
+def _only_checkpoints(context: typer.Context, parameter: Any, values: list[str] | None) -> list[str]:
     """What is no checkpoint among several was meant as the value of an option: an error like any word too many."""
     for value in (values or ())[1:]:
         mixed = os.path.isdir(value) and not all(map(os.path.isdir, values or ()))
         if not context.resilient_parsing and (mixed or not is_source(value)):
             context.fail(f"Got unexpected extra argument ({value})")
-    return values
+    return values or []  # older versions of typer look at the length of what this returns
 
 
 SourcesArgument = Annotated[
