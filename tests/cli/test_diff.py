@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -529,6 +530,7 @@ def test_in_markdown_it_is_short_and_names_stay_text(base: Path, tuned: Callable
     assert "<b>" not in done.out.replace("`", "\0").split("\0")[0] and r"a<b>\|c.pt" in done.out
     rows = [line for line in done.out.splitlines() if line.startswith("|")]
     assert sum(" | 1 | " in row for row in rows) == 1
+    assert any(re.match(r"\| DETR decoder \| [\d,]+ \| [01] \| ", row) for row in rows)
     heads = next(row for row in rows if row.startswith("| component"))
     assert all(row.count("|") == heads.count("|") for row in rows[rows.index(heads) :])
     both = sam3lite("diff", base, odd, "--markdown", "--json")

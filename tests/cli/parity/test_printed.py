@@ -41,6 +41,15 @@ def printed(record: Any, *, debug: bool = False) -> list[str]:
 # ---- what is printed
 
 
+def test_of_the_tensors_of_a_layer_those_at_fault_are_listed(saved):
+    _, record = saved
+    wrong = [t for t in record["diagnosis"]["tensors"] if t["fault"]]
+    right_ones = len(record["diagnosis"]["tensors"]) - len(wrong)
+    said = printed(record)
+    assert wrong and right_ones and sum(" <- " in line for line in said) == len(wrong)
+    assert f"  --verbose lists the {right_ones} others, in which nothing was found" in said
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("swapped", [False, True])
 def test_the_json_has_every_field_of_the_contract(kind, swapped, sources, tmp_path):
