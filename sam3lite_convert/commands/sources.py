@@ -20,7 +20,7 @@ from sam3lite_convert.checkpoint.reader import read_checkpoint
 from sam3lite_convert.checkpoint.selection import NOTHING_STATED, Selection, stated
 from sam3lite_convert.convert.receipt import RECEIPT_NAME
 from sam3lite_convert.errors import CannotRun, Sam3LiteError, Untrusted
-from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION
+from sam3lite_convert.hub.aliases import ALIASES, DEFAULT_REPO, DEFAULT_REVISION, is_path
 from sam3lite_convert.plan.architecture import SAM3_TEXT_PARAMETERS
 from sam3lite_convert.plan.counts import dtype_counts
 from sam3lite_convert.plan.names import Names
@@ -364,7 +364,7 @@ def locate(name: str, where: HubLocation, selection: Selection | None = None) ->
     if path.exists():
         folder = (path.name or path.resolve().name) if path.is_dir() else None
         return Location(name, members(path)[0], selection=selection, where=where, folder=folder)
-    if not name or name.startswith((".", "/", "~")) or "\\" in name:
+    if not name or is_path(name):
         raise CannotRun(
             f"{name}: no such file.{_meant(name)} Names on the Hub are aliases ({', '.join(ALIASES)}) or paths in "
             f"{where.repo}.",

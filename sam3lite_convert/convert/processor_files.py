@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sam3lite_convert.convert.clip_ids import END, PAD, START
 from sam3lite_convert.errors import CannotRun
-from sam3lite_convert.hub.aliases import DEFAULT_REVISION
+from sam3lite_convert.hub.aliases import DEFAULT_REVISION, is_path
 from sam3lite_convert.json_text import parse_json
 from sam3lite_convert.opened import is_there, read_small
 from sam3lite_convert.plan.plan import Plan
@@ -81,7 +81,7 @@ def fetch_tokenizer(source: str, cache: Path | None = None) -> TokenizerFiles:
         found = TokenizerFiles(folder.resolve().name, None, _read(folder))
     elif folder.exists():
         raise CannotRun(f"--tokenizer {source} is a file; name a folder or a repository", "usage")
-    elif source.startswith((".", "/", "~")) or "\\" in source:
+    elif is_path(source):
         raise CannotRun(f"--tokenizer {source}: no such folder", "no_such_file")
     else:
         found = _download(source, cache)

@@ -1,4 +1,4 @@
-"""Aliases of released checkpoints, and the file names that they stand for, old and new."""
+"""Aliases of released checkpoints, and the file names that they stand for, old and new; what is no name on the Hub."""
 
 from __future__ import annotations
 
@@ -57,3 +57,8 @@ def alias_of(path: str) -> Alias | None:
         return None
     context = "" if match["context"] == "16" else f"-{match['context']}"
     return Alias(match["size"] + folder.mark + context, ages[0] if ages else None)
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be that of a local file or folder, and not of something on the Hub."""
+    return name.startswith((".", "/", "~")) or "\\" in name

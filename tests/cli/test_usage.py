@@ -349,3 +349,33 @@ def test_an_option_with_its_name_in_capitals_as_metavar_is_named():
                     assert f"--{name}" in (option.default, *option.param_decls), command.__name__
                     alike.append(name)
     assert set(alike) >= {"checkpoint", "revision"}
+
+
+def test_a_tokenizer_that_is_a_path_is_looked_for_here_alone(tiny, tmp_path):
+    options = ("--layout", "transformers", "--output", tmp_path / "out", "--tokenizer", "./none")
+    done = sam3lite("convert", tiny, *options)
+    assert done.code == 0 and "the folder has no tokenizer: --tokenizer ./none: no such folder. " in done.out
+
+
+def test_who_reads_patterns_is_said():
+    done = sam3lite("inspect", "*.pt")
+    assert done.code == 2 and "Without quotes a shell puts the names of the files in its place." in done.err
+
+
+def test_transformers_stock_call_is_not_left_without_a_word(tiny, tmp_path):
+    said = {
+        (layout, component): sam3lite(
+            "convert",
+            tiny,
+            "--layout",
+            layout,
+            "--component",
+            component,
+            "--output",
+            tmp_path / f"{layout}-{component}",
+        ).out
+        for layout, component in (("transformers", "all"), ("transformers", "text"), ("packed", "all"))
+    }
+    assert {key: "Its README.md has the call" in out for key, out in said.items()} == {
+        ("transformers", "all"): True, ("transformers", "text"): False, ("packed", "all"): False,
+    }  # fmt: skip

@@ -47,7 +47,7 @@ def lines(text: str) -> Markup:
 def breaking(name: str) -> Markup:
     """A name or a command whose line breaks after a dot or an underscore before it breaks anywhere else, and within no
     option."""
-    said = str(escape(visible(name))).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    said = _breaks(str(escape(visible(name))))
     return Markup(_OPTION.sub(lambda found: f'<span class="v">{found[0]}</span>', said))  # escaped before  # nosec B704
 
 
@@ -56,8 +56,12 @@ def prose(text: str) -> Markup:
     return Markup(_broken(str(escape(visible(text)))))  # escaped before  # nosec B704
 
 
+def _breaks(escaped: str) -> str:
+    return escaped.replace(".", ".<wbr>").replace("_", "_<wbr>")
+
+
 def _broken(escaped: str) -> str:
-    return _NAME.sub(lambda found: found[0].replace(".", ".<wbr>").replace("_", "_<wbr>"), escaped)
+    return _NAME.sub(lambda found: _breaks(found[0]), escaped)
 
 
 def code(name: str) -> Markup:
