@@ -374,7 +374,9 @@ def _port_diagnosis(run: DetectorRun, outcome: DetectorOutcome, plan: Plan) -> D
     if not unseen:
         return _diagnosis(run, outcome, plan, None)
     listed = ", ".join(unseen) if len(unseen) <= _LISTED else f"one of {len(unseen)} taps before it"
-    cause = f"the fault was made in {listed} or {tap}; give those taps too, and its place and cause can be told"
+    cause = (
+        f"not found: the fault was made in {listed} or {tap}; give those taps too, and its place and cause can be told"
+    )
     return DiagnosisRecord(tap=tap, cause=cause, fits=(), tensors=())
 
 

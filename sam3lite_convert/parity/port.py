@@ -204,7 +204,7 @@ def likely_cause(plan: Plan, evidence: Evidence, judgement: Judgement, values: A
         with few_threads(evidence.ids.numel(), evidence.recorded[places[0]].shape[-1]):
             fits = list(_fits_between(evidence, first, places, values[first.name]))
         listed = f"{', '.join(places[:-1])} or {places[-1]}"
-        cause = f"the fault was made in {listed}; give those taps too, and its place and cause can be told"
+        cause = f"not found: the fault was made in {listed}; give those taps too, and its place and cause can be told"
         likely = [fit for fit in fits if fit.likely]
         if len({fit.key.partition(":")[0] for fit in likely}) > 1:
             cause = f"one of these, which explain {first.name} alike: {'; '.join(fit.words for fit in likely[:4])}"
@@ -213,7 +213,7 @@ def likely_cause(plan: Plan, evidence: Evidence, judgement: Judgement, values: A
     else:
         propagated = first.isolated is None
         fits = explain(evidence, first.name, values[first.name], *first.own_tolerances, propagated)
-        cause = in_words(fits) if fits else "no known fault explains it; check the tensors listed for this tap"
+        cause = in_words(fits)
         suspects = tuple(_suspects(plan, first.name))
     value = values[first.name]
     if count := int((~value.isfinite()).sum()):

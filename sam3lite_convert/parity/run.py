@@ -149,13 +149,11 @@ class Diagnosis:
     @property
     def words(self) -> str:
         """The likely cause in one sentence."""
-        if self.fits:
-            return in_words(self.fits)
-        if self.faults:
+        if self.faults and not self.fits:
             return "tensors used at this tap differ from the source: " + "; ".join(
                 f"{k} {why}" for k, why in self.faults.items()
             )
-        return "no known fault explains it; check the tensors listed for this tap"
+        return in_words(self.fits)
 
     def record(self) -> DiagnosisRecord:
         """The diagnosis for the JSON."""

@@ -322,7 +322,9 @@ def test_where_taps_between_are_missing_the_fault_is_only_narrowed_down(tiny, he
     document = judge(saved(tmp_path, some, held), tiny, code=1)
     assert document["first_divergence"] == "neck.2" and document["place"] == "between trunk.blocks.0 and neck.2"
     assert document["unseen"] == [f"trunk.blocks.{i}" for i in (1, 2, 3)] and document["also_diverging"] == []
-    assert document["diagnosis"]["cause"].startswith("the fault was made in trunk.blocks.1, trunk.blocks.2, trunk.b")
+    assert document["diagnosis"]["cause"].startswith(
+        "not found: the fault was made in trunk.blocks.1, trunk.blocks.2, trunk.b"
+    )
     assert document["diagnosis"]["tensors"] == []
     done = sam3lite("judge", saved(tmp_path, {"outputs.pred_masks": wrong[0]["outputs.pred_masks"]}, held), tiny)
     assert done.code == 1 and "at or before outputs.pred_masks" in done.out

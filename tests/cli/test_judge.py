@@ -224,7 +224,9 @@ def test_a_fault_that_is_not_known_is_not_invented_in_a_gap(s0, tmp_path):
     odd = {tap: value + (0.3 if n > 2 else 0) for n, (tap, value) in enumerate(good().items())}
     record = judge(saved(tmp_path, only(odd, "embeddings", "layers.3")), s0, code=1)
     assert record["place"] == "between embeddings and layers.3"
-    assert record["diagnosis"]["cause"].startswith("the fault was made in layers.0, layers.1, layers.2 or layers.3;")
+    assert record["diagnosis"]["cause"].startswith(
+        "not found: the fault was made in layers.0, layers.1, layers.2 or layers.3;"
+    )
 
 
 # ---- formats ------------------------------------------------------------------------------------

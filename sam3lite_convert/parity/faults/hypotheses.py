@@ -62,7 +62,12 @@ class Fit:
 
 
 def in_words(fits: Sequence[Fit]) -> str:
-    """The likely causes in one sentence, at most three of them."""
+    """The likely causes in one sentence, at most three of them; that none is known if nothing fits."""
+    if not fits:
+        return (
+            "not found: no known fault explains it, so that a setting (eps, heads, a mask, a scale) or a tensor may be "
+            "wrong; check the tensors listed for this tap"
+        )
     likely = [fit.words for fit in fits if fit.likely]
     more = f"; or one of {len(likely) - _NAMED} more" if len(likely) > _NAMED else ""
     return "; or ".join(likely[:_NAMED]) + more
